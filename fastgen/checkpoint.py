@@ -1,0 +1,101 @@
+"""Checkpoints of a run: safetensors and JSON, complete or not there.
+
+A checkpoint is a folder ``checkpoints/step_<n>/`` with ``state.safetensors`` and ``state.json``. It is written under another
+name, flushed to disk and renamed, so a kill at any moment leaves either the whole checkpoint or none; the JSON carries the
+tensor file's sha256, and a damaged newest checkpoint is named and the one before is used. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ._files import new_folder, sha256, write_file, write_json
+
+logger = logging.getLogger(__name__)
+
+_TENSORS, _META = "state.safetensors", "state.json"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Safetensors file, written aside and renamed; every tensor keeps its dtype."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; ValueError if it is missing, truncated or something else."""
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def save_checkpoint(run_dir: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int) -> Path:
+    """Write ``checkpoints/step_<step>`` and drop all but the newest `keep`."""
+    folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    with new_folder(folder, (_TENSORS, _META)) as partial:
+        save_tensors(partial / _TENSORS, tensors)
+        write_json(partial / _META, {"sha256": sha256(partial / _TENSORS), **meta})
+    for old in checkpoint_folders(run_dir)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted((run_dir / "checkpoints").glob("step_*"))
+
+
+def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """(tensors, meta) of the newest intact checkpoint, None if the run has none.
+
+    Raises:
+        ValueError: there are checkpoints, but every one of them is damaged.
+    """
+    folders = checkpoint_folders(run_dir)
+    for folder in reversed(folders):
+        try:
+            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+            if sha256(folder / _TENSORS) != meta["sha256"]:
+                raise ValueError("its tensors do not match their checksum")
+            return load_tensors(folder / _TENSORS), meta
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, error)
+    if folders:
+        raise ValueError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; remove the folder to start again")
+    return None
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """Adam's moments and step counts as flat tensors ``<prefix>.<parameter index>.<name>``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{i}.{name}": torch.as_tensor(v) for i, entry in state.items() for name, v in entry.items()}
+
+
+def unflatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of :func:`flatten_optimizer`, into an optimiser over the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in with_prefix(tensors, prefix).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Entries below ``<prefix>.``, with the prefix taken off."""
+    return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}
+
+
+def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Entries renamed to ``<prefix>.<name>``."""
+    return {f"{prefix}.{key}": value for key, value in tensors.items()}

@@ -1,0 +1,185 @@
+"""Config files and command lines: read, override, explain, refuse, save.
+
+A recipe is called as ``recipe.py [file.yaml] [key.sub=value ...] [--resume] [--dry-run] [--help]``. A file holds only what
+differs from the schema's defaults; overrides win over the file. Nothing here is specific to one recipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
+
+C = TypeVar("C", bound=BaseModel)
+
+# Keys whose value is a path; in a file they are relative to that file, in an override to the working directory.
+_FILE_RELATIVE = ("data.path", "teacher.folder")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a recipe was asked to do."""
+
+    config: Any
+    dry_run: bool
+
+
+def parse_command_line(schema: type[C], *, default: Path, doc: str | None, argv: list[str] | None = None) -> CommandLine:
+    """Read `argv` into a validated config.
+
+    Args:
+        schema: pydantic class of the config.
+        default: YAML file used when the command line names none.
+        doc: the recipe's docstring, first part of ``--help``.
+        argv: arguments; None means ``sys.argv[1:]``.
+    Raises:
+        ValueError: unknown key (with the nearest known one), wrong type, unreadable file.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        print(f"{(doc or '').strip()}\n\nKeys (default) meaning:\n{describe(schema)}")
+        raise SystemExit(0)
+    flags = {a for a in argv if a.startswith("-")}
+    if unknown := flags - {"--resume", "--dry-run"}:
+        raise ValueError(f"unknown option {sorted(unknown)[0]}, expected --resume, --dry-run or --help")
+    overrides = [a for a in argv if not a.startswith("-") and "=" in a]
+    files = [a for a in argv if not a.startswith("-") and "=" not in a]
+    if len(files) > 1:
+        raise ValueError(f"expected one config file, got {files}; overrides are written key=value")
+    if "--resume" in flags:
+        overrides.append("resume=true")
+    path = Path(files[0]) if files else default
+    return CommandLine(load_config(schema, path, overrides), "--dry-run" in flags)
+
+
+def load_config(schema: type[C], path: str | os.PathLike[str], overrides: list[str] | None = None) -> C:
+    """Config from a YAML file and ``key.sub=value`` overrides (values are YAML).
+
+    Raises:
+        ValueError: file missing or not YAML, unknown key, wrong type; the message names the key in full.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read config {path}: {error}") from error
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        first = " ".join(str(error).split())
+        raise ValueError(f"config {path} is not valid YAML: {first}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"expected config {path} to be a mapping of keys, got {type(values).__name__}")
+    for key in _FILE_RELATIVE:
+        _make_absolute(values, key, path.resolve().parent)
+    for override in overrides or []:
+        key, _, value = override.partition("=")
+        try:
+            _assign(values, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ValueError(f"override {override!r} is not valid YAML after '='") from error
+    return validate(schema, values)
+
+
+def validate(schema: type[C], values: dict[str, Any]) -> C:
+    """Validated config, with errors as one line: ``train.steps: expected ..., got ...``."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(schema, item) for item in error.errors(include_url=False))) from None
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """Resolved config as YAML that :func:`load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe(schema: type[BaseModel], prefix: str = "") -> str:
+    """One line per key: ``full.key  (default)  meaning``."""
+    lines = []
+    for key, default, meaning in _fields(schema, prefix):
+        lines.append(f"  {key:<44} ({default})  {meaning}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        if os.environ.get("FASTGEN_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split())
+        print(f"error: {message} (FASTGEN_TRACEBACK=1 shows where)", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as interrupt:
+        print(f"\nstopped{': ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"override {key}: {parent!r} is not a group of keys")
+        values = child
+    if isinstance(value, dict) and isinstance(values.get(last), dict):
+        value = {**values[last], **value}
+    values[last] = value
+
+
+def _make_absolute(values: dict[str, Any], key: str, base: Path) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.get(parent) or {}
+        if not isinstance(values, dict):
+            return
+    if isinstance(values.get(last), str):
+        values[last] = str((base / values[last]).resolve())
+
+
+def _sub_schema(annotation: Any) -> type[BaseModel] | None:
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _fields(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in schema.model_fields.items():
+        default = None if field.default is PydanticUndefined else field.default
+        if (sub := _sub_schema(field.annotation)) is not None:
+            if default is None:
+                yield f"{prefix}{name}", "null", field.description or ""
+            # The instance's values, not the class' defaults: a group may start from its own.
+            own = {key: getattr(default, key) for key in sub.model_fields} if default is not None else {}
+            for key, value, meaning in _fields(sub, f"{prefix}{name}."):
+                leaf = key[len(prefix) + len(name) + 1 :]
+                yield key, str(own[leaf]) if leaf in own else value, meaning
+        else:
+            required = field.default is PydanticUndefined
+            yield f"{prefix}{name}", "required" if required else str(default), field.description or ""
+
+
+def _explain(schema: type[BaseModel], item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = [name for name, _, _ in _fields(schema, "")]
+        groups = {name.rsplit(".", n)[0] for name in known for n in range(1, name.count(".") + 1)}
+        near = difflib.get_close_matches(key, sorted({*known, *groups}), n=1, cutoff=0.5)
+        last = key.rsplit(".", 1)[-1]
+        near = near or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
+        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "") + " (--help lists all keys)"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message[0].lower()}{message[1:]}, got {item['input']!r}"

@@ -1,0 +1,270 @@
+"""Trajectory data sets: the container every task trains on, and the files it can be read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..normalizer import Normalizer, pack_tokens
+
+__all__ = ["TrajectoryData", "check_trajectories", "fit_normalizers", "load_trajectories"]
+
+EVALUATION_SEED = 20260  # of every draw an evaluation makes, whatever the seed of the run: scores stay comparable
+
+
+@dataclass(frozen=True)
+class TrajectoryData:
+    """Trajectories X with their conditions Z in original units, and what a network needs to see them.
+
+    Attributes:
+        X: (N, T_x, d_x) float32.      Z: (N, T_z, d_z) float32.
+        x_normalizer, z_normalizer: of d_x and d_z channels, waypoint by waypoint.
+        pack: consecutive waypoints per token of the network; divides T_x.
+        symmetry: None, or `{"group", "in_rep", "cond_rep", "out_rep"}` for *unpacked* channels (a token carries `pack`
+            copies).
+
+    Raises:
+        ValueError, TypeError: anything above that doesn't hold; rows with NaN are named.
+    """
+
+    X: Tensor
+    Z: Tensor
+    x_normalizer: Normalizer
+    z_normalizer: Normalizer
+    pack: int = 1
+    symmetry: dict | None = None
+
+    def __post_init__(self) -> None:
+        check_trajectories(self.X, self.Z)
+        for name, tensor, normalizer in (("X", self.X, self.x_normalizer), ("Z", self.Z, self.z_normalizer)):
+            if tensor.dtype != torch.float32:
+                raise TypeError(f"expected {name} in float32, got {tensor.dtype}")
+            if normalizer.dim != tensor.shape[-1]:
+                raise ValueError(
+                    f"expected a normalizer of {tensor.shape[-1]} channels for {name}, got {normalizer.dim}"
+                )
+        check_pack(self.pack, self.X.shape[1])
+
+    def __len__(self) -> int:
+        return self.X.shape[0]
+
+    def network_inputs(self) -> tuple[Tensor, Tensor]:
+        """Normalised and packed tensors (N, T_x / pack, d_x pack) and (N, T_z, d_z)."""
+        return pack_tokens(self.x_normalizer.normalize(self.X), self.pack), self.z_normalizer.normalize(self.Z)
+
+
+def check_pack(pack: int, horizon: int) -> None:
+    """ValueError unless `pack` is a whole number >= 1 that divides the horizon."""
+    if not isinstance(pack, int) or isinstance(pack, bool) or pack < 1 or horizon % pack:
+        raise ValueError(f"expected pack to be a whole number that divides the {horizon} waypoints, got {pack!r}")
+
+
+def _bad_rows(tensor: Tensor) -> list[int]:
+    return (~torch.isfinite(tensor.flatten(1)).all(1)).nonzero().flatten().tolist()
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    rows = _bad_rows(tensor)
+    if rows:
+        some = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+        raise ValueError(
+            f"expected finite numbers in {name}, got NaN or infinity in {len(rows)} rows: {some}; remove them"
+        )
+
+
+def check_trajectories(X: Tensor, Z: Tensor) -> None:
+    """Raise TypeError or ValueError unless X (N, T_x, d_x) and Z (N, T_z, d_z) are such, with N >= 1, and finite."""
+    for name, tensor, axes in (("X", X, "(N, T_x, d_x)"), ("Z", Z, "(N, T_z, d_z)")):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise TypeError(
+                f"expected {name} to be a floating-point Tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}"
+            )
+        if tensor.ndim != 3:
+            raise ValueError(f"expected {name} of shape {axes}, got {tuple(tensor.shape)}")
+        if tensor.numel() == 0:
+            raise ValueError(
+                f"expected {name} of shape {axes} with at least one number, got an empty {tuple(tensor.shape)}"
+            )
+    if X.shape[0] != Z.shape[0]:
+        raise ValueError(f"expected as many rows in Z as in X, got {Z.shape[0]} and {X.shape[0]}")
+    _check_finite("X", X)
+    _check_finite("Z", Z)
+
+
+def fit_normalizers(X: Tensor, Z: Tensor, symmetry: dict | None) -> tuple[Normalizer, Normalizer]:
+    """Normalisers of X (by `out_rep`) and Z (by `cond_rep`) that commute with the group of `symmetry`; per channel
+    without one.
+
+    Raises ValueError for a symmetry with missing or unknown keys, or representations that don't fit the channels.
+    """
+    if symmetry is None:
+        return Normalizer.fit(X), Normalizer.fit(Z)
+    keys = {"group", "in_rep", "cond_rep", "out_rep"}
+    if not isinstance(symmetry, dict) or set(symmetry) != keys:
+        got = sorted(symmetry) if isinstance(symmetry, dict) else repr(symmetry)
+        raise ValueError(f"expected symmetry with the keys {sorted(keys)}, got {got}")
+    # Groups load escnn, which data without a symmetry doesn't need.
+    from ..models import irrep_blocks, parse_group, parse_representation
+
+    group = parse_group(symmetry["group"])
+    normalizers = []
+    for name, tensor, key in (("X", X, "out_rep"), ("Z", Z, "cond_rep")):
+        rep = parse_representation(group, symmetry[key])
+        if rep.size != tensor.shape[-1]:
+            raise ValueError(f"expected {key} of dimension {tensor.shape[-1]}, the channels of {name}, got {rep.size}")
+        normalizers.append(Normalizer.fit(tensor, blocks=irrep_blocks(rep)))
+    return normalizers[0], normalizers[1]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def load_trajectories(
+    path: str | Path, *, obs_horizon: int | None = None, horizon: int | None = None, stride: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Read a data set from `.npz` (without pickle) or `.safetensors`.
+
+    The file holds either `X` (N, T_x, d_x) and `Z` (N, T_z, d_z), or episodes laid end to end: `actions` (M, d_x),
+    `observations` (M, d_z) and `episode_ends` (E,), the row after the last one of each episode (increasing, the last is
+    M).
+    Episodes are cut into windows that never cross an end: at the current row t,
+
+        Z = observations[t - obs_horizon + 1 : t + 1],    X = actions[t : t + horizon],    t moves by `stride`.
+
+    Args:
+        obs_horizon, horizon: T_z and T_x of the windows; needed for episodes, refused for X and Z.
+
+    Returns: X, Z in float32.
+    Raises:
+        FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with NaN are named.
+    """
+    X, Z, _ = load_grouped(path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
+    return X, Z
+
+
+def load_grouped(
+    path: str | Path, *, obs_horizon: int | None = None, horizon: int | None = None, stride: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`load_trajectories` with a third tensor (N,), the episode of each window (the row itself for X and Z)."""
+    tensors = _read_tensors(Path(path))
+    episodes = {"actions", "observations", "episode_ends"}
+    if {"X", "Z"} <= set(tensors):
+        if obs_horizon is not None or horizon is not None:
+            raise ValueError(
+                f"expected no obs_horizon and horizon for {path}, which holds windows X and Z already; leave them out"
+            )
+        X, Z = _floats("X", tensors["X"]), _floats("Z", tensors["Z"])
+        check_trajectories(X, Z)
+        return X, Z, torch.arange(X.shape[0])
+    if not episodes <= set(tensors):
+        raise ValueError(
+            f"expected X and Z, or actions, observations and episode_ends in {path}, got {sorted(tensors) or 'nothing'}"
+        )
+    actions, observations = _floats("actions", tensors["actions"]), _floats("observations", tensors["observations"])
+    return cut_windows(
+        actions, observations, tensors["episode_ends"], obs_horizon=obs_horizon, horizon=horizon, stride=stride
+    )
+
+
+def cut_windows(
+    actions: Tensor,
+    observations: Tensor,
+    episode_ends: Tensor,
+    *,
+    obs_horizon: int | None,
+    horizon: int | None,
+    stride: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows X (N, horizon, d_x), Z (N, obs_horizon, d_z) and their episodes (N,), as in `load_trajectories`."""
+    for name, value in (("obs_horizon", obs_horizon), ("horizon", horizon), ("stride", stride)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"expected {name} to be a whole number >= 1 to cut episodes into windows, got {value!r}")
+    assert obs_horizon is not None and horizon is not None  # said by the loop above; this tells the type checker
+    for name, tensor in (("actions", actions), ("observations", observations)):
+        if tensor.ndim != 2 or tensor.numel() == 0:
+            raise ValueError(f"expected {name} of shape (M, d) with M >= 1, got {tuple(tensor.shape)}")
+        _check_finite(name, tensor)
+    rows = actions.shape[0]
+    if observations.shape[0] != rows:
+        raise ValueError(f"expected as many observations as actions, got {observations.shape[0]} and {rows}")
+    if episode_ends.is_floating_point() or episode_ends.ndim != 1 or episode_ends.numel() == 0:
+        raise ValueError(
+            f"expected episode_ends to be whole numbers (E,), got {episode_ends.dtype} {tuple(episode_ends.shape)}"
+        )
+    ends = episode_ends.tolist()
+    starts = [0, *ends[:-1]]
+    if ends[-1] != rows or any(stop <= start for start, stop in zip(starts, ends, strict=True)):
+        raise ValueError(
+            f"expected episode_ends that increase from above 0 to {rows}, the number of rows, got {_short(ends)}"
+        )
+    now, episode = [], []
+    for index, (start, stop) in enumerate(zip(starts, ends, strict=True)):
+        current = range(start + obs_horizon - 1, stop - horizon + 1, stride)
+        now += current
+        episode += [index] * len(current)
+    if not now:
+        longest = max(stop - start for start, stop in zip(starts, ends, strict=True))
+        raise ValueError(
+            f"expected an episode of at least obs_horizon + horizon - 1 = {obs_horizon + horizon - 1} rows, "
+            f"got at most {longest}; shorten the horizons"
+        )
+    t = torch.tensor(now)[:, None]
+    X, Z = actions[t + torch.arange(horizon)], observations[t + torch.arange(1 - obs_horizon, 1)]
+    return X, Z, torch.tensor(episode)
+
+
+def _short(values: list) -> str:
+    return str(values) if len(values) <= 6 else f"[{', '.join(map(str, values[:5]))}, ... {values[-1]}]"
+
+
+def _floats(name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise TypeError(f"expected {name} to hold numbers, got {tensor.dtype}")
+    return tensor.float()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected a data file at {path}, got nothing there; give the path of an .npz or .safetensors file"
+        )
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"expected a safetensors file at {path}, got one that can't be read: {error}") from error
+    if path.suffix == ".npz":
+        import zipfile
+
+        import numpy as np
+
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"expected an .npz archive of plain arrays at {path}, got one that can't be read: {error}"
+            ) from error
+        for name, array in arrays.items():
+            if array.dtype.kind not in "fiub":
+                raise TypeError(f"expected numbers in {name} of {path}, got {array.dtype}")
+        return {
+            name: torch.from_numpy(np.ascontiguousarray(array.astype(_torch_kind(array.dtype))))
+            for name, array in arrays.items()
+        }
+    raise ValueError(f"expected a file that ends in .npz or .safetensors, got {path.name}")
+
+
+def _torch_kind(dtype):
+    """The NumPy dtype, in native byte order and with a torch counterpart, that holds these numbers."""
+    import numpy as np
+
+    if dtype.kind == "f":
+        return np.float64 if dtype.itemsize >= 8 else np.float32
+    return np.bool_ if dtype.kind == "b" else np.int64

@@ -1,0 +1,141 @@
+"""Exponential moving average of a network's weights; the average is what is evaluated and exported.
+
+Iterations count *student* updates, starting at 1. With n = iteration - start_iter, an update with n >= 1 does
+
+    shadow <- beta_n shadow + (1 - beta_n) weights
+
+    constant  beta_n = decay
+    halflife  beta_n = 0.5^(batch_size / H),  H = min(1000 halflife_kimg, rampup_ratio n batch_size)
+    power     beta_n = (1 - 1/n)^(gamma + 1)
+
+and an update with n <= 0 copies the weights. beta_1 of `power` is 0: the average forgets the initialisation.
+
+References:
+    Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, 2023, arXiv:2312.02696 (power).
+    Karras et al., EDM, 2022, arXiv:2206.00364 (half-life in samples with ramp-up).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ._tensor import check_choice, unwrap
+
+if TYPE_CHECKING:
+    from .config import EMAConfig
+
+__all__ = ["ExponentialMovingAverage"]
+
+EMA_TYPES = ("constant", "halflife", "power")
+SHADOW_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class ExponentialMovingAverage:
+    """Shadow weights of one network.
+
+    The shadow is kept in float32 (or float64): in bfloat16 an update by (1 - beta) of a small difference rounds to
+    nothing. Parameters are averaged; buffers that belong to the state dict are copied. Wrappers
+    (DistributedDataParallel, torch.compile) are looked through, so that names are those of the bare network.
+
+    Args:
+        model: network whose present weights start the shadow.
+        cfg: `fastgen.config.EMAConfig`, or any object with its attributes.
+
+    Raises:
+        ValueError: for an unknown `type` or `dtype`, or a decay outside [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, cfg: EMAConfig) -> None:
+        check_choice("EMA type", cfg.type, EMA_TYPES)
+        dtype = str(cfg.dtype).removeprefix("torch.")
+        if dtype not in SHADOW_DTYPES:
+            raise ValueError(f"expected EMA dtype float32 or float64 (less loses small updates), got {dtype}")
+        if not 0.0 <= cfg.decay < 1.0:
+            raise ValueError(f"expected EMA decay in [0, 1), got {cfg.decay}")
+        self.cfg = cfg
+        self.dtype = SHADOW_DTYPES[dtype]
+        self.shadow = {name: self._copy(x) for name, x in _weights(model)}
+
+    def beta(self, iteration: int) -> float:
+        """The decay of update number `iteration`; 0 where the update is a copy."""
+        n = iteration - self.cfg.start_iter
+        if n <= 0:
+            return 0.0
+        match self.cfg.type:
+            case "constant":
+                return self.cfg.decay
+            case "power":
+                return (1.0 - 1.0 / n) ** (self.cfg.gamma + 1.0)
+            case _:  # halflife
+                half_life = 1000.0 * self.cfg.halflife_kimg
+                if self.cfg.rampup_ratio is not None:
+                    half_life = min(half_life, self.cfg.rampup_ratio * n * self.cfg.batch_size)
+                return 0.5 ** (self.cfg.batch_size / half_life)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, *, iteration: int) -> None:
+        """Take in the weights after student update number `iteration` (1 for the first).
+
+        Raises:
+            ValueError: if `model` has other weights than the shadow.
+        """
+        beta = self.beta(iteration)
+        weights = dict(_weights(model))
+        self._check_names(weights)
+        averaged = {name for name, _ in unwrap(model).named_parameters()}
+        for name, shadow in self.shadow.items():
+            value = weights[name].detach()
+            if name in averaged and beta > 0.0:
+                # torch's lerp answers the end point exactly at weight 1, so a constant network stays itself.
+                shadow.lerp_(value.to(shadow.device, shadow.dtype), 1.0 - beta)
+            else:
+                shadow.copy_(value)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Write the shadow into the weights of `model`, cast to their dtypes."""
+        weights = dict(_weights(model))
+        self._check_names(weights)
+        for name, value in weights.items():
+            value.copy_(self.shadow[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The shadow by weight name, as tensors that share its memory; made for safetensors."""
+        return dict(self.shadow)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: if names or shapes differ.
+        """
+        self._check_names(state)
+        for name, shadow in self.shadow.items():
+            shadow.copy_(state[name])
+
+    def _copy(self, x: Tensor) -> Tensor:
+        return x.detach().to(self.dtype if x.is_floating_point() else x.dtype, copy=True)
+
+    def _check_names(self, weights: Mapping[str, Tensor]) -> None:
+        if weights.keys() != self.shadow.keys():
+            missing = sorted(self.shadow.keys() - weights.keys())[:10]
+            unexpected = sorted(weights.keys() - self.shadow.keys())[:10]
+            raise ValueError(
+                f"expected the weights of the averaged network; missing {missing}, unexpected {unexpected}"
+            )
+        for name, shadow in self.shadow.items():
+            if weights[name].shape != shadow.shape:
+                raise ValueError(f"expected {name} of shape {tuple(shadow.shape)}, got {tuple(weights[name].shape)}")
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and those buffers that belong to the state dict, by name; tied parameters once."""
+    bare = unwrap(model)
+    yield from bare.named_parameters()
+    stored = bare.state_dict().keys()
+    yield from ((name, x) for name, x in bare.named_buffers() if name in stored)

@@ -1,0 +1,108 @@
+"""Scores and latency of a network as a sampler of trajectories in original units.
+
+Teacher and student, at every number of network calls, go through the same normalisation, packing, conditions and noise.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ._tensor import generator_for
+from .data import Task, TrajectoryData
+from .normalizer import pack_tokens, unpack_tokens
+from .samplers import sample_student, sample_teacher
+
+Sampler = Callable[[Tensor, Tensor], Tensor]  # (Z, noise) -> X, original units
+_CHUNK = 4096
+
+
+def teacher_sampler(network: nn.Module, data: TrajectoryData, calls: int, method: str = "euler") -> Sampler:
+    """Sampler that solves the teacher's ODE from t = 1 to 0 in `calls` steps of `method`."""
+    return _in_original_units(network, data, lambda x, z, _: sample_teacher(network, x, calls, z, method=method))
+
+
+def student_sampler(
+    network: nn.Module,
+    data: TrajectoryData,
+    t_list: Sequence[float],
+    *,
+    sample_type: str = "sde",
+    pred_type: str = "flow",
+    seed: int = 0,
+) -> Sampler:
+    """Sampler that calls the student once per rung of `t_list`; the fresh noise of `sde` is drawn from `seed`."""
+
+    def generate(noise: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
+        return sample_student(
+            network, noise, t_list, cond, sample_type=sample_type, pred_type=pred_type, generator=generator
+        )
+
+    return _in_original_units(network, data, generate, seed)
+
+
+def nested_t_lists(t_list: Sequence[float]) -> dict[int, list[float]]:
+    """Step counts that a student of these rungs serves: every divisor k of K takes each (K / k)-th rung."""
+    rungs, end = list(t_list[:-1]), t_list[-1]
+    n = len(rungs)
+    return {k: [*rungs[:: n // k], end] for k in range(1, n + 1) if n % k == 0}
+
+
+def evaluate_student(
+    network: nn.Module, task: Task, t_list: Sequence[float], *, sample_type: str, pred_type: str
+) -> dict[str, dict[str, float]]:
+    """Scores at every step count of :func:`nested_t_lists`, keyed by the number of calls as text."""
+    return {
+        str(k): task.evaluate(student_sampler(network, task.train, rungs, sample_type=sample_type, pred_type=pred_type))
+        for k, rungs in sorted(nested_t_lists(t_list).items())
+    }
+
+
+def evaluate_teacher(
+    network: nn.Module, task: Task, calls: Sequence[int], ab2_calls: Sequence[int], *, progress: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Scores of the teacher by Euler (keys "1", "2", ...) and two-step Adams-Bashforth ("ab2-4", ...)."""
+    rows = {}
+    for n, method, name in [(n, "euler", str(n)) for n in calls] + [(n, "ab2", f"ab2-{n}") for n in ab2_calls]:
+        progress(name)
+        rows[name] = task.evaluate(teacher_sampler(network, task.train, n, method))
+    return rows
+
+
+def latency_ms(sample: Sampler, data: TrajectoryData, batch: int, *, repeats: int = 7) -> float:
+    """Median milliseconds of one call with `batch` conditions, after one call to warm up."""
+    z = data.Z[torch.arange(batch) % len(data.Z)]
+    noise = torch.randn(batch, *data.X.shape[1:], generator=generator_for(0, "latency"))
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        sample(z, noise)
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(seconds[1:])
+
+
+def _in_original_units(
+    network: nn.Module,
+    data: TrajectoryData,
+    generate: Callable[[Tensor, Tensor, torch.Generator], Tensor],
+    seed: int = 0,
+) -> Sampler:
+    parameter = next(network.parameters())
+
+    @torch.no_grad()
+    def sample(z: Tensor, noise: Tensor) -> Tensor:
+        training = network.training
+        network.eval()
+        cond = data.z_normalizer.normalize(z).to(parameter.device, parameter.dtype)
+        start = pack_tokens(noise, data.pack).to(parameter.device, parameter.dtype)
+        generator = generator_for(seed, "sampler")
+        # Chunks bound the memory; the first noise is drawn before, so that a one-step sample does not depend on them.
+        parts = [generate(x, c, generator) for x, c in zip(start.split(_CHUNK), cond.split(_CHUNK), strict=True)]
+        network.train(training)
+        return data.x_normalizer.denormalize(unpack_tokens(torch.cat(parts), data.pack).cpu())
+
+    return sample

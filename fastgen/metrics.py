@@ -1,0 +1,100 @@
+"""Distances between samples and data: energy distance, energy score, displacement errors. Tensors in, tensors out,
+float64 inside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["energy_distance", "energy_score", "min_ade", "min_fde", "pairwise_distances"]
+
+
+def pairwise_distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j| of x (..., N, d) and y (..., M, d): (..., N, M)."""
+    # The matrix-product shortcut of cdist loses half of the digits for close points, which are the ones that matter
+    # here.
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False, paired: bool = False) -> Tensor:
+    """Squared energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of two samples, zero if and only if the laws are
+    equal.
+
+    Args:
+        x: (..., N, d).      y: (..., M, d), the same leading axes.
+        unbiased: leave out i = j in the two within-sample means (U-statistic, can be negative); else the V-statistic,
+            >= 0.
+        paired: row i of x and row i of y share something (a condition that is part of the row): i = j is left out of
+            the cross term too, since those pairs are closer than independent ones. Needs N = M.
+
+    Returns: (...), float64.
+    Raises:
+        ValueError: shapes that don't fit, fewer than 2 rows where i = j is left out.
+    Source: Szekely & Rizzo 2013, "Energy statistics: a class of statistics based on distances".
+    """
+    if x.ndim < 2 or y.ndim != x.ndim or x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"expected x (..., N, d) and y (..., M, d), got {tuple(x.shape)} and {tuple(y.shape)}")
+    n, m = x.shape[-2], y.shape[-2]
+    if min(n, m) < (2 if unbiased or paired else 1):
+        raise ValueError(f"expected at least {2 if unbiased or paired else 1} rows in x and y, got {n} and {m}")
+    if paired and n != m:
+        raise ValueError(f"expected as many rows in x as in y when paired, got {n} and {m}")
+    x, y = x.double(), y.double()
+    cross = pairwise_distances(x, y)
+    if paired:
+        total = cross.sum((-2, -1)) - torch.diagonal(cross, dim1=-2, dim2=-1).sum(-1)
+        between = total / (n * (n - 1))
+    else:
+        between = cross.mean((-2, -1))
+    within_x = pairwise_distances(x, x).sum((-2, -1)) / (n * (n - 1) if unbiased else n * n)
+    within_y = pairwise_distances(y, y).sum((-2, -1)) / (m * (m - 1) if unbiased else m * m)
+    return 2 * between - within_x - within_y
+
+
+def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
+    """Energy score mean_k |x_k - y| - 1/2 mean_{k != l} |x_k - x_l|, a strictly proper score of K samples against one
+    observation.
+
+    Lower is better; its expectation is least when the samples have the conditional law of the observation. Unbiased in
+    K.
+
+    Args:
+        samples: (B, K, T, d) with K >= 2.      truth: (B, T, d). Norms are over all T d numbers.
+
+    Returns: (B,), float64.
+    Raises:
+        ValueError: shapes that don't fit, K < 2.
+    Source: Gneiting & Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", section 4.2.
+    """
+    _check_fan(samples, truth)
+    k = samples.shape[1]
+    if k < 2:
+        raise ValueError(f"expected at least 2 samples per observation, got {k}")
+    x, y = samples.double().flatten(2), truth.double().flatten(1)
+    to_truth = (x - y[:, None]).norm(dim=-1).mean(1)
+    return to_truth - 0.5 * pairwise_distances(x, x).sum((-2, -1)) / (k * (k - 1))
+
+
+def min_ade(samples: Tensor, truth: Tensor) -> Tensor:
+    """Least average displacement error min_k mean_t |x_{k,t} - y_t| over the K samples of each observation.
+
+    Args:
+        samples: (B, K, T, d).      truth: (B, T, d).
+
+    Returns: (B,), float64, in the unit of the data. Raises ValueError for shapes that don't fit.
+    """
+    _check_fan(samples, truth)
+    return (samples.double() - truth.double()[:, None]).norm(dim=-1).mean(-1).amin(1)
+
+
+def min_fde(samples: Tensor, truth: Tensor) -> Tensor:
+    """Least final displacement error min_k |x_{k,T} - y_T| over the K samples; shapes as `min_ade`."""
+    _check_fan(samples, truth)
+    return (samples[:, :, -1].double() - truth[:, None, -1].double()).norm(dim=-1).amin(1)
+
+
+def _check_fan(samples: Tensor, truth: Tensor) -> None:
+    if samples.ndim != 4 or truth.ndim != 3 or samples.numel() == 0 or samples[:, 0].shape != truth.shape:
+        raise ValueError(
+            f"expected samples (B, K, T, d) and truth (B, T, d), got {tuple(samples.shape)} and {tuple(truth.shape)}"
+        )

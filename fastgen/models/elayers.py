@@ -1,0 +1,528 @@
+"""Equivariant layers: the dense layers of ``layers.py`` over representations, with only the degrees of freedom as parameters.
+
+Hidden features are copies of the regular representation, laid out (copy, group element). A map between two such stacks is a group
+convolution: a kernel (m_out, m_in, |G|) read as the dense matrix W[(o, g), (i, h)] = k[o, i, g^-1 h]. A map from or to a small
+representation rho has one free vector per copy, W[(c, g), :] = (rho(g) w_c)^T. Every other map is assembled from irrep blocks, whose
+numbers multiply a basis of the irrep's endomorphisms (1, 2 or 4 matrices for irreps of real, complex or quaternionic type; Schur).
+
+The dense matrix is made once per call from the parameters as they are and never kept, so that no update can leave it stale.
+
+References: Cohen and Welling 2016, arXiv:1602.07576; Cesa, Lang and Weiler 2022 (escnn).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from escnn.group import Representation
+from torch import Tensor, nn
+
+from fastgen.models.groups import (
+    check_representation,
+    invariant_basis,
+    irrep_columns,
+    kernel_indices,
+    regular_copies,
+    regular_stack,
+    rep_matrices,
+)
+from fastgen.models.layers import (
+    MLP,
+    NORM_EPS,
+    POSITION_STD,
+    LinearMap,
+    MultiheadAttention,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+    check_norm_module,
+    initialise_,
+)
+from fastgen.models.regressor import check_positive_int, check_probability
+
+__all__ = [
+    "eLayerNorm",
+    "eLinear",
+    "eMLP",
+    "eMultiheadAttention",
+    "eRMSNorm",
+    "eTransformerDecoderLayer",
+    "eTransformerEncoderLayer",
+]
+
+
+class Typed(nn.Module):
+    """A module that knows how its input and output transform, and the constants that follow from it.
+
+    Representations are shared by copies of the module: deep-copying one would copy its whole group. Constants are non-persistent buffers
+    cast from float64 masters whenever the module moves or changes dtype, so that ``.float().double()`` loses no digit.
+    """
+
+    in_rep: Representation
+    out_rep: Representation
+
+    def __init__(self, in_rep: Representation, out_rep: Representation) -> None:
+        super().__init__()
+        self.in_rep = check_representation("in_rep", in_rep)
+        self.out_rep = check_representation("out_rep", out_rep)
+        if in_rep.group != out_rep.group:
+            raise ValueError(
+                f"expected in_rep and out_rep of one group, got {in_rep.group.name} and {out_rep.group.name}"
+            )
+        self._masters: dict[str, Tensor] = {}
+
+    def _constant(self, name: str, master: Tensor) -> None:
+        """Register a constant; floating ones are kept in float32 or above."""
+        self._masters[name] = master
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32) if master.is_floating_point() else master.dtype
+        self.register_buffer(name, master.to(dtype), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Typed:
+        super()._apply(fn, recurse)
+        for name, master in self._masters.items():
+            buffer = getattr(self, name)
+            dtype = torch.promote_types(buffer.dtype, torch.float32) if master.is_floating_point() else master.dtype
+            setattr(self, name, master.to(device=buffer.device, dtype=dtype))
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Typed:
+        for shared in (self.in_rep, self.out_rep, self._masters):
+            memo[id(shared)] = shared
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return clone
+
+    def extra_repr(self) -> str:
+        return f"{self.in_rep} -> {self.out_rep}"
+
+
+class GroupKernel(torch.autograd.Function):
+    """W[(o, g), (i, h)] = k[o, i, g^-1 h]; the gradient gathers and sums, dk[o, i, u] = sum_g dW[(o, g), (i, g u)], without a scatter."""
+
+    @staticmethod
+    def forward(kernel: Tensor, quotient: Tensor, product: Tensor) -> Tensor:
+        m_out, m_in, order = kernel.shape
+        gathered = kernel.reshape(-1, order).index_select(1, quotient).view(m_out, m_in, order, order)
+        return gathered.permute(0, 2, 1, 3).reshape(m_out * order, m_in * order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        kernel, _, product = inputs
+        ctx.shape = kernel.shape
+        ctx.save_for_backward(product)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (product,) = ctx.saved_tensors
+        m_out, m_in, order = ctx.shape
+        blocks = grad.view(m_out, order, m_in, order).permute(0, 2, 1, 3).reshape(-1, order * order)
+        offsets = torch.arange(order, device=product.device).repeat_interleave(order) * order
+        return blocks.index_select(1, product + offsets).view(m_out, m_in, order, order).sum(2), None, None
+
+
+class Invariant(Typed):
+    """Common part of the modules whose parameters live in the invariant subspace of ``out_rep``, of dimension ``num_invariants``."""
+
+    def __init__(self, in_rep: Representation, out_rep: Representation) -> None:
+        super().__init__(in_rep, out_rep)
+        self.copies = regular_copies(out_rep)
+        basis = None if self.copies else invariant_basis(out_rep)
+        self.num_invariants = self.copies if basis is None else basis.shape[1]
+        if basis is not None:
+            self._constant("invariants", basis)
+
+    def embed(self, coefficients: Tensor) -> Tensor:
+        """Vectors of the invariant subspace from coefficients (..., num_invariants): constant over each regular copy, or B c in a basis B."""
+        if self.copies:
+            return coefficients.repeat_interleave(self.out_rep.group.order(), dim=-1)
+        basis: Tensor = self.invariants  # pyright: ignore[reportAssignmentType]
+        return (coefficients.to(basis.dtype) @ basis.T).to(coefficients.dtype)
+
+
+class eLinear(Invariant, LinearMap):
+    r"""Equivariant affine map: :math:`W \rho_{in}(g) = \rho_{out}(g) W`, bias in the invariant subspace of ``out_rep``.
+
+    ``weight`` and ``bias`` hold exactly the degrees of freedom, ``weight.numel() = 1/|G| sum_g tr rho_in(g) tr rho_out(g)``.
+
+    Args:
+        in_rep: representation of the input.
+        out_rep: representation of the output, of the same group.
+        bias: whether to add one; without invariant vectors in ``out_rep`` there is none.
+        basis: "auto" or "regular": how the map is evaluated. Both gather the dense matrix.
+
+    Raises:
+        ValueError: representations of different groups, infinite groups, matrices that are not orthogonal, an unknown basis.
+    """
+
+    def __init__(self, in_rep: Representation, out_rep: Representation, bias: bool = True, *, basis: str = "auto") -> None:
+        super().__init__(in_rep, out_rep)
+        check_basis(basis)
+        in_copies, out_copies, order = regular_copies(in_rep), self.copies, in_rep.group.order()
+        self.fused = 1
+        if in_copies and out_copies:
+            self.kind, shape = "kernel", (out_copies, in_copies, order)
+            for name, table in zip(("quotient", "product"), kernel_indices(in_rep.group), strict=True):
+                self._constant(name, table)
+        elif in_copies or out_copies:
+            self.kind, small = ("lower", out_rep) if in_copies else ("lift", in_rep)
+            shape = (in_copies or out_copies, small.size)
+            # row c of the weight times this is (rho(g) w_c) for all g: matrix [e', (g, e)] = rho(g)[e, e']
+            self._constant("orbit", rep_matrices(small).permute(2, 0, 1).reshape(small.size, -1))
+        else:
+            self.kind, shape = "blocks", (self._build_blocks(),)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(self.num_invariants)) if bias and self.num_invariants else None
+        self.reset_parameters()
+
+    def _build_blocks(self) -> int:
+        """Bases of the irreps that both representations contain; returns the number of degrees of freedom."""
+        sources, targets = irrep_columns(self.in_rep), irrep_columns(self.out_rep)
+        self.blocks: list[tuple[int, int, int]] = []  # multiplicity out, multiplicity in, dimension of the endomorphisms
+        for irrep_id in (i for i in targets if i in sources):
+            algebra = torch.from_numpy(np.ascontiguousarray(self.in_rep.group.irrep(*irrep_id).endomorphism_basis()))
+            n = len(self.blocks)
+            self._constant(f"target_{n}", targets[irrep_id])
+            # [d_in, i, k, a]: the source columns after the k-th endomorphism, sum_b algebra[k, a, b] Q[d_in, i, b]
+            self._constant(f"source_{n}", torch.einsum("kab,dib->dika", algebra.double(), sources[irrep_id]))
+            self.blocks.append((targets[irrep_id].shape[1], sources[irrep_id].shape[1], len(algebra)))
+        return sum(math.prod(block) for block in self.blocks)
+
+    def dense(self) -> tuple[Tensor, Tensor | None]:
+        """Expand to the dense matrix (out, in) and bias (out,), differentiably, in the dtype of the parameters."""
+        if self.kind == "kernel":
+            weight = GroupKernel.apply(self.weight, self.quotient, self.product)
+        elif self.kind == "blocks":
+            weight = self._dense_blocks()
+        else:
+            orbit: Tensor = self.orbit  # pyright: ignore[reportAssignmentType]
+            copies, size = self.weight.shape
+            rows = (self.weight.to(orbit.dtype) @ orbit).to(self.weight.dtype).view(-1, size)
+            weight = rows if self.kind == "lift" else rows.T
+        return weight, None if self.bias is None else self.embed(self.bias)
+
+    def _dense_blocks(self) -> Tensor:
+        weight = self.weight.new_zeros(self.out_rep.size, self.in_rep.size)
+        start = 0
+        for n, block in enumerate(self.blocks):
+            target, source = getattr(self, f"target_{n}"), getattr(self, f"source_{n}")
+            numbers = self.weight[start : start + math.prod(block)].view(block).to(target.dtype)
+            weight = weight + torch.einsum("eoa,oik,dika->ed", target, numbers, source).to(weight.dtype)
+            start += math.prod(block)
+        return weight
+
+    def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
+        """Draw the weight so that the expanded matrix has the variance that ``scheme`` gives a dense map of its size; bias zero."""
+        if self.kind == "blocks":
+            start = 0
+            for block in self.blocks:
+                m_out, m_in, algebra = block
+                part = self.weight[start : start + math.prod(block)]
+                initialise_(part, scheme, m_in * algebra, m_out * algebra)
+                start += math.prod(block)
+        else:
+            initialise_(self.weight, scheme, self.in_rep.size, self.out_rep.size // self.fused)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class InvariantLift(Invariant, LinearMap):
+    """Affine map from plain numbers (on which the group does nothing) into the invariant subspace of ``out_rep``."""
+
+    def __init__(self, in_dim: int, out_rep: Representation) -> None:
+        super().__init__(out_rep, out_rep)
+        self.in_features = in_dim
+        self.weight = nn.Parameter(torch.empty(self.num_invariants, in_dim))
+        self.bias = nn.Parameter(torch.empty(self.num_invariants))
+        self.reset_parameters()
+
+    def dense(self) -> tuple[Tensor, Tensor | None]:
+        return self.embed(self.weight.T).T, self.embed(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(F.linear(x, self.weight, self.bias))
+
+    def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
+        initialise_(self.weight, scheme, self.in_features, self.out_rep.size)
+        nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} invariants -> {self.out_rep}"
+
+
+class ePositionTable(Invariant):
+    """Learned positions (horizon, num_invariants) in the invariant subspace, expanded once per call and not per token."""
+
+    def __init__(self, horizon: int, rep: Representation) -> None:
+        super().__init__(rep, rep)
+        self.weight = nn.Parameter(torch.empty(horizon, self.num_invariants))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=POSITION_STD)
+
+    def forward(self, length: int) -> Tensor:
+        """Rows of the first ``length`` positions, shape (length, dim)."""
+        return self.embed(self.weight[:length])
+
+
+class eRMSNorm(Invariant):
+    """y = S x / sqrt(mean(x^2) + eps): the mean square of an orthogonal representation is invariant, S is one scale per copy or irrep.
+
+    Args:
+        in_rep: representation of the features.
+    """
+
+    def __init__(self, in_rep: Representation) -> None:
+        super().__init__(in_rep, in_rep)
+        self.weight = nn.Parameter(torch.empty(self.copies or len(in_rep.irreps)))
+        if not self.copies:
+            columns, sizes = [], []
+            for irrep_id, parts in irrep_columns(in_rep).items():
+                columns.append(parts.flatten(1))
+                sizes += [in_rep.group.irrep(*irrep_id).size] * parts.shape[1]
+            self._constant("basis", torch.cat(columns, dim=1))
+            self._constant("owner", torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def scale(self) -> Tensor:
+        """The affine part: per-channel scales (D,) for regular copies, else a matrix (D, D) that commutes with the group."""
+        if self.copies:
+            return self.weight.repeat_interleave(self.in_rep.group.order())
+        basis: Tensor = self.basis  # pyright: ignore[reportAssignmentType]
+        return ((basis * self.weight.to(basis.dtype)[self.owner]) @ basis.T).to(self.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale()
+        if self.copies:
+            return F.rms_norm(x, (self.in_rep.size,), scale, NORM_EPS)
+        return F.rms_norm(x, (self.in_rep.size,), None, NORM_EPS) @ scale
+
+
+class eLayerNorm(eRMSNorm):
+    """y = S c / sqrt(mean(c^2) + eps) + b with c = x minus the mean of its invariant coordinates, b in the invariant subspace.
+
+    On copies of the regular representation this is the ordinary LayerNorm with one scale and one shift per copy. Elsewhere only the
+    invariant coordinates are centred, since no other mean is equivariant.
+
+    Args:
+        in_rep: representation of the features.
+    """
+
+    def __init__(self, in_rep: Representation) -> None:
+        super().__init__(in_rep)
+        self.bias = nn.Parameter(torch.zeros(self.num_invariants)) if self.num_invariants else None
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if getattr(self, "bias", None) is not None:
+            nn.init.zeros_(self.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.embed(self.bias)
+        if self.copies:
+            return F.layer_norm(x, (self.in_rep.size,), self.scale(), bias, NORM_EPS)
+        if bias is None:
+            return super().forward(x)
+        basis: Tensor = self.invariants.to(x.dtype)  # pyright: ignore[reportAssignmentType]
+        centred = x - (x @ basis).mean(-1, keepdim=True) * basis.sum(1)
+        return super().forward(centred) + bias
+
+
+class eDropout(Typed):
+    """Dropout of whole regular copies (or of the whole vector of another representation): the mask commutes with the group."""
+
+    def __init__(self, rep: Representation, p: float) -> None:
+        super().__init__(rep, rep)
+        self.p = p
+        self.copies = regular_copies(rep) or 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        mask = F.dropout(x.new_ones(*x.shape[:-1], self.copies, 1), self.p)
+        return (x.unflatten(-1, (self.copies, -1)) * mask).flatten(-2)
+
+
+class EquivariantKit:
+    """The equivariant kit: a space is a representation."""
+
+    def dim(self, space: Representation) -> int:
+        return space.size
+
+    def times(self, space: Representation, n: int) -> Representation:
+        copies = regular_copies(space)
+        if copies:
+            return regular_stack(space.group, n * copies)
+        return sum((space for _ in range(n - 1)), start=space)
+
+    def hidden(self, space: Representation) -> Representation:
+        """Regular copies, on which a pointwise nonlinearity is equivariant, of at least four times the dimension."""
+        return regular_stack(space.group, -(-4 * space.size // space.group.order()))
+
+    def check_heads(self, space: Representation, num_heads: int) -> None:
+        check_positive_int("num_attention_heads", num_heads)
+        copies = regular_copies(space)
+        if copies:
+            if copies % num_heads:
+                raise ValueError(
+                    f"expected num_attention_heads to divide the number of regular copies, "
+                    f"embedding_dim / |G| = {space.size} / {space.group.order()} = {copies}, got {num_heads}"
+                )
+            return
+        head = -(-space.size // num_heads)
+        blocks = np.kron(np.eye(num_heads), np.ones((head, head)))
+        if space.size % num_heads or any(
+            np.abs(space(g) * (1 - blocks)).max() > 1e-8 for g in space.group.generators or [space.group.identity]
+        ):
+            raise ValueError(
+                f"expected num_attention_heads to split in_rep into {num_heads} invariant parts of equal size, got {space}"
+            )
+
+    def linear(self, source: Representation, target: Representation, bias: bool = True) -> nn.Module:
+        return eLinear(source, target, bias)
+
+    def lift(self, in_dim: int, space: Representation) -> nn.Module:
+        return InvariantLift(in_dim, space)
+
+    def norm(self, space: Representation, norm_module: str) -> nn.Module:
+        check_norm_module(norm_module)
+        return eRMSNorm(space) if norm_module == "rmsnorm" else eLayerNorm(space)
+
+    def dropout(self, space: Representation, p: float) -> nn.Module:
+        check_probability("dropout", p)
+        return eDropout(space, p) if p > 0.0 else nn.Identity()
+
+    def positions(self, horizon: int, space: Representation) -> nn.Module:
+        return ePositionTable(horizon, space)
+
+
+EQUIVARIANT = EquivariantKit()
+BASES = ("auto", "regular")
+
+
+def check_basis(basis: str) -> None:
+    """Raise for a way of evaluating linear maps that is not available."""
+    if basis not in BASES:
+        raise ValueError(f"unknown basis {basis!r}, expected one of those available: {', '.join(BASES)}")
+
+
+class eMLP(MLP):
+    """Equivariant MLP: eLinear to regular copies, GELU, eLinear.
+
+    Args:
+        in_rep: representation of the input.
+        out_rep: representation of the output, default ``in_rep``.
+        hidden_rep: copies of the regular representation, default at least four times the input's dimension.
+        dropout: probability.
+    """
+
+    kit = EQUIVARIANT
+
+    def __init__(
+        self,
+        in_rep: Representation,
+        out_rep: Representation | None = None,
+        *,
+        hidden_rep: Representation | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        check_representation("in_rep", in_rep)
+        if hidden_rep is not None and not regular_copies(check_representation("hidden_rep", hidden_rep)):
+            raise ValueError(f"expected hidden_rep to be copies of the regular representation, got {hidden_rep}")
+        super().__init__(in_rep, out_rep, hidden_dim=hidden_rep, dropout=dropout, bias=bias)
+
+    @property
+    def in_rep(self) -> Representation:
+        return self.up.in_rep
+
+    @property
+    def out_rep(self) -> Representation:
+        return self.down.out_rep
+
+
+class eMultiheadAttention(MultiheadAttention):
+    """Equivariant multi-head attention: scores are dot products, which an orthogonal representation leaves alone.
+
+    Args:
+        in_rep: representation of the tokens; its heads must be invariant (whole copies of a regular representation, say).
+        num_heads: H.
+        dropout: probability on the attention weights.
+        bias: whether the linear maps have one.
+    """
+
+    kit = EQUIVARIANT
+
+    def __init__(self, in_rep: Representation, num_heads: int, dropout: float = 0.0, bias: bool = True) -> None:
+        check_representation("in_rep", in_rep)
+        super().__init__(in_rep, num_heads, dropout, bias)
+
+    @property
+    def in_rep(self) -> Representation:
+        return self.out.in_rep
+
+    @property
+    def out_rep(self) -> Representation:
+        return self.out.out_rep
+
+
+class eTransformerEncoderLayer(TransformerEncoderLayer):
+    """``TransformerEncoderLayer`` over a representation: same forward, equivariant maps.
+
+    Args:
+        in_rep: representation of the tokens.
+        num_heads, dropout, norm_module: as there.
+    """
+
+    kit = EQUIVARIANT
+    attention_class = eMultiheadAttention
+    mlp_class = eMLP
+
+    def __init__(
+        self, in_rep: Representation, num_heads: int, *, dropout: float = 0.0, norm_module: str = "rmsnorm"
+    ) -> None:
+        check_representation("in_rep", in_rep)
+        super().__init__(in_rep, num_heads, dropout=dropout, norm_module=norm_module)
+
+    @property
+    def in_rep(self) -> Representation:
+        return self.self_attention.in_rep
+
+    @property
+    def out_rep(self) -> Representation:
+        return self.self_attention.in_rep
+
+
+class eTransformerDecoderLayer(TransformerDecoderLayer):
+    """``TransformerDecoderLayer`` over a representation: same forward, equivariant maps; the memory transforms as the tokens do.
+
+    Args:
+        in_rep: representation of tokens and memory.
+        num_heads, dropout, norm_module: as there.
+    """
+
+    kit = EQUIVARIANT
+    attention_class = eMultiheadAttention
+    mlp_class = eMLP
+
+    def __init__(
+        self, in_rep: Representation, num_heads: int, *, dropout: float = 0.0, norm_module: str = "rmsnorm"
+    ) -> None:
+        check_representation("in_rep", in_rep)
+        super().__init__(in_rep, num_heads, dropout=dropout, norm_module=norm_module)
+
+    @property
+    def in_rep(self) -> Representation:
+        return self.self_attention.in_rep
+
+    @property
+    def out_rep(self) -> Representation:
+        return self.self_attention.in_rep

@@ -1,0 +1,112 @@
+"""Checks and conversions of equivariant models: the error per group element, and the plain dense twin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.models.elayers import eLayerNorm, ePositionTable, eRMSNorm
+from fastgen.models.etransformer import eCondTransformerRegressor
+from fastgen.models.groups import rep_matrices
+from fastgen.models.layers import LinearMap, PositionTable
+from fastgen.models.transformer import CondTransformerRegressor
+
+__all__ = ["check_equivariance", "fold"]
+
+
+def fold(model: nn.Module) -> CondTransformerRegressor:
+    """The plain dense twin of an equivariant regressor, for inference: same outputs, no escnn object left in it.
+
+    Args:
+        model: an ``eCondTransformerRegressor``; a ``CondTransformerRegressor`` is copied as it is.
+
+    Returns:
+        A new ``CondTransformerRegressor`` in eval mode, with dropout 0 and the dtype and device of ``model``; nothing is shared with it.
+
+    Raises:
+        TypeError: another kind of module.
+    """
+    if not isinstance(model, (eCondTransformerRegressor, CondTransformerRegressor)):
+        raise TypeError(f"expected an eCondTransformerRegressor or a CondTransformerRegressor, got {type(model).__name__}")
+    arguments = {k: v for k, v in model.config.items() if k not in ("class", "group", "in_rep", "cond_rep", "out_rep", "basis")}
+    arguments |= {"in_dim": model.in_dim, "out_dim": model.out_dim, "cond_dim": model.cond_dim}
+    arguments |= {"p_drop_emb": 0.0, "p_drop_attn": 0.0}
+    with torch.no_grad():
+        twin = CondTransformerRegressor(**arguments)
+        reference = next(model.parameters())
+        twin.to(device=reference.device, dtype=reference.dtype)
+        twin.load_state_dict(_dense_state(model))
+    return twin.requires_grad_(False).eval()
+
+
+def _dense_state(model: nn.Module) -> dict[str, Tensor]:
+    """State dict of the dense twin: submodules have the same names in both, their tensors are expanded here."""
+    state: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        weight = bias = None
+        if isinstance(module, (nn.Linear, nn.RMSNorm, nn.LayerNorm, PositionTable)):
+            weight, bias = module.weight, getattr(module, "bias", None)
+        elif isinstance(module, LinearMap):
+            weight, bias = module.dense()
+            if bias is None:
+                bias = weight.new_zeros(len(weight))
+        elif isinstance(module, ePositionTable):
+            weight = module.embed(module.weight)
+        elif isinstance(module, eRMSNorm):
+            weight = module.scale()
+            if isinstance(module, eLayerNorm):
+                bias = module.embed(module.bias)
+        if weight is not None:
+            state[f"{name}.weight"] = weight
+        if bias is not None:
+            state[f"{name}.bias"] = bias
+    return state
+
+
+@torch.no_grad()
+def check_equivariance(
+    model: nn.Module, batch_size: int = 8, *, generator: torch.Generator | None = None
+) -> dict[str, float]:
+    r"""Measure how exactly a model commutes with its group.
+
+    For each g the error is ||f(rho_in(g) X, t, rho_cond(g) Z) - rho_out(g) f(X, t, Z)|| / ||f(X, t, Z)||: noise and observation move together.
+
+    Args:
+        model: has ``in_rep``, ``cond_rep``, ``out_rep``, ``in_horizon``, ``cond_horizon`` and is called (X, t, Z).
+        batch_size: number of random standard normal inputs, with t uniform in [0, 1].
+        generator: draws them; None for a fixed seed.
+
+    Returns:
+        Group element (as escnn prints it) -> L2-relative error. The model runs in eval mode and gets its mode back.
+
+    Raises:
+        TypeError: ``model`` has no representations.
+    """
+    missing = [n for n in ("in_rep", "cond_rep", "out_rep", "in_horizon", "cond_horizon") if not hasattr(model, n)]
+    if missing:
+        raise TypeError(f"expected an equivariant regressor, got {type(model).__name__} without {', '.join(missing)}")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    parameter = next(model.parameters())
+    dtype, device = parameter.dtype, parameter.device
+    X = torch.randn(batch_size, model.in_horizon, model.in_rep.size, generator=generator, dtype=torch.float64)
+    Z = torch.randn(batch_size, model.cond_horizon, model.cond_rep.size, generator=generator, dtype=torch.float64)
+    t = torch.rand(batch_size, generator=generator, dtype=torch.float64).to(device)
+    # inputs that the dtype can hold, so that rounding them is not counted as an error of the model
+    X, Z = X.to(dtype).double(), Z.to(dtype).double()
+
+    def evaluate(x: Tensor, z: Tensor) -> Tensor:
+        return model(x.to(device, dtype), t, z.to(device, dtype)).double().cpu()
+
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        reference = evaluate(X, Z)
+        moves = zip(*(rep_matrices(rep) for rep in (model.in_rep, model.cond_rep, model.out_rep)), strict=True)
+        errors = {}
+        for element, (rho_in, rho_cond, rho_out) in zip(model.in_rep.group.elements, moves, strict=True):
+            moved = evaluate(X @ rho_in.T, Z @ rho_cond.T)
+            errors[str(element)] = ((moved - reference @ rho_out.T).norm() / reference.norm()).item()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return errors

@@ -1,0 +1,129 @@
+"""The equivariant conditional transformer regressor."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from escnn.group import Representation
+
+from fastgen.models.elayers import (
+    EQUIVARIANT,
+    check_basis,
+    eMLP,
+    eTransformerDecoderLayer,
+    eTransformerEncoderLayer,
+)
+from fastgen.models.groups import check_representation, regular_stack
+from fastgen.models.regressor import check_positive_int
+from fastgen.models.specs import describe_group, describe_representation
+from fastgen.models.transformer import CondTransformerBase
+
+__all__ = ["eCondTransformerRegressor"]
+
+
+class eCondTransformerRegressor(CondTransformerBase):
+    r"""Equivariant twin of ``CondTransformerRegressor``.
+
+    .. math:: f_\theta(\rho_{in}(g) X, \rho_{cond}(g) Z, t) = \rho_{out}(g) f_\theta(X, Z, t) \quad \forall g \in G
+
+    Tokens live in copies of the regular representation; positions and time enter through its invariant subspace; heads hold whole copies.
+
+    Args:
+        in_rep: representation of X tokens: a real orthogonal ``escnn.group.Representation`` of a finite group, in any basis.
+        cond_rep: representation of Z tokens.
+        out_rep: representation of output tokens, None for ``in_rep``.
+        in_horizon: largest T_x.
+        cond_horizon: largest T_z.
+        num_layers: decoder layers, >= 1.
+        num_attention_heads: heads; divides ``embedding_dim`` / |G|.
+        embedding_dim: width D, a multiple of the group order |G|.
+        p_drop_emb, p_drop_attn, causal_attn, num_cond_layers, norm_module, init_scheme, time_scale: as ``CondTransformerRegressor``;
+            dropout removes whole copies, so that it commutes with the group.
+        basis: "auto" or "regular" (a gathered group-convolution kernel); both are the same function of the same parameters.
+
+    Raises:
+        TypeError: a representation that is not one.
+        ValueError: an argument out of range, named as here; representations of different groups.
+
+    References: Cohen and Welling 2016, arXiv:1602.07576 (group convolutions).
+    """
+
+    kit = EQUIVARIANT
+    encoder_class = eTransformerEncoderLayer
+    decoder_class = eTransformerDecoderLayer
+    mlp_class = eMLP
+
+    def __init__(
+        self,
+        in_rep: Representation,
+        cond_rep: Representation,
+        out_rep: Representation | None,
+        in_horizon: int,
+        cond_horizon: int,
+        num_layers: int,
+        num_attention_heads: int,
+        embedding_dim: int,
+        p_drop_emb: float = 0.1,
+        p_drop_attn: float = 0.1,
+        causal_attn: bool = False,
+        num_cond_layers: int = 0,
+        norm_module: str = "rmsnorm",
+        init_scheme: str = "xavier_uniform",
+        time_scale: float = 1000.0,
+        *,
+        basis: str = "auto",
+    ) -> None:
+        out_rep = in_rep if out_rep is None else out_rep
+        reps = {"in_rep": in_rep, "cond_rep": cond_rep, "out_rep": out_rep}
+        for name, rep in reps.items():
+            check_representation(name, rep)
+            if rep.group != in_rep.group:
+                raise ValueError(f"expected {name} to be a representation of in_rep's group {in_rep.group.name}, got {rep.group.name}")
+        check_basis(basis)
+        check_positive_int("embedding_dim", embedding_dim)
+        order = in_rep.group.order()
+        if embedding_dim % order:
+            raise ValueError(
+                f"expected embedding_dim to be a multiple of the order {order} of {in_rep.group.name}, got {embedding_dim}; "
+                f"the next ones are {embedding_dim // order * order or order} and {(embedding_dim // order + 1) * order}"
+            )
+        super().__init__(in_rep.size, out_rep.size, cond_rep.size)
+        self.in_rep, self.cond_rep, self.out_rep = in_rep, cond_rep, out_rep
+        self.basis = basis
+        arguments = {
+            "in_horizon": in_horizon,
+            "cond_horizon": cond_horizon,
+            "num_layers": num_layers,
+            "num_attention_heads": num_attention_heads,
+            "p_drop_emb": p_drop_emb,
+            "p_drop_attn": p_drop_attn,
+            "causal_attn": causal_attn,
+            "num_cond_layers": num_cond_layers,
+            "norm_module": norm_module,
+            "init_scheme": init_scheme,
+            "time_scale": time_scale,
+        }
+        self.config: dict[str, Any] = {
+            "class": "eCondTransformerRegressor",
+            "group": describe_group(in_rep.group),
+            **{name: describe_representation(rep) for name, rep in reps.items()},
+            "embedding_dim": embedding_dim,
+            "basis": basis,
+            **arguments,
+        }
+        self._build(in_rep, out_rep, cond_rep, regular_stack(in_rep.group, embedding_dim // order), **arguments)
+
+    @property
+    def embedding_rep(self) -> Representation:
+        """Representation of the hidden tokens: ``embedding_dim`` / |G| copies of the regular representation."""
+        return self.head.in_rep
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> eCondTransformerRegressor:
+        # representations are shared by copies: deep-copying one copies its whole group
+        for rep in (self.in_rep, self.cond_rep, self.out_rep):
+            memo[id(rep)] = rep
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return clone

@@ -1,0 +1,229 @@
+"""The conditional transformer regressor on plain vectors; its equivariant sibling shares the whole forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.models.layers import (
+    DENSE,
+    MLP,
+    LayerKit,
+    TimeEmbedding,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+    optim_groups,
+    reset_parameters_,
+)
+from fastgen.models.regressor import (
+    GenCondRegressor,
+    batch_of_times,
+    check_positive_int,
+    check_probability,
+    check_sequence,
+)
+
+__all__ = ["CondTransformerRegressor"]
+
+
+class ConditionMLP(nn.Module):
+    """The condition encoder without attention: c + MLP(norm(c)), token by token."""
+
+    def __init__(self, kit: LayerKit, mlp_class: type[MLP], space: Any, dropout: float, norm_module: str) -> None:
+        super().__init__()
+        self.mlp_norm = kit.norm(space, norm_module)
+        self.mlp = mlp_class(space, dropout=dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class CondTransformerBase(GenCondRegressor):
+    """Body and forward of both transformer regressors; subclasses choose the kit and the spaces in ``_build``."""
+
+    kit: LayerKit = DENSE
+    encoder_class: type[TransformerEncoderLayer] = TransformerEncoderLayer
+    decoder_class: type[TransformerDecoderLayer] = TransformerDecoderLayer
+    mlp_class: type[MLP] = MLP
+
+    def _build(
+        self,
+        in_space: Any,
+        out_space: Any,
+        cond_space: Any,
+        space: Any,
+        *,
+        in_horizon: int,
+        cond_horizon: int,
+        num_layers: int,
+        num_attention_heads: int,
+        p_drop_emb: float,
+        p_drop_attn: float,
+        causal_attn: bool,
+        num_cond_layers: int,
+        time_scale: float,
+        norm_module: str,
+        init_scheme: str,
+    ) -> None:
+        check_positive_int("in_horizon", in_horizon)
+        check_positive_int("cond_horizon", cond_horizon)
+        check_positive_int("num_layers", num_layers)
+        check_positive_int("num_cond_layers", num_cond_layers, minimum=0)
+        check_probability("p_drop_emb", p_drop_emb)
+        check_probability("p_drop_attn", p_drop_attn)
+        if isinstance(time_scale, bool) or not isinstance(time_scale, (int, float)) or not 0.0 < time_scale < float("inf"):
+            raise ValueError(f"expected time_scale to be a finite number > 0, got {time_scale!r}")
+        kit = self.kit
+        kit.check_heads(space, num_attention_heads)
+        self.in_horizon = in_horizon
+        self.cond_horizon = cond_horizon
+        self.causal_attn = bool(causal_attn)
+        layer = {"dropout": p_drop_attn, "norm_module": norm_module}
+
+        # Embed: tokens by a linear map, positions and time through the invariant subspace.
+        self.input_emb = kit.linear(in_space, space)
+        self.cond_emb = kit.linear(cond_space, space)
+        self.time_emb = TimeEmbedding(kit.dim(space), time_scale, kit=kit, space=space)
+        self.pos_emb = kit.positions(in_horizon, space)
+        self.cond_pos_emb = kit.positions(cond_horizon + 1, space)
+        self.drop = kit.dropout(space, p_drop_emb)
+
+        # Encode the condition, decode the trajectory.
+        if num_cond_layers:
+            self.encoder = nn.Sequential(
+                *(self.encoder_class(space, num_attention_heads, **layer) for _ in range(num_cond_layers))
+            )
+        else:
+            self.encoder = ConditionMLP(kit, self.mlp_class, space, p_drop_attn, norm_module)
+        self.memory_norm = kit.norm(space, norm_module)
+        self.decoder = nn.ModuleList(self.decoder_class(space, num_attention_heads, **layer) for _ in range(num_layers))
+
+        # Head.
+        self.norm = kit.norm(space, norm_module)
+        self.head = kit.linear(space, out_space)
+        self.reset_parameters(init_scheme)
+
+    def forward(self, X: Tensor, opt_step: Tensor | float | int, Z: Tensor) -> Tensor:
+        """Evaluate V = f(X, Z, t).
+
+        Args:
+            X: noisy trajectory, shape (B, T_x <= in_horizon, d_x); cast to the dtype of the weights.
+            opt_step: time t, in [0, 1] for a rectified flow: an int, a float, a 0-d tensor or a tensor of shape (B,).
+            Z: condition, shape (B, T_z <= cond_horizon, d_z); cast likewise.
+
+        Returns:
+            V of shape (B, T_x, d_v) in the dtype of the weights.
+
+        Raises:
+            ValueError: a shape that does not fit.
+            TypeError: an argument that is not a floating tensor, or a time that is not a number.
+        """
+        check_sequence("X", X, horizon=self.in_horizon, dim=self.in_dim)
+        check_sequence("Z", Z, horizon=self.cond_horizon, dim=self.cond_dim, batch=X.shape[0])
+        dtype = self.time_emb.hidden.weight.dtype
+        times = batch_of_times(
+            opt_step, X.shape[0], device=X.device, dtype=torch.promote_types(dtype, torch.float32)
+        )
+        time = self.time_emb(times)[:, None]
+        x = self.drop(self.input_emb(X.to(dtype)) + self.pos_emb(X.shape[1]) + time)
+        cond = torch.cat([time, self.cond_emb(Z.to(dtype))], dim=1)
+        memory = self.memory_norm(self.encoder(self.drop(cond + self.cond_pos_emb(cond.shape[1]))))
+        for layer in self.decoder:
+            x = layer(x, memory, is_causal=self.causal_attn)
+        return self.head(self.norm(x))
+
+    def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
+        """Two optimiser groups that hold every parameter once: weights of linear maps (embeddings and head included) decay, the rest
+        (biases, norms, position tables) does not.
+
+        Raises:
+            ValueError: ``weight_decay`` is negative.
+        """
+        return optim_groups(self, weight_decay)
+
+    def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
+        """Draw all parameters afresh, as the constructor does: linear weights by ``scheme``, biases 0, norms 1, positions N(0, 0.02^2).
+
+        Args:
+            scheme: xavier_uniform, xavier_normal, kaiming_uniform or kaiming_normal.
+
+        Raises:
+            ValueError: unknown scheme.
+        """
+        reset_parameters_(self, scheme)
+
+
+class CondTransformerRegressor(CondTransformerBase):
+    r"""Encoder-decoder transformer :math:`V = f_\theta(X, Z, t)` of shape (B, T_x, d_v).
+
+    The condition stream is [time token, Z tokens] with learned positions, encoded by ``num_cond_layers`` encoder layers or, for 0, by an
+    MLP; the decoder runs over the X tokens (plus positions and the time embedding) with cross-attention to it. Pre-norm residual layers.
+
+    Args:
+        in_dim: d_x.
+        out_dim: d_v.
+        cond_dim: d_z.
+        in_horizon: largest T_x.
+        cond_horizon: largest T_z.
+        num_layers: decoder layers, >= 1.
+        num_attention_heads: heads; divides ``embedding_dim``.
+        embedding_dim: width D.
+        p_drop_emb: dropout on the embedded tokens, in [0, 1).
+        p_drop_attn: dropout on attention weights and residual branches, in [0, 1).
+        causal_attn: X token i sees X tokens <= i, the time token and all of Z.
+        num_cond_layers: encoder layers of the condition, >= 0.
+        time_scale: multiplies t inside the time embedding.
+        norm_module: "rmsnorm" or "layernorm".
+        init_scheme: as ``reset_parameters``.
+
+    Raises:
+        ValueError: an argument out of range, named as here.
+
+    References: Vaswani et al. 2017, arXiv:1706.03762; Chi et al. 2023, arXiv:2303.04137 (the conditioning).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        cond_dim: int,
+        in_horizon: int,
+        cond_horizon: int,
+        num_layers: int = 6,
+        num_attention_heads: int = 6,
+        embedding_dim: int = 768,
+        p_drop_emb: float = 0.1,
+        p_drop_attn: float = 0.1,
+        causal_attn: bool = False,
+        num_cond_layers: int = 0,
+        time_scale: float = 1000.0,
+        *,
+        norm_module: str = "rmsnorm",
+        init_scheme: str = "xavier_uniform",
+    ) -> None:
+        super().__init__(in_dim, out_dim, cond_dim)
+        check_positive_int("embedding_dim", embedding_dim)
+        arguments = {
+            "in_horizon": in_horizon,
+            "cond_horizon": cond_horizon,
+            "num_layers": num_layers,
+            "num_attention_heads": num_attention_heads,
+            "p_drop_emb": p_drop_emb,
+            "p_drop_attn": p_drop_attn,
+            "causal_attn": causal_attn,
+            "num_cond_layers": num_cond_layers,
+            "time_scale": time_scale,
+            "norm_module": norm_module,
+            "init_scheme": init_scheme,
+        }
+        self.config: dict[str, Any] = {
+            "class": "CondTransformerRegressor",
+            "in_dim": in_dim,
+            "out_dim": out_dim,
+            "cond_dim": cond_dim,
+            "embedding_dim": embedding_dim,
+            **arguments,
+        }
+        self._build(in_dim, out_dim, cond_dim, embedding_dim, **arguments)

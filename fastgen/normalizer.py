@@ -1,0 +1,193 @@
+"""Affine normalisation of the last axis, and packing of several waypoints into one token.
+
+x = mean + scale y takes normalised coordinates y to original units x. `scale` is a matrix, so that one class serves
+both a plain per-channel standardisation (diagonal) and a normaliser that commutes with a group: with orthogonal rho(g)
+in the basis Q of its irreps, a mean in the invariant subspace and one standard deviation per irrep block give
+
+    normalize(rho(g) x) = rho(g) normalize(x).
+
+The file needs torch alone; the irreps are handed in as `blocks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Normalizer", "pack_tokens", "unpack_tokens"]
+
+# A standard deviation below this share of the largest magnitude in the data is rounding of a constant, not a spread.
+_CONSTANT_SHARE = 1e-7
+
+Blocks = tuple[Tensor, Sequence[tuple[int, int, bool]]]
+
+
+def _as_float64(name: str, value: Tensor | Sequence, ndim: int) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
+    if tensor.ndim != ndim:
+        raise ValueError(f"expected {name} with {ndim} axes, got shape {tuple(tensor.shape)}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            f"expected finite numbers in {name}, got NaN or infinity; remove such rows from the data first"
+        )
+    return tensor
+
+
+class Normalizer:
+    """Invertible affine map x = mean + scale y on the last axis.
+
+    Args:
+        mean: (d,), the origin of the normalised coordinates in original units.
+        scale: (d, d), invertible; columns are the images of the normalised axes.
+
+    Arithmetic runs in float64 and the result has the dtype and device of the argument.
+
+    Raises:
+        ValueError: shapes that don't fit together, numbers that aren't finite, a singular `scale`.
+    """
+
+    def __init__(self, mean: Tensor | Sequence[float], scale: Tensor | Sequence[Sequence[float]]) -> None:
+        self.mean = _as_float64("mean", mean, 1)
+        self.scale = _as_float64("scale", scale, 2)
+        d = self.mean.shape[0]
+        if d == 0 or tuple(self.scale.shape) != (d, d):
+            raise ValueError(f"expected scale of shape ({d}, {d}) with d >= 1, got {tuple(self.scale.shape)}")
+        inverse, info = torch.linalg.inv_ex(self.scale)
+        if int(info) != 0 or not bool(torch.isfinite(inverse).all()):
+            raise ValueError(
+                "expected an invertible scale, got a singular matrix; a channel without spread can't be normalised"
+            )
+        self._inverse = inverse
+
+    @property
+    def dim(self) -> int:
+        """Number of channels d."""
+        return self.mean.shape[0]
+
+    @classmethod
+    def identity(cls, d: int) -> Normalizer:
+        """The normaliser that changes nothing, for d channels."""
+        return cls(torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
+
+    @classmethod
+    def fit(cls, x: Tensor, *, blocks: Blocks | None = None) -> Normalizer:
+        """Standardise data: zero mean and unit spread of every channel, or of every irrep block.
+
+        Args:
+            x: (..., d) data, at least one row. All leading axes are rows.
+            blocks: `(Q, [(start, stop, is_trivial), ...])` of an orthogonal representation rho(g) = Q
+                blockdiag(irreps)(g) Q^T; the blocks partition the d columns of Q. The mean is kept only on trivial
+                blocks, and a block of width w has the one standard deviation sqrt(mean |Q_b^T (x - mean)|^2 / w), which
+                is what makes the map commute with the group. Without blocks every channel has its own mean and standard
+                deviation.
+
+        Raises:
+            TypeError: x is not a floating-point Tensor.
+            ValueError: no rows, NaN, a channel or block without spread (its index is named), blocks that don't fit d.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"expected x to be a floating-point Tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        if x.ndim < 2 or x.numel() == 0:
+            raise ValueError(f"expected x of shape (..., d) with at least one row, got {tuple(x.shape)}")
+        rows = _as_float64("x", x.reshape(-1, x.shape[-1]), 2)
+        d = rows.shape[1]
+        if blocks is None:
+            basis, spans = torch.eye(d, dtype=torch.float64), [(i, i + 1, True) for i in range(d)]
+        else:
+            basis, spans = _check_blocks(blocks, d)
+        y = rows @ basis
+        centre, spread = y.mean(0), torch.empty(d, dtype=torch.float64)
+        for start, stop, is_trivial in spans:
+            if not is_trivial:
+                centre[start:stop] = 0.0
+            sd = float((y[:, start:stop] - centre[start:stop]).square().mean().sqrt())
+            if sd <= _CONSTANT_SHARE * float(y[:, start:stop].abs().max()):
+                what = f"channel {start}" if blocks is None else f"irrep block {start}:{stop}"
+                raise ValueError(
+                    f"expected data that varies in every channel, got a constant {what}; drop it from the data"
+                )
+            spread[start:stop] = sd
+        if blocks is None:
+            return cls(centre, spread.diag())
+        # Rounding of Q diag Q^T is made symmetric, so that scale commutes with the group as well as float64 can say.
+        scale = basis @ spread.diag() @ basis.T
+        return cls(basis @ centre, (scale + scale.T) / 2)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """y = scale^-1 (x - mean), for x (..., d); same shape, dtype and device."""
+        x64, mean, inverse = self._prepare("x", x, self._inverse)
+        return ((x64 - mean) @ inverse.T).to(x.dtype)
+
+    def denormalize(self, y: Tensor) -> Tensor:
+        """x = mean + scale y, for y (..., d); same shape, dtype and device. Inverse of `normalize`."""
+        y64, mean, scale = self._prepare("y", y, self.scale)
+        return (mean + y64 @ scale.T).to(y.dtype)
+
+    def state(self) -> dict[str, list]:
+        """JSON-able `{"mean": [...], "scale": [[...]]}`; Python's JSON writes floats so that they read back exactly."""
+        return {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, list]) -> Normalizer:
+        """Inverse of `state`; a ValueError names missing or unexpected keys."""
+        if not isinstance(state, dict) or set(state) != {"mean", "scale"}:
+            got = sorted(state) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"expected a normalizer state with the keys mean and scale, got {got}")
+        return cls(state["mean"], state["scale"])
+
+    def _prepare(self, name: str, x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(
+                f"expected {name} to be a floating-point Tensor, got {getattr(x, 'dtype', type(x).__name__)}"
+            )
+        if x.ndim == 0 or x.shape[-1] != self.dim:
+            raise ValueError(f"expected {name} of shape (..., {self.dim}), got {tuple(x.shape)}")
+        return x.double(), self.mean.to(x.device), matrix.to(x.device)
+
+    def __repr__(self) -> str:
+        return f"Normalizer(mean={self.mean.tolist()}, scale={self.scale.tolist()})"
+
+
+def _check_blocks(blocks: Blocks, d: int) -> tuple[Tensor, list[tuple[int, int, bool]]]:
+    """The basis in float64 and the spans as a list, after checking that they split R^d orthogonally."""
+    basis = _as_float64("blocks[0]", blocks[0], 2)
+    spans = [(int(start), int(stop), bool(trivial)) for start, stop, trivial in blocks[1]]
+    if tuple(basis.shape) != (d, d):
+        raise ValueError(
+            f"expected a representation of dimension {d}, the number of channels, got {tuple(basis.shape)}"
+        )
+    if not torch.allclose(basis.T @ basis, torch.eye(d, dtype=torch.float64), atol=1e-6):
+        raise ValueError(
+            "expected an orthogonal change of basis in blocks, got one that isn't; use an orthogonal representation"
+        )
+    covered = [i for start, stop, _ in sorted(spans) for i in range(start, stop)]
+    if covered != list(range(d)):
+        raise ValueError(f"expected blocks that cover 0..{d} once, got {[(start, stop) for start, stop, _ in spans]}")
+    return basis, spans
+
+
+def pack_tokens(x: Tensor, pack: int) -> Tensor:
+    """(B, T, d) -> (B, T / pack, pack d): `pack` consecutive waypoints become one token.
+
+    A group that acts on waypoints by rho acts on a token by `pack` copies of rho. ValueError if T is not a multiple of
+    `pack`.
+    """
+    _check_pack(pack)
+    if x.ndim != 3 or x.shape[1] % pack:
+        raise ValueError(f"expected x of shape (B, T, d) with T a multiple of pack = {pack}, got {tuple(x.shape)}")
+    return x.reshape(x.shape[0], x.shape[1] // pack, pack * x.shape[2])
+
+
+def unpack_tokens(x: Tensor, pack: int) -> Tensor:
+    """(B, T, pack d) -> (B, T pack, d), the inverse of `pack_tokens`."""
+    _check_pack(pack)
+    if x.ndim != 3 or x.shape[2] % pack:
+        raise ValueError(f"expected x of shape (B, T, {pack} d), got {tuple(x.shape)}")
+    return x.reshape(x.shape[0], x.shape[1] * pack, x.shape[2] // pack)
+
+
+def _check_pack(pack: int) -> None:
+    if not isinstance(pack, int) or isinstance(pack, bool) or pack < 1:
+        raise ValueError(f"expected pack to be a whole number >= 1, got {pack!r}")

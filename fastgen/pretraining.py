@@ -1,0 +1,90 @@
+"""Flow matching of a conditional transformer on trajectories: the job behind recipes/train_teacher.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._files import write_json
+from .config import EMAConfig, TrainTeacherConfig
+from .data import Task
+from .distillation import SCORES_FILE, build_data
+from .evaluation import evaluate_teacher, teacher_sampler
+from .export import save_network
+from .models import build_model
+from .runs import open_run
+from .stages import Draws, FlowMatching, Stage, TrainedNetwork
+from .trainer import Trainer, start_accelerator
+
+_VALIDATION_CALLS = 8
+
+
+def train_teacher(cfg: TrainTeacherConfig) -> Path:
+    """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the run folder."""
+    accelerator = start_accelerator(cfg.train.threads)
+    with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
+        task = build_data(cfg)
+        torch.manual_seed(cfg.seed)
+        initial = build_network(cfg, task)
+
+        def stage() -> Stage:
+            x0, cond = task.train.network_inputs()
+            ema = EMAConfig(decay=cfg.train.ema_decay)
+            network = TrainedNetwork(initial, cfg.train.optimizer, cfg.train.steps, accelerator, ema=ema)
+            return FlowMatching(network, x0, cond, cfg.train, Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size))
+
+        def evaluate(network: nn.Module) -> dict[str, float]:
+            return task.evaluate(teacher_sampler(network, task.train, _VALIDATION_CALLS, "ab2"), quick=True)
+
+        trainer = Trainer(
+            {"flow_matching": stage},
+            run_dir,
+            cfg.train,
+            accelerator,
+            evaluate=evaluate,
+            primary=task.primary,
+            seed=cfg.seed,
+            resume=cfg.resume,
+        )
+        trainer.run()
+        if accelerator.is_main_process:
+            initial.load_state_dict(trainer.result("flow_matching"))
+            hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds["flow_matching"])
+        accelerator.wait_for_everyone()
+    return run_dir
+
+
+def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
+    """The network that `cfg.model` asks for, on the task's tokens and with its symmetry."""
+    options = cfg.model.model_dump(exclude={"equivariant"})
+    data = task.train
+    x0, cond = data.network_inputs()
+    options |= {"in_horizon": x0.shape[1], "cond_horizon": cond.shape[1]}
+    if not cfg.model.equivariant:
+        dims = {"in_dim": x0.shape[2], "out_dim": x0.shape[2], "cond_dim": cond.shape[2]}
+        return build_model({"class": "CondTransformerRegressor", **dims, **options})
+    if data.symmetry is None:
+        raise ValueError("model.equivariant needs data.symmetry (group, in_rep, cond_rep), got none; or set model.equivariant=false")
+    symmetry: dict[str, Any] = dict(data.symmetry)
+    # A token holds `pack` waypoints, each moved by the group in the same way.
+    symmetry["in_rep"] = list(symmetry["in_rep"]) * data.pack
+    symmetry["out_rep"] = list(symmetry["out_rep"]) * data.pack
+    return build_model({"class": "eCondTransformerRegressor", **symmetry, **options})
+
+
+def hand_over(cfg: TrainTeacherConfig, run_dir: Path, network: nn.Module, task: Task, seconds: float) -> None:
+    """Save the network and, beside it, its scores with the data they were taken on."""
+    folder = run_dir / "teacher"
+    trained = {"seed": cfg.seed, "steps": cfg.train.steps, "seconds": round(seconds, 1)}
+    save_network(folder, network, description={"task": task.name, "path": "linear", "prediction": "flow", **trained})
+    rows = evaluate_teacher(network, task, cfg.calls, cfg.ab2_calls, progress=lambda row: print(f"scoring: {row}", flush=True))
+    write_json(
+        folder / SCORES_FILE,
+        {"data": cfg.data.model_dump(mode="json"), "teacher": rows, "floor": task.floor(), **trained},
+    )
+    for name, scores in rows.items():
+        print(f"{name:>8}  " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
+    print(f"teacher: {folder}")

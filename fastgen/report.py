@@ -1,0 +1,423 @@
+"""What a run has reached, for a person: a table, three pictures, and the same numbers for machines.
+
+    report/report.json        every score, NaN and infinity as null with the reason beside
+    report/report.md          the table, what its columns mean, the pictures
+    report/trajectories.png   samples of teacher and student for the same conditions and the same noise
+    report/score_vs_nfe.png   each score against the number of network calls
+    report/training.png       losses of each stage and the validation score
+
+The only module that plots. A thing has one colour in all pictures, from the palette of Okabe and Ito, which colour-blind
+readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._files import new_folder, plain_json, write_file, write_json
+from .tables import (
+    SCORES,
+    by_solver,
+    demonstrations_score,
+    format_table,
+    report_page,
+    score_blocks,
+    smooth,
+    training_curves,
+    without_nan,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+__all__ = ["format_table", "score_figure", "training_figure", "trajectory_figure", "write_report"]
+
+_PICTURES = ("trajectories.png", "score_vs_nfe.png", "training.png")
+_INK, _GREY, _PALE = "#000000", "#6b6b6b", "#c9c9c9"
+_COLOURS = {
+    "teacher": "#0072B2",
+    "ab2": "#56B4E9",
+    "student": "#D55E00",
+    "kd": "#E69F00",
+    "dmd": "#009E73",
+    "other": "#CC79A7",
+}
+_STAGES = {"kd": "KD: regression on teacher pairs", "dmd": "DMD", "flow_matching": "flow matching"}
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "lines.linewidth": 1.8,
+    "legend.fontsize": 12,
+    "legend.frameon": False,
+    "savefig.dpi": 110,
+}
+
+
+def write_report(
+    run_dir: str | Path,
+    *,
+    results: Mapping[str, Any],
+    curves: Sequence[Mapping[str, Any]],
+    examples: Mapping[str, Any],
+) -> Path:
+    """Write the folder `report/` in `run_dir`, whole or not at all; returns its path.
+
+    Args:
+        run_dir: folder of the run.
+        results: `{"teacher": {"100": {score: value}, "ab2-4": {...}}, "student": {"1": {...}}, "kd": ..., "dmd": ...,
+            "floor": {score: value}, "seconds": {...}, "latency": {...}, "selected": "kd" | "dmd", "primary": score}`.
+            Keys of rows are network calls, after the solver and a dash where it isn't Euler. What is missing is left out
+            of tables and pictures.
+        curves: rows of metrics.jsonl: `iteration`, `stage`, `step`, losses and, in some rows, validation scores.
+        examples: `Z` (n, T_z, d_z), `X_true` (n, T_x, d_x), `teacher` and `student` (n, K, T_x, d_x) in original units,
+            `scene` as a task's `scene()` returns it, `labels` {"teacher": text, "student": text}.
+
+    Raises:
+        TypeError: results that JSON can't hold.
+        OSError: the folder can't be written.
+        ImportError: matplotlib is not installed; report.json and report.md are written all the same.
+    """
+    folder = Path(run_dir) / "report"
+    reasons: dict[str, str] = {}
+    numbers = plain_json(without_nan(results, "", reasons), "results")
+    if reasons:
+        numbers["null_reasons"] = reasons
+    pictures: dict[str, bytes] = {}
+    failure: ImportError | None = None
+    try:
+        figures = (trajectory_figure(examples), score_figure(results), training_figure(results, curves))
+        pictures = {name: _png(figure) for name, figure in zip(_PICTURES, figures, strict=True)}
+    except ImportError as error:
+        failure = error
+    with new_folder(folder, ("report.json", "report.md", *_PICTURES)) as partial:
+        write_json(partial / "report.json", numbers)
+        write_file(partial / "report.md", report_page(results, list(pictures)).encode())
+        for name, data in pictures.items():
+            write_file(partial / name, data)
+    if failure is not None:
+        # Only now: a run of hours must not lose its numbers for want of a plotting library.
+        raise ImportError(f"{failure}; {folder / 'report.json'} and report.md are written") from failure
+    return folder
+
+
+def _figure(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
+    """A figure and its grid of axes, without pyplot: no window system and no global state."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'fastgen-distill[viz]'") from error
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _png(figure: Figure) -> bytes:
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _legend(figure: Figure, axes: Any, most: int, order: Sequence[str] = ()) -> None:
+    """One legend for the figure, below it, with each label once."""
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    labels = sorted(handles, key=lambda label: order.index(label) if label in order else len(order))
+    if labels:
+        columns = min(most, len(labels))
+        figure.legend([handles[k] for k in labels], labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+# ---- Trajectories -------------------------------------------------------------------------------------------------
+
+
+def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
+    """Samples of teacher and student for the same conditions, over the scene.
+
+    One condition a column (teacher above, student below); or a row (teacher left, student right) where tracks are much
+    longer than wide. The condition is drawn as start and goal where there are obstacles and Z is two points, else as the
+    past track. Of more than two channels the first two are drawn, a single one is drawn against time.
+
+    Args:
+        examples: as for :func:`write_report`; `scene` may hold "x_label" and "y_label", the names of the axes.
+    """
+    scene, labels = examples.get("scene") or {}, examples.get("labels") or {}
+    z, truth = _points(examples["Z"]), _points(examples["X_true"])
+    paths = {who: _points(examples[who]) for who in ("teacher", "student")}
+    n, equal = len(truth), bool(scene.get("equal", True))
+    has_goal = bool(scene.get("obstacles")) and len(z[0]) == 2
+    limits = [_limits(scene, [z[i], truth[i], *paths["teacher"][i], *paths["student"][i]]) for i in range(n)]
+    widths, heights = zip(*((x1 - x0, y1 - y0) for x0, x1, y0, y1 in limits), strict=True)
+    wide = equal and sum(widths) > 1.8 * sum(heights)
+    if wide:
+        inches = [max(0.9, 5.3 * h / w) + 0.3 for w, h in zip(widths, heights, strict=True)]
+        figure, axes = _figure(12.0, sum(inches) + 1.2, n, 2, gridspec_kw={"height_ratios": inches})
+    else:
+        figure, grid = _figure(2.6 * n + 0.4, 5.9, 2, n)
+        axes = grid.T
+    for i in range(n):
+        for who, ax in zip(paths, axes[i], strict=True):
+            _draw_scene(ax, scene, limits[i], equal, frame_only=not wide)
+            _draw_samples(ax, z[i], paths[who][i], truth[i], who, has_goal)
+    for who, ax in zip(paths, axes[0], strict=True):
+        style = {"color": _COLOURS[who], "fontweight": "bold", "fontsize": 15}
+        title = str(labels.get(who, who))
+        ax.set_title(title, **style) if wide else ax.set_ylabel(title, **style)
+    if wide:
+        for ax in axes[-1]:
+            ax.set_xlabel(scene.get("x_label", "x"))
+        for ax, *_ in axes:
+            ax.set_ylabel(scene.get("y_label", "y"))
+    each = f"{len(paths['teacher'][0])} samples for each of {n} conditions; the same noise for both"
+    figure.suptitle(each, fontsize=12, color=_GREY)
+    _legend(figure, axes[0], 6, ("start", "goal", "obstacle", "past (given)"))
+    return figure
+
+
+def _draw_scene(ax: Axes, scene: Mapping[str, Any], limits: Sequence[float], equal: bool, *, frame_only: bool) -> None:
+    from matplotlib.patches import Polygon
+
+    ax.set(xlim=limits[:2], ylim=limits[2:])
+    if equal:
+        ax.set_aspect("equal")
+    if frame_only:
+        ax.grid(False)
+        ax.set(xticks=[], yticks=[])
+        for side in ax.spines.values():
+            side.set(visible=True, color=_GREY)
+    for k, corners in enumerate(scene.get("obstacles") or []):
+        label = "obstacle" if k == 0 else None
+        ax.add_patch(Polygon(corners, closed=True, facecolor=_PALE, edgecolor=_GREY, label=label, zorder=1))
+
+
+def _draw_samples(ax: Axes, z: list, samples: list, truth: list, who: str, has_goal: bool) -> None:
+    first = z[:1] if has_goal else z[-1:]
+    for k, path in enumerate(samples):
+        x, y = zip(*first, *path, strict=True)
+        label = f"{who}'s samples" if k == 0 else None
+        ax.plot(x, y, color=_COLOURS[who], alpha=0.65, linewidth=1.4, zorder=3, label=label)
+    if has_goal:
+        ax.plot(*z[0], "o", color=_INK, markersize=9, zorder=5, label="start", linestyle="none")
+        ax.plot(
+            *z[1], "*", color=_INK, markeredgecolor="white", markersize=17, zorder=5, label="goal", linestyle="none"
+        )
+        return
+    # The recorded future is worth showing only where the picture doesn't already say what is right.
+    ax.plot(
+        *zip(*first, *truth, strict=True), color=_INK, linestyle=(0, (3, 2)), zorder=4, label="what really happened"
+    )
+    ax.plot(*zip(*z, strict=True), color=_INK, linewidth=3, zorder=5, label="past (given)")
+    ax.plot(*z[-1], "o", color=_INK, markersize=7, zorder=5)
+
+
+def _points(values: Tensor | Sequence) -> list:
+    """(..., T, d) as nested lists of (x, y): the first two channels, or the index and the only channel."""
+    import torch
+
+    x = torch.as_tensor(values).detach().cpu().double()
+    if x.shape[-1] == 1:
+        time = torch.arange(1, x.shape[-2] + 1, dtype=x.dtype).expand(x.shape[:-1])
+        x = torch.stack([time, x[..., 0]], dim=-1)
+    return x[..., :2].tolist()
+
+
+def _limits(scene: Mapping[str, Any], paths: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float, float, float]:
+    """The scene's limits, or a box with a margin around everything that will be drawn."""
+    if scene.get("limits") is not None:
+        x0, x1, y0, y1 = scene["limits"]
+        return x0, x1, y0, y1
+    xs, ys = ([p[k] for path in paths for p in path if math.isfinite(p[k])] or [0.0] for k in (0, 1))
+    margin = 0.05 * max(max(xs) - min(xs), max(ys) - min(ys), 1e-9)
+    return min(xs) - margin, max(xs) + margin, min(ys) - margin, max(ys) + margin
+
+
+# ---- Scores -------------------------------------------------------------------------------------------------------
+
+
+def score_figure(results: Mapping[str, Any]) -> Figure:
+    """Small multiples: each score against the number of network calls, for the teacher by each solver and for the students.
+
+    Args:
+        results: as for :func:`write_report`.
+    """
+    blocks = score_blocks(results)
+    columns = max(1, *(len(names) for names in blocks.values()))
+    figure, axes = _figure(max(3.5 * columns, 7.0), 3.4 * len(blocks) + 0.8, len(blocks), columns)
+    for row, (suffix, names) in zip(axes, blocks.items(), strict=True):
+        for ax in row[len(names) :]:
+            ax.set_visible(False)
+        for ax, name in zip(row, names, strict=False):
+            title, good, scale = SCORES.get(name, (name.replace("_", " "), "", "linear"))
+            ax.set_title(title + "\n")
+            ax.text(0.5, 1.03, good, transform=ax.transAxes, ha="center", color=_GREY)
+            _draw_score(ax, results, name + suffix, scale)
+            if suffix == list(blocks)[-1]:
+                ax.set_xlabel("network calls (NFE)")
+        if len(blocks) > 1:
+            row[0].set_ylabel("near opposition" if suffix else "all conditions", fontweight="bold", fontsize=13)
+    _legend(figure, axes.flat, 7, ("demonstrations", "constant velocity"))
+    return figure
+
+
+def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> None:
+    """One panel: curves over NFE, demonstrations and constant velocity as level lines."""
+    floor = results.get("floor") or {}
+    levels = [("demonstrations", demonstrations_score(floor, name), _INK, "--")]
+    levels.append(("constant velocity", floor.get(f"cv_{name}"), _GREY, ":"))
+    levels = [(label, value, *style) for label, value, *style in levels if _drawable(value, scale)]
+    curves = {label: points for label, points in _score_curves(results, name, scale) if points}
+    if not curves and not levels:
+        ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", color=_GREY)
+        return
+    values = [value for _, value, *_ in levels] + [value for points in curves.values() for value in points.values()]
+    low, high = min(values), max(values)
+    if scale == "linear":
+        # One or two Euler steps are so far off that nothing else could be told apart beside them.
+        near = [value for _, value, *_ in levels]
+        near += [v for label, points in curves.items() for k, v in points.items() if label != "teacher, Euler" or k > 2]
+        if near and high - low > 3 * (max(near) - min(near)) > 0:
+            low, high = min(near), max(near)
+    calls = sorted({k for points in curves.values() for k in points})
+    _score_axes(ax, scale, low, high, calls)
+    bottom, top = ax.get_ylim()
+    for label, points in curves.items():
+        style = _curve_style(label)
+        ax.plot(list(points), list(points.values()), label=label, **style)
+        for k, value in points.items():
+            if not bottom <= value <= top:
+                edge, offset = (top, -14) if value > top else (bottom, 6)
+                where = {"xytext": (7, offset), "textcoords": "offset points", "color": style["color"], "fontsize": 10}
+                ax.plot(
+                    k, edge, "^" if value > top else "v", color=style["color"], markersize=8, clip_on=False, zorder=6
+                )
+                ax.annotate(f"{value:.2g}", (k, edge), **where)
+    for label, value, colour, line in levels:
+        ax.axhline(value, color=colour, linestyle=line, linewidth=1.7, label=label, zorder=2)
+
+
+def _score_curves(results: Mapping[str, Any], name: str, scale: str) -> list[tuple[str, dict[int, float]]]:
+    """(label, {calls: value}) in drawing order."""
+    rows = [
+        (f"teacher, {'Euler' if solver == 'euler' else solver.upper()}", points)
+        for solver, points in by_solver(results.get("teacher")).items()
+    ]
+    rows.append(("student (exported)", by_solver(results.get("student")).get("euler", {})))
+    rows.append(("KD only", by_solver(results.get("kd")).get("euler", {})))
+    rows.append(("KD + DMD" if results.get("kd") else "DMD", by_solver(results.get("dmd")).get("euler", {})))
+    return [
+        (label, {k: _within(points[k][name], scale) for k in sorted(points) if _drawable(points[k].get(name), scale)})
+        for label, points in rows
+    ]
+
+
+def _curve_style(label: str) -> dict[str, Any]:
+    if label.startswith("teacher"):
+        return {"color": _COLOURS["teacher" if label.endswith("Euler") else "ab2"], "marker": "o", "zorder": 3}
+    if label.startswith("student"):
+        return {"color": _COLOURS["student"], "marker": "*", "markersize": 19, "markeredgecolor": "white", "zorder": 4}
+    # On top of the star: one of the two is the student that was exported.
+    kd = label == "KD only"
+    style = {"color": _COLOURS["kd" if kd else "dmd"], "marker": "s" if kd else "D", "linestyle": "--", "markersize": 6}
+    return {**style, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 5}
+
+
+def _drawable(value: Any, scale: str) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and not (scale == "log" and value <= 0)
+
+
+def _within(value: float, scale: str) -> float:
+    # A success of 1 is at infinity on a logit axis; no evaluation here can tell 0.9999 from it.
+    return min(max(value, 0.02), 0.9999) if scale == "logit" else value
+
+
+def _score_axes(ax: Axes, scale: str, low: float, high: float, calls: Sequence[int]) -> None:
+    """A log2 axis of calls with a tick for each of them, a vertical axis with few ticks that are plain numbers."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+    if calls:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(FixedLocator(calls))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
+        ax.set_xlim(calls[0] / 1.45, calls[-1] * 1.35)
+    if scale == "logit":
+        ax.set_yscale("logit")
+        odds = [p / (1 - p) for p in (_within(low, scale), _within(high, scale))]
+        ax.set_ylim(*(odd / (1 + odd) for odd in (odds[0] / 1.7, odds[1] * 1.7)))
+        ax.yaxis.set_major_locator(FixedLocator([0.02, 0.1, 0.5, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9997]))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g} %"))
+        ax.yaxis.set_minor_locator(FixedLocator([]))
+    elif scale == "log" and high > 2 * low:
+        _log_axis(ax, low, high)
+    else:
+        margin = 0.12 * (high - low) or 0.1 * abs(high) or 0.1
+        ax.set_ylim(low - margin, high + margin)
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _log_axis(ax: Axes, low: float, high: float) -> None:
+    """A vertical log axis from below `low` to above `high`, with ticks at 1, 2 and 5 (or more, if these are too few)."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    bottom, top = low / 1.2, high * 1.2
+    ax.set_yscale("log")
+    ax.set_ylim(bottom, top)
+    decades = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
+    choices = [[m * 10.0**e for e in decades for m in ms] for ms in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))]
+    inside = [[tick for tick in ticks if bottom <= tick <= top] for ticks in choices]
+    ax.yaxis.set_major_locator(FixedLocator(next((ticks for ticks in inside if len(ticks) >= 3), inside[-1])))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_locator(FixedLocator([]))
+
+
+# ---- Training -----------------------------------------------------------------------------------------------------
+
+
+def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) -> Figure:
+    """Losses of each stage over its updates, and the validation score over the whole run.
+
+    Args:
+        results, curves: as for :func:`write_report`.
+    """
+    stages, validation = training_curves(results, curves)
+    columns = max(1, len(stages) + bool(validation))
+    figure, axes = _figure(max(4.9 * columns, 7.0), 4.2, 1, columns)
+    for ax, (stage, losses) in zip(axes[0], stages.items(), strict=False):
+        colours = iter((_COLOURS.get(stage, _COLOURS["teacher"]), _COLOURS["other"], _INK, _COLOURS["ab2"], _GREY))
+        for name, points in losses.items():
+            colour = next(colours, _GREY)
+            ax.plot(*zip(*points, strict=True), color=colour, alpha=0.3, linewidth=1)
+            ax.plot(*zip(*smooth(points), strict=True), color=colour, label=name.replace("_", " "))
+        values = [value for points in losses.values() for _, value in points]
+        _log_axis(ax, min(values), max(values))
+        ax.set(title=_STAGES.get(stage, stage), xlabel="update", ylabel="loss")
+        ax.legend(frameon=False)
+    if validation:
+        ax = axes[0][-1]
+        for stage, points in validation.items():
+            colour = _COLOURS.get(stage, _COLOURS["teacher"])
+            label = f"during {stage.upper() if len(stage) <= 3 else stage.replace('_', ' ')}"
+            ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=label)
+        primary = str(results.get("primary"))
+        title, good, _ = SCORES.get(primary, (primary.replace("_", " "), "lower is better", ""))
+        ax.set(title=f"validation: {title}", xlabel="update, all stages", ylabel=good)
+        ax.legend(frameon=False)
+    if not stages and not validation:
+        axes[0][0].set(title="no training in this run", xticks=[], yticks=[])
+    return figure

@@ -1,0 +1,88 @@
+"""The folder of a run: opened once, never overwritten, never used by two runs at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from ._files import write_file
+from .cli import dump_yaml
+
+# Keys that may differ between a run and its resumption: they do not change what is computed.
+_FREE_KEYS = ("resume", "run_dir", "checkpoint_every", "keep_checkpoints", "log_every", "threads")
+
+
+def run_folder(cfg: Any) -> Path:
+    """`cfg.run_dir`, by default ``runs/<cfg.name>``."""
+    return Path(cfg.run_dir) if cfg.run_dir is not None else Path("runs") / cfg.name
+
+
+@contextmanager
+def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
+    """The run's folder, created and locked, with the resolved config in ``config.yaml``.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is false; or it holds a run of another config; or a run is going on in it.
+        OSError: it cannot be written.
+    """
+    folder = run_folder(cfg)
+    saved = folder / "config.yaml"
+    if not main_process:
+        yield folder
+        return
+    if saved.exists() and not cfg.resume:
+        raise ValueError(f"{folder} holds a run already: add --resume to go on with it, or run_dir=... for a new one")
+    if saved.exists():
+        _check_same(saved, cfg)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise OSError(f"cannot write in {folder}: {error.strerror or error}; choose another run_dir") from error
+    try:
+        _lock(lock, folder)
+        if not saved.exists():
+            write_file(saved, dump_yaml(cfg).encode())
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no advisory locks on this system: the config check above is what is left
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(f"another process is running in {folder}: wait for it or choose another run_dir") from error
+
+
+def _check_same(saved: Path, cfg: BaseModel) -> None:
+    try:
+        before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {saved}: {' '.join(str(error).split())}") from error
+    now = yaml.safe_load(dump_yaml(cfg))
+    before, now = _flatten(before), _flatten(now)
+    different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    different = [key for key in different if key.rsplit(".", 1)[-1] not in _FREE_KEYS]
+    if different:
+        said = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in different[:5])
+        raise ValueError(f"{saved.parent} holds a run of another config ({said}): resume with its own, or choose another run_dir")
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

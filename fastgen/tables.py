@@ -1,0 +1,184 @@
+"""The numbers of a report as text, and in the order its pictures draw them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "SCORES",
+    "by_solver",
+    "demonstrations_score",
+    "format_table",
+    "report_page",
+    "score_blocks",
+    "smooth",
+    "training_curves",
+    "without_nan",
+]
+
+# Score -> (what a person calls it, which way is good, scale of its axis).
+SCORES = {
+    "success": ("success", "higher is better", "logit"),
+    "mode_error": ("mode error", "lower is better", "log"),
+    "energy_ratio": ("energy distance to the data", "1 = demonstrations, lower is better", "log"),
+    "clearance": ("clearance / that of the data", "1 = demonstrations", "linear"),
+    "spread": ("spread within a mode / data's", "1 = demonstrations", "linear"),
+    "min_ade": ("minADE, best of 6 samples", "lower is better", "log"),
+    "min_fde": ("minFDE, best of 6 samples", "lower is better", "log"),
+    "energy_distance": ("energy distance to the data", "0 = same law, lower is better", "linear"),
+    "energy_score": ("energy score", "lower is better", "log"),
+}
+# Columns of a log row that are neither losses nor scores.
+_BOOKKEEPING = {"iteration", "step", "stage", "seconds", "lr"}
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def score_blocks(results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """{suffix: score names without it}: all conditions under "", harder ones under "_near"; the primary score first."""
+    found: dict[str, None] = {}
+    for name in ("student", "kd", "dmd", "teacher"):
+        for scores in (results.get(name) or {}).values():
+            found |= dict.fromkeys(scores)
+    primary = results.get("primary")
+    names = sorted(found, key=lambda name: name.removesuffix("_near") != primary)
+    near = [name.removesuffix("_near") for name in names if name.endswith("_near")]
+    return {"": [name for name in names if not name.endswith("_near")]} | ({"_near": near} if near else {})
+
+
+def by_solver(rows: Rows | None) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """{"1": scores, "ab2-4": scores} -> {"euler": {1: scores}, "ab2": {4: scores}}; other keys name no number of calls."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for key, scores in (rows or {}).items():
+        solver, _, calls = str(key).rpartition("-")
+        if calls.isdigit():
+            found.setdefault(solver or "euler", {})[int(calls)] = scores
+    return found
+
+
+def demonstrations_score(floor: Mapping[str, Any] | None, name: str) -> float | None:
+    """What demonstrations score: the exact expectation where the task gives one (`mode_error_floor_near`), else measured."""
+    base, near = name.removesuffix("_near"), "_near" if name.endswith("_near") else ""
+    return (floor or {}).get(f"{base}_floor{near}", (floor or {}).get(name))
+
+
+def format_table(results: Mapping[str, Any]) -> str:
+    """The scores as plain text for a terminal.
+
+    One row per sampler and number of network calls, one block of columns per set of conditions; then seconds and latency.
+
+    Args:
+        results: as for :func:`fastgen.report.write_report`.
+    """
+    rows, blocks = _rows(results), []
+    titles = {"": "all conditions", "_near": "near opposition"} if len(score_blocks(results)) > 1 else {"": ""}
+    for suffix, names in score_blocks(results).items():
+        lines = [[titles[suffix], *names]]
+        lines += [[label, *(_number(scores.get(name + suffix)) for name in names)] for label, scores in rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in lines]
+        blocks.append("\n".join([text[0], "-" * len(text[0]), *text[1:]]))
+    for name, title in (("seconds", "seconds"), ("latency", "latency")):
+        if pairs := [f"{key} {_number(value, 3)}" for key, value in (results.get(name) or {}).items()]:
+            blocks.append(f"{title}: " + "; ".join(pairs))
+    return "\n\n".join(blocks)
+
+
+def _rows(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(label, scores) of the table: references first, then the teacher from many calls to few, then the students."""
+    floor = results.get("floor") or {}
+    names = [name + suffix for suffix, part in score_blocks(results).items() for name in part]
+    demonstrations = {name: demonstrations_score(floor, name) for name in names}
+    constant_velocity = {name: floor.get(f"cv_{name}") for name in names}
+    rows: list[tuple[str, Mapping[str, Any]]] = [
+        (label, scores)
+        for label, scores in (("demonstrations", demonstrations), ("constant velocity", constant_velocity))
+        if any(value is not None for value in scores.values())
+    ]
+    for solver, points in by_solver(results.get("teacher")).items():
+        title = "Euler" if solver == "euler" else solver.upper()
+        rows += [(f"teacher {title} {calls}", scores) for calls, scores in sorted(points.items(), reverse=True)]
+    candidates = {"kd": "KD only", "dmd": "KD + DMD" if results.get("kd") else "DMD"}
+    students = {key: title for key, title in candidates.items() if results.get(key)} or {"student": "student"}
+    for key, title in students.items():
+        mark = "  <- exported" if key == results.get("selected") else ""
+        points = by_solver(results.get(key)).get("euler", {})
+        rows += [(f"{title} {calls}{mark}", scores) for calls, scores in sorted(points.items(), reverse=True)]
+    return rows
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "-" if value is None else "n/a"
+    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def without_nan(value: Any, path: str, reasons: dict[str, str]) -> Any:
+    """`value` with NaN and infinity as None, and in `reasons` the path of each and what stood there."""
+    if isinstance(value, Mapping):
+        return {str(k): without_nan(v, f"{path}.{k}" if path else str(k), reasons) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(v, f"{path}[{i}]", reasons) for i, v in enumerate(value)]
+    if hasattr(value, "tolist"):
+        return without_nan(value.tolist(), path, reasons)
+    if isinstance(value, float) and not math.isfinite(value):
+        reasons[path] = f"the value was {value}, which JSON can't hold"
+        return None
+    return value
+
+
+def report_page(results: Mapping[str, Any], pictures: Sequence[str]) -> str:
+    """report.md: the table, what its columns mean, the pictures."""
+    captions = {
+        "trajectories.png": "Samples of teacher and student for the same conditions, from the same noise.",
+        "score_vs_nfe.png": "Quality against cost: each dot is a sampler, its cost is the number of network calls (NFE).",
+        "training.png": "Losses of each stage, and the score on a small validation set during training.",
+    }
+    parts = ["# Report", "```text\n" + format_table(results) + "\n```"]
+    if known := [name for name in score_blocks(results)[""] if name in SCORES]:
+        parts.append("\n".join(f"- `{name}`: {SCORES[name][0]}; {SCORES[name][1]}." for name in known))
+    if selected := results.get("selected"):
+        parts.append(f"Exported: the student of stage `{selected}`.")
+    parts += [f"{captions[name]}\n\n![{name}]({name})" for name in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+Curve = list[tuple[float, float]]
+
+
+def training_curves(
+    results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Curve]], dict[str, Curve]]:
+    """What a log holds: ({stage: {loss: [(step, value)]}}, {stage: [(iteration, primary score)]}).
+
+    Args:
+        results: `primary`, and the names of scores, which are told from losses by them.
+        rows: of metrics.jsonl. Losses that are not above zero are left out, since their axis is logarithmic.
+    """
+    primary = results.get("primary")
+    scores = {primary}
+    for part in ("teacher", "student", "kd", "dmd"):
+        scores |= {name for row in (results.get(part) or {}).values() for name in row}
+    losses: dict[str, dict[str, Curve]] = {}
+    validation: dict[str, Curve] = {}
+    for count, row in enumerate(rows):
+        stage, step = str(row.get("stage", "training")), row.get("step", count)
+        found = {k: v for k, v in row.items() if k not in scores | _BOOKKEEPING and not k.endswith("grad_norm")}
+        found = {k: v for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v) and v > 0}
+        # `loss` and `total` repeat the named losses where there are any.
+        for name, value in ({k: v for k, v in found.items() if k not in ("loss", "total")} or found).items():
+            losses.setdefault(stage, {}).setdefault(name, []).append((step, value))
+        score = row.get(primary) if primary is not None else None
+        if isinstance(score, int | float) and math.isfinite(score):
+            validation.setdefault(stage, []).append((row.get("iteration", step), score))
+    return losses, validation
+
+
+def smooth(points: Curve) -> Curve:
+    """Geometric means over windows of about a twentieth of the curve: what a noisy loss does in the long run."""
+    half = max(1, len(points) // 40)
+    windows = [points[max(0, i - half) : i + half + 1] for i in range(len(points))]
+    means = [math.exp(sum(math.log(y) for _, y in window) / len(window)) for window in windows]
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]

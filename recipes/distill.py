@@ -1,0 +1,31 @@
+"""Distil a teacher into a student that generates in 1-4 network calls.
+
+    accelerate launch recipes/distill.py [config.yaml] [key.sub=value ...] [--resume] [--dry-run] [--help]
+
+Without a config: the embedded task `ring` with the teacher in recipes/teachers/ring, minutes on a laptop CPU.
+The run folder (run_dir=..., default runs/<name>) holds config.yaml, metrics.jsonl, checkpoints/, student/ and report/.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastgen.cli import dump_yaml, parse_command_line, user_errors
+from fastgen.config import DistillConfig
+from fastgen.distillation import distill
+from fastgen.planning import plan_distillation
+
+DEFAULT = Path(__file__).parent / "configs" / "ring.yaml"
+
+
+def main() -> None:
+    with user_errors():
+        command = parse_command_line(DistillConfig, default=DEFAULT, doc=__doc__)
+        if command.dry_run:
+            print(dump_yaml(command.config) + plan_distillation(command.config))
+        else:
+            distill(command.config)
+
+
+if __name__ == "__main__":
+    main()

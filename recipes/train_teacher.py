@@ -1,0 +1,31 @@
+"""Train a teacher by flow matching, on the embedded tasks or on your trajectories.
+
+    accelerate launch recipes/train_teacher.py [config.yaml] [key.sub=value ...] [--resume] [--dry-run] [--help]
+
+Without a config: the D4-equivariant teacher of the task `ring`. The run folder (run_dir=..., default runs/<name>) holds
+config.yaml, metrics.jsonl, checkpoints/ and teacher/ (model.safetensors, config.json, scores.json).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastgen.cli import dump_yaml, parse_command_line, user_errors
+from fastgen.config import TrainTeacherConfig
+from fastgen.planning import plan_teacher
+from fastgen.pretraining import train_teacher
+
+DEFAULT = Path(__file__).parent / "configs" / "ring-teacher.yaml"
+
+
+def main() -> None:
+    with user_errors():
+        command = parse_command_line(TrainTeacherConfig, default=DEFAULT, doc=__doc__)
+        if command.dry_run:
+            print(dump_yaml(command.config) + plan_teacher(command.config))
+        else:
+            train_teacher(command.config)
+
+
+if __name__ == "__main__":
+    main()

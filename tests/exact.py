@@ -1,0 +1,54 @@
+"""Teachers whose flow, data prediction and ODE solution are known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class GaussianTeacher(nn.Module):
+    """The exact flow of data ~ N(mean + cond, std^2) in every dimension; `cond` is None or (B,).
+
+    x_t ~ N((1 - t) m, v) with v = (1 - t)^2 std^2 + t^2, and the ODE dx/dt = flow carries quantiles to quantiles.
+    """
+
+    def __init__(self, mean: float = 0.7, std: float = 0.4) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def moments(self, t: Tensor, cond: Tensor | None, ndim: int) -> tuple[Tensor, Tensor, Tensor]:
+        t = t.reshape(-1, *(1,) * (ndim - 1))
+        m = self.mean if cond is None else self.mean + cond.reshape(-1, *(1,) * (ndim - 1))
+        return t, (1 - t) * m, (1 - t) ** 2 * self.std**2 + t**2
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Conditional means of x0 and eps given x_t."""
+        t, mean_t, v = self.moments(t, cond, x_t.ndim)
+        m = self.mean if cond is None else self.mean + cond.reshape(-1, *(1,) * (x_t.ndim - 1))
+        return m + (1 - t) * self.std**2 / v * (x_t - mean_t), t / v * (x_t - mean_t)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        x0, eps = self.predict(x_t, t, cond)
+        return eps - x0
+
+    def carry(self, x: Tensor, t: float, s: float, cond: Tensor | None = None) -> Tensor:
+        """The ODE's solution at time `s` from `x` at time `t`."""
+        _, mean_t, v_t = self.moments(torch.tensor(t, dtype=x.dtype), cond, x.ndim)
+        _, mean_s, v_s = self.moments(torch.tensor(s, dtype=x.dtype), cond, x.ndim)
+        return mean_s + (v_s / v_t).sqrt() * (x - mean_t)
+
+
+def slope(errors: dict[int, float]) -> float:
+    """Order of convergence: minus the slope of log error on log steps, by least squares."""
+    xs = [math.log(n) for n in errors]
+    ys = [math.log(e) for e in errors.values()]
+    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
+    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
+    return -covariance / sum((x - x_mean) ** 2 for x in xs)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers of a fixed seed."""
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))

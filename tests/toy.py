@@ -1,0 +1,67 @@
+"""A problem small enough for tests of the machinery: a linear-Gaussian teacher on 2-D trajectories of four waypoints."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.config import DistillConfig
+from fastgen.data import TrajectoryData
+from fastgen.metrics import energy_distance
+from fastgen.normalizer import Normalizer
+
+
+class ToyTeacher(nn.Module):
+    """v(x_t, t, cond) = W [x_t, t, cond], trainable; `cond` is (B, 1, 2), `x_t` (B, T, d)."""
+
+    def __init__(self, horizon: int = 2, dim: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(horizon * dim + 3, horizon * dim)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(0.3 * torch.randn(p.shape, generator=generator))
+
+    def forward(self, x_t: Tensor, t: Tensor | float, cond: Tensor) -> Tensor:
+        times = torch.as_tensor(t, dtype=x_t.dtype).expand(len(x_t))[:, None]
+        return self.linear(torch.cat([x_t.flatten(1), times, cond.flatten(1)], 1)).view_as(x_t)
+
+
+class ToyTask:
+    """X | Z ~ N(Z, 0.1 I) at each of four waypoints."""
+
+    name, primary = "toy", "energy"
+
+    def __init__(self, n: int = 48) -> None:
+        generator = torch.Generator().manual_seed(1)
+        z = torch.randn(n, 1, 2, generator=generator)
+        x = z + 0.1 * torch.randn(n, 4, 2, generator=generator)
+        self.train = TrajectoryData(x, z, Normalizer.identity(2), Normalizer.identity(2), pack=2)
+
+    def evaluate(self, sample, *, quick: bool = False) -> dict[str, float]:
+        noise = torch.randn(len(self.train.X), 4, 2, generator=torch.Generator().manual_seed(2))
+        x = sample(self.train.Z, noise)
+        return {"energy": float(energy_distance(x.flatten(1), self.train.X.flatten(1)))}
+
+    def floor(self) -> dict[str, float]:
+        return {"energy": 0.0}
+
+    def scene(self) -> dict:
+        return {"obstacles": [], "limits": None, "equal": True}
+
+    def examples(self, n: int = 6) -> tuple[Tensor, Tensor]:
+        return self.train.Z[:n], self.train.X[:n]
+
+
+def toy_config(run_dir, **train) -> DistillConfig:
+    """A distillation of seconds, with every stage on."""
+    loop = {"batch_size": 8, "kd_steps": 7, "kd_pairs": 40, "kd_teacher_calls": 4, "steps": 5, "checkpoint_every": 3}
+    return DistillConfig.model_validate(
+        {
+            "name": "toy",
+            "run_dir": str(run_dir),
+            "teacher": {"calls": [1, 2], "ab2_calls": [4]},
+            "dmd": {"student_steps": 2, "fake_score_warmup_steps": 4, "vsd_norm": "rms"},
+            "train": {**loop, "evaluate_every": 4, "log_every": 2, "threads": 1, **train},
+        }
+    )
