@@ -1,7 +1,8 @@
 """Files that are complete or not there, and JSON and safetensors that are checked before they are trusted.
 
-A folder is written beside its destination, flushed to disk and exchanged with what stands there, so a kill at any moment leaves
-the old folder or the new one. Every refusal is one ValueError line: which file, what was expected, what was found, what to do.
+A folder is written beside its destination, flushed to disk and exchanged with what stands there, so that a kill at any
+moment leaves the old folder or the new one. Every refusal is a ValueError of one line: which file, what was expected,
+what was found, what to do.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 __all__ = [
+    "TensorFile",
+    "brief",
     "check_names",
+    "check_tensor_entry",
+    "first_names",
     "new_folder",
     "plain_json",
     "read_json",
-    "read_tensors",
+    "sha256",
     "write_file",
     "write_json",
     "write_tensors",
@@ -39,10 +45,22 @@ __all__ = [
 _MOST_JSON_BYTES = 1 << 24
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HEADER_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32",
-    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _AGAIN = "export it again or copy it anew"
+_ABANDONED_SECONDS = 3600.0
+
+
+# ---- Writing ------------------------------------------------------------------------------------------------------
 
 
 def write_file(path: str | Path, data: bytes) -> None:
@@ -59,7 +77,8 @@ def write_file(path: str | Path, data: bytes) -> None:
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
@@ -69,48 +88,61 @@ def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
 
 @contextmanager
 def new_folder(path: str | Path, owned: Collection[str]) -> Iterator[Path]:
-    """Write a folder whole: `with new_folder("student", names) as folder: ...` fills `folder`, which then takes the place of `path`.
+    """Write a folder whole: `with new_folder("student", names) as folder:` fills `folder`, which then becomes `path`.
 
-    If the body raises, `path` stays as it was. A folder that stands there is replaced only if it is empty or holds nothing but files
-    named in `owned`, so that exporting into a home folder by mistake deletes nothing.
+    If the body raises, `path` stays as it was. A folder that stands there is replaced only if it is empty or holds
+    nothing but files named in `owned`, so that exporting into a home folder by mistake deletes nothing.
 
     Raises:
         ValueError: `path` is a file, or a folder with entries that aren't in `owned`.
         OSError: it can't be written (permissions, disk full); the message names it.
     """
     target = Path(os.path.realpath(path))
-    if target.exists():
-        if not target.is_dir():
-            raise ValueError(f"{path}: expected a folder or nothing, got a file; choose another folder")
-        if foreign := sorted(entry.name for entry in target.iterdir() if entry.name not in owned):
-            raise ValueError(
-                f"{path}: expected an empty folder or an earlier export, got a folder with {first_names(foreign)}; choose another folder"
-            )
+    _check_replaceable(target, path, owned)
     # Beside the target, not in the system's temporary folder: a rename is atomic only within one file system.
     partial = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
+        _remove_abandoned(target)
         yield partial
         for file in partial.iterdir():
             _sync(file)
         _sync(partial)
+        # Again: the body may have taken hours.
+        _check_replaceable(target, path, owned)
         _take_place(partial, target)
         _sync(target.parent)
     except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror or error}; choose a folder that is writable and has room"
-        ) from error
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot write {path}: {reason}; choose a folder that is writable and has room") from error
     finally:
         # After an exchange this name holds the earlier export, after a failure what was written so far.
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _check_replaceable(target: Path, path: str | Path, owned: Collection[str]) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ValueError(f"{path}: expected a folder or nothing, got a file; choose another folder")
+    if foreign := [entry.name for entry in target.iterdir() if entry.name not in owned]:
+        what = f"expected an empty folder or an earlier export, got a folder with {first_names(foreign)}"
+        raise ValueError(f"{path}: {what}; choose another folder")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what a writer of the same folder left that was killed; a recent one may still be writing."""
+    for left in target.parent.glob(f".{target.name}.new-*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _take_place(partial: Path, target: Path) -> None:
-    """Rename `partial` to `target`; what stood at `target` then stands at `partial`."""
+    """Rename `partial` to `target`; what stood at `target` then stands at `partial` or is gone."""
     if not target.exists():
         os.rename(partial, target)
     elif not _exchange(partial, target):
-        # Where the system can't exchange two names there is a short moment without a folder; a failure puts the old one back.
+        # Where two names can't be exchanged there is a moment without a folder; a failure puts the old one back.
         old = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
         os.rename(target, old)
         try:
@@ -122,7 +154,7 @@ def _take_place(partial: Path, target: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Exchange two names in one step (Linux renameat2 with RENAME_EXCHANGE); False if the system or file system can't."""
+    """Exchange two names in one step (Linux: renameat2 with RENAME_EXCHANGE); False where that isn't possible."""
     if not sys.platform.startswith("linux"):
         return False
     renameat2: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -141,8 +173,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+# ---- JSON ---------------------------------------------------------------------------------------------------------
+
+
 def plain_json(value: Any, where: str) -> Any:
-    """`value` as JSON can hold it: tuples to lists, one-element tensors and numpy numbers to Python's, NaN and infinity to None.
+    """`value` as JSON can hold it: tuples to lists, tensors and arrays to numbers and lists, NaN and infinity to None.
 
     Raises:
         TypeError: something JSON has no word for; `where` names its place.
@@ -163,24 +198,24 @@ def plain_json(value: Any, where: str) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. ValueError: missing, not a file, too large, not JSON, repeated keys, NaN or infinity."""
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: missing, not a file, too large, not JSON, a repeated key, NaN or infinity.
+    """
+    _check_file(path)
     try:
-        if not path.is_file():
-            raise ValueError(
-                f"{path}: expected a file, found {'something else' if path.exists() else 'none'}; {_AGAIN}"
-            )
         if (size := path.stat().st_size) > _MOST_JSON_BYTES:
             raise ValueError(f"{path}: expected at most {_MOST_JSON_BYTES:,} bytes, got {size:,}; {_AGAIN}")
         text = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
     # RecursionError: a few thousand opening brackets are enough for it.
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected JSON, got {brief(error)}; the file is truncated or edited, {_AGAIN}"
-        ) from error
+        what = "expected JSON of finite numbers without repeated keys"
+        raise ValueError(f"{path}: {what}, got: {brief(error)}; the file is truncated or edited, {_AGAIN}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}; {_AGAIN}")
     return value
@@ -196,11 +231,37 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"the number {name}")
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {text}")
+    return value
+
+
+def check_names(value: Any, names: Collection[str], where: str) -> None:
+    """ValueError unless `value` is a dict with exactly the keys `names`."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object with the keys {', '.join(names)}, got {brief(value)}; {_AGAIN}")
+    if said := _differences(set(names), set(value)):
+        raise ValueError(f"{where}: expected the keys {', '.join(names)}, got them with {said}; {_AGAIN}")
+
+
+def _differences(expected: set[str], got: set[str]) -> str:
+    said = (("missing", expected - got), ("unexpected", got - expected))
+    return "; ".join(f"{what} {first_names(names)}" for what, names in said if names)
+
+
+# ---- Tensors ------------------------------------------------------------------------------------------------------
+
+
 def write_tensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """Write a state dict as safetensors, floating tensors in `dtype`; returns what `read_tensors` later wants to know.
+    """Write a state dict as safetensors, floating tensors in `dtype`.
+
+    Returns:
+        {"file", "bytes", "sha256", "dtype"}: what `TensorFile` needs to know the file again.
 
     Raises:
-        ValueError: a tensor with NaN or infinity, or one that holds no data (meta device); its name is said.
+        ValueError: a tensor with NaN or infinity, or without data (meta device); its name is said.
+        OSError: the file can't be written.
     """
     if dtype not in _DTYPES.values():
         raise ValueError(f"expected weights of dtype {', '.join(_DTYPES)}, got {dtype}")
@@ -208,12 +269,10 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -
     for name, value in state.items():
         if value.is_meta:
             raise ValueError(f"expected tensors with data, got {name} on the meta device; load the weights first")
-        # A clone of its own for each name: safetensors refuses tensors that share memory.
+        # A copy of its own for each name: safetensors refuses tensors that share memory.
         value = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(
-                f"expected finite weights, got NaN or infinity in {name}; the training diverged before this"
-            )
+            raise ValueError(f"expected finite weights, got NaN or infinity in {name}; the training has diverged")
         tensors[name] = value
     # safetensors makes files that only their owner can read; a file made by Python follows the user's umask.
     path.touch()
@@ -223,30 +282,26 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {brief(error)}") from error
     path.chmod(mode)
-    return {
-        "file": path.name,
-        "bytes": path.stat().st_size,
-        "sha256": sha256(path),
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+    name = str(dtype).removeprefix("torch.")
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path), "dtype": name}
 
 
 def check_tensor_entry(entry: Any, name: str, where: str) -> None:
     """ValueError unless `entry` is what `write_tensors` returns for the file `name`."""
     check_names(entry, ("file", "bytes", "sha256", "dtype"), f"{where}: tensors")
     if entry["file"] != name:
-        raise ValueError(f"{where}: expected the tensor file {name!r}, got {entry['file']!r}; {_AGAIN}")
+        raise ValueError(f"{where}: expected the tensor file {name!r}, got {brief(entry['file'])}; {_AGAIN}")
     if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str) or entry["dtype"] not in tuple(_DTYPES):
-        raise ValueError(
-            f"{where}: expected tensors.bytes, sha256 and dtype ({', '.join(_DTYPES)}), got {brief(entry)}; {_AGAIN}"
-        )
+        raise ValueError(f"{where}: expected bytes, sha256, dtype ({', '.join(_DTYPES)}), got {brief(entry)}; {_AGAIN}")
 
 
 class TensorFile:
-    """A safetensors file whose size and checksum are those recorded; shapes can be read before anything is allocated.
+    """A safetensors file whose size and checksum are those recorded; its shapes are known before anything is allocated.
 
-    Attributes:
-        path: the file.      dtype: of its floating tensors.      shapes: name -> shape, from the header.
+    Args:
+        folder: where it is.      entry: what `write_tensors` returned.
+
+    Attributes: `path`; `dtype` of its floating tensors; `shapes`, {name: shape}.
 
     Raises:
         ValueError: missing, truncated, edited, not safetensors.
@@ -255,23 +310,17 @@ class TensorFile:
     def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
         self.path = folder / entry["file"]
         self.dtype = _DTYPES[entry["dtype"]]
+        _check_file(self.path)
         try:
-            if not self.path.is_file():
-                raise ValueError(
-                    f"{self.path}: expected a file, found {'something else' if self.path.exists() else 'none'}; {_AGAIN}"
-                )
             if (size := self.path.stat().st_size) != entry["bytes"]:
                 what = "truncated" if size < entry["bytes"] else "another one"
-                raise ValueError(
-                    f"{self.path}: expected {entry['bytes']:,} bytes, got {size:,}; the file is {what}, {_AGAIN}"
-                )
+                expected = f"expected {entry['bytes']:,} bytes, got {size:,}"
+                raise ValueError(f"{self.path}: {expected}; the file is {what}, {_AGAIN}")
             if (digest := sha256(self.path)) != entry["sha256"]:
-                short = (entry["sha256"][:12], digest[:12])
-                raise ValueError(
-                    f"{self.path}: expected sha256 {short[0]}..., got {short[1]}...; the file was edited, {_AGAIN}"
-                )
+                expected = f"expected sha256 {entry['sha256'][:12]}..., got {digest[:12]}..."
+                raise ValueError(f"{self.path}: {expected}; the file was edited, {_AGAIN}")
             with safe_open(str(self.path), framework="pt") as file:
-                header = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                header = {name: file.get_slice(name) for name in list(file.keys())}
                 self.shapes = {name: tuple(part.get_shape()) for name, part in header.items()}
                 self._dtypes = {name: part.get_dtype() for name, part in header.items()}
         except OSError as error:
@@ -280,45 +329,19 @@ class TensorFile:
             raise ValueError(f"{self.path}: expected a safetensors file, got {brief(error)}; {_AGAIN}") from error
 
     def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors, after their names, shapes and dtypes were found to be those of `expected` (meta tensors will do)."""
-        missing, extra = expected.keys() - self.shapes.keys(), self.shapes.keys() - expected.keys()
-        if missing or extra:
-            said = [
-                f"{what} {first_names(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names
-            ]
-            raise ValueError(
-                f"{self.path}: expected the {len(expected)} tensors of the network in config.json, got {'; '.join(said)}"
-            )
+        """The tensors, once their names, shapes and dtypes are those of `expected`, which may be on the meta device."""
+        if said := _differences(set(expected), set(self.shapes)):
+            what = f"expected the {len(expected)} tensors of the network in config.json"
+            raise ValueError(f"{self.path}: {what}, got them with {said}")
         for name, value in expected.items():
             if self.shapes[name] != tuple(value.shape):
                 raise ValueError(f"{self.path}: expected {name} of shape {tuple(value.shape)}, got {self.shapes[name]}")
-            dtype = _HEADER_DTYPES.get(self.dtype if value.is_floating_point() else value.dtype, str(value.dtype))
-            if self._dtypes[name] != dtype:
+            dtype = self.dtype if value.is_floating_point() else value.dtype
+            if self._dtypes[name] != _HEADER_DTYPES.get(dtype, str(dtype)):
                 raise ValueError(f"{self.path}: expected {name} of dtype {dtype}, got {self._dtypes[name]}")
         with safe_open(str(self.path), framework="pt") as file:
             # Clones, because the tensors handed out map the file and would change (or crash) with it.
             return {name: file.get_tensor(name).clone() for name in expected}
-
-
-def check_names(value: Any, names: Iterable[str], where: str) -> None:
-    """ValueError unless `value` is a dict with exactly the keys `names`."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object with the keys {', '.join(names)}, got {brief(value)}; {_AGAIN}")
-    wanted = set(names)
-    if wanted != value.keys():
-        said = [
-            f"{what} {first_names(k)}"
-            for what, k in (("missing", wanted - value.keys()), ("unexpected", value.keys() - wanted))
-            if k
-        ]
-        raise ValueError(f"{where}: expected the keys {', '.join(names)}, got {'; '.join(said)}; {_AGAIN}")
-
-
-def first_names(names: Iterable[str], most: int = 10) -> str:
-    """The first few of `names`, for error messages."""
-    names = sorted(names)
-    shown = ", ".join(name if len(name) <= 80 else name[:77] + "..." for name in names[:most])
-    return shown + (f", ... ({len(names)} in all)" if len(names) > most else "")
 
 
 def sha256(path: Path) -> str:
@@ -330,7 +353,26 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+# ---- Messages -----------------------------------------------------------------------------------------------------
+
+
+def _check_file(path: Path) -> None:
+    try:
+        found = "a file" if path.is_file() else "something that is not a file" if path.exists() else "none"
+    except (OSError, ValueError) as error:  # a path that no file can have
+        raise ValueError(f"{brief(str(path))}: cannot be read: {brief(error)}") from error
+    if found != "a file":
+        raise ValueError(f"{path}: expected a file, found {found}; {_AGAIN}")
+
+
+def first_names(names: Iterable[str], most: int = 10) -> str:
+    """The first few of `names`, for error messages."""
+    names = sorted(names)
+    shown = ", ".join(name if len(name) <= 80 else name[:77] + "..." for name in names[:most])
+    return shown + (f", ... ({len(names)} in all)" if len(names) > most else "")
+
+
 def brief(value: Any) -> str:
-    """`value` or the text of an exception on one short line, whatever a foreign file holds."""
+    """`value`, or the text of an exception, on one short line, whatever a foreign file holds."""
     text = " ".join((str(value) if isinstance(value, Exception) else repr(value)).split())
     return text if len(text) <= 120 else text[:117] + "..."

@@ -40,7 +40,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"cannot read {path}: {error}") from error
 
 
-def save_checkpoint(run_dir: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int) -> Path:
+def save_checkpoint(
+    run_dir: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int
+) -> Path:
     """Write ``checkpoints/step_<step>`` and drop all but the newest `keep`."""
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     with new_folder(folder, (_TENSORS, _META)) as partial:

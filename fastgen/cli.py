@@ -33,7 +33,9 @@ class CommandLine:
     dry_run: bool
 
 
-def parse_command_line(schema: type[C], *, default: Path, doc: str | None, argv: list[str] | None = None) -> CommandLine:
+def parse_command_line(
+    schema: type[C], *, default: Path, doc: str | None, argv: list[str] | None = None
+) -> CommandLine:
     """Read `argv` into a validated config.
 
     Args:

@@ -64,7 +64,9 @@ class DMDConfig(_Config):
     t_max: float = Field(0.999, gt=0.0, le=1.0, description="first rung of the default t_list")
     student_sample_type: Literal["ode", "sde"] = Field("sde", description="how rungs are joined")
     backward_simulation: bool = Field(True, description="train on the student's own rollout; false: on noised data")
-    guidance_scale: float | None = Field(None, ge=0.0, description="classifier-free guidance of the teacher; null = off")
+    guidance_scale: float | None = Field(
+        None, ge=0.0, description="classifier-free guidance of the teacher; null = off"
+    )
     vsd_t: SampleTimestepConfig = Field(
         SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.98), description="t of the VSD loss"
     )
@@ -138,7 +140,9 @@ class DataConfig(_Config):
     """Where trajectories come from."""
 
     name: Literal["ring", "flights", "file"] = Field("ring", description="embedded task, or `file` for your own")
-    path: str | None = Field(None, description="file: .npz or .safetensors with X, Z or actions, observations, episode_ends")
+    path: str | None = Field(
+        None, description="file: .npz or .safetensors with X, Z or actions, observations, episode_ends"
+    )
     size: int | None = Field(None, gt=0, description="ring: number of demonstrations; null = 4000")
     seed: int = Field(0, ge=0, description="seed of the generated demonstrations and of splits")
     pack: int | None = Field(None, ge=1, description="waypoints per token; null = the task's own (ring and flights 4)")
@@ -213,7 +217,9 @@ class DistillTrainConfig(LoopConfig):
 class TeacherConfig(_Config):
     """The network to distil."""
 
-    folder: str | None = Field(None, description="folder with model.safetensors and config.json (recipes/train_teacher.py)")
+    folder: str | None = Field(
+        None, description="folder with model.safetensors and config.json (recipes/train_teacher.py)"
+    )
     calls: tuple[int, ...] = Field((1, 2, 4, 8, 16, 100), description="Euler steps of the teacher's rows in the report")
     ab2_calls: tuple[int, ...] = Field((4, 8, 16), description="AB2 calls of the teacher's rows in the report")
     measure: bool = Field(False, description="measure the teacher's scores even where they lie beside its weights")
@@ -230,7 +236,9 @@ class DistillConfig(_Config):
     teacher: TeacherConfig = Field(TeacherConfig(), description="the network to distil")
     dmd: DMDConfig = Field(DMDConfig(), description="the method")
     train: DistillTrainConfig = Field(DistillTrainConfig(), description="budgets and optimisers")
-    keep: Literal["best", "kd", "dmd"] = Field("best", description="which student is exported; best: by validation score")
+    keep: Literal["best", "kd", "dmd"] = Field(
+        "best", description="which student is exported; best: by validation score"
+    )
 
 
 class TeacherTrainConfig(LoopConfig):

@@ -16,11 +16,20 @@ from tqdm import tqdm
 from ._files import read_json
 from ._tensor import generator_for
 from .checkpoint import load_tensors, save_tensors
-from .config import DistillConfig, EMAConfig
+from .cli import load_config
+from .config import DataConfig, DistillConfig, EMAConfig
 from .data import Task, build_task
 from .dmd import DMDPipeline, create_fake_score
-from .evaluation import evaluate_student, evaluate_teacher, latency_ms, nested_t_lists, student_sampler, teacher_sampler
-from .export import export_student, load_network
+from .evaluation import (
+    Sampler,
+    evaluate_student,
+    evaluate_teacher,
+    latency_ms,
+    nested_t_lists,
+    student_sampler,
+    teacher_sampler,
+)
+from .export import export_student, load_network, load_student
 from .kd import teacher_pairs
 from .report import format_table, write_report
 from .runs import open_run
@@ -66,7 +75,7 @@ class Distillation:
         task: Task | None = None,
     ) -> None:
         self.cfg, self.run_dir, self.accelerator = cfg, run_dir, accelerator
-        self.task = build_data(cfg) if task is None else task
+        self.task = build_data(cfg.data) if task is None else task
         self.teacher = load_teacher(cfg) if teacher is None else teacher
         self.teacher.to(accelerator.device).eval()
         self.x0, self.cond = self.task.train.network_inputs()
@@ -81,7 +90,9 @@ class Distillation:
         if cfg.train.steps:
             stages["dmd"] = self.dmd_stage
         if not stages:
-            raise ValueError("expected train.kd_steps > 0 or train.steps > 0, got 0 for both: there is nothing to train")
+            raise ValueError(
+                "expected train.kd_steps > 0 or train.steps > 0, got 0 for both: there is nothing to train"
+            )
         self.trainer = Trainer(
             stages,
             self.run_dir,
@@ -112,9 +123,7 @@ class Distillation:
         network = copy.deepcopy(self.teacher)
         if cfg.train.kd_steps:
             network.load_state_dict(self.trainer.result("kd"))
-        student = TrainedNetwork(
-            network, cfg.train.student_optimizer, cfg.train.steps, self.accelerator, ema=dmd.ema
-        )
+        student = TrainedNetwork(network, cfg.train.student_optimizer, cfg.train.steps, self.accelerator, ema=dmd.ema)
         fake_updates = dmd.fake_score_warmup_steps + cfg.train.steps * dmd.fake_steps_per_student_step
         rungs = dmd.student_steps if dmd.fake_score_rung_conditioned else 1
         fake_score = TrainedNetwork(
@@ -132,9 +141,7 @@ class Distillation:
             world_size=self.accelerator.num_processes,
         )
         draws = Draws(cfg.seed, "dmd", self.accelerator, cfg.train.batch_size)
-        return DistributionMatching(
-            student, fake_score, pipeline, self.x0, self.cond, dmd, cfg.train.steps, draws
-        )
+        return DistributionMatching(student, fake_score, pipeline, self.x0, self.cond, dmd, cfg.train.steps, draws)
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """States of the teacher's ODE at the student's rungs (N, K + 1, ...) with their conditions; kept in the run folder."""
@@ -205,7 +212,9 @@ class Distillation:
         """The stage whose student is exported: as configured, or the one with the better validation score."""
         if self.cfg.keep != "best":
             if self.cfg.keep not in names:
-                raise ValueError(f"expected keep to be one of the stages that ran ({', '.join(names)}), got {self.cfg.keep}")
+                raise ValueError(
+                    f"expected keep to be one of the stages that ran ({', '.join(names)}), got {self.cfg.keep}"
+                )
             return self.cfg.keep
         return min(names, key=lambda name: self.trainer.scores[name][self.task.primary])
 
@@ -219,7 +228,11 @@ class Distillation:
                 if known.get("data") == cfg.data.model_dump(mode="json"):
                     return known["teacher"], known["floor"], 0.0
         rows = evaluate_teacher(
-            self.teacher, self.task, cfg.teacher.calls, cfg.teacher.ab2_calls, progress=lambda row: _say(f"teacher {row}")
+            self.teacher,
+            self.task,
+            cfg.teacher.calls,
+            cfg.teacher.ab2_calls,
+            progress=lambda row: _say(f"teacher {row}"),
         )
         return rows, self.task.floor(), time.perf_counter() - started
 
@@ -266,9 +279,20 @@ class Distillation:
         return network.eval()
 
 
-def build_data(cfg: Any) -> Task:
-    """The task of ``cfg.data``."""
-    values = cfg.data.model_dump()
+def score_student(run_dir: Path) -> dict[str, dict[str, float]]:
+    """Scores of the exported student of a run, through the very sampler that its users call; keyed by network calls."""
+    cfg = load_config(DistillConfig, run_dir / "config.yaml")
+    task, student = build_data(cfg.data), load_student(run_dir / "student")
+
+    def sampler(steps: int) -> Sampler:
+        return lambda z, noise: student.sample(z, noise=noise, steps=steps, generator=generator_for(0, "sampler"))
+
+    return {str(steps): task.evaluate(sampler(steps)) for steps in student.steps}
+
+
+def build_data(cfg: DataConfig) -> Task:
+    """The task that the config's `data` names."""
+    values = cfg.model_dump()
     if values["symmetry"] is not None and values["symmetry"]["out_rep"] is None:
         values["symmetry"]["out_rep"] = values["symmetry"]["in_rep"]
     return build_task(SimpleNamespace(**values))

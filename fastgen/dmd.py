@@ -187,7 +187,7 @@ class DMDPipeline:
         if self.discriminator is not None and self.features is not None:
             t, x_t = self._diffuse(generated, config.gan_t, generator)
             # Frozen rather than no_grad: this gradient goes through both networks into the sample. The discriminator is
-            # called bare, because DistributedDataParallel would wait for gradients that never come.
+            # called without its wrapper: its weights get no gradient here, so there is nothing to synchronise.
             discriminator = unwrap(self.discriminator)
             with frozen(self.teacher, discriminator), evaluating(self.teacher, discriminator):
                 logits = discriminator(self.features(x_t, t, cond), t, cond)

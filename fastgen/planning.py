@@ -14,7 +14,7 @@ _TRAINED, _TRAINED_EMA, _FROZEN = 4, 5, 1
 
 def plan_distillation(cfg: DistillConfig) -> str:
     """Parameters and memory of the networks of a distillation, after teacher, data and config were seen to fit together."""
-    task, teacher = build_data(cfg), load_teacher(cfg)
+    task, teacher = build_data(cfg.data), load_teacher(cfg)
     x0, cond = task.train.network_inputs()
     check_fit(teacher.eval(), x0, cond)
     parts = [("teacher", teacher, _FROZEN), ("student", teacher, _TRAINED_EMA)]
@@ -26,13 +26,16 @@ def plan_distillation(cfg: DistillConfig) -> str:
 
 def plan_teacher(cfg: TrainTeacherConfig) -> str:
     """Parameters and memory of the training of a teacher."""
-    task = build_data(cfg)
+    task = build_data(cfg.data)
     x0, cond = task.train.network_inputs()
     return _plan([("network", build_network(cfg, task), _TRAINED_EMA)], {"data": (x0.numel() + cond.numel()) * 4})
 
 
 def _plan(parts: list[tuple[str, nn.Module, int]], tensors: dict[str, int]) -> str:
-    lines, total = ["", f"{'':<14}{'parameters':>12}{'memory, MB':>12}   weights, gradients, Adam, EMA; activations come on top"], 0
+    lines, total = (
+        ["", f"{'':<14}{'parameters':>12}{'memory, MB':>12}   weights, gradients, Adam, EMA; activations come on top"],
+        0,
+    )
     for name, network, copies in parts:
         numbers = sum(p.numel() for p in network.parameters())
         size = copies * sum(p.numel() * p.element_size() for p in network.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from torch import nn
 
 from ._files import write_json
-from .config import EMAConfig, TrainTeacherConfig
+from .cli import validate
+from .config import DataConfig, EMAConfig, TrainTeacherConfig
 from .data import Task
 from .distillation import SCORES_FILE, build_data
 from .evaluation import evaluate_teacher, teacher_sampler
-from .export import save_network
+from .export import load_network, save_network
 from .models import build_model
 from .runs import open_run
 from .stages import Draws, FlowMatching, Stage, TrainedNetwork
@@ -26,7 +28,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
     """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the run folder."""
     accelerator = start_accelerator(cfg.train.threads)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
-        task = build_data(cfg)
+        task = build_data(cfg.data)
         torch.manual_seed(cfg.seed)
         initial = build_network(cfg, task)
 
@@ -34,7 +36,9 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             x0, cond = task.train.network_inputs()
             ema = EMAConfig(decay=cfg.train.ema_decay)
             network = TrainedNetwork(initial, cfg.train.optimizer, cfg.train.steps, accelerator, ema=ema)
-            return FlowMatching(network, x0, cond, cfg.train, Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size))
+            return FlowMatching(
+                network, x0, cond, cfg.train, Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size)
+            )
 
         def evaluate(network: nn.Module) -> dict[str, float]:
             return task.evaluate(teacher_sampler(network, task.train, _VALIDATION_CALLS, "ab2"), quick=True)
@@ -67,7 +71,9 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
         dims = {"in_dim": x0.shape[2], "out_dim": x0.shape[2], "cond_dim": cond.shape[2]}
         return build_model({"class": "CondTransformerRegressor", **dims, **options})
     if data.symmetry is None:
-        raise ValueError("model.equivariant needs data.symmetry (group, in_rep, cond_rep), got none; or set model.equivariant=false")
+        raise ValueError(
+            "model.equivariant needs data.symmetry (group, in_rep, cond_rep), got none; or set model.equivariant=false"
+        )
     symmetry: dict[str, Any] = dict(data.symmetry)
     # A token holds `pack` waypoints, each moved by the group in the same way.
     symmetry["in_rep"] = list(symmetry["in_rep"]) * data.pack
@@ -76,15 +82,32 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
 
 
 def hand_over(cfg: TrainTeacherConfig, run_dir: Path, network: nn.Module, task: Task, seconds: float) -> None:
-    """Save the network and, beside it, its scores with the data they were taken on."""
+    """Save the network with what it was trained on, then its scores beside it."""
     folder = run_dir / "teacher"
-    trained = {"seed": cfg.seed, "steps": cfg.train.steps, "seconds": round(seconds, 1)}
-    save_network(folder, network, description={"task": task.name, "path": "linear", "prediction": "flow", **trained})
-    rows = evaluate_teacher(network, task, cfg.calls, cfg.ab2_calls, progress=lambda row: print(f"scoring: {row}", flush=True))
-    write_json(
-        folder / SCORES_FILE,
-        {"data": cfg.data.model_dump(mode="json"), "teacher": rows, "floor": task.floor(), **trained},
+    description = {
+        "task": task.name,
+        "path": "linear",
+        "prediction": "flow",
+        "data": cfg.data.model_dump(mode="json"),
+        "seed": cfg.seed,
+        "steps": cfg.train.steps,
+        "seconds": round(seconds, 1),
+    }
+    save_network(folder, network, description=description)
+    score_teacher(folder, calls=cfg.calls, ab2_calls=cfg.ab2_calls)
+    print(f"teacher: {folder}")
+
+
+def score_teacher(folder: Path, *, calls: Sequence[int], ab2_calls: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Score a saved teacher on the data it names, write ``scores.json`` beside its weights, return its rows."""
+    network, description = load_network(folder)
+    if "data" not in description:
+        raise ValueError(f"expected {folder} to name its data (a folder of recipes/train_teacher.py), got none")
+    task = build_data(validate(DataConfig, description["data"]))
+    rows = evaluate_teacher(
+        network.eval(), task, calls, ab2_calls, progress=lambda row: print(f"scoring: {row}", flush=True)
     )
+    write_json(folder / SCORES_FILE, {"data": description["data"], "teacher": rows, "floor": task.floor()})
     for name, scores in rows.items():
         print(f"{name:>8}  " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
-    print(f"teacher: {folder}")
+    return rows

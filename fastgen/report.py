@@ -6,8 +6,8 @@
     report/score_vs_nfe.png   each score against the number of network calls
     report/training.png       losses of each stage and the validation score
 
-The only module that plots. A thing has one colour in all pictures, from the palette of Okabe and Ito, which colour-blind
-readers can tell apart.
+The only module that plots. A thing has one colour in all pictures, from the palette of Okabe and Ito, which can be told
+apart by colour-blind readers, too.
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ from typing import TYPE_CHECKING, Any
 from ._files import new_folder, plain_json, write_file, write_json
 from .tables import (
     SCORES,
-    by_solver,
+    box_around,
     demonstrations_score,
+    drawable,
     format_table,
     report_page,
     score_blocks,
+    score_curves,
     smooth,
     training_curves,
+    with_aspect,
+    within,
     without_nan,
+    xy_points,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from torch import Tensor
 
 __all__ = ["format_table", "score_figure", "training_figure", "trajectory_figure", "write_report"]
 
@@ -49,11 +53,10 @@ _COLOURS = {
     "other": "#CC79A7",
 }
 _STAGES = {"kd": "KD: regression on teacher pairs", "dmd": "DMD", "flow_matching": "flow matching"}
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.titlesize": 12,
-    "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -78,8 +81,8 @@ def write_report(
         run_dir: folder of the run.
         results: `{"teacher": {"100": {score: value}, "ab2-4": {...}}, "student": {"1": {...}}, "kd": ..., "dmd": ...,
             "floor": {score: value}, "seconds": {...}, "latency": {...}, "selected": "kd" | "dmd", "primary": score}`.
-            Keys of rows are network calls, after the solver and a dash where it isn't Euler. What is missing is left out
-            of tables and pictures.
+            Keys of rows are network calls, after the solver and a dash where it isn't Euler. What is missing is left
+            out of tables and pictures.
         curves: rows of metrics.jsonl: `iteration`, `stage`, `step`, losses and, in some rows, validation scores.
         examples: `Z` (n, T_z, d_z), `X_true` (n, T_x, d_x), `teacher` and `student` (n, K, T_x, d_x) in original units,
             `scene` as a task's `scene()` returns it, `labels` {"teacher": text, "student": text}.
@@ -151,41 +154,46 @@ def _legend(figure: Figure, axes: Any, most: int, order: Sequence[str] = ()) -> 
 def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
     """Samples of teacher and student for the same conditions, over the scene.
 
-    One condition a column (teacher above, student below); or a row (teacher left, student right) where tracks are much
-    longer than wide. The condition is drawn as start and goal where there are obstacles and Z is two points, else as the
-    past track. Of more than two channels the first two are drawn, a single one is drawn against time.
+    One condition a column, teacher above and student below; where tracks are much longer than wide, pairs with the
+    teacher left and the student right. The condition is drawn as start and goal where there are obstacles and Z is two
+    points, else as the past track. Of more than two channels two are drawn, a single one is drawn against time.
 
     Args:
         examples: as for :func:`write_report`; `scene` may hold "x_label" and "y_label", the names of the axes.
     """
     scene, labels = examples.get("scene") or {}, examples.get("labels") or {}
-    z, truth = _points(examples["Z"]), _points(examples["X_true"])
-    paths = {who: _points(examples[who]) for who in ("teacher", "student")}
+    z, truth = xy_points(examples["Z"]), xy_points(examples["X_true"])
+    paths = {who: xy_points(examples[who]) for who in ("teacher", "student")}
     n, equal = len(truth), bool(scene.get("equal", True))
     has_goal = bool(scene.get("obstacles")) and len(z[0]) == 2
-    limits = [_limits(scene, [z[i], truth[i], *paths["teacher"][i], *paths["student"][i]]) for i in range(n)]
-    widths, heights = zip(*((x1 - x0, y1 - y0) for x0, x1, y0, y1 in limits), strict=True)
-    wide = equal and sum(widths) > 1.8 * sum(heights)
+    limits = [box_around(scene, [z[i], truth[i], *paths["teacher"][i], *paths["student"][i]]) for i in range(n)]
+    wide = equal and sum(x1 - x0 for x0, x1, *_ in limits) > 1.8 * sum(y1 - y0 for *_, y0, y1 in limits)
     if wide:
-        inches = [max(0.9, 5.3 * h / w) + 0.3 for w, h in zip(widths, heights, strict=True)]
-        figure, axes = _figure(12.0, sum(inches) + 1.2, n, 2, gridspec_kw={"height_ratios": inches})
+        # Two conditions a row; the narrow column between them is empty.
+        rows = -(-n // 2)
+        figure, grid = _figure(15.0, 2.3 * rows + 1.2, rows, 5, gridspec_kw={"width_ratios": [1, 1, 0.04, 1, 1]})
+        axes = [grid[i // 2][3 * (i % 2) : 3 * (i % 2) + 2] for i in range(n)]
+        for ax in {*grid.flat} - {ax for pair in axes for ax in pair}:
+            ax.set_visible(False)
+        limits = [with_aspect(box, 1.8) for box in limits]
     else:
         figure, grid = _figure(2.6 * n + 0.4, 5.9, 2, n)
-        axes = grid.T
+        axes = list(grid.T)
     for i in range(n):
         for who, ax in zip(paths, axes[i], strict=True):
             _draw_scene(ax, scene, limits[i], equal, frame_only=not wide)
             _draw_samples(ax, z[i], paths[who][i], truth[i], who, has_goal)
-    for who, ax in zip(paths, axes[0], strict=True):
-        style = {"color": _COLOURS[who], "fontweight": "bold", "fontsize": 15}
-        title = str(labels.get(who, who))
-        ax.set_title(title, **style) if wide else ax.set_ylabel(title, **style)
+    for i in range(min(n, 2 if wide else 1)):
+        for who, ax in zip(paths, axes[i], strict=True):
+            style = {"color": _COLOURS[who], "fontweight": "bold", "fontsize": 15}
+            title = str(labels.get(who, who))
+            ax.set_title(title, **style) if wide else ax.set_ylabel(title, **style)
     if wide:
-        for ax in axes[-1]:
-            ax.set_xlabel(scene.get("x_label", "x"))
-        for ax, *_ in axes:
-            ax.set_ylabel(scene.get("y_label", "y"))
-    each = f"{len(paths['teacher'][0])} samples for each of {n} conditions; the same noise for both"
+        figure.supxlabel(str(scene.get("x_label", "")), fontsize=12)
+        figure.supylabel(str(scene.get("y_label", "")), fontsize=12)
+    each = (
+        f"{len(paths['teacher'][0])} samples for each of {n} conditions; teacher and student start from the same noise"
+    )
     figure.suptitle(each, fontsize=12, color=_GREY)
     _legend(figure, axes[0], 6, ("start", "goal", "obstacle", "past (given)"))
     return figure
@@ -227,32 +235,11 @@ def _draw_samples(ax: Axes, z: list, samples: list, truth: list, who: str, has_g
     ax.plot(*z[-1], "o", color=_INK, markersize=7, zorder=5)
 
 
-def _points(values: Tensor | Sequence) -> list:
-    """(..., T, d) as nested lists of (x, y): the first two channels, or the index and the only channel."""
-    import torch
-
-    x = torch.as_tensor(values).detach().cpu().double()
-    if x.shape[-1] == 1:
-        time = torch.arange(1, x.shape[-2] + 1, dtype=x.dtype).expand(x.shape[:-1])
-        x = torch.stack([time, x[..., 0]], dim=-1)
-    return x[..., :2].tolist()
-
-
-def _limits(scene: Mapping[str, Any], paths: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float, float, float]:
-    """The scene's limits, or a box with a margin around everything that will be drawn."""
-    if scene.get("limits") is not None:
-        x0, x1, y0, y1 = scene["limits"]
-        return x0, x1, y0, y1
-    xs, ys = ([p[k] for path in paths for p in path if math.isfinite(p[k])] or [0.0] for k in (0, 1))
-    margin = 0.05 * max(max(xs) - min(xs), max(ys) - min(ys), 1e-9)
-    return min(xs) - margin, max(xs) + margin, min(ys) - margin, max(ys) + margin
-
-
 # ---- Scores -------------------------------------------------------------------------------------------------------
 
 
 def score_figure(results: Mapping[str, Any]) -> Figure:
-    """Small multiples: each score against the number of network calls, for the teacher by each solver and for the students.
+    """Small multiples: each score against the number of network calls, for the teacher's solvers and the students.
 
     Args:
         results: as for :func:`write_report`.
@@ -265,7 +252,7 @@ def score_figure(results: Mapping[str, Any]) -> Figure:
             ax.set_visible(False)
         for ax, name in zip(row, names, strict=False):
             title, good, scale = SCORES.get(name, (name.replace("_", " "), "", "linear"))
-            ax.set_title(title + "\n")
+            ax.set_title(title + "\n", fontweight="bold")
             ax.text(0.5, 1.03, good, transform=ax.transAxes, ha="center", color=_GREY)
             _draw_score(ax, results, name + suffix, scale)
             if suffix == list(blocks)[-1]:
@@ -281,8 +268,8 @@ def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> 
     floor = results.get("floor") or {}
     levels = [("demonstrations", demonstrations_score(floor, name), _INK, "--")]
     levels.append(("constant velocity", floor.get(f"cv_{name}"), _GREY, ":"))
-    levels = [(label, value, *style) for label, value, *style in levels if _drawable(value, scale)]
-    curves = {label: points for label, points in _score_curves(results, name, scale) if points}
+    levels = [(label, value, *style) for label, value, *style in levels if drawable(value, scale)]
+    curves = {label: points for label, points in score_curves(results, name, scale) if points}
     if not curves and not levels:
         ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", color=_GREY)
         return
@@ -302,29 +289,14 @@ def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> 
         ax.plot(list(points), list(points.values()), label=label, **style)
         for k, value in points.items():
             if not bottom <= value <= top:
-                edge, offset = (top, -14) if value > top else (bottom, 6)
-                where = {"xytext": (7, offset), "textcoords": "offset points", "color": style["color"], "fontsize": 10}
+                edge, offset = (top, -17) if value > top else (bottom, 8)
+                where = {"xytext": (0, offset), "textcoords": "offset points", "ha": "center", "fontsize": 10}
                 ax.plot(
                     k, edge, "^" if value > top else "v", color=style["color"], markersize=8, clip_on=False, zorder=6
                 )
-                ax.annotate(f"{value:.2g}", (k, edge), **where)
+                ax.annotate(f"{value:.2g}", (k, edge), color=style["color"], **where)
     for label, value, colour, line in levels:
         ax.axhline(value, color=colour, linestyle=line, linewidth=1.7, label=label, zorder=2)
-
-
-def _score_curves(results: Mapping[str, Any], name: str, scale: str) -> list[tuple[str, dict[int, float]]]:
-    """(label, {calls: value}) in drawing order."""
-    rows = [
-        (f"teacher, {'Euler' if solver == 'euler' else solver.upper()}", points)
-        for solver, points in by_solver(results.get("teacher")).items()
-    ]
-    rows.append(("student (exported)", by_solver(results.get("student")).get("euler", {})))
-    rows.append(("KD only", by_solver(results.get("kd")).get("euler", {})))
-    rows.append(("KD + DMD" if results.get("kd") else "DMD", by_solver(results.get("dmd")).get("euler", {})))
-    return [
-        (label, {k: _within(points[k][name], scale) for k in sorted(points) if _drawable(points[k].get(name), scale)})
-        for label, points in rows
-    ]
 
 
 def _curve_style(label: str) -> dict[str, Any]:
@@ -338,27 +310,18 @@ def _curve_style(label: str) -> dict[str, Any]:
     return {**style, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 5}
 
 
-def _drawable(value: Any, scale: str) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and not (scale == "log" and value <= 0)
-
-
-def _within(value: float, scale: str) -> float:
-    # A success of 1 is at infinity on a logit axis; no evaluation here can tell 0.9999 from it.
-    return min(max(value, 0.02), 0.9999) if scale == "logit" else value
-
-
 def _score_axes(ax: Axes, scale: str, low: float, high: float, calls: Sequence[int]) -> None:
     """A log2 axis of calls with a tick for each of them, a vertical axis with few ticks that are plain numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
     if calls:
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(FixedLocator(calls))
+        ax.xaxis.set_major_locator(FixedLocator(_spaced(calls)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
         ax.set_xlim(calls[0] / 1.45, calls[-1] * 1.35)
     if scale == "logit":
         ax.set_yscale("logit")
-        odds = [p / (1 - p) for p in (_within(low, scale), _within(high, scale))]
+        odds = [p / (1 - p) for p in (within(low, scale), within(high, scale))]
         ax.set_ylim(*(odd / (1 + odd) for odd in (odds[0] / 1.7, odds[1] * 1.7)))
         ax.yaxis.set_major_locator(FixedLocator([0.02, 0.1, 0.5, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9997]))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g} %"))
@@ -371,8 +334,17 @@ def _score_axes(ax: Axes, scale: str, low: float, high: float, calls: Sequence[i
         ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
+def _spaced(calls: Sequence[int]) -> list[int]:
+    """Those of `calls` whose labels don't touch on a log2 axis; powers of two go first."""
+    kept: list[int] = []
+    for k in sorted(calls, key=lambda k: (k & (k - 1) != 0, -k)):
+        if all(abs(math.log2(k / other)) > 0.5 for other in kept):
+            kept.append(k)
+    return kept
+
+
 def _log_axis(ax: Axes, low: float, high: float) -> None:
-    """A vertical log axis from below `low` to above `high`, with ticks at 1, 2 and 5 (or more, if these are too few)."""
+    """A vertical log axis from below `low` to above `high`, with ticks at 1, 2, 5 (or more, if these are too few)."""
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
     bottom, top = low / 1.2, high * 1.2
@@ -406,7 +378,8 @@ def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, An
             ax.plot(*zip(*smooth(points), strict=True), color=colour, label=name.replace("_", " "))
         values = [value for points in losses.values() for _, value in points]
         _log_axis(ax, min(values), max(values))
-        ax.set(title=_STAGES.get(stage, stage), xlabel="update", ylabel="loss")
+        ax.set_title(_STAGES.get(stage, stage), fontweight="bold")
+        ax.set(xlabel="update", ylabel="loss")
         ax.legend(frameon=False)
     if validation:
         ax = axes[0][-1]
@@ -416,7 +389,8 @@ def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, An
             ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=label)
         primary = str(results.get("primary"))
         title, good, _ = SCORES.get(primary, (primary.replace("_", " "), "lower is better", ""))
-        ax.set(title=f"validation: {title}", xlabel="update, all stages", ylabel=good)
+        ax.set_title(f"validation: {title}", fontweight="bold")
+        ax.set(xlabel="update, all stages", ylabel=good)
         ax.legend(frameon=False)
     if not stages and not validation:
         axes[0][0].set(title="no training in this run", xticks=[], yticks=[])

@@ -76,7 +76,9 @@ def _check_same(saved: Path, cfg: BaseModel) -> None:
     different = [key for key in different if key.rsplit(".", 1)[-1] not in _FREE_KEYS]
     if different:
         said = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in different[:5])
-        raise ValueError(f"{saved.parent} holds a run of another config ({said}): resume with its own, or choose another run_dir")
+        raise ValueError(
+            f"{saved.parent} holds a run of another config ({said}): resume with its own, or choose another run_dir"
+        )
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -263,7 +263,9 @@ class DistributionMatching:
     def update(self, step: int) -> dict[str, Tensor | float]:
         logs: dict[str, Tensor | float] = {}
         if step >= self.warmup:
-            losses = self.pipeline.compute_student_loss(*self._batch(step, "student"), **self._generator(step, "student"))
+            losses = self.pipeline.compute_student_loss(
+                *self._batch(step, "student"), **self._generator(step, "student")
+            )
             logs |= {name: value.detach() for name, value in losses.items()}
             logs |= self.student.update(losses["total"], step - self.warmup)
         fake_updates = self.dmd.fake_steps_per_student_step if step >= self.warmup else 1

@@ -1,21 +1,30 @@
-"""The numbers of a report as text, and in the order its pictures draw them."""
+"""The numbers of a report: as text, and as its pictures need them. Plots nothing itself."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
 
 __all__ = [
     "SCORES",
+    "box_around",
     "by_solver",
     "demonstrations_score",
+    "drawable",
     "format_table",
     "report_page",
     "score_blocks",
+    "score_curves",
     "smooth",
     "training_curves",
+    "within",
+    "with_aspect",
     "without_nan",
+    "xy_points",
 ]
 
 # Score -> (what a person calls it, which way is good, scale of its axis).
@@ -49,7 +58,7 @@ def score_blocks(results: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def by_solver(rows: Rows | None) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """{"1": scores, "ab2-4": scores} -> {"euler": {1: scores}, "ab2": {4: scores}}; other keys name no number of calls."""
+    """{"1": scores, "ab2-4": scores} -> {"euler": {1: scores}, "ab2": {4: scores}}; other keys are left out."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     for key, scores in (rows or {}).items():
         solver, _, calls = str(key).rpartition("-")
@@ -59,15 +68,41 @@ def by_solver(rows: Rows | None) -> dict[str, dict[int, Mapping[str, Any]]]:
 
 
 def demonstrations_score(floor: Mapping[str, Any] | None, name: str) -> float | None:
-    """What demonstrations score: the exact expectation where the task gives one (`mode_error_floor_near`), else measured."""
+    """The demonstrations' own score: exact where the task knows it (`mode_error_floor_near`), else measured."""
     base, near = name.removesuffix("_near"), "_near" if name.endswith("_near") else ""
     return (floor or {}).get(f"{base}_floor{near}", (floor or {}).get(name))
+
+
+def score_curves(results: Mapping[str, Any], name: str, scale: str) -> list[tuple[str, dict[int, float]]]:
+    """(label, {calls: value}) in drawing order."""
+    rows = [
+        (f"teacher, {'Euler' if solver == 'euler' else solver.upper()}", points)
+        for solver, points in by_solver(results.get("teacher")).items()
+    ]
+    rows.append(("student (exported)", by_solver(results.get("student")).get("euler", {})))
+    rows.append(("KD only", by_solver(results.get("kd")).get("euler", {})))
+    rows.append(("KD + DMD" if results.get("kd") else "DMD", by_solver(results.get("dmd")).get("euler", {})))
+    return [
+        (label, {k: within(points[k][name], scale) for k in sorted(points) if drawable(points[k].get(name), scale)})
+        for label, points in rows
+    ]
+
+
+def drawable(value: Any, scale: str) -> TypeGuard[float]:
+    """Whether a score is a finite number that an axis of that scale can show."""
+    return isinstance(value, int | float) and math.isfinite(value) and not (scale == "log" and value <= 0)
+
+
+def within(value: float, scale: str) -> float:
+    """The score, moved inside the open interval that a logit axis shows."""
+    # A success of 1 is at infinity on a logit axis; no evaluation here can tell 0.9999 from it.
+    return min(max(value, 0.02), 0.9999) if scale == "logit" else value
 
 
 def format_table(results: Mapping[str, Any]) -> str:
     """The scores as plain text for a terminal.
 
-    One row per sampler and number of network calls, one block of columns per set of conditions; then seconds and latency.
+    One row per sampler and number of network calls, one block of columns per set of conditions; seconds; latency.
 
     Args:
         results: as for :func:`fastgen.report.write_report`.
@@ -75,6 +110,8 @@ def format_table(results: Mapping[str, Any]) -> str:
     rows, blocks = _rows(results), []
     titles = {"": "all conditions", "_near": "near opposition"} if len(score_blocks(results)) > 1 else {"": ""}
     for suffix, names in score_blocks(results).items():
+        if not names:
+            continue
         lines = [[titles[suffix], *names]]
         lines += [[label, *(_number(scores.get(name + suffix)) for name in names)] for label, scores in rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -133,7 +170,7 @@ def report_page(results: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """report.md: the table, what its columns mean, the pictures."""
     captions = {
         "trajectories.png": "Samples of teacher and student for the same conditions, from the same noise.",
-        "score_vs_nfe.png": "Quality against cost: each dot is a sampler, its cost is the number of network calls (NFE).",
+        "score_vs_nfe.png": "Quality against cost: each dot is a sampler, its cost the number of network calls (NFE).",
         "training.png": "Losses of each stage, and the score on a small validation set during training.",
     }
     parts = ["# Report", "```text\n" + format_table(results) + "\n```"]
@@ -146,6 +183,7 @@ def report_page(results: Mapping[str, Any], pictures: Sequence[str]) -> str:
 
 
 Curve = list[tuple[float, float]]
+Box = tuple[float, float, float, float]
 
 
 def training_curves(
@@ -166,13 +204,13 @@ def training_curves(
     for count, row in enumerate(rows):
         stage, step = str(row.get("stage", "training")), row.get("step", count)
         found = {k: v for k, v in row.items() if k not in scores | _BOOKKEEPING and not k.endswith("grad_norm")}
-        found = {k: v for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v) and v > 0}
+        found = {k: v for k, v in found.items() if drawable(v, "log")}
         # `loss` and `total` repeat the named losses where there are any.
         for name, value in ({k: v for k, v in found.items() if k not in ("loss", "total")} or found).items():
             losses.setdefault(stage, {}).setdefault(name, []).append((step, value))
         score = row.get(primary) if primary is not None else None
-        if isinstance(score, int | float) and math.isfinite(score):
-            validation.setdefault(stage, []).append((row.get("iteration", step), score))
+        if drawable(score, "linear"):
+            validation.setdefault(stage, []).append((row.get("iteration", step), float(score)))
     return losses, validation
 
 
@@ -182,3 +220,32 @@ def smooth(points: Curve) -> Curve:
     windows = [points[max(0, i - half) : i + half + 1] for i in range(len(points))]
     means = [math.exp(sum(math.log(y) for _, y in window) / len(window)) for window in windows]
     return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
+
+
+def xy_points(values: Tensor | Sequence) -> list:
+    """(..., T, d) as nested lists of (x, y): the first two channels, or the index and the only channel."""
+    x = torch.as_tensor(values).detach().cpu().double()
+    if x.shape[-1] == 1:
+        time = torch.arange(1, x.shape[-2] + 1, dtype=x.dtype).expand(x.shape[:-1])
+        x = torch.stack([time, x[..., 0]], dim=-1)
+    return x[..., :2].tolist()
+
+
+def box_around(
+    scene: Mapping[str, Any], paths: Sequence[Sequence[Sequence[float]]]
+) -> tuple[float, float, float, float]:
+    """The scene's limits, or a box with a margin around everything that will be drawn."""
+    if scene.get("limits") is not None:
+        x0, x1, y0, y1 = scene["limits"]
+        return x0, x1, y0, y1
+    xs, ys = ([p[k] for path in paths for p in path if math.isfinite(p[k])] or [0.0] for k in (0, 1))
+    margin = 0.05 * max(max(xs) - min(xs), max(ys) - min(ys), 1e-9)
+    return min(xs) - margin, max(xs) + margin, min(ys) - margin, max(ys) + margin
+
+
+def with_aspect(box: Sequence[float], aspect: float) -> Box:
+    """The smallest box around `box`, with the same centre, that is `aspect` times as wide as high."""
+    x0, x1, y0, y1 = box
+    width, height = max(x1 - x0, aspect * (y1 - y0)), max(y1 - y0, (x1 - x0) / aspect)
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return x - width / 2, x + width / 2, y - height / 2, y + height / 2

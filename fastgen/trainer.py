@@ -39,10 +39,14 @@ def start_accelerator(threads: int | None = None) -> Accelerator:
     """
     accelerator = Accelerator()
     if accelerator.device.type == "cpu":
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(threads or max(1, cores // local))
+        use_all_cores(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     return accelerator
+
+
+def use_all_cores(threads: int | None = None, *, processes: int = 1) -> None:
+    """Set torch's CPU threads: `threads`, or an equal share of the cores this process may run on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // processes))
 
 
 class Trainer:
@@ -127,7 +131,11 @@ class Trainer:
     def _bar(self, stage: Stage) -> Any:
         title = f"{self.position + 1}/{len(self.stages)} {stage.name}"
         return tqdm(
-            total=stage.steps, initial=self.step, desc=title, disable=not self.accelerator.is_main_process, mininterval=0.5
+            total=stage.steps,
+            initial=self.step,
+            desc=title,
+            disable=not self.accelerator.is_main_process,
+            mininterval=0.5,
         )
 
     def _log(self, row: dict[str, Any]) -> None:

@@ -52,3 +52,13 @@ def slope(errors: dict[int, float]) -> float:
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard normal numbers of a fixed seed."""
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+class ConjugatedTeacher(GaussianTeacher):
+    """The Gaussian flow seen through y = sinh(x): nonlinear in the state, so no solver is better than its order."""
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return (1 + x_t**2).sqrt() * super().forward(torch.asinh(x_t), t, cond)
+
+    def carry(self, x: Tensor, t: float, s: float, cond: Tensor | None = None) -> Tensor:
+        return torch.sinh(super().carry(torch.asinh(x), t, s, cond))

@@ -23,7 +23,13 @@ LAYERS = [
 ]
 ALLOWED = {
     "accelerate": {"trainer.py"},
-    "escnn": {"models/groups.py", "models/elayers.py", "models/etransformer.py", "models/equivariance.py", "models/specs.py"},
+    "escnn": {
+        "models/groups.py",
+        "models/elayers.py",
+        "models/etransformer.py",
+        "models/equivariance.py",
+        "models/specs.py",
+    },
     "matplotlib": {"report.py"},
 }
 
@@ -91,7 +97,11 @@ def test_plain_import_loads_no_heavy_library():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # torch itself may load some of these on some systems, so compare with torch alone.
     base = subprocess.run(
-        [sys.executable, "-c", code.replace("fastgen, fastgen.models, fastgen.samplers, fastgen.flow_matching", "torch")],
+        [
+            sys.executable,
+            "-c",
+            code.replace("fastgen, fastgen.models, fastgen.samplers, fastgen.flow_matching", "torch"),
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from fastgen.metrics import energy_distance, energy_score, min_ade, min_fde, pairwise_distances
 
 F64 = torch.float64

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from escnn.group import directsum
+
 from fastgen.models.groups import irrep_blocks, rep_matrices
 from fastgen.models.specs import parse_group, parse_representation
 from fastgen.normalizer import Normalizer, pack_tokens, unpack_tokens
@@ -129,7 +130,11 @@ def test_the_normalizer_keeps_its_own_copy():
         (lambda: Normalizer.fit(torch.randn(3)), ValueError, r"got \(3,\)"),
         (lambda: Normalizer.fit(torch.tensor([[0.0, 1.0], [1.0, float("nan")]])), ValueError, "NaN"),
         (lambda: Normalizer.fit(torch.tensor([[0.0, 7.0], [1.0, 7.0]])), ValueError, "constant channel 1"),
-        (lambda: Normalizer.identity(2).normalize(torch.zeros(4, 3)), ValueError, r"x of shape \(..., 2\), got \(4, 3\)"),
+        (
+            lambda: Normalizer.identity(2).normalize(torch.zeros(4, 3)),
+            ValueError,
+            r"\(..., 2\), got \(4, 3\)",
+        ),
         (lambda: Normalizer.identity(2).denormalize(torch.zeros(4, 3)), ValueError, r"y of shape \(..., 2\)"),
         (lambda: Normalizer.identity(2).normalize(torch.zeros(4, 2).int()), TypeError, "floating-point"),
         (lambda: Normalizer.from_state({"mean": [0.0]}), ValueError, r"mean and scale, got \['mean'\]"),

@@ -169,6 +169,22 @@ def load_grouped(
     )
 
 
+def load_conditions(path: str | Path) -> Tensor:
+    """`Z` (B, T_z, d_z) of an `.npz` or `.safetensors` file, float32.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: no file, no `Z`, a wrong rank, numbers that aren't finite.
+    """
+    tensors = _read_tensors(Path(path))
+    if "Z" not in tensors:
+        raise ValueError(f"expected Z in {path}, got {sorted(tensors) or 'nothing'}")
+    Z = _floats("Z", tensors["Z"])
+    if Z.ndim != 3 or Z.numel() == 0:
+        raise ValueError(f"expected Z of shape (B, T_z, d_z), got {tuple(Z.shape)}")
+    _check_finite("Z", Z)
+    return Z
+
+
 def cut_windows(
     actions: Tensor,
     observations: Tensor,

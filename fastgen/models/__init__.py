@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from fastgen.models.equivariance import check_equivariance, fold
     from fastgen.models.etransformer import eCondTransformerRegressor
-    from fastgen.models.groups import irrep_blocks, rep_matrices
+    from fastgen.models.groups import irrep_blocks, rep_matrices, representation
     from fastgen.models.specs import (
         describe_group,
         describe_representation,
@@ -62,6 +62,7 @@ __all__ = [
     "parse_group",
     "parse_representation",
     "rep_matrices",
+    "representation",
 ]
 
 # The names that need escnn, by the module that defines them: imported on first use, since a distilled student runs without escnn.
@@ -70,7 +71,7 @@ _LAZY = {
     **dict.fromkeys(("eTransformerEncoderLayer", "eTransformerDecoderLayer"), "elayers"),
     "eCondTransformerRegressor": "etransformer",
     **dict.fromkeys(("check_equivariance", "fold"), "equivariance"),
-    **dict.fromkeys(("irrep_blocks", "rep_matrices"), "groups"),
+    **dict.fromkeys(("irrep_blocks", "rep_matrices", "representation"), "groups"),
     **dict.fromkeys(("describe_group", "describe_representation", "parse_group", "parse_representation"), "specs"),
 }
 
@@ -108,7 +109,9 @@ def build_model(config: dict[str, Any]) -> nn.Module:
             if arguments.get(key) is not None:
                 arguments[key] = parse_representation(group, arguments[key])
     else:
-        raise ValueError(f"unknown model class {name!r}, expected one of: CondTransformerRegressor, eCondTransformerRegressor")
+        raise ValueError(
+            f"unknown model class {name!r}, expected one of: CondTransformerRegressor, eCondTransformerRegressor"
+        )
     try:
         return model_class(**arguments)
     except TypeError as error:

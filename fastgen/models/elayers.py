@@ -26,7 +26,7 @@ from fastgen.models.groups import (
     check_representation,
     invariant_basis,
     irrep_columns,
-    kernel_indices,
+    kernel_selector,
     regular_copies,
     regular_stack,
     rep_matrices,
@@ -43,6 +43,7 @@ from fastgen.models.layers import (
     initialise_,
 )
 from fastgen.models.regressor import check_positive_int, check_probability
+from fastgen.models.specs import describe_group, describe_representation, parse_group, parse_representation
 
 __all__ = [
     "eLayerNorm",
@@ -55,11 +56,37 @@ __all__ = [
 ]
 
 
-class Typed(nn.Module):
+class SharedRepresentations(nn.Module):
+    """Keeps one escnn object per representation: copies of the module share it (deep-copying one copies its whole group), and pickling
+    writes its description instead, since escnn's objects hold local functions."""
+
+    def _reps(self) -> dict[str, Representation]:
+        return {name: value for name, value in self.__dict__.items() if isinstance(value, Representation)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedRepresentations:
+        memo.update({id(rep): rep for rep in self._reps().values()})
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return clone
+
+    def __getstate__(self) -> dict[str, Any]:
+        reps = {name: (describe_group(rep.group), describe_representation(rep)) for name, rep in self._reps().items()}
+        return {**self.__dict__, **reps, "_described": list(reps)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        for name in state.pop("_described"):
+            group, description = state[name]
+            state[name] = parse_representation(parse_group(group), description)
+        super().__setstate__(state)
+
+
+class Typed(SharedRepresentations):
     """A module that knows how its input and output transform, and the constants that follow from it.
 
-    Representations are shared by copies of the module: deep-copying one would copy its whole group. Constants are non-persistent buffers
-    cast from float64 masters whenever the module moves or changes dtype, so that ``.float().double()`` loses no digit.
+    Constants are non-persistent buffers, cast anew from float64 masters whenever the module moves or changes dtype, so that
+    ``.float().double()`` loses no digit. A master of None stands for the table that all layers of the group share.
     """
 
     in_rep: Representation
@@ -73,56 +100,28 @@ class Typed(nn.Module):
             raise ValueError(
                 f"expected in_rep and out_rep of one group, got {in_rep.group.name} and {out_rep.group.name}"
             )
-        self._masters: dict[str, Tensor] = {}
+        self._masters: dict[str, Tensor | None] = {}
 
-    def _constant(self, name: str, master: Tensor) -> None:
+    def _constant(self, name: str, master: Tensor | None) -> None:
         """Register a constant; floating ones are kept in float32 or above."""
         self._masters[name] = master
-        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32) if master.is_floating_point() else master.dtype
-        self.register_buffer(name, master.to(dtype), persistent=False)
+        reference = torch.empty(0)  # of the default dtype and device
+        self.register_buffer(name, self._cast(master, reference), persistent=False)
+
+    def _cast(self, master: Tensor | None, reference: Tensor) -> Tensor:
+        dtype = torch.promote_types(reference.dtype, torch.float32)
+        if master is None:
+            return kernel_selector(self.in_rep.group, dtype, reference.device)
+        return master.to(device=reference.device, dtype=dtype if master.is_floating_point() else master.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Typed:
         super()._apply(fn, recurse)
         for name, master in self._masters.items():
-            buffer = getattr(self, name)
-            dtype = torch.promote_types(buffer.dtype, torch.float32) if master.is_floating_point() else master.dtype
-            setattr(self, name, master.to(device=buffer.device, dtype=dtype))
+            setattr(self, name, self._cast(master, getattr(self, name)))
         return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Typed:
-        for shared in (self.in_rep, self.out_rep, self._masters):
-            memo[id(shared)] = shared
-        clone = self.__class__.__new__(self.__class__)
-        memo[id(self)] = clone
-        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return clone
 
     def extra_repr(self) -> str:
         return f"{self.in_rep} -> {self.out_rep}"
-
-
-class GroupKernel(torch.autograd.Function):
-    """W[(o, g), (i, h)] = k[o, i, g^-1 h]; the gradient gathers and sums, dk[o, i, u] = sum_g dW[(o, g), (i, g u)], without a scatter."""
-
-    @staticmethod
-    def forward(kernel: Tensor, quotient: Tensor, product: Tensor) -> Tensor:
-        m_out, m_in, order = kernel.shape
-        gathered = kernel.reshape(-1, order).index_select(1, quotient).view(m_out, m_in, order, order)
-        return gathered.permute(0, 2, 1, 3).reshape(m_out * order, m_in * order)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        kernel, _, product = inputs
-        ctx.shape = kernel.shape
-        ctx.save_for_backward(product)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (product,) = ctx.saved_tensors
-        m_out, m_in, order = ctx.shape
-        blocks = grad.view(m_out, order, m_in, order).permute(0, 2, 1, 3).reshape(-1, order * order)
-        offsets = torch.arange(order, device=product.device).repeat_interleave(order) * order
-        return blocks.index_select(1, product + offsets).view(m_out, m_in, order, order).sum(2), None, None
 
 
 class Invariant(Typed):
@@ -139,7 +138,8 @@ class Invariant(Typed):
     def embed(self, coefficients: Tensor) -> Tensor:
         """Vectors of the invariant subspace from coefficients (..., num_invariants): constant over each regular copy, or B c in a basis B."""
         if self.copies:
-            return coefficients.repeat_interleave(self.out_rep.group.order(), dim=-1)
+            order = self.out_rep.group.order()
+            return coefficients.unsqueeze(-1).expand(*coefficients.shape, order).flatten(-2)
         basis: Tensor = self.invariants  # pyright: ignore[reportAssignmentType]
         return (coefficients.to(basis.dtype) @ basis.T).to(coefficients.dtype)
 
@@ -159,15 +159,16 @@ class eLinear(Invariant, LinearMap):
         ValueError: representations of different groups, infinite groups, matrices that are not orthogonal, an unknown basis.
     """
 
-    def __init__(self, in_rep: Representation, out_rep: Representation, bias: bool = True, *, basis: str = "auto") -> None:
+    def __init__(
+        self, in_rep: Representation, out_rep: Representation, bias: bool = True, *, basis: str = "auto"
+    ) -> None:
         super().__init__(in_rep, out_rep)
         check_basis(basis)
         in_copies, out_copies, order = regular_copies(in_rep), self.copies, in_rep.group.order()
         self.fused = 1
         if in_copies and out_copies:
             self.kind, shape = "kernel", (out_copies, in_copies, order)
-            for name, table in zip(("quotient", "product"), kernel_indices(in_rep.group), strict=True):
-                self._constant(name, table)
+            self._constant("selector", None)
         elif in_copies or out_copies:
             self.kind, small = ("lower", out_rep) if in_copies else ("lift", in_rep)
             shape = (in_copies or out_copies, small.size)
@@ -182,7 +183,9 @@ class eLinear(Invariant, LinearMap):
     def _build_blocks(self) -> int:
         """Bases of the irreps that both representations contain; returns the number of degrees of freedom."""
         sources, targets = irrep_columns(self.in_rep), irrep_columns(self.out_rep)
-        self.blocks: list[tuple[int, int, int]] = []  # multiplicity out, multiplicity in, dimension of the endomorphisms
+        self.blocks: list[
+            tuple[int, int, int]
+        ] = []  # multiplicity out, multiplicity in, dimension of the endomorphisms
         for irrep_id in (i for i in targets if i in sources):
             algebra = torch.from_numpy(np.ascontiguousarray(self.in_rep.group.irrep(*irrep_id).endomorphism_basis()))
             n = len(self.blocks)
@@ -195,7 +198,11 @@ class eLinear(Invariant, LinearMap):
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """Expand to the dense matrix (out, in) and bias (out,), differentiably, in the dtype of the parameters."""
         if self.kind == "kernel":
-            weight = GroupKernel.apply(self.weight, self.quotient, self.product)
+            selector: Tensor = self.selector  # pyright: ignore[reportAssignmentType]
+            m_out, m_in, order = self.weight.shape
+            blocks = (self.weight.to(selector.dtype).view(-1, order) @ selector).to(self.weight.dtype)
+            blocks = blocks.view(m_out, m_in, order, order).permute(0, 2, 1, 3)
+            weight = blocks.reshape(m_out * order, m_in * order)
         elif self.kind == "blocks":
             weight = self._dense_blocks()
         else:
@@ -275,33 +282,41 @@ class eRMSNorm(Invariant):
 
     Args:
         in_rep: representation of the features.
+        affine: whether there is an S.
     """
 
-    def __init__(self, in_rep: Representation) -> None:
+    def __init__(self, in_rep: Representation, *, affine: bool = True) -> None:
         super().__init__(in_rep, in_rep)
-        self.weight = nn.Parameter(torch.empty(self.copies or len(in_rep.irreps)))
-        if not self.copies:
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        if affine:
+            self.weight = nn.Parameter(torch.ones(self.copies or len(in_rep.irreps)))
+        if affine and not self.copies:
             columns, sizes = [], []
             for irrep_id, parts in irrep_columns(in_rep).items():
                 columns.append(parts.flatten(1))
                 sizes += [in_rep.group.irrep(*irrep_id).size] * parts.shape[1]
             self._constant("basis", torch.cat(columns, dim=1))
             self._constant("owner", torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)))
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
+        for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):
+            if parameter is not None:
+                nn.init.constant_(parameter, value)
 
-    def scale(self) -> Tensor:
-        """The affine part: per-channel scales (D,) for regular copies, else a matrix (D, D) that commutes with the group."""
-        if self.copies:
-            return self.weight.repeat_interleave(self.in_rep.group.order())
-        basis: Tensor = self.basis  # pyright: ignore[reportAssignmentType]
-        return ((basis * self.weight.to(basis.dtype)[self.owner]) @ basis.T).to(self.weight.dtype)
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and shift: per channel (D,) on regular copies; elsewhere the scale is a matrix (D, D) that commutes with the group."""
+        scale, shift = self.weight, self.bias
+        if scale is not None and self.copies:
+            scale = self.embed(scale)
+        elif scale is not None:
+            basis: Tensor = self.basis  # pyright: ignore[reportAssignmentType]
+            scale = ((basis * scale.to(basis.dtype)[self.owner]) @ basis.T).to(scale.dtype)
+        return scale, None if shift is None else self.embed(shift)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.scale()
-        if self.copies:
+        scale, _ = self.affine()
+        if self.copies or scale is None:
             return F.rms_norm(x, (self.in_rep.size,), scale, NORM_EPS)
         return F.rms_norm(x, (self.in_rep.size,), None, NORM_EPS) @ scale
 
@@ -314,26 +329,23 @@ class eLayerNorm(eRMSNorm):
 
     Args:
         in_rep: representation of the features.
+        affine: whether there are S and b.
     """
 
-    def __init__(self, in_rep: Representation) -> None:
-        super().__init__(in_rep)
-        self.bias = nn.Parameter(torch.zeros(self.num_invariants)) if self.num_invariants else None
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if getattr(self, "bias", None) is not None:
-            nn.init.zeros_(self.bias)  # pyright: ignore[reportArgumentType]
+    def __init__(self, in_rep: Representation, *, affine: bool = True) -> None:
+        super().__init__(in_rep, affine=affine)
+        if affine and self.num_invariants:
+            self.bias = nn.Parameter(torch.zeros(self.num_invariants))
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.embed(self.bias)
+        scale, shift = self.affine()
         if self.copies:
-            return F.layer_norm(x, (self.in_rep.size,), self.scale(), bias, NORM_EPS)
-        if bias is None:
-            return super().forward(x)
-        basis: Tensor = self.invariants.to(x.dtype)  # pyright: ignore[reportAssignmentType]
-        centred = x - (x @ basis).mean(-1, keepdim=True) * basis.sum(1)
-        return super().forward(centred) + bias
+            return F.layer_norm(x, (self.in_rep.size,), scale, shift, NORM_EPS)
+        if self.num_invariants:
+            basis: Tensor = self.invariants.to(x.dtype)  # pyright: ignore[reportAssignmentType]
+            x = x - (x @ basis).mean(-1, keepdim=True) * basis.sum(1)
+        y = super().forward(x)
+        return y if shift is None else y + shift
 
 
 class eDropout(Typed):
@@ -367,14 +379,14 @@ class EquivariantKit:
         """Regular copies, on which a pointwise nonlinearity is equivariant, of at least four times the dimension."""
         return regular_stack(space.group, -(-4 * space.size // space.group.order()))
 
-    def check_heads(self, space: Representation, num_heads: int) -> None:
-        check_positive_int("num_attention_heads", num_heads)
+    def check_heads(self, space: Representation, num_heads: int, name: str) -> None:
+        check_positive_int(name, num_heads)
         copies = regular_copies(space)
         if copies:
             if copies % num_heads:
                 raise ValueError(
-                    f"expected num_attention_heads to divide the number of regular copies, "
-                    f"embedding_dim / |G| = {space.size} / {space.group.order()} = {copies}, got {num_heads}"
+                    f"expected {name} to divide the number of regular copies, {space.size} / |G| = "
+                    f"{space.size} / {space.group.order()} = {copies}, got {num_heads}"
                 )
             return
         head = -(-space.size // num_heads)
@@ -383,7 +395,7 @@ class EquivariantKit:
             np.abs(space(g) * (1 - blocks)).max() > 1e-8 for g in space.group.generators or [space.group.identity]
         ):
             raise ValueError(
-                f"expected num_attention_heads to split in_rep into {num_heads} invariant parts of equal size, got {space}"
+                f"expected {name} to split in_rep into invariant parts of equal size, got {num_heads} for {space}"
             )
 
     def linear(self, source: Representation, target: Representation, bias: bool = True) -> nn.Module:
@@ -392,9 +404,16 @@ class EquivariantKit:
     def lift(self, in_dim: int, space: Representation) -> nn.Module:
         return InvariantLift(in_dim, space)
 
-    def norm(self, space: Representation, norm_module: str) -> nn.Module:
+    def norm(self, space: Representation, norm_module: str, affine: bool = True) -> nn.Module:
         check_norm_module(norm_module)
-        return eRMSNorm(space) if norm_module == "rmsnorm" else eLayerNorm(space)
+        return (eRMSNorm if norm_module == "rmsnorm" else eLayerNorm)(space, affine=affine)
+
+    def check_modulated(self, space: Representation) -> None:
+        """Scaling channel by channel commutes with the group on regular copies, one number for each."""
+        if not regular_copies(space):
+            raise ValueError(
+                f"expected in_rep to be copies of the regular representation when time_dim > 0, got {space}"
+            )
 
     def dropout(self, space: Representation, p: float) -> nn.Module:
         check_probability("dropout", p)
@@ -505,8 +524,8 @@ class eTransformerDecoderLayer(TransformerDecoderLayer):
     """``TransformerDecoderLayer`` over a representation: same forward, equivariant maps; the memory transforms as the tokens do.
 
     Args:
-        in_rep: representation of tokens and memory.
-        num_heads, dropout, norm_module: as there.
+        in_rep: representation of tokens and memory; copies of the regular one if ``time_dim`` > 0.
+        num_heads, dropout, norm_module, time_dim: as there.
     """
 
     kit = EQUIVARIANT
@@ -514,10 +533,16 @@ class eTransformerDecoderLayer(TransformerDecoderLayer):
     mlp_class = eMLP
 
     def __init__(
-        self, in_rep: Representation, num_heads: int, *, dropout: float = 0.0, norm_module: str = "rmsnorm"
+        self,
+        in_rep: Representation,
+        num_heads: int,
+        *,
+        dropout: float = 0.0,
+        norm_module: str = "rmsnorm",
+        time_dim: int = 0,
     ) -> None:
         check_representation("in_rep", in_rep)
-        super().__init__(in_rep, num_heads, dropout=dropout, norm_module=norm_module)
+        super().__init__(in_rep, num_heads, dropout=dropout, norm_module=norm_module, time_dim=time_dim)
 
     @property
     def in_rep(self) -> Representation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastgen.models.elayers import eLayerNorm, ePositionTable, eRMSNorm
+from fastgen.models.elayers import ePositionTable, eRMSNorm
 from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.groups import rep_matrices
 from fastgen.models.layers import LinearMap, PositionTable
@@ -27,40 +27,41 @@ def fold(model: nn.Module) -> CondTransformerRegressor:
         TypeError: another kind of module.
     """
     if not isinstance(model, (eCondTransformerRegressor, CondTransformerRegressor)):
-        raise TypeError(f"expected an eCondTransformerRegressor or a CondTransformerRegressor, got {type(model).__name__}")
-    arguments = {k: v for k, v in model.config.items() if k not in ("class", "group", "in_rep", "cond_rep", "out_rep", "basis")}
+        raise TypeError(
+            f"expected an eCondTransformerRegressor or a CondTransformerRegressor, got {type(model).__name__}"
+        )
+    arguments = {
+        k: v for k, v in model.config.items() if k not in ("class", "group", "in_rep", "cond_rep", "out_rep", "basis")
+    }
     arguments |= {"in_dim": model.in_dim, "out_dim": model.out_dim, "cond_dim": model.cond_dim}
     arguments |= {"p_drop_emb": 0.0, "p_drop_attn": 0.0}
-    with torch.no_grad():
+    # on the meta device nothing is drawn: folding costs no initialisation and leaves the global random state alone
+    with torch.device("meta"):
         twin = CondTransformerRegressor(**arguments)
-        reference = next(model.parameters())
-        twin.to(device=reference.device, dtype=reference.dtype)
-        twin.load_state_dict(_dense_state(model))
+    with torch.no_grad():
+        twin.load_state_dict(_dense_state(model), assign=True)
     return twin.requires_grad_(False).eval()
 
 
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:
     """State dict of the dense twin: submodules have the same names in both, their tensors are expanded here."""
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor | None] = {}
     for name, module in model.named_modules():
-        weight = bias = None
         if isinstance(module, (nn.Linear, nn.RMSNorm, nn.LayerNorm, PositionTable)):
             weight, bias = module.weight, getattr(module, "bias", None)
         elif isinstance(module, LinearMap):
             weight, bias = module.dense()
-            if bias is None:
-                bias = weight.new_zeros(len(weight))
+            bias = weight.new_zeros(len(weight)) if bias is None else bias
         elif isinstance(module, ePositionTable):
-            weight = module.embed(module.weight)
+            weight, bias = module.embed(module.weight), None
         elif isinstance(module, eRMSNorm):
-            weight = module.scale()
-            if isinstance(module, eLayerNorm):
-                bias = module.embed(module.bias)
-        if weight is not None:
-            state[f"{name}.weight"] = weight
-        if bias is not None:
-            state[f"{name}.bias"] = bias
-    return state
+            weight, bias = module.affine()
+        else:
+            continue
+        state |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    return {
+        key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items() if value is not None
+    }
 
 
 @torch.no_grad()

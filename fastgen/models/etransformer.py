@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from escnn.group import Representation
 
 from fastgen.models.elayers import (
     EQUIVARIANT,
+    SharedRepresentations,
     check_basis,
     eMLP,
     eTransformerDecoderLayer,
@@ -22,7 +22,7 @@ from fastgen.models.transformer import CondTransformerBase
 __all__ = ["eCondTransformerRegressor"]
 
 
-class eCondTransformerRegressor(CondTransformerBase):
+class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
     r"""Equivariant twin of ``CondTransformerRegressor``.
 
     .. math:: f_\theta(\rho_{in}(g) X, \rho_{cond}(g) Z, t) = \rho_{out}(g) f_\theta(X, Z, t) \quad \forall g \in G
@@ -79,7 +79,9 @@ class eCondTransformerRegressor(CondTransformerBase):
         for name, rep in reps.items():
             check_representation(name, rep)
             if rep.group != in_rep.group:
-                raise ValueError(f"expected {name} to be a representation of in_rep's group {in_rep.group.name}, got {rep.group.name}")
+                raise ValueError(
+                    f"expected {name} to be a representation of in_rep's group {in_rep.group.name}, got {rep.group.name}"
+                )
         check_basis(basis)
         check_positive_int("embedding_dim", embedding_dim)
         order = in_rep.group.order()
@@ -118,12 +120,3 @@ class eCondTransformerRegressor(CondTransformerBase):
     def embedding_rep(self) -> Representation:
         """Representation of the hidden tokens: ``embedding_dim`` / |G| copies of the regular representation."""
         return self.head.in_rep
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> eCondTransformerRegressor:
-        # representations are shared by copies: deep-copying one copies its whole group
-        for rep in (self.in_rep, self.cond_rep, self.out_rep):
-            memo[id(rep)] = rep
-        clone = self.__class__.__new__(self.__class__)
-        memo[id(self)] = clone
-        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return clone

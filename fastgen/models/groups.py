@@ -9,6 +9,7 @@ Conventions of the plane: in D_n the ``standard`` irrep has rotations by 2 pi k 
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -22,15 +23,18 @@ from torch import Tensor
 __all__ = [
     "RegularStack",
     "check_representation",
-    "dof_by_characters",
+    "degrees_of_freedom",
     "invariant_basis",
     "irrep_blocks",
     "multiplication_table",
     "regular_copies",
+    "regular_stack",
     "rep_matrices",
+    "representation",
 ]
 
-TOLERANCE = 1e-8  # a user's matrices may come from a file with few digits less than float64
+TOLERANCE = 1e-8  # of representations, whose matrices come from float64 arithmetic
+MATRIX_TOLERANCE = 1e-6  # of matrices from a user's file, which may have been float32
 
 
 T = TypeVar("T")
@@ -52,20 +56,25 @@ def per_group(function: Callable[..., T]) -> Callable[..., T]:
 
 
 @per_group
-def multiplication_table(group: Group) -> Tensor:
-    """Table (|G|, |G|) of int64: entry [a, b] is the index of the product a b in ``group.elements``."""
+def multiplication_table(group: Group) -> np.ndarray:
+    """Table (|G|, |G|) of ints: entry [a, b] is the index of the product a b in ``group.elements``."""
     regular = group.regular_representation
-    # column b of rho_reg(a) is the indicator of a b; escnn builds it from irreps for some groups, hence the argmax
-    return torch.from_numpy(np.stack([np.argmax(regular(a), axis=0) for a in group.elements]))
+    # column b of rho_reg(a) is the indicator of a b; escnn computes it from irreps for some groups, hence the argmax
+    return np.stack([np.argmax(regular(a), axis=0) for a in group.elements])
 
 
 @per_group
-def kernel_indices(group: Group) -> tuple[Tensor, Tensor]:
-    """Index tables of a group convolution, both flat (|G|^2): ``quotient[g, h]`` = g^-1 h and ``product[g, u]`` = g u."""
+def kernel_selector(group: Group, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The 0/1 matrix (|G|, |G|^2) that reads a group convolution off its kernel: [u, (g, h)] = 1 where u = g^-1 h.
+
+    One tensor per group, dtype and device is shared by all layers. A product with it is exact and, both ways, faster than indexing.
+    """
     product = multiplication_table(group)
-    # quotient[g, product[g, u]] = u, since g^-1 (g u) = u
-    quotient = torch.empty_like(product).scatter_(1, product, torch.arange(len(product)).expand_as(product).contiguous())
-    return quotient.flatten(), product.flatten()
+    order = len(product)
+    selector = np.zeros((order, order, order))
+    g, u = np.meshgrid(np.arange(order), np.arange(order), indexing="ij")
+    selector[u, g, product] = 1.0  # h = g u
+    return torch.from_numpy(selector.reshape(order, -1)).to(device=device, dtype=dtype)
 
 
 class RegularStack(Representation):
@@ -195,13 +204,90 @@ def invariant_basis(rep: Representation) -> Tensor:
     copies = regular_copies(rep)
     if copies:
         order = rep.group.order()
-        return torch.eye(copies, dtype=torch.float64).repeat_interleave(order, dim=0) / order**0.5
+        return torch.from_numpy(np.repeat(np.eye(copies), order, axis=0) / order**0.5)
     basis, blocks = irrep_blocks(rep)
     return basis[:, [start for start, _, is_trivial in blocks if is_trivial]]
 
 
-def dof_by_characters(in_rep: Representation, out_rep: Representation) -> int:
-    """Dimension of the space of equivariant maps, 1/|G| sum_g tr rho_in(g) tr rho_out(g)."""
-    elements: Sequence[Any] = in_rep.group.elements
-    total = sum(float(np.trace(in_rep(g))) * float(np.trace(out_rep(g))) for g in elements)
-    return round(total / len(elements))
+def representation(group: Group, matrices: np.ndarray | Tensor | Sequence[Any]) -> Representation:
+    """A representation from the matrices of the group's generators, decomposed into irreps.
+
+    Args:
+        group: a finite escnn group.
+        matrices: one orthogonal matrix per element of ``group.generators``, in that order: shape (n, d, d).
+
+    Returns:
+        The representation in the given basis; its matrices are exact to float64, and within 1e-6 of those given.
+
+    Raises:
+        ValueError: a wrong shape, a matrix that is not orthogonal, or matrices that do not multiply as the group does; the message names
+            the generator or the pair.
+    """
+    given = np.asarray(matrices, dtype=np.float64)
+    generators = group.generators
+    if given.ndim != 3 or given.shape[1] != given.shape[2] or len(given) != len(generators) or not given.size:
+        raise ValueError(
+            f"expected matrices of shape ({len(generators)}, d, d), one for each generator "
+            f"{', '.join(map(str, generators))} of {group.name}, got {given.shape}"
+        )
+    for g, matrix in zip(generators, given, strict=True):
+        error = np.abs(matrix @ matrix.T - np.eye(len(matrix))).max()
+        if not error < MATRIX_TOLERANCE:
+            raise ValueError(f"expected an orthogonal matrix for {g}, got |M M^T - 1| = {error:.1e}")
+    table = _spread(group, [group.elements.index(g) for g in generators], given)
+    irreps, columns = _decompose(group, table)
+    name = f"matrices_{hashlib.blake2b(given.tobytes(), digest_size=6).hexdigest()}"
+    return Representation(group, name, irreps, columns)
+
+
+def _spread(group: Group, generators: list[int], given: np.ndarray) -> np.ndarray:
+    """Matrices of all elements as words in the generators, checked: rho(s) rho(g) = rho(s g) for every generator s and element g."""
+    product = multiplication_table(group)
+    identity = int(np.flatnonzero((product == np.arange(len(product))).all(axis=1))[0])
+    table: dict[int, np.ndarray] = {identity: np.eye(given.shape[1])}
+    frontier = [identity]
+    while frontier:
+        g = frontier.pop(0)
+        for s, matrix in zip(generators, given, strict=True):
+            if product[s, g] not in table:
+                table[product[s, g]] = matrix @ table[g]
+                frontier.append(product[s, g])
+    for s, matrix in zip(generators, given, strict=True):
+        for g, rho in table.items():
+            error = np.abs(matrix @ rho - table[product[s, g]]).max()
+            if not error < MATRIX_TOLERANCE:
+                raise ValueError(
+                    f"expected matrices that multiply as {group.name} does, got a product for the pair "
+                    f"{group.elements[s]}, {group.elements[g]} that is off by {error:.1e}"
+                )
+    return np.stack([table[i] for i in range(len(product))])
+
+
+def _decompose(group: Group, table: np.ndarray) -> tuple[list[tuple], np.ndarray]:
+    """Irreps of the matrices rho(g) and an orthogonal Q with rho = Q (+)psi Q^T.
+
+    Averaging rho(g) A psi(g)^T over the group projects any A onto the maps psi -> rho; such a map is a multiple of an isometry (Schur),
+    so orthonormal copies follow from random A, each orthogonal to the copies found before.
+    """
+    generator = np.random.default_rng(0)
+    irreps: list[tuple] = []
+    columns = np.zeros((table.shape[1], 0))
+    for irrep in group.irreps():
+        psi = np.stack([irrep(g) for g in group.elements])
+        characters = np.trace(table, axis1=1, axis2=2) * np.trace(psi, axis1=1, axis2=2)
+        for _ in range(round(characters.mean() / len(irrep.endomorphism_basis()))):
+            start = generator.standard_normal((len(columns), irrep.size))
+            for _ in range(2):  # the second pass removes what rounding left of the first
+                start = start - columns @ (columns.T @ start)
+                start = np.einsum("gij,jk,glk->il", table, start, psi) / len(psi)
+                start = start / np.sqrt(np.trace(start.T @ start) / irrep.size)
+            columns = np.concatenate([columns, start], axis=1)
+            irreps.append(irrep.id)
+    u, _, vt = np.linalg.svd(columns)
+    return irreps, u @ vt
+
+
+def degrees_of_freedom(in_rep: Representation, out_rep: Representation) -> int:
+    """Dimension of the space of equivariant linear maps, by characters: 1/|G| sum_g tr rho_in(g) tr rho_out(g)."""
+    elements = in_rep.group.elements
+    return round(sum(in_rep.character(g) * out_rep.character(g) for g in elements) / len(elements))

@@ -95,5 +95,7 @@ def batch_of_times(opt_step: Tensor | float | int, batch: int, *, device: torch.
             raise ValueError(f"expected opt_step to be a scalar or of shape ({batch},), got {tuple(opt_step.shape)}")
         return opt_step.to(device=device, dtype=dtype)
     if isinstance(opt_step, bool) or not isinstance(opt_step, (int, float)):
-        raise TypeError(f"expected opt_step to be a number or a tensor of shape ({batch},), got {type(opt_step).__name__}")
+        raise TypeError(
+            f"expected opt_step to be a number or a tensor of shape ({batch},), got {type(opt_step).__name__}"
+        )
     return torch.full((batch,), float(opt_step), device=device, dtype=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from escnn import group as escnn_group
 from escnn.group import Group, Representation, directsum
 
-from fastgen.models.groups import RegularStack, regular_stack
+from fastgen.models.groups import RegularStack, regular_stack, representation
 
 __all__ = ["describe_group", "describe_representation", "parse_group", "parse_representation"]
 
@@ -69,11 +70,16 @@ def parse_representation(group: Group, spec: str | Sequence[Any] | dict[str, Any
 
     Args:
         group: the group.
-        spec: a list whose direct sum is meant, of names ``trivial``, ``sign``, ``standard``, ``regular``, ``irrep:<id>`` or dicts
-            ``{"irreps": [ids], "change_of_basis": rows}``; a single such entry.
+        spec: a list whose direct sum is meant, or a single entry: a name (``trivial``, ``sign``, ``standard``, ``regular``,
+            ``irrep:<id>``), ``{"irreps": [ids], "change_of_basis": rows}``, or ``{"matrices": "file.npz"}`` with an array ``matrices`` of
+            one orthogonal matrix per generator of the group, shape (n, d, d).
+
+    Names: ``standard`` is the irrep by which C_n, D_n (n >= 3) act on the plane and the icosahedral and octahedral groups on space;
+    ``sign`` is -1 on the reflections of D_n, and on the odd rotations of C_n with n even.
 
     Raises:
-        ValueError: an unknown or empty description, or one that this group does not have.
+        ValueError: an unknown or empty description, one that this group does not have, or matrices that are no representation.
+        FileNotFoundError: no such file of matrices.
     """
     if isinstance(spec, (str, dict)):
         return _named(group, spec) if isinstance(spec, str) else _described(group, spec)
@@ -122,11 +128,32 @@ def _named(group: Group, name: str) -> Representation:
 
 
 def _described(group: Group, spec: dict[str, Any]) -> Representation:
+    if set(spec) == {"matrices"}:
+        return _from_file(group, Path(spec["matrices"]))
     if set(spec) != {"irreps", "change_of_basis"}:
-        raise ValueError(f"expected a representation with keys irreps and change_of_basis, got {sorted(spec)}")
+        raise ValueError(
+            f"expected a representation with keys irreps and change_of_basis, or matrices, got {sorted(spec)}"
+        )
     irreps = [_tuples(i) for i in spec["irreps"]]
+    known = {irrep.id for irrep in group.irreps()}
+    if any(i not in known for i in irreps):
+        raise ValueError(f"expected irreps of {group.name}, got {irreps}; it has {_irrep_names(group)}")
     basis = np.array(spec["change_of_basis"], dtype=np.float64)
-    return Representation(group, f"custom_{len(irreps)}_{abs(hash(basis.tobytes())):x}", irreps, basis)
+    size = sum(group.irrep(*i).size for i in irreps)
+    if basis.shape != (size, size):
+        raise ValueError(f"expected change_of_basis of shape {(size, size)}, got {basis.shape}")
+    return Representation(group, f"basis_{hashlib.blake2b(basis.tobytes(), digest_size=6).hexdigest()}", irreps, basis)
+
+
+def _from_file(group: Group, path: Path) -> Representation:
+    with np.load(path, allow_pickle=False) as file:
+        if "matrices" not in file:
+            raise ValueError(f"expected an array 'matrices' in {path}, got {sorted(file)}")
+        matrices = file["matrices"]
+    try:
+        return representation(group, matrices)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _tuples(value: Any) -> Any:

@@ -14,6 +14,8 @@ from fastgen.models.layers import (
     TimeEmbedding,
     TransformerDecoderLayer,
     TransformerEncoderLayer,
+    check_norm_module,
+    check_scheme,
     optim_groups,
     reset_parameters_,
 )
@@ -26,6 +28,8 @@ from fastgen.models.regressor import (
 )
 
 __all__ = ["CondTransformerRegressor"]
+
+TIME_FEATURES = 64  # time is one number: its features need no more when the network is wide
 
 
 class ConditionMLP(nn.Module):
@@ -73,19 +77,22 @@ class CondTransformerBase(GenCondRegressor):
         check_positive_int("num_cond_layers", num_cond_layers, minimum=0)
         check_probability("p_drop_emb", p_drop_emb)
         check_probability("p_drop_attn", p_drop_attn)
-        if isinstance(time_scale, bool) or not isinstance(time_scale, (int, float)) or not 0.0 < time_scale < float("inf"):
-            raise ValueError(f"expected time_scale to be a finite number > 0, got {time_scale!r}")
+        check_norm_module(norm_module)
+        check_scheme("init_scheme", init_scheme)
+        if not isinstance(causal_attn, bool):
+            raise ValueError(f"expected causal_attn to be a bool, got {causal_attn!r}")
         kit = self.kit
-        kit.check_heads(space, num_attention_heads)
+        kit.check_heads(space, num_attention_heads, "num_attention_heads")
         self.in_horizon = in_horizon
         self.cond_horizon = cond_horizon
-        self.causal_attn = bool(causal_attn)
+        self.causal_attn = causal_attn
         layer = {"dropout": p_drop_attn, "norm_module": norm_module}
 
         # Embed: tokens by a linear map, positions and time through the invariant subspace.
         self.input_emb = kit.linear(in_space, space)
         self.cond_emb = kit.linear(cond_space, space)
-        self.time_emb = TimeEmbedding(kit.dim(space), time_scale, kit=kit, space=space)
+        self.time_emb = TimeEmbedding(TIME_FEATURES, time_scale)
+        self.time_token = kit.lift(TIME_FEATURES, space)
         self.pos_emb = kit.positions(in_horizon, space)
         self.cond_pos_emb = kit.positions(cond_horizon + 1, space)
         self.drop = kit.dropout(space, p_drop_emb)
@@ -98,7 +105,9 @@ class CondTransformerBase(GenCondRegressor):
         else:
             self.encoder = ConditionMLP(kit, self.mlp_class, space, p_drop_attn, norm_module)
         self.memory_norm = kit.norm(space, norm_module)
-        self.decoder = nn.ModuleList(self.decoder_class(space, num_attention_heads, **layer) for _ in range(num_layers))
+        self.decoder = nn.ModuleList(
+            self.decoder_class(space, num_attention_heads, time_dim=TIME_FEATURES, **layer) for _ in range(num_layers)
+        )
 
         # Head.
         self.norm = kit.norm(space, norm_module)
@@ -123,15 +132,14 @@ class CondTransformerBase(GenCondRegressor):
         check_sequence("X", X, horizon=self.in_horizon, dim=self.in_dim)
         check_sequence("Z", Z, horizon=self.cond_horizon, dim=self.cond_dim, batch=X.shape[0])
         dtype = self.time_emb.hidden.weight.dtype
-        times = batch_of_times(
-            opt_step, X.shape[0], device=X.device, dtype=torch.promote_types(dtype, torch.float32)
-        )
-        time = self.time_emb(times)[:, None]
+        times = batch_of_times(opt_step, X.shape[0], device=X.device, dtype=torch.promote_types(dtype, torch.float32))
+        features = self.time_emb(times)
+        time = self.time_token(features)[:, None]
         x = self.drop(self.input_emb(X.to(dtype)) + self.pos_emb(X.shape[1]) + time)
         cond = torch.cat([time, self.cond_emb(Z.to(dtype))], dim=1)
         memory = self.memory_norm(self.encoder(self.drop(cond + self.cond_pos_emb(cond.shape[1]))))
         for layer in self.decoder:
-            x = layer(x, memory, is_causal=self.causal_attn)
+            x = layer(x, memory, features, is_causal=self.causal_attn)
         return self.head(self.norm(x))
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
@@ -144,7 +152,7 @@ class CondTransformerBase(GenCondRegressor):
         return optim_groups(self, weight_decay)
 
     def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
-        """Draw all parameters afresh, as the constructor does: linear weights by ``scheme``, biases 0, norms 1, positions N(0, 0.02^2).
+        """Draw all parameters afresh, as the constructor does: linear weights by ``scheme``, biases 0, norms 1, positions N(0, 0.1^2).
 
         Args:
             scheme: xavier_uniform, xavier_normal, kaiming_uniform or kaiming_normal.
@@ -159,7 +167,8 @@ class CondTransformerRegressor(CondTransformerBase):
     r"""Encoder-decoder transformer :math:`V = f_\theta(X, Z, t)` of shape (B, T_x, d_v).
 
     The condition stream is [time token, Z tokens] with learned positions, encoded by ``num_cond_layers`` encoder layers or, for 0, by an
-    MLP; the decoder runs over the X tokens (plus positions and the time embedding) with cross-attention to it. Pre-norm residual layers.
+    MLP; the decoder runs over the X tokens (plus positions and the time embedding) with cross-attention to it. Pre-norm residual layers,
+    modulated by the time in the decoder.
 
     Args:
         in_dim: d_x.

@@ -7,13 +7,13 @@ systems), so that no compiler is needed. Same basis, same values: tests/test_set
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from scipy.linalg import expm
 
 
-@lru_cache(maxsize=None)
+@cache
 def _generators(degree: int) -> tuple[np.ndarray, np.ndarray]:
     """Real antisymmetric generators (L_z, L_y), each (2l+1, 2l+1), of rotations about z and about y.
 

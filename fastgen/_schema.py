@@ -1,0 +1,255 @@
+"""What a config.json of this package may say: keys, types, limits, checksum.
+
+The checksum is against damage and slips of the hand. Against a hostile folder, whose checksums agree, stand the list of
+built-in classes and the limits on every number: a size is believed only as far as the tensors beside it allow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ._files import brief, check_names, check_tensor_entry, plain_json, read_json, write_json
+from .normalizer import Normalizer
+
+__all__ = [
+    "DENSE",
+    "NETWORKS",
+    "NETWORK_FORMAT",
+    "STUDENT_FORMAT",
+    "check_network",
+    "check_student",
+    "config_head",
+    "divisors",
+    "read_config",
+    "write_config",
+]
+
+CONFIG = "config.json"
+NETWORK_FORMAT, STUDENT_FORMAT = "fastgen-network", "fastgen-student"
+_VERSION = 1
+_COMMON_KEYS = ("format", "format_version", "package_version", "network", "description", "tensors", "checksum")
+_STUDENT_KEYS = (
+    *("t_list", "steps", "sample_type", "pred_type", "horizon", "cond_horizon", "pack"),
+    *("x_normalizer", "z_normalizer", "group"),
+)
+_KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT_KEYS)}
+
+# Arguments of the built-in networks: int (a width or horizon, which is an axis of some tensor), "layers" (each has
+# tensors of its own), "rep" (a representation), "group", or another type. A config has all of them and nothing else.
+_ARGUMENTS: dict[str, Any] = {
+    "in_horizon": int,
+    "cond_horizon": int,
+    "num_layers": "layers",
+    "num_attention_heads": int,
+    "embedding_dim": int,
+    "p_drop_emb": float,
+    "p_drop_attn": float,
+    "causal_attn": bool,
+    "num_cond_layers": "layers",
+    "time_scale": float,
+    "norm_module": str,
+    "init_scheme": str,
+}
+DENSE, CUSTOM = "CondTransformerRegressor", "custom"
+NETWORKS: dict[str, dict[str, Any]] = {
+    DENSE: {"in_dim": int, "out_dim": int, "cond_dim": int, **_ARGUMENTS},
+    "eCondTransformerRegressor": {
+        **{"group": "group", "in_rep": "rep", "cond_rep": "rep", "out_rep": "rep", "basis": str},
+        **_ARGUMENTS,
+    },
+}
+
+
+# ---- The file -----------------------------------------------------------------------------------------------------
+
+
+def config_head(format_name: str, network: nn.Module) -> dict[str, Any]:
+    """The first entries of a config: format, version, and how to build the network again."""
+    config = getattr(network, "config", None)
+    if not isinstance(config, Mapping) or config.get("class") not in NETWORKS:
+        config = {"class": CUSTOM, "name": type(network).__name__}
+    return {
+        "format": format_name,
+        "format_version": _VERSION,
+        "package_version": _package_version(),
+        "network": plain_json(config, "network.config"),
+    }
+
+
+def _package_version() -> str:
+    try:
+        return metadata.version("fastgen-distill")
+    except metadata.PackageNotFoundError:
+        return "source tree"
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json with its checksum."""
+    write_json(folder / CONFIG, {**config, "checksum": _checksum(config)})
+
+
+def _checksum(config: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON of all other entries; spaces and the order of keys don't matter."""
+    rest = {key: value for key, value in config.items() if key != "checksum"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path, dict[str, Any]]:
+    """(path of config.json, its content), with known format, version, keys and checksum.
+
+    Raises:
+        ValueError: a missing, damaged or edited file, or one of another kind.
+    """
+    file = folder / CONFIG
+    config = read_json(file)
+    if config.get("format") != format_name:
+        raise ValueError(
+            f"{file}: expected format {format_name!r}, got {brief(config.get('format'))}; look for another folder"
+        )
+    if config.get("format_version") != _VERSION:
+        got = brief(config.get("format_version"))
+        raise ValueError(
+            f"{file}: expected format_version {_VERSION}, got {got}; use the fastgen-distill that wrote it"
+        )
+    check_names(config, _KEYS[format_name], str(file))
+    if config["checksum"] != _checksum(config):
+        what = f"expected a content with the checksum {brief(config['checksum'])}, got another one"
+        raise ValueError(f"{file}: {what}; the file was edited, export it again or copy it anew")
+    if not isinstance(config["description"], dict):
+        raise ValueError(f"{file}: expected description as an object, got {brief(config['description'])}")
+    check_tensor_entry(config["tensors"], tensor_file, str(file))
+    return file, config
+
+
+# ---- Students -----------------------------------------------------------------------------------------------------
+
+
+def check_student(config: Mapping[str, Any], where: str) -> tuple[Normalizer | None, Normalizer | None]:
+    """Check every value that only students have.
+
+    Args:
+        config: with all keys of a student but `tensors` and `checksum`.      where: begins the messages.
+
+    Returns: the normalizers of X and Z.
+
+    Raises:
+        ValueError: an impossible value, or two that contradict each other.
+    """
+
+    def expect(met: bool, what: str, key: str) -> None:
+        if not met:
+            raise ValueError(f"{where}: expected {what}, got {key}={brief(config[key])}")
+
+    t_list, steps, pred_type = config["t_list"], config["steps"], config["pred_type"]
+    expect(pred_type in ("flow", "x0", "eps"), "pred_type flow, x0 or eps", "pred_type")
+    expect(config["sample_type"] in ("ode", "sde"), "sample_type ode or sde", "sample_type")
+    numbers = isinstance(t_list, list) and len(t_list) >= 2 and all(type(t) is float for t in t_list)
+    ordered = numbers and t_list[0] <= 1.0 and t_list[-1] == 0.0 and all(t > s for t, s in pairwise(t_list))
+    expect(ordered, "t_list strictly decreasing from at most 1.0 to 0.0", "t_list")
+    expect(pred_type != "eps" or t_list[0] < 1.0, "t_list[0] < 1 for pred_type eps (x0 needs 1 / (1 - t))", "t_list")
+    known = isinstance(steps, list) and len(steps) > 0 and all(type(k) is int and k >= 1 for k in steps)
+    known = known and len(set(steps)) == len(steps) and all((len(t_list) - 1) % k == 0 for k in steps)
+    expect(known, f"steps that divide len(t_list) - 1 = {len(t_list) - 1}, each once", "steps")
+    expect(config["group"] is None or isinstance(config["group"], str), "group as text or null", "group")
+    expect(_is_size(config["pack"]), "pack as a whole number >= 1", "pack")
+    horizon, cond_horizon, pack = config["horizon"], config["cond_horizon"], config["pack"]
+    expect(_is_pair(horizon), "horizon [T_x, d_x]", "horizon")
+    expect(cond_horizon is None or _is_pair(cond_horizon), "cond_horizon [T_z, d_z] or null", "cond_horizon")
+    expect(horizon[0] % pack == 0, f"T_x a multiple of pack = {pack}", "horizon")
+    network = config["network"]
+    if isinstance(network, dict) and network.get("class") == DENSE:
+        sizes = [network.get(key) for key in ("in_horizon", "in_dim", "out_dim")]
+        fits = sizes == [horizon[0] // pack, horizon[1] * pack, horizon[1] * pack]
+        expect(
+            fits, f"horizon and pack = {pack} that fit the network's in_horizon, in_dim, out_dim = {sizes}", "horizon"
+        )
+        sizes = [network.get(key) for key in ("cond_horizon", "cond_dim")]
+        expect(cond_horizon == sizes, f"cond_horizon {sizes}, the network's", "cond_horizon")
+    x_normalizer = _read_normalizer(config, "x_normalizer", horizon[1], where)
+    z_dim = None if cond_horizon is None else cond_horizon[1]
+    return x_normalizer, _read_normalizer(config, "z_normalizer", z_dim, where)
+
+
+def _read_normalizer(config: Mapping[str, Any], key: str, dim: int | None, where: str) -> Normalizer | None:
+    if (state := config[key]) is None:
+        return None
+    try:
+        normalizer = Normalizer.from_state(state)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{where}: {key}: {brief(error)}") from error
+    if dim is not None and normalizer.dim != dim:
+        raise ValueError(f"{where}: expected {key} of {dim} channels, got {normalizer.dim}")
+    return normalizer
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_size, value))
+
+
+def divisors(n: int) -> list[int]:
+    """The numbers k >= 1 that divide n: how many calls a student of n rungs can make."""
+    return [k for k in range(1, n + 1) if n % k == 0]
+
+
+# ---- Networks -----------------------------------------------------------------------------------------------------
+
+
+def check_network(
+    config: Any, where: str, shapes: Mapping[str, Sequence[int]], classes: Iterable[str]
+) -> dict[str, Any]:
+    """The config of a network that may be built: of one of `classes`, no larger than the tensors that lie beside it.
+
+    Args:
+        config: {"class": ..., constructor arguments}.      where: begins the messages.
+        shapes: {name: shape} of the tensors.      classes: names among `NETWORKS`.
+
+    Raises:
+        ValueError: another class, arguments that are missing, unknown, of a wrong type or beyond their limit.
+    """
+    name = config.get("class") if isinstance(config, dict) else None
+    if name == CUSTOM:
+        got = brief(config.get("name"))
+        raise ValueError(f"{where}: expected a built-in network, got the class {got}; build one and pass network=")
+    if name not in (classes := tuple(classes)):
+        raise ValueError(f"{where}: expected network.class among {', '.join(classes)}, got {brief(name)}")
+    arguments = NETWORKS[name]
+    check_names(config, ("class", *arguments), f"{where}: network")
+    axis = max((size for shape in shapes.values() for size in shape), default=0)
+    for key, kind in arguments.items():
+        value, most = config[key], len(shapes) if kind == "layers" else axis
+        if kind in (int, "layers"):
+            good, what = type(value) is int and 0 <= value <= most, f"within 0..{most}, which the tensors allow"
+        elif kind == "group":
+            # The order of C<n> and D<n> is a multiple of n, and embedding_dim is a multiple of the order.
+            good = isinstance(value, str) and len(value) <= 64
+            good = good and math.prod(map(int, re.findall(r"[0-9]+", value))) <= most
+            what = f"as a group of an order within 1..{most}, which the tensors allow"
+        elif kind == "rep":
+            good = isinstance(value, list) and 1 <= len(value) <= most
+            good = good and all(isinstance(part, dict) or len(str(part)) <= 64 for part in value)
+            what = f"as a list of at most {most} representations"
+        else:
+            good, what = type(value) is kind or (kind is float and type(value) is int), f"of type {kind.__name__}"
+        if not good:
+            raise ValueError(f"{where}: expected network.{key} {what}, got {brief(value)}")
+    # The time embedding holds a square of this width, which bounds all other maps.
+    if config["embedding_dim"] ** 2 > sum(map(math.prod, shapes.values())):
+        raise ValueError(
+            f"{where}: expected network.embedding_dim that the tensors allow, got {config['embedding_dim']}"
+        )
+    return config

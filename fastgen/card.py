@@ -1,0 +1,75 @@
+"""README.md of a student folder: what it is, how to use it, how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["student_card"]
+
+
+def student_card(config: Mapping[str, Any], numbers: int) -> str:
+    """The page, in Markdown.
+
+    Args:
+        config: the content of config.json.      numbers: how many the network has.
+    """
+    (t_x, d_x), network, steps = config["horizon"], config["network"], config["steps"]
+    built_in = network["class"] != "custom"
+    name = network["class"] if built_in else network["name"]
+    z_code, z_shape = "...  # what the network takes", "cond"
+    if config["cond_horizon"] is not None:
+        t_z, d_z = config["cond_horizon"]
+        z_code, z_shape = f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units", f"z (B, T_z <= {t_z}, {d_z})"
+    calls = f"{max(steps)} network call{'s' if max(steps) > 1 else ''}"
+    summary = config["description"].get("summary") or f"Samples trajectories in {calls}; distilled with fastgen."
+    noise = {"sde": "fresh noise at every rung", "ode": "every rung keeps the implied noise"}[config["sample_type"]]
+    facts = {
+        "input -> output": f"{z_shape} -> x (B, {t_x}, {d_x}), original units",
+        "network calls on offer": ", ".join(map(str, steps)),
+        "`t_list`": ", ".join(map(repr, config["t_list"])),
+        "sampler": f"{config['sample_type']}: {noise}",
+        "prediction": f"{config['pred_type']}, with t = 0 data and t = 1 noise",
+        "network": f"{name}, {numbers:,} numbers in plain dense tensors",
+        "group": f"{config['group']}, folded into the weights" if config["group"] else "none declared",
+        "waypoints per token": str(config["pack"]),
+        "written by": f"fastgen-distill {config['package_version']}",
+    }
+    lines = [
+        "# Few-step student",
+        "",
+        str(summary),
+        "",
+        "```python",
+        "import fastgen, torch",
+        f'student = fastgen.load_student("path/to/this/folder"{"" if built_in else f", network={name}(...)"})',
+        f"z = {z_code}",
+        f"x = student.sample(z, steps={max(steps)})  # (1, {t_x}, {d_x}); num_samples=K gives (1, K, {t_x}, {d_x})",
+        "```",
+        "",
+        "Loading and sampling need torch and safetensors only.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in facts.items()),
+        "",
+        *_score_lines(config["description"].get("scores")),
+        "`config.json` says all this for machines and holds the sha256 of the weights; edited files are refused.",
+        "",
+        "Licence: not stated. Whoever publishes these weights replaces this line.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _score_lines(scores: Any) -> list[str]:
+    """Markdown of {name: value} or {row: {name: value}}; nothing for anything else."""
+    if not isinstance(scores, Mapping) or not scores:
+        return []
+    rows = {str(k): v for k, v in scores.items() if isinstance(v, Mapping)} or {"": scores}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = ["## Scores", "", f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for label, row in rows.items():
+        values = [f"{row[n]:.4g}" if isinstance(row.get(n), int | float) else "" for n in names]
+        lines.append(f"| {label} | {' | '.join(values)} |")
+    return [*lines, ""]

@@ -1,0 +1,154 @@
+"""Helpers under the formulas: what they broadcast, cast, refuse and restore."""
+
+import pytest
+import torch
+from exact import normal
+from torch import nn
+
+from fastgen._tensor import (
+    check_shape,
+    check_time,
+    draw_normal,
+    draw_uniform,
+    evaluating,
+    expand_like,
+    frozen,
+    generator_for,
+    in_float64,
+    unwrap,
+)
+
+
+def test_expand_like_gives_one_time_per_sample():
+    x = normal(3, 2, 5)
+    t = torch.tensor([0.1, 0.2, 0.3])
+    expanded = expand_like(t, x)
+    assert expanded.shape == (3, 1, 1)
+    assert torch.equal((expanded * torch.ones_like(x))[:, 1, 4], t.double())
+
+
+@pytest.mark.parametrize("t", [0.25, torch.tensor(0.25), torch.tensor([0.25])])
+def test_expand_like_takes_scalars(t):
+    x = normal(3, 2)
+    assert torch.equal(expand_like(t, x) * x, 0.25 * x)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 2), (1, 1, 1, 3)])
+def test_expand_like_refuses_other_shapes(shape):
+    with pytest.raises(ValueError, match=r"expected t of shape \(3,\)"):
+        expand_like(torch.full(shape, 0.5), normal(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        (("B", 2, 2), r"expected Z of shape \(B, 2, 2\), got \(8, 3, 2\)"),
+        (("B", "T_z <= 2", 2), r"expected Z of shape \(B, T_z <= 2, 2\), got \(8, 3, 2\)"),
+        (("B", 3), r"expected Z of shape \(B, 3\), got \(8, 3, 2\)"),
+    ],
+)
+def test_check_shape_says_what_it_wanted(expected, message):
+    with pytest.raises(ValueError, match=message):
+        check_shape("Z", torch.zeros(8, 3, 2), expected)
+
+
+def test_check_shape_accepts_what_fits():
+    check_shape("Z", torch.zeros(8, 2, 2), ("B", "T_z <= 2", 2))
+    check_shape("Z", torch.zeros(8, 1, 2), ("B", "T_z <= 2", 2))
+    with pytest.raises(ValueError, match=r"got \(8, 0, 2\)"):
+        check_shape("Z", torch.zeros(8, 0, 2), ("B", "T_z <= 2", 2))
+    with pytest.raises(ValueError, match="got list"):
+        check_shape("Z", [1.0], (1,))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
+def test_low_precision_times_are_refused_with_the_reason(dtype):
+    with pytest.raises(TypeError, match="float32/float64") as caught:
+        check_time(torch.ones(2).to(dtype))
+    assert ("rounds 0.999 to 1.0" in str(caught.value)) == dtype.is_floating_point
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.5, 500, float("nan"), torch.tensor([0.5, 1.01]), torch.tensor([float("nan")])])
+def test_times_outside_the_unit_interval_are_refused(t):
+    with pytest.raises(ValueError, match=r"expected t in \[0, 1\]"):
+        check_time(t)
+
+
+def test_in_float64_computes_wide_and_answers_in_the_dtype_named():
+    seen = []
+
+    @in_float64(like="x")
+    def halve(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append((x.dtype, y.dtype))
+        return x / 2 + y
+
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        assert halve(torch.ones(2, dtype=dtype), torch.ones(2)).dtype == dtype
+    assert set(seen) == {(torch.float64, torch.float64)}
+    with pytest.raises(TypeError, match="expected x to be a floating point tensor, got torch.int64"):
+        halve(torch.ones(2, dtype=torch.int64), torch.ones(2))
+
+
+def test_in_float64_lets_gradients_through_the_casts():
+    @in_float64(like="x")
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    x = torch.ones(3, requires_grad=True)
+    double(x).sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, torch.full((3,), 2.0))
+
+
+def test_frozen_stops_weights_but_not_inputs_and_restores_each_flag():
+    net = nn.Linear(2, 2)
+    net.bias.requires_grad_(False)
+    x = torch.ones(1, 2, requires_grad=True)
+    with pytest.raises(RuntimeError, match="inside"), frozen(net, None):
+        net(x).sum().backward()
+        raise RuntimeError("inside")
+    assert x.grad is not None and x.grad.abs().sum() > 0
+    assert net.weight.grad is None
+    assert net.weight.requires_grad and not net.bias.requires_grad
+
+
+def test_evaluating_restores_each_mode():
+    net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout())).train()
+    net[1].eval()
+    with evaluating(net):
+        assert not any(m.training for m in net.modules())
+    assert net.training and net[0].training and not net[1].training
+
+
+def test_seeded_generators_are_functions_of_their_names_only():
+    def first(*names):
+        return torch.rand(4, generator=generator_for(*names))
+
+    assert torch.equal(first(0, "noise", 7), first(0, "noise", 7))
+    others = [
+        first(1, "noise", 7),
+        first(0, "eps", 7),
+        first(0, "noise", 8),
+        first(0, "noise7"),
+        first(0, "noise", "7"),
+    ]
+    assert not any(torch.equal(first(0, "noise", 7), other) for other in others)
+    # Fixed for good: a checkpoint written today must make the same draws tomorrow.
+    assert generator_for(0, "noise", 7).initial_seed() == 4946164163973049188
+
+
+def test_draws_follow_the_generator_and_keep_the_dtype():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        a = draw_normal((5, 3), device="cpu", dtype=dtype, generator=generator_for(3))
+        assert a.dtype == dtype and torch.equal(
+            a, draw_normal((5, 3), device="cpu", dtype=dtype, generator=generator_for(3))
+        )
+    u = draw_uniform((1000,), device="cpu", generator=generator_for(3))
+    assert u.dtype == torch.float64 and 0 <= u.min() and u.max() < 1
+
+
+def test_unwrap_finds_the_bare_network():
+    net = nn.Linear(2, 2)
+    assert unwrap(net) is net
+    compiled = nn.Module()
+    compiled._orig_mod = net  # the attribute torch.compile keeps the network in
+    assert unwrap(compiled) is net

@@ -1,0 +1,93 @@
+"""Benchmarks: runs that take minutes and end in a table and a JSON file.
+
+    python tools/bench.py ring [--seeds 0 1 2] [--steps 1 2 4] [--out runs/bench-ring] [key.sub=value ...]
+
+`ring` distils the shipped teacher with each seed and number of student steps by the default recipe, and sets the medians over the
+seeds against the bars.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=["ring"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-ring"))
+    parser.add_argument("overrides", nargs="*", help="key.sub=value, for every run")
+    args = parser.parse_args()
+    runs = {
+        (k, s): distil(args.out / f"steps{k}-seed{s}", k, s, args.overrides) for k in args.steps for s in args.seeds
+    }
+    rows = {}
+    for k in args.steps:
+        reports = [runs[k, s] for s in args.seeds]
+        for method in ("kd", "dmd", "student"):
+            if all(method in r for r in reports):
+                rows[f"{k} steps, {method}"] = medians([r[method][str(k)] for r in reports])
+        rows[f"{k} steps, wall seconds"] = {"median": statistics.median(r["wall"] for r in reports)}
+    teacher, floor = runs[args.steps[0], args.seeds[0]]["teacher"], runs[args.steps[0], args.seeds[0]]["floor"]
+    checks = {
+        name: check for k in args.steps for name, check in bars(k, rows[f"{k} steps, student"], teacher, floor).items()
+    }
+    selected = {f"steps {k}, seed {s}": r["selected"] for (k, s), r in runs.items()}
+    out = {"rows": rows, "teacher": teacher, "floor": floor, "selected": selected, "checks": checks}
+    (args.out / "bench.json").write_text(json.dumps(out, indent=1), encoding="utf-8")
+    for name, row in rows.items():
+        print(f"{name:<24}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
+    for name, check in checks.items():
+        print(f"{'met   ' if check['met'] else 'MISSED'} {name}: {check['got']:.4f} against {check['bar']:.4f}")
+
+
+def distil(run_dir: Path, steps: int, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """One run of the default recipe, kept if it is there already; its report with the wall seconds."""
+    report, wall = run_dir / "report" / "report.json", run_dir / "wall.json"
+    if not wall.exists():
+        started = time.perf_counter()
+        command = [sys.executable, str(ROOT / "recipes" / "distill.py"), f"run_dir={run_dir}", f"seed={seed}"]
+        subprocess.run([*command, f"dmd.student_steps={steps}", *overrides], check=True)
+        wall.write_text(json.dumps(time.perf_counter() - started), encoding="utf-8")
+    return {**json.loads(report.read_text(encoding="utf-8")), "wall": json.loads(wall.read_text(encoding="utf-8"))}
+
+
+def medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Median of every score."""
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+
+
+def bars(
+    steps: int, row: dict[str, float], teacher: dict[str, Any], floor: dict[str, float]
+) -> dict[str, dict[str, Any]]:
+    """What a student of `steps` calls must reach: name -> {got, bar, met}."""
+    full = teacher["100"]
+    at_least: dict[str, tuple[float, float]] = {}
+    at_most: dict[str, tuple[float, float]] = {}
+    if steps == 1:
+        at_least["success"] = (row["success"], full["success"] - 0.01)
+        at_least["success near opposition"] = (row["success_near"], full["success_near"] - 0.04)
+        at_most["mode error"] = (row["mode_error"], floor["mode_error_floor"] + 0.015)
+        at_most["spread"] = (row["spread"], 1.25)
+        at_most["energy ratio"] = (row["energy_ratio"], teacher["ab2-4"]["energy_ratio"] + 0.05)
+    else:
+        bar = teacher["ab2-4"]["success_near"] if steps == 2 else teacher["ab2-8"]["success_near"] - 0.005
+        at_least["success near opposition"] = (row["success_near"], bar)
+        at_most["|clearance - 1|"] = (abs(row["clearance"] - 1.0), 0.03)
+    checks = {name: {"got": got, "bar": bar, "met": got >= bar} for name, (got, bar) in at_least.items()}
+    checks |= {name: {"got": got, "bar": bar, "met": got <= bar} for name, (got, bar) in at_most.items()}
+    return {f"{steps} step{'s' * (steps > 1)}, {name}": check for name, check in checks.items()}
+
+
+if __name__ == "__main__":
+    main()
