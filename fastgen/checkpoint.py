@@ -1,8 +1,9 @@
 """Checkpoints of a run: safetensors and JSON, complete or not there.
 
-A checkpoint is a folder ``checkpoints/step_<n>/`` with ``state.safetensors`` and ``state.json``. It is written under another
-name, flushed to disk and renamed, so a kill at any moment leaves either the whole checkpoint or none; the JSON carries the
-tensor file's sha256, and a damaged newest checkpoint is named and the one before is used. Nothing is unpickled.
+A checkpoint is a folder ``checkpoints/step_<n>/`` with ``state.safetensors`` and ``state.json``. It is written under
+another name, flushed to disk and renamed, so a kill at any moment leaves either the whole checkpoint or none; the JSON
+carries the tensor file's sha256, and a damaged newest checkpoint is named and the one before is used. Nothing is
+unpickled.
 """
 
 from __future__ import annotations

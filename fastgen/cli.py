@@ -1,7 +1,7 @@
 """Config files and command lines: read, override, explain, refuse, save.
 
-A recipe is called as ``recipe.py [file.yaml] [key.sub=value ...] [--resume] [--dry-run] [--help]``. A file holds only what
-differs from the schema's defaults; overrides win over the file. Nothing here is specific to one recipe.
+A recipe is called as ``recipe.py [file.yaml] [key.sub=value ...] [--resume] [--dry-run] [--help]``. A file holds only
+what differs from the schema's defaults; overrides win over the file. Nothing here is specific to one recipe.
 """
 
 from __future__ import annotations

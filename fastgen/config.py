@@ -39,7 +39,8 @@ class SampleTimestepConfig(_Config):
 
 
 class EMAConfig(_Config):
-    """Exponential moving average of the student's weights, counted in student updates (Karras et al. 2023 for `power`)."""
+    """Exponential moving average of the student's weights, counted in student updates (Karras et al. 2023 for
+    `power`)."""
 
     decay: float = Field(0.99, ge=0.0, lt=1.0, description="beta of `constant`: shadow = beta shadow + (1 - beta) w")
     type: Literal["constant", "halflife", "power"] = Field("constant", description="law of beta over updates")

@@ -47,10 +47,12 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
     """Distil `teacher` on `task` as `cfg` says; returns the run folder.
 
     Args:
-        teacher: network called as ``net(x_t, t, cond)`` in RF time that predicts the flow; None loads ``cfg.teacher.folder``.
+        teacher: network called as ``net(x_t, t, cond)`` in RF time that predicts the flow; None loads
+            ``cfg.teacher.folder``.
         task: data and scores; None builds ``cfg.data``.
     Raises:
-        ValueError: before any training, when config, data and teacher do not fit together or the folder holds another run.
+        ValueError: before any training, when config, data and teacher do not fit together or the folder holds another
+            run.
     """
     accelerator = start_accelerator(cfg.train.threads)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
@@ -144,7 +146,8 @@ class Distillation:
         return DistributionMatching(student, fake_score, pipeline, self.x0, self.cond, dmd, cfg.train.steps, draws)
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """States of the teacher's ODE at the student's rungs (N, K + 1, ...) with their conditions; kept in the run folder."""
+        """States of the teacher's ODE at the student's rungs (N, K + 1, ...) with their conditions; kept in the run
+        folder."""
         cfg, path = self.cfg, self.run_dir / "pairs.safetensors"
         n = cfg.train.kd_pairs
         cond = self.cond[torch.arange(n) % len(self.cond)]

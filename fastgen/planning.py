@@ -13,7 +13,8 @@ _TRAINED, _TRAINED_EMA, _FROZEN = 4, 5, 1
 
 
 def plan_distillation(cfg: DistillConfig) -> str:
-    """Parameters and memory of the networks of a distillation, after teacher, data and config were seen to fit together."""
+    """Parameters and memory of the networks of a distillation, after teacher, data and config were seen to fit
+    together."""
     task, teacher = build_data(cfg.data), load_teacher(cfg)
     x0, cond = task.train.network_inputs()
     check_fit(teacher.eval(), x0, cond)

@@ -28,7 +28,8 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
     """The run's folder, created and locked, with the resolved config in ``config.yaml``.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is false; or it holds a run of another config; or a run is going on in it.
+        ValueError: the folder holds a run and `resume` is false; or it holds a run of another config; or a run is going
+            on in it.
         OSError: it cannot be written.
     """
     folder = run_folder(cfg)

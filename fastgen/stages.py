@@ -1,8 +1,8 @@
 """What one update of each training stage is: flow matching, KD warm start, DMD.
 
-A stage owns networks with their optimisers and says what `update(step)` does; :class:`fastgen.trainer.Trainer` owns the loop,
-the clock, the log and the checkpoints. Every draw is a pure function of (seed, stage, step), so that a resumed run makes the
-very draws of an uninterrupted one.
+A stage owns networks with their optimisers and says what `update(step)` does; :class:`fastgen.trainer.Trainer` owns the
+loop, the clock, the log and the checkpoints. Every draw is a pure function of (seed, stage, step), so that a resumed
+run makes the very draws of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class Draws:
     """The random numbers of one stage, each a pure function of (seed, stage, step, name).
 
-    The whole global batch is drawn everywhere and sliced, so what a sample sees does not depend on the number of processes.
+    The whole global batch is drawn everywhere and sliced, so what a sample sees does not depend on the number of
+    processes.
     """
 
     def __init__(self, seed: int, stage: str, accelerator: Accelerator, batch_size: int) -> None:
@@ -75,8 +76,8 @@ class Draws:
 class TrainedNetwork:
     """A network with its optimiser, its learning-rate law and, if asked for, its EMA.
 
-    `total` updates make one cosine. An update whose gradient is not finite is skipped; `most_skipped` of them in a row end the
-    run with FloatingPointError, since the weights cannot be going anywhere.
+    `total` updates make one cosine. An update whose gradient is not finite is skipped; `most_skipped` of them in a row
+    end the run with FloatingPointError, since the weights cannot be going anywhere.
     """
 
     most_skipped = 10
@@ -116,7 +117,7 @@ class TrainedNetwork:
             self.skipped += 1
             if self.skipped >= self.most_skipped:
                 raise FloatingPointError(
-                    f"the loss or its gradient was not finite in {self.skipped} updates in a row (up to update {step}); "
+                    f"the loss or its gradient was not finite in {self.skipped} updates in a row, up to {step}; "
                     "lower the learning rate or look at the data; the last checkpoint is intact"
                 )
         self.optimizer.zero_grad(set_to_none=True)

@@ -35,7 +35,8 @@ from .stages import Stage
 def start_accelerator(threads: int | None = None) -> Accelerator:
     """Accelerator of this process, with all cores in use on a CPU.
 
-    `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU machine; `threads` = None shares the cores among the local processes.
+    `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU machine; `threads` = None shares the cores among the local
+    processes.
     """
     accelerator = Accelerator()
     if accelerator.device.type == "cpu":
@@ -53,8 +54,8 @@ class Trainer:
     """Runs stages one after the other, each from a network factory, and can be stopped anywhere.
 
     Args:
-        stages: name -> factory of the stage. A factory is called when its stage begins, so that it sees the result of the
-            stages before it (``trainer.result(name)``) and no optimiser exists before it is needed.
+        stages: name -> factory of the stage. A factory is called when its stage begins, so that it sees the result of
+            the stages before it (``trainer.result(name)``) and no optimiser exists before it is needed.
         evaluate: quick validation of a network with EMA weights -> scores.
         primary: the score shown in the progress bar, lower is better.
     """

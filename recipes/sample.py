@@ -1,8 +1,9 @@
 """Draw samples from an exported student.
 
-    python recipes/sample.py runs/ring/student z=conditions.safetensors [num_samples=16] [steps=1] [seed=0] [out=samples.safetensors]
+    python recipes/sample.py runs/ring/student z=conditions.safetensors [key=value ...]
 
-`z` is a .safetensors or .npz file with `Z` (B, T_z, d_z) in original units; the output holds `X` (B, num_samples, T_x, d_x) and `Z`.
+Keys: num_samples=16, steps (network calls; the student's most), seed=0, out=samples.safetensors. `z` is a .safetensors
+or .npz file with `Z` (B, T_z, d_z) in original units; the output holds `X` (B, num_samples, T_x, d_x) and `Z`.
 """
 
 from __future__ import annotations
@@ -36,9 +37,8 @@ def main() -> None:
         generator = torch.Generator().manual_seed(options["seed"])
         x = student.sample(z, num_samples=options["num_samples"], steps=options["steps"], generator=generator)
         save_file({"X": x.contiguous(), "Z": z.contiguous()}, options["out"])
-        print(
-            f"{options['out']}: X {tuple(x.shape)} for Z {tuple(z.shape)}, {options['steps'] or max(student.steps)} network calls"
-        )
+        calls = options["steps"] or max(student.steps)
+        print(f"{options['out']}: X {tuple(x.shape)} for Z {tuple(z.shape)}, {calls} network calls")
 
 
 if __name__ == "__main__":

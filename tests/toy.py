@@ -1,4 +1,5 @@
-"""A problem small enough for tests of the machinery: a linear-Gaussian teacher on 2-D trajectories of four waypoints."""
+"""A problem small enough for tests of the machinery: a linear-Gaussian teacher on 2-D trajectories of four
+waypoints."""
 
 from __future__ import annotations
 

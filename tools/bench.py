@@ -2,8 +2,8 @@
 
     python tools/bench.py ring [--seeds 0 1 2] [--steps 1 2 4] [--out runs/bench-ring] [key.sub=value ...]
 
-`ring` distils the shipped teacher with each seed and number of student steps by the default recipe, and sets the medians over the
-seeds against the bars.
+`ring` distils the shipped teacher with each seed and number of student steps by the default recipe, and sets the
+medians over the seeds against the bars.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Backbones: the abstract regressor, the dense conditional transformer, and (loaded on first use) their equivariant siblings."""
+"""Backbones: the abstract regressor, the dense conditional transformer, and (loaded on first use) their equivariant
+siblings."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ __all__ = [
     "representation",
 ]
 
-# The names that need escnn, by the module that defines them: imported on first use, since a distilled student runs without escnn.
+# The names that need escnn, by the module that defines them: imported on first use, since a distilled student runs
+# without escnn.
 _LAZY = {
     **dict.fromkeys(("eLinear", "eRMSNorm", "eLayerNorm", "eMLP", "eMultiheadAttention"), "elayers"),
     **dict.fromkeys(("eTransformerEncoderLayer", "eTransformerDecoderLayer"), "elayers"),
@@ -90,8 +92,8 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     """A freshly initialised model from its ``config``.
 
     Args:
-        config: ``{"class": "CondTransformerRegressor" | "eCondTransformerRegressor", constructor arguments...}``, as in the attribute
-            ``config`` of these models; representations are JSON descriptions beside the key ``group``.
+        config: ``{"class": "CondTransformerRegressor" | "eCondTransformerRegressor", constructor arguments...}``, as in
+            the attribute ``config`` of these models; representations are JSON descriptions beside the key ``group``.
 
     Raises:
         ValueError: unknown class, or constructor arguments that are missing, unknown or out of range.

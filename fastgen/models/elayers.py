@@ -1,11 +1,14 @@
-"""Equivariant layers: the dense layers of ``layers.py`` over representations, with only the degrees of freedom as parameters.
+"""Equivariant layers: the dense layers of ``layers.py`` over representations, with only the degrees of freedom as
+parameters.
 
-Hidden features are copies of the regular representation, laid out (copy, group element). A map between two such stacks is a group
-convolution: a kernel (m_out, m_in, |G|) read as the dense matrix W[(o, g), (i, h)] = k[o, i, g^-1 h]. A map from or to a small
-representation rho has one free vector per copy, W[(c, g), :] = (rho(g) w_c)^T. Every other map is assembled from irrep blocks, whose
-numbers multiply a basis of the irrep's endomorphisms (1, 2 or 4 matrices for irreps of real, complex or quaternionic type; Schur).
+Hidden features are copies of the regular representation, laid out (copy, group element). A map between two such stacks
+is a group convolution: a kernel (m_out, m_in, |G|) read as the dense matrix W[(o, g), (i, h)] = k[o, i, g^-1 h]. A map
+from or to a small representation rho has one free vector per copy, W[(c, g), :] = (rho(g) w_c)^T. Every other map is
+assembled from irrep blocks, whose numbers multiply a basis of the irrep's endomorphisms (1, 2 or 4 matrices for irreps
+of real, complex or quaternionic type; Schur).
 
-The dense matrix is made once per call from the parameters as they are and never kept, so that no update can leave it stale.
+The dense matrix is made once per call from the parameters as they are and never kept, so that no update can leave it
+stale.
 
 References: Cohen and Welling 2016, arXiv:1602.07576; Cesa, Lang and Weiler 2022 (escnn).
 """
@@ -57,8 +60,8 @@ __all__ = [
 
 
 class SharedRepresentations(nn.Module):
-    """Keeps one escnn object per representation: copies of the module share it (deep-copying one copies its whole group), and pickling
-    writes its description instead, since escnn's objects hold local functions."""
+    """Keeps one escnn object per representation: copies of the module share it (deep-copying one copies its whole
+    group), and pickling writes its description instead, since escnn's objects hold local functions."""
 
     def _reps(self) -> dict[str, Representation]:
         return {name: value for name, value in self.__dict__.items() if isinstance(value, Representation)}
@@ -85,8 +88,8 @@ class SharedRepresentations(nn.Module):
 class Typed(SharedRepresentations):
     """A module that knows how its input and output transform, and the constants that follow from it.
 
-    Constants are non-persistent buffers, cast anew from float64 masters whenever the module moves or changes dtype, so that
-    ``.float().double()`` loses no digit. A master of None stands for the table that all layers of the group share.
+    Constants are non-persistent buffers, cast anew from float64 masters whenever the module moves or changes dtype, so
+    that ``.float().double()`` loses no digit. A master of None stands for the table that all layers of the group share.
     """
 
     in_rep: Representation
@@ -125,7 +128,8 @@ class Typed(SharedRepresentations):
 
 
 class Invariant(Typed):
-    """Common part of the modules whose parameters live in the invariant subspace of ``out_rep``, of dimension ``num_invariants``."""
+    """Common part of the modules whose parameters live in the invariant subspace of ``out_rep``, of dimension
+    ``num_invariants``."""
 
     def __init__(self, in_rep: Representation, out_rep: Representation) -> None:
         super().__init__(in_rep, out_rep)
@@ -136,7 +140,8 @@ class Invariant(Typed):
             self._constant("invariants", basis)
 
     def embed(self, coefficients: Tensor) -> Tensor:
-        """Vectors of the invariant subspace from coefficients (..., num_invariants): constant over each regular copy, or B c in a basis B."""
+        """Vectors of the invariant subspace from coefficients (..., num_invariants): constant over each regular copy,
+        or B c in a basis B."""
         if self.copies:
             order = self.out_rep.group.order()
             return coefficients.unsqueeze(-1).expand(*coefficients.shape, order).flatten(-2)
@@ -147,7 +152,8 @@ class Invariant(Typed):
 class eLinear(Invariant, LinearMap):
     r"""Equivariant affine map: :math:`W \rho_{in}(g) = \rho_{out}(g) W`, bias in the invariant subspace of ``out_rep``.
 
-    ``weight`` and ``bias`` hold exactly the degrees of freedom, ``weight.numel() = 1/|G| sum_g tr rho_in(g) tr rho_out(g)``.
+    ``weight`` and ``bias`` hold exactly the degrees of freedom, ``weight.numel() = 1/|G| sum_g tr rho_in(g) tr
+    rho_out(g)``.
 
     Args:
         in_rep: representation of the input.
@@ -156,7 +162,8 @@ class eLinear(Invariant, LinearMap):
         basis: "auto" or "regular": how the map is evaluated. Both gather the dense matrix.
 
     Raises:
-        ValueError: representations of different groups, infinite groups, matrices that are not orthogonal, an unknown basis.
+        ValueError: representations of different groups, infinite groups, matrices that are not orthogonal, an unknown
+            basis.
     """
 
     def __init__(
@@ -223,7 +230,8 @@ class eLinear(Invariant, LinearMap):
         return weight
 
     def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
-        """Draw the weight so that the expanded matrix has the variance that ``scheme`` gives a dense map of its size; bias zero."""
+        """Draw the weight so that the expanded matrix has the variance that ``scheme`` gives a dense map of its size;
+        bias zero."""
         if self.kind == "blocks":
             start = 0
             for block in self.blocks:
@@ -262,7 +270,8 @@ class InvariantLift(Invariant, LinearMap):
 
 
 class ePositionTable(Invariant):
-    """Learned positions (horizon, num_invariants) in the invariant subspace, expanded once per call and not per token."""
+    """Learned positions (horizon, num_invariants) in the invariant subspace, expanded once per call and not per
+    token."""
 
     def __init__(self, horizon: int, rep: Representation) -> None:
         super().__init__(rep, rep)
@@ -278,7 +287,8 @@ class ePositionTable(Invariant):
 
 
 class eRMSNorm(Invariant):
-    """y = S x / sqrt(mean(x^2) + eps): the mean square of an orthogonal representation is invariant, S is one scale per copy or irrep.
+    """y = S x / sqrt(mean(x^2) + eps): the mean square of an orthogonal representation is invariant, S is one scale per
+    copy or irrep.
 
     Args:
         in_rep: representation of the features.
@@ -305,7 +315,8 @@ class eRMSNorm(Invariant):
                 nn.init.constant_(parameter, value)
 
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """Scale and shift: per channel (D,) on regular copies; elsewhere the scale is a matrix (D, D) that commutes with the group."""
+        """Scale and shift: per channel (D,) on regular copies; elsewhere the scale is a matrix (D, D) that commutes
+        with the group."""
         scale, shift = self.weight, self.bias
         if scale is not None and self.copies:
             scale = self.embed(scale)
@@ -322,10 +333,11 @@ class eRMSNorm(Invariant):
 
 
 class eLayerNorm(eRMSNorm):
-    """y = S c / sqrt(mean(c^2) + eps) + b with c = x minus the mean of its invariant coordinates, b in the invariant subspace.
+    """y = S c / sqrt(mean(c^2) + eps) + b with c = x minus the mean of its invariant coordinates, b in the invariant
+    subspace.
 
-    On copies of the regular representation this is the ordinary LayerNorm with one scale and one shift per copy. Elsewhere only the
-    invariant coordinates are centred, since no other mean is equivariant.
+    On copies of the regular representation this is the ordinary LayerNorm with one scale and one shift per copy.
+    Elsewhere only the invariant coordinates are centred, since no other mean is equivariant.
 
     Args:
         in_rep: representation of the features.
@@ -349,7 +361,8 @@ class eLayerNorm(eRMSNorm):
 
 
 class eDropout(Typed):
-    """Dropout of whole regular copies (or of the whole vector of another representation): the mask commutes with the group."""
+    """Dropout of whole regular copies (or of the whole vector of another representation): the mask commutes with the
+    group."""
 
     def __init__(self, rep: Representation, p: float) -> None:
         super().__init__(rep, rep)
@@ -472,7 +485,8 @@ class eMultiheadAttention(MultiheadAttention):
     """Equivariant multi-head attention: scores are dot products, which an orthogonal representation leaves alone.
 
     Args:
-        in_rep: representation of the tokens; its heads must be invariant (whole copies of a regular representation, say).
+        in_rep: representation of the tokens; its heads must be invariant (whole copies of a regular representation,
+            say).
         num_heads: H.
         dropout: probability on the attention weights.
         bias: whether the linear maps have one.
@@ -521,7 +535,8 @@ class eTransformerEncoderLayer(TransformerEncoderLayer):
 
 
 class eTransformerDecoderLayer(TransformerDecoderLayer):
-    """``TransformerDecoderLayer`` over a representation: same forward, equivariant maps; the memory transforms as the tokens do.
+    """``TransformerDecoderLayer`` over a representation: same forward, equivariant maps; the memory transforms as the
+    tokens do.
 
     Args:
         in_rep: representation of tokens and memory; copies of the regular one if ``time_dim`` > 0.

@@ -21,7 +21,8 @@ def fold(model: nn.Module) -> CondTransformerRegressor:
         model: an ``eCondTransformerRegressor``; a ``CondTransformerRegressor`` is copied as it is.
 
     Returns:
-        A new ``CondTransformerRegressor`` in eval mode, with dropout 0 and the dtype and device of ``model``; nothing is shared with it.
+        A new ``CondTransformerRegressor`` in eval mode, with dropout 0 and the dtype and device of ``model``; nothing
+        is shared with it.
 
     Raises:
         TypeError: another kind of module.
@@ -70,7 +71,8 @@ def check_equivariance(
 ) -> dict[str, float]:
     r"""Measure how exactly a model commutes with its group.
 
-    For each g the error is ||f(rho_in(g) X, t, rho_cond(g) Z) - rho_out(g) f(X, t, Z)|| / ||f(X, t, Z)||: noise and observation move together.
+    For each g the error is ||f(rho_in(g) X, t, rho_cond(g) Z) - rho_out(g) f(X, t, Z)|| / ||f(X, t, Z)||: noise and
+    observation move together.
 
     Args:
         model: has ``in_rep``, ``cond_rep``, ``out_rep``, ``in_horizon``, ``cond_horizon`` and is called (X, t, Z).

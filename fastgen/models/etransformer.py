@@ -27,10 +27,12 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
 
     .. math:: f_\theta(\rho_{in}(g) X, \rho_{cond}(g) Z, t) = \rho_{out}(g) f_\theta(X, Z, t) \quad \forall g \in G
 
-    Tokens live in copies of the regular representation; positions and time enter through its invariant subspace; heads hold whole copies.
+    Tokens live in copies of the regular representation; positions and time enter through its invariant subspace; heads
+    hold whole copies.
 
     Args:
-        in_rep: representation of X tokens: a real orthogonal ``escnn.group.Representation`` of a finite group, in any basis.
+        in_rep: representation of X tokens: a real orthogonal ``escnn.group.Representation`` of a finite group, in any
+            basis.
         cond_rep: representation of Z tokens.
         out_rep: representation of output tokens, None for ``in_rep``.
         in_horizon: largest T_x.
@@ -38,9 +40,10 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
         num_layers: decoder layers, >= 1.
         num_attention_heads: heads; divides ``embedding_dim`` / |G|.
         embedding_dim: width D, a multiple of the group order |G|.
-        p_drop_emb, p_drop_attn, causal_attn, num_cond_layers, norm_module, init_scheme, time_scale: as ``CondTransformerRegressor``;
-            dropout removes whole copies, so that it commutes with the group.
-        basis: "auto" or "regular" (a gathered group-convolution kernel); both are the same function of the same parameters.
+        p_drop_emb, p_drop_attn, causal_attn, num_cond_layers, norm_module, init_scheme, time_scale: as
+            ``CondTransformerRegressor``; dropout removes whole copies, so that it commutes with the group.
+        basis: "auto" or "regular" (a gathered group-convolution kernel); both are the same function of the same
+            parameters.
 
     Raises:
         TypeError: a representation that is not one.
@@ -80,15 +83,17 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
             check_representation(name, rep)
             if rep.group != in_rep.group:
                 raise ValueError(
-                    f"expected {name} to be a representation of in_rep's group {in_rep.group.name}, got {rep.group.name}"
+                    f"expected {name} to be a representation of in_rep's group {in_rep.group.name}, "
+                    f"got {rep.group.name}"
                 )
         check_basis(basis)
         check_positive_int("embedding_dim", embedding_dim)
         order = in_rep.group.order()
         if embedding_dim % order:
             raise ValueError(
-                f"expected embedding_dim to be a multiple of the order {order} of {in_rep.group.name}, got {embedding_dim}; "
-                f"the next ones are {embedding_dim // order * order or order} and {(embedding_dim // order + 1) * order}"
+                f"expected embedding_dim to be a multiple of the order {order} of {in_rep.group.name}, got "
+                f"{embedding_dim}; the next ones are {embedding_dim // order * order or order} and "
+                f"{(embedding_dim // order + 1) * order}"
             )
         super().__init__(in_rep.size, out_rep.size, cond_rep.size)
         self.in_rep, self.cond_rep, self.out_rep = in_rep, cond_rep, out_rep

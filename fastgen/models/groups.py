@@ -1,10 +1,11 @@
 """Finite groups and their real orthogonal representations: tables and bases that the equivariant layers are made of.
 
-Groups come from escnn. A representation rho of dimension d splits as rho(g) = Q (+)_i psi_i(g) Q^T with irreps psi_i; Q is orthogonal here,
-whatever scaling the user's change of basis had. Elements are numbered as in ``group.elements``, and the regular representation acts by
-(rho_reg(a) f)[g] = f[a^-1 g].
+Groups come from escnn. A representation rho of dimension d splits as rho(g) = Q (+)_i psi_i(g) Q^T with irreps psi_i; Q
+is orthogonal here, whatever scaling the user's change of basis had. Elements are numbered as in ``group.elements``, and
+the regular representation acts by (rho_reg(a) f)[g] = f[a^-1 g].
 
-Conventions of the plane: in D_n the ``standard`` irrep has rotations by 2 pi k / n and, as its first reflection, (x, y) -> (x, -y).
+Conventions of the plane: in D_n the ``standard`` irrep has rotations by 2 pi k / n and, as its first reflection, (x, y)
+    -> (x, -y).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _PER_GROUP: dict[tuple[Any, ...], tuple[Group, Any]] = {}
 
 
 def per_group(function: Callable[..., T]) -> Callable[..., T]:
-    """Cache ``function(group, *rest)`` by the identity of the group: escnn has one object per group, and those are not hashable."""
+    """Cache ``function(group, *rest)`` by the identity of the group: escnn has one object per group, and those are not
+    hashable."""
 
     @wraps(function)
     def cached(group: Group, *rest: Any) -> T:
@@ -67,7 +69,8 @@ def multiplication_table(group: Group) -> np.ndarray:
 def kernel_selector(group: Group, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The 0/1 matrix (|G|, |G|^2) that reads a group convolution off its kernel: [u, (g, h)] = 1 where u = g^-1 h.
 
-    One tensor per group, dtype and device is shared by all layers. A product with it is exact and, both ways, faster than indexing.
+    One tensor per group, dtype and device is shared by all layers. A product with it is exact and, both ways, faster
+    than indexing.
     """
     product = multiplication_table(group)
     order = len(product)
@@ -78,9 +81,11 @@ def kernel_selector(group: Group, dtype: torch.dtype, device: torch.device) -> T
 
 
 class RegularStack(Representation):
-    """m copies of the regular representation, laid out (copy, group element), without the D x D change of basis escnn would store.
+    """m copies of the regular representation, laid out (copy, group element), without the D x D change of basis escnn
+    would store.
 
-    Behaves like ``directsum([group.regular_representation] * copies)``; matrices and change of basis are made when asked for.
+    Behaves like ``directsum([group.regular_representation] * copies)``; matrices and change of basis are made when
+    asked for.
 
     Args:
         group: a finite escnn group.
@@ -162,13 +167,15 @@ def regular_copies(rep: Representation) -> int:
 
 
 def _orthogonal_basis(rep: Representation) -> np.ndarray:
-    """Orthogonal Q with rho = Q (+)psi Q^T: the polar factor of escnn's, which intertwines as well since Q^T Q commutes with (+)psi."""
+    """Orthogonal Q with rho = Q (+)psi Q^T: the polar factor of escnn's, which intertwines as well since Q^T Q commutes
+    with (+)psi."""
     u, _, vt = np.linalg.svd(np.asarray(rep.change_of_basis, dtype=np.float64))
     return u @ vt
 
 
 def irrep_columns(rep: Representation) -> dict[tuple, Tensor]:
-    """Isotypic split of an orthogonal Q: irrep id -> tensor (d, multiplicity, irrep size) in float64; [:, i] spans the i-th copy."""
+    """Isotypic split of an orthogonal Q: irrep id -> tensor (d, multiplicity, irrep size) in float64; [:, i] spans the
+    i-th copy."""
     basis = torch.from_numpy(_orthogonal_basis(rep))
     columns: dict[tuple, list[Tensor]] = {}
     start = 0
@@ -188,7 +195,8 @@ def irrep_blocks(rep: Representation) -> tuple[Tensor, list[tuple[int, int, bool
     """Orthogonal change of basis and its irrep blocks.
 
     Returns:
-        ``(Q, blocks)``: Q (d, d) float64 with rho(g) = Q (+)psi_i(g) Q^T, and per irrep ``(start, stop, is_trivial)``, a range of Q's columns.
+        ``(Q, blocks)``: Q (d, d) float64 with rho(g) = Q (+)psi_i(g) Q^T, and per irrep ``(start, stop, is_trivial)``,
+        a range of Q's columns.
     """
     blocks = []
     start = 0
@@ -220,8 +228,8 @@ def representation(group: Group, matrices: np.ndarray | Tensor | Sequence[Any]) 
         The representation in the given basis; its matrices are exact to float64, and within 1e-6 of those given.
 
     Raises:
-        ValueError: a wrong shape, a matrix that is not orthogonal, or matrices that do not multiply as the group does; the message names
-            the generator or the pair.
+        ValueError: a wrong shape, a matrix that is not orthogonal, or matrices that do not multiply as the group does;
+            the message names the generator or the pair.
     """
     given = np.asarray(matrices, dtype=np.float64)
     generators = group.generators
@@ -241,7 +249,8 @@ def representation(group: Group, matrices: np.ndarray | Tensor | Sequence[Any]) 
 
 
 def _spread(group: Group, generators: list[int], given: np.ndarray) -> np.ndarray:
-    """Matrices of all elements as words in the generators, checked: rho(s) rho(g) = rho(s g) for every generator s and element g."""
+    """Matrices of all elements as words in the generators, checked: rho(s) rho(g) = rho(s g) for every generator s and
+    element g."""
     product = multiplication_table(group)
     identity = int(np.flatnonzero((product == np.arange(len(product))).all(axis=1))[0])
     table: dict[int, np.ndarray] = {identity: np.eye(given.shape[1])}
@@ -266,8 +275,8 @@ def _spread(group: Group, generators: list[int], given: np.ndarray) -> np.ndarra
 def _decompose(group: Group, table: np.ndarray) -> tuple[list[tuple], np.ndarray]:
     """Irreps of the matrices rho(g) and an orthogonal Q with rho = Q (+)psi Q^T.
 
-    Averaging rho(g) A psi(g)^T over the group projects any A onto the maps psi -> rho; such a map is a multiple of an isometry (Schur),
-    so orthonormal copies follow from random A, each orthogonal to the copies found before.
+    Averaging rho(g) A psi(g)^T over the group projects any A onto the maps psi -> rho; such a map is a multiple of an
+    isometry (Schur), so orthonormal copies follow from random A, each orthogonal to the copies found before.
     """
     generator = np.random.default_rng(0)
     irreps: list[tuple] = []

@@ -1,9 +1,9 @@
 """Transformer layers on plain vectors, written so that the equivariant ones share every forward.
 
-A layer is built from a *kit*: a handful of constructors (linear map, norm, dropout, position table, invariant lift) over a *space*.
-Here a space is a width and the kit gives ``nn.Linear`` and friends; in ``elayers.py`` a space is a group representation and the kit
-gives their equivariant counterparts with the same call. Forward code, submodule names and shapes are therefore one and the same, and
-an equivariant network folds into a dense one name by name.
+A layer is built from a *kit*: a handful of constructors (linear map, norm, dropout, position table, invariant lift)
+over a *space*. Here a space is a width and the kit gives ``nn.Linear`` and friends; in ``elayers.py`` a space is a
+group representation and the kit gives their equivariant counterparts with the same call. Forward code, submodule names
+and shapes are therefore one and the same, and an equivariant network folds into a dense one name by name.
 """
 
 from __future__ import annotations
@@ -146,12 +146,14 @@ class PositionTable(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Features of the time t in [0, 1]: sinusoids of ``time_scale * t``, then Linear, SiLU, Linear, SiLU. (B,) -> (B, dim).
+    """Features of the time t in [0, 1]: sinusoids of ``time_scale * t``, then Linear, SiLU, Linear, SiLU. (B,) -> (B,
+    dim).
 
-    The dim/2 frequencies are spaced geometrically from 1/1000 to 1/16, so that at ``time_scale`` = 1000 the phases turn by 1 to 62 rad
-    over [0, 1]: every channel tells t = 0.90 from 0.95, and none oscillates faster than a solver steps (a ladder up to 1000 rad
-    was learned markedly more slowly). Steps 0..999 are embedded alike at ``time_scale`` = 1. The sinusoids are computed in float32 or
-    above, whatever the network's dtype: half precision would round the phase itself.
+    The dim/2 frequencies are spaced geometrically from 1/1000 to 1/16, so that at ``time_scale`` = 1000 the phases turn
+    by 1 to 62 rad over [0, 1]: every channel tells t = 0.90 from 0.95, and none oscillates faster than a solver steps
+    (a ladder up to 1000 rad was learned markedly more slowly). Steps 0..999 are embedded alike at ``time_scale`` = 1.
+    The sinusoids are computed in float32 or above, whatever the network's dtype: half precision would round the phase
+    itself.
 
     Args:
         dim: number of features, >= 2.
@@ -160,7 +162,8 @@ class TimeEmbedding(nn.Module):
     Raises:
         ValueError: an argument out of range.
 
-    References: Vaswani et al. 2017, arXiv:1706.03762 (sinusoids); Peebles and Xie 2023, arXiv:2212.09748 (the MLP on them).
+    References: Vaswani et al. 2017, arXiv:1706.03762 (sinusoids); Peebles and Xie 2023, arXiv:2212.09748 (the MLP on
+        them).
     """
 
     def __init__(self, dim: int, time_scale: float = 1000.0) -> None:
@@ -212,8 +215,9 @@ class MLP(nn.Module):
 class MultiheadAttention(nn.Module):
     """Multi-head attention with one fused query-key-value map.
 
-    softmax(q k^T / sqrt(d_head)) v per head, heads being consecutive slices of the channels. Self-attention evaluates the fused map once;
-    cross-attention takes its first third for the queries and the rest for keys and values of the memory.
+    softmax(q k^T / sqrt(d_head)) v per head, heads being consecutive slices of the channels. Self-attention evaluates
+    the fused map once; cross-attention takes its first third for the queries and the rest for keys and values of the
+    memory.
 
     Args:
         embed_dim: width D, a multiple of ``num_heads``.
@@ -243,7 +247,8 @@ class MultiheadAttention(nn.Module):
         return y.permute(2, 0, 3, 1, 4).unbind(0)
 
     def forward(self, x: Tensor, memory: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
-        """Attend from x (B, T, D) to itself, or to ``memory`` (B, S, D); ``is_causal``: token i sees tokens <= i of x."""
+        """Attend from x (B, T, D) to itself, or to ``memory`` (B, S, D); ``is_causal``: token i sees tokens <= i of
+        x."""
         weight, bias = dense_of(self.qkv)
         if memory is None:
             q, k, v = self._heads(x, weight, bias, 3)
@@ -288,8 +293,8 @@ class TransformerEncoderLayer(nn.Module):
 class TransformerDecoderLayer(nn.Module):
     """Pre-norm decoder layer: self-attention, cross-attention to a memory, MLP, each on a residual branch.
 
-    With ``time_dim`` > 0 the time modulates every branch, x + gate(t) * f(scale(t) * norm(x) + shift(t)), where scale, shift and gate are
-    affine in the time features and start at 1, 0 and 1; they take the place of the norm's own scale.
+    With ``time_dim`` > 0 the time modulates every branch, x + gate(t) * f(scale(t) * norm(x) + shift(t)), where scale,
+    shift and gate are affine in the time features and start at 1, 0 and 1; they take the place of the norm's own scale.
 
     Args:
         embed_dim: width D.
@@ -331,7 +336,8 @@ class TransformerDecoderLayer(nn.Module):
             self.modulation.starts_as = (1.0, 0.0, 1.0) * 3
 
     def forward(self, x: Tensor, memory: Tensor, time: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
-        """Map x (B, T, D) to (B, T, D), reading ``memory`` (B, S, D) as it is (normalised by its maker), at time features (B, time_dim)."""
+        """Map x (B, T, D) to (B, T, D), reading ``memory`` (B, S, D) as it is (normalised by its maker), at time
+        features (B, time_dim)."""
         if (time is None) != (self.modulation is None):
             raise ValueError(f"expected time {'features' if time is None else 'None'} for this layer's time_dim")
         if self.modulation is None:
@@ -349,7 +355,8 @@ class TransformerDecoderLayer(nn.Module):
 
 
 def initialise_(weight: Tensor, scheme: str, fan_in: int, fan_out: int) -> None:
-    """Fill with independent values of zero mean and the scheme's variance: 2/(fan_in + fan_out) xavier, 2/fan_in kaiming.
+    """Fill with independent values of zero mean and the scheme's variance: 2/(fan_in + fan_out) xavier, 2/fan_in
+    kaiming.
 
     Raises:
         ValueError: unknown scheme.
@@ -364,8 +371,9 @@ def initialise_(weight: Tensor, scheme: str, fan_in: int, fan_out: int) -> None:
 
 
 def reset_parameters_(root: nn.Module, scheme: str) -> None:
-    """Give every submodule of ``root`` a fresh initialisation: linear weights by ``scheme``, biases zero, norms one, positions
-    N(0, 0.1^2). Maps with an attribute ``starts_as`` begin as constants: weight zero, bias equal parts of these values."""
+    """Give every submodule of ``root`` a fresh initialisation: linear weights by ``scheme``, biases zero, norms one,
+    positions N(0, 0.1^2). Maps with an attribute ``starts_as`` begin as constants: weight zero, bias equal parts of
+    these values."""
     check_scheme("scheme", scheme)
     for module in root.modules():
         if isinstance(module, nn.Linear):
@@ -384,7 +392,8 @@ def reset_parameters_(root: nn.Module, scheme: str) -> None:
 
 
 def optim_groups(root: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters by the role of their module: weights of linear maps decay; biases, norms and position tables don't.
+    """Split parameters by the role of their module: weights of linear maps decay; biases, norms and position tables
+    don't.
 
     Returns:
         Two optimiser groups that hold every parameter of ``root`` exactly once.

@@ -1,4 +1,5 @@
-"""The backbone interface: a network that regresses a trajectory-valued target from a noisy trajectory, a time and a condition."""
+"""The backbone interface: a network that regresses a trajectory-valued target from a noisy trajectory, a time and a
+condition."""
 
 from __future__ import annotations
 
@@ -11,12 +12,13 @@ __all__ = ["GenCondRegressor"]
 
 
 class GenCondRegressor(nn.Module, ABC):
-    r"""Abstract conditional regressor :math:`V_k = f_\theta(X_k, Z, k)`, the backbone of a flow or a diffusion for P(X | Z).
+    r"""Abstract conditional regressor :math:`V_k = f_\theta(X_k, Z, k)`, the backbone of a flow or a diffusion for P(X
+    | Z).
 
     .. math:: f_\theta: \mathcal{X}^{T_x} \times \mathcal{Z}^{T_z} \times \mathbb{R} \to \mathcal{Y}^{T_x}
 
-    with X = R^in_dim, Z = R^cond_dim and Y = R^out_dim. For a rectified flow V is the velocity eps - x0, k the time t in [0, 1].
-    The class imposes no symmetry of its own.
+    with X = R^in_dim, Z = R^cond_dim and Y = R^out_dim. For a rectified flow V is the velocity eps - x0, k the time t
+    in [0, 1]. The class imposes no symmetry of its own.
 
     Args:
         in_dim: d_x, channels of an X token.

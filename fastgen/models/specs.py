@@ -24,7 +24,8 @@ _GROUP_HELP = "expected C<n>, D<n>, Icosahedral, Octahedral or a product of two 
 
 
 def parse_group(name: str) -> Group:
-    """The escnn group of a name: C<n>, D<n> (2n elements), Icosahedral (60), Octahedral (24), or a product such as C2xC2.
+    """The escnn group of a name: C<n>, D<n> (2n elements), Icosahedral (60), Octahedral (24), or a product such as
+    C2xC2.
 
     Raises:
         ValueError: unknown name.
@@ -70,15 +71,17 @@ def parse_representation(group: Group, spec: str | Sequence[Any] | dict[str, Any
 
     Args:
         group: the group.
-        spec: a list whose direct sum is meant, or a single entry: a name (``trivial``, ``sign``, ``standard``, ``regular``,
-            ``irrep:<id>``), ``{"irreps": [ids], "change_of_basis": rows}``, or ``{"matrices": "file.npz"}`` with an array ``matrices`` of
-            one orthogonal matrix per generator of the group, shape (n, d, d).
+        spec: a list whose direct sum is meant, or a single entry: a name (``trivial``, ``sign``, ``standard``,
+            ``regular``, ``irrep:<id>``), ``{"irreps": [ids], "change_of_basis": rows}``, or
+            ``{"matrices": "file.npz"}`` with an array ``matrices`` of one orthogonal matrix per generator of the group,
+            shape (n, d, d).
 
-    Names: ``standard`` is the irrep by which C_n, D_n (n >= 3) act on the plane and the icosahedral and octahedral groups on space;
-    ``sign`` is -1 on the reflections of D_n, and on the odd rotations of C_n with n even.
+    Names: ``standard`` is the irrep by which C_n, D_n (n >= 3) act on the plane and the icosahedral and octahedral
+    groups on space; ``sign`` is -1 on the reflections of D_n, and on the odd rotations of C_n with n even.
 
     Raises:
-        ValueError: an unknown or empty description, one that this group does not have, or matrices that are no representation.
+        ValueError: an unknown or empty description, one that this group does not have, or matrices that are no
+            representation.
         FileNotFoundError: no such file of matrices.
     """
     if isinstance(spec, (str, dict)):
@@ -162,8 +165,8 @@ def _tuples(value: Any) -> Any:
 
 
 def describe_representation(rep: Representation) -> list[Any]:
-    """JSON-able description from which ``parse_representation`` gives back the same matrices: a list of regular copies and irreps where
-    the change of basis is theirs, else the irreps with the rows of the change of basis."""
+    """JSON-able description from which ``parse_representation`` gives back the same matrices: a list of regular copies
+    and irreps where the change of basis is theirs, else the irreps with the rows of the change of basis."""
     if isinstance(rep, RegularStack):
         return ["regular"] * rep.copies
     regular = rep.group.regular_representation

@@ -143,8 +143,8 @@ class CondTransformerBase(GenCondRegressor):
         return self.head(self.norm(x))
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """Two optimiser groups that hold every parameter once: weights of linear maps (embeddings and head included) decay, the rest
-        (biases, norms, position tables) does not.
+        """Two optimiser groups that hold every parameter once: weights of linear maps (embeddings and head included)
+        decay, the rest (biases, norms, position tables) does not.
 
         Raises:
             ValueError: ``weight_decay`` is negative.
@@ -152,7 +152,8 @@ class CondTransformerBase(GenCondRegressor):
         return optim_groups(self, weight_decay)
 
     def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
-        """Draw all parameters afresh, as the constructor does: linear weights by ``scheme``, biases 0, norms 1, positions N(0, 0.1^2).
+        """Draw all parameters afresh, as the constructor does: linear weights by ``scheme``, biases 0, norms 1,
+        positions N(0, 0.1^2).
 
         Args:
             scheme: xavier_uniform, xavier_normal, kaiming_uniform or kaiming_normal.
@@ -166,9 +167,9 @@ class CondTransformerBase(GenCondRegressor):
 class CondTransformerRegressor(CondTransformerBase):
     r"""Encoder-decoder transformer :math:`V = f_\theta(X, Z, t)` of shape (B, T_x, d_v).
 
-    The condition stream is [time token, Z tokens] with learned positions, encoded by ``num_cond_layers`` encoder layers or, for 0, by an
-    MLP; the decoder runs over the X tokens (plus positions and the time embedding) with cross-attention to it. Pre-norm residual layers,
-    modulated by the time in the decoder.
+    The condition stream is [time token, Z tokens] with learned positions, encoded by ``num_cond_layers`` encoder layers
+    or, for 0, by an MLP; the decoder runs over the X tokens (plus positions and the time embedding) with
+    cross-attention to it. Pre-norm residual layers, modulated by the time in the decoder.
 
     Args:
         in_dim: d_x.
