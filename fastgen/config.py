@@ -151,6 +151,9 @@ class DataConfig(_Config):
     obs_horizon: int | None = Field(None, ge=1, description="observations per window; null = the task's own")
     horizon: int | None = Field(None, ge=1, description="waypoints per window; null = the task's own")
     stride: int | None = Field(None, ge=1, description="steps between windows; null = the task's own")
+    normalize: bool | None = Field(
+        None, description="file: false for a teacher that was trained in the units of the file; null = true"
+    )
 
 
 class ModelConfig(_Config):

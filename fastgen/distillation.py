@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from ._files import read_json
 from ._tensor import generator_for
 from .checkpoint import load_tensors, save_tensors
-from .cli import load_config
+from .cli import load_config, validate
 from .config import DataConfig, DistillConfig, EMAConfig
 from .data import Task, build_task
 from .dmd import DMDPipeline, create_fake_score
@@ -34,7 +33,7 @@ from .kd import teacher_pairs
 from .report import format_table, write_report
 from .runs import open_run
 from .stages import DistributionMatching, Draws, KnowledgeDistillation, Stage, TrainedNetwork
-from .trainer import Trainer, read_log, start_accelerator
+from .trainer import Stopwatch, Trainer, read_log, start_accelerator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,7 +81,6 @@ class Distillation:
         self.teacher.to(accelerator.device).eval()
         self.x0, self.cond = self.task.train.network_inputs()
         check_fit(self.teacher, self.x0, self.cond)
-        self.seconds: dict[str, float] = {}
 
     def train(self) -> None:
         """Run what is left of the stages."""
@@ -109,9 +107,9 @@ class Distillation:
 
     def kd_stage(self) -> Stage:
         """Student from the teacher's weights, regressed on the teacher's ODE pairs."""
-        cfg, started = self.cfg, time.perf_counter()
+        cfg, watch = self.cfg, Stopwatch(self.trainer.seconds, "pairs")
         states, cond = self.pairs()
-        self.seconds["pairs"] = time.perf_counter() - started
+        watch.lap()
         ema = EMAConfig(decay=cfg.train.kd_ema_decay)
         student = TrainedNetwork(
             copy.deepcopy(self.teacher), cfg.train.kd_optimizer, cfg.train.kd_steps, self.accelerator, ema=ema
@@ -177,7 +175,8 @@ class Distillation:
 
     def hand_over(self) -> None:
         """Score, choose, export and report."""
-        cfg, task, started = self.cfg, self.task, time.perf_counter()
+        cfg, task, seconds = self.cfg, self.task, dict(self.trainer.seconds)
+        watch = Stopwatch(seconds, "hand_over")
         candidates = {name: self._trained(name) for name in self.trainer.stages}
         selected = self.choose(list(candidates))
         rows = {
@@ -186,7 +185,7 @@ class Distillation:
             )
             for name, network in candidates.items()
         }
-        teacher_rows, floor, teacher_seconds = self.teacher_scores()
+        teacher_rows, floor = self.teacher_scores()
         student = candidates[selected]
         one = student_sampler(student, task.train, nested_t_lists(cfg.dmd.t_list)[1])
         hundred = teacher_sampler(self.teacher, task.train, 100)
@@ -195,7 +194,7 @@ class Distillation:
             "student": rows[selected],
             **rows,
             "floor": floor,
-            "seconds": {**self.trainer.seconds, **self.seconds, "teacher_scores": teacher_seconds},
+            "seconds": seconds,
             "latency": {
                 f"{who}, batch {batch}, ms": latency_ms(sampler, task.train, batch, repeats=repeats)
                 for who, sampler, repeats in (("student 1 call", one, 15), ("teacher 100 calls", hundred, 3))
@@ -205,7 +204,7 @@ class Distillation:
             "primary": task.primary,
             "validation": self.trainer.scores,
         }
-        results["seconds"]["hand_over"] = time.perf_counter() - started
+        watch.lap()
         self.export(student, results)
         write_report(self.run_dir, results=results, curves=read_log(self.run_dir), examples=self.examples(student))
         print(format_table(results))
@@ -221,15 +220,16 @@ class Distillation:
             return self.cfg.keep
         return min(names, key=lambda name: self.trainer.scores[name][self.task.primary])
 
-    def teacher_scores(self) -> tuple[dict[str, dict[str, float]], dict[str, float], float]:
+    def teacher_scores(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
         """Rows of the teacher: those beside its weights if they were taken on the same data, else measured now."""
-        cfg, started = self.cfg, time.perf_counter()
+        cfg = self.cfg
         if cfg.teacher.folder is not None and not cfg.teacher.measure:
             stored = Path(cfg.teacher.folder) / SCORES_FILE
             if stored.exists():
                 known = read_json(stored)
-                if known.get("data") == cfg.data.model_dump(mode="json"):
-                    return known["teacher"], known["floor"], 0.0
+                # Compared as configs: a file of an earlier version lacks the keys that came later.
+                if validate(DataConfig, known["data"]) == cfg.data:
+                    return known["teacher"], known["floor"]
         rows = evaluate_teacher(
             self.teacher,
             self.task,
@@ -237,7 +237,7 @@ class Distillation:
             cfg.teacher.ab2_calls,
             progress=lambda row: _say(f"teacher {row}"),
         )
-        return rows, self.task.floor(), time.perf_counter() - started
+        return rows, self.task.floor()
 
     def export(self, student: nn.Module, results: dict[str, Any]) -> None:
         """Write ``student/``."""

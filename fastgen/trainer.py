@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from ._files import write_file
 from .checkpoint import (
     add_prefix,
     load_newest_checkpoint,
@@ -48,6 +49,28 @@ def use_all_cores(threads: int | None = None, *, processes: int = 1) -> None:
     """Set torch's CPU threads: `threads`, or an equal share of the cores this process may run on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // processes))
+
+
+class Stopwatch:
+    """Adds the wall and the CPU seconds between `restart` and `lap` to `seconds[name]` and `seconds[name + "_cpu"]`.
+
+    CPU seconds are this process' own, over all its threads: what a busy machine does to the wall clock isn't in them.
+    """
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds, self.name = seconds, name
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what has passed since the last lap."""
+        self._last = time.perf_counter(), time.process_time()
+
+    def lap(self) -> None:
+        """Add what has passed since the last lap or restart."""
+        now = time.perf_counter(), time.process_time()
+        for name, before, after in zip((self.name, f"{self.name}_cpu"), self._last, now, strict=True):
+            self.seconds[name] = self.seconds.get(name, 0.0) + after - before
+        self._last = now
 
 
 class Trainer:
@@ -107,16 +130,16 @@ class Trainer:
 
     def _run_stage(self, stage: Stage, bar: Any) -> None:
         loop, shown = self.loop, {}
-        started = time.perf_counter() - self.seconds.get(stage.name, 0.0)
+        watch = Stopwatch(self.seconds, stage.name)
         for step in range(self.step, stage.steps):
             torch.manual_seed(hash((self.seed, self.position, step)))  # dropout; every other draw has its own generator
             logs = stage.update(step)
             self.step, self.iteration = step + 1, self.iteration + 1
-            self.seconds[stage.name] = time.perf_counter() - started
+            watch.lap()
             last = self.step == stage.steps
             if self.step % loop.evaluate_every == 0 or last:
                 shown = self.scores[stage.name] = self.evaluate(stage.averaged())
-                started = time.perf_counter() - self.seconds[stage.name]  # validation is not training time
+                watch.restart()  # validation is not training time
             if self.step % loop.log_every == 0 or last or shown:
                 logs = {key: float(value) for key, value in logs.items()}
                 self._log({"stage": stage.name, "step": self.step, **logs, **shown})
@@ -150,7 +173,7 @@ class Trainer:
         path = self.run_dir / "metrics.jsonl"
         if self.accelerator.is_main_process and path.exists():
             rows = [row for row in read_log(self.run_dir) if row["iteration"] <= self.iteration]
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def _save(self, tensors: Mapping[str, torch.Tensor]) -> None:
         if self.accelerator.is_main_process:

@@ -14,7 +14,7 @@ from fastgen.config import LoopConfig
 from fastgen.distillation import Distillation
 from fastgen.runs import open_run
 from fastgen.stages import DistributionMatching, KnowledgeDistillation
-from fastgen.trainer import Trainer, read_log, start_accelerator
+from fastgen.trainer import Stopwatch, Trainer, read_log, start_accelerator
 
 
 def train(cfg) -> Distillation:
@@ -154,3 +154,15 @@ def test_trainer_reports_scores_of_every_stage(uninterrupted):
     assert all("energy" in [r for r in rows if r["stage"] == stage][-1] for stage in ("kd", "dmd"))
     iterations = [row["iteration"] for row in rows]
     assert iterations == sorted(iterations) and isinstance(Trainer, type)
+
+
+def test_a_stopwatch_adds_up_its_laps_and_leaves_out_what_a_restart_forgets(monkeypatch):
+    wall, cpu = iter([0.0, 1.0, 10.0, 12.0]), iter([0.0, 3.0, 30.0, 35.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(wall))
+    monkeypatch.setattr("time.process_time", lambda: next(cpu))
+    seconds = {"kd": 5.0}
+    watch = Stopwatch(seconds, "kd")
+    watch.lap()
+    watch.restart()  # 1 -> 10 is somebody else's time
+    watch.lap()
+    assert seconds == {"kd": 5.0 + 1.0 + 2.0, "kd_cpu": 3.0 + 5.0}

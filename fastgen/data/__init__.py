@@ -12,7 +12,7 @@ from .trajectories import TrajectoryData, load_trajectories
 __all__ = ["Task", "TrajectoryData", "build_task", "load_trajectories"]
 
 # The options each task has besides pack, symmetry and seed.
-TASKS = {"ring": ("size",), "flights": ("path",), "file": ("path", "obs_horizon", "horizon", "stride")}
+TASKS = {"ring": ("size",), "flights": ("path",), "file": ("path", "obs_horizon", "horizon", "stride", "normalize")}
 
 
 @runtime_checkable
@@ -59,13 +59,13 @@ def build_task(cfg: Any) -> Task:
     Args:
         cfg: an object with `name`, and where given (an attribute that is missing or None means the task's own default):
             `pack`, `symmetry` (every task); `size`, `seed` (ring); `path`, `seed` (flights); `path`, `obs_horizon`,
-            `horizon`, `stride`, `seed` (file).
+            `horizon`, `stride`, `normalize`, `seed` (file).
 
     Raises ValueError for an unknown name, an option the task doesn't have, or values it refuses.
     """
     if cfg.name not in TASKS:
         raise ValueError(f"unknown data.name {cfg.name!r}, expected one of: {', '.join(TASKS)}")
-    for key in ("path", "obs_horizon", "horizon", "stride"):
+    for key in ("path", "obs_horizon", "horizon", "stride", "normalize"):
         if key not in TASKS[cfg.name] and getattr(cfg, key, None) is not None:
             raise ValueError(f"expected no data.{key} for the task {cfg.name}, got {getattr(cfg, key)!r}; leave it out")
     options = ("pack", "symmetry", "seed", *TASKS[cfg.name])

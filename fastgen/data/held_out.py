@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._tensor import generator_for
 from ..metrics import energy_distance, energy_score, min_ade, min_fde
+from ..normalizer import Normalizer
 from .trajectories import EVALUATION_SEED, TrajectoryData, check_pack, check_trajectories, fit_normalizers, load_grouped
 
 __all__ = ["FileTask", "HeldOutTask", "split_episodes"]
@@ -25,6 +26,7 @@ class HeldOutTask:
             side of the split.
         primary: "min_fde" or another of the scores.
         pack: waypoints per token.      seed: of the split.      symmetry: as in `TrajectoryData`.
+        normalize: false for networks that were trained in the units of the file.
 
     About a fifth of the episodes is the test set and a tenth the validation set, at least one each; normalisers see
     training windows only. Evaluation takes at most 1000 test and 256 validation windows.
@@ -44,9 +46,11 @@ class HeldOutTask:
         pack: int = 1,
         seed: int = 0,
         symmetry: dict | None = None,
+        normalize: bool = True,
     ) -> None:
         check_trajectories(X, Z)
         check_pack(pack, X.shape[1])
+        self._normalize = normalize
         self.name, self.primary, self.pack, self.symmetry = name, primary, pack, symmetry
         self._X, self._Z = X, Z
         self.rows = split_episodes(episodes, seed)
@@ -72,7 +76,11 @@ class HeldOutTask:
     @cached_property
     def _train(self) -> TrajectoryData:
         X, Z = self.split("train")
-        return TrajectoryData(X, Z, *fit_normalizers(X, Z, self.symmetry), pack=self.pack, symmetry=self.symmetry)
+        if self._normalize:
+            normalizers = fit_normalizers(X, Z, self.symmetry)
+        else:
+            normalizers = Normalizer.identity(X.shape[-1]), Normalizer.identity(Z.shape[-1])
+        return TrajectoryData(X, Z, *normalizers, pack=self.pack, symmetry=self.symmetry)
 
     def evaluate(self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False) -> dict[str, float]:
         """Scores of `sample(Z (B, T_z, d_z), noise (B, T_x, d_x)) -> X (B, T_x, d_x)` on the test windows.
@@ -135,9 +143,11 @@ class FileTask(HeldOutTask):
         obs_horizon: int | None = None,
         horizon: int | None = None,
         stride: int = 1,
+        normalize: bool = True,
     ) -> None:
         X, Z, episodes = load_grouped(path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
-        super().__init__("file", X, Z, episodes, primary="energy_score", pack=pack, seed=seed, symmetry=symmetry)
+        options = {"pack": pack, "seed": seed, "symmetry": symmetry, "normalize": normalize}
+        super().__init__("file", X, Z, episodes, primary="energy_score", **options)
 
 
 def split_episodes(episodes: Tensor, seed: int) -> dict[str, Tensor]:

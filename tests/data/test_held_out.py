@@ -141,3 +141,14 @@ def test_answers_in_another_shape_or_with_nan_are_refused(task):
         task.evaluate(lambda Z, noise: noise[:, :2], quick=True)
     with pytest.raises(ValueError, match="finite samples"):
         task.evaluate(lambda Z, noise: noise * float("inf"), quick=True)
+
+
+def test_without_normalisation_a_network_sees_the_units_of_the_file(tmp_path):
+    X, Z = 3.0 + 2.0 * normal(40, 4, 2), normal(40, 1, 3, seed=1)
+    np.savez(tmp_path / "data.npz", X=X.numpy(), Z=Z.numpy())
+    asked = SimpleNamespace(name="file", path=str(tmp_path / "data.npz"), normalize=False)
+    raw = build_task(asked).train
+    x0, cond = raw.network_inputs()
+    assert torch.equal(x0, raw.X) and torch.equal(cond, raw.Z)
+    asked.normalize = True
+    assert not torch.allclose(build_task(asked).train.network_inputs()[0], raw.X, atol=0.1)
