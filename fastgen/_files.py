@@ -133,8 +133,9 @@ def _check_replaceable(target: Path, path: str | Path, owned: Collection[str]) -
 def _remove_abandoned(target: Path) -> None:
     """Remove what a writer of the same folder left that was killed; a recent one may still be writing."""
     for left in target.parent.glob(f".{target.name}.new-*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _take_place(partial: Path, target: Path) -> None:

@@ -23,9 +23,11 @@ from .normalizer import Normalizer
 
 __all__ = [
     "DENSE",
+    "EQUIVARIANT",
     "NETWORKS",
     "NETWORK_FORMAT",
     "STUDENT_FORMAT",
+    "built_in_config",
     "check_network",
     "check_student",
     "config_head",
@@ -44,14 +46,15 @@ _STUDENT_KEYS = (
 )
 _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT_KEYS)}
 
-# Arguments of the built-in networks: int (a width or horizon, which is an axis of some tensor), "layers" (each has
-# tensors of its own), "rep" (a representation), "group", or another type. A config has all of them and nothing else.
+# Arguments of the built-in networks: int (a dimension or horizon, which is an axis of some tensor), "width", "layers"
+# (each has tensors of its own), "rep" (a representation), "group", or another type. A config has all of them and
+# nothing else.
 _ARGUMENTS: dict[str, Any] = {
     "in_horizon": int,
     "cond_horizon": int,
     "num_layers": "layers",
     "num_attention_heads": int,
-    "embedding_dim": int,
+    "embedding_dim": "width",
     "p_drop_emb": float,
     "p_drop_attn": float,
     "causal_attn": bool,
@@ -60,10 +63,10 @@ _ARGUMENTS: dict[str, Any] = {
     "norm_module": str,
     "init_scheme": str,
 }
-DENSE, CUSTOM = "CondTransformerRegressor", "custom"
+DENSE, EQUIVARIANT, CUSTOM = "CondTransformerRegressor", "eCondTransformerRegressor", "custom"
 NETWORKS: dict[str, dict[str, Any]] = {
     DENSE: {"in_dim": int, "out_dim": int, "cond_dim": int, **_ARGUMENTS},
-    "eCondTransformerRegressor": {
+    EQUIVARIANT: {
         **{"group": "group", "in_rep": "rep", "cond_rep": "rep", "out_rep": "rep", "basis": str},
         **_ARGUMENTS,
     },
@@ -75,15 +78,19 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 def config_head(format_name: str, network: nn.Module) -> dict[str, Any]:
     """The first entries of a config: format, version, and how to build the network again."""
-    config = getattr(network, "config", None)
-    if not isinstance(config, Mapping) or config.get("class") not in NETWORKS:
-        config = {"class": CUSTOM, "name": type(network).__name__}
+    config = built_in_config(network) or {"class": CUSTOM, "name": type(network).__name__}
     return {
         "format": format_name,
         "format_version": _VERSION,
         "package_version": _package_version(),
         "network": plain_json(config, "network.config"),
     }
+
+
+def built_in_config(network: nn.Module) -> Mapping[str, Any]:
+    """The config of a network of `fastgen.models`; {} for a module from elsewhere, whatever its `config` may be."""
+    config = getattr(network, "config", None)
+    return config if isinstance(config, Mapping) and config.get("class") in NETWORKS else {}
 
 
 def _package_version() -> str:
@@ -230,9 +237,11 @@ def check_network(
     arguments = NETWORKS[name]
     check_names(config, ("class", *arguments), f"{where}: network")
     axis = max((size for shape in shapes.values() for size in shape), default=0)
+    # Of an equivariant network the tensors are kernels: a width is copies times group order, both of which are axes.
+    width = axis if name == DENSE else axis**2
     for key, kind in arguments.items():
-        value, most = config[key], len(shapes) if kind == "layers" else axis
-        if kind in (int, "layers"):
+        value, most = config[key], {"layers": len(shapes), "width": width}.get(kind, axis)
+        if kind in (int, "layers", "width"):
             good, what = type(value) is int and 0 <= value <= most, f"within 0..{most}, which the tensors allow"
         elif kind == "group":
             # The order of C<n> and D<n> is a multiple of n, and embedding_dim is a multiple of the order.
@@ -247,8 +256,9 @@ def check_network(
             good, what = type(value) is kind or (kind is float and type(value) is int), f"of type {kind.__name__}"
         if not good:
             raise ValueError(f"{where}: expected network.{key} {what}, got {brief(value)}")
-    # The time embedding holds a square of this width, which bounds all other maps.
-    if config["embedding_dim"] ** 2 > sum(map(math.prod, shapes.values())):
+    # Some map is as wide on both sides; its kernel has a number for each |G| entries of the matrix.
+    numbers = sum(map(math.prod, shapes.values()))
+    if config["embedding_dim"] ** 2 > (numbers if name == DENSE else numbers * axis):
         raise ValueError(
             f"{where}: expected network.embedding_dim that the tensors allow, got {config['embedding_dim']}"
         )

@@ -17,6 +17,7 @@ R = TypeVar("R")
 
 # Slack for times that were computed rather than typed: a few float32 roundings around the ends of [0, 1].
 TIME_SLACK = 1e-6
+PRED_TYPES = ("flow", "x0", "eps")
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -63,6 +64,20 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}, expected one of: {', '.join(choices)}")
+
+
+def check_pred_type(pred_type: str, name: str = "pred_type") -> None:
+    """Refuse a `pred_type` that is not one of "flow", "x0", "eps".
+
+    Raises:
+        ValueError: for "v" the message says which quantity of that letter is spelt how here.
+    """
+    if pred_type == "v":
+        raise ValueError(
+            f"unknown {name} 'v': say 'flow' for eps - x0; for networks trained on v = alpha eps - sigma x0 wrap "
+            "the network with as_rectified_flow(prediction='v')"
+        )
+    check_choice(name, pred_type, PRED_TYPES)
 
 
 def check_count(name: str, value: object) -> int:

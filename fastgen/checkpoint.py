@@ -46,6 +46,9 @@ def save_checkpoint(
 ) -> Path:
     """Write ``checkpoints/step_<step>`` and drop all but the newest `keep`."""
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    # The run's lock is ours: whatever is half written here was left by a run that was killed.
+    for left in folder.parent.glob(".step_*.new-*"):
+        shutil.rmtree(left, ignore_errors=True)
     with new_folder(folder, (_TENSORS, _META)) as partial:
         save_tensors(partial / _TENSORS, tensors)
         write_json(partial / _META, {"sha256": sha256(partial / _TENSORS), **meta})

@@ -22,7 +22,10 @@ from pydantic_core import PydanticUndefined
 C = TypeVar("C", bound=BaseModel)
 
 # Keys whose value is a path; in a file they are relative to that file, in an override to the working directory.
-_FILE_RELATIVE = ("data.path", "teacher.folder")
+_FILE_RELATIVE = (
+    *("data.path", "teacher.folder"),
+    *(f"data.symmetry.{rep}.matrices" for rep in ("in_rep", "cond_rep", "out_rep")),
+)
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,18 @@ def load_config(schema: type[C], path: str | os.PathLike[str], overrides: list[s
         raise ValueError(f"config {path} is not valid YAML: {first}") from error
     if not isinstance(values, dict):
         raise ValueError(f"expected config {path} to be a mapping of keys, got {type(values).__name__}")
-    for key in _FILE_RELATIVE:
-        _make_absolute(values, key, path.resolve().parent)
+    _make_absolute(values, path.resolve().parent)
     for override in overrides or []:
-        key, _, value = override.partition("=")
+        key, _, text = override.partition("=")
         try:
-            _assign(values, key.strip(), yaml.safe_load(value))
+            _assign(values, key.strip(), yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise ValueError(f"override {override!r} is not valid YAML after '='") from error
-    return validate(schema, values)
+    # What the overrides brought; the file's own paths are absolute by now.
+    _make_absolute(values, Path.cwd())
+    # A group without entries in YAML is null.
+    empty = {key for key, field in schema.model_fields.items() if _sub_schema(field.annotation) and key in values}
+    return validate(schema, {key: value for key, value in values.items() if value is not None or key not in empty})
 
 
 def validate(schema: type[C], values: dict[str, Any]) -> C:
@@ -118,7 +124,7 @@ def user_errors() -> Iterator[None]:
     """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("FASTGEN_TRACEBACK"):
             raise
         message = " ".join(str(error).split())
@@ -132,7 +138,7 @@ def user_errors() -> Iterator[None]:
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        child = values.setdefault(parent, {})
+        child = values[parent] = {} if values.get(parent) is None else values[parent]
         if not isinstance(child, dict):
             raise ValueError(f"override {key}: {parent!r} is not a group of keys")
         values = child
@@ -141,14 +147,15 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _make_absolute(values: dict[str, Any], key: str, base: Path) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.get(parent) or {}
-        if not isinstance(values, dict):
-            return
-    if isinstance(values.get(last), str):
-        values[last] = str((base / values[last]).resolve())
+def _make_absolute(values: dict[str, Any], base: Path) -> None:
+    """Resolve the relative paths among `values` against `base`."""
+    for key in _FILE_RELATIVE:
+        *parents, last = key.split(".")
+        group: Any = values
+        for parent in parents:
+            group = group.get(parent) if isinstance(group, dict) else None
+        if isinstance(group, dict) and isinstance(group.get(last), str):
+            group[last] = str((base / Path(group[last]).expanduser()).resolve())
 
 
 def _sub_schema(annotation: Any) -> type[BaseModel] | None:
@@ -173,7 +180,8 @@ def _fields(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, st
 
 
 def _explain(schema: type[BaseModel], item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    # Of a field with several types the location also names the one that was tried, `list[str]`: not the user's key.
+    key = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
     if item["type"] == "extra_forbidden":
         known = [name for name, _, _ in _fields(schema, "")]
         groups = {name.rsplit(".", n)[0] for name in known for n in range(1, name.count(".") + 1)}

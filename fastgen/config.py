@@ -7,15 +7,31 @@ Reading files, overrides and the command line is the business of :mod:`fastgen.c
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from ._tensor import check_pred_type
 
 
 class _Config(BaseModel):
-    """Immutable, with unknown keys refused; what every schema below shares."""
+    """Immutable, with unknown keys refused; what every schema below shares. Fields may be given in order or by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        names = list(type(self).model_fields)
+        if len(args) > len(names):
+            raise TypeError(f"expected at most {len(names)} values in {type(self).__name__}, got {len(args)}")
+        super().__init__(**dict(zip(names, args, strict=False)), **kwargs)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError(f"expected no yes-or-no value, got {value}")
+        return value
 
 
 class SampleTimestepConfig(_Config):
@@ -51,6 +67,11 @@ class EMAConfig(_Config):
     batch_size: int = Field(128, gt=0, description="samples per update, for `halflife`")
     dtype: Literal["float32", "float64"] = Field("float32", description="dtype of the shadow")
 
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _named(cls, dtype: Any) -> Any:
+        return str(dtype).removeprefix("torch.")
+
 
 class DMDConfig(_Config):
     """DMD2 with rectified-flow networks (Yin et al. 2024, arXiv:2405.14867)."""
@@ -85,7 +106,7 @@ class DMDConfig(_Config):
     gan_r1_reg_weight: float = Field(0.0, ge=0.0, description="weight of approximate R1; gamma / (2 alpha^2)")
     gan_r1_reg_alpha: float = Field(0.1, gt=0.0, description="size of R1's perturbation")
     gan_use_same_t_noise: bool = Field(False, description="real and generated samples share t and noise")
-    ema: EMAConfig = Field(EMAConfig(), description="average of the student's weights")
+    ema: EMAConfig | None = Field(EMAConfig(), description="average of the student's weights; null = none")
 
     @model_validator(mode="before")
     @classmethod
@@ -93,9 +114,13 @@ class DMDConfig(_Config):
         if not isinstance(values, dict):
             return values
         t_list, steps = values.get("t_list"), values.get("student_steps")
+        if t_list is None:
+            return {key: value for key, value in values.items() if key != "t_list"}
+        if hasattr(t_list, "tolist"):
+            values = {**values, "t_list": (t_list := t_list.tolist())}
+        if not isinstance(t_list, list | tuple) or not all(isinstance(t, int | float) for t in t_list):
+            raise ValueError(f"expected t_list as a list of numbers, got {t_list!r}")
         if t_list:
-            if not isinstance(t_list, list | tuple) or not all(isinstance(t, int | float) for t in t_list):
-                raise ValueError(f"expected t_list as a list of numbers, got {t_list!r}")
             if steps is not None and steps != len(t_list) - 1:
                 raise ValueError(
                     f"expected student_steps == len(t_list) - 1 = {len(t_list) - 1}, got student_steps={steps}; "
@@ -103,6 +128,13 @@ class DMDConfig(_Config):
                 )
             return {**values, "student_steps": len(t_list) - 1}
         return values
+
+    @field_validator("pred_type", "fake_score_pred_type", mode="before")
+    @classmethod
+    def _known(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None:
+            check_pred_type(value, info.field_name or "pred_type")
+        return value
 
     @field_validator("t_list")
     @classmethod
@@ -135,6 +167,11 @@ class SymmetryConfig(_Config):
     in_rep: list[str] | dict[str, str] = Field(description="direct sum of trivial, sign, standard, regular, irrep:<id>")
     cond_rep: list[str] | dict[str, str] = Field(description="the same for observations; or {matrices: file.npz}")
     out_rep: list[str] | dict[str, str] | None = Field(None, description="the same for outputs; null = in_rep")
+
+    @field_validator("in_rep", "cond_rep", "out_rep", mode="before")
+    @classmethod
+    def _one(cls, rep: Any) -> Any:
+        return [rep] if isinstance(rep, str) else rep
 
 
 class DataConfig(_Config):

@@ -5,19 +5,17 @@ from __future__ import annotations
 import copy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ._files import read_json
 from ._tensor import generator_for
 from .checkpoint import load_tensors, save_tensors
-from .cli import load_config, validate
-from .config import DataConfig, DistillConfig, EMAConfig
-from .data import Task, build_task
+from .cli import load_config
+from .config import DistillConfig, EMAConfig
+from .data import Task, build_data
 from .dmd import DMDPipeline, create_fake_score
 from .evaluation import (
     Sampler,
@@ -28,10 +26,11 @@ from .evaluation import (
     student_sampler,
     teacher_sampler,
 )
-from .export import export_student, load_network, load_student
+from .export import export_student, load_student
 from .kd import teacher_pairs
+from .planning import check_plan, load_teacher, stored_scores
 from .report import format_table, write_report
-from .runs import open_run
+from .runs import claim_run, open_run
 from .stages import DistributionMatching, Draws, KnowledgeDistillation, Stage, TrainedNetwork
 from .trainer import Stopwatch, Trainer, read_log, start_accelerator
 
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _PAIR_CHUNK = 2048
-SCORES_FILE = "scores.json"
 
 
 def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task | None = None) -> Path:
@@ -56,6 +54,8 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
     accelerator = start_accelerator(cfg.train.threads)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
         job = Distillation(cfg, run_dir, accelerator, teacher=teacher, task=task)
+        if accelerator.is_main_process:
+            claim_run(run_dir, cfg)
         job.train()
         if accelerator.is_main_process:
             job.hand_over()
@@ -80,7 +80,8 @@ class Distillation:
         self.teacher = load_teacher(cfg) if teacher is None else teacher
         self.teacher.to(accelerator.device).eval()
         self.x0, self.cond = self.task.train.network_inputs()
-        check_fit(self.teacher, self.x0, self.cond)
+        check_plan(cfg, self.teacher, self.x0, self.cond, processes=accelerator.num_processes)
+        self.teacher_rows = stored_scores(cfg)
 
     def train(self) -> None:
         """Run what is left of the stages."""
@@ -89,10 +90,6 @@ class Distillation:
             stages["kd"] = self.kd_stage
         if cfg.train.steps:
             stages["dmd"] = self.dmd_stage
-        if not stages:
-            raise ValueError(
-                "expected train.kd_steps > 0 or train.steps > 0, got 0 for both: there is nothing to train"
-            )
         self.trainer = Trainer(
             stages,
             self.run_dir,
@@ -111,16 +108,14 @@ class Distillation:
         states, cond = self.pairs()
         watch.lap()
         ema = EMAConfig(decay=cfg.train.kd_ema_decay)
-        student = TrainedNetwork(
-            copy.deepcopy(self.teacher), cfg.train.kd_optimizer, cfg.train.kd_steps, self.accelerator, ema=ema
-        )
+        student = TrainedNetwork(self._student(), cfg.train.kd_optimizer, cfg.train.kd_steps, self.accelerator, ema=ema)
         draws = Draws(cfg.seed, "kd", self.accelerator, cfg.train.batch_size)
         return KnowledgeDistillation(student, states, cond, cfg.dmd, cfg.train.kd_steps, cfg.train.kd_huber_c, draws)
 
     def dmd_stage(self) -> Stage:
         """DMD from the KD student (without KD from the teacher's weights), fake score from the teacher's weights."""
         cfg, dmd = self.cfg, self.cfg.dmd
-        network = copy.deepcopy(self.teacher)
+        network = self._student()
         if cfg.train.kd_steps:
             network.load_state_dict(self.trainer.result("kd"))
         student = TrainedNetwork(network, cfg.train.student_optimizer, cfg.train.steps, self.accelerator, ema=dmd.ema)
@@ -149,22 +144,28 @@ class Distillation:
         cfg, path = self.cfg, self.run_dir / "pairs.safetensors"
         n = cfg.train.kd_pairs
         cond = self.cond[torch.arange(n) % len(self.cond)]
-        if path.exists():
-            return load_tensors(path)["states"], cond
         shape, parts = tuple(self.x0.shape[1:]), []
+        if path.exists():
+            states = load_tensors(path).get("states")
+            if states is None or states.shape != (n, len(cfg.dmd.t_list), *shape):
+                raise ValueError(f"expected the teacher pairs of this run in {path}, got others; delete the file")
+            return states, cond
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         starts = range(0, n, _PAIR_CHUNK)
         for start in tqdm(starts, desc="teacher pairs", disable=not self.accelerator.is_main_process):
             size = min(_PAIR_CHUNK, n - start)
             noise = torch.randn(size, *shape, generator=generator_for(cfg.seed, "pairs", start))
-            with self.accelerator.split_between_processes(list(range(size)), apply_padding=True) as mine:
-                rows = torch.tensor(mine)
-                states = teacher_pairs(
-                    self.teacher,
-                    noise[rows].to(self.accelerator.device),
-                    cond[start + rows].to(self.accelerator.device),
-                    cfg.dmd.t_list,
-                    calls=cfg.train.kd_teacher_calls,
-                )
+            # Equal shares, filled up at the end of the last ones only, so that the gathered rows keep their order.
+            share = -(-size // world)
+            rows = torch.arange(rank * share, (rank + 1) * share).clamp(max=size - 1)
+            states = teacher_pairs(
+                self.teacher,
+                noise[rows].to(self.accelerator.device),
+                cond[start + rows].to(self.accelerator.device),
+                cfg.dmd.t_list,
+                calls=cfg.train.kd_teacher_calls,
+                pred_type=cfg.dmd.pred_type,
+            )
             gathered = self.accelerator.gather(states)
             assert isinstance(gathered, Tensor)  # a tensor in, a tensor out; this tells the type checker
             parts.append(gathered[:size].cpu())
@@ -185,10 +186,10 @@ class Distillation:
             )
             for name, network in candidates.items()
         }
-        teacher_rows, floor = self.teacher_scores()
+        teacher_rows, floor = self.teacher_rows or self.measured_scores()
         student = candidates[selected]
-        one = student_sampler(student, task.train, nested_t_lists(cfg.dmd.t_list)[1])
-        hundred = teacher_sampler(self.teacher, task.train, 100)
+        calls = len(cfg.dmd.t_list) - 1
+        few, many = self._sampler(student), self._teacher_sampler(100)
         results: dict[str, Any] = {
             "teacher": teacher_rows,
             "student": rows[selected],
@@ -197,7 +198,10 @@ class Distillation:
             "seconds": seconds,
             "latency": {
                 f"{who}, batch {batch}, ms": latency_ms(sampler, task.train, batch, repeats=repeats)
-                for who, sampler, repeats in (("student 1 call", one, 15), ("teacher 100 calls", hundred, 3))
+                for who, sampler, repeats in (
+                    (f"student {calls} call{'s' * (calls > 1)}", few, 15),
+                    ("teacher 100 calls", many, 3),
+                )
                 for batch in (1, 64)
             },
             "selected": selected,
@@ -206,36 +210,25 @@ class Distillation:
         }
         watch.lap()
         self.export(student, results)
-        write_report(self.run_dir, results=results, curves=read_log(self.run_dir), examples=self.examples(student))
         print(format_table(results))
+        write_report(self.run_dir, results=results, curves=read_log(self.run_dir), examples=self.examples(student))
         print(f"student: {self.run_dir / 'student'}   report: {self.run_dir / 'report'}")
 
     def choose(self, names: list[str]) -> str:
         """The stage whose student is exported: as configured, or the one with the better validation score."""
         if self.cfg.keep != "best":
-            if self.cfg.keep not in names:
-                raise ValueError(
-                    f"expected keep to be one of the stages that ran ({', '.join(names)}), got {self.cfg.keep}"
-                )
             return self.cfg.keep
         return min(names, key=lambda name: self.trainer.scores[name][self.task.primary])
 
-    def teacher_scores(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-        """Rows of the teacher: those beside its weights if they were taken on the same data, else measured now."""
-        cfg = self.cfg
-        if cfg.teacher.folder is not None and not cfg.teacher.measure:
-            stored = Path(cfg.teacher.folder) / SCORES_FILE
-            if stored.exists():
-                known = read_json(stored)
-                # Compared as configs: a file of an earlier version lacks the keys that came later.
-                if validate(DataConfig, known["data"]) == cfg.data:
-                    return known["teacher"], known["floor"]
+    def measured_scores(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+        """Rows of the teacher and the task's floor, measured now."""
         rows = evaluate_teacher(
             self.teacher,
             self.task,
-            cfg.teacher.calls,
-            cfg.teacher.ab2_calls,
-            progress=lambda row: _say(f"teacher {row}"),
+            self.cfg.teacher.calls,
+            self.cfg.teacher.ab2_calls,
+            pred_type=self.cfg.dmd.pred_type,
+            progress=lambda row: print(f"teacher {row}", file=sys.stderr, flush=True),
         )
         return rows, self.task.floor()
 
@@ -246,7 +239,7 @@ class Distillation:
             self.run_dir / "student",
             student,
             t_list=list(cfg.dmd.t_list),
-            steps=sorted(nested_t_lists(cfg.dmd.t_list)),
+            steps=list(nested_t_lists(cfg.dmd.t_list, cfg.dmd.student_sample_type)),
             sample_type=cfg.dmd.student_sample_type,
             pred_type=cfg.dmd.pred_type,
             x_normalizer=data.x_normalizer,
@@ -262,7 +255,7 @@ class Distillation:
         noise = torch.randn(len(z) * samples, *x_true.shape[1:], generator=generator_for(self.cfg.seed, "examples"))
         repeated = z.repeat_interleave(samples, 0)
         drawn = {
-            "teacher": teacher_sampler(self.teacher, self.task.train, 100)(repeated, noise),
+            "teacher": self._teacher_sampler(100)(repeated, noise),
             "student": self._sampler(student)(repeated, noise),
         }
         drawn = {who: x.unflatten(0, (len(z), samples)) for who, x in drawn.items()}
@@ -270,7 +263,14 @@ class Distillation:
         labels = {"teacher": "teacher, 100 calls", "student": f"student, {calls} call{'s' * (calls > 1)}"}
         return {"Z": z, "X_true": x_true, **drawn, "scene": self.task.scene(), "labels": labels}
 
-    def _sampler(self, network: nn.Module) -> Any:
+    def _student(self) -> nn.Module:
+        """The teacher's weights to start from, trainable whatever the caller froze."""
+        return copy.deepcopy(self.teacher).requires_grad_(True)
+
+    def _teacher_sampler(self, calls: int) -> Sampler:
+        return teacher_sampler(self.teacher, self.task.train, calls, pred_type=self.cfg.dmd.pred_type)
+
+    def _sampler(self, network: nn.Module) -> Sampler:
         dmd = self.cfg.dmd
         return student_sampler(
             network, self.task.train, dmd.t_list, sample_type=dmd.student_sample_type, pred_type=dmd.pred_type
@@ -291,37 +291,3 @@ def score_student(run_dir: Path) -> dict[str, dict[str, float]]:
         return lambda z, noise: student.sample(z, noise=noise, steps=steps, generator=generator_for(0, "sampler"))
 
     return {str(steps): task.evaluate(sampler(steps)) for steps in student.steps}
-
-
-def build_data(cfg: DataConfig) -> Task:
-    """The task that the config's `data` names."""
-    values = cfg.model_dump()
-    if values["symmetry"] is not None and values["symmetry"]["out_rep"] is None:
-        values["symmetry"]["out_rep"] = values["symmetry"]["in_rep"]
-    return build_task(SimpleNamespace(**values))
-
-
-def load_teacher(cfg: DistillConfig) -> nn.Module:
-    """The network in ``cfg.teacher.folder``."""
-    if cfg.teacher.folder is None:
-        raise ValueError("expected teacher.folder, a folder with model.safetensors and config.json, got none")
-    network, _ = load_network(cfg.teacher.folder)
-    return network
-
-
-@torch.no_grad()
-def check_fit(network: nn.Module, x0: Tensor, cond: Tensor) -> None:
-    """Call the teacher once on two samples: ValueError unless it answers a finite flow of the data's shape."""
-    parameter = next(network.parameters())
-    x, z = (part[:2].to(parameter.device, parameter.dtype) for part in (x0, cond))
-    t = torch.full((len(x),), 0.5, device=x.device)
-    flow = network(x, t, z)
-    if not isinstance(flow, Tensor) or flow.shape != x.shape:
-        got = tuple(flow.shape) if isinstance(flow, Tensor) else type(flow).__name__
-        raise ValueError(f"expected the teacher to return a flow of the data's shape {tuple(x.shape)}, got {got}")
-    if not bool(torch.isfinite(flow).all()):
-        raise ValueError("expected a finite flow from the teacher, got NaN or infinity at t = 0.5 on the first samples")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ._tensor import check_choice, check_count, check_shape, draw_normal, evaluating, frozen, unwrap, wide_dtype
+from .discriminators import Features, block_features
 from .flow_matching import add_noise, check_pred_type, convert_prediction, sample_timesteps
 from .losses import (
     VSD_NORMS,
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from .config import DMDConfig, SampleTimestepConfig
 
 __all__ = ["DMDPipeline", "RungConditioned", "create_fake_score"]
-
-Features = Callable[[Tensor, Tensor, Cond], list[Tensor]]
 
 
 class RungConditioned(nn.Module):
@@ -88,10 +86,12 @@ def create_fake_score(teacher: nn.Module, *, num_rungs: int = 1) -> nn.Module:
 class DMDPipeline:
     """The losses of DMD2. Holds references to the networks; owns no optimiser, no device and no weights.
 
+    A fake score made by `create_fake_score(teacher, num_rungs=K)` is told the rung of each sample, any other is not.
+
     All networks are called `net(x_t, t, cond)` and predict `config.pred_type`; a teacher that offers
-    `predict_x0(x_t, t, cond)` is asked for x0 directly. No network generates or judges with dropout: the student is put
-    into eval mode and left there, since it must be trained on what sampling will produce; teacher, fake score and
-    discriminator are in eval mode while they judge. A network in its own loss has the mode the caller left it in.
+    `predict_x0(x_t, t, cond)` is asked for x0 directly. No network generates or judges with dropout: the student is in
+    eval mode while it generates, since it must be trained on what sampling will produce, and so are teacher, fake score
+    and discriminator while they judge. Modes are restored; a network in its own loss has the caller's.
 
     Draws. Each loss draws from `generator`, in this order: the rung (if the student has several), the sde noise of the
     rollout, then t and eps of the loss. Across processes give every process a generator in the same state, with `rank`
@@ -103,13 +103,13 @@ class DMDPipeline:
         student, teacher, fake_score: networks, wrapped for training or not.
         config: `fastgen.config.DMDConfig`, or any object with its attributes.
         discriminator: called `discriminator(features, t, cond)`, returns logits (B, heads). Used if given.
-        features: `features(x_t, t, cond) -> list of Tensors`, the teacher's features; needed with a discriminator. It
-            must be differentiable in x_t.
+        features: `features(x_t, t, cond) -> list of Tensors`, differentiable in x_t: what the discriminator sees; None:
+            `block_features(teacher)` of :mod:`fastgen.discriminators`.
         rank, world_size: this process's part of the global batch.
 
     Raises:
-        ValueError: if the config names unknown types, if t_list contradicts student_steps, if a discriminator comes
-            without features, or if the config asks for a rung-conditioned fake score and this one isn't.
+        ValueError: if the config names unknown types, if t_list contradicts student_steps, or if the config has weights
+            for GAN losses and there is no discriminator.
     """
 
     def __init__(
@@ -133,16 +133,16 @@ class DMDPipeline:
         self.fake_score_pred_type = config.fake_score_pred_type or config.pred_type
         check_pred_type(self.fake_score_pred_type, "fake_score_pred_type")
         check_choice("vsd_norm", config.vsd_norm, VSD_NORMS)
+        if discriminator is None and config.gan_loss_weight_gen > 0:
+            raise ValueError(
+                f"expected discriminator= for gan_loss_weight_gen={config.gan_loss_weight_gen}, got none; "
+                "give one, or set the weight to 0"
+            )
         if discriminator is not None and features is None:
-            raise ValueError("expected features=, a function (x_t, t, cond) -> list of Tensors, with a discriminator")
+            features = block_features(unwrap(teacher))
         if not 0 <= rank < world_size:
             raise ValueError(f"expected 0 <= rank < world_size, got rank={rank}, world_size={world_size}")
         self._knows_rung = isinstance(unwrap(fake_score), RungConditioned)
-        if config.fake_score_rung_conditioned and self.num_rungs > 1 and not self._knows_rung:
-            raise ValueError(
-                "expected a RungConditioned fake score for fake_score_rung_conditioned=True; "
-                f"use create_fake_score(teacher, num_rungs={self.num_rungs})"
-            )
         self.student, self.teacher, self.fake_score = student, teacher, fake_score
         self.config = config
         self.discriminator, self.features = discriminator, features
@@ -247,7 +247,7 @@ class DMDPipeline:
         """
         config = self.config
         if self.discriminator is None or self.features is None:
-            raise ValueError("expected a pipeline with discriminator= and features=, got none")
+            raise ValueError("expected a pipeline with discriminator=, got none")
         check_shape("x0", x0, noise.shape)
         with torch.no_grad():
             generated, _ = self._generate(x0, noise, cond, generator)
@@ -306,10 +306,9 @@ class DMDPipeline:
         self, x0: Tensor | None, noise: Tensor, cond: Cond, generator: torch.Generator | None
     ) -> tuple[Tensor, int | Tensor]:
         """The student's x0 at one rung, in the dtype of `noise`, and the rung."""
-        if self.student.training:
-            self.student.eval()
         x_t, t, rung = self.student_input(x0, noise, cond, generator=generator)
-        generated = predict_x0(self.student, x_t, t, cond, pred_type=self.config.pred_type, dtype=noise.dtype)
+        with evaluating(self.student):
+            generated = predict_x0(self.student, x_t, t, cond, pred_type=self.config.pred_type, dtype=noise.dtype)
         return generated.to(noise.dtype), rung
 
     # ---- Judges ---------------------------------------------------------------------------------------------------

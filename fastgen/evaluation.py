@@ -12,18 +12,30 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ._schema import divisors
 from ._tensor import generator_for
 from .data import Task, TrajectoryData
 from .normalizer import pack_tokens, unpack_tokens
 from .samplers import sample_student, sample_teacher
 
 Sampler = Callable[[Tensor, Tensor], Tensor]  # (Z, noise) -> X, original units
+T_MAX_EPS = 0.999
 _CHUNK = 4096
 
 
-def teacher_sampler(network: nn.Module, data: TrajectoryData, calls: int, method: str = "euler") -> Sampler:
-    """Sampler that solves the teacher's ODE from t = 1 to 0 in `calls` steps of `method`."""
-    return _in_original_units(network, data, lambda x, z, _: sample_teacher(network, x, calls, z, method=method))
+def teacher_sampler(
+    network: nn.Module, data: TrajectoryData, calls: int, method: str = "euler", *, pred_type: str = "flow"
+) -> Sampler:
+    """Sampler that solves the teacher's ODE in `calls` steps of `method`, from t = 1 (.999 for "eps") to 0."""
+    # At t = 1 a noise prediction says nothing about x0.
+    grid = [T_MAX_EPS * (1.0 - i / calls) for i in range(calls + 1)] if pred_type == "eps" else None
+
+    def generate(noise: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
+        x = sample_teacher(network, noise, calls, cond, method=method, pred_type=pred_type, t_grid=grid)
+        assert isinstance(x, Tensor)  # a pair only with return_all_steps
+        return x
+
+    return _in_original_units(network, data, generate)
 
 
 def student_sampler(
@@ -31,7 +43,7 @@ def student_sampler(
     data: TrajectoryData,
     t_list: Sequence[float],
     *,
-    sample_type: str = "sde",
+    sample_type: str = "ode",
     pred_type: str = "flow",
     seed: int = 0,
 ) -> Sampler:
@@ -45,11 +57,16 @@ def student_sampler(
     return _in_original_units(network, data, generate, seed)
 
 
-def nested_t_lists(t_list: Sequence[float]) -> dict[int, list[float]]:
-    """Step counts that a student of these rungs serves: every divisor k of K takes each (K / k)-th rung."""
+def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[int, list[float]]:
+    """Step counts that a student of these rungs serves, with their rungs.
+
+    Under `sde` every rung predicts the sample itself, so each divisor k of K takes every (K / k)-th rung. Under `ode` a
+    rung is trained to reach the next one, and only K calls make a sample.
+    """
     rungs, end = list(t_list[:-1]), t_list[-1]
     n = len(rungs)
-    return {k: [*rungs[:: n // k], end] for k in range(1, n + 1) if n % k == 0}
+    served = [n] if sample_type == "ode" else divisors(n)
+    return {k: [*rungs[:: n // k], end] for k in served}
 
 
 def evaluate_student(
@@ -58,18 +75,24 @@ def evaluate_student(
     """Scores at every step count of :func:`nested_t_lists`, keyed by the number of calls as text."""
     return {
         str(k): task.evaluate(student_sampler(network, task.train, rungs, sample_type=sample_type, pred_type=pred_type))
-        for k, rungs in sorted(nested_t_lists(t_list).items())
+        for k, rungs in nested_t_lists(t_list, sample_type).items()
     }
 
 
 def evaluate_teacher(
-    network: nn.Module, task: Task, calls: Sequence[int], ab2_calls: Sequence[int], *, progress: Callable[[str], None]
+    network: nn.Module,
+    task: Task,
+    calls: Sequence[int],
+    ab2_calls: Sequence[int],
+    *,
+    pred_type: str = "flow",
+    progress: Callable[[str], None],
 ) -> dict[str, dict[str, float]]:
     """Scores of the teacher by Euler (keys "1", "2", ...) and two-step Adams-Bashforth ("ab2-4", ...)."""
     rows = {}
     for n, method, name in [(n, "euler", str(n)) for n in calls] + [(n, "ab2", f"ab2-{n}") for n in ab2_calls]:
         progress(name)
-        rows[name] = task.evaluate(teacher_sampler(network, task.train, n, method))
+        rows[name] = task.evaluate(teacher_sampler(network, task.train, n, method, pred_type=pred_type))
     return rows
 
 

@@ -23,9 +23,11 @@ from ._files import TensorFile, brief, new_folder, plain_json, write_file, write
 from ._schema import (
     CONFIG,
     DENSE,
+    EQUIVARIANT,
     NETWORK_FORMAT,
     NETWORKS,
     STUDENT_FORMAT,
+    built_in_config,
     check_network,
     check_student,
     config_head,
@@ -42,7 +44,7 @@ __all__ = ["Student", "export_student", "load_network", "load_student", "save_ne
 
 _CARD, _MODEL, _STUDENT = "README.md", "model.safetensors", "student.safetensors"
 # Scores that a recipe lays beside a network belong to those weights, and go when the network is replaced.
-_SCORES = "scores.json"
+SCORES = "scores.json"
 
 
 # ---- Networks -----------------------------------------------------------------------------------------------------
@@ -64,7 +66,7 @@ def save_network(folder: str | Path, network: nn.Module, *, description: Mapping
     """
     config = config_head(NETWORK_FORMAT, network)
     config["description"] = plain_json(dict(description or {}), "description")
-    with new_folder(folder, (CONFIG, _CARD, _MODEL, _SCORES)) as partial:
+    with new_folder(folder, (CONFIG, _CARD, _MODEL, SCORES)) as partial:
         config["tensors"] = write_tensors(partial / _MODEL, network.state_dict(), _dtype_of(network))
         write_config(partial, config)
 
@@ -93,7 +95,7 @@ def export_student(
     *,
     t_list: Sequence[float],
     steps: Sequence[int] | None = None,
-    sample_type: str = "sde",
+    sample_type: str = "ode",
     pred_type: str = "flow",
     x_normalizer: Normalizer | None = None,
     z_normalizer: Normalizer | None = None,
@@ -108,7 +110,7 @@ def export_student(
         path: new, empty, or an earlier export, which is replaced whole once the new one is complete.
         network: with the weights to ship (the EMA's). An equivariant one is folded to a dense twin of the same outputs.
         t_list: [t_1 > ... > t_K > 0.0], t_1 <= 1 (< 1 for "eps"): the very floats the student was trained with.
-        steps: numbers of calls to offer; None: every divisor k of K, over every (K / k)-th rung.
+        steps: numbers of calls to offer; None: K, and for "sde" every divisor k of K, over every (K / k)-th rung.
         sample_type: "ode" (a rung reuses the implied noise) or "sde" (it draws fresh noise).
         pred_type: "flow", "x0" or "eps".
         x_normalizer, z_normalizer: of unpacked channels; None: the network speaks original units.
@@ -125,9 +127,12 @@ def export_student(
             other files.
         OSError: the folder can't be written; what stood there is untouched.
     """
+    rungs = len(t_list) - 1
+    if steps is None:
+        steps = [rungs] if sample_type == "ode" else divisors(rungs)
     config = {
         "t_list": [float(t) for t in t_list],
-        "steps": divisors(len(t_list) - 1) if steps is None else sorted(steps),
+        "steps": sorted(steps),
         "sample_type": sample_type,
         "pred_type": pred_type,
         "horizon": _sizes(horizon, network, "in_horizon", "in_dim", pack),
@@ -135,10 +140,10 @@ def export_student(
         "pack": pack,
         "x_normalizer": None if x_normalizer is None else x_normalizer.state(),
         "z_normalizer": None if z_normalizer is None else z_normalizer.state(),
-        "group": getattr(network, "config", {}).get("group"),
+        "group": built_in_config(network).get("group"),
         "description": plain_json(dict(description or {}), "description"),
     }
-    if hasattr(network, "in_rep"):
+    if built_in_config(network).get("class") == EQUIVARIANT:
         # Imported here because the equivariant files need escnn, which a dense student must not.
         from .models import fold
 

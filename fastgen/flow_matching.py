@@ -31,7 +31,9 @@ import torch
 from torch import Tensor
 
 from ._tensor import (
+    PRED_TYPES,
     check_choice,
+    check_pred_type,
     check_shape,
     draw_uniform,
     expand_like,
@@ -60,7 +62,6 @@ __all__ = [
 ]
 
 EPSILON = 1e-6
-PRED_TYPES = ("flow", "x0", "eps")
 TIME_DISTRIBUTIONS = ("uniform", "logitnormal", "lognormal", "shifted", "polynomial")
 POLYNOMIAL_GRID = 1000
 
@@ -175,20 +176,6 @@ def x0_to_flow(x0: Tensor, x_t: Tensor, t: float | Tensor) -> Tensor:
     """
     check_shape("x_t", x_t, x0.shape)
     return (x_t - x0) / expand_like(t, x0).clamp(min=EPSILON)
-
-
-def check_pred_type(pred_type: str, name: str = "pred_type") -> None:
-    """Refuse a `pred_type` that is not one of "flow", "x0", "eps".
-
-    Raises:
-        ValueError: for "v" the message says which quantity of that letter is spelt how here.
-    """
-    if pred_type == "v":
-        raise ValueError(
-            f"unknown {name} 'v': say 'flow' for eps - x0; for networks trained on v = alpha eps - sigma x0 wrap "
-            "the network with as_rectified_flow(prediction='v')"
-        )
-    check_choice(name, pred_type, PRED_TYPES)
 
 
 @in_float64(like="x_t")
@@ -328,7 +315,8 @@ def sample_timesteps(
             u = u_low + (u_high - u_low) * u
             t = s * u / (1.0 + (s - 1.0) * u)
         case _:  # polynomial
-            t = low + (high - low) * (u * POLYNOMIAL_GRID).floor() / (POLYNOMIAL_GRID - 1)
+            grid = torch.linspace(low, high, POLYNOMIAL_GRID, dtype=dtype).to(u.device)
+            t = grid[(u * POLYNOMIAL_GRID).long()]
     return t.to(dtype).clamp(_round_inwards(low, dtype, 1.0), _round_inwards(high, dtype, 0.0))
 
 

@@ -78,7 +78,7 @@ def teacher_pairs(
     """The teacher's ODE states at the student's rungs.
 
     Args:
-        teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1.
+        teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1, for "eps" at t_1.
         noise: standard normal, shape (B, ...).
         cond: condition.
         t_list: the student's trajectory, K rungs and 0.0.
@@ -91,7 +91,9 @@ def teacher_pairs(
     """
     check_choice("method", method, tuple(SOLVERS))
     times = check_t_list(t_list)
-    grid, index = rung_grid(times, calls, t_max=max(times[0], float(getattr(teacher, "t_max", 1.0))))
+    # At t = 1 a noise prediction says nothing about x0, so such a teacher starts where the student does.
+    t_max = times[0] if pred_type == "eps" else max(times[0], float(getattr(teacher, "t_max", 1.0)))
+    grid, index = rung_grid(times, calls, t_max=t_max)
     velocity = teacher_velocity(
         teacher,
         cond,
@@ -118,7 +120,7 @@ def kd_loss(
     *,
     pred_type: str = "flow",
     huber_c: float = 0.02,
-    sample_type: str = "sde",
+    sample_type: str = "ode",
 ) -> Tensor:
     """Pseudo-Huber regression of the student's x0 at one rung per sample.
 

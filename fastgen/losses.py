@@ -73,7 +73,7 @@ def dsm_loss(
     for name, value in parts.items():
         check_shape(name, value, net_pred.shape)
     target = parts["eps"] - parts["x0"] if pred_type == "flow" else parts[pred_type]
-    per_sample = (net_pred - target).square().flatten(1).mean(1)
+    per_sample = _rows(net_pred - target).square().mean(1)
     if weight is None:
         return per_sample.mean()
     if not isinstance(weight, Tensor):
@@ -121,7 +121,7 @@ def vsd_loss(
     gen = _wide(gen_data)
     with torch.no_grad():
         teacher, fake = _wide(teacher_x0), _wide(fake_score_x0)
-        distance = (gen - teacher).flatten(1)
+        distance = _rows(gen - teacher)
         size = distance.abs().mean(1) if norm == "mean_abs" else distance.square().mean(1).sqrt()
         w = 1.0 / (size + NORM_EPSILON)
         if additional_scale is not None:
@@ -173,6 +173,11 @@ def check_guidance(guidance_scale: float | None, negative_cond: object) -> None:
     """
     if guidance_scale is not None and negative_cond is None:
         raise ValueError(f"expected negative_cond with guidance_scale={guidance_scale}, got None")
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, ...) -> (B, n), also for samples that are one number each, (B,)."""
+    return x.reshape(x.shape[0], -1)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,23 +1,120 @@
-"""What a run will train and how much memory that takes: the text of ``--dry-run``."""
+"""What is found out before work starts: whether config, teacher and data fit together, and what a run will take."""
 
 from __future__ import annotations
 
-from torch import nn
+from pathlib import Path
 
-from .config import DistillConfig, TrainTeacherConfig
-from .distillation import build_data, check_fit, load_teacher
+import torch
+from torch import Tensor, nn
+
+from ._files import brief, check_names, read_json
+from ._tensor import evaluating
+from .cli import validate
+from .config import DataConfig, DistillConfig, TrainTeacherConfig
+from .data import build_data
+from .export import SCORES, load_network
 from .pretraining import build_network
+
+__all__ = ["check_fit", "check_plan", "load_teacher", "plan_distillation", "plan_teacher", "stored_scores"]
 
 # Copies of each weight that training holds: the weight, its gradient, two Adam moments; an EMA adds a fifth.
 _TRAINED, _TRAINED_EMA, _FROZEN = 4, 5, 1
 
 
+def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Tensor, *, processes: int = 1) -> None:
+    """Refuse a distillation that could not be carried to its end as configured.
+
+    Args:
+        teacher: called as `teacher(x_t, t, cond)`.
+        x0, cond: the training data as networks see them, (N, ...) each.
+        processes: that share the batch.
+
+    Raises:
+        ValueError: nothing to train, a student to keep that isn't trained, keys that the recipe can't serve, a batch
+            that can't be shared, a teacher that doesn't fit the data.
+    """
+    train, dmd = cfg.train, cfg.dmd
+    if not train.kd_steps and not train.steps:
+        raise ValueError("expected train.kd_steps > 0 or train.steps > 0, got 0 for both: there is nothing to train")
+    for stage, steps in (("kd", train.kd_steps), ("dmd", train.steps)):
+        if cfg.keep == stage and not steps:
+            raise ValueError(f"expected keep to be a stage that runs, got {stage!r} with 0 updates of it")
+    if dmd.guidance_scale is not None:
+        raise ValueError(
+            f"expected dmd.guidance_scale: null, got {dmd.guidance_scale}: the recipe's data hold no negative "
+            "condition; guide with fastgen.dmd.DMDPipeline"
+        )
+    if dmd.gan_loss_weight_gen or dmd.gan_r1_reg_weight:
+        raise ValueError(
+            f"expected dmd.gan_loss_weight_gen and dmd.gan_r1_reg_weight of 0, got {dmd.gan_loss_weight_gen} and "
+            f"{dmd.gan_r1_reg_weight}: the recipe trains no discriminator; give one to fastgen.dmd.DMDPipeline"
+        )
+    if train.batch_size % processes:
+        raise ValueError(
+            f"expected train.batch_size to be a multiple of the {processes} processes, got {train.batch_size}"
+        )
+    check_fit(teacher, x0, cond)
+
+
+@torch.no_grad()
+def check_fit(network: nn.Module, x0: Tensor, cond: Tensor) -> None:
+    """Call the network once on two samples: ValueError unless it answers finite numbers of the data's shape."""
+    parameter = next(network.parameters(), x0)
+    x, z = (part[:2].to(parameter.device, parameter.dtype) for part in (x0, cond))
+    t = torch.full((len(x),), 0.5, device=x.device)
+    given = f"x_t {tuple(x.shape)}, t {tuple(t.shape)}, cond {tuple(z.shape)}"
+    try:
+        with evaluating(network):
+            pred = network(x, t, z)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"expected a teacher that can be called with {given}, got: {brief(error)}") from error
+    if not isinstance(pred, Tensor) or pred.shape != x.shape:
+        got = tuple(pred.shape) if isinstance(pred, Tensor) else type(pred).__name__
+        raise ValueError(f"expected the teacher to answer {given} with the shape of x_t, got {got}")
+    if not bool(torch.isfinite(pred).all()):
+        raise ValueError(
+            "expected finite numbers from the teacher, got NaN or infinity at t = 0.5 on the first samples"
+        )
+
+
+def load_teacher(cfg: DistillConfig) -> nn.Module:
+    """The network in `cfg.teacher.folder`.
+
+    Raises:
+        ValueError: no folder, one that can't be read, or a network that predicts something else than `dmd.pred_type`.
+    """
+    if cfg.teacher.folder is None:
+        raise ValueError("expected teacher.folder, a folder with model.safetensors and config.json, got none")
+    network, description = load_network(cfg.teacher.folder)
+    prediction = description.get("prediction", cfg.dmd.pred_type)
+    if prediction != cfg.dmd.pred_type:
+        raise ValueError(f"expected dmd.pred_type={prediction}, what the teacher predicts, got {cfg.dmd.pred_type}")
+    return network
+
+
+def stored_scores(cfg: DistillConfig) -> tuple[dict[str, dict[str, float]], dict[str, float]] | None:
+    """Teacher rows and floor that lie beside its weights, if they answer what is asked: same data, every row there.
+
+    Raises:
+        ValueError: the file is there and damaged.
+    """
+    if cfg.teacher.folder is None or cfg.teacher.measure or not (Path(cfg.teacher.folder) / SCORES).exists():
+        return None
+    file = Path(cfg.teacher.folder) / SCORES
+    known = read_json(file)
+    check_names(known, ("data", "teacher", "floor"), str(file))
+    rows = [*map(str, cfg.teacher.calls), *(f"ab2-{calls}" for calls in cfg.teacher.ab2_calls)]
+    # Compared as configs: a file of an earlier version lacks the keys that came later.
+    if validate(DataConfig, known["data"]) != cfg.data or not known["teacher"].keys() >= set(rows):
+        return None
+    return {row: known["teacher"][row] for row in rows}, known["floor"]
+
+
 def plan_distillation(cfg: DistillConfig) -> str:
-    """Parameters and memory of the networks of a distillation, after teacher, data and config were seen to fit
-    together."""
+    """Parameters and memory of the networks of a distillation, after everything was seen to fit together."""
     task, teacher = build_data(cfg.data), load_teacher(cfg)
     x0, cond = task.train.network_inputs()
-    check_fit(teacher.eval(), x0, cond)
+    check_plan(cfg, teacher, x0, cond)
     parts = [("teacher", teacher, _FROZEN), ("student", teacher, _TRAINED_EMA)]
     if cfg.train.steps:
         parts.append(("fake score", teacher, _TRAINED))
@@ -33,10 +130,8 @@ def plan_teacher(cfg: TrainTeacherConfig) -> str:
 
 
 def _plan(parts: list[tuple[str, nn.Module, int]], tensors: dict[str, int]) -> str:
-    lines, total = (
-        ["", f"{'':<14}{'parameters':>12}{'memory, MB':>12}   weights, gradients, Adam, EMA; activations come on top"],
-        0,
-    )
+    head = f"{'':<14}{'parameters':>12}{'memory, MB':>12}   weights, gradients, Adam, EMA; activations come on top"
+    lines, total = ["", head], 0
     for name, network, copies in parts:
         numbers = sum(p.numel() for p in network.parameters())
         size = copies * sum(p.numel() * p.element_size() for p in network.parameters())

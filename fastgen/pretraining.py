@@ -12,12 +12,11 @@ from torch import nn
 from ._files import write_json
 from .cli import validate
 from .config import DataConfig, EMAConfig, TrainTeacherConfig
-from .data import Task
-from .distillation import SCORES_FILE, build_data
+from .data import Task, build_data
 from .evaluation import evaluate_teacher, teacher_sampler
-from .export import load_network, save_network
+from .export import SCORES, load_network, save_network
 from .models import build_model
-from .runs import open_run
+from .runs import claim_run, open_run
 from .stages import Draws, FlowMatching, Stage, TrainedNetwork
 from .trainer import Trainer, start_accelerator
 
@@ -31,6 +30,8 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         task = build_data(cfg.data)
         torch.manual_seed(cfg.seed)
         initial = build_network(cfg, task)
+        if accelerator.is_main_process:
+            claim_run(run_dir, cfg)
 
         def stage() -> Stage:
             x0, cond = task.train.network_inputs()
@@ -75,9 +76,10 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
             "model.equivariant needs data.symmetry (group, in_rep, cond_rep), got none; or set model.equivariant=false"
         )
     symmetry: dict[str, Any] = dict(data.symmetry)
-    # A token holds `pack` waypoints, each moved by the group in the same way.
-    symmetry["in_rep"] = list(symmetry["in_rep"]) * data.pack
-    symmetry["out_rep"] = list(symmetry["out_rep"]) * data.pack
+    for key in ("in_rep", "out_rep"):
+        # A token holds `pack` waypoints, each moved by the group in the same way.
+        parts = symmetry[key] if isinstance(symmetry[key], list) else [symmetry[key]]
+        symmetry[key] = parts * data.pack
     return build_model({"class": "eCondTransformerRegressor", **symmetry, **options})
 
 
@@ -107,7 +109,7 @@ def score_teacher(folder: Path, *, calls: Sequence[int], ab2_calls: Sequence[int
     rows = evaluate_teacher(
         network.eval(), task, calls, ab2_calls, progress=lambda row: print(f"scoring: {row}", flush=True)
     )
-    write_json(folder / SCORES_FILE, {"data": description["data"], "teacher": rows, "floor": task.floor()})
+    write_json(folder / SCORES, {"data": description["data"], "teacher": rows, "floor": task.floor()})
     for name, scores in rows.items():
         print(f"{name:>8}  " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from pydantic import BaseModel
 from ._files import write_file
 from .cli import dump_yaml
 
+CONFIG = "config.yaml"
+# What a run writes: a folder that holds one of these without a config is not a run's.
+_OURS = ("metrics.jsonl", "checkpoints", "stages", "pairs.safetensors", "student", "teacher", "report")
 # Keys that may differ between a run and its resumption: they do not change what is computed.
 _FREE_KEYS = ("resume", "run_dir", "checkpoint_every", "keep_checkpoints", "log_every", "threads")
 
@@ -25,15 +28,15 @@ def run_folder(cfg: Any) -> Path:
 
 @contextmanager
 def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
-    """The run's folder, created and locked, with the resolved config in ``config.yaml``.
+    """The run's folder, created and locked. Call `claim_run` in it when nothing stands in the way of the work.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is false; or it holds a run of another config; or a run is going
-            on in it.
+        ValueError: the folder holds a run and `resume` is false; or it holds a run of another config, or files of
+            something else; or a run is going on in it.
         OSError: it cannot be written.
     """
     folder = run_folder(cfg)
-    saved = folder / "config.yaml"
+    saved = folder / CONFIG
     if not main_process:
         yield folder
         return
@@ -41,6 +44,8 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
         raise ValueError(f"{folder} holds a run already: add --resume to go on with it, or run_dir=... for a new one")
     if saved.exists():
         _check_same(saved, cfg)
+    elif foreign := [name for name in _OURS if (folder / name).exists()]:
+        raise ValueError(f"{folder} holds {', '.join(foreign)} but no {CONFIG} of a run: choose another run_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
@@ -48,11 +53,20 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
         raise OSError(f"cannot write in {folder}: {error.strerror or error}; choose another run_dir") from error
     try:
         _lock(lock, folder)
-        if not saved.exists():
-            write_file(saved, dump_yaml(cfg).encode())
         yield folder
     finally:
         os.close(lock)
+        if not saved.exists():
+            # Nothing came of it: the folder goes as it came.
+            with suppress(OSError):
+                (folder / ".lock").unlink()
+                folder.rmdir()
+
+
+def claim_run(folder: Path, cfg: BaseModel) -> None:
+    """Write the resolved config, which makes `folder` the folder of this run."""
+    if not (folder / CONFIG).exists():
+        write_file(folder / CONFIG, dump_yaml(cfg).encode())
 
 
 def _lock(handle: int, folder: Path) -> None:

@@ -110,7 +110,8 @@ class TrainedNetwork:
             group["lr"] = lr
         self.accelerator.backward(loss)
         norm = float(self.accelerator.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm))
-        if math.isfinite(norm) and math.isfinite(float(loss.detach())):
+        # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
+        if math.isfinite(norm):
             self.skipped = 0
             self.optimizer.step()
         else:

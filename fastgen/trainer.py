@@ -20,7 +20,8 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from ._files import write_file
+from ._files import plain_json, write_file
+from ._tensor import generator_for
 from .checkpoint import (
     add_prefix,
     load_newest_checkpoint,
@@ -121,8 +122,8 @@ class Trainer:
             self.position, self.step = self.position + 1, 0
             if self.accelerator.is_main_process:
                 save_tensors(self._result_path(name), stage.averaged().state_dict())
-                self._save({})
-            self.accelerator.wait_for_everyone()
+            self._save({})
+            self.accelerator.free_memory()
 
     def result(self, name: str) -> dict[str, torch.Tensor]:
         """EMA weights at the end of the stage `name`."""
@@ -132,8 +133,11 @@ class Trainer:
         loop, shown = self.loop, {}
         watch = Stopwatch(self.seconds, stage.name)
         for step in range(self.step, stage.steps):
-            torch.manual_seed(hash((self.seed, self.position, step)))  # dropout; every other draw has its own generator
+            # Dropout draws from torch's global state; every other draw has its own generator.
+            rank = self.accelerator.process_index
+            torch.manual_seed(generator_for(self.seed, stage.name, "dropout", step, rank).initial_seed())
             logs = stage.update(step)
+            stop = self._should_stop()
             self.step, self.iteration = step + 1, self.iteration + 1
             watch.lap()
             last = self.step == stage.steps
@@ -147,9 +151,9 @@ class Trainer:
                 bar.set_postfix({"loss": f"{logs['loss']:.4g}"} | ({self.primary: f"{score:.3f}"} if score else {}))
                 shown = {}
             bar.update()
-            if self.step % loop.checkpoint_every == 0 and not last or self._stop is not None:
+            if self.step % loop.checkpoint_every == 0 and not last or stop:
                 self._save({k: v for part, network in stage.trained().items() for k, v in _named(part, network)})
-            if self._stop is not None:
+            if stop:
                 raise KeyboardInterrupt(f"state saved at {stage.name} update {self.step}; --resume goes on from there")
 
     def _bar(self, stage: Stage) -> Any:
@@ -166,7 +170,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             row = {"iteration": self.iteration, "seconds": round(self.seconds[row["stage"]], 3), **row}
             with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(plain_json(row, "row")) + "\n")
 
     def _truncate_log(self) -> None:
         # Rows after the checkpoint are about to be made again.
@@ -186,11 +190,20 @@ class Trainer:
             }
             # Numbered so that the end of a stage does not replace a checkpoint of the same iteration.
             number = self.iteration + self.position
-            save_checkpoint(self.run_dir, number, tensors, meta, keep=self.loop.keep_checkpoints)
+            save_checkpoint(self.run_dir, number, tensors, plain_json(meta, "meta"), keep=self.loop.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def _result_path(self, name: str) -> Path:
         return self.run_dir / "stages" / f"{name}.safetensors"
+
+    def _should_stop(self) -> bool:
+        """Whether any process was asked to stop: all of them must leave the loop after the same update."""
+        asked = self._stop is not None
+        if self.accelerator.num_processes == 1:
+            return asked
+        flag = self.accelerator.reduce(torch.tensor(int(asked), device=self.accelerator.device), "sum")
+        assert isinstance(flag, torch.Tensor)  # a tensor in, a tensor out; this tells the type checker
+        return bool(flag)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

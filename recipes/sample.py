@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from fastgen import load_student
+from fastgen.checkpoint import save_tensors
 from fastgen.cli import user_errors
 from fastgen.data.trajectories import load_conditions
 
@@ -29,14 +29,17 @@ def main() -> None:
         given = dict(argument.partition("=")[::2] for argument in sys.argv[2:])
         if unknown := given.keys() - DEFAULTS.keys():
             raise ValueError(f"unknown option {sorted(unknown)[0]!r}, expected one of: {', '.join(DEFAULTS)}")
-        options = {**DEFAULTS, **{k: int(v) if k in ("num_samples", "steps", "seed") else v for k, v in given.items()}}
+        for key in given.keys() & {"num_samples", "steps", "seed"}:
+            if not given[key].isdecimal():
+                raise ValueError(f"expected {key} as a whole number, got {given[key]!r}")
+        options = {**DEFAULTS, **{k: v if k in ("z", "out") else int(v) for k, v in given.items()}}
         if options["z"] is None:
             raise ValueError("expected z=FILE with the conditions Z (B, T_z, d_z), got none")
         student = load_student(Path(sys.argv[1]))
         z = load_conditions(options["z"])
         generator = torch.Generator().manual_seed(options["seed"])
         x = student.sample(z, num_samples=options["num_samples"], steps=options["steps"], generator=generator)
-        save_file({"X": x.contiguous(), "Z": z.contiguous()}, options["out"])
+        save_tensors(Path(options["out"]), {"X": x, "Z": z})
         calls = options["steps"] or max(student.steps)
         print(f"{options['out']}: X {tuple(x.shape)} for Z {tuple(z.shape)}, {calls} network calls")
 

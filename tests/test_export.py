@@ -52,7 +52,8 @@ def shaken(network: nn.Module) -> nn.Module:
 
 
 def export_(path: Path, network: nn.Module | None = None, **changes) -> Path:
-    options = {"t_list": T_LIST, "pack": 2, "x_normalizer": X_NORMALIZER, "z_normalizer": Z_NORMALIZER}
+    options = {"t_list": T_LIST, "sample_type": "sde", "pack": 2}
+    options |= {"x_normalizer": X_NORMALIZER, "z_normalizer": Z_NORMALIZER}
     export_student(path, dense() if network is None else network, **{**options, **changes})
     return path
 
@@ -72,7 +73,7 @@ def conditions(n: int = 3) -> Tensor:
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_folded_student_samples_as_the_equivariant_network(tmp_path, group, steps):
     network = equivariant(group, p_drop_emb=0.1, p_drop_attn=0.1)
-    student = load_student(export_(tmp_path / "s", network, sample_type="ode"))
+    student = load_student(export_(tmp_path / "s", network, sample_type="ode", steps=[1, 2, 4]))
     noise = torch.randn(3, 6, 2, generator=seeded())
     rungs = T_LIST[:: 4 // steps]
     cond = Z_NORMALIZER.normalize(conditions())

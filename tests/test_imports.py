@@ -14,12 +14,12 @@ LAYERS = [
     {"_tensor", "_files", "config", "cli"},
     {"flow_matching", "interpolants", "losses", "solvers", "normalizer", "metrics", "ema", "models"},
     {"samplers", "teachers", "discriminators", "data"},
-    {"kd", "dmd", "student", "card", "tables", "export", "report", "checkpoint", "runs", "evaluation"},
+    {"kd", "dmd", "student", "card", "_schema", "tables", "export", "report", "checkpoint", "runs", "evaluation"},
     {"stages"},
     {"trainer"},
-    {"distillation"},
     {"pretraining"},
     {"planning"},
+    {"distillation"},
 ]
 ALLOWED = {
     "accelerate": {"trainer.py"},

@@ -115,12 +115,28 @@ def test_the_loss_is_the_pseudo_huber_mean():
     flow = normal(6, 3, seed=1)
     residual = x_t - t[:, None] * flow - states[:, -1]
     expected = ((residual.square().mean(1) + c**2).sqrt() - c).mean()
-    loss = kd_loss(lambda x, t, cond: flow, states, T_LIST, None, rungs, huber_c=c)
+    loss = kd_loss(lambda x, t, cond: flow, states, T_LIST, None, rungs, huber_c=c, sample_type="sde")
     torch.testing.assert_close(loss, expected)
     # Quadratic well below c, linear well above it.
-    small = kd_loss(lambda x, t, cond: x0_to_flow(states[:, -1] + 1e-4, x, t), states, T_LIST, None, rungs, huber_c=c)
+    small = kd_loss(
+        lambda x, t, cond: x0_to_flow(states[:, -1] + 1e-4, x, t),
+        states,
+        T_LIST,
+        None,
+        rungs,
+        huber_c=c,
+        sample_type="sde",
+    )
     assert small.item() == pytest.approx(1e-8 / (2 * c), rel=1e-3)
-    large = kd_loss(lambda x, t, cond: x0_to_flow(states[:, -1] + 50, x, t), states, T_LIST, None, rungs, huber_c=c)
+    large = kd_loss(
+        lambda x, t, cond: x0_to_flow(states[:, -1] + 50, x, t),
+        states,
+        T_LIST,
+        None,
+        rungs,
+        huber_c=c,
+        sample_type="sde",
+    )
     assert large.item() == pytest.approx(50 - c, rel=1e-4)
 
 

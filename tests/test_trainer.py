@@ -12,7 +12,7 @@ from toy import ToyTask, ToyTeacher, toy_config
 from fastgen.checkpoint import checkpoint_folders, load_newest_checkpoint
 from fastgen.config import LoopConfig
 from fastgen.distillation import Distillation
-from fastgen.runs import open_run
+from fastgen.runs import claim_run, open_run
 from fastgen.stages import DistributionMatching, KnowledgeDistillation
 from fastgen.trainer import Stopwatch, Trainer, read_log, start_accelerator
 
@@ -20,6 +20,7 @@ from fastgen.trainer import Stopwatch, Trainer, read_log, start_accelerator
 def train(cfg) -> Distillation:
     with open_run(cfg) as run_dir:
         job = Distillation(cfg, run_dir, start_accelerator(1), teacher=ToyTeacher(), task=ToyTask())
+        claim_run(run_dir, cfg)
         job.train()
     return job
 

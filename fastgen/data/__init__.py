@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from .trajectories import TrajectoryData, load_trajectories
 
-__all__ = ["Task", "TrajectoryData", "build_task", "load_trajectories"]
+if TYPE_CHECKING:
+    from ..config import DataConfig
+
+__all__ = ["Task", "TrajectoryData", "build_data", "build_task", "load_trajectories"]
 
 # The options each task has besides pack, symmetry and seed.
 TASKS = {"ring": ("size",), "flights": ("path",), "file": ("path", "obs_horizon", "horizon", "stride", "normalize")}
@@ -53,6 +57,14 @@ class Task(Protocol):
         ...
 
 
+def build_data(cfg: DataConfig) -> Task:
+    """The task that the group `data` of a config names; errors as `build_task`."""
+    values = cfg.model_dump()
+    if values["symmetry"] is not None and values["symmetry"]["out_rep"] is None:
+        values["symmetry"]["out_rep"] = values["symmetry"]["in_rep"]
+    return build_task(SimpleNamespace(**values))
+
+
 def build_task(cfg: Any) -> Task:
     """The task that a data configuration asks for.
 
@@ -65,7 +77,7 @@ def build_task(cfg: Any) -> Task:
     """
     if cfg.name not in TASKS:
         raise ValueError(f"unknown data.name {cfg.name!r}, expected one of: {', '.join(TASKS)}")
-    for key in ("path", "obs_horizon", "horizon", "stride", "normalize"):
+    for key in ("size", "path", "obs_horizon", "horizon", "stride", "normalize"):
         if key not in TASKS[cfg.name] and getattr(cfg, key, None) is not None:
             raise ValueError(f"expected no data.{key} for the task {cfg.name}, got {getattr(cfg, key)!r}; leave it out")
     options = ("pack", "symmetry", "seed", *TASKS[cfg.name])

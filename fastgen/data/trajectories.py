@@ -152,9 +152,10 @@ def load_grouped(
     tensors = _read_tensors(Path(path))
     episodes = {"actions", "observations", "episode_ends"}
     if {"X", "Z"} <= set(tensors):
-        if obs_horizon is not None or horizon is not None:
+        if obs_horizon is not None or horizon is not None or stride != 1:
             raise ValueError(
-                f"expected no obs_horizon and horizon for {path}, which holds windows X and Z already; leave them out"
+                f"expected no obs_horizon, horizon and stride for {path}, which holds windows X and Z already; leave "
+                "them out"
             )
         X, Z = _floats("X", tensors["X"]), _floats("Z", tensors["Z"])
         check_trajectories(X, Z)

@@ -4,6 +4,7 @@ siblings."""
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -65,6 +66,9 @@ __all__ = [
     "rep_matrices",
     "representation",
 ]
+
+# escnn says at import that this optional package of its own, which compiles Fortran, is missing; nothing here needs it.
+warnings.filterwarnings("ignore", message="`py3nj` package not found", category=UserWarning)
 
 # The names that need escnn, by the module that defines them: imported on first use, since a distilled student runs
 # without escnn.

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,17 @@ def _described(group: Group, spec: dict[str, Any]) -> Representation:
 
 
 def _from_file(group: Group, path: Path) -> Representation:
-    with np.load(path, allow_pickle=False) as file:
-        if "matrices" not in file:
-            raise ValueError(f"expected an array 'matrices' in {path}, got {sorted(file)}")
-        matrices = file["matrices"]
+    if not path.is_file():
+        raise FileNotFoundError(f"expected an .npz file of matrices at {path}, got nothing there")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    # A lone array (.npy) has neither `files` nor a context.
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"expected an .npz archive of plain arrays at {path}, got one that can't be read") from error
+    if "matrices" not in arrays:
+        raise ValueError(f"expected an array 'matrices' in {path}, got {sorted(arrays)}")
+    matrices = arrays["matrices"]
     try:
         return representation(group, matrices)
     except ValueError as error:

@@ -98,7 +98,7 @@ def spoiled(name: str, *rows: int) -> np.ndarray:
         (GOOD | {"X": normal(4, 6)}, {}, r"X of shape \(N, T_x, d_x\), got \(4, 6\)"),
         ({"X": normal(0, 6, 2), "Z": normal(0, 2, 3)}, {}, "at least one number, got an empty"),
         ({"X": GOOD["X"]}, {}, r"expected X and Z, or actions, .* got \['X'\]"),
-        (GOOD, {"horizon": 3}, "no obs_horizon and horizon"),
+        (GOOD, {"horizon": 3}, "no obs_horizon, horizon and stride"),
         (EPISODES, {"horizon": 2}, "obs_horizon to be a whole number >= 1 .* got None"),
         (EPISODES, {"obs_horizon": 1, "horizon": 0}, "horizon to be a whole number >= 1 .* got 0"),
         (EPISODES, {"obs_horizon": 3, "horizon": 4}, "at least obs_horizon .* = 6 rows, got at most 5"),
