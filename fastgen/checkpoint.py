@@ -52,7 +52,10 @@ def save_checkpoint(
     with new_folder(folder, (_TENSORS, _META)) as partial:
         save_tensors(partial / _TENSORS, tensors)
         write_json(partial / _META, {"sha256": sha256(partial / _TENSORS), **meta})
-    for old in checkpoint_folders(run_dir)[:-keep]:
+    # Newer ones are left from before a resume that found them damaged.
+    folders = checkpoint_folders(run_dir)
+    newer = [other for other in folders if other.name > folder.name]
+    for old in newer + folders[: len(folders) - len(newer)][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -89,11 +92,19 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def unflatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of :func:`flatten_optimizer`, into an optimiser over the same parameters."""
+    """Inverse of :func:`flatten_optimizer`, into an optimiser over the same parameters.
+
+    Raises:
+        ValueError: the state of some parameter is missing, or parts of it.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in with_prefix(tensors, prefix).items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
+    expected = {i for group in optimizer.state_dict()["param_groups"] for i in group["params"]}
+    # Before its first step an optimiser has no state.
+    if state and (state.keys() != expected or len({frozenset(entry) for entry in state.values()}) > 1):
+        raise ValueError(f"expected the state of {len(expected)} parameters in {prefix}, got parts of it")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -120,8 +120,11 @@ def describe(schema: type[BaseModel], prefix: str = "") -> str:
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their traceback."""
+def user_errors(*, resumable: bool = False) -> Iterator[None]:
+    """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their traceback.
+
+    Ctrl-C is one line and exit code 130; `resumable` says that --resume goes on after it.
+    """
     try:
         yield
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
@@ -131,7 +134,8 @@ def user_errors() -> Iterator[None]:
         print(f"error: {message} (FASTGEN_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:
-        print(f"\nstopped{': ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
+        said = str(interrupt) or ("what is done is in the run folder; --resume goes on" if resumable else "")
+        print(f"\nstopped{': ' + said if said else ''}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

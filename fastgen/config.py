@@ -217,6 +217,13 @@ class OptimizerConfig(_Config):
     final_lr_ratio: float = Field(0.01, ge=0.0, le=1.0, description="last learning rate / peak")
     clip_grad_norm: float = Field(1.0, gt=0.0, description="largest gradient norm")
 
+    @field_validator("betas")
+    @classmethod
+    def _decays(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"expected betas in [0, 1), got {list(betas)}")
+        return betas
+
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of update `step` (0-based) of `total`."""
         if step < self.warmup_steps:

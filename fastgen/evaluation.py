@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._schema import divisors
-from ._tensor import generator_for
+from ._tensor import evaluating, generator_for
 from .data import Task, TrajectoryData
 from .normalizer import pack_tokens, unpack_tokens
 from .samplers import sample_student, sample_teacher
@@ -118,14 +118,13 @@ def _in_original_units(
 
     @torch.no_grad()
     def sample(z: Tensor, noise: Tensor) -> Tensor:
-        training = network.training
-        network.eval()
         cond = data.z_normalizer.normalize(z).to(parameter.device, parameter.dtype)
         start = pack_tokens(noise, data.pack).to(parameter.device, parameter.dtype)
         generator = generator_for(seed, "sampler")
         # Chunks bound the memory; the first noise is drawn before, so that a one-step sample does not depend on them.
-        parts = [generate(x, c, generator) for x, c in zip(start.split(_CHUNK), cond.split(_CHUNK), strict=True)]
-        network.train(training)
+        chunks = zip(start.split(_CHUNK), cond.split(_CHUNK), strict=True)
+        with evaluating(network):
+            parts = [generate(x, c, generator) for x, c in chunks]
         return data.x_normalizer.denormalize(unpack_tokens(torch.cat(parts), data.pack).cpu())
 
     return sample

@@ -53,14 +53,16 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
         raise OSError(f"cannot write in {folder}: {error.strerror or error}; choose another run_dir") from error
     try:
         _lock(lock, folder)
-        yield folder
+        try:
+            yield folder
+        finally:
+            if not saved.exists():
+                # Nothing came of it: the folder goes as it came.
+                with suppress(OSError):
+                    (folder / ".lock").unlink()
+                    folder.rmdir()
     finally:
         os.close(lock)
-        if not saved.exists():
-            # Nothing came of it: the folder goes as it came.
-            with suppress(OSError):
-                (folder / ".lock").unlink()
-                folder.rmdir()
 
 
 def claim_run(folder: Path, cfg: BaseModel) -> None:

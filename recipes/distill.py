@@ -19,7 +19,7 @@ DEFAULT = Path(__file__).parent / "configs" / "ring.yaml"
 
 
 def main() -> None:
-    with user_errors():
+    with user_errors(resumable=True):
         command = parse_command_line(DistillConfig, default=DEFAULT, doc=__doc__)
         if command.dry_run:
             print(dump_yaml(command.config) + plan_distillation(command.config))

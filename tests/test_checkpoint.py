@@ -223,3 +223,12 @@ def test_a_missing_or_foreign_tensor_file_is_refused_with_its_name(tmp_path):
     for name in ("text", "nothing"):
         with pytest.raises(ValueError, match=f"cannot read .*{name}"):
             load_tensors(tmp_path / name)
+
+
+def test_going_on_from_the_one_before_a_damaged_newest_keeps_what_is_saved_then(tmp_path):
+    flip(saved(tmp_path, 6, 9) / "state.safetensors")
+    # Another interval between checkpoints than before: the damaged one has a higher step than the next.
+    folder = saved(tmp_path, 7, keep=1)
+    assert folder.exists()
+    found = load_newest_checkpoint(tmp_path)
+    assert found is not None and found[1]["step"] == 7

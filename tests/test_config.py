@@ -237,3 +237,9 @@ def test_the_fall_is_half_done_half_way_and_flat_at_both_ends(cfg):
 @pytest.mark.parametrize("total", [1, 2, 30])
 def test_a_run_shorter_than_its_warm_up_has_rates_between_zero_and_the_peak(cfg, total):
     assert all(0 < cfg.lr_at(step, total) <= cfg.lr for step in range(total))
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.5), (-0.1, 0.99), (0.9, 1.0)])
+def test_decays_that_adam_would_refuse_are_refused_before_any_work(betas):
+    with pytest.raises(ValueError, match="betas"):
+        OptimizerConfig(betas=betas)

@@ -203,3 +203,29 @@ def test_latency_is_a_median_that_a_slow_first_call_does_not_touch(monkeypatch):
     # More conditions than there are rows: they come round again.
     assert latency_ms(sample, data(n=3), 5, repeats=3) == pytest.approx(3.0)
     assert batches == [((5, 1, 2), (5, 4, 2))] * 4
+
+
+class Picky(Known):
+    """With a part that its owner keeps in eval mode, and an error on demand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept, self.fails = nn.Dropout(0.5), False
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        if self.fails:
+            raise RuntimeError("no")
+        return super().forward(x, t, cond)
+
+
+@sampled
+def test_every_part_of_a_network_gets_its_own_mode_back_also_after_an_error(sampler):
+    network, set_ = Picky().train(), data()
+    network.kept.eval()
+    for network.fails in (False, True):
+        if network.fails:
+            with pytest.raises(RuntimeError, match="no"):
+                sampler(network, set_)(set_.Z, normal(11, 4, 2))
+        else:
+            sampler(network, set_)(set_.Z, normal(11, 4, 2))
+        assert network.training and not network.kept.training

@@ -29,7 +29,7 @@ from fastgen import load_student
 from fastgen.checkpoint import checkpoint_folders
 from fastgen.cli import load_config
 from fastgen.config import DistillConfig, TrainTeacherConfig
-from fastgen.distillation import distill
+from fastgen.distillation import Distillation, distill
 from fastgen.export import load_network
 from fastgen.trainer import read_log
 
@@ -631,3 +631,17 @@ def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_pa
     assert (code, err) == (0, "")
     # The same data, so that the scores beside the shipped teacher hold for its student.
     assert yaml.safe_load(out.partition("\n\n")[0])["data"] == values["data"]
+
+
+@pytest.mark.parametrize("moment", ["pairs", "hand_over"])
+def test_ctrl_c_between_the_stages_says_how_to_go_on_too(home, call, tmp_path, monkeypatch, moment):
+    def interrupt(self: Distillation) -> None:
+        raise KeyboardInterrupt
+
+    few = ("train.kd_steps=2", "train.steps=0", "run_dir=run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, moment, interrupt)
+        code, _, err = call("distill.py", home / "student.yaml", *few)
+    assert code == 130 and "--resume" in err.splitlines()[-1]
+    assert call("distill.py", home / "student.yaml", *few, "--resume")[0] == 0
+    assert (tmp_path / "run" / "student").exists()

@@ -199,3 +199,14 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
         pass
     assert "\n" not in str(raised.value) and str(tmp_path / place) in str(raised.value)
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
+def test_one_that_is_refused_while_another_prepares_takes_nothing_from_it(tmp_path):
+    # Until it is claimed a folder holds nothing but the lock, which is then the only sign of the other run.
+    cfg = toy_config(tmp_path / "run")
+    with open_run(cfg) as folder:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="another process"), open_run(cfg):
+                pass
+        claim_run(folder, cfg)
+    assert load_config(DistillConfig, tmp_path / "run" / "config.yaml") == cfg

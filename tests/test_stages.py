@@ -129,7 +129,7 @@ def test_a_network_whose_state_went_through_a_file_goes_on_bit_for_bit(tmp_path,
     assert not equal(trained().tensors(), whole.tensors())
 
 
-@pytest.mark.parametrize("part", ["weights", "weights.0.bias", "ema"])
+@pytest.mark.parametrize("part", ["weights", "weights.0.bias", "ema", "optimizer.0", "optimizer.1.exp_avg_sq"])
 def test_a_state_that_lacks_a_part_is_refused(part):
     network = trained()
     train(network, range(3))

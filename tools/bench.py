@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/bench-ring"))
     parser.add_argument("overrides", nargs="*", help="key.sub=value, for every run")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     runs = {
         (k, s): distil(args.out / f"steps{k}-seed{s}", k, s, args.overrides) for k in args.steps for s in args.seeds
     }

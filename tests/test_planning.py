@@ -1,0 +1,132 @@
+"""What is refused before work starts, and which of the teacher's scores are believed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from toy import ToyTask, ToyTeacher, toy_config
+
+from fastgen.config import DistillConfig, TrainTeacherConfig
+from fastgen.export import save_network
+from fastgen.planning import check_fit, check_plan, load_teacher, plan_teacher, stored_scores
+from fastgen.pretraining import build_network
+
+X0, COND = ToyTask().train.network_inputs()
+
+
+def config(**changes) -> DistillConfig:
+    return DistillConfig.model_validate({**toy_config("unused").model_dump(), **changes})
+
+
+def train(**changes) -> dict:
+    return {**toy_config("unused").train.model_dump(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "words"),
+    [
+        ({"train": train(steps=0, kd_steps=0)}, 1, "there is nothing to train"),
+        ({"train": train(steps=0), "keep": "dmd"}, 1, "expected keep to be a stage that runs, got 'dmd'"),
+        ({"train": train(kd_steps=0), "keep": "kd"}, 1, "expected keep to be a stage that runs, got 'kd'"),
+        ({"dmd": {"guidance_scale": 2.0}}, 1, "expected dmd.guidance_scale: null, got 2.0"),
+        ({"dmd": {"gan_loss_weight_gen": 0.1}}, 1, "the recipe trains no discriminator"),
+        ({"dmd": {"gan_r1_reg_weight": 1.0}}, 1, "the recipe trains no discriminator"),
+        ({}, 3, "train.batch_size to be a multiple of the 3 processes, got 8"),
+    ],
+)
+def test_runs_that_could_not_end_as_configured_are_refused(changes, processes, words):
+    check_plan(config(), ToyTeacher(), X0, COND, processes=2)
+    with pytest.raises(ValueError, match=words):
+        check_plan(config(**changes), ToyTeacher(), X0, COND, processes=processes)
+
+
+class Answers(nn.Module):
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x_t, t, cond):
+        return self.answer(x_t)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (ToyTeacher(horizon=3), "expected a teacher that can be called with .* got: mat1 and mat2"),
+        (Answers(lambda x: x[:, :1]), r"with the shape of x_t, got \(2, 1, 4\)"),
+        (Answers(lambda x: [x]), "with the shape of x_t, got list"),
+        (Answers(lambda x: x / 0), "expected finite numbers from the teacher"),
+    ],
+)
+def test_teachers_that_do_not_fit_the_data_are_refused(network, words):
+    with pytest.raises(ValueError, match=words):
+        check_fit(network, X0, COND)
+
+
+def test_fitting_leaves_the_mode_alone():
+    network = ToyTeacher().train()
+    check_fit(network, X0, COND)
+    assert network.training
+
+
+def with_teacher(folder, **teacher) -> DistillConfig:
+    return config(teacher={"folder": str(folder), "calls": [1, 2], "ab2_calls": [4], **teacher})
+
+
+def test_scores_beside_the_weights_answer_for_the_same_data_and_rows_only(tmp_path):
+    rows = {key: {"energy": value} for key, value in (("1", 3.0), ("2", 2.0), ("8", 1.0), ("ab2-4", 1.5))}
+    data = config().data.model_dump(mode="json")
+    del data["normalize"]  # a file that was written before there was this key
+    file = tmp_path / "scores.json"
+    assert stored_scores(with_teacher(tmp_path)) is None
+    file.write_text(json.dumps({"data": data, "teacher": rows, "floor": {"energy": 0.0}}))
+    assert stored_scores(with_teacher(tmp_path)) == ({k: rows[k] for k in ("1", "2", "ab2-4")}, {"energy": 0.0})
+    assert stored_scores(with_teacher(tmp_path, calls=[1, 3])) is None
+    assert stored_scores(with_teacher(tmp_path, measure=True)) is None
+    file.write_text(json.dumps({"data": {**data, "seed": 1}, "teacher": rows, "floor": {}}))
+    assert stored_scores(with_teacher(tmp_path)) is None
+    for damaged in ('{"teacher": {}, "floor": {}}', '{"data": '):
+        file.write_text(damaged)
+        with pytest.raises(ValueError, match="scores.json"):
+            stored_scores(with_teacher(tmp_path))
+
+
+def test_a_teacher_that_predicts_something_else_is_refused(tmp_path):
+    cfg = TrainTeacherConfig.model_validate(
+        {"data": {"size": 8}, "model": {"embedding_dim": 16, "num_layers": 1, "num_attention_heads": 2}}
+    )
+    from fastgen.data import build_data
+
+    network = build_network(cfg, build_data(cfg.data))
+    save_network(tmp_path / "t", network, description={"prediction": "flow"})
+    folder = {"folder": str(tmp_path / "t")}
+    assert isinstance(load_teacher(config(teacher=folder)), type(network))
+    with pytest.raises(ValueError, match="expected dmd.pred_type=flow, what the teacher predicts, got x0"):
+        load_teacher(config(teacher=folder, dmd={"pred_type": "x0"}))
+    with pytest.raises(ValueError, match="expected teacher.folder"):
+        load_teacher(config())
+
+
+@pytest.mark.parametrize("pack", [1, 4])
+def test_a_symmetry_given_as_matrices_acts_on_every_waypoint_of_a_token(tmp_path, pack):
+    import numpy as np
+
+    mirror = np.array([[[1.0, 0.0], [0.0, -1.0]]])
+    np.savez(tmp_path / "mirror.npz", matrices=mirror)
+    rep = {"matrices": str(tmp_path / "mirror.npz")}
+    cfg = TrainTeacherConfig.model_validate(
+        {
+            "data": {"size": 8, "pack": pack, "symmetry": {"group": "C2", "in_rep": rep, "cond_rep": rep}},
+            "model": {"embedding_dim": 16, "num_layers": 1, "num_attention_heads": 2},
+        }
+    )
+    from fastgen.data import build_data
+
+    network = build_network(cfg, build_data(cfg.data))
+    (element,) = network.in_rep.group.generators
+    expected = torch.block_diag(*[torch.from_numpy(mirror[0])] * pack)
+    torch.testing.assert_close(torch.from_numpy(network.in_rep(element)), expected, rtol=0, atol=1e-12)
+    assert "network" in plan_teacher(cfg)
