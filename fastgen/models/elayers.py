@@ -237,7 +237,7 @@ class eLinear(Invariant, LinearMap):
             for block in self.blocks:
                 m_out, m_in, algebra = block
                 part = self.weight[start : start + math.prod(block)]
-                initialise_(part, scheme, m_in * algebra, m_out * algebra)
+                initialise_(part, scheme, m_in * algebra, m_out * algebra // self.fused)
                 start += math.prod(block)
         else:
             initialise_(self.weight, scheme, self.in_rep.size, self.out_rep.size // self.fused)
@@ -307,7 +307,7 @@ class eRMSNorm(Invariant):
                 columns.append(parts.flatten(1))
                 sizes += [in_rep.group.irrep(*irrep_id).size] * parts.shape[1]
             self._constant("basis", torch.cat(columns, dim=1))
-            self._constant("owner", torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)))
+            self._constant("owner", torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)))
 
     def reset_parameters(self) -> None:
         for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):

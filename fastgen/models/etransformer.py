@@ -90,10 +90,10 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
         check_positive_int("embedding_dim", embedding_dim)
         order = in_rep.group.order()
         if embedding_dim % order:
+            lower = max(embedding_dim // order, 1) * order
             raise ValueError(
                 f"expected embedding_dim to be a multiple of the order {order} of {in_rep.group.name}, got "
-                f"{embedding_dim}; the next ones are {embedding_dim // order * order or order} and "
-                f"{(embedding_dim // order + 1) * order}"
+                f"{embedding_dim}; the next ones are {lower} and {lower + order}"
             )
         super().__init__(in_rep.size, out_rep.size, cond_rep.size)
         self.in_rep, self.cond_rep, self.out_rep = in_rep, cond_rep, out_rep

@@ -77,7 +77,8 @@ def kernel_selector(group: Group, dtype: torch.dtype, device: torch.device) -> T
     selector = np.zeros((order, order, order))
     g, u = np.meshgrid(np.arange(order), np.arange(order), indexing="ij")
     selector[u, g, product] = 1.0  # h = g u
-    return torch.from_numpy(selector.reshape(order, -1)).to(device=device, dtype=dtype)
+    with torch.inference_mode(False):  # the table outlives the caller, who may be in inference mode now and train later
+        return torch.from_numpy(selector.reshape(order, -1)).to(device=device, dtype=dtype)
 
 
 class RegularStack(Representation):

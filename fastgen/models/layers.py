@@ -334,6 +334,7 @@ class TransformerDecoderLayer(nn.Module):
             kit.check_modulated(embed_dim)
             self.modulation = kit.lift(time_dim, kit.times(embed_dim, 9))
             self.modulation.starts_as = (1.0, 0.0, 1.0) * 3
+            reset_parameters_(self.modulation, "xavier_uniform")
 
     def forward(self, x: Tensor, memory: Tensor, time: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
         """Map x (B, T, D) to (B, T, D), reading ``memory`` (B, S, D) as it is (normalised by its maker), at time

@@ -65,7 +65,9 @@ def check_probability(name: str, value: object) -> None:
 
 def check_sequence(name: str, value: object, *, horizon: int, dim: int, batch: int | None = None) -> None:
     """Raise unless ``value`` is a floating Tensor of shape (batch, 1 <= T <= horizon, dim)."""
-    expected = f"expected {name} of shape ({'B' if batch is None else batch}, T_{name.lower()} <= {horizon}, {dim})"
+    expected = f"expected {name} of shape (B, T_{name.lower()} <= {horizon}, {dim})"
+    if isinstance(value, Tensor) and value.ndim == 3 and batch not in (None, value.shape[0]):
+        expected = expected.replace("B", f"B = {batch}", 1)
     if not isinstance(value, Tensor):
         raise TypeError(f"{expected}, got {type(value).__name__}")
     fits = value.ndim == 3 and 1 <= value.shape[1] <= horizon and value.shape[2] == dim

@@ -133,11 +133,15 @@ def _named(group: Group, name: str) -> Representation:
 
 def _described(group: Group, spec: dict[str, Any]) -> Representation:
     if set(spec) == {"matrices"}:
+        if not isinstance(spec["matrices"], (str, Path)):
+            raise ValueError(f"expected the path of an .npz file as matrices, got {spec['matrices']!r}")
         return _from_file(group, Path(spec["matrices"]))
     if set(spec) != {"irreps", "change_of_basis"}:
         raise ValueError(
             f"expected a representation with keys irreps and change_of_basis, or matrices, got {sorted(spec)}"
         )
+    if not isinstance(spec["irreps"], (list, tuple)):
+        raise ValueError(f"expected a list of irreps, got {spec['irreps']!r}")
     irreps = [_tuples(i) for i in spec["irreps"]]
     known = {irrep.id for irrep in group.irreps()}
     if any(i not in known for i in irreps):

@@ -81,7 +81,7 @@ class CondTransformerBase(GenCondRegressor):
         check_scheme("init_scheme", init_scheme)
         if not isinstance(causal_attn, bool):
             raise ValueError(f"expected causal_attn to be a bool, got {causal_attn!r}")
-        kit = self.kit
+        kit, random_state = self.kit, torch.get_rng_state()
         kit.check_heads(space, num_attention_heads, "num_attention_heads")
         self.in_horizon = in_horizon
         self.cond_horizon = cond_horizon
@@ -112,6 +112,8 @@ class CondTransformerBase(GenCondRegressor):
         # Head.
         self.norm = kit.norm(space, norm_module)
         self.head = kit.linear(space, out_space)
+        # what the layers drew by themselves is forgotten: a seed gives the numbers of a reset with that seed
+        torch.set_rng_state(random_state)
         self.reset_parameters(init_scheme)
 
     def forward(self, X: Tensor, opt_step: Tensor | float | int, Z: Tensor) -> Tensor:

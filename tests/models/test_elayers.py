@@ -634,3 +634,47 @@ MIXED_HEADS = directsum([D4.irrep(1, 1), D4.irrep(0, 0)])
 def test_user_errors(act, kind, words):
     with pytest.raises(kind, match=words):
         act()
+
+
+def test_a_table_made_in_inference_mode_can_be_trained_with_later():
+    group = escnn_group.dihedral_group(5)
+    stack = group.regular_representation
+    with torch.inference_mode():
+        eLinear(stack, stack)
+    layer = eLinear(stack, stack)
+    layer(torch.ones(1, 10)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_each_third_of_a_fused_map_of_irreps_has_its_own_variance():
+    rep = directsum([escnn_group.dihedral_group(4).irrep(1, 1)] * 32)
+    layer = eMultiheadAttention(rep, 2)
+    torch.manual_seed(0)
+    reset_parameters_(layer, "xavier_normal")
+    deviations = 6 * math.sqrt(2 / layer.qkv.weight.numel())
+    assert layer.qkv.dense()[0].square().mean().item() == pytest.approx(2 / (64 + 64), rel=deviations)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: TransformerDecoderLayer(8, 2, time_dim=6),
+        lambda: eTransformerDecoderLayer(
+            directsum([escnn_group.dihedral_group(4).regular_representation] * 2), 2, time_dim=6
+        ),
+    ],
+)
+def test_modulation_starts_at_one_zero_and_one(build):
+    layer = build()
+    scale, shift, gate = layer.modulation(torch.randn(4, 6)).unflatten(-1, (3, 3, -1)).unbind(2)
+    assert (scale == 1).all() and (shift == 0).all() and (gate == 1).all()
+
+
+@pytest.mark.parametrize("norm", [eRMSNorm, eLayerNorm])
+def test_a_norm_of_irreps_can_be_built_on_no_device(norm):
+    rep = directsum([escnn_group.dihedral_group(4).irrep(1, 1), escnn_group.dihedral_group(4).irrep(0, 0)])
+    with torch.device("meta"):
+        layer = norm(rep)
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    assert torch.equal(layer(torch.ones(2, 3)), norm(rep)(torch.ones(2, 3)))

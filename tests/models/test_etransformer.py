@@ -523,3 +523,33 @@ def test_a_wrong_argument_is_named(changes, kind, words):
 def test_a_wrong_shape_is_shown_beside_the_expected_one(x, t, z, words):
     with pytest.raises(ValueError, match=words):
         eCondTransformerRegressor(**ARGUMENTS)(torch.zeros(x), torch.zeros(t), torch.zeros(z))
+
+
+@pytest.mark.parametrize("scheme", INIT_SCHEMES)
+@pytest.mark.parametrize("kind", ["dense", "equivariant"])
+def test_reset_gives_the_numbers_of_a_new_network_of_the_same_seed(kind, scheme):
+    def build():
+        torch.manual_seed(3)
+        if kind == "dense":
+            return CondTransformerRegressor(3, 5, 2, 4, 3, 1, 2, 8, init_scheme=scheme)
+        rep = escnn_group.dihedral_group(4).irrep(1, 1)
+        return eCondTransformerRegressor(rep, rep, rep, 4, 3, 1, 2, 16, init_scheme=scheme)
+
+    fresh, again = build(), build()
+    torch.manual_seed(3)
+    again.reset_parameters(scheme)
+    for (name, p), q in zip(fresh.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_a_width_below_the_order_names_two_widths():
+    rep = escnn_group.dihedral_group(4).irrep(1, 1)
+    with pytest.raises(ValueError, match="the next ones are 8 and 16"):
+        eCondTransformerRegressor(rep, rep, rep, 4, 2, 1, 1, 4)
+
+
+def test_z_message_has_the_letter():
+    rep = escnn_group.dihedral_group(4).irrep(1, 1)
+    model = eCondTransformerRegressor(rep, rep, rep, 4, 2, 1, 2, 16)
+    with pytest.raises(ValueError, match=r"expected Z of shape \(B, T_z <= 2, 2\), got \(3, 5, 2\)"):
+        model(torch.zeros(3, 4, 2), 0.5, torch.zeros(3, 5, 2))

@@ -252,3 +252,19 @@ def test_a_file_that_is_no_archive_is_refused_by_its_name(tmp_path, content):
 def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.npz"):
         parse_representation(D4, {"matrices": str(tmp_path / "nowhere.npz")})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"irreps": [[1, 1]], "change_of_basis": [[1.0, 0.0], [1.0, 0.0]]},
+        {"irreps": 3, "change_of_basis": [[1.0]]},
+        {"irreps": [1], "change_of_basis": [[1.0]]},
+        {"irreps": [[1, 1]], "change_of_basis": [["a", 0], [0, 1]]},
+        {"irreps": [[1, 1]], "change_of_basis": [[float("nan"), 0], [0, 1]]},
+        {"matrices": 3},
+    ],
+)
+def test_a_broken_description_is_a_value_error(spec):
+    with pytest.raises(ValueError):
+        parse_representation(D4, spec)
