@@ -38,14 +38,14 @@ class SampleTimestepConfig(_Config):
     """Distribution of a training time t in [min_t, max_t]; see :func:`fastgen.flow_matching.sample_timesteps`."""
 
     time_dist_type: Literal["uniform", "logitnormal", "lognormal", "shifted", "polynomial"] = Field(
-        "shifted", description="law of t"
+        default="shifted", description="law of t"
     )
-    min_t: float = Field(0.001, ge=0.0, le=1.0, description="smallest t drawn")
-    max_t: float = Field(0.999, ge=0.0, le=1.0, description="largest t drawn")
-    shift: float = Field(5.0, gt=0.0, description="s of `shifted`: t = s u / (1 + (s - 1) u)")
-    p_mean: float = Field(0.0, description="mean of the normal behind logitnormal and lognormal")
-    p_std: float = Field(1.0, gt=0.0, description="standard deviation of that normal")
-    t_list: tuple[float, ...] | None = Field(None, description="rungs of a student; ignored when t is drawn")
+    min_t: float = Field(default=0.001, ge=0.0, le=1.0, description="smallest t drawn")
+    max_t: float = Field(default=0.999, ge=0.0, le=1.0, description="largest t drawn")
+    shift: float = Field(default=5.0, gt=0.0, description="s of `shifted`: t = s u / (1 + (s - 1) u)")
+    p_mean: float = Field(default=0.0, description="mean of the normal behind logitnormal and lognormal")
+    p_std: float = Field(default=1.0, gt=0.0, description="standard deviation of that normal")
+    t_list: tuple[float, ...] | None = Field(default=None, description="rungs of a student; ignored when t is drawn")
 
     @model_validator(mode="after")
     def _ordered(self) -> SampleTimestepConfig:
@@ -58,14 +58,18 @@ class EMAConfig(_Config):
     """Exponential moving average of the student's weights, counted in student updates (Karras et al. 2023 for
     `power`)."""
 
-    decay: float = Field(0.99, ge=0.0, lt=1.0, description="beta of `constant`: shadow = beta shadow + (1 - beta) w")
-    type: Literal["constant", "halflife", "power"] = Field("constant", description="law of beta over updates")
-    start_iter: int = Field(0, ge=0, description="updates before which the shadow is a plain copy")
-    gamma: float = Field(16.97, gt=0.0, description="exponent of `power`: beta = (1 - 1/n)^(gamma + 1)")
-    halflife_kimg: float = Field(500.0, gt=0.0, description="half-life of `halflife` in thousands of samples")
-    rampup_ratio: float | None = Field(0.05, gt=0.0, description="half-life <= ratio x samples seen; null = no ramp")
-    batch_size: int = Field(128, gt=0, description="samples per update, for `halflife`")
-    dtype: Literal["float32", "float64"] = Field("float32", description="dtype of the shadow")
+    decay: float = Field(
+        default=0.99, ge=0.0, lt=1.0, description="beta of `constant`: shadow = beta shadow + (1 - beta) w"
+    )
+    type: Literal["constant", "halflife", "power"] = Field(default="constant", description="law of beta over updates")
+    start_iter: int = Field(default=0, ge=0, description="updates before which the shadow is a plain copy")
+    gamma: float = Field(default=16.97, gt=0.0, description="exponent of `power`: beta = (1 - 1/n)^(gamma + 1)")
+    halflife_kimg: float = Field(default=500.0, gt=0.0, description="half-life of `halflife` in thousands of samples")
+    rampup_ratio: float | None = Field(
+        default=0.05, gt=0.0, description="half-life <= ratio x samples seen; null = no ramp"
+    )
+    batch_size: int = Field(default=128, gt=0, description="samples per update, for `halflife`")
+    dtype: Literal["float32", "float64"] = Field(default="float32", description="dtype of the shadow")
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -76,37 +80,51 @@ class EMAConfig(_Config):
 class DMDConfig(_Config):
     """DMD2 with rectified-flow networks (Yin et al. 2024, arXiv:2405.14867)."""
 
-    pred_type: Literal["flow", "x0", "eps"] = Field("flow", description="what student and fake score predict")
+    pred_type: Literal["flow", "x0", "eps"] = Field(default="flow", description="what student and fake score predict")
     fake_score_pred_type: Literal["flow", "x0", "eps"] | None = Field(
-        None, description="space of the fake score's loss; null = pred_type"
+        default=None, description="space of the fake score's loss; null = pred_type"
     )
-    student_steps: int = Field(1, ge=1, le=1000, description="network calls of the student")
-    t_list: tuple[float, ...] = Field((), description="the student's rungs, decreasing to 0.0; [] = from student_steps")
-    t_list_shift: float = Field(1.0, gt=0.0, description="shift of the default rungs: t -> s t / (1 + (s - 1) t)")
-    t_max: float = Field(0.999, gt=0.0, le=1.0, description="first rung of the default t_list")
-    student_sample_type: Literal["ode", "sde"] = Field("sde", description="how rungs are joined")
-    backward_simulation: bool = Field(True, description="train on the student's own rollout; false: on noised data")
+    student_steps: int = Field(default=1, ge=1, le=1000, description="network calls of the student")
+    t_list: tuple[float, ...] = Field(
+        default=(), description="the student's rungs, decreasing to 0.0; [] = from student_steps"
+    )
+    t_list_shift: float = Field(
+        default=1.0, gt=0.0, description="shift of the default rungs: t -> s t / (1 + (s - 1) t)"
+    )
+    t_max: float = Field(default=0.999, gt=0.0, le=1.0, description="first rung of the default t_list")
+    student_sample_type: Literal["ode", "sde"] = Field(default="sde", description="how rungs are joined")
+    backward_simulation: bool = Field(
+        default=True, description="train on the student's own rollout; false: on noised data"
+    )
     guidance_scale: float | None = Field(
-        None, ge=0.0, description="classifier-free guidance of the teacher; null = off"
+        default=None, ge=0.0, description="classifier-free guidance of the teacher; null = off"
     )
     vsd_t: SampleTimestepConfig = Field(
-        SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.98), description="t of the VSD loss"
+        default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.98), description="t of the VSD loss"
     )
     fake_score_t: SampleTimestepConfig = Field(
-        SampleTimestepConfig(time_dist_type="uniform"), description="t of the fake score's loss"
+        default=SampleTimestepConfig(time_dist_type="uniform"), description="t of the fake score's loss"
     )
     gan_t: SampleTimestepConfig = Field(
-        SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.6), description="t of the GAN losses"
+        default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.6), description="t of the GAN losses"
     )
-    vsd_norm: Literal["mean_abs", "rms"] = Field("mean_abs", description="VSD weight; rms is rotation-invariant")
-    fake_steps_per_student_step: int = Field(2, ge=1, description="fake-score updates per student update")
-    fake_score_warmup_steps: int = Field(200, ge=0, description="fake-score updates before the first student update")
-    fake_score_rung_conditioned: bool = Field(True, description="tell the fake score which rung a sample came from")
-    gan_loss_weight_gen: float = Field(0.0, ge=0.0, description="weight of the GAN loss of the student; 0 = no GAN")
-    gan_r1_reg_weight: float = Field(0.0, ge=0.0, description="weight of approximate R1; gamma / (2 alpha^2)")
-    gan_r1_reg_alpha: float = Field(0.1, gt=0.0, description="size of R1's perturbation")
-    gan_use_same_t_noise: bool = Field(False, description="real and generated samples share t and noise")
-    ema: EMAConfig | None = Field(EMAConfig(), description="average of the student's weights; null = none")
+    vsd_norm: Literal["mean_abs", "rms"] = Field(
+        default="mean_abs", description="VSD weight; rms is rotation-invariant"
+    )
+    fake_steps_per_student_step: int = Field(default=2, ge=1, description="fake-score updates per student update")
+    fake_score_warmup_steps: int = Field(
+        default=200, ge=0, description="fake-score updates before the first student update"
+    )
+    fake_score_rung_conditioned: bool = Field(
+        default=True, description="tell the fake score which rung a sample came from"
+    )
+    gan_loss_weight_gen: float = Field(
+        default=0.0, ge=0.0, description="weight of the GAN loss of the student; 0 = no GAN"
+    )
+    gan_r1_reg_weight: float = Field(default=0.0, ge=0.0, description="weight of approximate R1; gamma / (2 alpha^2)")
+    gan_r1_reg_alpha: float = Field(default=0.1, gt=0.0, description="size of R1's perturbation")
+    gan_use_same_t_noise: bool = Field(default=False, description="real and generated samples share t and noise")
+    ema: EMAConfig | None = Field(default=EMAConfig(), description="average of the student's weights; null = none")
 
     @model_validator(mode="before")
     @classmethod
@@ -166,7 +184,7 @@ class SymmetryConfig(_Config):
     group: str = Field(description="C<n>, D<n>, Icosahedral, or a product such as C2xC2")
     in_rep: list[str] | dict[str, str] = Field(description="direct sum of trivial, sign, standard, regular, irrep:<id>")
     cond_rep: list[str] | dict[str, str] = Field(description="the same for observations; or {matrices: file.npz}")
-    out_rep: list[str] | dict[str, str] | None = Field(None, description="the same for outputs; null = in_rep")
+    out_rep: list[str] | dict[str, str] | None = Field(default=None, description="the same for outputs; null = in_rep")
 
     @field_validator("in_rep", "cond_rep", "out_rep", mode="before")
     @classmethod
@@ -177,45 +195,51 @@ class SymmetryConfig(_Config):
 class DataConfig(_Config):
     """Where trajectories come from."""
 
-    name: Literal["ring", "flights", "file"] = Field("ring", description="embedded task, or `file` for your own")
-    path: str | None = Field(
-        None, description="file: .npz or .safetensors with X, Z or actions, observations, episode_ends"
+    name: Literal["ring", "flights", "file"] = Field(
+        default="ring", description="embedded task, or `file` for your own"
     )
-    size: int | None = Field(None, gt=0, description="ring: number of demonstrations; null = 4000")
-    seed: int = Field(0, ge=0, description="seed of the generated demonstrations and of splits")
-    pack: int | None = Field(None, ge=1, description="waypoints per token; null = the task's own (ring and flights 4)")
-    symmetry: SymmetryConfig | None = Field(None, description="symmetry of the data; null = the embedded task's own")
-    obs_horizon: int | None = Field(None, ge=1, description="observations per window; null = the task's own")
-    horizon: int | None = Field(None, ge=1, description="waypoints per window; null = the task's own")
-    stride: int | None = Field(None, ge=1, description="steps between windows; null = the task's own")
+    path: str | None = Field(
+        default=None, description="file: .npz or .safetensors with X, Z or actions, observations, episode_ends"
+    )
+    size: int | None = Field(default=None, gt=0, description="ring: number of demonstrations; null = 4000")
+    seed: int = Field(default=0, ge=0, description="seed of the generated demonstrations and of splits")
+    pack: int | None = Field(
+        default=None, ge=1, description="waypoints per token; null = the task's own (ring and flights 4)"
+    )
+    symmetry: SymmetryConfig | None = Field(
+        default=None, description="symmetry of the data; null = the embedded task's own"
+    )
+    obs_horizon: int | None = Field(default=None, ge=1, description="observations per window; null = the task's own")
+    horizon: int | None = Field(default=None, ge=1, description="waypoints per window; null = the task's own")
+    stride: int | None = Field(default=None, ge=1, description="steps between windows; null = the task's own")
     normalize: bool | None = Field(
-        None, description="file: false for a teacher that was trained in the units of the file; null = true"
+        default=None, description="file: false for a teacher that was trained in the units of the file; null = true"
     )
 
 
 class ModelConfig(_Config):
     """A conditional transformer to train as a teacher."""
 
-    equivariant: bool = Field(True, description="eCondTransformerRegressor; false: its dense twin")
-    embedding_dim: int = Field(96, gt=0, description="width; a multiple of the group order and of the heads")
-    num_layers: int = Field(3, ge=1, description="decoder layers")
-    num_attention_heads: int = Field(4, ge=1, description="attention heads")
-    num_cond_layers: int = Field(0, ge=0, description="encoder layers over the condition; 0 = an MLP")
-    causal_attn: bool = Field(False, description="waypoints attend to earlier ones only")
-    p_drop_emb: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on embeddings")
-    p_drop_attn: float = Field(0.0, ge=0.0, lt=1.0, description="dropout in attention and feed-forward blocks")
-    norm_module: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="normalisation")
+    equivariant: bool = Field(default=True, description="eCondTransformerRegressor; false: its dense twin")
+    embedding_dim: int = Field(default=96, gt=0, description="width; a multiple of the group order and of the heads")
+    num_layers: int = Field(default=3, ge=1, description="decoder layers")
+    num_attention_heads: int = Field(default=4, ge=1, description="attention heads")
+    num_cond_layers: int = Field(default=0, ge=0, description="encoder layers over the condition; 0 = an MLP")
+    causal_attn: bool = Field(default=False, description="waypoints attend to earlier ones only")
+    p_drop_emb: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout on embeddings")
+    p_drop_attn: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout in attention and feed-forward blocks")
+    norm_module: Literal["rmsnorm", "layernorm"] = Field(default="rmsnorm", description="normalisation")
 
 
 class OptimizerConfig(_Config):
     """AdamW with linear warm-up and a cosine to `final_lr_ratio`; the rate is a pure function of the step."""
 
-    lr: float = Field(1e-3, gt=0.0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's moment decays")
-    weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay, on weights of linear maps")
-    warmup_steps: int = Field(50, ge=0, description="linear warm-up")
-    final_lr_ratio: float = Field(0.01, ge=0.0, le=1.0, description="last learning rate / peak")
-    clip_grad_norm: float = Field(1.0, gt=0.0, description="largest gradient norm")
+    lr: float = Field(default=1e-3, gt=0.0, description="peak learning rate")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's moment decays")
+    weight_decay: float = Field(default=0.0, ge=0.0, description="decoupled weight decay, on weights of linear maps")
+    warmup_steps: int = Field(default=50, ge=0, description="linear warm-up")
+    final_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0, description="last learning rate / peak")
+    clip_grad_norm: float = Field(default=1.0, gt=0.0, description="largest gradient norm")
 
     @field_validator("betas")
     @classmethod
@@ -236,29 +260,31 @@ class OptimizerConfig(_Config):
 class LoopConfig(_Config):
     """What every training loop has."""
 
-    batch_size: int = Field(128, gt=0, description="global batch, shared by all processes")
-    checkpoint_every: int = Field(500, gt=0, description="updates between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
-    log_every: int = Field(25, gt=0, description="updates between rows of metrics.jsonl")
-    evaluate_every: int = Field(500, gt=0, description="updates between quick validations")
-    threads: int | None = Field(None, ge=1, description="CPU threads per process; null = all cores / processes")
+    batch_size: int = Field(default=128, gt=0, description="global batch, shared by all processes")
+    checkpoint_every: int = Field(default=500, gt=0, description="updates between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept")
+    log_every: int = Field(default=25, gt=0, description="updates between rows of metrics.jsonl")
+    evaluate_every: int = Field(default=500, gt=0, description="updates between quick validations")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per process; null = all cores / processes")
 
 
 class DistillTrainConfig(LoopConfig):
     """The stages of a distillation: teacher pairs, KD warm start, fake-score warm-up, DMD."""
 
-    kd_steps: int = Field(4000, ge=0, description="KD updates; 0 = start from the teacher's weights")
-    kd_pairs: int = Field(32000, gt=0, description="teacher ODE pairs")
-    kd_teacher_calls: int = Field(16, ge=1, description="AB2 calls per pair")
-    kd_huber_c: float = Field(0.02, gt=0.0, description="c of the pseudo-Huber loss, in normalised units")
-    kd_ema_decay: float = Field(0.99, ge=0.0, lt=1.0, description="EMA of KD")
-    kd_optimizer: OptimizerConfig = Field(OptimizerConfig(lr=3e-3), description="optimiser of KD")
-    steps: int = Field(300, ge=0, description="student updates of DMD; 0 = KD only")
+    kd_steps: int = Field(default=4000, ge=0, description="KD updates; 0 = start from the teacher's weights")
+    kd_pairs: int = Field(default=32000, gt=0, description="teacher ODE pairs")
+    kd_teacher_calls: int = Field(default=16, ge=1, description="AB2 calls per pair")
+    kd_huber_c: float = Field(default=0.02, gt=0.0, description="c of the pseudo-Huber loss, in normalised units")
+    kd_ema_decay: float = Field(default=0.99, ge=0.0, lt=1.0, description="EMA of KD")
+    kd_optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=3e-3), description="optimiser of KD")
+    steps: int = Field(default=300, ge=0, description="student updates of DMD; 0 = KD only")
     student_optimizer: OptimizerConfig = Field(
-        OptimizerConfig(lr=1e-4, betas=(0.0, 0.99), final_lr_ratio=0.05), description="optimiser of the student in DMD"
+        default=OptimizerConfig(lr=1e-4, betas=(0.0, 0.99), final_lr_ratio=0.05),
+        description="optimiser of the student in DMD",
     )
     fake_score_optimizer: OptimizerConfig = Field(
-        OptimizerConfig(lr=5e-4, betas=(0.0, 0.99), final_lr_ratio=0.05), description="optimiser of the fake score"
+        default=OptimizerConfig(lr=5e-4, betas=(0.0, 0.99), final_lr_ratio=0.05),
+        description="optimiser of the fake score",
     )
 
 
@@ -266,49 +292,56 @@ class TeacherConfig(_Config):
     """The network to distil."""
 
     folder: str | None = Field(
-        None, description="folder with model.safetensors and config.json (recipes/train_teacher.py)"
+        default=None, description="folder with model.safetensors and config.json (recipes/train_teacher.py)"
     )
-    calls: tuple[int, ...] = Field((1, 2, 4, 8, 16, 100), description="Euler steps of the teacher's rows in the report")
-    ab2_calls: tuple[int, ...] = Field((4, 8, 16), description="AB2 calls of the teacher's rows in the report")
-    measure: bool = Field(False, description="measure the teacher's scores even where they lie beside its weights")
+    calls: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8, 16, 100), description="Euler steps of the teacher's rows in the report"
+    )
+    ab2_calls: tuple[int, ...] = Field(default=(4, 8, 16), description="AB2 calls of the teacher's rows in the report")
+    measure: bool = Field(
+        default=False, description="measure the teacher's scores even where they lie beside its weights"
+    )
 
 
 class DistillConfig(_Config):
     """One run of recipes/distill.py."""
 
-    name: str = Field("ring", min_length=1, description="name of the run; run_dir defaults to runs/<name>")
-    seed: int = Field(0, ge=0, description="seed of every draw of the run")
-    run_dir: str | None = Field(None, description="folder of the run; null = runs/<name>")
-    resume: bool = Field(False, description="go on from the newest checkpoint in run_dir")
-    data: DataConfig = Field(DataConfig(), description="trajectories")
-    teacher: TeacherConfig = Field(TeacherConfig(), description="the network to distil")
-    dmd: DMDConfig = Field(DMDConfig(), description="the method")
-    train: DistillTrainConfig = Field(DistillTrainConfig(), description="budgets and optimisers")
+    name: str = Field(default="ring", min_length=1, description="name of the run; run_dir defaults to runs/<name>")
+    seed: int = Field(default=0, ge=0, description="seed of every draw of the run")
+    run_dir: str | None = Field(default=None, description="folder of the run; null = runs/<name>")
+    resume: bool = Field(default=False, description="go on from the newest checkpoint in run_dir")
+    data: DataConfig = Field(default=DataConfig(), description="trajectories")
+    teacher: TeacherConfig = Field(default=TeacherConfig(), description="the network to distil")
+    dmd: DMDConfig = Field(default=DMDConfig(), description="the method")
+    train: DistillTrainConfig = Field(default=DistillTrainConfig(), description="budgets and optimisers")
     keep: Literal["best", "kd", "dmd"] = Field(
-        "best", description="which student is exported; best: by validation score"
+        default="best", description="which student is exported; best: by validation score"
     )
 
 
 class TeacherTrainConfig(LoopConfig):
     """Flow matching."""
 
-    steps: int = Field(8000, gt=0, description="updates")
-    ema_decay: float = Field(0.999, ge=0.0, lt=1.0, description="EMA of the weights")
-    optimizer: OptimizerConfig = Field(OptimizerConfig(lr=2e-3, betas=(0.9, 0.99)), description="optimiser")
+    steps: int = Field(default=8000, gt=0, description="updates")
+    ema_decay: float = Field(default=0.999, ge=0.0, lt=1.0, description="EMA of the weights")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=2e-3, betas=(0.9, 0.99)), description="optimiser")
     t: SampleTimestepConfig = Field(
-        SampleTimestepConfig(time_dist_type="uniform", min_t=0.0, max_t=1.0), description="law of the training time"
+        default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.0, max_t=1.0),
+        description="law of the training time",
     )
 
 
 class TrainTeacherConfig(_Config):
     """One run of recipes/train_teacher.py."""
 
-    name: str = Field("ring-teacher", min_length=1, description="name of the run; run_dir defaults to runs/<name>")
-    seed: int = Field(0, ge=0, description="seed of every draw of the run")
-    run_dir: str | None = Field(None, description="folder of the run; null = runs/<name>")
-    resume: bool = Field(False, description="go on from the newest checkpoint in run_dir")
-    data: DataConfig = Field(DataConfig(), description="trajectories")
-    model: ModelConfig = Field(ModelConfig(), description="the network")
-    train: TeacherTrainConfig = Field(TeacherTrainConfig(), description="budget and optimiser")
-    calls: tuple[int, ...] = Field((1, 2, 4, 8, 16, 100), description="Euler steps whose scores are measured")
-    ab2_calls: tuple[int, ...] = Field((4, 8, 16), description="AB2 calls whose scores are measured")
+    name: str = Field(
+        default="ring-teacher", min_length=1, description="name of the run; run_dir defaults to runs/<name>"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of every draw of the run")
+    run_dir: str | None = Field(default=None, description="folder of the run; null = runs/<name>")
+    resume: bool = Field(default=False, description="go on from the newest checkpoint in run_dir")
+    data: DataConfig = Field(default=DataConfig(), description="trajectories")
+    model: ModelConfig = Field(default=ModelConfig(), description="the network")
+    train: TeacherTrainConfig = Field(default=TeacherTrainConfig(), description="budget and optimiser")
+    calls: tuple[int, ...] = Field(default=(1, 2, 4, 8, 16, 100), description="Euler steps whose scores are measured")
+    ab2_calls: tuple[int, ...] = Field(default=(4, 8, 16), description="AB2 calls whose scores are measured")

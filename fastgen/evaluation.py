@@ -50,9 +50,11 @@ def student_sampler(
     """Sampler that calls the student once per rung of `t_list`; the fresh noise of `sde` is drawn from `seed`."""
 
     def generate(noise: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
-        return sample_student(
+        x = sample_student(
             network, noise, t_list, cond, sample_type=sample_type, pred_type=pred_type, generator=generator
         )
+        assert isinstance(x, Tensor)  # a pair only with return_all_steps
+        return x
 
     return _in_original_units(network, data, generate, seed)
 

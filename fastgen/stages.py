@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,8 @@ class TrainedNetwork:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.accelerator.backward(loss)
-        norm = float(self.accelerator.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm))
+        norm_tensor: Any = self.accelerator.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm)
+        norm = float(norm_tensor)
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
         if math.isfinite(norm):
             self.skipped = 0

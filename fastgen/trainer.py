@@ -42,7 +42,7 @@ def start_accelerator(threads: int | None = None) -> Accelerator:
     """
     accelerator = Accelerator()
     if accelerator.device.type == "cpu":
-        use_all_cores(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+        use_all_cores(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", str(accelerator.num_processes))))
     return accelerator
 
 

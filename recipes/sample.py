@@ -26,7 +26,7 @@ def main() -> None:
         if len(sys.argv) < 2 or "--help" in sys.argv:
             print(__doc__)
             raise SystemExit(0 if "--help" in sys.argv else 2)
-        given = dict(argument.partition("=")[::2] for argument in sys.argv[2:])
+        given = {key: value for key, _, value in (argument.partition("=") for argument in sys.argv[2:])}
         if unknown := given.keys() - DEFAULTS.keys():
             raise ValueError(f"unknown option {sorted(unknown)[0]!r}, expected one of: {', '.join(DEFAULTS)}")
         for key in given.keys() & {"num_samples", "steps", "seed"}:

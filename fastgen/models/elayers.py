@@ -295,6 +295,10 @@ class eRMSNorm(Invariant):
         affine: whether there is an S.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    owner: Tensor
+
     def __init__(self, in_rep: Representation, *, affine: bool = True) -> None:
         super().__init__(in_rep, in_rep)
         self.register_parameter("weight", None)

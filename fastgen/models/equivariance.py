@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -89,10 +91,10 @@ def check_equivariance(
     if missing:
         raise TypeError(f"expected an equivariant regressor, got {type(model).__name__} without {', '.join(missing)}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    parameter = next(model.parameters())
+    parameter, network = next(model.parameters()), cast(Any, model)
     dtype, device = parameter.dtype, parameter.device
-    X = torch.randn(batch_size, model.in_horizon, model.in_rep.size, generator=generator, dtype=torch.float64)
-    Z = torch.randn(batch_size, model.cond_horizon, model.cond_rep.size, generator=generator, dtype=torch.float64)
+    X = torch.randn(batch_size, network.in_horizon, network.in_rep.size, generator=generator, dtype=torch.float64)
+    Z = torch.randn(batch_size, network.cond_horizon, network.cond_rep.size, generator=generator, dtype=torch.float64)
     t = torch.rand(batch_size, generator=generator, dtype=torch.float64).to(device)
     # inputs that the dtype can hold, so that rounding them is not counted as an error of the model
     X, Z = X.to(dtype).double(), Z.to(dtype).double()
@@ -104,9 +106,9 @@ def check_equivariance(
     model.eval()
     try:
         reference = evaluate(X, Z)
-        moves = zip(*(rep_matrices(rep) for rep in (model.in_rep, model.cond_rep, model.out_rep)), strict=True)
+        moves = zip(*(rep_matrices(rep) for rep in (network.in_rep, network.cond_rep, network.out_rep)), strict=True)
         errors = {}
-        for element, (rho_in, rho_cond, rho_out) in zip(model.in_rep.group.elements, moves, strict=True):
+        for element, (rho_in, rho_cond, rho_out) in zip(network.in_rep.group.elements, moves, strict=True):
             moved = evaluate(X @ rho_in.T, Z @ rho_cond.T)
             errors[str(element)] = ((moved - reference @ rho_out.T).norm() / reference.norm()).item()
     finally:

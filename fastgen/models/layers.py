@@ -9,6 +9,7 @@ and shapes are therefore one and the same, and an equivariant network folds into
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -95,13 +96,18 @@ class DenseKit:
 DENSE = DenseKit()
 
 
-class LinearMap(nn.Module):
-    """A linear map that is not stored as its matrix: ``dense()`` returns (weight (out, in), bias (out,) or None)."""
+class LinearMap(nn.Module, ABC):
+    """A linear map that is not stored as its matrix."""
 
     weight: nn.Parameter
 
+    @abstractmethod
     def dense(self) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
+        """The matrix (out, in) and the bias (out,) or None, differentiable in the parameters."""
+
+    @abstractmethod
+    def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
+        """Draw the parameters afresh, so that the matrix has the variance that ``scheme`` gives a dense one."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.dense()
@@ -172,13 +178,13 @@ class TimeEmbedding(nn.Module):
         if isinstance(time_scale, bool) or not isinstance(time_scale, (int, float)) or not 0.0 < time_scale < math.inf:
             raise ValueError(f"expected time_scale to be a finite number > 0, got {time_scale!r}")
         self.time_scale = float(time_scale)
-        self.half = dim // 2
-        self.hidden = nn.Linear(2 * self.half, dim)
+        self.num_frequencies = dim // 2
+        self.hidden = nn.Linear(2 * self.num_frequencies, dim)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
         """Features of times t (B,), given in float32 or float64, in the dtype of the weights: shape (B, dim)."""
-        frequencies = torch.logspace(-3.0, -math.log10(16.0), self.half, device=t.device, dtype=t.dtype)
+        frequencies = torch.logspace(-3.0, -math.log10(16.0), self.num_frequencies, device=t.device, dtype=t.dtype)
         phase = self.time_scale * t[:, None] * frequencies
         features = torch.cat([phase.cos(), phase.sin()], dim=-1).to(self.hidden.weight.dtype)
         return F.silu(self.out(F.silu(self.hidden(features))))
@@ -203,8 +209,8 @@ class MLP(nn.Module):
         check_probability("dropout", dropout)
         out_dim = in_dim if out_dim is None else out_dim
         hidden_dim = self.kit.hidden(in_dim) if hidden_dim is None else hidden_dim
-        self.up = self.kit.linear(in_dim, hidden_dim, bias)
-        self.down = self.kit.linear(hidden_dim, out_dim, bias)
+        self.up: Any = self.kit.linear(in_dim, hidden_dim, bias)
+        self.down: Any = self.kit.linear(hidden_dim, out_dim, bias)
         self.hidden_dropout = self.kit.dropout(hidden_dim, dropout)
         self.out_dropout = self.kit.dropout(out_dim, dropout)
 
@@ -237,9 +243,9 @@ class MultiheadAttention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.width = self.kit.dim(embed_dim)
-        self.qkv = self.kit.linear(embed_dim, self.kit.times(embed_dim, 3), bias)
+        self.qkv: Any = self.kit.linear(embed_dim, self.kit.times(embed_dim, 3), bias)
         self.qkv.fused = 3  # each third is initialised as a map of its own
-        self.out = self.kit.linear(embed_dim, embed_dim, bias)
+        self.out: Any = self.kit.linear(embed_dim, embed_dim, bias)
 
     def _heads(self, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> tuple[Tensor, ...]:
         """Project and split: (B, T, D) -> ``parts`` tensors (B, H, T, D / H)."""
@@ -279,7 +285,7 @@ class TransformerEncoderLayer(nn.Module):
     def __init__(self, embed_dim: Any, num_heads: int, *, dropout: float = 0.0, norm_module: str = "rmsnorm") -> None:
         super().__init__()
         self.self_norm = self.kit.norm(embed_dim, norm_module)
-        self.self_attention = self.attention_class(embed_dim, num_heads, dropout)
+        self.self_attention: Any = self.attention_class(embed_dim, num_heads, dropout)
         self.mlp_norm = self.kit.norm(embed_dim, norm_module)
         self.mlp = self.mlp_class(embed_dim, dropout=dropout)
         self.dropout = self.kit.dropout(embed_dim, dropout)
@@ -323,13 +329,13 @@ class TransformerDecoderLayer(nn.Module):
         check_positive_int("time_dim", time_dim, minimum=0)
         kit, affine = self.kit, time_dim == 0
         self.self_norm = kit.norm(embed_dim, norm_module, affine)
-        self.self_attention = self.attention_class(embed_dim, num_heads, dropout)
+        self.self_attention: Any = self.attention_class(embed_dim, num_heads, dropout)
         self.cross_norm = kit.norm(embed_dim, norm_module, affine)
         self.cross_attention = self.attention_class(embed_dim, num_heads, dropout)
         self.mlp_norm = kit.norm(embed_dim, norm_module, affine)
         self.mlp = self.mlp_class(embed_dim, dropout=dropout)
         self.dropout = kit.dropout(embed_dim, dropout)
-        self.modulation: nn.Module | None = None
+        self.modulation: Any = None
         if time_dim:
             kit.check_modulated(embed_dim)
             self.modulation = kit.lift(time_dim, kit.times(embed_dim, 9))
@@ -383,13 +389,14 @@ def reset_parameters_(root: nn.Module, scheme: str) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, LinearMap):
             module.reset_parameters(scheme)
-        elif module is not root and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        if hasattr(module, "starts_as"):
+        elif module is not root and (reset := getattr(module, "reset_parameters", None)) is not None:
+            reset()
+        if (values := getattr(module, "starts_as", None)) is not None:
+            lift: Any = module
             with torch.no_grad():
-                module.weight.zero_()
-                parts = module.bias.view(len(module.starts_as), -1)
-                parts.copy_(parts.new_tensor(module.starts_as)[:, None].expand_as(parts))
+                lift.weight.zero_()
+                parts = lift.bias.view(len(values), -1)
+                parts.copy_(parts.new_tensor(values)[:, None].expand_as(parts))
 
 
 def optim_groups(root: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -404,7 +411,7 @@ def optim_groups(root: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """
     if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not weight_decay >= 0.0:
         raise ValueError(f"expected weight_decay to be a number >= 0, got {weight_decay!r}")
-    decay: dict[int, nn.Parameter] = {}
+    decay: dict[int, Tensor] = {}
     for module in root.modules():
         if isinstance(module, (nn.Linear, LinearMap)):
             decay[id(module.weight)] = module.weight

@@ -115,7 +115,8 @@ def _named(group: Group, name: str) -> Representation:
     if name == "standard":
         if isinstance(group, (escnn_group.Icosahedral, escnn_group.Octahedral)):
             return group.irrep(1)
-        if (cyclic or dihedral) and group.rotation_order >= 3:
+        rotations = group.order() // (2 if dihedral else 1)
+        if (cyclic or dihedral) and rotations >= 3:
             return group.irrep(1) if cyclic else group.irrep(1, 1)
         hint = "; write a reflection (x, y) -> (x, -y) of the plane as [trivial, sign]" if group.name == "C2" else ""
         raise ValueError(f"{group.name} has no 2-D irrep 'standard'{hint}; {known}")

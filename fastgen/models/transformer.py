@@ -111,7 +111,7 @@ class CondTransformerBase(GenCondRegressor):
 
         # Head.
         self.norm = kit.norm(space, norm_module)
-        self.head = kit.linear(space, out_space)
+        self.head: Any = kit.linear(space, out_space)
         # what the layers drew by themselves is forgotten: a seed gives the numbers of a reset with that seed
         torch.set_rng_state(random_state)
         self.reset_parameters(init_scheme)
