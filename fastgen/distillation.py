@@ -179,7 +179,10 @@ class Distillation:
         cfg, task, seconds = self.cfg, self.task, dict(self.trainer.seconds)
         watch = Stopwatch(seconds, "hand_over")
         candidates = {name: self._trained(name) for name in self.trainer.stages}
-        selected = self.choose(list(candidates))
+        validation = {
+            name: self.task.evaluate(self._sampler(network), quick=True) for name, network in candidates.items()
+        }
+        selected = self.choose(validation)
         rows = {
             name: evaluate_student(
                 network, task, cfg.dmd.t_list, sample_type=cfg.dmd.student_sample_type, pred_type=cfg.dmd.pred_type
@@ -206,7 +209,7 @@ class Distillation:
             },
             "selected": selected,
             "primary": task.primary,
-            "validation": self.trainer.scores,
+            "validation": validation,
         }
         watch.lap()
         self.export(student, results)
@@ -214,11 +217,11 @@ class Distillation:
         write_report(self.run_dir, results=results, curves=read_log(self.run_dir), examples=self.examples(student))
         print(f"student: {self.run_dir / 'student'}   report: {self.run_dir / 'report'}")
 
-    def choose(self, names: list[str]) -> str:
+    def choose(self, validation: dict[str, dict[str, float]]) -> str:
         """The stage whose student is exported: as configured, or the one with the better validation score."""
         if self.cfg.keep != "best":
             return self.cfg.keep
-        return min(names, key=lambda name: self.trainer.scores[name][self.task.primary])
+        return min(validation, key=lambda name: validation[name][self.task.primary])
 
     def measured_scores(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
         """Rows of the teacher and the task's floor, measured now."""

@@ -70,7 +70,7 @@ def test_validation_conditions_are_none_of_the_evaluation_or_training(task):
             return demonstrate(Z, torch.Generator().manual_seed(0)).float()
 
         task.evaluate(spy, quick=quick)
-    assert len(seen[True]) == 128 and len(seen[False]) == 400
+    assert len(seen[True]) == 400 and len(seen[False]) == 400
     trained = set(map(tuple, task.train.Z.flatten(1).tolist()))
     assert not seen[True] & seen[False] and not trained & (seen[True] | seen[False])
 
