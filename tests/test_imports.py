@@ -26,6 +26,7 @@ ALLOWED = {
     "escnn": {
         "models/groups.py",
         "models/elayers.py",
+        "models/emaps.py",
         "models/etransformer.py",
         "models/equivariance.py",
         "models/specs.py",

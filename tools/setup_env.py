@@ -42,14 +42,14 @@ FROZEN = ("torch", "numpy")
 
 # accelerate's launcher lists on every start which defaults it took. They are what we want (all GPUs, else one process),
 # and a config file instead would fix the number of GPUs; so its one message is dropped, in our own environment only.
-# When the script it runs exits with an error, that has said its one line already: the launcher's own traceback of the
-# call goes too, its exit code stays.
+# When the script it runs stops, by an error or by Ctrl-C, that has said its one line already: the launcher's own
+# traceback goes too, its exit code stays.
 QUIET_LAUNCH = (
     'import sys; any("accelerate" in a for a in sys.orig_argv[1:3]) and ('
     '__import__("logging").getLogger("accelerate.commands.launch").addFilter('
     'lambda record: "had defaults used instead" not in str(record.msg)), '
-    'setattr(sys, "excepthook", lambda kind, error, trace: None if kind.__name__ == "CalledProcessError" '
-    "else sys.__excepthook__(kind, error, trace)))\n"
+    'setattr(sys, "excepthook", lambda kind, error, trace: None '
+    'if kind.__name__ in ("CalledProcessError", "KeyboardInterrupt") else sys.__excepthook__(kind, error, trace)))\n'
 )
 
 PROBE = """

@@ -22,13 +22,13 @@ from fastgen.models.transformer import CondTransformerRegressor
 if TYPE_CHECKING:
     from fastgen.models.elayers import (
         eLayerNorm,
-        eLinear,
         eMLP,
         eMultiheadAttention,
         eRMSNorm,
         eTransformerDecoderLayer,
         eTransformerEncoderLayer,
     )
+    from fastgen.models.emaps import eLinear
     from fastgen.models.equivariance import check_equivariance, fold
     from fastgen.models.etransformer import eCondTransformerRegressor
     from fastgen.models.groups import irrep_blocks, rep_matrices, representation
@@ -73,8 +73,9 @@ warnings.filterwarnings("ignore", message="`py3nj` package not found", category=
 # The names that need escnn, by the module that defines them: imported on first use, since a distilled student runs
 # without escnn.
 _LAZY = {
-    **dict.fromkeys(("eLinear", "eRMSNorm", "eLayerNorm", "eMLP", "eMultiheadAttention"), "elayers"),
+    **dict.fromkeys(("eRMSNorm", "eLayerNorm", "eMLP", "eMultiheadAttention"), "elayers"),
     **dict.fromkeys(("eTransformerEncoderLayer", "eTransformerDecoderLayer"), "elayers"),
+    "eLinear": "emaps",
     "eCondTransformerRegressor": "etransformer",
     **dict.fromkeys(("check_equivariance", "fold"), "equivariance"),
     **dict.fromkeys(("irrep_blocks", "rep_matrices", "representation"), "groups"),

@@ -8,12 +8,11 @@ from escnn.group import Representation
 
 from fastgen.models.elayers import (
     EQUIVARIANT,
-    SharedRepresentations,
-    check_basis,
     eMLP,
     eTransformerDecoderLayer,
     eTransformerEncoderLayer,
 )
+from fastgen.models.emaps import SharedRepresentations, check_basis
 from fastgen.models.groups import check_representation, regular_stack
 from fastgen.models.regressor import check_positive_int
 from fastgen.models.specs import describe_group, describe_representation

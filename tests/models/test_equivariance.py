@@ -66,9 +66,7 @@ def test_nothing_of_escnn_and_nothing_of_the_network_is_left(network):
     model = network(num_cond_layers=1, norm_module="layernorm")
     twin = fold(model)
     content = pickle.dumps(twin)
-    assert (
-        b"escnn" not in content and b"fastgen.models.elayers" not in content and b"fastgen.models.groups" not in content
-    )
+    assert b"escnn" not in content and b"fastgen.models.e" not in content and b"fastgen.models.groups" not in content
     assert not list(twin.buffers())
     ours = {v.untyped_storage().data_ptr() for v in [*model.parameters(), *model.buffers()]}
     theirs = [p.untyped_storage().data_ptr() for p in twin.parameters()]
