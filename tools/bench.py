@@ -79,6 +79,7 @@ def bars(
         at_least["success near opposition"] = (row["success_near"], full["success_near"] - 0.04)
         at_most["mode error"] = (row["mode_error"], floor["mode_error_floor"] + 0.015)
         at_most["spread"] = (row["spread"], 1.25)
+        at_most["spread near opposition"] = (row["spread_near"], 1.25)
         at_most["energy ratio"] = (row["energy_ratio"], teacher["ab2-4"]["energy_ratio"] + 0.05)
     else:
         bar = teacher["ab2-4"]["success_near"] if steps == 2 else teacher["ab2-8"]["success_near"] - 0.005
