@@ -37,7 +37,7 @@ def main() -> None:
         for method in ("kd", "dmd", "student"):
             if all(method in r for r in reports):
                 rows[f"{k} steps, {method}"] = medians([r[method][str(k)] for r in reports])
-        rows[f"{k} steps, wall seconds"] = {"median": statistics.median(r["wall"] for r in reports)}
+        rows[f"{k} steps, seconds"] = medians([{**r["seconds"], "wall": r["wall"]} for r in reports])
     teacher, floor = runs[args.steps[0], args.seeds[0]]["teacher"], runs[args.steps[0], args.seeds[0]]["floor"]
     checks = {
         name: check for k in args.steps for name, check in bars(k, rows[f"{k} steps, student"], teacher, floor).items()
@@ -57,7 +57,9 @@ def distil(run_dir: Path, steps: int, seed: int, overrides: list[str]) -> dict[s
     if not wall.exists():
         started = time.perf_counter()
         command = [sys.executable, str(ROOT / "recipes" / "distill.py"), f"run_dir={run_dir}", f"seed={seed}"]
-        subprocess.run([*command, f"dmd.student_steps={steps}", *overrides], check=True)
+        # What an earlier call was stopped in goes on.
+        resume = ["--resume"] if (run_dir / "config.yaml").exists() else []
+        subprocess.run([*command, f"dmd.student_steps={steps}", *overrides, *resume], check=True)
         wall.write_text(json.dumps(time.perf_counter() - started), encoding="utf-8")
     return {**json.loads(report.read_text(encoding="utf-8")), "wall": json.loads(wall.read_text(encoding="utf-8"))}
 
