@@ -128,7 +128,7 @@ def test_build_task_refuses_what_makes_no_sense(options, words):
 
 
 def test_a_sampler_that_answers_in_another_shape_or_with_nan_is_refused(task):
-    with pytest.raises(ValueError, match=r"return \(2048, 16, 2\), got \(2048, 4, 8\)"):
+    with pytest.raises(ValueError, match=r"return \(6400, 16, 2\), got \(6400, 4, 8\)"):
         task.evaluate(lambda Z, noise: noise.reshape(-1, 4, 8), quick=True)
     with pytest.raises(ValueError, match="finite samples"):
         task.evaluate(lambda Z, noise: noise * float("nan"), quick=True)
