@@ -47,7 +47,7 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         f"x = student.sample(z, steps={max(steps)})  # (1, {t_x}, {d_x}); num_samples=K gives (1, K, {t_x}, {d_x})",
         "```",
         "",
-        "Loading and sampling need torch and safetensors only.",
+        f"Loading and sampling need torch and safetensors only{'' if built_in else f', and your class {name}'}.",
         "",
         "| | |",
         "|---|---|",

@@ -111,6 +111,13 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def dump_anywhere(config: BaseModel) -> str:
+    """`dump_yaml` with absolute paths: what it says doesn't depend on the working directory or on where it lies."""
+    values = config.model_dump(mode="json")
+    _make_absolute(values, Path.cwd())
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
 def describe(schema: type[BaseModel], prefix: str = "") -> str:
     """One line per key: ``full.key  (default)  meaning``."""
     lines = []

@@ -17,13 +17,23 @@ from ._tensor import check_pred_type
 class _Config(BaseModel):
     """Immutable, with unknown keys refused; what every schema below shares. Fields may be given in order or by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # YAML reads run_dir: 2024 as a number.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         names = list(type(self).model_fields)
         if len(args) > len(names):
             raise TypeError(f"expected at most {len(names)} values in {type(self).__name__}, got {len(args)}")
         super().__init__(**dict(zip(names, args, strict=False)), **kwargs)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _rest_of_a_group(cls, value: Any, info: ValidationInfo) -> Any:
+        """A group given in part keeps the rest of this field's own default, which need not be the group's."""
+        default = cls.model_fields[info.field_name or ""].default
+        if isinstance(value, dict) and isinstance(default, BaseModel):
+            return {**default.model_dump(exclude_unset=True), **value}
+        return value
 
     @field_validator("*", mode="before")
     @classmethod
@@ -80,7 +90,7 @@ class EMAConfig(_Config):
 class DMDConfig(_Config):
     """DMD2 with rectified-flow networks (Yin et al. 2024, arXiv:2405.14867)."""
 
-    pred_type: Literal["flow", "x0", "eps"] = Field(default="flow", description="what student and fake score predict")
+    pred_type: Literal["flow", "x0", "eps"] = Field(default="flow", description="what every network predicts")
     fake_score_pred_type: Literal["flow", "x0", "eps"] | None = Field(
         default=None, description="space of the fake score's loss; null = pred_type"
     )

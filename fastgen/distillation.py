@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,6 +197,7 @@ class Distillation:
         results: dict[str, Any] = {
             "teacher": teacher_rows,
             "student": rows[selected],
+            "kd": {},
             **rows,
             "floor": floor,
             "seconds": seconds,
@@ -221,7 +223,8 @@ class Distillation:
         """The stage whose student is exported: as configured, or the one with the better validation score."""
         if self.cfg.keep != "best":
             return self.cfg.keep
-        return min(validation, key=lambda name: validation[name][self.task.primary])
+        scores = {name: row[self.task.primary] for name, row in validation.items()}
+        return min(scores, key=lambda name: math.inf if math.isnan(scores[name]) else scores[name])
 
     def measured_scores(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
         """Rows of the teacher and the task's floor, measured now."""

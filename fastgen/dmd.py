@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,12 @@ class RungConditioned(nn.Module):
             )
         self.network = network
         self.num_rungs = check_count("num_rungs", num_rungs)
+
+    def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
+        """The network's own groups, or one with all parameters."""
+        if (groups := getattr(self.network, "get_optim_groups", None)) is not None:
+            return groups(weight_decay)
+        return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor = 0) -> Tensor:
         """Predict from `x_t` (B, ...) at `t` (B,), made at `rung`: an int or integers (B,)."""

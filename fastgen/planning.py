@@ -54,14 +54,26 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Tensor,
             f"expected train.batch_size to be a multiple of the {processes} processes, got {train.batch_size}"
         )
     check_fit(teacher, x0, cond)
+    rungs = len(dmd.t_list) - 1
+    if train.steps and dmd.fake_score_rung_conditioned and rungs > 1:
+        hint = "a fake score that knows its rung is called with times up to the number of rungs; set "
+        hint += "dmd.fake_score_rung_conditioned=false for a network that isn't made for times beyond 1"
+        try:
+            early, late = (check_fit(teacher, x0, cond, rungs - before) for before in (0.5, 0.25))
+        except ValueError as error:
+            raise ValueError(f"{hint}: {error}") from error
+        if torch.equal(early, late):
+            raise ValueError(f"{hint}: this one answers the same at t = {rungs - 0.5} and {rungs - 0.25}")
 
 
 @torch.no_grad()
-def check_fit(network: nn.Module, x0: Tensor, cond: Tensor) -> None:
-    """Call the network once on two samples: ValueError unless it answers finite numbers of the data's shape."""
-    parameter = next(network.parameters(), x0)
+def check_fit(network: nn.Module, x0: Tensor, cond: Tensor, time: float = 0.5) -> Tensor:
+    """What the network answers for two samples at `time`: ValueError unless it is finite and of the data's shape."""
+    parameter = next(network.parameters(), None)
+    if parameter is None:
+        raise ValueError(f"expected a teacher with parameters to copy and train, got {type(network).__name__} without")
     x, z = (part[:2].to(parameter.device, parameter.dtype) for part in (x0, cond))
-    t = torch.full((len(x),), 0.5, device=x.device)
+    t = torch.full((len(x),), time, device=x.device)
     given = f"x_t {tuple(x.shape)}, t {tuple(t.shape)}, cond {tuple(z.shape)}"
     try:
         with evaluating(network):
@@ -72,9 +84,8 @@ def check_fit(network: nn.Module, x0: Tensor, cond: Tensor) -> None:
         got = tuple(pred.shape) if isinstance(pred, Tensor) else type(pred).__name__
         raise ValueError(f"expected the teacher to answer {given} with the shape of x_t, got {got}")
     if not bool(torch.isfinite(pred).all()):
-        raise ValueError(
-            "expected finite numbers from the teacher, got NaN or infinity at t = 0.5 on the first samples"
-        )
+        raise ValueError(f"expected finite numbers from the teacher, got NaN or infinity at t = {time} on two samples")
+    return pred
 
 
 def load_teacher(cfg: DistillConfig) -> nn.Module:

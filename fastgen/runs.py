@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from ._files import write_file
-from .cli import dump_yaml
+from .cli import dump_anywhere
 
 CONFIG = "config.yaml"
 # What a run writes: a folder that holds one of these without a config is not a run's.
@@ -23,7 +23,7 @@ _FREE_KEYS = ("resume", "run_dir", "checkpoint_every", "keep_checkpoints", "log_
 
 def run_folder(cfg: Any) -> Path:
     """`cfg.run_dir`, by default ``runs/<cfg.name>``."""
-    return Path(cfg.run_dir) if cfg.run_dir is not None else Path("runs") / cfg.name
+    return Path(cfg.run_dir).expanduser() if cfg.run_dir is not None else Path("runs") / cfg.name
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
 def claim_run(folder: Path, cfg: BaseModel) -> None:
     """Write the resolved config, which makes `folder` the folder of this run."""
     if not (folder / CONFIG).exists():
-        write_file(folder / CONFIG, dump_yaml(cfg).encode())
+        write_file(folder / CONFIG, dump_anywhere(cfg).encode())
 
 
 def _lock(handle: int, folder: Path) -> None:
@@ -87,7 +87,7 @@ def _check_same(saved: Path, cfg: BaseModel) -> None:
         before = yaml.safe_load(saved.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read {saved}: {' '.join(str(error).split())}") from error
-    now = yaml.safe_load(dump_yaml(cfg))
+    now = yaml.safe_load(dump_anywhere(cfg))
     before, now = _flatten(before), _flatten(now)
     different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     different = [key for key in different if key.rsplit(".", 1)[-1] not in _FREE_KEYS]

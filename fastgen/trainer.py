@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 from tqdm import tqdm
 
@@ -40,7 +42,10 @@ def start_accelerator(threads: int | None = None) -> Accelerator:
     `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU machine; `threads` = None shares the cores among the local
     processes.
     """
-    accelerator = Accelerator()
+    # While the main process scores the teacher, the others wait for longer than the 10 minutes that are usual.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("expected mixed_precision no or bf16, got fp16, whose loss scale needs overflowing updates")
     if accelerator.device.type == "cpu":
         use_all_cores(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", str(accelerator.num_processes))))
     return accelerator
@@ -214,6 +219,10 @@ class Trainer:
                 raise KeyboardInterrupt
             self._stop = number
 
+        if threading.current_thread() is not threading.main_thread():
+            # Only the main thread may handle signals; whoever started this one decides about Ctrl-C.
+            yield
+            return
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, request_stop) for number in numbers}
         try:

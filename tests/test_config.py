@@ -243,3 +243,23 @@ def test_a_run_shorter_than_its_warm_up_has_rates_between_zero_and_the_peak(cfg,
 def test_decays_that_adam_would_refuse_are_refused_before_any_work(betas):
     with pytest.raises(ValueError, match="betas"):
         OptimizerConfig(betas=betas)
+
+
+@pytest.mark.parametrize(
+    ("schema", "part", "kept"),
+    [
+        (DistillConfig, {"train": {"student_optimizer": {"lr": 5e-5}}}, ("train.student_optimizer.betas", (0.0, 0.99))),
+        (DistillConfig, {"train": {"kd_optimizer": {"warmup_steps": 10}}}, ("train.kd_optimizer.lr", 3e-3)),
+        (DistillConfig, {"dmd": {"vsd_t": {"time_dist_type": "shifted"}}}, ("dmd.vsd_t.max_t", 0.98)),
+        (TrainTeacherConfig, {"train": {"optimizer": {"weight_decay": 0.01}}}, ("train.optimizer.lr", 2e-3)),
+    ],
+)
+def test_a_group_given_in_part_keeps_the_rest_of_its_place_s_own_defaults(schema, part, kept):
+    value: object = schema.model_validate(part)
+    for name in kept[0].split("."):
+        value = getattr(value, name)
+    assert value == kept[1]
+
+
+def test_a_run_may_be_named_by_a_number():
+    assert DistillConfig.model_validate({"name": 5, "run_dir": 2024}).run_dir == "2024"

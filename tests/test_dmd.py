@@ -475,3 +475,13 @@ def test_the_pipeline_leaves_its_networks_as_they_are():
     pipeline.compute_discriminator_loss(X0, NOISE, COND)
     for name, net in networks(pipeline).items():
         assert all(torch.equal(value, before[name][key]) for key, value in net.state_dict().items())
+
+
+def test_a_rung_conditioned_fake_score_decays_what_its_network_decays():
+    from fastgen.models import CondTransformerRegressor
+
+    network = CondTransformerRegressor(2, 2, 3, 4, 1, 1, 2, 8)
+    groups, own = RungConditioned(network, 2).get_optim_groups(0.1), network.get_optim_groups(0.1)
+    assert [[id(p) for p in g["params"]] for g in groups] == [[id(p) for p in g["params"]] for g in own]
+    (everything,) = RungConditioned(Net(1), 2).get_optim_groups(0.1)
+    assert len(everything["params"]) == len(list(Net(1).parameters()))

@@ -476,3 +476,10 @@ def test_a_failed_export_leaves_the_folder_there(folder, monkeypatch):
     export_(folder, shaken(dense()))
     load_student(folder)
     assert (folder / "student.safetensors").read_bytes() != before["student.safetensors"]
+
+
+def test_a_network_made_for_longer_samples_is_exported_for_these(tmp_path):
+    student = load_student(export_(tmp_path / "s", dense(), pack=1, horizon=(2, 4), x_normalizer=None))
+    assert student.sample(conditions()).shape == (3, 2, 4)
+    with pytest.raises(ValueError, match="horizon and pack = 1 that fit"):
+        export_(tmp_path / "t", dense(), pack=1, horizon=(4, 4), x_normalizer=None)

@@ -46,7 +46,7 @@ def test_runs_that_could_not_end_as_configured_are_refused(changes, processes, w
 class Answers(nn.Module):
     def __init__(self, answer) -> None:
         super().__init__()
-        self.answer = answer
+        self.answer, self.scale = answer, nn.Parameter(torch.ones(()))
 
     def forward(self, x_t, t, cond):
         return self.answer(x_t)
@@ -64,6 +64,31 @@ class Answers(nn.Module):
 def test_teachers_that_do_not_fit_the_data_are_refused(network, words):
     with pytest.raises(ValueError, match=words):
         check_fit(network, X0, COND)
+
+
+class Times(ToyTeacher):
+    """Its answer for the times that `law` makes of those it is given."""
+
+    def __init__(self, law) -> None:
+        super().__init__()
+        self.law = law
+
+    def forward(self, x_t, t, cond):
+        return super().forward(x_t, self.law(t), cond)
+
+
+@pytest.mark.parametrize("law", [lambda t: t.clamp(max=1.0), lambda t: (1.0 - t).sqrt()])
+def test_a_teacher_for_times_up_to_one_needs_a_fake_score_that_does_not_know_its_rung(law):
+    rungs = {**toy_config("unused").dmd.model_dump(exclude={"t_list"}), "student_steps": 3}
+    with pytest.raises(ValueError, match="dmd.fake_score_rung_conditioned=false"):
+        check_plan(config(dmd=rungs), Times(law), X0, COND)
+    check_plan(config(dmd={**rungs, "fake_score_rung_conditioned": False}), Times(law), X0, COND)
+    check_plan(config(dmd=rungs), Times(lambda t: t), X0, COND)
+
+
+def test_a_teacher_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="expected a teacher with parameters to copy and train, got Identity"):
+        check_fit(nn.Identity(), X0, COND)
 
 
 def test_fitting_leaves_the_mode_alone():
