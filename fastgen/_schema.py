@@ -31,7 +31,7 @@ __all__ = [
     "check_network",
     "check_student",
     "config_head",
-    "divisors",
+    "served_steps",
     "read_config",
     "write_config",
 ]
@@ -209,9 +209,13 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_size, value))
 
 
-def divisors(n: int) -> list[int]:
-    """The numbers k >= 1 that divide n: how many calls a student of n rungs can make."""
-    return [k for k in range(1, n + 1) if n % k == 0]
+def served_steps(rungs: int, sample_type: str) -> list[int]:
+    """The numbers of calls that a student of so many rungs is trained for.
+
+    Under "sde" every rung predicts the sample itself, so each divisor k of K takes every (K / k)-th rung. Under "ode" a
+    rung is trained to reach the next one, and only K calls make a sample.
+    """
+    return [k for k in range(1, rungs + 1) if rungs % k == 0 and (k == rungs or sample_type != "ode")]
 
 
 # ---- Networks -----------------------------------------------------------------------------------------------------

@@ -201,14 +201,14 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
 @contextlib.contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
     """Inside, `modules` are in eval mode (no dropout); every submodule gets its own mode back on exit."""
-    modes = {m: m.training for module in modules if module is not None and module.training for m in module.modules()}
+    training = [m for module in modules if module is not None for m in module.modules() if m.training]
     try:
-        for module in modes:
+        for module in training:
             module.training = False
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def generator_for(seed: int, *stream: int | str) -> torch.Generator:

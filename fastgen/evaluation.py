@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ._schema import divisors
+from ._schema import served_steps
 from ._tensor import evaluating, generator_for
 from .data import Task, TrajectoryData
 from .normalizer import pack_tokens, unpack_tokens
@@ -60,15 +60,10 @@ def student_sampler(
 
 
 def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[int, list[float]]:
-    """Step counts that a student of these rungs serves, with their rungs.
-
-    Under `sde` every rung predicts the sample itself, so each divisor k of K takes every (K / k)-th rung. Under `ode` a
-    rung is trained to reach the next one, and only K calls make a sample.
-    """
+    """Step counts that a student of these rungs serves (`served_steps`), with their rungs."""
     rungs, end = list(t_list[:-1]), t_list[-1]
     n = len(rungs)
-    served = [n] if sample_type == "ode" else divisors(n)
-    return {k: [*rungs[:: n // k], end] for k in served}
+    return {k: [*rungs[:: n // k], end] for k in served_steps(n, sample_type)}
 
 
 def evaluate_student(

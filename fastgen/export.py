@@ -31,8 +31,8 @@ from ._schema import (
     check_network,
     check_student,
     config_head,
-    divisors,
     read_config,
+    served_steps,
     write_config,
 )
 from .card import student_card
@@ -127,12 +127,9 @@ def export_student(
             other files.
         OSError: the folder can't be written; what stood there is untouched.
     """
-    rungs = len(t_list) - 1
-    if steps is None:
-        steps = [rungs] if sample_type == "ode" else divisors(rungs)
     config = {
         "t_list": [float(t) for t in t_list],
-        "steps": sorted(steps),
+        "steps": served_steps(len(t_list) - 1, sample_type) if steps is None else sorted(steps),
         "sample_type": sample_type,
         "pred_type": pred_type,
         "horizon": _sizes(horizon, network, "in_horizon", "in_dim", pack),
@@ -147,9 +144,7 @@ def export_student(
         # Imported here because the equivariant files need escnn, which a dense student must not.
         from .models import fold
 
-        # fold initialises the twin before it fills it; the caller's random numbers are none of its business.
-        with torch.random.fork_rng(devices=[]):
-            network = fold(network)
+        network = fold(network)
     config = {**config_head(STUDENT_FORMAT, network), **config}
     check_student(config, "export_student")
     card = student_card(config, sum(p.numel() for p in network.parameters()))

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fastgen._tensor import evaluating
 from fastgen.models.elayers import ePositionTable, eRMSNorm
 from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.groups import rep_matrices
@@ -102,16 +103,11 @@ def check_equivariance(
     def evaluate(x: Tensor, z: Tensor) -> Tensor:
         return model(x.to(device, dtype), t, z.to(device, dtype)).double().cpu()
 
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         reference = evaluate(X, Z)
         moves = zip(*(rep_matrices(rep) for rep in (network.in_rep, network.cond_rep, network.out_rep)), strict=True)
         errors = {}
         for element, (rho_in, rho_cond, rho_out) in zip(network.in_rep.group.elements, moves, strict=True):
             moved = evaluate(X @ rho_in.T, Z @ rho_cond.T)
             errors[str(element)] = ((moved - reference @ rho_out.T).norm() / reference.norm()).item()
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return errors
