@@ -41,7 +41,7 @@ NETWORK_FORMAT, STUDENT_FORMAT = "fastgen-network", "fastgen-student"
 _VERSION = 1
 _COMMON_KEYS = ("format", "format_version", "package_version", "network", "description", "tensors", "checksum")
 _STUDENT_KEYS = (
-    *("t_list", "steps", "sample_type", "pred_type", "horizon", "cond_horizon", "pack"),
+    *("parameterization", "t_list", "steps", "sample_type", "pred_type", "horizon", "cond_horizon", "pack"),
     *("x_normalizer", "z_normalizer", "group"),
 )
 _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT_KEYS)}
@@ -158,6 +158,8 @@ def check_student(config: Mapping[str, Any], where: str) -> tuple[Normalizer | N
         if not met:
             raise ValueError(f"{where}: expected {what}, got {key}={brief(config[key])}")
 
+    kind = config["parameterization"]
+    expect(kind is None or isinstance(kind, dict), "parameterization as an object or null", "parameterization")
     t_list, steps, pred_type = config["t_list"], config["steps"], config["pred_type"]
     expect(pred_type in ("flow", "x0", "eps"), "pred_type flow, x0 or eps", "pred_type")
     expect(config["sample_type"] in ("ode", "sde"), "sample_type ode or sde", "sample_type")
@@ -171,11 +173,15 @@ def check_student(config: Mapping[str, Any], where: str) -> tuple[Normalizer | N
     expect(config["group"] is None or isinstance(config["group"], str), "group as text or null", "group")
     expect(_is_size(config["pack"]), "pack as a whole number >= 1", "pack")
     horizon, cond_horizon, pack = config["horizon"], config["cond_horizon"], config["pack"]
-    expect(_is_pair(horizon), "horizon [T_x, d_x]", "horizon")
-    expect(cond_horizon is None or _is_pair(cond_horizon), "cond_horizon [T_z, d_z] or null", "cond_horizon")
-    expect(horizon[0] % pack == 0, f"T_x a multiple of pack = {pack}", "horizon")
     network = config["network"]
-    if isinstance(network, dict) and network.get("class") == DENSE:
+    dense = isinstance(network, dict) and network.get("class") == DENSE
+    # Tokens, channels and a normaliser of channels are words about trajectories.
+    if dense or pack > 1 or config["x_normalizer"] is not None:
+        expect(_is_pair(horizon), "horizon [T_x, d_x]", "horizon")
+        expect(horizon[0] % pack == 0, f"T_x a multiple of pack = {pack}", "horizon")
+    expect(_is_shape(horizon), "horizon, the shape of a sample, as whole numbers >= 1", "horizon")
+    expect(cond_horizon is None or _is_pair(cond_horizon), "cond_horizon [T_z, d_z] or null", "cond_horizon")
+    if dense:
         sizes = [network.get(key) for key in ("in_horizon", "in_dim", "out_dim")]
         # A network may be made for longer samples than these.
         fits = _is_size(sizes[0]) and horizon[0] // pack <= sizes[0] and sizes[1:] == [horizon[1] * pack] * 2
@@ -184,7 +190,7 @@ def check_student(config: Mapping[str, Any], where: str) -> tuple[Normalizer | N
         )
         sizes = [network.get(key) for key in ("cond_horizon", "cond_dim")]
         expect(cond_horizon == sizes, f"cond_horizon {sizes}, the network's", "cond_horizon")
-    x_normalizer = _read_normalizer(config, "x_normalizer", horizon[1], where)
+    x_normalizer = _read_normalizer(config, "x_normalizer", horizon[-1], where)
     z_dim = None if cond_horizon is None else cond_horizon[1]
     return x_normalizer, _read_normalizer(config, "z_normalizer", z_dim, where)
 
@@ -205,8 +211,12 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= 1 and all(map(_is_size, value))
+
+
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_size, value))
+    return _is_shape(value) and len(value) == 2
 
 
 def served_steps(rungs: int, sample_type: str) -> list[int]:

@@ -1,4 +1,5 @@
-"""Helpers under every formula: broadcasting, the float64 border, argument checks, frozen networks, seeded draws."""
+"""Helpers under every formula: broadcasting, the float64 border, argument checks, conditions, frozen networks, seeded
+draws."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -115,6 +116,74 @@ def check_time(t: float | Tensor, name: str = "t") -> None:
     if not (low >= -TIME_SLACK and high <= 1.0 + TIME_SLACK):
         shown = f"{low:g}" if low == high else f"values from {low:g} to {high:g}"
         raise ValueError(f"expected {name} in [0, 1], got {shown}; divide times counted to 1000 by 1000")
+
+
+def map_tensors(function: Callable[[Tensor], Any], cond: Any) -> Any:
+    """`cond` with `function` applied to each Tensor in it: a Tensor, a tuple, list or mapping of such, or None.
+
+    Raises:
+        TypeError: for anything else in it.
+    """
+    if cond is None:
+        return None
+    if isinstance(cond, Tensor):
+        return function(cond)
+    if isinstance(cond, Mapping):
+        return {key: map_tensors(function, value) for key, value in cond.items()}
+    if isinstance(cond, tuple | list):
+        return tuple(map_tensors(function, value) for value in cond)
+    raise TypeError(
+        f"expected cond as a Tensor, a tuple or mapping of Tensors, or None, got {type(cond).__name__}; labels are an "
+        "integer Tensor (B,)"
+    )
+
+
+def tensors_in(cond: Any) -> list[Tensor]:
+    """The Tensors of a condition (see :func:`map_tensors`), in their order.
+
+    Raises:
+        ValueError: for a scalar Tensor, which has no rows; TypeError as `map_tensors`.
+    """
+    found: list[Tensor] = []
+
+    def note(value: Tensor) -> Tensor:
+        if value.ndim == 0:
+            raise ValueError("expected tensors with B rows in cond, got a scalar Tensor")
+        found.append(value)
+        return value
+
+    map_tensors(note, cond)
+    return found
+
+
+def take_rows(cond: Any, rows: Tensor | slice) -> Any:
+    """The rows of every Tensor in a condition."""
+    return map_tensors(lambda value: value[rows], cond)
+
+
+def cond_to(cond: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+    """A condition on `device`, its floating tensors in `dtype`; None: as they are. Labels keep their integer dtype."""
+
+    def move(value: Tensor) -> Tensor:
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+    return map_tensors(move, cond)
+
+
+def cond_text(cond: Any, rows: str | None = None) -> str:
+    """A condition for people: "(8, 1, 2)", "integers (8,)", "{a: (8, 3), b: integers (8,)}", "None".
+
+    Args:
+        rows: written in place of the number of rows.
+    """
+    if isinstance(cond, Tensor):
+        sizes = ", ".join(map(str, cond.shape if rows is None else (rows, *cond.shape[1:])))
+        return f"{'' if cond.is_floating_point() else 'integers '}({sizes}{',' if cond.ndim == 1 else ''})"
+    if isinstance(cond, Mapping):
+        return "{" + ", ".join(f"{key}: {cond_text(value, rows)}" for key, value in cond.items()) + "}"
+    if isinstance(cond, tuple | list):
+        return "(" + ", ".join(cond_text(value, rows) for value in cond) + ")"
+    return str(cond)
 
 
 def expand_like(t: float | Tensor, x: Tensor) -> Tensor:

@@ -14,18 +14,26 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
     Args:
         config: the content of config.json.      numbers: how many the network has.
     """
-    (t_x, d_x), network, steps = config["horizon"], config["network"], config["steps"]
+    network, steps, description = config["network"], config["steps"], config["description"]
+    shape = ", ".join(map(str, config["horizon"]))
     built_in = network["class"] != "custom"
     name = network["class"] if built_in else network["name"]
     z_code, z_shape = "...  # what the network takes", "cond"
     if config["cond_horizon"] is not None:
         t_z, d_z = config["cond_horizon"]
         z_code, z_shape = f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units", f"z (B, T_z <= {t_z}, {d_z})"
+    elif description.get("condition") == "none":
+        z_code, z_shape = "None  # nothing to condition on", "no condition"
+    elif isinstance(description.get("condition"), str):
+        z_shape = f"z {description['condition']}"
+        z_code = f"...  # {description['condition']}"
     calls = f"{max(steps)} network call{'s' if max(steps) > 1 else ''}"
-    summary = config["description"].get("summary") or f"Samples trajectories in {calls}; distilled with fastgen."
+    trajectories = config["cond_horizon"] is not None or config["x_normalizer"] is not None
+    what = "trajectories" if trajectories else f"of shape ({shape})"
+    summary = description.get("summary") or f"Samples {what} in {calls}; distilled with fastgen."
     noise = {"sde": "fresh noise at every rung", "ode": "every rung keeps the implied noise"}[config["sample_type"]]
     facts = {
-        "input -> output": f"{z_shape} -> x (B, {t_x}, {d_x}), original units",
+        "input -> output": f"{z_shape} -> x (B, {shape}), original units",
         "network calls on offer": ", ".join(map(str, steps)),
         "`t_list`": ", ".join(map(repr, config["t_list"])),
         "sampler": f"{config['sample_type']}: {noise}",
@@ -33,8 +41,11 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         "network": f"{name}, {numbers:,} numbers in plain dense tensors",
         "group": f"{config['group']}, folded into the weights" if config["group"] else "none declared",
         "waypoints per token": str(config["pack"]),
+        "trained as": _trained_as(config["parameterization"]),
         "written by": f"fastgen-distill {config['package_version']}",
     }
+    if not trajectories:
+        del facts["waypoints per token"]
     lines = [
         "# Few-step student",
         "",
@@ -44,7 +55,7 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         "import fastgen, torch",
         f'student = fastgen.load_student("path/to/this/folder"{"" if built_in else f", network={name}(...)"})',
         f"z = {z_code}",
-        f"x = student.sample(z, steps={max(steps)})  # (1, {t_x}, {d_x}); num_samples=K gives (1, K, {t_x}, {d_x})",
+        f"x = student.sample(z, steps={max(steps)})  # (1, {shape}); num_samples=K gives (1, K, {shape})",
         "```",
         "",
         f"Loading and sampling need torch and safetensors only{'' if built_in else f', and your class {name}'}.",
@@ -53,13 +64,22 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in facts.items()),
         "",
-        *_score_lines(config["description"].get("scores")),
+        *_score_lines(description.get("scores")),
         "`config.json` says all this for machines and holds the sha256 of the weights; edited files are refused.",
         "",
         "Licence: not stated. Whoever publishes these weights replaces this line.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _trained_as(parameterization: Mapping[str, Any] | None) -> str:
+    """The network's own path, prediction and clock, which loading turns into rectified flow."""
+    flow = (parameterization or {}).get("rectified_flow")
+    if flow is None:
+        return "rectified flow"
+    clock = f"data at {flow['data_at']} of its clock, times {flow['time_scale']:g}"
+    return f"{flow['path']['name']} path, {flow['prediction']}, {clock}; load_student converts it"
 
 
 def _score_lines(scores: Any) -> list[str]:

@@ -23,7 +23,7 @@ C = TypeVar("C", bound=BaseModel)
 
 # Keys whose value is a path; in a file they are relative to that file, in an override to the working directory.
 _FILE_RELATIVE = (
-    *("data.path", "teacher.folder"),
+    *("data.path", "teacher.folder", "teacher.weights"),
     *(f"data.symmetry.{rep}.matrices" for rep in ("in_rep", "cond_rep", "out_rep")),
 )
 

@@ -92,7 +92,9 @@ class DMDConfig(_Config):
 
     pred_type: Literal["flow", "x0", "eps"] = Field(default="flow", description="what every network predicts")
     fake_score_pred_type: Literal["flow", "x0", "eps"] | None = Field(
-        default=None, description="space of the fake score's loss; null = pred_type"
+        default=None,
+        description="space of the fake score's loss; null = what a converted teacher was trained to predict, else "
+        "pred_type",
     )
     student_steps: int = Field(default=1, ge=1, le=1000, description="network calls of the student")
     t_list: tuple[float, ...] = Field(
@@ -126,7 +128,9 @@ class DMDConfig(_Config):
         default=200, ge=0, description="fake-score updates before the first student update"
     )
     fake_score_rung_conditioned: bool = Field(
-        default=True, description="tell the fake score which rung a sample came from"
+        default=True,
+        description="tell the fake score which rung a sample came from; false unless said for a converted teacher, "
+        "whose clock ends",
     )
     gan_loss_weight_gen: float = Field(
         default=0.0, ge=0.0, description="weight of the GAN loss of the student; 0 = no GAN"
@@ -142,20 +146,18 @@ class DMDConfig(_Config):
         if not isinstance(values, dict):
             return values
         t_list, steps = values.get("t_list"), values.get("student_steps")
-        if t_list is None:
+        if t_list is None or (isinstance(t_list, list | tuple) and not t_list):
             return {key: value for key, value in values.items() if key != "t_list"}
-        if hasattr(t_list, "tolist"):
+        if not isinstance(t_list, list | tuple) and hasattr(t_list, "tolist"):
             values = {**values, "t_list": (t_list := t_list.tolist())}
         if not isinstance(t_list, list | tuple) or not all(isinstance(t, int | float) for t in t_list):
             raise ValueError(f"expected t_list as a list of numbers, got {t_list!r}")
-        if t_list:
-            if steps is not None and steps != len(t_list) - 1:
-                raise ValueError(
-                    f"expected student_steps == len(t_list) - 1 = {len(t_list) - 1}, got student_steps={steps}; "
-                    "set one of the two"
-                )
-            return {**values, "student_steps": len(t_list) - 1}
-        return values
+        if steps is not None and steps != len(t_list) - 1:
+            raise ValueError(
+                f"expected student_steps == len(t_list) - 1 = {len(t_list) - 1}, got student_steps={steps}; "
+                "set one of the two"
+            )
+        return {**values, "student_steps": len(t_list) - 1}
 
     @field_validator("pred_type", "fake_score_pred_type", mode="before")
     @classmethod
@@ -179,10 +181,9 @@ class DMDConfig(_Config):
         if not self.t_list:
             n, s = self.student_steps, self.t_list_shift
             even = [self.t_max * (n - i) / n for i in range(n)]
-            rungs = [even[0]] + [s * t / (1.0 + (s - 1.0) * t) for t in even[1:]]
+            # The first rung is t_max itself, which n t_max / n need not be.
+            rungs = [self.t_max] + [s * t / (1.0 + (s - 1.0) * t) for t in even[1:]]
             object.__setattr__(self, "t_list", (*rungs, 0.0))
-        if self.fake_score_pred_type is None:
-            object.__setattr__(self, "fake_score_pred_type", self.pred_type)
         if self.pred_type == "eps" and self.t_list[0] >= 1.0:
             raise ValueError(f"expected t_list[0] < 1 for pred_type='eps' (x0 needs 1/(1-t)), got {self.t_list[0]}")
         return self
@@ -203,13 +204,14 @@ class SymmetryConfig(_Config):
 
 
 class DataConfig(_Config):
-    """Where trajectories come from."""
+    """Where trajectories, or samples of any other shape, come from."""
 
     name: Literal["ring", "flights", "file"] = Field(
         default="ring", description="embedded task, or `file` for your own"
     )
     path: str | None = Field(
-        default=None, description="file: .npz or .safetensors with X, Z or actions, observations, episode_ends"
+        default=None,
+        description="file: .npz or .safetensors with X and Z, X alone, or actions, observations, episode_ends",
     )
     size: int | None = Field(default=None, gt=0, description="ring: number of demonstrations; null = 4000")
     seed: int = Field(default=0, ge=0, description="seed of the generated demonstrations and of splits")
@@ -223,7 +225,9 @@ class DataConfig(_Config):
     horizon: int | None = Field(default=None, ge=1, description="waypoints per window; null = the task's own")
     stride: int | None = Field(default=None, ge=1, description="steps between windows; null = the task's own")
     normalize: bool | None = Field(
-        default=None, description="file: false for a teacher that was trained in the units of the file; null = true"
+        default=None,
+        description="file of trajectories: false for a teacher that was trained in the units of the file; null = "
+        "true; other samples are never normalised",
     )
 
 
@@ -298,12 +302,39 @@ class DistillTrainConfig(LoopConfig):
     )
 
 
+class KeywordsConfig(_Config):
+    """Names of the arguments and of the answer of a network that isn't called `net(x_t, t, cond)`."""
+
+    x: str = Field(default="hidden_states", description="its name of the noisy sample")
+    t: str = Field(default="timestep", description="its name of the time")
+    cond: str = Field(default="encoder_hidden_states", description="its name of the condition")
+    output: str = Field(default="sample", description="attribute or key of its answer")
+
+
 class TeacherConfig(_Config):
-    """The network to distil."""
+    """The network to distil: where it comes from, and how it was trained if not as a rectified flow."""
 
     folder: str | None = Field(
         default=None, description="folder with model.safetensors and config.json (recipes/train_teacher.py)"
     )
+    factory: str | None = Field(
+        default=None, description="package.module:callable that returns the network, in place of folder"
+    )
+    arguments: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
+    weights: str | None = Field(default=None, description=".safetensors that the network's weights are loaded from")
+    keywords: KeywordsConfig | None = Field(
+        default=None, description="for a network called by keywords, as those of diffusers; {} = their usual names"
+    )
+    path: str | dict[str, Any] = Field(
+        default="linear",
+        description="path it was trained on: linear, cosine, vp, edm, or {name: ..., arguments} "
+        "such as {name: betas, schedule: scaled_linear, beta_start: 0.00085, beta_end: 0.012}",
+    )
+    prediction: Literal["flow", "velocity", "eps", "x0", "v", "score"] = Field(
+        default="flow", description="what it predicts"
+    )
+    data_at: Literal[0, 1] = Field(default=0, description="end of its clock where the data are")
+    time_scale: float = Field(default=1.0, gt=0.0, description="what its clock is multiplied by when it is called")
     calls: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16, 100), description="Euler steps of the teacher's rows in the report"
     )

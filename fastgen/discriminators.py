@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from .samplers import Cond, call_network
+from .networks import Cond, call_network
 
 __all__ = ["block_features"]
 

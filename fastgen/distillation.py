@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ._tensor import generator_for
+from ._tensor import cond_text, cond_to, generator_for, map_tensors, take_rows
 from .checkpoint import load_tensors, save_tensors
 from .cli import load_config
 from .config import DistillConfig, EMAConfig
 from .data import Task, build_data
+from .declarations import judge_declaration
 from .dmd import DMDPipeline, create_fake_score
 from .evaluation import (
     Sampler,
+    chunk_rows,
     evaluate_student,
     evaluate_teacher,
     latency_ms,
@@ -29,9 +31,11 @@ from .evaluation import (
 )
 from .export import export_student, load_student
 from .kd import teacher_pairs
-from .planning import check_plan, load_teacher, stored_scores
+from .networks import network_dtype
+from .planning import check_plan, stored_scores
 from .report import format_table, write_report
 from .runs import claim_run, open_run
+from .sources import fit_to_teacher, load_teacher
 from .stages import DistributionMatching, Draws, KnowledgeDistillation, Stage, TrainedNetwork
 from .trainer import Stopwatch, Trainer, read_log, start_accelerator
 
@@ -45,17 +49,22 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
     """Distil `teacher` on `task` as `cfg` says; returns the run folder.
 
     Args:
-        teacher: network called as ``net(x_t, t, cond)`` in RF time that predicts the flow; None loads
-            ``cfg.teacher.folder``.
+        teacher: network called as ``net(x_t, t, cond)``, in RF time and predicting the flow unless ``cfg.teacher``
+            declares otherwise (or :func:`fastgen.teachers.as_rectified_flow` has converted it); None loads what
+            ``cfg.teacher`` names.
         task: data and scores; None builds ``cfg.data``.
     Raises:
         ValueError: before any training, when config, data and teacher do not fit together or the folder holds another
             run.
     """
     accelerator = start_accelerator(cfg.train.threads)
+    teacher = load_teacher(cfg, teacher)
+    cfg, notes = fit_to_teacher(cfg, teacher)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
         job = Distillation(cfg, run_dir, accelerator, teacher=teacher, task=task)
         if accelerator.is_main_process:
+            notes += judge_declaration(job.teacher, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False)
+            print("\n".join(notes), file=sys.stderr, flush=True)
             claim_run(run_dir, cfg)
         job.train()
         if accelerator.is_main_process:
@@ -73,14 +82,14 @@ class Distillation:
         run_dir: Path,
         accelerator: Accelerator,
         *,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module,
         task: Task | None = None,
     ) -> None:
         self.cfg, self.run_dir, self.accelerator = cfg, run_dir, accelerator
         self.task = build_data(cfg.data) if task is None else task
-        self.teacher = load_teacher(cfg) if teacher is None else teacher
-        self.teacher.to(accelerator.device).eval()
-        self.x0, self.cond = self.task.train.network_inputs()
+        self.teacher = teacher.to(accelerator.device).eval()
+        self.x0, cond = self.task.train.network_inputs()
+        self.cond = cond_to(cond, dtype=network_dtype(self.teacher, self.x0.dtype))
         check_plan(cfg, self.teacher, self.x0, self.cond, processes=accelerator.num_processes)
         self.teacher_rows = stored_scores(cfg)
 
@@ -139,12 +148,12 @@ class Distillation:
         draws = Draws(cfg.seed, "dmd", self.accelerator, cfg.train.batch_size)
         return DistributionMatching(student, fake_score, pipeline, self.x0, self.cond, dmd, cfg.train.steps, draws)
 
-    def pairs(self) -> tuple[Tensor, Tensor]:
+    def pairs(self) -> tuple[Tensor, Any]:
         """States of the teacher's ODE at the student's rungs (N, K + 1, ...) with their conditions; kept in the run
         folder."""
         cfg, path = self.cfg, self.run_dir / "pairs.safetensors"
         n = cfg.train.kd_pairs
-        cond = self.cond[torch.arange(n) % len(self.cond)]
+        cond = take_rows(self.cond, torch.arange(n) % len(self.x0))
         shape, parts = tuple(self.x0.shape[1:]), []
         if path.exists():
             states = load_tensors(path).get("states")
@@ -152,9 +161,10 @@ class Distillation:
                 raise ValueError(f"expected the teacher pairs of this run in {path}, got others; delete the file")
             return states, cond
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        starts = range(0, n, _PAIR_CHUNK)
+        chunk = chunk_rows(self.task.train, _PAIR_CHUNK)
+        starts = range(0, n, chunk)
         for start in tqdm(starts, desc="teacher pairs", disable=not self.accelerator.is_main_process):
-            size = min(_PAIR_CHUNK, n - start)
+            size = min(chunk, n - start)
             noise = torch.randn(size, *shape, generator=generator_for(cfg.seed, "pairs", start))
             # Equal shares, filled up at the end of the last ones only, so that the gathered rows keep their order.
             share = -(-size // world)
@@ -162,7 +172,7 @@ class Distillation:
             states = teacher_pairs(
                 self.teacher,
                 noise[rows].to(self.accelerator.device),
-                cond[start + rows].to(self.accelerator.device),
+                cond_to(take_rows(cond, start + rows), self.accelerator.device),
                 cfg.dmd.t_list,
                 calls=cfg.train.kd_teacher_calls,
                 pred_type=cfg.dmd.pred_type,
@@ -252,22 +262,29 @@ class Distillation:
             z_normalizer=data.z_normalizer,
             pack=data.pack,
             horizon=tuple(data.X.shape[1:]),
-            description={"task": self.task.name, "method": results["selected"], "scores": results["student"]},
+            description={
+                "task": self.task.name,
+                "method": results["selected"],
+                "condition": "none" if data.Z is None else cond_text(data.Z, "B"),
+                "scores": results["student"],
+            },
         )
 
-    def examples(self, student: nn.Module, samples: int = 16) -> dict[str, Any]:
-        """What the picture of trajectories shows."""
-        z, x_true = self.task.examples()
-        noise = torch.randn(len(z) * samples, *x_true.shape[1:], generator=generator_for(self.cfg.seed, "examples"))
-        repeated = z.repeat_interleave(samples, 0)
+    def examples(self, student: nn.Module) -> dict[str, Any]:
+        """What the picture of samples shows."""
+        (z, x_true), scene = self.task.examples(), self.task.scene()
+        samples = scene.get("samples", 16)
+        n = len(x_true)
+        noise = torch.randn(n * samples, *x_true.shape[1:], generator=generator_for(self.cfg.seed, "examples"))
+        repeated = map_tensors(lambda value: value.repeat_interleave(samples, 0), z)
         drawn = {
             "teacher": self._teacher_sampler(100)(repeated, noise),
             "student": self._sampler(student)(repeated, noise),
         }
-        drawn = {who: x.unflatten(0, (len(z), samples)) for who, x in drawn.items()}
+        drawn = {who: x.unflatten(0, (n, samples)) for who, x in drawn.items()}
         calls = self.cfg.dmd.student_steps
         labels = {"teacher": "teacher, 100 calls", "student": f"student, {calls} call{'s' * (calls > 1)}"}
-        return {"Z": z, "X_true": x_true, **drawn, "scene": self.task.scene(), "labels": labels}
+        return {"Z": z, "X_true": x_true, **drawn, "scene": scene, "labels": labels}
 
     def _student(self) -> nn.Module:
         """The teacher's weights to start from, trainable whatever the caller froze."""

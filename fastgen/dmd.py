@@ -18,12 +18,21 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ._tensor import check_choice, check_count, check_shape, draw_normal, evaluating, frozen, unwrap, wide_dtype
+from ._tensor import (
+    check_choice,
+    check_count,
+    check_shape,
+    draw_normal,
+    evaluating,
+    frozen,
+    unwrap,
+    wide_dtype,
+)
 from .discriminators import Features, block_features
 from .flow_matching import add_noise, check_pred_type, convert_prediction, sample_timesteps
 from .losses import (
@@ -36,7 +45,9 @@ from .losses import (
     r1_loss,
     vsd_loss,
 )
-from .samplers import Cond, call_network, check_student, network_dtype, predict_x0, unroll
+from .networks import Cond, NetworkWrapper, call_network, network_dtype, predict_x0
+from .samplers import check_student, unroll
+from .teachers import check_prediction, loss_space
 
 if TYPE_CHECKING:
     from .config import DMDConfig, SampleTimestepConfig
@@ -44,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["DMDPipeline", "RungConditioned", "create_fake_score"]
 
 
-class RungConditioned(nn.Module):
+class RungConditioned(NetworkWrapper):
     """A fake score that knows which rung of the student made the sample it denoises.
 
     It calls `network(x_t, t + rung, cond)`: rung r uses the times [r, r + 1] of the network's own time embedding, which
@@ -58,20 +69,13 @@ class RungConditioned(nn.Module):
     """
 
     def __init__(self, network: nn.Module, num_rungs: int) -> None:
-        super().__init__()
+        super().__init__(network)
         if hasattr(network, "t_max"):
             raise ValueError(
                 "expected a network that takes times beyond 1, got one that clamps them to its own range "
                 f"(t_max={network.t_max}); set fake_score_rung_conditioned=False"
             )
-        self.network = network
         self.num_rungs = check_count("num_rungs", num_rungs)
-
-    def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """The network's own groups, or one with all parameters."""
-        if (groups := getattr(self.network, "get_optim_groups", None)) is not None:
-            return groups(weight_decay)
-        return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor = 0) -> Tensor:
         """Predict from `x_t` (B, ...) at `t` (B,), made at `rung`: an int or integers (B,)."""
@@ -136,7 +140,9 @@ class DMDPipeline:
             raise ValueError(
                 f"expected student_steps={self.num_rungs} for t_list={self.t_list}, got {config.student_steps}"
             )
-        self.fake_score_pred_type = config.fake_score_pred_type or config.pred_type
+        for network in (student, teacher, fake_score):
+            check_prediction(unwrap(network), config.pred_type)
+        self.fake_score_pred_type = config.fake_score_pred_type or loss_space(unwrap(fake_score)) or config.pred_type
         check_pred_type(self.fake_score_pred_type, "fake_score_pred_type")
         check_choice("vsd_norm", config.vsd_norm, VSD_NORMS)
         if discriminator is None and config.gan_loss_weight_gen > 0:
@@ -212,7 +218,8 @@ class DMDPipeline:
     ) -> dict[str, Tensor]:
         """Denoising score matching on student samples; gradients reach the fake score only.
 
-        The fake score predicts `pred_type`; the loss compares in the space of `fake_score_pred_type`. Arguments as in
+        The fake score predicts `pred_type`; the loss compares in the space of `fake_score_pred_type` (of a converted
+        network by default the one it was trained in, see `loss_space` of :mod:`fastgen.teachers`). Arguments as in
         `compute_student_loss`; `negative_cond` is accepted for symmetry, the fake score is never guided.
 
         Returns:

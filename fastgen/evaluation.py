@@ -1,4 +1,4 @@
-"""Scores and latency of a network as a sampler of trajectories in original units.
+"""Scores and latency of a network as a sampler in original units.
 
 Teacher and student, at every number of network calls, go through the same normalisation, packing, conditions and noise.
 """
@@ -8,29 +8,30 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._schema import served_steps
-from ._tensor import evaluating, generator_for
-from .data import Task, TrajectoryData
+from ._tensor import cond_to, evaluating, generator_for, take_rows
+from .data import Data, Task, TrajectoryData
 from .normalizer import pack_tokens, unpack_tokens
 from .samplers import sample_student, sample_teacher
 
-Sampler = Callable[[Tensor, Tensor], Tensor]  # (Z, noise) -> X, original units
+Sampler = Callable[[Any, Tensor], Tensor]  # (Z, noise) -> X, original units
 T_MAX_EPS = 0.999
-_CHUNK = 4096
+_CHUNK, _CHUNK_NUMBERS = 4096, 2**22
 
 
 def teacher_sampler(
-    network: nn.Module, data: TrajectoryData, calls: int, method: str = "euler", *, pred_type: str = "flow"
+    network: nn.Module, data: Data, calls: int, method: str = "euler", *, pred_type: str = "flow"
 ) -> Sampler:
     """Sampler that solves the teacher's ODE in `calls` steps of `method`, from t = 1 (.999 for "eps") to 0."""
     # At t = 1 a noise prediction says nothing about x0.
     grid = [T_MAX_EPS * (1.0 - i / calls) for i in range(calls + 1)] if pred_type == "eps" else None
 
-    def generate(noise: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
+    def generate(noise: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
         x = sample_teacher(network, noise, calls, cond, method=method, pred_type=pred_type, t_grid=grid)
         assert isinstance(x, Tensor)  # a pair only with return_all_steps
         return x
@@ -40,7 +41,7 @@ def teacher_sampler(
 
 def student_sampler(
     network: nn.Module,
-    data: TrajectoryData,
+    data: Data,
     t_list: Sequence[float],
     *,
     sample_type: str = "ode",
@@ -49,7 +50,7 @@ def student_sampler(
 ) -> Sampler:
     """Sampler that calls the student once per rung of `t_list`; the fresh noise of `sde` is drawn from `seed`."""
 
-    def generate(noise: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
+    def generate(noise: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
         x = sample_student(
             network, noise, t_list, cond, sample_type=sample_type, pred_type=pred_type, generator=generator
         )
@@ -93,9 +94,9 @@ def evaluate_teacher(
     return rows
 
 
-def latency_ms(sample: Sampler, data: TrajectoryData, batch: int, *, repeats: int = 7) -> float:
+def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> float:
     """Median milliseconds of one call with `batch` conditions, after one call to warm up."""
-    z = data.Z[torch.arange(batch) % len(data.Z)]
+    z = take_rows(data.Z, torch.arange(batch) % len(data))
     noise = torch.randn(batch, *data.X.shape[1:], generator=generator_for(0, "latency"))
     seconds = []
     for _ in range(repeats + 1):
@@ -105,23 +106,32 @@ def latency_ms(sample: Sampler, data: TrajectoryData, batch: int, *, repeats: in
     return 1e3 * statistics.median(seconds[1:])
 
 
+def chunk_rows(data: Data, most: int) -> int:
+    """Rows that a network is given at once: `most` trajectories, fewer samples where these are large."""
+    return most if isinstance(data, TrajectoryData) else max(1, min(most, _CHUNK_NUMBERS // data.X[0].numel()))
+
+
 def _in_original_units(
     network: nn.Module,
-    data: TrajectoryData,
-    generate: Callable[[Tensor, Tensor, torch.Generator], Tensor],
+    data: Data,
+    generate: Callable[[Tensor, Any, torch.Generator], Tensor],
     seed: int = 0,
 ) -> Sampler:
     parameter = next(network.parameters())
 
     @torch.no_grad()
-    def sample(z: Tensor, noise: Tensor) -> Tensor:
-        cond = data.z_normalizer.normalize(z).to(parameter.device, parameter.dtype)
-        start = pack_tokens(noise, data.pack).to(parameter.device, parameter.dtype)
+    def sample(z: Any, noise: Tensor) -> Tensor:
+        cond = z if data.z_normalizer is None else data.z_normalizer.normalize(z)
+        cond = cond_to(cond, parameter.device, parameter.dtype)
+        start = noise if data.pack == 1 else pack_tokens(noise, data.pack)
+        start = start.to(parameter.device, parameter.dtype)
         generator = generator_for(seed, "sampler")
         # Chunks bound the memory; the first noise is drawn before, so that a one-step sample does not depend on them.
-        chunks = zip(start.split(_CHUNK), cond.split(_CHUNK), strict=True)
+        rows = chunk_rows(data, _CHUNK)
+        chunks = [slice(first, first + rows) for first in range(0, len(start), rows)]
         with evaluating(network):
-            parts = [generate(x, c, generator) for x, c in chunks]
-        return data.x_normalizer.denormalize(unpack_tokens(torch.cat(parts), data.pack).cpu())
+            parts = [generate(start[chunk], take_rows(cond, chunk), generator) for chunk in chunks]
+        x = torch.cat(parts) if data.pack == 1 else unpack_tokens(torch.cat(parts), data.pack)
+        return x.cpu() if data.x_normalizer is None else data.x_normalizer.denormalize(x.cpu())
 
     return sample

@@ -39,6 +39,7 @@ from .card import student_card
 from .models import build_model
 from .normalizer import Normalizer
 from .student import Student
+from .teachers import check_prediction, describe_network, wrap_network
 
 __all__ = ["Student", "export_student", "load_network", "load_student", "save_network"]
 
@@ -109,17 +110,21 @@ def export_student(
     Args:
         path: new, empty, or an earlier export, which is replaced whole once the new one is complete.
         network: with the weights to ship (the EMA's). An equivariant one is folded to a dense twin of the same outputs.
+            Of one that :mod:`fastgen.teachers` has converted the network inside is shipped, with its path, prediction
+            and clock beside it as `parameterization`.
         t_list: [t_1 > ... > t_K > 0.0], t_1 <= 1 (< 1 for "eps"): the very floats the student was trained with.
         steps: numbers of calls to offer; None: K, and for "sde" every divisor k of K, over every (K / k)-th rung.
         sample_type: "ode" (a rung reuses the implied noise) or "sde" (it draws fresh noise).
         pred_type: "flow", "x0" or "eps".
         x_normalizer, z_normalizer: of unpacked channels; None: the network speaks original units.
-        pack: waypoints per token.
-        horizon: (T_x, d_x) of a sample; None: the network's `in_horizon * pack`, `in_dim / pack`.
+        pack: waypoints per token of a trajectory.
+        horizon: the shape of a sample: (T_x, d_x) of a trajectory, and any other with a network of your own, where
+            `pack` is 1 and there is no `x_normalizer`; None: the network's `in_horizon * pack`, `in_dim / pack`.
         cond_horizon: (most T_z, d_z) of a condition; None: the network's `cond_horizon`, `cond_dim`, and unchecked
             where it has none (but for d_z, with a `z_normalizer`).
-        description: anything JSON can hold; NaN and infinity become null. `summary` (text) and `scores` ({name: value}
-            or {row: {name: value}}) also go to the card.
+        description: anything JSON can hold; NaN and infinity become null. `summary` (text), `scores` ({name: value}
+            or {row: {name: value}}) and, without a `cond_horizon`, `condition` ("none" for a student that is sampled
+            without one, else what one looks like) also go to the card.
 
     Raises:
         TypeError: a description that JSON can't hold.
@@ -127,7 +132,10 @@ def export_student(
             other files.
         OSError: the folder can't be written; what stood there is untouched.
     """
+    check_prediction(network, pred_type)
+    network, parameterization = describe_network(network)
     config = {
+        "parameterization": parameterization,
         "t_list": [float(t) for t in t_list],
         "steps": served_steps(len(t_list) - 1, sample_type) if steps is None else sorted(steps),
         "sample_type": sample_type,
@@ -165,7 +173,8 @@ def load_student(
 
     Args:
         path: the folder.      device: where to sample.      dtype: of network and samples; None: as it was exported.
-        network: the module to load into, for a class that isn't of `fastgen.models`; it becomes the student's own.
+        network: the module to load into, for a class that isn't of `fastgen.models`; it becomes the student's own. The
+            bare one: what converted it for training stands in config.json and is done again here.
 
     Returns: a :class:`Student`.
 
@@ -176,9 +185,14 @@ def load_student(
     x_normalizer, z_normalizer = check_student(config, str(file))
     tensors = TensorFile(Path(path), config["tensors"])
     # A folder from elsewhere can name the dense class only: nothing else is imported, and no group is constructed.
-    loaded = _load(file, config["network"], tensors, network, (DENSE,))
+    given = None if network is None else describe_network(network)[0]
+    loaded = _load(file, config["network"], tensors, given, (DENSE,))
+    try:
+        converted = wrap_network(loaded if network is None else network, config["parameterization"])
+    except ValueError as error:
+        raise ValueError(f"{file}: parameterization: {error}") from error
     return Student(
-        loaded.to(device=device, dtype=dtype),
+        converted.to(device=device, dtype=dtype),
         t_list=config["t_list"],
         steps=config["steps"],
         sample_type=config["sample_type"],

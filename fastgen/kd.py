@@ -18,14 +18,8 @@ from torch import Tensor
 
 from ._tensor import check_choice, check_count, expand_like, wide_dtype
 from .flow_matching import check_t_list
-from .samplers import (
-    SAMPLE_TYPES,
-    Cond,
-    Network,
-    check_student,
-    predict_x0,
-    teacher_velocity,
-)
+from .networks import Cond, Network, predict_x0
+from .samplers import SAMPLE_TYPES, check_student, teacher_velocity
 from .solvers import SOLVERS, integrate
 
 __all__ = ["kd_loss", "rung_grid", "teacher_pairs"]

@@ -8,20 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from ._files import brief, check_names, read_json
-from ._tensor import evaluating
-from .cli import validate
+from ._tensor import cond_text, cond_to, evaluating, take_rows, tensors_in
+from .cli import dump_yaml, validate
 from .config import DataConfig, DistillConfig, TrainTeacherConfig
 from .data import build_data
-from .export import SCORES, load_network
+from .declarations import judge_declaration
+from .export import SCORES
+from .networks import Cond
 from .pretraining import build_network
+from .sources import fit_to_teacher, load_teacher
 
-__all__ = ["check_fit", "check_plan", "load_teacher", "plan_distillation", "plan_teacher", "stored_scores"]
+__all__ = ["check_fit", "check_plan", "plan_distillation", "plan_teacher", "stored_scores"]
 
 # Copies of each weight that training holds: the weight, its gradient, two Adam moments; an EMA adds a fifth.
 _TRAINED, _TRAINED_EMA, _FROZEN = 4, 5, 1
 
 
-def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Tensor, *, processes: int = 1) -> None:
+def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *, processes: int = 1) -> None:
     """Refuse a distillation that could not be carried to its end as configured.
 
     Args:
@@ -67,18 +70,18 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Tensor,
 
 
 @torch.no_grad()
-def check_fit(network: nn.Module, x0: Tensor, cond: Tensor, time: float = 0.5) -> Tensor:
+def check_fit(network: nn.Module, x0: Tensor, cond: Cond, time: float = 0.5) -> Tensor:
     """What the network answers for two samples at `time`: ValueError unless it is finite and of the data's shape."""
     parameter = next(network.parameters(), None)
     if parameter is None:
         raise ValueError(f"expected a teacher with parameters to copy and train, got {type(network).__name__} without")
-    x, z = (part[:2].to(parameter.device, parameter.dtype) for part in (x0, cond))
+    x, z = (cond_to(take_rows(part, slice(2)), parameter.device, parameter.dtype) for part in (x0, cond))
     t = torch.full((len(x),), time, device=x.device)
-    given = f"x_t {tuple(x.shape)}, t {tuple(t.shape)}, cond {tuple(z.shape)}"
+    given = f"x_t {tuple(x.shape)}, t {tuple(t.shape)}, cond {cond_text(z)}"
     try:
         with evaluating(network):
             pred = network(x, t, z)
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+    except (RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"expected a teacher that can be called with {given}, got: {brief(error)}") from error
     if not isinstance(pred, Tensor) or pred.shape != x.shape:
         got = tuple(pred.shape) if isinstance(pred, Tensor) else type(pred).__name__
@@ -86,21 +89,6 @@ def check_fit(network: nn.Module, x0: Tensor, cond: Tensor, time: float = 0.5) -
     if not bool(torch.isfinite(pred).all()):
         raise ValueError(f"expected finite numbers from the teacher, got NaN or infinity at t = {time} on two samples")
     return pred
-
-
-def load_teacher(cfg: DistillConfig) -> nn.Module:
-    """The network in `cfg.teacher.folder`.
-
-    Raises:
-        ValueError: no folder, one that can't be read, or a network that predicts something else than `dmd.pred_type`.
-    """
-    if cfg.teacher.folder is None:
-        raise ValueError("expected teacher.folder, a folder with model.safetensors and config.json, got none")
-    network, description = load_network(cfg.teacher.folder)
-    prediction = description.get("prediction", cfg.dmd.pred_type)
-    if prediction != cfg.dmd.pred_type:
-        raise ValueError(f"expected dmd.pred_type={prediction}, what the teacher predicts, got {cfg.dmd.pred_type}")
-    return network
 
 
 def stored_scores(cfg: DistillConfig) -> tuple[dict[str, dict[str, float]], dict[str, float]] | None:
@@ -122,22 +110,31 @@ def stored_scores(cfg: DistillConfig) -> tuple[dict[str, dict[str, float]], dict
 
 
 def plan_distillation(cfg: DistillConfig) -> str:
-    """Parameters and memory of the networks of a distillation, after everything was seen to fit together."""
-    task, teacher = build_data(cfg.data), load_teacher(cfg)
+    """The resolved config, parameters and memory of the networks, and how well the teacher denoises the data, after
+    everything was seen to fit together."""
+    teacher = load_teacher(cfg)
+    cfg, notes = fit_to_teacher(cfg, teacher)
+    task = build_data(cfg.data)
     x0, cond = task.train.network_inputs()
     check_plan(cfg, teacher, x0, cond)
+    notes += judge_declaration(teacher, x0, cond, pred_type=cfg.dmd.pred_type, search=True)
     parts = [("teacher", teacher, _FROZEN), ("student", teacher, _TRAINED_EMA)]
     if cfg.train.steps:
         parts.append(("fake score", teacher, _TRAINED))
     pair_bytes = cfg.train.kd_pairs * (len(cfg.dmd.t_list)) * x0[0].numel() * 4 if cfg.train.kd_steps else 0
-    return _plan(parts, {"data": (x0.numel() + cond.numel()) * 4, "teacher pairs": pair_bytes})
+    plan = _plan(parts, {"data": _bytes(x0, cond), "teacher pairs": pair_bytes})
+    return "\n".join([dump_yaml(cfg) + plan, "", *notes])
 
 
 def plan_teacher(cfg: TrainTeacherConfig) -> str:
     """Parameters and memory of the training of a teacher."""
     task = build_data(cfg.data)
     x0, cond = task.train.network_inputs()
-    return _plan([("network", build_network(cfg, task), _TRAINED_EMA)], {"data": (x0.numel() + cond.numel()) * 4})
+    return _plan([("network", build_network(cfg, task), _TRAINED_EMA)], {"data": _bytes(x0, cond)})
+
+
+def _bytes(x0: Tensor, cond: Cond) -> int:
+    return sum(value.numel() * value.element_size() for value in (x0, *tensors_in(cond)))
 
 
 def _plan(parts: list[tuple[str, nn.Module, int]], tensors: dict[str, int]) -> str:

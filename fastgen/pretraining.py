@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ._files import write_json
+from ._tensor import cond_text
 from .cli import validate
 from .config import DataConfig, EMAConfig, TrainTeacherConfig
-from .data import Task, build_data
+from .data import SampleData, Task, build_data
 from .evaluation import evaluate_teacher, teacher_sampler
 from .export import SCORES, load_network, save_network
 from .models import build_model
@@ -66,6 +67,11 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
     """The network that `cfg.model` asks for, on the task's tokens and with its symmetry."""
     options = cfg.model.model_dump(exclude={"equivariant"})
     data = task.train
+    if isinstance(data, SampleData):
+        raise ValueError(
+            "expected trajectories X (N, T_x, d_x) with Z (N, T_z, d_z) for the networks of this package, got X "
+            f"{tuple(data.X.shape)} and Z {cond_text(data.Z)}; train a network of your own and distil that"
+        )
     x0, cond = data.network_inputs()
     options |= {"in_horizon": x0.shape[1], "cond_horizon": cond.shape[1]}
     if not cfg.model.equivariant:

@@ -2,12 +2,12 @@
 
     report/report.json        every score, NaN and infinity as null with the reason beside
     report/report.md          the table, what its columns mean, the pictures
-    report/trajectories.png   samples of teacher and student for the same conditions and the same noise
+    report/trajectories.png   samples of teacher and student for the same conditions and the same noise; samples.png
+                              where they aren't trajectories
     report/score_vs_nfe.png   each score against the number of network calls
     report/training.png       losses of each stage and the validation score
 
-The only module that plots. A thing has one colour in all pictures, from the palette of Okabe and Ito, which can be told
-apart by colour-blind readers, too.
+This module and `pictures`, which draws the samples, are the only ones that plot.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._files import new_folder, plain_json, write_file, write_json
+from .pictures import COLOURS, GREY, INK, STYLE, add_legend, new_figure, sample_figure, trajectory_figure
 from .tables import (
     SCORES,
-    box_around,
     demonstrations_score,
     drawable,
     format_table,
@@ -30,10 +30,8 @@ from .tables import (
     score_curves,
     smooth,
     training_curves,
-    with_aspect,
     within,
     without_nan,
-    xy_points,
 )
 
 if TYPE_CHECKING:
@@ -42,30 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["format_table", "score_figure", "training_figure", "trajectory_figure", "write_report"]
 
-_PICTURES = ("trajectories.png", "score_vs_nfe.png", "training.png")
-_INK, _GREY, _PALE = "#000000", "#6b6b6b", "#c9c9c9"
-_COLOURS = {
-    "teacher": "#0072B2",
-    "ab2": "#56B4E9",
-    "student": "#D55E00",
-    "kd": "#E69F00",
-    "dmd": "#009E73",
-    "other": "#CC79A7",
-}
+_PICTURES = ("trajectories.png", "samples.png", "score_vs_nfe.png", "training.png")
 _STAGES = {"kd": "KD: regression on teacher pairs", "dmd": "DMD", "flow_matching": "flow matching"}
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "lines.linewidth": 1.8,
-    "legend.fontsize": 12,
-    "legend.frameon": False,
-    "savefig.dpi": 110,
-}
 
 
 def write_report(
@@ -85,7 +61,8 @@ def write_report(
             out of tables and pictures.
         curves: rows of metrics.jsonl: `iteration`, `stage`, `step`, losses and, in some rows, validation scores.
         examples: `Z` (n, T_z, d_z), `X_true` (n, T_x, d_x), `teacher` and `student` (n, K, T_x, d_x) in original units,
-            `scene` as a task's `scene()` returns it, `labels` {"teacher": text, "student": text}.
+            `scene` as a task's `scene()` returns it, `labels` {"teacher": text, "student": text}. Samples of other
+            shapes have a `kind` in their scene, and `Z` isn't drawn.
 
     Raises:
         TypeError: results that JSON can't hold.
@@ -100,8 +77,10 @@ def write_report(
     pictures: dict[str, bytes] = {}
     failure: ImportError | None = None
     try:
-        figures = (trajectory_figure(examples), score_figure(results), training_figure(results, curves))
-        pictures = {name: _png(figure) for name, figure in zip(_PICTURES, figures, strict=True)}
+        first = "samples.png" if "kind" in (examples.get("scene") or {}) else "trajectories.png"
+        figures = {first: sample_figure(examples), "score_vs_nfe.png": score_figure(results)}
+        figures["training.png"] = training_figure(results, curves)
+        pictures = {name: _png(figure) for name, figure in figures.items()}
     except ImportError as error:
         failure = error
     with new_folder(folder, ("report.json", "report.md", *_PICTURES)) as partial:
@@ -115,124 +94,13 @@ def write_report(
     return folder
 
 
-def _figure(width: float, height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
-    """A figure and its grid of axes, without pyplot: no window system and no global state."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'fastgen-distill[viz]'") from error
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
 def _png(figure: Figure) -> bytes:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _legend(figure: Figure, axes: Any, most: int, order: Sequence[str] = ()) -> None:
-    """One legend for the figure, below it, with each label once."""
-    handles: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    labels = sorted(handles, key=lambda label: order.index(label) if label in order else len(order))
-    if labels:
-        columns = min(most, len(labels))
-        figure.legend([handles[k] for k in labels], labels, loc="outside lower center", ncols=columns, frameon=False)
-
-
-# ---- Trajectories -------------------------------------------------------------------------------------------------
-
-
-def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
-    """Samples of teacher and student for the same conditions, over the scene.
-
-    One condition a column, teacher above and student below; where tracks are much longer than wide, pairs with the
-    teacher left and the student right. The condition is drawn as start and goal where there are obstacles and Z is two
-    points, else as the past track. Of more than two channels two are drawn, a single one is drawn against time.
-
-    Args:
-        examples: as for :func:`write_report`; `scene` may hold "x_label" and "y_label", the names of the axes.
-    """
-    scene, labels = examples.get("scene") or {}, examples.get("labels") or {}
-    z, truth = xy_points(examples["Z"]), xy_points(examples["X_true"])
-    paths = {who: xy_points(examples[who]) for who in ("teacher", "student")}
-    n, equal = len(truth), bool(scene.get("equal", True))
-    has_goal = bool(scene.get("obstacles")) and len(z[0]) == 2
-    limits = [box_around(scene, [z[i], truth[i], *paths["teacher"][i], *paths["student"][i]]) for i in range(n)]
-    wide = equal and sum(x1 - x0 for x0, x1, *_ in limits) > 1.8 * sum(y1 - y0 for *_, y0, y1 in limits)
-    if wide:
-        # Two conditions a row; the narrow column between them is empty.
-        rows = -(-n // 2)
-        figure, grid = _figure(15.0, 2.3 * rows + 1.2, rows, 5, gridspec_kw={"width_ratios": [1, 1, 0.04, 1, 1]})
-        axes = [grid[i // 2][3 * (i % 2) : 3 * (i % 2) + 2] for i in range(n)]
-        for ax in {*grid.flat} - {ax for pair in axes for ax in pair}:
-            ax.set_visible(False)
-        limits = [with_aspect(box, 1.8) for box in limits]
-    else:
-        figure, grid = _figure(2.6 * n + 0.4, 5.9, 2, n)
-        axes = list(grid.T)
-    for i in range(n):
-        for who, ax in zip(paths, axes[i], strict=True):
-            _draw_scene(ax, scene, limits[i], equal, frame_only=not wide)
-            _draw_samples(ax, z[i], paths[who][i], truth[i], who, has_goal)
-    for i in range(min(n, 2 if wide else 1)):
-        for who, ax in zip(paths, axes[i], strict=True):
-            style = {"color": _COLOURS[who], "fontweight": "bold", "fontsize": 15}
-            title = str(labels.get(who, who))
-            ax.set_title(title, **style) if wide else ax.set_ylabel(title, **style)
-    if wide:
-        figure.supxlabel(str(scene.get("x_label", "")), fontsize=12)
-        figure.supylabel(str(scene.get("y_label", "")), fontsize=12)
-    each = (
-        f"{len(paths['teacher'][0])} samples for each of {n} conditions; teacher and student start from the same noise"
-    )
-    figure.suptitle(each, fontsize=12, color=_GREY)
-    _legend(figure, axes[0], 6, ("start", "goal", "obstacle", "past (given)"))
-    return figure
-
-
-def _draw_scene(ax: Axes, scene: Mapping[str, Any], limits: Sequence[float], equal: bool, *, frame_only: bool) -> None:
-    from matplotlib.patches import Polygon
-
-    ax.set(xlim=limits[:2], ylim=limits[2:])
-    if equal:
-        ax.set_aspect("equal")
-    if frame_only:
-        ax.grid(False)
-        ax.set(xticks=[], yticks=[])
-        for side in ax.spines.values():
-            side.set(visible=True, color=_GREY)
-    for k, corners in enumerate(scene.get("obstacles") or []):
-        label = "obstacle" if k == 0 else None
-        ax.add_patch(Polygon(corners, closed=True, facecolor=_PALE, edgecolor=_GREY, label=label, zorder=1))
-
-
-def _draw_samples(ax: Axes, z: list, samples: list, truth: list, who: str, has_goal: bool) -> None:
-    first = z[:1] if has_goal else z[-1:]
-    for k, path in enumerate(samples):
-        x, y = zip(*first, *path, strict=True)
-        label = f"{who}'s samples" if k == 0 else None
-        ax.plot(x, y, color=_COLOURS[who], alpha=0.65, linewidth=1.4, zorder=3, label=label)
-    if has_goal:
-        ax.plot(*z[0], "o", color=_INK, markersize=9, zorder=5, label="start", linestyle="none")
-        ax.plot(
-            *z[1], "*", color=_INK, markeredgecolor="white", markersize=17, zorder=5, label="goal", linestyle="none"
-        )
-        return
-    # The recorded future is worth showing only where the picture doesn't already say what is right.
-    ax.plot(
-        *zip(*first, *truth, strict=True), color=_INK, linestyle=(0, (3, 2)), zorder=4, label="what really happened"
-    )
-    ax.plot(*zip(*z, strict=True), color=_INK, linewidth=3, zorder=5, label="past (given)")
-    ax.plot(*z[-1], "o", color=_INK, markersize=7, zorder=5)
 
 
 # ---- Scores -------------------------------------------------------------------------------------------------------
@@ -246,32 +114,32 @@ def score_figure(results: Mapping[str, Any]) -> Figure:
     """
     blocks = score_blocks(results)
     columns = max(1, *(len(names) for names in blocks.values()))
-    figure, axes = _figure(max(3.5 * columns, 7.0), 3.4 * len(blocks) + 0.8, len(blocks), columns)
+    figure, axes = new_figure(max(3.5 * columns, 7.0), 3.4 * len(blocks) + 0.8, len(blocks), columns)
     for row, (suffix, names) in zip(axes, blocks.items(), strict=True):
         for ax in row[len(names) :]:
             ax.set_visible(False)
         for ax, name in zip(row, names, strict=False):
             title, good, scale = SCORES.get(name, (name.replace("_", " "), "", "linear"))
             ax.set_title(title + "\n", fontweight="bold")
-            ax.text(0.5, 1.03, good, transform=ax.transAxes, ha="center", color=_GREY)
+            ax.text(0.5, 1.03, good, transform=ax.transAxes, ha="center", color=GREY)
             _draw_score(ax, results, name + suffix, scale)
             if suffix == list(blocks)[-1]:
                 ax.set_xlabel("network calls (NFE)")
         if len(blocks) > 1:
             row[0].set_ylabel("near opposition" if suffix else "all conditions", fontweight="bold", fontsize=13)
-    _legend(figure, axes.flat, 7, ("demonstrations", "constant velocity"))
+    add_legend(figure, axes.flat, 7, ("demonstrations", "constant velocity"))
     return figure
 
 
 def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> None:
     """One panel: curves over NFE, demonstrations and constant velocity as level lines."""
     floor = results.get("floor") or {}
-    levels = [("demonstrations", demonstrations_score(floor, name), _INK, "--")]
-    levels.append(("constant velocity", floor.get(f"cv_{name}"), _GREY, ":"))
+    levels = [("demonstrations", demonstrations_score(floor, name), INK, "--")]
+    levels.append(("constant velocity", floor.get(f"cv_{name}"), GREY, ":"))
     levels = [(label, value, *style) for label, value, *style in levels if drawable(value, scale)]
     curves = {label: points for label, points in score_curves(results, name, scale) if points}
     if not curves and not levels:
-        ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", color=_GREY)
+        ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", color=GREY)
         return
     values = [value for _, value, *_ in levels] + [value for points in curves.values() for value in points.values()]
     low, high = min(values), max(values)
@@ -301,12 +169,12 @@ def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> 
 
 def _curve_style(label: str) -> dict[str, Any]:
     if label.startswith("teacher"):
-        return {"color": _COLOURS["teacher" if label.endswith("Euler") else "ab2"], "marker": "o", "zorder": 3}
+        return {"color": COLOURS["teacher" if label.endswith("Euler") else "ab2"], "marker": "o", "zorder": 3}
     if label.startswith("student"):
-        return {"color": _COLOURS["student"], "marker": "*", "markersize": 19, "markeredgecolor": "white", "zorder": 4}
+        return {"color": COLOURS["student"], "marker": "*", "markersize": 19, "markeredgecolor": "white", "zorder": 4}
     # On top of the star: one of the two is the student that was exported.
     kd = label == "KD only"
-    style = {"color": _COLOURS["kd" if kd else "dmd"], "marker": "s" if kd else "D", "linestyle": "--", "markersize": 6}
+    style = {"color": COLOURS["kd" if kd else "dmd"], "marker": "s" if kd else "D", "linestyle": "--", "markersize": 6}
     return {**style, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 5}
 
 
@@ -369,11 +237,11 @@ def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, An
     """
     stages, validation = training_curves(results, curves)
     columns = max(1, len(stages) + bool(validation))
-    figure, axes = _figure(max(4.9 * columns, 7.0), 4.2, 1, columns)
+    figure, axes = new_figure(max(4.9 * columns, 7.0), 4.2, 1, columns)
     for ax, (stage, losses) in zip(axes[0], stages.items(), strict=False):
-        colours = iter((_COLOURS.get(stage, _COLOURS["teacher"]), _COLOURS["other"], _INK, _COLOURS["ab2"], _GREY))
+        colours = iter((COLOURS.get(stage, COLOURS["teacher"]), COLOURS["other"], INK, COLOURS["ab2"], GREY))
         for name, points in losses.items():
-            colour = next(colours, _GREY)
+            colour = next(colours, GREY)
             ax.plot(*zip(*points, strict=True), color=colour, alpha=0.3, linewidth=1)
             ax.plot(*zip(*smooth(points), strict=True), color=colour, label=name.replace("_", " "))
         values = [value for points in losses.values() for _, value in points]
@@ -384,7 +252,7 @@ def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, An
     if validation:
         ax = axes[0][-1]
         for stage, points in validation.items():
-            colour = _COLOURS.get(stage, _COLOURS["teacher"])
+            colour = COLOURS.get(stage, COLOURS["teacher"])
             label = f"during {stage.upper() if len(stage) <= 3 else stage.replace('_', ' ')}"
             ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=label)
         primary = str(results.get("primary"))

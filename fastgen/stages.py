@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ._tensor import generator_for
+from ._tensor import cond_to, generator_for, take_rows
 from .checkpoint import add_prefix, flatten_optimizer, unflatten_optimizer, with_prefix
 from .config import DMDConfig, EMAConfig, OptimizerConfig, TeacherTrainConfig
 from .dmd import DMDPipeline
@@ -173,14 +173,12 @@ class FlowMatching:
 
     name = "flow_matching"
 
-    def __init__(
-        self, network: TrainedNetwork, x0: Tensor, cond: Tensor, cfg: TeacherTrainConfig, draws: Draws
-    ) -> None:
+    def __init__(self, network: TrainedNetwork, x0: Tensor, cond: Any, cfg: TeacherTrainConfig, draws: Draws) -> None:
         self.network, self.x0, self.cond, self.cfg, self.draws, self.steps = network, x0, cond, cfg, draws, cfg.steps
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         rows = self.draws.rows(step, len(self.x0))
-        x0, cond = self.x0[rows].to(self.draws.device), self.cond[rows].to(self.draws.device)
+        x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         eps = self.draws.normal(step, "eps", tuple(x0.shape[1:]))
         t = self._times(step).to(x0.device)
         pred = self.network.network(add_noise(x0, eps, t), t, cond)
@@ -210,7 +208,7 @@ class KnowledgeDistillation:
         self,
         student: TrainedNetwork,
         states: Tensor,
-        cond: Tensor,
+        cond: Any,
         dmd: DMDConfig,
         steps: int,
         huber_c: float,
@@ -221,7 +219,7 @@ class KnowledgeDistillation:
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         rows = self.draws.rows(step, len(self.states))
-        states, cond = self.states[rows].to(self.draws.device), self.cond[rows].to(self.draws.device)
+        states, cond = self.states[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(states.device)
         loss = kd_loss(
             self.student.network,
@@ -253,7 +251,7 @@ class DistributionMatching:
         fake_score: TrainedNetwork,
         pipeline: DMDPipeline,
         x0: Tensor,
-        cond: Tensor,
+        cond: Any,
         dmd: DMDConfig,
         steps: int,
         draws: Draws,
@@ -285,10 +283,10 @@ class DistributionMatching:
             return step
         return self.warmup + (step - self.warmup) * self.dmd.fake_steps_per_student_step + k
 
-    def _batch(self, step: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, step: int, name: str) -> tuple[Tensor, Tensor, Any]:
         index = self._fake_step(step, int(name[4:])) if name.startswith("fake") else step
         rows = self.draws.rows(index, len(self.x0))
-        x0, cond = self.x0[rows].to(self.draws.device), self.cond[rows].to(self.draws.device)
+        x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
 
     def _generator(self, step: int, name: str) -> dict[str, torch.Generator]:

@@ -8,13 +8,13 @@ over every (K / k)-th rung: t_1, t_{1 + K/k}, ..., 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._tensor import draw_normal
+from ._tensor import draw_normal, map_tensors, tensors_in
 from .normalizer import Normalizer, pack_tokens, unpack_tokens
 from .samplers import sample_student
 
@@ -22,14 +22,15 @@ __all__ = ["Student"]
 
 
 class Student:
-    """A few-step sampler X ~ p(X | Z).
+    """A few-step sampler X ~ p(X | Z), or X ~ p(X).
 
     Args:
-        network: called as `network(x_t, t, cond)` on normalised, packed tokens.
+        network: called as `network(x_t, t, cond)` on normalised, packed tokens, or on samples of any shape.
         t_list: [t_1 > ... > t_K > 0.0].      steps: numbers of network calls on offer, divisors of K.
         sample_type: "ode" or "sde".      pred_type: "flow", "x0" or "eps", what the network predicts.
-        horizon: (T_x, d_x) of a sample.      cond_horizon: (most T_z, d_z) of a condition; None: it isn't checked.
-        pack: waypoints per token.      x_normalizer, z_normalizer: None changes nothing.
+        horizon: the shape of a sample, (T_x, d_x) of a trajectory.
+        cond_horizon: (most T_z, d_z) of a condition; None: it isn't checked.
+        pack: waypoints per token of a trajectory.      x_normalizer, z_normalizer: None changes nothing.
         config: what stands in config.json; read by nobody here.
 
     Attributes: `network`, `t_list` (tuple), `steps` (tuple), `config` (dict), `device`, `dtype`.
@@ -53,7 +54,7 @@ class Student:
         self.network = network.eval().requires_grad_(False)
         self.t_list, self.steps = tuple(t_list), tuple(sorted(steps))
         self.sample_type, self.pred_type, self.pack = sample_type, pred_type, pack
-        self.horizon = (horizon[0], horizon[1])
+        self.horizon = tuple(horizon)
         self.cond_horizon = None if cond_horizon is None else (cond_horizon[0], cond_horizon[1])
         self.x_normalizer, self.z_normalizer = x_normalizer, z_normalizer
         self.config = dict(config or {})
@@ -89,12 +90,12 @@ class Student:
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw samples of X given Z.
+        """Draw samples of X given Z, or of X where there is nothing to condition on.
 
         Args:
             cond: Z of shape (B, T_z, d_z) in original units, T_z up to the horizon of the network. A student with a
-                network of your own takes what that one does: a Tensor, a tuple or mapping of Tensors of B rows each, or
-                None.
+                network of your own takes what that one does: a Tensor (labels are integers), a tuple or mapping of
+                Tensors of B rows each, or None; then B is the number of rows of `noise`, without it 1.
             num_samples: K samples of each condition; None: one, without the axis K.
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in the result's shape;
@@ -102,7 +103,7 @@ class Student:
             generator: of `noise`, then of the fresh noise of "sde" rungs; None: torch's global one. A generator in the
                 same state gives the same bits.
 
-        Returns: (B, T_x, d_x), or (B, K, T_x, d_x) with `num_samples=K`: original units, the student's dtype and
+        Returns: (B, *horizon), or (B, K, *horizon) with `num_samples=K`: original units, the student's dtype and
             device, no gradient.
 
         Raises:
@@ -119,15 +120,16 @@ class Student:
             noise = draw_normal(shape, device=device, generator=generator)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"expected noise of shape {shape}, that of the result, got {tuple(noise.shape)}")
-        z = _map_tensors(lambda value: self._prepare(value, num_samples or 1, device, dtype), cond)
+        z = map_tensors(lambda value: self._prepare(value, num_samples or 1, device, dtype), cond)
         # Half precision has too few digits for the state of a sampler; the network still sees its own dtype.
         noise = noise.to(device, torch.promote_types(dtype, torch.float32))
-        noise = pack_tokens(noise.reshape(-1, *self.horizon), self.pack)
+        noise = noise.reshape(-1, *self.horizon)
+        noise = pack_tokens(noise, self.pack) if self.pack > 1 else noise
         y = sample_student(
             self.network, noise, rungs, z, sample_type=self.sample_type, pred_type=self.pred_type, generator=generator
         )
         assert isinstance(y, Tensor)  # a pair only with return_all_steps
-        x = unpack_tokens(y, self.pack)
+        x = unpack_tokens(y, self.pack) if self.pack > 1 else y
         if self.x_normalizer is not None:
             x = self.x_normalizer.denormalize(x)
         return x.reshape(shape).to(dtype)
@@ -155,7 +157,7 @@ class Student:
             return cond.shape[0]
         if self.z_normalizer is not None and not isinstance(cond, Tensor):
             raise TypeError(f"expected cond as a Tensor (B, ..., {self.z_normalizer.dim}), got {_kind(cond)}")
-        rows = {value.shape[0] for value in _leaves(cond)}
+        rows = {value.shape[0] for value in tensors_in(cond)}
         if len(rows) > 1:
             raise ValueError(f"expected tensors with the same number of rows in cond, got {sorted(rows)}")
         # Without a condition the rows can only be those of the noise.
@@ -166,37 +168,10 @@ class Student:
         group = f", group {self.config['group']}" if self.config.get("group") else ""
         count = sum(p.numel() for p in self.network.parameters())
         return (
-            f"Student({z} -> X (B, {self.horizon[0]}, {self.horizon[1]}), steps={list(self.steps)}, "
+            f"Student({z} -> X (B, {', '.join(map(str, self.horizon))}), steps={list(self.steps)}, "
             f"t_list={list(self.t_list)}, {self.sample_type}{group}, {type(self.network).__name__} "
             f"of {count:,} numbers, {str(self.dtype).removeprefix('torch.')} on {self.device})"
         )
-
-
-def _map_tensors(function: Callable[[Tensor], Tensor], cond: Any) -> Any:
-    """`cond` with `function` applied to each Tensor in it: a Tensor, a tuple, list or mapping of them, or None."""
-    if cond is None:
-        return None
-    if isinstance(cond, Tensor):
-        return function(cond)
-    if isinstance(cond, Mapping):
-        return {key: _map_tensors(function, value) for key, value in cond.items()}
-    if isinstance(cond, tuple | list):
-        return tuple(_map_tensors(function, value) for value in cond)
-    raise TypeError(f"expected cond as a Tensor, a tuple or mapping of Tensors, or None, got {_kind(cond)}")
-
-
-def _leaves(cond: Any) -> list[Tensor]:
-    """The Tensors in `cond`, each with at least the axis B."""
-    found: list[Tensor] = []
-
-    def note(value: Tensor) -> Tensor:
-        if value.ndim == 0:
-            raise ValueError("expected tensors with B rows in cond, got a scalar Tensor")
-        found.append(value)
-        return value
-
-    _map_tensors(note, cond)
-    return found
 
 
 def _kind(value: Any) -> str:

@@ -38,6 +38,8 @@ SCORES = {
     "min_fde": ("minFDE, best of 6 samples", "lower is better", "log"),
     "energy_distance": ("energy distance to the data", "0 = same law, lower is better", "linear"),
     "energy_score": ("energy score", "lower is better", "log"),
+    "mean_error": ("error of the mean / spread of the data", "lower is better", "log"),
+    "std_ratio": ("spread / that of the data", "1 = the data's", "linear"),
 }
 # Columns of a log row that are neither losses nor scores.
 _BOOKKEEPING = {"iteration", "step", "stage", "seconds", "lr"}
@@ -170,6 +172,7 @@ def report_page(results: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """report.md: the table, what its columns mean, the pictures."""
     captions = {
         "trajectories.png": "Samples of teacher and student for the same conditions, from the same noise.",
+        "samples.png": "Samples of the data, and of teacher and student from the same noise.",
         "score_vs_nfe.png": "Quality against cost: each dot is a sampler, its cost the number of network calls (NFE).",
         "training.png": "Losses of each stage, and the score on a small validation set during training.",
     }

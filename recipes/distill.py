@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastgen.cli import dump_yaml, parse_command_line, user_errors
+from fastgen.cli import parse_command_line, user_errors
 from fastgen.config import DistillConfig
 from fastgen.distillation import distill
 from fastgen.planning import plan_distillation
@@ -22,7 +22,7 @@ def main() -> None:
     with user_errors(resumable=True):
         command = parse_command_line(DistillConfig, default=DEFAULT, doc=__doc__)
         if command.dry_run:
-            print(dump_yaml(command.config) + plan_distillation(command.config))
+            print(plan_distillation(command.config))
         else:
             distill(command.config)
 

@@ -3,7 +3,8 @@
     python recipes/sample.py runs/ring/student z=conditions.safetensors [key=value ...]
 
 Keys: num_samples=16, steps (network calls; the student's most), seed=0, out=samples.safetensors. `z` is a .safetensors
-or .npz file with `Z` (B, T_z, d_z) in original units; the output holds `X` (B, num_samples, T_x, d_x) and `Z`.
+or .npz file with `Z` in original units, (B, T_z, d_z) for trajectories; the output holds `X`, `num_samples` for each of
+the B conditions, and `Z`. A student that is sampled without a condition takes no `z`; then `X` are `num_samples` of it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastgen import load_student
+from fastgen._tensor import cond_text
 from fastgen.checkpoint import save_tensors
 from fastgen.cli import user_errors
 from fastgen.data.trajectories import load_conditions
+from fastgen.student import Student
 
 DEFAULTS = {"z": None, "num_samples": 16, "steps": None, "seed": 0, "out": "samples.safetensors"}
 
@@ -33,15 +37,29 @@ def main() -> None:
             if not given[key].isdecimal():
                 raise ValueError(f"expected {key} as a whole number, got {given[key]!r}")
         options = {**DEFAULTS, **{k: v if k in ("z", "out") else int(v) for k, v in given.items()}}
-        if options["z"] is None:
-            raise ValueError("expected z=FILE with the conditions Z (B, T_z, d_z), got none")
         student = load_student(Path(sys.argv[1]))
-        z = load_conditions(options["z"])
+        z = conditions(student, options["z"])
         generator = torch.Generator().manual_seed(options["seed"])
         x = student.sample(z, num_samples=options["num_samples"], steps=options["steps"], generator=generator)
-        save_tensors(Path(options["out"]), {"X": x, "Z": z})
+        x = x[0] if z is None else x
+        save_tensors(Path(options["out"]), {"X": x} | ({} if z is None else {"Z": z}))
         calls = options["steps"] or max(student.steps)
-        print(f"{options['out']}: X {tuple(x.shape)} for Z {tuple(z.shape)}, {calls} network calls")
+        print(f"{options['out']}: X {tuple(x.shape)} for Z {cond_text(z)}, {calls} network calls")
+
+
+def conditions(student: Student, path: str | None) -> Tensor | None:
+    """Z of the file at `path`; None for a student without a condition. ValueError where only one of them has any."""
+    condition = (student.config.get("description") or {}).get("condition")
+    if path is None:
+        if student.cond_horizon is None and condition in (None, "none"):
+            return None
+        wanted = condition or "(B, T_z, d_z)"
+        raise ValueError(f"expected z=FILE with the conditions Z {wanted}, got none")
+    if condition == "none":
+        raise ValueError(f"expected no z for a student without a condition, got {path}")
+    z = load_conditions(path)
+    # The conditions of trajectories are real numbers, however a file holds them.
+    return z if student.cond_horizon is None else z.float()
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ def test_default_method():
 
 
 @pytest.mark.parametrize("pred_type", ["flow", "x0", "eps"])
-def test_the_fake_scores_loss_lives_in_the_space_of_the_networks_unless_told(pred_type):
-    assert DMDConfig(pred_type=pred_type).fake_score_pred_type == pred_type
+def test_the_space_of_the_fake_scores_loss_is_left_to_the_networks_unless_told(pred_type):
+    assert DMDConfig(pred_type=pred_type).fake_score_pred_type is None
     assert DMDConfig(pred_type=pred_type, fake_score_pred_type="x0").fake_score_pred_type == "x0"
 
 

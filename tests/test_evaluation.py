@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from toy import ToyTask, ToyTeacher
 
 from fastgen import evaluation
-from fastgen.data import TrajectoryData
+from fastgen.data import SampleData, TrajectoryData
 from fastgen.evaluation import (
+    chunk_rows,
     evaluate_student,
     evaluate_teacher,
     latency_ms,
@@ -229,3 +230,41 @@ def test_every_part_of_a_network_gets_its_own_mode_back_also_after_an_error(samp
         else:
             sampler(network, set_)(set_.Z, normal(11, 4, 2))
         assert network.training and not network.kept.training
+
+
+# ---- Samples of any shape -----------------------------------------------------------------------------------------
+
+
+class Labelled(nn.Module):
+    """v = a x_t + (number of the label), on samples of any shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.seen = nn.Parameter(torch.tensor(0.5)), []
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        self.seen.append((tuple(x.shape), cond))
+        shift = 0 if cond is None else cond.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return self.a * x + shift
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 2), (3, 4, 4), (2, 2, 2, 2)])
+@pytest.mark.parametrize("labels", [None, torch.arange(9) % 4])
+def test_samples_of_any_shape_are_those_computed_by_hand(shape, labels):
+    network, set_, noise = Labelled().double(), SampleData(normal(9, *shape), labels), normal(9, *shape, seed=2)
+    shift = torch.zeros(9).double() if labels is None else labels.double()
+    shift = shift.reshape(-1, *[1] * len(shape))
+    x = student_sampler(network, set_, [0.9, 0.0])(set_.Z, noise)
+    assert torch.allclose(x.double(), 0.9 * noise - 0.9 * (0.45 * noise + shift), atol=1e-6)
+    x = teacher_sampler(network, set_, 1)(set_.Z, noise)
+    assert torch.allclose(x.double(), noise - (0.5 * noise + shift), atol=1e-6)
+    assert network.seen[0][1] is None if labels is None else network.seen[0][1].dtype == torch.int64
+    assert latency_ms(student_sampler(network, set_, [0.9, 0.0]), set_, 20, repeats=1) > 0
+    assert network.seen[-1][0] == (20, *shape)
+
+
+def test_large_samples_go_through_a_network_a_few_at_a_time():
+    small, large = SampleData(normal(9, 3)), SampleData(torch.zeros(1, 1).expand(9, 2**21))
+    assert chunk_rows(small, 4096) == 4096 and chunk_rows(large, 4096) == 2
+    assert chunk_rows(SampleData(torch.zeros(1, 1).expand(2, 2**23)), 4096) == 1
+    assert chunk_rows(data(), 4096) == 4096

@@ -221,6 +221,64 @@ print(json.dumps({"x": x.tolist(), "loaded": sorted(blocked & {name.split(".")[0
     assert torch.equal(torch.tensor(answer["x"]), x)
 
 
+class OwnShape(nn.Module):
+    """A network on samples of any shape, with labels or nothing as its condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, 0.1]))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        return self.weight[0] * x + (0 if cond is None else self.weight[1] * cond.view(-1, *[1] * (x.ndim - 1)))
+
+
+PLAIN = {"pack": 1, "x_normalizer": None, "z_normalizer": None}
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 4), (2, 3, 4, 5), (6, 2)])
+@pytest.mark.parametrize("cond", [None, torch.tensor([2, 0, 1])])
+def test_a_student_of_any_shape_comes_back(tmp_path, shape, cond):
+    description = {"condition": "none" if cond is None else "integers (B,)"}
+    path = export_(tmp_path / "s", OwnShape(), horizon=shape, description=description, **PLAIN)
+    student = load_student(path, network=OwnShape())
+    noise = torch.randn(3, *shape, generator=seeded())
+    x = student.sample(cond, noise=noise, steps=1)
+    assert torch.equal(x, sample_student(OwnShape(), noise, [T_LIST[0], 0.0], cond, sample_type="sde"))
+    assert json.loads((path / "config.json").read_text())["horizon"] == list(shape)
+    card, text = (path / "README.md").read_text(), ", ".join(map(str, shape))
+    wanted = "no condition" if cond is None else "z integers (B,)"
+    assert f"| input -> output | {wanted} -> x (B, {text}), original units |" in card
+    assert f"Samples of shape ({text}) in 4 network calls" in card and "waypoints" not in card
+    if cond is None:
+        code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(path))
+        scope: dict = {"OwnShape": OwnShape}
+        exec(compile(code.replace("OwnShape(...)", "OwnShape()"), "card", "exec"), scope)
+        assert scope["x"].shape == (1, *shape)
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("horizon, the shape of a sample, as whole numbers >= 1, got horizon=None", {}),
+        ("as whole numbers >= 1, got horizon=", {"horizon": ()}),
+        ("as whole numbers >= 1, got horizon=", {"horizon": (3, 0, 2)}),
+        ("as whole numbers >= 1, got horizon=", {"horizon": (3.0,)}),
+        (r"horizon \[T_x, d_x\], got horizon=", {"horizon": (4, 2, 2), "pack": 2}),
+        (r"horizon \[T_x, d_x\], got horizon=", {"horizon": (2,), "x_normalizer": X_NORMALIZER}),
+        ("T_x a multiple of pack = 4", {"horizon": (6, 2), "pack": 4}),
+    ],
+)
+def test_shapes_that_cannot_be_sampled_are_not_exported(tmp_path, message, changes):
+    with pytest.raises(ValueError, match=message):
+        export_(tmp_path / "s", OwnShape(), **{**PLAIN, **changes})
+    assert not os.listdir(tmp_path)
+
+
+def test_the_built_in_networks_sample_trajectories_only(tmp_path):
+    with pytest.raises(ValueError, match=r"horizon \[T_x, d_x\], got horizon="):
+        export_(tmp_path / "s", dense(), horizon=(3, 4, 1), **PLAIN)
+
+
 # ---- What is refused ----------------------------------------------------------------------------------------------
 
 

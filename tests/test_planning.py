@@ -7,11 +7,10 @@ import json
 import pytest
 import torch
 from torch import nn
-from toy import ToyTask, ToyTeacher, toy_config
+from toy import LabelTeacher, PointTeacher, ToyTask, ToyTeacher, toy_config
 
 from fastgen.config import DistillConfig, TrainTeacherConfig
-from fastgen.export import save_network
-from fastgen.planning import check_fit, check_plan, load_teacher, plan_teacher, stored_scores
+from fastgen.planning import check_fit, check_plan, plan_teacher, stored_scores
 from fastgen.pretraining import build_network
 
 X0, COND = ToyTask().train.network_inputs()
@@ -119,22 +118,6 @@ def test_scores_beside_the_weights_answer_for_the_same_data_and_rows_only(tmp_pa
             stored_scores(with_teacher(tmp_path))
 
 
-def test_a_teacher_that_predicts_something_else_is_refused(tmp_path):
-    cfg = TrainTeacherConfig.model_validate(
-        {"data": {"size": 8}, "model": {"embedding_dim": 16, "num_layers": 1, "num_attention_heads": 2}}
-    )
-    from fastgen.data import build_data
-
-    network = build_network(cfg, build_data(cfg.data))
-    save_network(tmp_path / "t", network, description={"prediction": "flow"})
-    folder = {"folder": str(tmp_path / "t")}
-    assert isinstance(load_teacher(config(teacher=folder)), type(network))
-    with pytest.raises(ValueError, match="expected dmd.pred_type=flow, what the teacher predicts, got x0"):
-        load_teacher(config(teacher=folder, dmd={"pred_type": "x0"}))
-    with pytest.raises(ValueError, match="expected teacher.folder"):
-        load_teacher(config())
-
-
 @pytest.mark.parametrize("pack", [1, 4])
 def test_a_symmetry_given_as_matrices_acts_on_every_waypoint_of_a_token(tmp_path, pack):
     import numpy as np
@@ -155,3 +138,38 @@ def test_a_symmetry_given_as_matrices_acts_on_every_waypoint_of_a_token(tmp_path
     expected = torch.block_diag(*[torch.from_numpy(mirror[0])] * pack)
     torch.testing.assert_close(torch.from_numpy(network.in_rep(element)), expected, rtol=0, atol=1e-12)
     assert "network" in plan_teacher(cfg)
+
+
+# ---- Samples of any shape -----------------------------------------------------------------------------------------
+
+IMAGES, LABELS = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+
+
+def test_teachers_of_any_shape_and_condition_are_called_with_two_of_their_samples():
+    assert check_fit(LabelTeacher(), IMAGES, LABELS).shape == (2, 4, 5, 5)
+    assert check_fit(LabelTeacher().double(), IMAGES, LABELS).dtype == torch.float64
+    assert check_fit(PointTeacher(7), torch.ones(6, 7), None).shape == (2, 7)
+    check_plan(config(), LabelTeacher(), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("network", "x0", "cond", "words"),
+    [
+        (LabelTeacher(), IMAGES[:, :3], LABELS, r"x_t \(2, 3, 5, 5\), t \(2,\), cond integers \(2,\), got: "),
+        (LabelTeacher(), IMAGES, None, "cond None, got: "),
+        (LabelTeacher(labels=2), IMAGES, LABELS + 2, "got: index out of range"),
+        (LabelTeacher(), IMAGES, {"label": LABELS}, r"cond {label: integers \(2,\)}, got: "),
+    ],
+)
+def test_conditions_that_a_teacher_does_not_take_are_refused(network, x0, cond, words):
+    with pytest.raises(ValueError, match=words):
+        check_fit(network, x0, cond)
+
+
+def test_the_networks_of_this_package_are_trained_on_trajectories(tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "images.npz", X=np.zeros((40, 3, 4, 4)), Z=np.arange(40))
+    cfg = TrainTeacherConfig.model_validate({"data": {"name": "file", "path": str(tmp_path / "images.npz")}})
+    with pytest.raises(ValueError, match=r"expected trajectories .* got X \(28, 3, 4, 4\) and Z integers \(28,\)"):
+        plan_teacher(cfg)

@@ -349,6 +349,40 @@ def test_what_cannot_be_sampled_is_one_line(home, call, tmp_path, arguments, sai
     assert content(tmp_path) == before
 
 
+class Plain:
+    """Stands for a student with a network of one's own, which `load_student` can't build from a folder alone."""
+
+    cond_horizon, steps = None, (1,)
+
+    def __init__(self, condition: str) -> None:
+        self.config = {"description": {"condition": condition}}
+
+    def sample(self, cond, *, num_samples, steps, generator):
+        rows = 1 if cond is None else len(cond)
+        x = torch.randn(rows, num_samples, 3, 4, 4, generator=generator)
+        return x if cond is None else x + cond.view(-1, 1, 1, 1, 1)
+
+
+def test_samples_without_a_condition_and_of_any_shape(call, monkeypatch, tmp_path):
+    monkeypatch.setattr("fastgen.load_student", lambda folder: Plain(condition))
+    condition = "none"
+    code, out, err = call("sample.py", "student", "num_samples=5")
+    assert (code, err) == (0, "") and "X (5, 3, 4, 4) for Z None, 1 network calls" in out
+    ((name, x),) = load_file(tmp_path / "samples.safetensors").items()
+    assert name == "X" and x.shape == (5, 3, 4, 4)
+    save_file({"Z": torch.tensor([10, 20])}, tmp_path / "z.safetensors")
+    code, _, err = call("sample.py", "student", "z=z.safetensors")
+    assert code == 2 and "expected no z for a student without a condition" in the_error(err)
+    condition = "integers (B,)"
+    code, out, err = call("sample.py", "student", "z=z.safetensors", "num_samples=5")
+    assert (code, err) == (0, "") and "X (2, 5, 3, 4, 4) for Z integers (2,)" in out
+    file = load_file(tmp_path / "samples.safetensors")
+    assert file["Z"].tolist() == [10, 20] and file["Z"].dtype == torch.int64
+    assert file["X"].flatten(1).mean(1).round(decimals=-1).tolist() == [10, 20]
+    code, _, err = call("sample.py", "student")
+    assert code == 2 and "expected z=FILE with the conditions Z integers (B,), got none" in the_error(err)
+
+
 def test_data_named_on_the_command_line_are_found_again_from_anywhere(home, call, tmp_path, monkeypatch):
     shutil.copy(home / "walks.npz", tmp_path / "mine.npz")
     few = ("model.equivariant=false", "train.steps=2", "calls=[1]", "ab2_calls=[]")
@@ -502,7 +536,7 @@ DAMAGED = [
     ("nan", "NaN or infinity in 1 rows: 7"),
     ("empty", r"at least one number, got an empty \(0, 4, 2\)"),
     ("rows", "as many rows in Z as in X, got 5 and 120"),
-    ("axes", r"X of shape \(N, T_x, d_x\), got \(120, 2\)"),
+    ("axes", r"no data.pack but for trajectories, X \(N, T_x, d_x\) .* got 2 for X \(120, 2\) and Z \(120, 2, 2\)"),
     ("channels", "out_rep of dimension 4, the channels of X, got 2"),
     ("few", "at least 3 episodes"),
     ("none", "expected a data file at .*none.npz"),
@@ -610,7 +644,8 @@ def test_a_dry_run_prints_config_and_sizes_and_writes_nothing(home, call, tmp_pa
     teacher, _ = load_network(home / "runs" / "walks-teacher" / "teacher")
     row = next(line.split() for line in plan.splitlines() if line.startswith(network))
     assert int(row[1].replace(",", "")) == sum(p.numel() for p in teacher.parameters())
-    assert "memory, MB" in plan and plan.splitlines()[-1].startswith("total")
+    assert "memory, MB" in plan and any(line.startswith("total") for line in plan.splitlines())
+    assert ("denoising error of the teacher" in plan) == (network == "teacher")
     assert os.listdir(tmp_path) == ["resolved.yaml"] and content(home) == before
 
 

@@ -307,6 +307,48 @@ def test_an_update_is_a_pure_function_of_its_step(make):
     assert all(torch.equal(a, b) for a, b in zip(gradients(one), gradients(other), strict=True))
 
 
+LABELS = torch.arange(len(TASK.train)) % 3
+
+
+class Conditioned(nn.Module):
+    """v of vectors (B, 5), shifted by a label where there is one, with what it was given kept."""
+
+    def __init__(self, labelled: bool) -> None:
+        super().__init__()
+        self.linear, self.label, self.seen = nn.Linear(6, 5), nn.Embedding(3, 5) if labelled else None, []
+
+    def forward(self, x: Tensor, t: Tensor, cond) -> Tensor:
+        self.seen.append(cond)
+        v = self.linear(torch.cat([x, t[:, None].to(x.dtype)], 1))
+        return v if self.label is None else v + self.label(cond["label"] if isinstance(cond, dict) else cond)
+
+
+@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("cond", [None, LABELS, {"label": LABELS, "row": torch.arange(len(LABELS))}])
+def test_stages_take_any_condition_and_keep_it_beside_its_sample(kind, cond):
+    x0 = torch.arange(float(len(LABELS)))[:, None].expand(-1, 5)
+    network, teacher = (Conditioned(cond is not None) for _ in range(2))
+    if kind == "flow matching":
+        cfg = TeacherTrainConfig(steps=5, batch_size=BATCH)
+        stage: Stage = FlowMatching(Recorder(network), x0, cond, cfg, draws())
+    elif kind == "KD":
+        states = torch.stack([x0 for _ in DMD.t_list], 1)
+        stage = KnowledgeDistillation(Recorder(network), states, cond, DMD, 5, 0.02, draws())
+    else:
+        dmd = DMD.model_copy(update={"fake_score_warmup_steps": 0})
+        fake_score = create_fake_score(teacher, num_rungs=3)
+        pipeline = DMDPipeline(network, teacher, fake_score, dmd)
+        stage = DistributionMatching(Recorder(network), Recorder(fake_score), pipeline, x0, cond, dmd, 5, draws())
+    stage.update(0)
+    rows, given = draws().rows(0, len(LABELS)), network.seen[0]
+    if cond is None:
+        assert given is None
+    elif isinstance(cond, dict):
+        assert torch.equal(given["row"], rows) and torch.equal(given["label"], LABELS[rows])
+    else:
+        assert torch.equal(given, LABELS[rows]) and given.dtype == torch.int64
+
+
 @stages
 def test_what_an_update_returns_can_be_logged(make):
     stage, _ = make()

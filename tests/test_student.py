@@ -161,6 +161,31 @@ def test_networks_of_ones_own_take_any_condition():
         model.sample("north")
 
 
+@pytest.mark.parametrize("shape", [(5,), (4, 3), (3, 4, 4), (2, 3, 4, 5)])
+def test_samples_have_any_shape(shape):
+    model = student(Probe(lambda x, t, cond: 0.3 * x), horizon=shape, cond_horizon=None, sample_type="ode")
+    noise = torch.randn(6, *shape, dtype=torch.float64)
+    x = model.sample(None, noise=noise)
+    assert x.shape == noise.shape and model.sample(None).shape == (1, *shape)
+    assert model.sample(None, num_samples=4, generator=seeded()).shape == (1, 4, *shape)
+    label = torch.arange(6)
+    assert torch.equal(model.sample(label, noise=noise), x)
+    many = model.sample(label.view(3, 2)[:, 0], num_samples=2, noise=noise.view(3, 2, *shape))
+    assert torch.equal(many, x.view(3, 2, *shape))
+    assert f"Student(cond -> X (B, {', '.join(map(str, shape))})" in repr(model)
+    with pytest.raises(ValueError, match="expected noise of shape"):
+        model.sample(label, noise=noise[:5])
+
+
+def test_labels_stay_integers_and_are_repeated_with_their_samples():
+    seen = []
+    network = Probe(lambda x, t, cond: seen.append(cond) or 0 * x + cond[:, None, None, None])
+    model = student(network, horizon=(3, 2, 2), cond_horizon=None, pred_type="x0")
+    x = model.sample(torch.tensor([7, 2]), num_samples=3, steps=1)
+    assert seen[0].dtype == torch.int64 and seen[0].tolist() == [7, 7, 7, 2, 2, 2]
+    assert torch.equal(x[:, :, 0, 0, 0], torch.tensor([[7.0] * 3, [2.0] * 3]).double())
+
+
 Z = torch.zeros(8, 2, 2)
 
 

@@ -8,6 +8,8 @@ from torch import nn
 from fastgen._tensor import (
     check_shape,
     check_time,
+    cond_text,
+    cond_to,
     draw_normal,
     draw_uniform,
     evaluating,
@@ -15,6 +17,9 @@ from fastgen._tensor import (
     frozen,
     generator_for,
     in_float64,
+    map_tensors,
+    take_rows,
+    tensors_in,
     unwrap,
 )
 
@@ -152,3 +157,41 @@ def test_unwrap_finds_the_bare_network():
     compiled = nn.Module()
     compiled._orig_mod = net  # the attribute torch.compile keeps the network in
     assert unwrap(compiled) is net
+
+
+# ---- Conditions ---------------------------------------------------------------------------------------------------
+
+A, B = torch.arange(6.0).view(3, 2), torch.tensor([4, 5, 6])
+CONDITIONS = {
+    "tensor": (A, "(3, 2)"),
+    "labels": (B, "integers (3,)"),
+    "tuple": ((A, B), "((3, 2), integers (3,))"),
+    "mapping": ({"a": A, "b": (B, None)}, "{a: (3, 2), b: (integers (3,), None)}"),
+    "none": (None, "None"),
+}
+conditions = pytest.mark.parametrize(("cond", "text"), CONDITIONS.values(), ids=CONDITIONS.keys())
+
+
+@conditions
+def test_rows_of_a_condition_are_rows_of_each_tensor_in_it(cond, text):
+    for rows in (torch.tensor([2, 0]), slice(1, 3)):
+        taken = take_rows(cond, rows)
+        assert all(torch.equal(x, y[rows]) for x, y in zip(tensors_in(taken), tensors_in(cond), strict=True))
+        assert cond_text(taken, "B") == text.replace("(3", "(B") and cond_text(cond) == text
+
+
+@conditions
+@pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16])
+def test_labels_keep_their_dtype(cond, text, dtype):
+    for x, y in zip(tensors_in(cond_to(cond, torch.device("cpu"), dtype)), tensors_in(cond), strict=True):
+        assert x.dtype == (dtype if dtype is not None and y.is_floating_point() else y.dtype)
+        assert torch.equal(x, y.to(x))
+
+
+def test_what_is_no_condition_is_refused():
+    assert map_tensors(lambda x: x + 1, [B])[0].tolist() == [5, 6, 7]
+    for wrong in ("north", 3, [3], {"a": 1.0}):
+        with pytest.raises(TypeError, match="expected cond as a Tensor, a tuple or mapping of Tensors, or None, got"):
+            map_tensors(lambda x: x, wrong)
+    with pytest.raises(ValueError, match="a scalar Tensor"):
+        tensors_in((A, torch.tensor(1)))

@@ -66,3 +66,33 @@ def toy_config(run_dir, **train) -> DistillConfig:
             "train": {**loop, "evaluate_every": 4, "log_every": 2, "threads": 1, **train},
         }
     )
+
+
+class PointTeacher(nn.Module):
+    """v(x_t, t) of a small MLP on vectors (B, d); there is nothing to condition on."""
+
+    def __init__(self, dim: int = 2, width: int = 16) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(dim + 1, width), nn.SiLU(), nn.Linear(width, dim))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: None) -> Tensor:
+        assert cond is None
+        return self.net(torch.cat([x_t, t.to(x_t.dtype)[:, None]], 1))
+
+
+class LabelTeacher(nn.Module):
+    """v(x_t, t, label) of a small convolutional network on images (B, C, H, W); labels are integers (B,)."""
+
+    def __init__(self, channels: int = 4, labels: int = 3, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(channels + 1, width, 3, padding=1)
+        self.label = nn.Embedding(labels, width)
+        self.last = nn.Conv2d(width, channels, 3, padding=1)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        assert cond.dtype == torch.int64
+        times = t.to(x_t.dtype)[:, None, None, None].expand_as(x_t[:, :1])
+        h = self.first(torch.cat([x_t, times], 1)) + self.label(cond)[:, :, None, None]
+        return self.last(torch.nn.functional.silu(h))

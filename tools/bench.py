@@ -1,9 +1,11 @@
 """Benchmarks: runs that take minutes and end in a table and a JSON file.
 
     python tools/bench.py ring [--seeds 0 1 2] [--steps 1 2 4] [--out runs/bench-ring] [key.sub=value ...]
+    python tools/bench.py teachers [--seeds 0 1 2] [--out runs/bench-teachers]
 
 `ring` distils the shipped teacher with each seed and number of student steps by the default recipe, and sets the
-medians over the seeds against the bars.
+medians over the seeds against the bars. `teachers` distils networks that were trained on other paths, predictions and
+clocks, and sets their students beside those of a native one.
 """
 
 from __future__ import annotations
@@ -22,12 +24,18 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=["ring"])
+    parser.add_argument("benchmark", choices=["ring", "teachers"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--out", type=Path, default=Path("runs/bench-ring"))
+    parser.add_argument("--out", type=Path, default=None, help="default: runs/bench-<benchmark>")
     parser.add_argument("overrides", nargs="*", help="key.sub=value, for every run")
     args = parser.parse_intermixed_args()
+    args.out = args.out or Path("runs") / f"bench-{args.benchmark}"
+    if args.benchmark == "teachers":
+        from bench_teachers import run_teachers
+
+        run_teachers(args.seeds, args.out)
+        return
     runs = {
         (k, s): distil(args.out / f"steps{k}-seed{s}", k, s, args.overrides) for k in args.steps for s in args.seeds
     }

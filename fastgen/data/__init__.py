@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from .samples import SampleData, SampleTask
 from .trajectories import TrajectoryData, load_trajectories
 
 if TYPE_CHECKING:
     from ..config import DataConfig
 
-__all__ = ["Task", "TrajectoryData", "build_data", "build_task", "load_trajectories"]
+__all__ = [
+    "Data",
+    "SampleData",
+    "SampleTask",
+    "Task",
+    "TrajectoryData",
+    "build_data",
+    "build_task",
+    "load_trajectories",
+]
+
+Data = TrajectoryData | SampleData
 
 # The options each task has besides pack, symmetry and seed.
 TASKS = {"ring": ("size",), "flights": ("path",), "file": ("path", "obs_horizon", "horizon", "stride", "normalize")}
@@ -32,13 +44,14 @@ class Task(Protocol):
     primary: str
 
     @property
-    def train(self) -> TrajectoryData:
+    def train(self) -> Data:
         """The training set."""
         ...
 
-    def evaluate(self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False) -> dict[str, float]:
-        """Scores of `sample(Z (B, T_z, d_z), noise (B, T_x, d_x)) -> X (B, T_x, d_x)`, in original units.
+    def evaluate(self, sample: Callable[[Any, Tensor], Tensor], *, quick: bool = False) -> dict[str, float]:
+        """Scores of `sample(Z, noise (B, *shape)) -> X (B, *shape)`, in original units.
 
+        Z is what the training set has, of B rows: (B, T_z, d_z) for trajectories, None where there is no condition.
         `noise` is standard normal, drawn from the task's own fixed seed: every sampler sees the same draw. `quick`
         scores a small validation set, disjoint from the one the full scores are taken on.
         """
@@ -49,11 +62,15 @@ class Task(Protocol):
         ...
 
     def scene(self) -> dict:
-        """`{"obstacles": [[(x, y), ...], ...], "limits": (xmin, xmax, ymin, ymax) or None, "equal": bool}`."""
+        """`{"obstacles": [[(x, y), ...], ...], "limits": (xmin, xmax, ymin, ymax) or None, "equal": bool}`.
+
+        Where X aren't trajectories also `kind`: "points" (2,), "images" (C, H, W) or "values"; `samples`, how many of
+        each example to draw, is 16 unless it is given.
+        """
         ...
 
-    def examples(self, n: int = 6) -> tuple[Tensor, Tensor]:
-        """Conditions Z (n, T_z, d_z) for a picture, with one true X (n, T_x, d_x) of each."""
+    def examples(self, n: int = 6) -> tuple[Any, Tensor]:
+        """Conditions Z of n rows (or None) for a picture, with one true X (n, *shape) of each."""
         ...
 
 
@@ -90,8 +107,8 @@ def build_task(cfg: Any) -> Task:
         from .flights import FlightsTask
 
         return FlightsTask(**given)
-    from .held_out import FileTask
+    from .samples import file_task
 
     if "path" not in given:
         raise ValueError("expected data.path, an .npz or .safetensors file, for the task file, got none")
-    return FileTask(**given)
+    return file_task(**given)

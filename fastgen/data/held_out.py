@@ -1,10 +1,9 @@
-"""Tasks on recorded trajectories: a split by episode, and scores of fans of samples against what happened."""
+"""A task on recorded trajectories: a split by episode, and scores of fans of samples against what happened."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,9 +11,9 @@ from torch import Tensor
 from .._tensor import generator_for
 from ..metrics import energy_distance, energy_score, min_ade, min_fde
 from ..normalizer import Normalizer
-from .trajectories import EVALUATION_SEED, TrajectoryData, check_pack, check_trajectories, fit_normalizers, load_grouped
+from .trajectories import EVALUATION_SEED, TrajectoryData, check_pack, check_trajectories, fit_normalizers
 
-__all__ = ["FileTask", "HeldOutTask", "split_episodes"]
+__all__ = ["HeldOutTask", "checked", "split_episodes", "split_rows"]
 
 
 class HeldOutTask:
@@ -53,16 +52,7 @@ class HeldOutTask:
         self._normalize = normalize
         self.name, self.primary, self.pack, self.symmetry = name, primary, pack, symmetry
         self._X, self._Z = X, Z
-        self.rows = split_episodes(episodes, seed)
-        for part, limit in self.LIMITS.items():
-            rows = self.rows[part]
-            if len(rows) < 2:
-                raise ValueError(
-                    f"expected at least 2 {part} windows, got {len(rows)} of {len(X)} in all; give more data"
-                )
-            if len(rows) > limit:
-                chosen = torch.randperm(len(rows), generator=generator_for(seed, "limit", part))[:limit]
-                self.rows[part] = rows[chosen.sort().values]
+        self.rows = split_rows(episodes, seed, self.LIMITS)
 
     def split(self, part: str) -> tuple[Tensor, Tensor]:
         """X, Z of "train", "validation" or "test" windows."""
@@ -97,12 +87,7 @@ class HeldOutTask:
         X, Z = self.split(part)
         k, n = self.SAMPLES, len(X)
         noise = torch.randn(n * k, *X.shape[1:], generator=generator_for(EVALUATION_SEED, self.name, part))
-        drawn = sample(Z.repeat_interleave(k, 0), noise)
-        if drawn.shape != noise.shape:
-            raise ValueError(f"expected sample(Z, noise) to return {tuple(noise.shape)}, got {tuple(drawn.shape)}")
-        if not bool(torch.isfinite(drawn).all()):
-            raise ValueError("expected finite samples, got NaN or infinity; the network or its training has diverged")
-        fan = drawn.detach().cpu().float().view(n, k, *X.shape[1:])
+        fan = checked(sample(Z.repeat_interleave(k, 0), noise), noise).view(n, k, *X.shape[1:])
         condition = self.train.z_normalizer.normalize(Z).flatten(1)
         data = torch.cat([self.train.x_normalizer.normalize(X).flatten(1), condition], 1)
         ours = self.train.x_normalizer.normalize(fan).flatten(2)
@@ -130,24 +115,26 @@ class HeldOutTask:
         return Z[pick], X[pick]
 
 
-class FileTask(HeldOutTask):
-    """A user's own `.npz` or `.safetensors` file as a task; arguments as in `load_trajectories` and `HeldOutTask`."""
+def checked(drawn: Tensor, noise: Tensor) -> Tensor:
+    """What a sampler answered to `noise`, on the CPU and in float32; ValueError for another shape, NaN or infinity."""
+    if drawn.shape != noise.shape:
+        raise ValueError(f"expected sample(Z, noise) to return {tuple(noise.shape)}, got {tuple(drawn.shape)}")
+    if not bool(torch.isfinite(drawn).all()):
+        raise ValueError("expected finite samples, got NaN or infinity; the network or its training has diverged")
+    return drawn.detach().cpu().float()
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        pack: int = 1,
-        seed: int = 0,
-        symmetry: dict | None = None,
-        obs_horizon: int | None = None,
-        horizon: int | None = None,
-        stride: int = 1,
-        normalize: bool = True,
-    ) -> None:
-        X, Z, episodes = load_grouped(path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
-        options = {"pack": pack, "seed": seed, "symmetry": symmetry, "normalize": normalize}
-        super().__init__("file", X, Z, episodes, primary="energy_score", **options)
+
+def split_rows(episodes: Tensor, seed: int, limits: dict[str, int]) -> dict[str, Tensor]:
+    """`split_episodes` with at most `limits` rows in the parts it names; ValueError where there are fewer than 2."""
+    rows = split_episodes(episodes, seed)
+    for part, limit in limits.items():
+        found = len(rows[part])
+        if found < 2:
+            raise ValueError(f"expected at least 2 {part} rows, got {found} of {len(episodes)} in all; give more data")
+        if found > limit:
+            chosen = torch.randperm(found, generator=generator_for(seed, "limit", part))[:limit]
+            rows[part] = rows[part][chosen.sort().values]
+    return rows
 
 
 def split_episodes(episodes: Tensor, seed: int) -> dict[str, Tensor]:

@@ -63,10 +63,11 @@ def check_pack(pack: int, horizon: int) -> None:
 
 
 def _bad_rows(tensor: Tensor) -> list[int]:
-    return (~torch.isfinite(tensor.flatten(1)).all(1)).nonzero().flatten().tolist()
+    return (~torch.isfinite(tensor.reshape(len(tensor), -1)).all(1)).nonzero().flatten().tolist()
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
+def check_finite(name: str, tensor: Tensor) -> None:
+    """ValueError that names the rows of `tensor` (N, ...) with NaN or infinity."""
     rows = _bad_rows(tensor)
     if rows:
         some = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
@@ -90,8 +91,8 @@ def check_trajectories(X: Tensor, Z: Tensor) -> None:
             )
     if X.shape[0] != Z.shape[0]:
         raise ValueError(f"expected as many rows in Z as in X, got {Z.shape[0]} and {X.shape[0]}")
-    _check_finite("X", X)
-    _check_finite("Z", Z)
+    check_finite("X", X)
+    check_finite("Z", Z)
 
 
 def fit_normalizers(X: Tensor, Z: Tensor, symmetry: dict | None) -> tuple[Normalizer, Normalizer]:
@@ -149,7 +150,13 @@ def load_grouped(
     path: str | Path, *, obs_horizon: int | None = None, horizon: int | None = None, stride: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`load_trajectories` with a third tensor (N,), the episode of each window (the row itself for X and Z)."""
-    tensors = _read_tensors(Path(path))
+    return windows_of(read_tensors(path), path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
+
+
+def windows_of(
+    tensors: dict[str, Tensor], path: str | Path, *, obs_horizon: int | None, horizon: int | None, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """X, Z and episodes of the arrays of a file at `path`; as `load_grouped`."""
     episodes = {"actions", "observations", "episode_ends"}
     if {"X", "Z"} <= set(tensors):
         if obs_horizon is not None or horizon is not None or stride != 1:
@@ -157,32 +164,32 @@ def load_grouped(
                 f"expected no obs_horizon, horizon and stride for {path}, which holds windows X and Z already; leave "
                 "them out"
             )
-        X, Z = _floats("X", tensors["X"]), _floats("Z", tensors["Z"])
+        X, Z = floats("X", tensors["X"]), floats("Z", tensors["Z"])
         check_trajectories(X, Z)
         return X, Z, torch.arange(X.shape[0])
     if not episodes <= set(tensors):
         raise ValueError(
             f"expected X and Z, or actions, observations and episode_ends in {path}, got {sorted(tensors) or 'nothing'}"
         )
-    actions, observations = _floats("actions", tensors["actions"]), _floats("observations", tensors["observations"])
+    actions, observations = floats("actions", tensors["actions"]), floats("observations", tensors["observations"])
     return cut_windows(
         actions, observations, tensors["episode_ends"], obs_horizon=obs_horizon, horizon=horizon, stride=stride
     )
 
 
 def load_conditions(path: str | Path) -> Tensor:
-    """`Z` (B, T_z, d_z) of an `.npz` or `.safetensors` file, float32.
+    """`Z` (B, ...) of an `.npz` or `.safetensors` file, float32 or, where the file holds whole numbers, int64.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: no file, no `Z`, a wrong rank, numbers that aren't finite.
+        FileNotFoundError, TypeError, ValueError: no file, no `Z`, no rows, numbers that aren't finite.
     """
-    tensors = _read_tensors(Path(path))
+    tensors = read_tensors(path)
     if "Z" not in tensors:
         raise ValueError(f"expected Z in {path}, got {sorted(tensors) or 'nothing'}")
-    Z = _floats("Z", tensors["Z"])
-    if Z.ndim != 3 or Z.numel() == 0:
-        raise ValueError(f"expected Z of shape (B, T_z, d_z), got {tuple(Z.shape)}")
-    _check_finite("Z", Z)
+    Z = floats("Z", tensors["Z"], labels=True)
+    if Z.ndim == 0 or Z.numel() == 0:
+        raise ValueError(f"expected Z of shape (B, ...) with at least one row, got {tuple(Z.shape)}")
+    check_finite("Z", Z)
     return Z
 
 
@@ -203,7 +210,7 @@ def cut_windows(
     for name, tensor in (("actions", actions), ("observations", observations)):
         if tensor.ndim != 2 or tensor.numel() == 0:
             raise ValueError(f"expected {name} of shape (M, d) with M >= 1, got {tuple(tensor.shape)}")
-        _check_finite(name, tensor)
+        check_finite(name, tensor)
     rows = actions.shape[0]
     if observations.shape[0] != rows:
         raise ValueError(f"expected as many observations as actions, got {observations.shape[0]} and {rows}")
@@ -237,13 +244,19 @@ def _short(values: list) -> str:
     return str(values) if len(values) <= 6 else f"[{', '.join(map(str, values[:5]))}, ... {values[-1]}]"
 
 
-def _floats(name: str, tensor: Tensor) -> Tensor:
+def floats(name: str, tensor: Tensor, *, labels: bool = False) -> Tensor:
+    """The numbers of a file as float32, or, with `labels`, whole ones as int64.
+
+    Raises TypeError for yes-or-no values and complex numbers.
+    """
     if tensor.dtype == torch.bool or tensor.is_complex():
         raise TypeError(f"expected {name} to hold numbers, got {tensor.dtype}")
-    return tensor.float()
+    return tensor.long() if labels and not tensor.is_floating_point() else tensor.float()
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Every array of an `.npz` (without pickle) or `.safetensors` file; errors as `load_trajectories`."""
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"expected a data file at {path}, got nothing there; give the path of an .npz or .safetensors file"

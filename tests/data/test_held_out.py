@@ -127,7 +127,7 @@ def small_task(n: int, pack: int = 1) -> HeldOutTask:
     ("act", "words"),
     [
         (lambda: split_episodes(torch.tensor([0, 0, 1]), 0), "at least 3 episodes .* got 2"),
-        (lambda: small_task(3), "at least 2 test windows"),
+        (lambda: small_task(3), "at least 2 test rows"),
         (lambda: small_task(9, pack=3), "divides the 4 waypoints, got 3"),
     ],
 )

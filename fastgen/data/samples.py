@@ -1,0 +1,253 @@
+"""Plain samples: data of any shape, with any condition or none, as a network sees them; and the task of a user's file.
+
+    X (N, *shape)        with Z (N, ...), class labels (N,), several tensors of N rows, or nothing to condition on
+
+Nothing is normalised, packed or known of a symmetry: a teacher of such data speaks their units. Trajectories, X
+(N, T_x, d_x) with Z (N, T_z, d_z), are the business of `held_out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .._tensor import generator_for, map_tensors, take_rows, tensors_in
+from ..metrics import energy_distance, energy_score
+from .held_out import HeldOutTask, checked, split_rows
+from .trajectories import EVALUATION_SEED, check_finite, floats, read_tensors, windows_of
+
+__all__ = ["SampleData", "SampleTask", "check_samples", "file_task"]
+
+
+@dataclass(frozen=True)
+class SampleData:
+    """Samples X with their conditions Z, which networks see as they are.
+
+    Attributes:
+        X: (N, *shape) float32, `shape` with at least one axis.
+        Z: a Tensor (N, ...), a tuple or mapping of such, or None. Integers are labels and stay integers.
+
+    Raises:
+        ValueError, TypeError: anything above that doesn't hold; rows with NaN are named.
+    """
+
+    X: Tensor
+    Z: Any = None
+
+    # What trajectories have besides.
+    x_normalizer: ClassVar[None] = None
+    z_normalizer: ClassVar[None] = None
+    pack: ClassVar[int] = 1
+    symmetry: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        check_samples(self.X, self.Z)
+        if self.X.dtype != torch.float32:
+            raise TypeError(f"expected X in float32, got {self.X.dtype}")
+
+    def __len__(self) -> int:
+        return self.X.shape[0]
+
+    def network_inputs(self) -> tuple[Tensor, Any]:
+        """X and Z."""
+        return self.X, self.Z
+
+
+def check_samples(X: Tensor, Z: Any) -> None:
+    """Raise TypeError or ValueError unless X is (N, *shape) and every tensor of Z has N rows, with N >= 1, all
+    finite."""
+    if not isinstance(X, Tensor) or not X.is_floating_point():
+        raise TypeError(f"expected X to be a floating-point Tensor, got {getattr(X, 'dtype', type(X).__name__)}")
+    if X.ndim < 2 or X.numel() == 0:
+        raise ValueError(f"expected X of shape (N, *shape) with at least one number, got {tuple(X.shape)}")
+    check_finite("X", X)
+    for z in tensors_in(Z):
+        if len(z) != len(X):
+            raise ValueError(f"expected as many rows in Z as in X, got {len(z)} and {len(X)}")
+        check_finite("Z", z)
+
+
+class SampleTask:
+    """Samples of any shape, split by row into train, validation and test, and scored against the rows held out.
+
+    Args:
+        name: of the task; part of the seed of the evaluation noise.
+        X, Z: as in `SampleData`.      seed: of the split.
+
+    About a fifth of the rows is the test set and a tenth the validation set. Evaluation takes at most 1000 test and 256
+    validation rows, fewer where samples are large (a million numbers in all, though never fewer than 64 rows). The
+    score a model is chosen by is `energy_score` with a condition, `energy_distance` without.
+    """
+
+    SAMPLES = 6
+    LIMITS = {"test": 1000, "validation": 256}
+    NUMBERS, FEWEST = 2**20, 64
+
+    def __init__(self, name: str, X: Tensor, Z: Any = None, *, seed: int = 0) -> None:
+        check_samples(X, Z)
+        self.name, self.primary = name, "energy_distance" if Z is None else "energy_score"
+        self._X, self._Z = X, Z
+        most = max(self.FEWEST, self.NUMBERS // X[0].numel())
+        limits = {part: min(limit, most) for part, limit in self.LIMITS.items()}
+        self.rows = split_rows(torch.arange(len(X)), seed, limits)
+
+    def split(self, part: str) -> tuple[Tensor, Any]:
+        """X, Z of "train", "validation" or "test" rows."""
+        return self._X[self.rows[part]], take_rows(self._Z, self.rows[part])
+
+    @property
+    def train(self) -> SampleData:
+        """The training set, made on first use."""
+        return self._train
+
+    @cached_property
+    def _train(self) -> SampleData:
+        return SampleData(*self.split("train"))
+
+    def evaluate(self, sample: Callable[[Any, Tensor], Tensor], *, quick: bool = False) -> dict[str, float]:
+        """Scores of `sample(Z, noise (B, *shape)) -> X (B, *shape)` on the test rows; `quick`: on the validation rows.
+
+        The noise is the same for every sampler: six samples of each condition, or, without one, as many as rows.
+
+        Returns, with a condition:
+            energy_score: of the six against the row's own X (`metrics.energy_score`), mean over rows; in the unit of
+                the data, strictly proper.
+            energy_distance: between (X, Z) of the samples and of the data, without the pairs that share their row; mean
+                over the six. Floating conditions are part of it, labels are not.
+        Without one:
+            energy_distance: between samples and data.
+            mean_error: |mean of the samples - mean of the data| / s, with s the root of the data's total variance.
+            std_ratio: the same root for the samples / s; 1 for the data's law.
+
+        Energy distances are in units of the training set's standard deviation, one for X and one for each condition.
+        They are about 0 for the data's law and can be slightly negative.
+        """
+        part = "validation" if quick else "test"
+        X, Z = self.split(part)
+        k, n = 1 if Z is None else self.SAMPLES, len(X)
+        noise = torch.randn(n * k, *X.shape[1:], generator=generator_for(EVALUATION_SEED, self.name, part))
+        drawn = sample(map_tensors(lambda z: z.repeat_interleave(k, 0), Z), noise)
+        fan = checked(drawn, noise).reshape(n, k, -1)
+        return self._unconditional(fan[:, 0], X) if Z is None else self._conditional(fan, X, Z)
+
+    def floor(self) -> dict[str, float]:
+        """Without a condition the scores of as many training rows; with one {}: each row has one sample only."""
+        if self._Z is not None:
+            return {}
+        X = self._X[self.rows["train"]]
+        return self._unconditional(X[: len(self.rows["test"])].flatten(1), self.split("test")[0])
+
+    def scene(self) -> dict:
+        """How samples are drawn: `kind` "points", "images" or "values", `samples` of each example."""
+        each = 1 if self._Z is None or self._kind != "images" else 6
+        return {"obstacles": [], "limits": None, "equal": True, "kind": self._kind, "samples": each}
+
+    def examples(self, n: int | None = None) -> tuple[Any, Tensor]:
+        """Z, X of n test rows, evenly spread over the test set (fewer if it has fewer); None: as many as a picture
+        takes."""
+        X, Z = self.split("test")
+        if n is None:
+            n = 500 if self._kind != "images" else 36 if Z is None else 6
+        pick = torch.linspace(0, len(X) - 1, min(n, len(X))).round().long()
+        return take_rows(Z, pick), X[pick]
+
+    @property
+    def _kind(self) -> str:
+        shape = self._X.shape[1:]
+        if len(shape) == 3 and shape[0] in (1, 3, 4):
+            return "images"
+        return "points" if tuple(shape) == (2,) else "values"
+
+    @cached_property
+    def _unit(self) -> float:
+        return _spread(self.train.X)
+
+    def _conditional(self, fan: Tensor, X: Tensor, Z: Any) -> dict[str, float]:
+        condition = [
+            z.reshape(len(z), -1) / _spread(all_z)
+            for z, all_z in zip(tensors_in(Z), tensors_in(self.train.Z), strict=True)
+            if z.is_floating_point()
+        ]
+        data = torch.cat([X.flatten(1) / self._unit, *condition], 1)
+        joint = [torch.cat([fan[:, i] / self._unit, *condition], 1) for i in range(fan.shape[1])]
+        distance = torch.stack([energy_distance(rows, data, unbiased=True, paired=True) for rows in joint]).mean()
+        score = energy_score(fan[:, :, None], X.flatten(1)[:, None]).mean()
+        return {"energy_score": float(score), "energy_distance": float(distance)}
+
+    def _unconditional(self, drawn: Tensor, X: Tensor) -> dict[str, float]:
+        x, y = drawn.double(), X.double().flatten(1)
+        spread = y.var(0).sum().sqrt().clamp(min=torch.finfo(y.dtype).tiny)
+        return {
+            "energy_distance": float(energy_distance(x / self._unit, y / self._unit, unbiased=True)),
+            "mean_error": float((x.mean(0) - y.mean(0)).norm() / spread),
+            "std_ratio": float(x.var(0).sum().sqrt() / spread),
+        }
+
+
+def _spread(x: Tensor) -> float:
+    """Standard deviation of all numbers, each about the mean of its place; 1 for a constant."""
+    return float((x.double() - x.double().mean(0)).square().mean().sqrt()) or 1.0
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def file_task(
+    path: str | Path,
+    *,
+    pack: int | None = None,
+    seed: int = 0,
+    symmetry: dict | None = None,
+    obs_horizon: int | None = None,
+    horizon: int | None = None,
+    stride: int | None = None,
+    normalize: bool | None = None,
+) -> HeldOutTask | SampleTask:
+    """A user's own `.npz` or `.safetensors` file as a task.
+
+    The file holds trajectories (`X` and `Z` of three axes each, or episodes, see `load_trajectories`), which become a
+    `HeldOutTask`; or samples of any shape, `X` (N, *shape), alone or with `Z` (N, ...), which become a `SampleTask`:
+    there whole numbers in Z are labels, and no option but `seed` applies.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with NaN are named.
+    """
+    tensors = read_tensors(path)
+    cutting = {"obs_horizon": obs_horizon, "horizon": horizon}
+    if not _holds_samples(tensors):
+        X, Z, episodes = windows_of(tensors, path, **cutting, stride=1 if stride is None else stride)
+        return HeldOutTask(
+            "file",
+            X,
+            Z,
+            episodes,
+            primary="energy_score",
+            pack=1 if pack is None else pack,
+            seed=seed,
+            symmetry=symmetry,
+            normalize=normalize is not False,
+        )
+    found = f"X {tuple(tensors['X'].shape)}" + (f" and Z {tuple(tensors['Z'].shape)}" if "Z" in tensors else " alone")
+    options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride, **cutting}
+    neutral = {"pack": 1, "normalize": False, "stride": 1}
+    for key, value in options.items():
+        if value is not None and value != neutral.get(key):
+            raise ValueError(
+                f"expected no data.{key} but for trajectories, X (N, T_x, d_x) with Z (N, T_z, d_z), got {value!r} for "
+                f"{found} in {path}; leave it out"
+            )
+    if "Z" not in tensors and len(tensors) > 1:
+        raise ValueError(f"expected X alone or with Z in {path}, got {sorted(tensors)}")
+    Z = floats("Z", tensors["Z"], labels=True) if "Z" in tensors else None
+    return SampleTask("file", floats("X", tensors["X"]), Z, seed=seed)
+
+
+def _holds_samples(tensors: dict[str, Tensor]) -> bool:
+    """Whether there is an X, but not X and Z of three axes each."""
+    return "X" in tensors and not (tensors["X"].ndim == 3 and "Z" in tensors and tensors["Z"].ndim == 3)

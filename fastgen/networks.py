@@ -1,0 +1,74 @@
+"""How a network is called, whatever it is: `net(x_t, t, cond)`, in its own dtype, with times never below float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._tensor import check_shape, time_dtype
+from .flow_matching import convert_prediction
+
+__all__ = ["Cond", "Network", "NetworkWrapper", "call_network", "network_dtype", "predict_x0"]
+
+Cond = Any  # a Tensor, a mapping or tuple of Tensors, or None: handed to the network untouched
+Network = Callable[[Tensor, Tensor, Cond], Tensor]
+
+
+class NetworkWrapper(nn.Module):
+    """A module around `network` that adds no weights; its optimiser groups are the network's own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
+        """The network's own groups, or one with all parameters."""
+        if (groups := getattr(self.network, "get_optim_groups", None)) is not None:
+            return groups(weight_decay)
+        return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
+
+
+def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
+    """The dtype of the network's first parameter that is one to compute in, else `default`."""
+    if isinstance(network, nn.Module):
+        for parameter in network.parameters():
+            if parameter.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+                return parameter.dtype
+    return default
+
+
+def call_network(network: Network, x_t: Tensor, t: float | Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
+    """Call `network(x_t, t, cond)` in its own dtype, with t as a float32 (float64 for a float64 network) tensor (B,).
+
+    Args:
+        network: module or function called positionally.
+        x_t: shape (B, ...), any floating dtype.
+        t: float or (B,).
+        cond: handed over untouched.
+        dtype: what a network without parameters is given.
+
+    Returns:
+        the prediction, shaped like `x_t`, in the dtype the network chose.
+
+    Raises:
+        ValueError: if the network's answer has another shape than `x_t`.
+    """
+    dtype = network_dtype(network, dtype)
+    if isinstance(t, Tensor):
+        times = t.to(x_t.device, time_dtype(dtype)).expand(x_t.shape[0])
+    else:
+        times = torch.full((x_t.shape[0],), t, dtype=time_dtype(dtype), device=x_t.device)
+    pred = network(x_t.to(dtype), times, cond)
+    check_shape("the network's output", pred, x_t.shape)
+    return pred
+
+
+def predict_x0(
+    network: Network, x_t: Tensor, t: float | Tensor, cond: Cond, *, pred_type: str, dtype: torch.dtype
+) -> Tensor:
+    """The network's prediction as data x0, in the dtype of `x_t`; differentiable. Arguments as in `call_network`."""
+    pred = call_network(network, x_t, t, cond, dtype=dtype)
+    return convert_prediction(pred, x_t, t, pred_type, "x0")

@@ -1,0 +1,220 @@
+"""Where a teacher comes from, and what the method must keep to for its sake.
+
+A teacher is read from a folder of this package, built by a factory of the user's, or handed in as a module. What the
+config declares of its training (`teacher.path`, `prediction`, `data_at`, `time_scale`, `keywords`) is applied here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ._files import brief, first_names
+from .cli import validate
+from .config import DistillConfig, DMDConfig, TeacherConfig
+from .export import load_network
+from .teachers import KeywordNetwork, RectifiedFlow, as_rectified_flow, check_prediction, loss_space
+
+__all__ = ["fit_to_teacher", "load_teacher", "load_weights"]
+
+_DECLARATION = ("path", "prediction", "data_at", "time_scale")
+# A student that predicts noise finds its sample in (x_t - t eps) / (1 - t), which multiplies its errors by t / (1 - t):
+# by 1 here, by 999 at .999. What a student is told at its first rung is free, its input being pure noise at any.
+# Measured on a mixture, covariance error of one-step students by DMD: .15 at .5, .37 at .9, .45 at .95, 6.8 at .993.
+NOISE_STUDENT_START = 0.5
+
+
+def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Module:
+    """The teacher of a config, as a module called `net(x_t, t, cond)` in RF time.
+
+    Args:
+        network: in place of what `cfg.teacher.folder` or `.factory` names; weights and declaration are applied to it.
+
+    Raises:
+        ValueError: no teacher or two of them; a folder, factory or weights that can't be used; a declaration that
+            contradicts itself, the network or `dmd.pred_type`.
+        TypeError: a factory that returns something else than a module.
+    """
+    source = cfg.teacher
+    given = [name for name in ("folder", "factory") if getattr(source, name) is not None]
+    if len(given) + (network is not None) > 1:
+        raise ValueError(f"expected one teacher, got {' and '.join([*given, *['a module'] * (network is not None)])}")
+    if source.folder is not None:
+        network = _from_folder(cfg, source.folder)
+    elif source.factory is not None:
+        network = _built(source.factory, source.arguments)
+    elif network is None:
+        raise ValueError(
+            "expected teacher.folder (model.safetensors and config.json) or teacher.factory (package.module:callable), "
+            "got neither"
+        )
+    if source.weights is not None:
+        load_weights(network, source.weights)
+    network = _declared(network, source)
+    check_prediction(network, cfg.dmd.pred_type)
+    return network
+
+
+def _from_folder(cfg: DistillConfig, folder: str) -> nn.Module:
+    network, description = load_network(folder)
+    prediction = description.get("prediction", cfg.dmd.pred_type)
+    if prediction != cfg.dmd.pred_type:
+        raise ValueError(f"expected dmd.pred_type={prediction}, what the teacher predicts, got {cfg.dmd.pred_type}")
+    return network
+
+
+def _built(factory: str, arguments: dict[str, Any]) -> nn.Module:
+    """What the callable `package.module:name` returns."""
+    module_name, _, name = factory.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"expected teacher.factory as package.module:callable, got {factory!r}")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        # A recipe's own folder comes first on the path of a script; a user's module lies where the user is.
+        sys.path.append(os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"teacher.factory {factory!r}: {error}; install it, or start from the folder where it lies"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"teacher.factory {factory!r}: expected {part!r} in {module_name}, which has no such name")
+        found = getattr(found, part)
+    try:
+        network = found(**arguments)
+    except TypeError as error:
+        raise ValueError(f"teacher.factory {factory!r} called with {arguments}: {brief(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"expected teacher.factory {factory!r} to return an nn.Module, got {type(network).__name__}")
+    return network.eval()
+
+
+def _declared(network: nn.Module, source: TeacherConfig) -> nn.Module:
+    """The network in the wrappers that its declaration asks for."""
+    if source.keywords is not None:
+        network = KeywordNetwork(network, **source.keywords.model_dump())
+    if all(getattr(source, key) == TeacherConfig.model_fields[key].default for key in _DECLARATION):
+        return network
+    try:
+        return as_rectified_flow(network, **{key: getattr(source, key) for key in _DECLARATION})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"teacher: {error}") from error
+
+
+# ---- Weights ------------------------------------------------------------------------------------------------------
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load a `.safetensors` file into `network`, every tensor of both; names that share one tensor need one entry.
+
+    Raises:
+        ValueError: a file that is missing, of another kind, not whole or not finite; names or shapes that differ, the
+            first ten of each, with what would mend it.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"expected teacher.weights as a .safetensors file, got {path.name}; convert it once: "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
+        )
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"expected teacher.weights at {path}, got nothing there") from error
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: expected a safetensors file, got {brief(error)}; copy it anew") from error
+    own = network.state_dict()
+    tied = {own[name].data_ptr() for name in own.keys() & tensors.keys()}
+    missing = [name for name in own if name not in tensors and own[name].data_ptr() not in tied]
+    unexpected = [name for name in tensors if name not in own]
+    if missing or unexpected:
+        kinds = (("missing", missing), ("unexpected", unexpected))
+        said = "; ".join(f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds if names)
+        raise ValueError(f"{path} doesn't fit the network: {said}; {_remedy(set(own), set(tensors))}")
+    shapes = {name: (tuple(tensors[name].shape), tuple(own[name].shape)) for name in tensors}
+    if wrong := [f"{name} {got} for {wanted}" for name, (got, wanted) in shapes.items() if got != wanted]:
+        raise ValueError(
+            f"{path} doesn't fit the network: {len(wrong)} of another shape: {first_names(wrong)}; give the factory "
+            "the arguments that the network was trained with (teacher.arguments)"
+        )
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{path}: expected finite weights, got NaN or infinity in {name}")
+    network.load_state_dict(tensors, strict=False)
+
+
+def _remedy(own: set[str], found: set[str]) -> str:
+    """How names that differ could be made the same."""
+    for prefix in sorted(_prefixes(found)):
+        inside = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
+        if own <= inside or (inside < own and len(inside) == len(found)):
+            return f"take only the names that begin with {prefix!r}, without it"
+    for prefix in sorted(_prefixes(own)):
+        if {prefix + name for name in found} == own:
+            return f"put {prefix!r} before every name, or let the factory return the network inside"
+    return "are they of this network? save its own state_dict()"
+
+
+def _prefixes(names: set[str]) -> Iterator[str]:
+    """Every beginning of a name that ends with a dot."""
+    return iter({name[: i + 1] for name in names for i, letter in enumerate(name) if letter == "."})
+
+
+# ---- The method ---------------------------------------------------------------------------------------------------
+
+
+def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfig, list[str]]:
+    """The config with its times within the teacher's, and one line for each thing that this changed.
+
+    A student starts at the teacher's own largest RF time where that is below `dmd.t_max`, and at 0.5 where the teacher
+    predicts noise; drawn times stay within the teacher's range.
+
+    Raises:
+        ValueError: rungs that the config asks for beyond the teacher's range, or a range without a time in it.
+    """
+    low, high = float(getattr(teacher, "t_min", 0.0)), float(getattr(teacher, "t_max", 1.0))
+    dmd, notes, changes = cfg.dmd, [], dict[str, Any]()
+    if isinstance(teacher, RectifiedFlow):
+        notes.append(f"teacher: {teacher.extra_repr()}")
+    asked = dmd.model_fields_set
+    if "t_list" in asked or "t_max" in asked:
+        first = dmd.t_list[0]
+        if first > high:
+            key = "dmd.t_list" if "t_list" in asked else "dmd.t_max"
+            raise ValueError(
+                f"expected {key} to begin at most at {high:.6g}, the teacher's largest RF time, got {first}"
+            )
+    else:
+        start = min(dmd.t_max, high, NOISE_STUDENT_START if loss_space(teacher) == "eps" else 1.0)
+        if start < dmd.t_max:
+            why = f"the teacher is defined up to {high:.6g}" if start == high else "the teacher predicts noise"
+            changes["t_max"] = start
+            notes.append(f"the student starts at t = {start:.6g} ({why})")
+    for key in ("vsd_t", "fake_score_t", "gan_t"):
+        law = getattr(dmd, key)
+        inside = {"min_t": max(law.min_t, low), "max_t": min(law.max_t, high)}
+        if inside["min_t"] >= inside["max_t"]:
+            raise ValueError(
+                f"expected dmd.{key} to reach into the teacher's RF times {low:.6g}..{high:.6g}, "
+                f"got {law.min_t}..{law.max_t}"
+            )
+        if inside != {"min_t": law.min_t, "max_t": law.max_t}:
+            changes[key] = {**law.model_dump(), **inside}
+            notes.append(f"dmd.{key} is drawn within {inside['min_t']:.6g}..{inside['max_t']:.6g}")
+    clock_ends = isinstance(teacher, RectifiedFlow) and dmd.fake_score_rung_conditioned
+    if clock_ends and "fake_score_rung_conditioned" not in asked:
+        changes["fake_score_rung_conditioned"] = False
+    if not changes:
+        return cfg, notes
+    fitted = validate(DMDConfig, {**dmd.model_dump(exclude_unset=True), **changes})
+    return cfg.model_copy(update={"dmd": fitted}), notes
