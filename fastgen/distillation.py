@@ -29,13 +29,13 @@ from .evaluation import (
     student_sampler,
     teacher_sampler,
 )
-from .export import export_student, load_student
+from .export import export_student
 from .kd import teacher_pairs
 from .networks import network_dtype
 from .planning import check_plan, stored_scores
 from .report import format_table, write_report
 from .runs import claim_run, open_run
-from .sources import fit_to_teacher, load_teacher
+from .sources import fit_to_teacher, load_run_student, load_teacher
 from .stages import DistributionMatching, Draws, KnowledgeDistillation, Stage, TrainedNetwork
 from .trainer import Stopwatch, Trainer, read_log, start_accelerator
 
@@ -308,7 +308,7 @@ class Distillation:
 def score_student(run_dir: Path) -> dict[str, dict[str, float]]:
     """Scores of the exported student of a run, through the very sampler that its users call; keyed by network calls."""
     cfg = load_config(DistillConfig, run_dir / "config.yaml")
-    task, student = build_data(cfg.data), load_student(run_dir / "student")
+    task, student = build_data(cfg.data), load_run_student(run_dir / "student")
 
     def sampler(steps: int) -> Sampler:
         return lambda z, noise: student.sample(z, noise=noise, steps=steps, generator=generator_for(0, "sampler"))

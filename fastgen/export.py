@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from ._files import TensorFile, brief, new_folder, plain_json, write_file, write_tensors
 from ._schema import (
     CONFIG,
+    CUSTOM,
     DENSE,
     EQUIVARIANT,
     NETWORK_FORMAT,
@@ -41,7 +42,7 @@ from .normalizer import Normalizer
 from .student import Student
 from .teachers import check_prediction, describe_network, wrap_network
 
-__all__ = ["Student", "export_student", "load_network", "load_student", "save_network"]
+__all__ = ["Student", "export_student", "has_custom_network", "load_network", "load_student", "save_network"]
 
 _CARD, _MODEL, _STUDENT = "README.md", "model.safetensors", "student.safetensors"
 # Scores that a recipe lays beside a network belong to those weights, and go when the network is replaced.
@@ -204,6 +205,16 @@ def load_student(
         z_normalizer=z_normalizer,
         config=config,
     )
+
+
+def has_custom_network(path: str | Path) -> bool:
+    """Whether the student in a folder has a network that isn't of `fastgen.models`: `load_student` has to be given it.
+
+    Raises:
+        ValueError: as `load_student`.
+    """
+    network = read_config(Path(path), STUDENT_FORMAT, _STUDENT)[1]["network"]
+    return isinstance(network, dict) and network.get("class") == CUSTOM
 
 
 def _load(file: Path, config: Any, tensors: TensorFile, network: nn.Module | None, classes: Iterable[str]) -> nn.Module:

@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ._files import brief, first_names
-from .cli import validate
+from .cli import load_config, validate
 from .config import DistillConfig, DMDConfig, TeacherConfig
-from .export import load_network
+from .export import has_custom_network, load_network, load_student
+from .runs import CONFIG as RUN_CONFIG
+from .student import Student
 from .teachers import KeywordNetwork, RectifiedFlow, as_rectified_flow, check_prediction, loss_space
 
-__all__ = ["fit_to_teacher", "load_teacher", "load_weights"]
+__all__ = ["fit_to_teacher", "load_run_student", "load_teacher", "load_weights"]
 
 _DECLARATION = ("path", "prediction", "data_at", "time_scale")
 # A student that predicts noise finds its sample in (x_t - t eps) / (1 - t), which multiplies its errors by t / (1 - t):
@@ -62,6 +64,23 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
     network = _declared(network, source)
     check_prediction(network, cfg.dmd.pred_type)
     return network
+
+
+def load_run_student(folder: Path, factory: str | None = None) -> Student:
+    """The student in `folder`; a network of the user's own is built by `factory`, or by the one in the run's config.
+
+    Raises:
+        ValueError: a folder that can't be read, or a network of the user's own without a factory.
+    """
+    arguments: dict[str, Any] = {}
+    if factory is None and (folder.parent / RUN_CONFIG).is_file():
+        source = load_config(DistillConfig, folder.parent / RUN_CONFIG).teacher
+        factory, arguments = source.factory, source.arguments
+    if not has_custom_network(folder):
+        return load_student(folder)
+    if factory is None:
+        raise ValueError(f"expected factory=package.module:callable for the network of {folder}, which isn't fastgen's")
+    return load_student(folder, network=_built(factory, arguments))
 
 
 def _from_folder(cfg: DistillConfig, folder: str) -> nn.Module:

@@ -2,9 +2,11 @@
 
     python recipes/sample.py runs/ring/student z=conditions.safetensors [key=value ...]
 
-Keys: num_samples=16, steps (network calls; the student's most), seed=0, out=samples.safetensors. `z` is a .safetensors
-or .npz file with `Z` in original units, (B, T_z, d_z) for trajectories; the output holds `X`, `num_samples` for each of
-the B conditions, and `Z`. A student that is sampled without a condition takes no `z`; then `X` are `num_samples` of it.
+Keys: num_samples=16, steps (network calls; the student's most), seed=0, out=samples.safetensors, factory
+(package.module:callable of a network of your own; the run's, if the student lies in a run folder). `z` is a file,
+.safetensors or .npz, with `Z` in original units, (B, T_z, d_z) for trajectories; the output holds `X`, `num_samples`
+for each of the B conditions, and `Z`. A student that is sampled without a condition takes no `z`; then `X` are
+`num_samples` of it.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastgen import load_student
 from fastgen._tensor import cond_text
 from fastgen.checkpoint import save_tensors
 from fastgen.cli import user_errors
 from fastgen.data.trajectories import load_conditions
+from fastgen.sources import load_run_student
 from fastgen.student import Student
 
-DEFAULTS = {"z": None, "num_samples": 16, "steps": None, "seed": 0, "out": "samples.safetensors"}
+DEFAULTS = {"z": None, "num_samples": 16, "steps": None, "seed": 0, "out": "samples.safetensors", "factory": None}
 
 
 def main() -> None:
@@ -36,8 +38,8 @@ def main() -> None:
         for key in given.keys() & {"num_samples", "steps", "seed"}:
             if not given[key].isdecimal():
                 raise ValueError(f"expected {key} as a whole number, got {given[key]!r}")
-        options = {**DEFAULTS, **{k: v if k in ("z", "out") else int(v) for k, v in given.items()}}
-        student = load_student(Path(sys.argv[1]))
+        options = {**DEFAULTS, **{k: v if k in ("z", "out", "factory") else int(v) for k, v in given.items()}}
+        student = load_run_student(Path(sys.argv[1]), options["factory"])
         z = conditions(student, options["z"])
         generator = torch.Generator().manual_seed(options["seed"])
         x = student.sample(z, num_samples=options["num_samples"], steps=options["steps"], generator=generator)

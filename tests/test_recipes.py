@@ -364,7 +364,7 @@ class Plain:
 
 
 def test_samples_without_a_condition_and_of_any_shape(call, monkeypatch, tmp_path):
-    monkeypatch.setattr("fastgen.load_student", lambda folder: Plain(condition))
+    monkeypatch.setattr("fastgen.sources.load_run_student", lambda folder, factory: Plain(condition))
     condition = "none"
     code, out, err = call("sample.py", "student", "num_samples=5")
     assert (code, err) == (0, "") and "X (5, 3, 4, 4) for Z None, 1 network calls" in out

@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from torch import nn
 from toy import PointTeacher, toy_config
 
+from fastgen.cli import dump_yaml
 from fastgen.clocks import beta_table
 from fastgen.config import DistillConfig, TrainTeacherConfig
 from fastgen.data import build_data
-from fastgen.export import save_network
+from fastgen.export import export_student, save_network
 from fastgen.pretraining import build_network
-from fastgen.sources import fit_to_teacher, load_teacher, load_weights
+from fastgen.samplers import sample_student
+from fastgen.sources import fit_to_teacher, load_run_student, load_teacher, load_weights
 from fastgen.teachers import KeywordNetwork, RectifiedFlow, as_rectified_flow
 
 MODULE = """
@@ -58,7 +60,7 @@ def nets(tmp_path, monkeypatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     yield tmp_path
-    for name in ("nets", "package", "package.nets", "needy"):
+    for name in ("nets", "two", "package", "package.nets", "needy"):
         sys.modules.pop(name, None)
 
 
@@ -268,6 +270,24 @@ def test_declarations_that_contradict_themselves_or_the_method_are_refused(teach
     with pytest.raises(ValueError, match="teacher: expected a network as it was trained"):
         load_teacher(config({"path": "cosine"}), converted)
     assert load_teacher(config(), converted) is converted
+
+
+# ---- Students -----------------------------------------------------------------------------------------------------
+
+
+def test_the_student_of_a_run_finds_its_network_by_the_runs_factory(nets):
+    teacher = built("nets:Net", arguments={"width": 2}, path="cosine", prediction="eps")
+    export_student(nets / "run" / "student", teacher, t_list=[0.5, 0.0], horizon=[2])
+    with pytest.raises(ValueError, match="expected factory=package.module:callable for the network of .*student"):
+        load_run_student(nets / "run" / "student")
+    cfg = config({"factory": "nets:Net", "arguments": {"width": 2}, "path": "cosine", "prediction": "eps"})
+    (nets / "run" / "config.yaml").write_text(dump_yaml(cfg))
+    noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    expected = sample_student(teacher, noise, [0.5, 0.0])
+    assert torch.equal(load_run_student(nets / "run" / "student").sample(None, noise=noise), expected)
+    (nets / "student").symlink_to(nets / "run" / "student")
+    (nets / "two.py").write_text("from nets import Net\n\ndef two():\n    return Net(2)\n")
+    assert torch.equal(load_run_student(nets / "student", "two:two").sample(None, noise=noise), expected)
 
 
 # ---- The method ---------------------------------------------------------------------------------------------------
