@@ -41,8 +41,8 @@ DECLARATIONS: dict[str, dict[str, Any]] = {
     "VP score": {"path": "vp", "prediction": "score"},
     "reversed velocity x1000": {"path": "linear", "prediction": "velocity", "data_at": 1, "time_scale": 1000.0},
 }
-BATCH, SAMPLES, PAIRS = 256, 8000, 8000
-TEACHER_STEPS, KD_STEPS, WARMUP, DMD_STEPS = 4000, 600, 100, 200
+BATCH, SAMPLES, PAIRS = 256, 8000, 6000
+TEACHER_STEPS, KD_STEPS, WARMUP, DMD_STEPS = 2500, 400, 100, 150
 
 
 def mixture() -> GaussianMixture:
@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
     """
 
     def __init__(
-        self, width: int = 96, time_scale: float = 1.0, sigma: Callable[[Tensor], Tensor] | None = None
+        self, width: int = 64, time_scale: float = 1.0, sigma: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         super().__init__()
         self.sigma = sigma
@@ -141,7 +141,7 @@ def distil(teacher: nn.Module, t_list: list[float], config: Any, seed: int) -> d
     def noise(n: int) -> Tensor:
         return torch.randn(n, 2, generator=generator)
 
-    pairs = teacher_pairs(teacher, noise(PAIRS), None, t_list, calls=32)
+    pairs = teacher_pairs(teacher, noise(PAIRS), None, t_list, calls=16)
     student = copy.deepcopy(teacher).requires_grad_(True)
 
     def regression(step: int) -> Tensor:
@@ -179,7 +179,7 @@ def scores(x: Tensor, law: GaussianMixture, reference: Tensor) -> dict[str, floa
     return {
         "weights": 0.5 * float((weights - law.weights).abs().sum()),
         "covariances": float(((found - truth).norm(dim=(1, 2)) / truth.norm(dim=(1, 2))).mean()),
-        "energy_distance": float(energy_distance(x[:3000], reference, unbiased=True)),
+        "energy_distance": float(energy_distance(x[:2000], reference, unbiased=True)),
     }
 
 
@@ -188,7 +188,7 @@ def run_teachers(seeds: list[int], out: Path) -> None:
     torch.set_num_threads(1)
     law, started = mixture(), time.perf_counter()
     data = law.sample(100_000, generator=generator_for(0, "data"))
-    reference = law.sample(3000, generator=generator_for(0, "reference")).double()
+    reference = law.sample(2000, generator=generator_for(0, "reference")).double()
     fresh = [law.sample(SAMPLES, generator=generator_for(seed, "fresh")) for seed in seeds]
     rows = {"data, fresh": [scores(x, law, reference) for x in fresh]}
     for name, declaration in DECLARATIONS.items():
