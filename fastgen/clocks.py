@@ -215,6 +215,10 @@ def beta_table(schedule: str, rows: int = 1000, beta_start: float = 1e-4, beta_e
 def _table_clock(betas: Any = None, schedule: str | None = None, nearest: bool = False, **arguments: Any) -> TableClock:
     if (betas is None) == (schedule is None):
         raise ValueError("expected betas (a list of numbers) or schedule, one of the two")
+    if not isinstance(nearest, bool):
+        raise ValueError(f"expected nearest: true or false, got {nearest!r}")
+    if schedule == "squared_cosine" and arguments.keys() & {"beta_start", "beta_end"}:
+        raise ValueError("expected no beta_start and beta_end for the schedule squared_cosine, which has its own")
     if schedule is not None:
         betas = beta_table(schedule, **arguments)
     elif arguments:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ._files import brief
-from ._tensor import evaluating, generator_for, map_tensors
+from ._tensor import evaluating, generator_for, map_tensors, wide_dtype
 from .clocks import parse_clock
 from .flow_matching import add_noise
 from .networks import Cond, network_dtype, predict_x0
@@ -27,6 +27,8 @@ __all__ = ["TIMES", "best_declaration", "denoising_errors", "judge_declaration"]
 
 TIMES = (0.2, 0.5, 0.8)
 _ROWS = 128
+# Of large samples fewer rows say as much: each is an average over its own numbers.
+_MOST_NUMBERS, _LEAST_ROWS = 2**20, 8
 # At large t little of x0 is left to be seen, and an honest error on so few rows can come out a little above 1.
 _CLEARLY_WORSE = 1.1
 # Another declaration is worth a word when it leaves less than this share of the error. Errors are taken together by
@@ -49,16 +51,18 @@ def denoising_errors(
     parameter = next(teacher.parameters(), x0)
     x0, eps, cond = _probe(x0, cond, parameter)
     variance = (x0 - x0.mean(0)).square().mean().clamp(min=1e-12)
+    # What lies outside its own range a teacher need not know.
+    low, high = float(getattr(teacher, "t_min", 0.0)), float(getattr(teacher, "t_max", 1.0))
     errors = []
     with torch.no_grad(), evaluating(teacher):
-        for t in times:
+        for t in (min(max(t, low), high) for t in times):
             x_t = add_noise(x0, eps, t)
             direct = getattr(teacher, "predict_x0", None)
-            times_t = torch.full((len(x_t),), t, dtype=torch.float64)
+            times_t = torch.full((len(x_t),), t, dtype=wide_dtype(x_t.device), device=x_t.device)
             x0_hat = (
                 predict_x0(teacher, x_t, t, cond, pred_type=pred_type, dtype=x0.dtype)
                 if direct is None
-                else direct(x_t, times_t.to(x_t.device), cond)
+                else direct(x_t, times_t, cond)
             )
             error = float((x0_hat - x0).square().mean() / variance)
             errors.append(error if math.isfinite(error) else math.inf)
@@ -83,8 +87,8 @@ def best_declaration(
                 errors = denoising_errors(teacher, x0.to(answers.like), cond)
                 if _typical(errors) < _typical(best[1]):
                     best = (declaration, errors)
-        except (ValueError, TypeError, RuntimeError, IndexError):
-            continue  # a clock that the network can't be called with isn't its own
+        except Exception:
+            continue  # a clock that the network can't be called with, whatever it says, isn't its own
     return best
 
 
@@ -131,6 +135,7 @@ def _clocks(declared: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for time_scale in (1.0, 1000.0):
                 yield {"path": path, "data_at": data_at, "time_scale": time_scale}
     yield {"path": {"name": "edm"}, "data_at": 0, "time_scale": 1.0}
+    yield {"path": {"name": "betas", "schedule": "squared_cosine", "rows": 100}, "data_at": 0, "time_scale": 1.0}
     for schedule in ("linear", "scaled_linear", "squared_cosine"):
         ends = {"beta_start": 0.00085, "beta_end": 0.012} if schedule == "scaled_linear" else {}
         for nearest in (False, True):
@@ -150,10 +155,10 @@ class _Remembered:
 
     def __init__(self, network: nn.Module) -> None:
         self.network, self.like = network, next(network.parameters(), torch.empty(0))
-        self.calls: dict[float, Tensor] = {}
+        self.calls: dict[tuple[float, float], Tensor] = {}
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        key = float(t[0])
+        key = (float(t[0]), float(x.double().sum()))
         if key not in self.calls:
             with evaluating(self.network):
                 self.calls[key] = self.network(x.to(network_dtype(self.network, x.dtype)), t, cond)
@@ -161,8 +166,9 @@ class _Remembered:
 
 
 def _probe(x0: Tensor, cond: Cond, like: Tensor) -> tuple[Tensor, Tensor, Cond]:
-    """Up to 128 rows spread over the data with noise of a fixed seed, where `like` is."""
-    rows = torch.linspace(0, len(x0) - 1, min(_ROWS, len(x0))).round().long()
+    """Up to 128 rows (fewer of large samples) spread over the data with noise of a fixed seed, where `like` is."""
+    most = max(_LEAST_ROWS, min(_ROWS, _MOST_NUMBERS // x0[0].numel()))
+    rows = torch.linspace(0, len(x0) - 1, min(most, len(x0))).round().long()
 
     def place(value: Tensor) -> Tensor:
         value = value[rows].to(like.device)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from .networks import Cond, call_network
+from .networks import Cond, NetworkWrapper, call_network
 
 __all__ = ["block_features"]
 
@@ -31,7 +31,9 @@ def block_features(network: nn.Module, blocks: Sequence[str] | None = None) -> F
     modules = dict(network.named_modules())
     if blocks is None:
         lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)]
-        parent = lists[-1] if lists else ""
+        # A wrapper's only child is the network, whose output is the prediction.
+        wrapped = [name for name, module in modules.items() if not isinstance(module, NetworkWrapper)]
+        parent = lists[-1] if lists else wrapped[0]
         prefix = f"{parent}." if parent else ""
         blocks = [prefix + name for name, _ in modules[parent].named_children()]
     if unknown := [name for name in blocks if name not in modules]:

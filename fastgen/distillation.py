@@ -305,10 +305,10 @@ class Distillation:
         return network.eval()
 
 
-def score_student(run_dir: Path) -> dict[str, dict[str, float]]:
+def score_student(run_dir: Path, factory: str | None = None) -> dict[str, dict[str, float]]:
     """Scores of the exported student of a run, through the very sampler that its users call; keyed by network calls."""
     cfg = load_config(DistillConfig, run_dir / "config.yaml")
-    task, student = build_data(cfg.data), load_run_student(run_dir / "student")
+    task, student = build_data(cfg.data), load_run_student(run_dir / "student", factory)
 
     def sampler(steps: int) -> Sampler:
         return lambda z, noise: student.sample(z, noise=noise, steps=steps, generator=generator_for(0, "sampler"))

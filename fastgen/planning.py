@@ -16,7 +16,7 @@ from .declarations import judge_declaration
 from .export import SCORES
 from .networks import Cond
 from .pretraining import build_network
-from .sources import fit_to_teacher, load_teacher
+from .sources import fit_to_teacher, is_changed, load_teacher
 
 __all__ = ["check_fit", "check_plan", "plan_distillation", "plan_teacher", "stored_scores"]
 
@@ -81,7 +81,7 @@ def check_fit(network: nn.Module, x0: Tensor, cond: Cond, time: float = 0.5) -> 
     try:
         with evaluating(network):
             pred = network(x, t, z)
-    except (RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
+    except (RuntimeError, LookupError, AttributeError, AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"expected a teacher that can be called with {given}, got: {brief(error)}") from error
     if not isinstance(pred, Tensor) or pred.shape != x.shape:
         got = tuple(pred.shape) if isinstance(pred, Tensor) else type(pred).__name__
@@ -97,7 +97,12 @@ def stored_scores(cfg: DistillConfig) -> tuple[dict[str, dict[str, float]], dict
     Raises:
         ValueError: the file is there and damaged.
     """
-    if cfg.teacher.folder is None or cfg.teacher.measure or not (Path(cfg.teacher.folder) / SCORES).exists():
+    if (
+        cfg.teacher.folder is None
+        or cfg.teacher.measure
+        or is_changed(cfg.teacher)
+        or not (Path(cfg.teacher.folder) / SCORES).exists()
+    ):
         return None
     file = Path(cfg.teacher.folder) / SCORES
     known = read_json(file)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from ._files import brief, first_names
 from .cli import load_config, validate
@@ -66,20 +66,33 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
     return network
 
 
+def is_changed(source: TeacherConfig) -> bool:
+    """Whether something beside its folder or factory says what the teacher is: other weights, or a declaration."""
+    declared = any(getattr(source, key) != TeacherConfig.model_fields[key].default for key in _DECLARATION)
+    return declared or source.weights is not None or source.keywords is not None
+
+
 def load_run_student(folder: Path, factory: str | None = None) -> Student:
-    """The student in `folder`; a network of the user's own is built by `factory`, or by the one in the run's config.
+    """The student in `folder`, with the network that `factory` builds if it isn't of `fastgen.models`.
+
+    A factory is code: it is never taken from a folder, which may come from anywhere. Its arguments are, where the
+    run's config names this very factory.
 
     Raises:
         ValueError: a folder that can't be read, or a network of the user's own without a factory.
     """
-    arguments: dict[str, Any] = {}
-    if factory is None and (folder.parent / RUN_CONFIG).is_file():
-        source = load_config(DistillConfig, folder.parent / RUN_CONFIG).teacher
-        factory, arguments = source.factory, source.arguments
     if not has_custom_network(folder):
         return load_student(folder)
+    try:
+        source = load_config(DistillConfig, folder.parent / RUN_CONFIG).teacher
+    except ValueError:  # the student doesn't lie in a run's folder
+        source = TeacherConfig()
     if factory is None:
-        raise ValueError(f"expected factory=package.module:callable for the network of {folder}, which isn't fastgen's")
+        said = f" (its run was made with {source.factory})" if source.factory else ""
+        raise ValueError(
+            f"expected factory=package.module:callable for the network of {folder}, which isn't fastgen's{said}"
+        )
+    arguments = source.arguments if source.factory == factory else {}
     return load_student(folder, network=_built(factory, arguments))
 
 
@@ -94,7 +107,7 @@ def _from_folder(cfg: DistillConfig, folder: str) -> nn.Module:
 def _built(factory: str, arguments: dict[str, Any]) -> nn.Module:
     """What the callable `package.module:name` returns."""
     module_name, _, name = factory.partition(":")
-    if not module_name or not name:
+    if not module_name or not name or module_name.startswith("."):
         raise ValueError(f"expected teacher.factory as package.module:callable, got {factory!r}")
     if os.getcwd() not in sys.path and "" not in sys.path:
         # A recipe's own folder comes first on the path of a script; a user's module lies where the user is.
@@ -152,9 +165,13 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         raise ValueError(f"expected teacher.weights at {path}, got nothing there") from error
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: expected a safetensors file, got {brief(error)}; copy it anew") from error
-    own = network.state_dict()
-    tied = {own[name].data_ptr() for name in own.keys() & tensors.keys()}
-    missing = [name for name in own if name not in tensors and own[name].data_ptr() not in tied]
+    own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    if any(value.is_meta for value in own.values()):
+        raise ValueError(
+            "expected a network with numbers, got one on the meta device; let the factory build it on the CPU"
+        )
+    tied = {_place(own[name]) for name in own.keys() & tensors.keys() if own[name].numel()}
+    missing = [name for name in own if name not in tensors and _place(own[name]) not in tied]
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         kinds = (("missing", missing), ("unexpected", unexpected))
@@ -170,6 +187,11 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{path}: expected finite weights, got NaN or infinity in {name}")
     network.load_state_dict(tensors, strict=False)
+
+
+def _place(value: Tensor) -> tuple[Any, ...]:
+    """What two names of one and the same tensor have in common."""
+    return value.device, value.data_ptr(), value.shape, value.stride()
 
 
 def _remedy(own: set[str], found: set[str]) -> str:
@@ -213,8 +235,14 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
             raise ValueError(
                 f"expected {key} to begin at most at {high:.6g}, the teacher's largest RF time, got {first}"
             )
+        if len(dmd.t_list) > 2 and dmd.t_list[-2] < low:
+            raise ValueError(
+                f"expected the rungs of dmd.t_list but the last within {low:.6g}..{high:.6g}, the teacher's RF times, "
+                f"got {dmd.t_list[-2]}"
+            )
     else:
-        start = min(dmd.t_max, high, NOISE_STUDENT_START if loss_space(teacher) == "eps" else 1.0)
+        noise = "eps" in (loss_space(teacher), dmd.pred_type)
+        start = min(dmd.t_max, high, NOISE_STUDENT_START if noise else 1.0)
         if start < dmd.t_max:
             why = f"the teacher is defined up to {high:.6g}" if start == high else "the teacher predicts noise"
             changes["t_max"] = start

@@ -36,10 +36,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._files import brief
 from ._tensor import check_choice, check_shape, check_time, expand_like, time_dtype, wide_dtype
-from .clocks import Clock, TableClock, parse_clock
+from .clocks import Clock, SigmaClock, TableClock, parse_clock
 from .networks import Cond, Network, NetworkWrapper, network_dtype
-from .samplers import TRUSTED_NOISE_TIME
 
 __all__ = [
     "PREDICTIONS",
@@ -56,7 +56,6 @@ PREDICTIONS = ("flow", "velocity", "eps", "x0", "v", "score")
 # Where an answer says nothing about the other end, a network is asked no nearer to it than this.
 SINGULAR_MARGIN = 1e-3
 _ROUNDING = 1e-12  # of a path's own zero, such as cos(pi / 2)
-_LOSS_SPACES = {"eps": "eps", "score": "eps", "x0": "x0"}
 
 
 # ---- Other calls --------------------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ class RectifiedFlow(NetworkWrapper):
     Attributes:
         network: the network inside, untouched.
         t_min, t_max: the RF times in which it is defined; outside, it is asked at the nearer of the two.
-        t_trust: the largest at which a sampler follows its x0 (see `teacher_velocity` of :mod:`fastgen.samplers`).
+        predicts_noise: its answer is eps up to a factor, and says nothing about x0 at t = 1.
         prediction, time_scale, clock: what was declared.
     """
 
@@ -141,9 +140,9 @@ class RectifiedFlow(NetworkWrapper):
         low, high = (ratio / (1.0 + ratio) if math.isfinite(ratio) else 1.0 for ratio in clock.ratios)
         low = low if low > _ROUNDING else 0.0
         self.t_min = max(low, SINGULAR_MARGIN) if prediction == "x0" else low
-        noise = prediction in ("eps", "score")
-        self.t_max = min(high, 1.0 - SINGULAR_MARGIN) if noise else high
-        self.t_trust = min(self.t_max, TRUSTED_NOISE_TIME) if noise else self.t_max
+        # On a clock of sigma dx/ds is eps itself.
+        self.predicts_noise = prediction in ("eps", "score") or (prediction, type(clock)) == ("velocity", SigmaClock)
+        self.t_max = min(high, 1.0 - SINGULAR_MARGIN) if self.predicts_noise else high
 
     def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """Flow eps - x0 at `x_t` (B, ...) and RF time `t`, a float or (B,); in the dtype of `x_t`."""
@@ -259,7 +258,9 @@ def loss_space(network: nn.Module) -> str | None:
 
     A noise network that is trained by its flow, (eps - x_t) / (1 - t), would hear of nothing but times near 1.
     """
-    return _LOSS_SPACES.get(network.prediction, "flow") if isinstance(network, RectifiedFlow) else None
+    if not isinstance(network, RectifiedFlow):
+        return None
+    return "eps" if network.predicts_noise else "x0" if network.prediction == "x0" else "flow"
 
 
 def check_prediction(network: object, pred_type: str) -> None:
@@ -301,7 +302,9 @@ def wrap_network(network: nn.Module, description: Mapping[str, Any] | None) -> n
     inner, own = describe_network(network)
     if own is not None:
         if own != description:
-            raise ValueError(f"expected a network converted by {description}, got one by {own}; give the bare network")
+            raise ValueError(
+                f"expected a network converted by {brief(description)}, got one by {brief(own)}; give the bare network"
+            )
         return network
     if description is None:
         return inner

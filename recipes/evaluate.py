@@ -1,6 +1,7 @@
 """Score what a run made.
 
 python recipes/evaluate.py runs/ring             the exported student, through load_student(...).sample
+python recipes/evaluate.py runs/mine factory=package.module:callable     one with a network of your own
 python recipes/evaluate.py recipes/teachers/ring a teacher, at every number of calls; rewrites its scores.json
 """
 
@@ -19,13 +20,14 @@ from fastgen.trainer import use_all_cores
 
 def main() -> None:
     with user_errors():
-        if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        given = {key: value for key, _, value in (argument.partition("=") for argument in sys.argv[2:])}
+        if len(sys.argv) < 2 or sys.argv[1].startswith("-") or given.keys() - {"factory"}:
             print(__doc__)
             raise SystemExit(0 if "--help" in sys.argv else 2)
         folder = Path(sys.argv[1])
         use_all_cores()
         if (folder / "student").is_dir():
-            print(format_table({"student": score_student(folder)}))
+            print(format_table({"student": score_student(folder, given.get("factory"))}))
         elif (folder / "teacher").is_dir() or (folder / "model.safetensors").is_file():
             teacher = folder / "teacher" if (folder / "teacher").is_dir() else folder
             rows = TeacherConfig()

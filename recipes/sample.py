@@ -2,8 +2,8 @@
 
     python recipes/sample.py runs/ring/student z=conditions.safetensors [key=value ...]
 
-Keys: num_samples=16, steps (network calls; the student's most), seed=0, out=samples.safetensors, factory
-(package.module:callable of a network of your own; the run's, if the student lies in a run folder). `z` is a file,
+Keys: num_samples=16, steps (network calls; the student's most), seed=0, out=samples.safetensors, and for a network of
+your own factory=package.module:callable, which builds it. `z` is a file,
 .safetensors or .npz, with `Z` in original units, (B, T_z, d_z) for trajectories; the output holds `X`, `num_samples`
 for each of the B conditions, and `Z`. A student that is sampled without a condition takes no `z`; then `X` are
 `num_samples` of it.

@@ -84,8 +84,8 @@ def test_a_right_declaration_draws_no_warning_and_costs_some_tens_of_calls(noise
     assert warnings(teacher, search=False) == [] and noise_network.calls == len(TIMES)
     noise_network.calls = 0
     assert warnings(teacher) == []
-    # One call for each time of 20 paths and clocks, and of the teacher itself: all predictions are read out of it.
-    assert noise_network.calls == len(TIMES) * (1 + 20)
+    # One call for each time of 21 paths and clocks, and of the teacher itself: all predictions are read out of it.
+    assert noise_network.calls == len(TIMES) * (1 + 21)
 
 
 @pytest.mark.parametrize(

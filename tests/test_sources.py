@@ -275,7 +275,7 @@ def test_declarations_that_contradict_themselves_or_the_method_are_refused(teach
 # ---- Students -----------------------------------------------------------------------------------------------------
 
 
-def test_the_student_of_a_run_finds_its_network_by_the_runs_factory(nets):
+def test_the_network_of_a_student_is_built_by_a_factory_that_is_named_and_never_by_one_that_a_folder_names(nets):
     teacher = built("nets:Net", arguments={"width": 2}, path="cosine", prediction="eps")
     export_student(nets / "run" / "student", teacher, t_list=[0.5, 0.0], horizon=[2])
     with pytest.raises(ValueError, match="expected factory=package.module:callable for the network of .*student"):
@@ -284,7 +284,9 @@ def test_the_student_of_a_run_finds_its_network_by_the_runs_factory(nets):
     (nets / "run" / "config.yaml").write_text(dump_yaml(cfg))
     noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     expected = sample_student(teacher, noise, [0.5, 0.0])
-    assert torch.equal(load_run_student(nets / "run" / "student").sample(None, noise=noise), expected)
+    with pytest.raises(ValueError, match="its run was made with nets:Net"):
+        load_run_student(nets / "run" / "student")
+    assert torch.equal(load_run_student(nets / "run" / "student", "nets:Net").sample(None, noise=noise), expected)
     (nets / "student").symlink_to(nets / "run" / "student")
     (nets / "two.py").write_text("from nets import Net\n\ndef two():\n    return Net(2)\n")
     assert torch.equal(load_run_student(nets / "student", "two:two").sample(None, noise=noise), expected)

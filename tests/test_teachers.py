@@ -17,7 +17,7 @@ from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.dmd import create_fake_score
 from fastgen.samplers import sample_teacher, teacher_velocity
-from fastgen.teachers import PREDICTIONS, KeywordNetwork, RectifiedFlow, as_rectified_flow
+from fastgen.teachers import PREDICTIONS, KeywordNetwork, RectifiedFlow, as_rectified_flow, loss_space
 
 F32, F64 = torch.float32, torch.float64
 WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=F64) / 6
@@ -125,7 +125,11 @@ def test_data_follow_from_the_flow_and_times_beyond_the_range_are_its_ends(decla
     ratio_low, ratio_high = parse_clock(PATHS[declaration["path"]], declaration["data_at"]).ratios
     assert teacher.t_min == pytest.approx(max(low, ratio_low / (1 + ratio_low)), abs=1e-12)
     assert teacher.t_max == pytest.approx(min(high, 1 / (1 + 1 / ratio_high)), abs=1e-12)
-    assert teacher.t_trust == (min(teacher.t_max, 0.95) if high < 1 else teacher.t_max)
+    noise = declaration["prediction"] in ("eps", "score") or (declaration["path"], declaration["prediction"]) == (
+        "edm",
+        "velocity",
+    )
+    assert teacher.predicts_noise == noise and loss_space(teacher) == {True: "eps"}.get(noise, "x0" if low else "flow")
 
 
 def test_the_sign_of_a_velocity_follows_the_end_of_the_data():
@@ -168,24 +172,40 @@ def test_the_nearest_row_is_what_the_network_is_told_and_what_its_answer_is_read
 
 
 @pytest.mark.parametrize("pred_type", ["flow", "eps"])
-def test_errors_of_a_noise_network_reach_the_data_of_a_sampler_nineteen_fold_at_most(pred_type):
-    """Converted and native; beyond .95 the velocity is (x - x0) / t with the x0 at .95 and the same noise."""
-    error = torch.tensor([0.3, -0.2], dtype=F64)
+@pytest.mark.parametrize(("first_step", "trusted"), [(1.0, 0.95), (0.03, 0.97), (0.001, 0.99)])
+def test_beyond_a_time_a_sampler_takes_the_data_that_a_noise_network_sees_there(pred_type, first_step, trusted):
+    """Converted and native: the x0 of three rounds at the trusted time; an error moves a step by at most itself."""
+    error = torch.tensor([0.03, -0.02], dtype=F64)
     converted: dict[str, Any] = {"path": "cosine" if pred_type == "flow" else "linear", "prediction": "eps"}
     true, off = exact(converted), lambda x, t, cond: exact(converted)(x, t, cond) + error
     networks = (true, off) if pred_type == "eps" else tuple(as_rectified_flow(net, **converted) for net in (true, off))
-    exact_velocity, velocity = (teacher_velocity(network, None, dtype=F64, pred_type=pred_type) for network in networks)
+    exact_velocity, velocity = (
+        teacher_velocity(network, None, dtype=F64, pred_type=pred_type, first_step=first_step) for network in networks
+    )
     x = normal(64, 2)
-    for t in (0.5, 0.9, 0.95, 0.96, 0.99, 0.999, 1.0):
-        if t <= 0.95:
+    for t in (0.5, 0.9, 0.95, 0.96, 0.98, 0.995, 1.0):
+        if t <= trusted:
             torch.testing.assert_close(exact_velocity(x, t), LAW.flow(x, t), rtol=0, atol=1e-11)
-        else:
-            x0 = LAW.predict_x0(x * 0.95 / t, 0.95)
-            torch.testing.assert_close(exact_velocity(x, t), (x - x0) / t, rtol=0, atol=1e-11)
-        share = min(t, 0.95) / (1 - min(t, 0.95))
-        moved = t * (exact_velocity(x, t) - velocity(x, t))
-        torch.testing.assert_close(moved, -share * error.expand(64, 2), rtol=1e-9, atol=0)
-        assert share <= 19 + 1e-9
+            continue
+        x0, share = torch.zeros_like(x), trusted / t
+        for _ in range(3):
+            x0 = LAW.predict_x0(share * x + (1 - share) * x0, trusted)
+        torch.testing.assert_close(exact_velocity(x, t), (x - x0) / t, rtol=0, atol=1e-9)
+        step = max(min(first_step, 1 - trusted), 0.01)
+        assert bool((step * (exact_velocity(x, t) - velocity(x, t)).abs() < 1.2 * error.abs()).all())
+
+
+def test_data_off_the_origin_keep_their_weights_whatever_predicts_them():
+    """Half of the data at 0 and half at 20: three standard errors of the share of 4000 samples are .024."""
+    law = GaussianMixture(torch.tensor([[0.0], [20.0]]), stds=0.5)
+    noise = normal(4000, 1)
+    for declaration in (
+        {"path": "linear"},
+        {"path": "cosine", "prediction": "eps"},
+        {"path": "vp", "prediction": "score"},
+    ):
+        x = sample_teacher(as_rectified_flow(ExactTeacher(law, **declaration), **declaration), noise, 100)
+        assert float((x < 10).double().mean()) == pytest.approx(0.5, abs=0.024 + 0.02)
 
 
 # ---- Dtypes, gradients, copies ------------------------------------------------------------------------------------
