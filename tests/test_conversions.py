@@ -21,8 +21,8 @@ from fastgen.data.mixtures import GaussianMixture
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.export import export_student, load_student
 from fastgen.interpolants import BaseInterpolant, CosineInterpolant
-from fastgen.models import CondTransformerRegressor
-from fastgen.samplers import sample_student
+from fastgen.models import CondTransformerRegressor, eCondTransformerRegressor, parse_group, parse_representation
+from fastgen.samplers import sample_student, teacher_velocity
 from fastgen.teachers import (
     KeywordNetwork,
     as_rectified_flow,
@@ -236,6 +236,21 @@ def test_a_converted_teacher_gives_the_vsd_loss_of_the_native_one(declaration):
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=0)
 
 
+def test_guidance_of_a_converted_teacher_is_that_of_the_native_one():
+    law, c, u = GaussianMixture(normal(4, 3), stds=0.3), normal(16, 3, seed=2), normal(16, 3, seed=3)
+    x_t, noise, options = normal(16, 3, seed=4), normal(16, 3), {"guidance_scale": 2.5, "negative_cond": u}
+    converted = as_rectified_flow(ExactTeacher(law, **COSINE_EPS), **COSINE_EPS)
+    guided = (teacher_velocity(net, c, dtype=F64, **options)(x_t, 0.6) for net in (converted, ExactTeacher(law)))
+    torch.testing.assert_close(next(guided), next(guided), rtol=0, atol=1e-11)
+    losses = []
+    for teacher in (ExactTeacher(law), converted):
+        method = DMDPipeline(Bare(F64), teacher, ExactTeacher(law), DMDConfig(guidance_scale=2.5))
+        method.student.forward = lambda x, t, cond: 0.5 * x  # the condition here is a vector
+        seed = torch.Generator().manual_seed(0)
+        losses.append(method.compute_student_loss(None, noise, c, negative_cond=u, generator=seed)["vsd"])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=0)
+
+
 # ---- Export -------------------------------------------------------------------------------------------------------
 
 T_LIST = [0.5, 0.25, 0.0]
@@ -253,6 +268,23 @@ def test_a_converted_student_comes_back_bit_for_bit_around_the_bare_network(tmp_
         assert torch.equal(student.sample(LABELS, noise=noise, generator=seed(1)), expected)
     with pytest.raises(ValueError, match="parameterization: expected a network converted by"):
         load_student(tmp_path / "s", network=as_rectified_flow(Bare(), path="cosine", prediction="v"))
+
+
+def test_an_equivariant_network_keeps_its_symmetry_through_conversion_and_is_folded_at_export(tmp_path):
+    torch.manual_seed(0)
+    group = parse_group("D4")
+    rep = parse_representation(group, ["standard"])
+    inside = eCondTransformerRegressor(rep, rep, rep, 3, 1, 1, 2, 16).eval()
+    network = as_rectified_flow(inside, **{**COSINE_EPS, "time_scale": 1.0})
+    x, z = normal(6, 3, 2, dtype=torch.float32), normal(6, 1, 2, seed=1, dtype=torch.float32)
+    for element in group.elements:
+        turn = torch.as_tensor(rep(element), dtype=torch.float32)
+        torch.testing.assert_close(network(x @ turn.T, 0.7, z @ turn.T), network(x, 0.7, z) @ turn.T, rtol=0, atol=2e-5)
+    export_student(tmp_path / "s", network, t_list=T_LIST)
+    student = load_student(tmp_path / "s")
+    assert student.config["group"] == "D4" and student.config["network"]["class"] == "CondTransformerRegressor"
+    expected: Any = sample_student(network, x, T_LIST, z)
+    torch.testing.assert_close(student.sample(z, noise=x), expected, rtol=0, atol=2e-5)
 
 
 def test_a_built_in_network_that_was_converted_needs_no_network_to_load(tmp_path):

@@ -11,6 +11,7 @@ from fastgen.config import DMDConfig
 from fastgen.discriminators import block_features
 from fastgen.dmd import DMDPipeline
 from fastgen.models import CondTransformerRegressor
+from fastgen.teachers import as_rectified_flow
 
 
 class Blocks(nn.Module):
@@ -70,6 +71,15 @@ def test_nothing_is_left_on_the_network_also_after_an_error():
 def test_a_network_without_lists_shows_its_children_and_tuples_show_their_first_tensor():
     x = normal(4, 3)
     (found,) = block_features(Pairs(lambda output: (2 * output, None)))(x, torch.rand(4), None)
+    assert torch.equal(found, 2 * x)
+
+
+def test_a_converted_network_shows_the_features_of_the_network_inside():
+    inner = Pairs(lambda output: (2 * output, None))
+    network = as_rectified_flow(inner)
+    inner.forward = lambda x, t, cond: inner.child(x)[0]
+    x = normal(4, 3)
+    (found,) = block_features(network)(x, torch.rand(4), None)
     assert torch.equal(found, 2 * x)
 
 

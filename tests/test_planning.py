@@ -110,6 +110,8 @@ def test_scores_beside_the_weights_answer_for_the_same_data_and_rows_only(tmp_pa
     assert stored_scores(with_teacher(tmp_path)) == ({k: rows[k] for k in ("1", "2", "ab2-4")}, {"energy": 0.0})
     assert stored_scores(with_teacher(tmp_path, calls=[1, 3])) is None
     assert stored_scores(with_teacher(tmp_path, measure=True)) is None
+    for another in ({"weights": "w.safetensors"}, {"path": "cosine"}, {"prediction": "eps"}, {"keywords": {}}):
+        assert stored_scores(with_teacher(tmp_path, **another)) is None
     file.write_text(json.dumps({"data": {**data, "seed": 1}, "teacher": rows, "floor": {}}))
     assert stored_scores(with_teacher(tmp_path)) is None
     for damaged in ('{"teacher": {}, "floor": {}}', '{"data": '):
