@@ -252,20 +252,25 @@ class MultiheadAttention(nn.Module):
         y = F.linear(x, weight, bias).unflatten(-1, (parts, self.num_heads, self.width // self.num_heads))
         return y.permute(2, 0, 3, 1, 4).unbind(0)
 
+    def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, ...]:
+        """Queries of x, keys and values of ``memory`` or of x: (B, H, T, D / H) each."""
+        weight, bias = dense_of(self.qkv)
+        if memory is None:
+            return self._heads(x, weight, bias, 3)
+        width = self.width
+        q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+        return *self._heads(x, weight[:width], q_bias, 1), *self._heads(memory, weight[width:], kv_bias, 2)
+
+    def _merge(self, y: Tensor) -> Tensor:
+        """Heads (B, H, T, D / H) back to channels (B, T, D)."""
+        return y.transpose(1, 2).flatten(2)
+
     def forward(self, x: Tensor, memory: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
         """Attend from x (B, T, D) to itself, or to ``memory`` (B, S, D); ``is_causal``: token i sees tokens <= i of
         x."""
-        weight, bias = dense_of(self.qkv)
-        if memory is None:
-            q, k, v = self._heads(x, weight, bias, 3)
-        else:
-            width = self.width
-            q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-            (q,) = self._heads(x, weight[:width], q_bias, 1)
-            k, v = self._heads(memory, weight[width:], kv_bias, 2)
+        q, k, v = self._project(x, memory)
         p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=is_causal)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(self._merge(F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=is_causal)))
 
 
 class TransformerEncoderLayer(nn.Module):
@@ -342,6 +347,10 @@ class TransformerDecoderLayer(nn.Module):
             self.modulation.starts_as = (1.0, 0.0, 1.0) * 3
             reset_parameters_(self.modulation, "xavier_uniform")
 
+    def _modulate(self, time: Any) -> tuple[Tensor, ...]:
+        """Scale, shift and gate of the three branches: nine tensors (B, 1, D)."""
+        return self.modulation(time)[:, None].chunk(9, dim=-1)
+
     def forward(self, x: Tensor, memory: Tensor, time: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
         """Map x (B, T, D) to (B, T, D), reading ``memory`` (B, S, D) as it is (normalised by its maker), at time
         features (B, time_dim)."""
@@ -351,9 +360,7 @@ class TransformerDecoderLayer(nn.Module):
             x = x + self.dropout(self.self_attention(self.self_norm(x), is_causal=is_causal))
             x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory))
             return x + self.mlp(self.mlp_norm(x))
-        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2, scale_3, shift_3, gate_3 = self.modulation(time)[
-            :, None
-        ].chunk(9, dim=-1)
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2, scale_3, shift_3, gate_3 = self._modulate(time)
         y = self.self_attention(torch.addcmul(shift_1, self.self_norm(x), scale_1), is_causal=is_causal)
         x = torch.addcmul(x, self.dropout(y), gate_1)
         y = self.cross_attention(torch.addcmul(shift_2, self.cross_norm(x), scale_2), memory)
