@@ -21,6 +21,7 @@ from fastgen.models.layers import (
     TransformerDecoderLayer,
     TransformerEncoderLayer,
     check_norm_module,
+    rms_norm,
 )
 from fastgen.models.regressor import check_positive_int, check_probability
 
@@ -81,8 +82,8 @@ class eRMSNorm(Invariant):
     def forward(self, x: Tensor) -> Tensor:
         scale, _ = self.affine()
         if self.copies or scale is None:
-            return F.rms_norm(x, (self.in_rep.size,), scale, NORM_EPS)
-        return F.rms_norm(x, (self.in_rep.size,), None, NORM_EPS) @ scale
+            return rms_norm(x, scale)
+        return rms_norm(x, None) @ scale
 
 
 class eLayerNorm(eRMSNorm):
@@ -208,8 +209,9 @@ EQUIVARIANT = EquivariantKit()
 class eMLP(MLP):
     """Equivariant MLP: eLinear to regular copies, GELU, eLinear.
 
-    Between stacks in the irrep basis both maps are block-diagonal, and only the GELU sees the regular basis: two Fourier
-    transforms, F and its transpose, stand around it. Channels come first there, which makes each one matrix product.
+    Between stacks in the irrep basis both maps are block-diagonal, and only the GELU sees the regular basis: two
+    Fourier transforms, F and its transpose, stand around it. Channels come first there, which makes each one matrix
+    product.
 
     Args:
         in_rep: representation of the input.
@@ -244,12 +246,11 @@ class eMLP(MLP):
             return super().forward(x)
         fourier = self.up.fourier.to(x.dtype)
         y = self.up.by_irreps(x.reshape(-1, x.shape[-1]), channels_first=(False, True))  # (components * copies, tokens)
-        y = F.gelu(fourier @ y.view(len(fourier), -1))
+        y = (fourier.T @ F.gelu(fourier @ y.view(len(fourier), -1))).view(len(fourier), hidden.copies, -1)
         if isinstance(self.hidden_dropout, eDropout) and self.training:
-            y = y.view(len(fourier), hidden.copies, -1)
-            y = (y * self.hidden_dropout.mask(x.new_empty(y.shape[-1], 1)).T).flatten(1)
-        y = self.down.by_irreps((fourier.T @ y).view(hidden.size, -1), channels_first=(True, False))
-        return self.out_dropout(y.unflatten(0, x.shape[:-1]))
+            y = y * self.hidden_dropout.mask(x.new_empty(y.shape[-1], 1)).T  # a number a copy: either basis will do
+        y = self.down.by_irreps(y.flatten(0, 1), channels_first=(True, False))
+        return self.out_dropout(y.view(*x.shape[:-1], self.out_rep.size))
 
     @property
     def in_rep(self) -> Representation:
@@ -281,7 +282,8 @@ class eMultiheadAttention(MultiheadAttention):
         """As ``_heads`` in the irrep basis, where channels are laid out (component, copy)."""
         y = self.qkv.by_irreps(x.flatten(0, 1), copies=copies)
         y = y.view(*x.shape[:2], self.in_rep.group.order(), parts, self.num_heads, -1)
-        return y.permute(3, 0, 4, 1, 2, 5).flatten(4).unbind(0)
+        # one copy a head would make a head's channels a strided view, with which torch leaves its fused attention
+        return y.permute(3, 0, 4, 1, 2, 5).flatten(4).contiguous().unbind(0)
 
     def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, ...]:
         if not isinstance(self.in_rep, FourierStack):

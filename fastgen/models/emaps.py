@@ -172,7 +172,8 @@ class eLinear(Invariant, LinearMap):
         self.fused = 1
         if in_copies and out_copies:
             self.kind, shape = "kernel", (out_copies, in_copies, order)
-            self._constant("selector", kernel_selector)
+            if not (isinstance(in_rep, FourierStack) and isinstance(out_rep, FourierStack)):
+                self._constant("selector", kernel_selector)
         elif in_copies or out_copies:
             self.kind, small = ("lower", out_rep) if in_copies else ("lift", in_rep)
             shape = (in_copies or out_copies, small.size)
@@ -207,6 +208,10 @@ class eLinear(Invariant, LinearMap):
 
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """Expand to the dense matrix (out, in) and bias (out,), differentiably, in the dtype of the parameters."""
+        if all(self.turned):
+            units = torch.eye(self.in_rep.size, dtype=self.weight.dtype, device=self.weight.device)
+            bias = None if self.bias is None else self.embed(self.bias)
+            return (self.by_irreps(units) - (0.0 if bias is None else bias)).T, bias
         if self.kind == "kernel":
             selector: Tensor = self.selector  # pyright: ignore[reportAssignmentType]
             m_out, m_in, order = self.weight.shape
@@ -232,12 +237,12 @@ class eLinear(Invariant, LinearMap):
     def forward(self, x: Tensor) -> Tensor:
         if not all(self.turned):
             return super().forward(x)
-        return self.by_irreps(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
+        return self.by_irreps(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.out_rep.size)
 
     def by_irreps(
         self, x: Tensor, *, copies: slice = slice(None), channels_first: tuple[bool, bool] = (False, False)
     ) -> Tensor:
-        """Between stacks in the irrep basis: the map applied as ``block_map`` does, restricted to some output copies."""
+        """Between stacks in the irrep basis: the map to some of the output copies, applied as ``block_map`` does."""
         kernel, transform = self.weight[copies], self.transform
         matrices = irrep_matrices(self.irrep_blocks, transform, kernel)  # pyright: ignore[reportArgumentType]
         bias = None if self.bias is None else self.bias[copies] * math.sqrt(kernel.shape[-1])

@@ -51,8 +51,8 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
             ``CondTransformerRegressor``; dropout removes whole copies, so that it commutes with the group.
         basis: how linear maps between hidden tokens are evaluated; every way is the same function of the same
             parameters. "regular" gathers the dense matrix of a group convolution; "irrep" keeps the tokens in the irrep
-            basis, where the maps are block-diagonal, and goes through the regular one only around the GELU; "auto" takes
-            "irrep" where it was measured to be faster (CPU): D >= 240, |G| >= 8, D / |G| >= 4.
+            basis, where the maps are block-diagonal, and goes through the regular one only around the GELU; "auto"
+            takes "irrep" where it was measured to be faster (CPU): D >= 240, |G| >= 8, D / |G| >= 4.
 
     Raises:
         TypeError: a representation that is not one.
@@ -134,6 +134,6 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
 
     @property
     def embedding_rep(self) -> Representation:
-        """Representation of the hidden tokens: ``embedding_dim`` / |G| copies of the regular representation, in the basis
-        that the linear maps work in."""
+        """Representation of the hidden tokens: ``embedding_dim`` / |G| copies of the regular representation, in the
+        basis that the linear maps work in."""
         return self.head.in_rep

@@ -30,6 +30,7 @@ from fastgen.models.groups import (
     regular_copies,
     regular_stack,
 )
+from fastgen.models.layers import own_gradients
 
 __all__ = [
     "FourierStack",
@@ -134,9 +135,7 @@ class FourierStack(Stack):
     @property
     def _basis(self) -> np.ndarray:
         """From m regular copies, laid out (copy, element): (D, D)."""
-        return np.concatenate(
-            [np.kron(_fourier(self.group)[0].T, row[:, None]) for row in np.eye(self.copies)], axis=1
-        )
+        return np.concatenate([np.kron(_fourier(self.group)[0].T, row[:, None]) for row in np.eye(self.copies)], axis=1)
 
     def _matrix(self, element: Any) -> np.ndarray:
         matrix = _fourier(self.group)[0]
@@ -259,7 +258,7 @@ class _BlockMap(torch.autograd.Function):
             first = target.first(grad, matrices[0].shape[1] // target.blocks[0].size)
             grad_bias = first.sum(1 if target.channels_first else 0)
         if any(ctx.needs_input_grad[4:]):
-            grads = [g @ p.mT for g, p in zip(target.views(grad), source.views(x), strict=True)]
+            grads = [torch.bmm(g, p.mT) for g, p in zip(target.views(grad), source.views(x), strict=True)]
         return grad_x, grad_bias, None, None, *grads
 
 
@@ -284,8 +283,7 @@ def block_map(
         (N, D_out), or (D_out, N) if ``channels_first[1]``.
     """
     source, target = (_Layout(blocks, first) for first in channels_first)
-    # A compiler joins the products better than it could see through the function; autocast must choose their dtype.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if not own_gradients(x):
         y = target.join([m @ p for p, m in zip(source.views(x), matrices, strict=True)])
         if bias is None:
             return y

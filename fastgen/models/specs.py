@@ -74,9 +74,9 @@ def parse_representation(group: Group, spec: str | Sequence[Any] | dict[str, Any
     Args:
         group: the group.
         spec: a list whose direct sum is meant, or a single entry: a name (``trivial``, ``sign``, ``standard``,
-            ``regular``, ``irrep:<id>``), ``{"irreps": [ids], "change_of_basis": rows}``, ``{"regular_by_irreps": copies}``
-            (as ``fourier.FourierStack``), or ``{"matrices": "file.npz"}`` with an array ``matrices`` of one orthogonal matrix per generator of the group,
-            shape (n, d, d).
+            ``regular``, ``irrep:<id>``), ``{"irreps": [ids], "change_of_basis": rows}``,
+            ``{"regular_by_irreps": copies}`` (as ``fourier.FourierStack``), or ``{"matrices": "file.npz"}`` with an
+            array ``matrices`` of one orthogonal matrix per generator of the group, shape (n, d, d).
 
     Names: ``standard`` is the irrep by which C_n, D_n (n >= 3) act on the plane and the icosahedral and octahedral
     groups on space; ``sign`` is -1 on the reflections of D_n, and on the odd rotations of C_n with n even.
