@@ -2,10 +2,13 @@
 
     python tools/bench.py ring [--seeds 0 1 2] [--steps 1 2 4] [--out runs/bench-ring] [key.sub=value ...]
     python tools/bench.py teachers [--seeds 0 1 2] [--out runs/bench-teachers]
+    python tools/bench.py backbone [--rounds 15] [--batches 1 64 256] [--groups "D4 D=256" ...]
+        [--parts exact size speed] [--out runs/bench-backbone]
 
 `ring` distils the shipped teacher with each seed and number of student steps by the default recipe, and sets the
 medians over the seeds against the bars. `teachers` distils networks that were trained on other paths, predictions and
-clocks, and sets their students beside those of a native one.
+clocks, and sets their students beside those of a native one. `backbone` sets the equivariant networks against their
+bars, beside dense ones of their width, torch's and, if it can be imported, symm-learning's.
 """
 
 from __future__ import annotations
@@ -19,40 +22,61 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bench_backbone
+import bench_teachers
+
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=["ring", "teachers"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--out", type=Path, default=None, help="default: runs/bench-<benchmark>")
-    parser.add_argument("overrides", nargs="*", help="key.sub=value, for every run")
-    args = parser.parse_intermixed_args()
-    args.out = args.out or Path("runs") / f"bench-{args.benchmark}"
-    if args.benchmark == "teachers":
-        from bench_teachers import run_teachers
-
-        run_teachers(args.seeds, args.out)
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    of_ring = benchmarks.add_parser("ring")
+    of_ring.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    of_ring.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    of_ring.add_argument("--out", type=Path, default=Path("runs/bench-ring"))
+    of_ring.add_argument("overrides", nargs="*", help="key.sub=value, for every run")
+    of_backbone = benchmarks.add_parser("backbone")
+    of_backbone.add_argument("--rounds", type=int, default=15, help="pairs A-B of which a number is the median")
+    of_backbone.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
+    of_backbone.add_argument(
+        "--groups", nargs="+", default=list(bench_backbone.CONFIGS), choices=bench_backbone.CONFIGS
+    )
+    of_backbone.add_argument("--parts", nargs="+", default=list(bench_backbone.PARTS), choices=bench_backbone.PARTS)
+    of_backbone.add_argument("--out", type=Path, default=Path("runs/bench-backbone"))
+    of_teachers = benchmarks.add_parser("teachers")
+    of_teachers.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    of_teachers.add_argument("--out", type=Path, default=Path("runs/bench-teachers"))
+    words = sys.argv[1:]
+    if words and words[0] == "ring":  # its overrides may stand between its options, which subparsers can't read
+        args = of_ring.parse_intermixed_args(words[1:])
+        ring(args.out, args.steps, args.seeds, args.overrides)
         return
-    runs = {
-        (k, s): distil(args.out / f"steps{k}-seed{s}", k, s, args.overrides) for k in args.steps for s in args.seeds
-    }
+    args = parser.parse_args(words)
+    if args.benchmark == "teachers":
+        bench_teachers.run_teachers(args.seeds, args.out)
+        return
+    result = bench_backbone.backbone(args.groups, args.batches, args.rounds, args.parts)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "bench.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def ring(out_dir: Path, steps: list[int], seeds: list[int], overrides: list[str]) -> None:
+    runs = {(k, s): distil(out_dir / f"steps{k}-seed{s}", k, s, overrides) for k in steps for s in seeds}
     rows = {}
-    for k in args.steps:
-        reports = [runs[k, s] for s in args.seeds]
+    for k in steps:
+        reports = [runs[k, s] for s in seeds]
         for method in ("kd", "dmd", "student"):
             if all(method in r for r in reports):
                 rows[f"{k} steps, {method}"] = medians([r[method][str(k)] for r in reports])
         rows[f"{k} steps, seconds"] = medians([{**r["seconds"], "wall": r["wall"]} for r in reports])
-    teacher, floor = runs[args.steps[0], args.seeds[0]]["teacher"], runs[args.steps[0], args.seeds[0]]["floor"]
+    teacher, floor = runs[steps[0], seeds[0]]["teacher"], runs[steps[0], seeds[0]]["floor"]
     checks = {
-        name: check for k in args.steps for name, check in bars(k, rows[f"{k} steps, student"], teacher, floor).items()
+        name: check for k in steps for name, check in bars(k, rows[f"{k} steps, student"], teacher, floor).items()
     }
     selected = {f"steps {k}, seed {s}": r["selected"] for (k, s), r in runs.items()}
     out = {"rows": rows, "teacher": teacher, "floor": floor, "selected": selected, "checks": checks}
-    (args.out / "bench.json").write_text(json.dumps(out, indent=1), encoding="utf-8")
+    (out_dir / "bench.json").write_text(json.dumps(out, indent=1), encoding="utf-8")
     for name, row in rows.items():
         print(f"{name:<24}" + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
     for name, check in checks.items():

@@ -12,7 +12,8 @@ from escnn.group import Representation
 from torch import Tensor, nn
 
 from fastgen.models.emaps import Invariant, InvariantLift, Typed, eLinear, ePositionTable
-from fastgen.models.groups import check_representation, irrep_columns, regular_copies, regular_stack
+from fastgen.models.fourier import FourierStack, stack_of
+from fastgen.models.groups import check_representation, irrep_columns, regular_stack
 from fastgen.models.layers import (
     MLP,
     NORM_EPS,
@@ -20,6 +21,7 @@ from fastgen.models.layers import (
     TransformerDecoderLayer,
     TransformerEncoderLayer,
     check_norm_module,
+    rms_norm,
 )
 from fastgen.models.regressor import check_positive_int, check_probability
 
@@ -70,8 +72,8 @@ class eRMSNorm(Invariant):
         """Scale and shift: per channel (D,) on regular copies; elsewhere the scale is a matrix (D, D) that commutes
         with the group."""
         scale, shift = self.weight, self.bias
-        if scale is not None and self.copies:
-            scale = self.embed(scale)
+        if scale is not None and self.stack:
+            scale = self.stack.spread(scale)
         elif scale is not None:
             basis: Tensor = self.basis  # pyright: ignore[reportAssignmentType]
             scale = ((basis * scale.to(basis.dtype)[self.owner]) @ basis.T).to(scale.dtype)
@@ -80,8 +82,8 @@ class eRMSNorm(Invariant):
     def forward(self, x: Tensor) -> Tensor:
         scale, _ = self.affine()
         if self.copies or scale is None:
-            return F.rms_norm(x, (self.in_rep.size,), scale, NORM_EPS)
-        return F.rms_norm(x, (self.in_rep.size,), None, NORM_EPS) @ scale
+            return rms_norm(x, scale)
+        return rms_norm(x, None) @ scale
 
 
 class eLayerNorm(eRMSNorm):
@@ -103,9 +105,12 @@ class eLayerNorm(eRMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         scale, shift = self.affine()
-        if self.copies:
+        if self.copies and not isinstance(self.stack, FourierStack):
             return F.layer_norm(x, (self.in_rep.size,), scale, shift, NORM_EPS)
-        if self.num_invariants:
+        if isinstance(self.stack, FourierStack):
+            centre = x[..., : self.copies].mean(-1, keepdim=True).expand(*x.shape[:-1], self.copies)
+            x = x - F.pad(centre, (0, self.in_rep.size - self.copies))
+        elif self.num_invariants:
             basis: Tensor = self.invariants.to(x.dtype)  # pyright: ignore[reportAssignmentType]
             x = x - (x @ basis).mean(-1, keepdim=True) * basis.sum(1)
         y = super().forward(x)
@@ -119,13 +124,20 @@ class eDropout(Typed):
     def __init__(self, rep: Representation, p: float) -> None:
         super().__init__(rep, rep)
         self.p = p
-        self.copies = regular_copies(rep) or 1
+        stack = stack_of(rep)
+        self.copies = stack.copies if stack else 1
+        self.copies_last = isinstance(stack, FourierStack)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """Zeros and 1 / (1 - p), one for each of the tokens and copies of x (..., D): shape (..., copies)."""
+        return F.dropout(x.new_ones(*x.shape[:-1], self.copies), self.p)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        mask = F.dropout(x.new_ones(*x.shape[:-1], self.copies, 1), self.p)
-        return (x.unflatten(-1, (self.copies, -1)) * mask).flatten(-2)
+        if self.copies_last:
+            return (x.unflatten(-1, (-1, self.copies)) * self.mask(x).unsqueeze(-2)).flatten(-2)
+        return (x.unflatten(-1, (self.copies, -1)) * self.mask(x).unsqueeze(-1)).flatten(-2)
 
 
 class EquivariantKit:
@@ -135,19 +147,22 @@ class EquivariantKit:
         return space.size
 
     def times(self, space: Representation, n: int) -> Representation:
-        copies = regular_copies(space)
-        if copies:
-            return regular_stack(space.group, n * copies)
+        stack = stack_of(space)
+        if stack:
+            return stack.of_copies(n * stack.copies)
         return sum((space for _ in range(n - 1)), start=space)
 
     def hidden(self, space: Representation) -> Representation:
-        """Regular copies, on which a pointwise nonlinearity is equivariant, of at least four times the dimension."""
-        return regular_stack(space.group, -(-4 * space.size // space.group.order()))
+        """Regular copies, on which a pointwise nonlinearity is equivariant, of at least four times the dimension; a
+        stack in the irrep basis keeps that basis, and its nonlinearity goes through the regular one."""
+        copies = -(-4 * space.size // space.group.order())
+        return space.of_copies(copies) if isinstance(space, FourierStack) else regular_stack(space.group, copies)
 
     def check_heads(self, space: Representation, num_heads: int, name: str) -> None:
         check_positive_int(name, num_heads)
-        copies = regular_copies(space)
-        if copies:
+        stack = stack_of(space)
+        if stack:
+            copies = stack.copies
             if copies % num_heads:
                 raise ValueError(
                     f"expected {name} to divide the number of regular copies, {space.size} / |G| = "
@@ -174,8 +189,8 @@ class EquivariantKit:
         return (eRMSNorm if norm_module == "rmsnorm" else eLayerNorm)(space, affine=affine)
 
     def check_modulated(self, space: Representation) -> None:
-        """Scaling channel by channel commutes with the group on regular copies, one number for each."""
-        if not regular_copies(space):
+        """Scaling commutes with the group on regular copies, one number for each."""
+        if not stack_of(space):
             raise ValueError(
                 f"expected in_rep to be copies of the regular representation when time_dim > 0, got {space}"
             )
@@ -193,6 +208,10 @@ EQUIVARIANT = EquivariantKit()
 
 class eMLP(MLP):
     """Equivariant MLP: eLinear to regular copies, GELU, eLinear.
+
+    Between stacks in the irrep basis both maps are block-diagonal, and only the GELU sees the regular basis: two
+    Fourier transforms, F and its transpose, stand around it. Channels come first there, which makes each one matrix
+    product.
 
     Args:
         in_rep: representation of the input.
@@ -213,9 +232,25 @@ class eMLP(MLP):
         bias: bool = True,
     ) -> None:
         check_representation("in_rep", in_rep)
-        if hidden_rep is not None and not regular_copies(check_representation("hidden_rep", hidden_rep)):
+        if hidden_rep is not None and not stack_of(check_representation("hidden_rep", hidden_rep)):
             raise ValueError(f"expected hidden_rep to be copies of the regular representation, got {hidden_rep}")
-        super().__init__(in_rep, out_rep, hidden_dim=hidden_rep, dropout=dropout, bias=bias)
+        hidden = self.kit.hidden(in_rep) if hidden_rep is None else hidden_rep
+        ends = (in_rep, in_rep if out_rep is None else out_rep)
+        if isinstance(hidden, FourierStack) and not all(isinstance(rep, FourierStack) for rep in ends):
+            hidden = regular_stack(hidden.group, hidden.copies)
+        super().__init__(in_rep, out_rep, hidden_dim=hidden, dropout=dropout, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up.out_rep
+        if not isinstance(hidden, FourierStack):
+            return super().forward(x)
+        fourier = self.up.fourier.to(x.dtype)
+        y = self.up.by_irreps(x.reshape(-1, x.shape[-1]), channels_first=(False, True))  # (components * copies, tokens)
+        y = (fourier.T @ F.gelu(fourier @ y.view(len(fourier), -1))).view(len(fourier), hidden.copies, -1)
+        if isinstance(self.hidden_dropout, eDropout) and self.training:
+            y = y * self.hidden_dropout.mask(x.new_empty(y.shape[-1], 1)).T  # a number a copy: either basis will do
+        y = self.down.by_irreps(y.flatten(0, 1), channels_first=(True, False))
+        return self.out_dropout(y.view(*x.shape[:-1], self.out_rep.size))
 
     @property
     def in_rep(self) -> Representation:
@@ -242,6 +277,26 @@ class eMultiheadAttention(MultiheadAttention):
     def __init__(self, in_rep: Representation, num_heads: int, dropout: float = 0.0, bias: bool = True) -> None:
         check_representation("in_rep", in_rep)
         super().__init__(in_rep, num_heads, dropout, bias)
+
+    def _by_irreps(self, x: Tensor, copies: slice, parts: int) -> tuple[Tensor, ...]:
+        """As ``_heads`` in the irrep basis, where channels are laid out (component, copy)."""
+        y = self.qkv.by_irreps(x.flatten(0, 1), copies=copies)
+        y = y.view(*x.shape[:2], self.in_rep.group.order(), parts, self.num_heads, -1)
+        # one copy a head would make a head's channels a strided view, with which torch leaves its fused attention
+        return y.permute(3, 0, 4, 1, 2, 5).flatten(4).contiguous().unbind(0)
+
+    def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, ...]:
+        if not isinstance(self.in_rep, FourierStack):
+            return super()._project(x, memory)
+        if memory is None:
+            return self._by_irreps(x, slice(None), 3)
+        copies = self.in_rep.copies
+        return *self._by_irreps(x, slice(copies), 1), *self._by_irreps(memory, slice(copies, None), 2)
+
+    def _merge(self, y: Tensor) -> Tensor:
+        if not isinstance(self.in_rep, FourierStack):
+            return super()._merge(y)
+        return y.unflatten(3, (self.in_rep.group.order(), -1)).permute(0, 2, 3, 1, 4).flatten(2)
 
     @property
     def in_rep(self) -> Representation:
@@ -284,7 +339,7 @@ class eTransformerDecoderLayer(TransformerDecoderLayer):
     tokens do.
 
     Args:
-        in_rep: representation of tokens and memory; copies of the regular one if ``time_dim`` > 0.
+        in_rep: representation of tokens and memory; copies of the regular one, in either basis, if ``time_dim`` > 0.
         num_heads, dropout, norm_module, time_dim: as there.
     """
 
@@ -303,6 +358,14 @@ class eTransformerDecoderLayer(TransformerDecoderLayer):
     ) -> None:
         check_representation("in_rep", in_rep)
         super().__init__(in_rep, num_heads, dropout=dropout, norm_module=norm_module, time_dim=time_dim)
+
+    def _modulate(self, time: Tensor) -> tuple[Tensor, ...]:
+        stack = stack_of(self.in_rep)
+        if not isinstance(stack, FourierStack):
+            return super()._modulate(time)
+        # scales and gates are numbers of the copies, a shift is a vector of the invariant subspace
+        numbers = F.linear(time, self.modulation.weight, self.modulation.bias)[:, None].unflatten(-1, (9, -1)).unbind(2)
+        return tuple(stack.invariant(n) if i % 3 == 1 else stack.spread(n) for i, n in enumerate(numbers))
 
     @property
     def in_rep(self) -> Representation:

@@ -7,7 +7,8 @@ assembled from irrep blocks, whose numbers multiply a basis of the irrep's endom
 of real, complex or quaternionic type; Schur).
 
 The dense matrix is made once per call from the parameters as they are and never kept, so that no update can leave it
-stale.
+stale. Between two stacks in the irrep basis (``fourier.py``) the same parameters give the matrices of the irreps
+instead, and no dense matrix is made.
 
 References: Cohen and Welling 2016, arXiv:1602.07576; Cesa, Lang and Weiler 2022 (escnn).
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,19 @@ import torch.nn.functional as F
 from escnn.group import Representation
 from torch import Tensor, nn
 
+from fastgen.models.fourier import (
+    FourierStack,
+    block_map,
+    fourier_matrix,
+    irrep_matrices,
+    kernel_transform,
+    stack_of,
+)
 from fastgen.models.groups import (
     check_representation,
     invariant_basis,
     irrep_columns,
     kernel_selector,
-    regular_copies,
     rep_matrices,
 )
 from fastgen.models.layers import POSITION_STD, LinearMap, initialise_
@@ -38,13 +47,10 @@ from fastgen.models.specs import describe_group, describe_representation, parse_
 __all__ = ["check_basis", "Invariant", "InvariantLift", "SharedRepresentations", "Typed", "eLinear", "ePositionTable"]
 
 
-BASES = ("auto", "regular")
-
-
-def check_basis(basis: str) -> None:
+def check_basis(basis: str, known: tuple[str, ...]) -> None:
     """Raise for a way of evaluating linear maps that is not available."""
-    if basis not in BASES:
-        raise ValueError(f"unknown basis {basis!r}, expected one of those available: {', '.join(BASES)}")
+    if basis not in known:
+        raise ValueError(f"unknown basis {basis!r}, expected one of those available: {', '.join(known)}")
 
 
 class SharedRepresentations(nn.Module):
@@ -77,7 +83,8 @@ class Typed(SharedRepresentations):
     """A module that knows how its input and output transform, and the constants that follow from it.
 
     Constants are non-persistent buffers, cast anew from float64 masters whenever the module moves or changes dtype, so
-    that ``.float().double()`` loses no digit. A master of None stands for the table that all layers of the group share.
+    that ``.float().double()`` loses no digit. In place of a master stands the function ``(group, dtype, device)`` of a
+    table that all layers of the group share.
     """
 
     in_rep: Representation
@@ -91,18 +98,18 @@ class Typed(SharedRepresentations):
             raise ValueError(
                 f"expected in_rep and out_rep of one group, got {in_rep.group.name} and {out_rep.group.name}"
             )
-        self._masters: dict[str, Tensor | None] = {}
+        self._masters: dict[str, Tensor | Callable[..., Tensor]] = {}
 
-    def _constant(self, name: str, master: Tensor | None) -> None:
+    def _constant(self, name: str, master: Tensor | Callable[..., Tensor]) -> None:
         """Register a constant; floating ones are kept in float32 or above."""
         self._masters[name] = master
         reference = torch.empty(0)  # of the default dtype and device
         self.register_buffer(name, self._cast(master, reference), persistent=False)
 
-    def _cast(self, master: Tensor | None, reference: Tensor) -> Tensor:
+    def _cast(self, master: Tensor | Callable[..., Tensor], reference: Tensor) -> Tensor:
         dtype = torch.promote_types(reference.dtype, torch.float32)
-        if master is None:
-            return kernel_selector(self.in_rep.group, dtype, reference.device)
+        if not isinstance(master, Tensor):
+            return master(self.in_rep.group, dtype, reference.device)
         return master.to(device=reference.device, dtype=dtype if master.is_floating_point() else master.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Typed:
@@ -121,8 +128,9 @@ class Invariant(Typed):
 
     def __init__(self, in_rep: Representation, out_rep: Representation) -> None:
         super().__init__(in_rep, out_rep)
-        self.copies = regular_copies(out_rep)
-        basis = None if self.copies else invariant_basis(out_rep)
+        self.stack = stack_of(out_rep)
+        self.copies = self.stack.copies if self.stack else 0
+        basis = None if self.stack else invariant_basis(out_rep)
         self.num_invariants = self.copies if basis is None else basis.shape[1]
         if basis is not None:
             self._constant("invariants", basis)
@@ -130,9 +138,8 @@ class Invariant(Typed):
     def embed(self, coefficients: Tensor) -> Tensor:
         """Vectors of the invariant subspace from coefficients (..., num_invariants): constant over each regular copy,
         or B c in a basis B."""
-        if self.copies:
-            order = self.out_rep.group.order()
-            return coefficients.unsqueeze(-1).expand(*coefficients.shape, order).flatten(-2)
+        if self.stack:
+            return self.stack.invariant(coefficients)
         basis: Tensor = self.invariants  # pyright: ignore[reportAssignmentType]
         return (coefficients.to(basis.dtype) @ basis.T).to(coefficients.dtype)
 
@@ -147,7 +154,8 @@ class eLinear(Invariant, LinearMap):
         in_rep: representation of the input.
         out_rep: representation of the output, of the same group.
         bias: whether to add one; without invariant vectors in ``out_rep`` there is none.
-        basis: "auto" or "regular": how the map is evaluated. Both gather the dense matrix.
+        basis: "auto" or "regular": how the map is evaluated. Both gather the dense matrix, except between stacks in the
+            irrep basis.
 
     Raises:
         ValueError: representations of different groups, infinite groups, matrices that are not orthogonal, an unknown
@@ -158,12 +166,14 @@ class eLinear(Invariant, LinearMap):
         self, in_rep: Representation, out_rep: Representation, bias: bool = True, *, basis: str = "auto"
     ) -> None:
         super().__init__(in_rep, out_rep)
-        check_basis(basis)
-        in_copies, out_copies, order = regular_copies(in_rep), self.copies, in_rep.group.order()
+        check_basis(basis, ("auto", "regular"))
+        source, out_copies, order = stack_of(in_rep), self.copies, in_rep.group.order()
+        in_copies = source.copies if source else 0
         self.fused = 1
         if in_copies and out_copies:
             self.kind, shape = "kernel", (out_copies, in_copies, order)
-            self._constant("selector", None)
+            if not (isinstance(in_rep, FourierStack) and isinstance(out_rep, FourierStack)):
+                self._constant("selector", kernel_selector)
         elif in_copies or out_copies:
             self.kind, small = ("lower", out_rep) if in_copies else ("lift", in_rep)
             shape = (in_copies or out_copies, small.size)
@@ -171,6 +181,12 @@ class eLinear(Invariant, LinearMap):
             self._constant("orbit", rep_matrices(small).permute(2, 0, 1).reshape(small.size, -1))
         else:
             self.kind, shape = "blocks", (self._build_blocks(),)
+        self.turned = isinstance(in_rep, FourierStack), isinstance(out_rep, FourierStack)
+        if any(self.turned):
+            self._constant("fourier", fourier_matrix)
+        if isinstance(in_rep, FourierStack) and isinstance(out_rep, FourierStack):
+            self._constant("transform", kernel_transform)
+            self.irrep_blocks = in_rep.blocks
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(self.num_invariants)) if bias and self.num_invariants else None
         self.reset_parameters()
@@ -192,6 +208,10 @@ class eLinear(Invariant, LinearMap):
 
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """Expand to the dense matrix (out, in) and bias (out,), differentiably, in the dtype of the parameters."""
+        if all(self.turned):
+            units = torch.eye(self.in_rep.size, dtype=self.weight.dtype, device=self.weight.device)
+            bias = None if self.bias is None else self.embed(self.bias)
+            return (self.by_irreps(units) - (0.0 if bias is None else bias)).T, bias
         if self.kind == "kernel":
             selector: Tensor = self.selector  # pyright: ignore[reportAssignmentType]
             m_out, m_in, order = self.weight.shape
@@ -205,7 +225,28 @@ class eLinear(Invariant, LinearMap):
             copies, size = self.weight.shape
             rows = (self.weight.to(orbit.dtype) @ orbit).to(self.weight.dtype).view(-1, size)
             weight = rows if self.kind == "lift" else rows.T
+        if any(self.turned):
+            fourier: Tensor = self.fourier.to(weight.dtype)  # pyright: ignore[reportAssignmentType]
+            order = len(fourier)
+            if self.turned[1]:
+                weight = torch.einsum("gc,ogi->coi", fourier, weight.unflatten(0, (-1, order))).flatten(0, 1)
+            if self.turned[0]:
+                weight = torch.einsum("gc,oig->oci", fourier, weight.unflatten(1, (-1, order))).flatten(1)
         return weight, None if self.bias is None else self.embed(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not all(self.turned):
+            return super().forward(x)
+        return self.by_irreps(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.out_rep.size)
+
+    def by_irreps(
+        self, x: Tensor, *, copies: slice = slice(None), channels_first: tuple[bool, bool] = (False, False)
+    ) -> Tensor:
+        """Between stacks in the irrep basis: the map to some of the output copies, applied as ``block_map`` does."""
+        kernel, transform = self.weight[copies], self.transform
+        matrices = irrep_matrices(self.irrep_blocks, transform, kernel)  # pyright: ignore[reportArgumentType]
+        bias = None if self.bias is None else self.bias[copies] * math.sqrt(kernel.shape[-1])
+        return block_map(x, self.irrep_blocks, matrices, bias, channels_first=channels_first)
 
     def _dense_blocks(self) -> Tensor:
         weight = self.weight.new_zeros(self.out_rep.size, self.in_rep.size)

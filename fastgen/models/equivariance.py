@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastgen._tensor import evaluating
 from fastgen.models.elayers import ePositionTable, eRMSNorm
 from fastgen.models.etransformer import eCondTransformerRegressor
+from fastgen.models.fourier import FourierStack
 from fastgen.models.groups import rep_matrices
 from fastgen.models.layers import LinearMap, PositionTable
 from fastgen.models.transformer import CondTransformerRegressor
@@ -43,8 +44,21 @@ def fold(model: nn.Module) -> CondTransformerRegressor:
     with torch.device("meta"):
         twin = CondTransformerRegressor(**arguments)
     with torch.no_grad():
-        twin.load_state_dict(_dense_state(model), assign=True)
+        twin.load_state_dict(_dense_state(_in_regular_basis(model)), assign=True)
     return twin.requires_grad_(False).eval()
+
+
+def _in_regular_basis(model: nn.Module) -> nn.Module:
+    """A network with the parameters of ``model`` whose hidden tokens are regular, as a pointwise GELU needs them."""
+    if not isinstance(model, eCondTransformerRegressor) or not isinstance(model.embedding_rep, FourierStack):
+        return model
+    arguments = {k: v for k, v in model.config.items() if k not in ("class", "group", "in_rep", "cond_rep", "out_rep")}
+    arguments |= {"in_rep": model.in_rep, "cond_rep": model.cond_rep, "out_rep": model.out_rep, "basis": "regular"}
+    parameter, random_state = next(model.parameters()), torch.get_rng_state()
+    sibling = eCondTransformerRegressor(**arguments).to(parameter.device, parameter.dtype)
+    torch.set_rng_state(random_state)
+    sibling.load_state_dict(model.state_dict())
+    return sibling
 
 
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:

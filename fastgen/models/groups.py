@@ -23,6 +23,7 @@ from torch import Tensor
 
 __all__ = [
     "RegularStack",
+    "Stack",
     "check_representation",
     "degrees_of_freedom",
     "invariant_basis",
@@ -81,28 +82,27 @@ def kernel_selector(group: Group, dtype: torch.dtype, device: torch.device) -> T
         return torch.from_numpy(selector.reshape(order, -1)).to(device=device, dtype=dtype)
 
 
-class RegularStack(Representation):
-    """m copies of the regular representation, laid out (copy, group element), without the D x D change of basis escnn
-    would store.
+class Stack(Representation):
+    """m copies of the regular representation, without the D x D change of basis escnn would store.
 
-    Behaves like ``directsum([group.regular_representation] * copies)``; matrices and change of basis are made when
-    asked for.
+    Matrices and change of basis are made when asked for. Subclasses choose the coordinates.
 
     Args:
         group: a finite escnn group.
         copies: m >= 1.
+        name: of the representation.
     """
 
-    def __init__(self, group: Group, copies: int) -> None:
+    def __init__(self, group: Group, copies: int, name: str) -> None:
         # escnn's constructor is left out on purpose: it stores and inverts the change of basis
         regular = group.regular_representation
         self.group = group
         self.copies = copies
-        self.name = f"{copies}x[regular]"
+        self.name = name
         self.size = copies * group.order()
         self.irreps = list(regular.irreps) * copies
         self.representation = self._matrix
-        self.supported_nonlinearities = set(regular.supported_nonlinearities)
+        self.supported_nonlinearities = set()
         self.attributes = {}
         self.irreducible = self.size == 1
         self._characters = None
@@ -110,6 +110,30 @@ class RegularStack(Representation):
         self._irreps_multiplicities = defaultdict(int)
         for irrep in self.irreps:
             self._irreps_multiplicities[irrep] += 1
+
+    def _matrix(self, element: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def of_copies(self, copies: int) -> Stack:
+        """The shared stack of another number of copies in the same coordinates."""
+        raise NotImplementedError
+
+    def invariant(self, coefficients: Tensor) -> Tensor:
+        """Invariant vectors (..., D) from their values (..., m) on the copies."""
+        raise NotImplementedError
+
+    def spread(self, numbers: Tensor) -> Tensor:
+        """A number for each channel (..., D) from one for each copy (..., m): scaling by it commutes with the group."""
+        raise NotImplementedError
+
+
+class RegularStack(Stack):
+    """m copies of the regular representation, laid out (copy, group element); behaves like
+    ``directsum([group.regular_representation] * copies)``."""
+
+    def __init__(self, group: Group, copies: int) -> None:
+        super().__init__(group, copies, f"{copies}x[regular]")
+        self.supported_nonlinearities = set(group.regular_representation.supported_nonlinearities)
 
     def _matrix(self, element: Any) -> np.ndarray:
         return np.kron(np.eye(self.copies), np.round(self.group.regular_representation(element)))
@@ -121,6 +145,15 @@ class RegularStack(Representation):
     @property
     def change_of_basis_inv(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
         return np.kron(np.eye(self.copies), self.group.regular_representation.change_of_basis_inv)
+
+    def of_copies(self, copies: int) -> RegularStack:
+        return regular_stack(self.group, copies)
+
+    def invariant(self, coefficients: Tensor) -> Tensor:
+        return coefficients.unsqueeze(-1).expand(*coefficients.shape, self.group.order()).flatten(-2)
+
+    def spread(self, numbers: Tensor) -> Tensor:
+        return self.invariant(numbers)
 
 
 @per_group
@@ -140,7 +173,7 @@ def check_representation(name: str, rep: object) -> Representation:
         raise TypeError(f"expected {name} to be an escnn.group.Representation, got {type(rep).__name__}")
     if rep.group.elements is None or rep.group.continuous:
         raise ValueError(f"expected {name} to be a representation of a finite group, got one of {rep.group.name}")
-    if not isinstance(rep, RegularStack):
+    if not isinstance(rep, Stack):
         for g in rep.group.generators or [rep.group.identity]:
             matrix = np.asarray(rep(g), dtype=np.float64)
             error = np.abs(matrix @ matrix.T - np.eye(rep.size)).max()
@@ -154,8 +187,8 @@ def check_representation(name: str, rep: object) -> Representation:
 
 def regular_copies(rep: Representation) -> int:
     """Number m of copies if ``rep`` is m regular representations laid out (copy, element), else 0."""
-    if isinstance(rep, RegularStack):
-        return rep.copies
+    if isinstance(rep, Stack):
+        return rep.copies if isinstance(rep, RegularStack) else 0
     order = rep.group.order()
     if rep.size % order:
         return 0

@@ -16,6 +16,7 @@ import numpy as np
 from escnn import group as escnn_group
 from escnn.group import Group, Representation, directsum
 
+from fastgen.models.fourier import FourierStack, fourier_stack
 from fastgen.models.groups import RegularStack, regular_stack, representation
 
 __all__ = ["describe_group", "describe_representation", "parse_group", "parse_representation"]
@@ -73,9 +74,9 @@ def parse_representation(group: Group, spec: str | Sequence[Any] | dict[str, Any
     Args:
         group: the group.
         spec: a list whose direct sum is meant, or a single entry: a name (``trivial``, ``sign``, ``standard``,
-            ``regular``, ``irrep:<id>``), ``{"irreps": [ids], "change_of_basis": rows}``, or
-            ``{"matrices": "file.npz"}`` with an array ``matrices`` of one orthogonal matrix per generator of the group,
-            shape (n, d, d).
+            ``regular``, ``irrep:<id>``), ``{"irreps": [ids], "change_of_basis": rows}``,
+            ``{"regular_by_irreps": copies}`` (as ``fourier.FourierStack``), or ``{"matrices": "file.npz"}`` with an
+            array ``matrices`` of one orthogonal matrix per generator of the group, shape (n, d, d).
 
     Names: ``standard`` is the irrep by which C_n, D_n (n >= 3) act on the plane and the icosahedral and octahedral
     groups on space; ``sign`` is -1 on the reflections of D_n, and on the odd rotations of C_n with n even.
@@ -137,6 +138,11 @@ def _described(group: Group, spec: dict[str, Any]) -> Representation:
         if not isinstance(spec["matrices"], (str, Path)):
             raise ValueError(f"expected the path of an .npz file as matrices, got {spec['matrices']!r}")
         return _from_file(group, Path(spec["matrices"]))
+    if set(spec) == {"regular_by_irreps"}:
+        copies = spec["regular_by_irreps"]
+        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+            raise ValueError(f"expected a number of copies >= 1 as regular_by_irreps, got {copies!r}")
+        return fourier_stack(group, copies)
     if set(spec) != {"irreps", "change_of_basis"}:
         raise ValueError(
             f"expected a representation with keys irreps and change_of_basis, or matrices, got {sorted(spec)}"
@@ -182,6 +188,8 @@ def describe_representation(rep: Representation) -> list[Any]:
     and irreps where the change of basis is theirs, else the irreps with the rows of the change of basis."""
     if isinstance(rep, RegularStack):
         return ["regular"] * rep.copies
+    if isinstance(rep, FourierStack):
+        return [{"regular_by_irreps": rep.copies}]
     regular = rep.group.regular_representation
     basis = np.asarray(rep.change_of_basis)
     parts: list[Any] = []

@@ -31,6 +31,8 @@ from fastgen.models import (
     eTransformerEncoderLayer,
 )
 from fastgen.models.elayers import InvariantLift, eDropout, ePositionTable
+from fastgen.models.fourier import fourier_stack
+from fastgen.models.groups import regular_stack
 from fastgen.models.layers import INIT_SCHEMES, NORM_EPS, LinearMap, reset_parameters_
 
 GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6", "Icosahedral"]
@@ -198,6 +200,21 @@ def test_quaternionic_irreps_have_their_four_endomorphisms(kinds, matrices, coun
     assert (average(W, matrices(source), matrices(target)) - W).abs().max() < 1e-13
     units = span(layer)
     assert torch.linalg.matrix_rank(units) == len(units)
+
+
+def test_quaternionic_irreps_have_one_row_of_four_components(count, shaken):
+    group = Quaternions()
+    source, target = fourier_stack(group, 2), fourier_stack(group, 3)
+    assert source.blocks == ((0, 4, 1, 1), (4, 1, 1, 4))
+    layer, regular = shaken(eLinear(source, target).double()), eLinear(regular_stack(group, 2), regular_stack(group, 3))
+    regular.double().load_state_dict(layer.state_dict())
+    assert layer.weight.numel() == count(source, target)
+    turn_in, turn_out = (
+        torch.from_numpy(rep.change_of_basis @ regular_stack(group, rep.copies).change_of_basis_inv)
+        for rep in (source, target)
+    )
+    x = normal(5, 16)
+    torch.testing.assert_close(layer(x @ turn_in.T), regular(x) @ turn_out.T, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("basis", ["auto", "regular"])

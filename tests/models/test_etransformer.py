@@ -139,7 +139,7 @@ def test_shorter_sequences_commute_as_well(lengths, causal_attn, network, model_
     assert model_error(model.double(), lengths) < TOLERANCE[torch.float64]
 
 
-@pytest.mark.parametrize("basis", ["auto", "regular"])
+@pytest.mark.parametrize("basis", ["auto", "regular", "irrep"])
 def test_every_basis_commutes_and_is_the_same_function(basis, network, model_error, distance):
     model, other = network("C8"), network("C8", basis=basis, seed=1)
     other.load_state_dict(model.state_dict())
@@ -501,7 +501,7 @@ SHEARED = change_basis(D4.irrep(1, 1), torch.tensor([[1.0, 1.0], [0.0, 1.0]]).nu
         ({"norm_module": "batchnorm"}, ValueError, "unknown norm_module 'batchnorm'"),
         ({"init_scheme": "zeros"}, ValueError, "unknown init_scheme 'zeros'"),
         ({"time_scale": 0}, ValueError, "time_scale to be a finite number > 0, got 0"),
-        ({"basis": "fourier"}, ValueError, "unknown basis 'fourier', expected .* auto, regular"),
+        ({"basis": "fourier"}, ValueError, "unknown basis 'fourier', expected .* auto, regular, irrep"),
     ],
 )
 def test_a_wrong_argument_is_named(changes, kind, words):
