@@ -95,7 +95,6 @@ def teacher_pairs(
         pred_type=pred_type,
         guidance_scale=guidance_scale,
         negative_cond=negative_cond,
-        first_step=grid[0] - grid[1],
     )
     wide_noise = noise.to(wide_dtype(noise.device))
     wanted = set(index[1:])

@@ -30,7 +30,7 @@ from .solvers import SOLVERS, Velocity, integrate
 
 __all__ = [
     "SAMPLE_TYPES",
-    "TRUSTED_NOISE_TIMES",
+    "TRUSTED_NOISE_TIME",
     "BaseDiffusion",
     "FlowMatching",
     "StepFn",
@@ -42,8 +42,8 @@ __all__ = [
 ]
 
 SAMPLE_TYPES = ("ode", "sde")
-# Up to a time between these a sampler follows the x0 of a network that predicts noise: errors come out 19- to 99-fold.
-TRUSTED_NOISE_TIMES = (0.95, 0.99)
+# Up to this RF time a sampler follows the x0 of a network that predicts noise: there its errors come out 19-fold.
+TRUSTED_NOISE_TIME = 0.95
 
 # ---- Teacher ------------------------------------------------------------------------------------------------------
 
@@ -74,25 +74,23 @@ def teacher_velocity(
     pred_type: str = "flow",
     guidance_scale: float | None = None,
     negative_cond: Cond = None,
-    first_step: float = 0.05,
 ) -> Velocity:
     """The velocity field dx/dt of a network in RF time, guided if `guidance_scale` is given.
 
     Guidance moves the prediction to c + (s - 1) (c - u), with c under `cond` and u under `negative_cond`.
 
     A network that predicts noise has x0 = (x_t - t eps) / (1 - t), whose errors grow without bound towards t = 1, where
-    x0 itself hardly changes. Beyond T its x0 is therefore the one at T for the same noise,
+    x0 itself hardly changes. Beyond T = .95 its x0 is therefore the one at T for the same noise,
 
-        velocity = (x_t - x0) / t,    x_T = (T / t) x_t + (1 - T / t) x0,    T = 1 - first_step within [.95, .99],
+        velocity = (x_t - x0) / t,    x_T = (T / t) x_t + (1 - T / t) x0,
 
-    found by three rounds from x0 = 0, which costs a call or two a trajectory: the first step alone lies beyond T. With
-    this T an error of the network moves the first step by about as much as itself. Beyond the `t_max` of a network of
-    any kind its x0 is the one at `t_max`, likewise.
+    found by three rounds from x0 = 0 at the first call and by one from the last x0 at each call after it: two calls
+    more for a trajectory, and one object for each, as of a multi-step solver. Beyond the `t_max` of a network of any
+    kind its x0 is the one at `t_max`, likewise.
 
     Args:
         network, cond, pred_type, guidance_scale, negative_cond: as in `sample_teacher`.
         dtype: what a network without parameters is given.
-        first_step: length of the first step of the grid.
 
     Raises:
         ValueError: for `guidance_scale` without `negative_cond`.
@@ -101,7 +99,8 @@ def teacher_velocity(
     check_guidance(guidance_scale, negative_cond)
     trusted = float(getattr(network, "t_max", 1.0))
     if pred_type == "eps" or getattr(network, "predicts_noise", False):
-        trusted = min(trusted, max(1.0 - first_step, TRUSTED_NOISE_TIMES[0]), TRUSTED_NOISE_TIMES[1])
+        trusted = min(trusted, TRUSTED_NOISE_TIME)
+    last_x0: Tensor | None = None
 
     def flow(x: Tensor, t: float) -> Tensor:
         pred = call_network(network, x, t, cond, dtype=dtype).to(x.dtype)
@@ -113,10 +112,12 @@ def teacher_velocity(
     def velocity(x: Tensor, t: float) -> Tensor:
         if t <= trusted:
             return flow(x, t)
-        x0, share = torch.zeros_like(x), trusted / t
-        for _ in range(3):
-            earlier = share * x + (1.0 - share) * x0
+        nonlocal last_x0
+        rounds, x0 = (3, torch.zeros_like(x)) if last_x0 is None else (1, last_x0)
+        for _ in range(rounds):
+            earlier = trusted / t * x + (1.0 - trusted / t) * x0
             x0 = earlier - trusted * flow(earlier, trusted)
+        last_x0 = x0
         return (x - x0) / t
 
     return velocity
@@ -168,7 +169,6 @@ def sample_teacher(
         pred_type=pred_type,
         guidance_scale=guidance_scale,
         negative_cond=negative_cond,
-        first_step=grid[0] - grid[1],
     )
     start = grid[0] * noise.to(wide_dtype(noise.device))
     return _collect(integrate(velocity, start, grid, method), grid, noise.dtype, return_all_steps)

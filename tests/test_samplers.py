@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastgen._tensor import generator_for
 from fastgen.flow_matching import x0_to_eps
-from fastgen.samplers import TRUSTED_NOISE_TIMES, FlowMatching, sample_student, sample_teacher
+from fastgen.samplers import TRUSTED_NOISE_TIME, FlowMatching, sample_student, sample_teacher
 from fastgen.solvers import SOLVERS, integrate
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2}
@@ -152,7 +152,7 @@ def test_a_teacher_that_never_reaches_pure_noise_starts_where_it_ends():
 @pytest.mark.parametrize("pred_type", ["x0", "eps"])
 def test_teachers_of_other_predictions_give_the_same_samples(pred_type):
     teacher, noise = GaussianTeacher(), normal(4, 2)
-    grid = [TRUSTED_NOISE_TIMES[0], 0.6, 0.3, 0.0]
+    grid = [TRUSTED_NOISE_TIME, 0.6, 0.3, 0.0]
 
     def predict(x_t, t, cond):
         return teacher.predict(x_t, t, cond)[0 if pred_type == "x0" else 1]
