@@ -175,7 +175,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor | None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the channels, times ``weight``."""
-    if not own_gradients(x):
+    if not (torch.is_grad_enabled() and x.requires_grad and own_gradients(x)):
         return F.rms_norm(x, (x.shape[-1],), weight, NORM_EPS)
     y, _ = _RMSNorm.apply(x)
     return y if weight is None else y * weight
