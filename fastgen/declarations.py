@@ -10,14 +10,14 @@ Declared wrongly, it is asked at other times or its answer is read as something 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._files import brief
-from ._tensor import evaluating, generator_for, map_tensors, wide_dtype
+from ._tensor import cond_to, evaluating, generator_for, take_rows, wide_dtype
 from .clocks import parse_clock
 from .flow_matching import add_noise
 from .networks import Cond, network_dtype, predict_x0
@@ -34,8 +34,6 @@ _CLEARLY_WORSE = 1.1
 # Another declaration is worth a word when it leaves less than this share of the error. Errors are taken together by
 # their geometric mean: what is hard to see at a large t must not drown what is plain at a small one.
 _CLEARLY_BETTER = 0.5
-
-Answer = Callable[[Tensor, Tensor, Cond], Tensor]
 
 
 def denoising_errors(
@@ -169,11 +167,6 @@ def _probe(x0: Tensor, cond: Cond, like: Tensor) -> tuple[Tensor, Tensor, Cond]:
     """Up to 128 rows (fewer of large samples) spread over the data with noise of a fixed seed, where `like` is."""
     most = max(_LEAST_ROWS, min(_ROWS, _MOST_NUMBERS // x0[0].numel()))
     rows = torch.linspace(0, len(x0) - 1, min(most, len(x0))).round().long()
-
-    def place(value: Tensor) -> Tensor:
-        value = value[rows].to(like.device)
-        return value.to(like.dtype) if value.is_floating_point() else value
-
-    x0 = place(x0)
+    x0, cond = (cond_to(take_rows(part, rows), like.device, like.dtype) for part in (x0, cond))
     eps = torch.randn(x0.shape, generator=generator_for(0, "declaration")).to(x0)
-    return x0, eps, map_tensors(place, cond)
+    return x0, eps, cond

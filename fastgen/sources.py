@@ -68,8 +68,12 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
 
 def is_changed(source: TeacherConfig) -> bool:
     """Whether something beside its folder or factory says what the teacher is: other weights, or a declaration."""
-    declared = any(getattr(source, key) != TeacherConfig.model_fields[key].default for key in _DECLARATION)
-    return declared or source.weights is not None or source.keywords is not None
+    return _is_declared(source) or source.weights is not None or source.keywords is not None
+
+
+def _is_declared(source: TeacherConfig) -> bool:
+    """Whether anything but a rectified flow is declared."""
+    return any(getattr(source, key) != TeacherConfig.model_fields[key].default for key in _DECLARATION)
 
 
 def load_run_student(folder: Path, factory: str | None = None) -> Student:
@@ -135,7 +139,7 @@ def _declared(network: nn.Module, source: TeacherConfig) -> nn.Module:
     """The network in the wrappers that its declaration asks for."""
     if source.keywords is not None:
         network = KeywordNetwork(network, **source.keywords.model_dump())
-    if all(getattr(source, key) == TeacherConfig.model_fields[key].default for key in _DECLARATION):
+    if not _is_declared(source):
         return network
     try:
         return as_rectified_flow(network, **{key: getattr(source, key) for key in _DECLARATION})
