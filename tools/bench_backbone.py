@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from escnn.group import Representation
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastgen.models import (
     CondTransformerRegressor,
@@ -179,6 +181,22 @@ def dof(model: nn.Module) -> int:
     return total
 
 
+def products(step: Step) -> int:
+    """Floating-point operations of the matrix products of one step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def where_time_goes(step: Step, rows: int = 6) -> dict[str, float]:
+    """Milliseconds a step of the costliest operations, each without those it calls."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(3):
+            step()
+    costs = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    return {event.key.removeprefix("aten::"): event.self_cpu_time_total / 3000 for event in costs[:rows]}
+
+
 def relative(y: Tensor, reference: Tensor) -> float:
     return ((y - reference).norm() / reference.norm()).item()
 
@@ -192,13 +210,16 @@ class Table:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.seconds: dict[str, dict[str, float]] = {}
+        self.profiles: dict[str, dict[str, dict[str, float]]] = {}
 
-    def add(self, name: str, got: float, bar: float | None, *, at_least: bool = False) -> None:
+    def add(self, name: str, got: float, bar: float | None, *, at_least: bool = False) -> bool:
+        """Returns whether the bar is met or absent."""
         met = None if bar is None else got >= bar if at_least else got <= bar
         self.rows.append({"name": name, "got": got, "bar": bar, "at_least": at_least, "met": met})
         sign = ">=" if at_least else "<="
         verdict = "       " if met is None else "met    " if met else "MISSED "
         print(f"{verdict}{name:<62}{got:>11.3g}" + ("" if bar is None else f"  {sign} {bar:g}"), flush=True)
+        return met is not False
 
     def take_turns(self, name: str, steps: dict[str, Step], rounds: int) -> dict[str, float]:
         self.seconds[name] = take_turns(steps, rounds)
@@ -206,7 +227,8 @@ class Table:
 
 
 class Comparison:
-    """Two of the networks A-B-A-B: one row with the ratio of their median seconds."""
+    """Two of the networks A-B-A-B: one row with the ratio of their median seconds. Where that misses its bar, what it
+    would be if time were proportional to the matrix products, and where the time goes."""
 
     def __init__(
         self,
@@ -222,8 +244,14 @@ class Comparison:
 
     def __call__(self, a: str, b: str, bar: float | None, *, at_least: bool = False) -> None:
         name = f"{self.name}: {a} / {b}"
-        t = self.table.take_turns(name, {k: self.make(self.models[k], self.arguments[k]) for k in (a, b)}, self.rounds)
-        self.table.add(name, t[a] / t[b], bar, at_least=at_least)
+        steps = {k: self.make(self.models[k], self.arguments[k]) for k in (a, b)}
+        t = self.table.take_turns(name, steps, self.rounds)
+        if self.table.add(name, t[a] / t[b], bar, at_least=at_least):
+            return
+        self.table.add(f"{name}, products", products(steps[a]) / products(steps[b]), None)
+        self.table.profiles[name] = {k: where_time_goes(step) for k, step in steps.items()}
+        for k, costs in self.table.profiles[name].items():
+            print(f"           {k}, ms: " + ", ".join(f"{op} {ms:.2g}" for op, ms in costs.items()), flush=True)
 
 
 def speed(table: Table, config: str, batches: list[int], rounds: int) -> None:
@@ -315,4 +343,5 @@ def backbone(configs: list[str], batches: list[int], rounds: int, parts: list[st
         "rounds": rounds,
         "rows": table.rows,
         "median seconds": table.seconds,
+        "profiles of missed bars, ms": table.profiles,
     }
