@@ -33,10 +33,11 @@ class RingTask(PathTask):
     def evaluate(self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False) -> dict[str, float]:
         """As `PathTask.evaluate` with Z (B, 2, 2); full scores with the suffix `_near` are on as many conditions near
         opposition."""
-        scores = super().evaluate(sample, quick=quick)
         if quick:
-            return scores
-        return scores | {f"{name}_near": value for name, value in self._score(sample, "near").items()}
+            return super().evaluate(sample, quick=True)
+        # First: the floor's demonstrations are drawn in this order.
+        near = self._score(sample, "near")
+        return super().evaluate(sample) | {f"{name}_near": value for name, value in near.items()}
 
     def floor(self) -> dict[str, float]:
         """Full scores of one more set of demonstrations, and `mode_error_floor` (`_near`), their exact expectation."""
