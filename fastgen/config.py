@@ -206,17 +206,21 @@ class SymmetryConfig(_Config):
 class DataConfig(_Config):
     """Where trajectories, or samples of any other shape, come from."""
 
-    name: Literal["ring", "flights", "file"] = Field(
+    name: Literal["ring", "modes", "two_rings", "flights", "file"] = Field(
         default="ring", description="embedded task, or `file` for your own"
     )
     path: str | None = Field(
         default=None,
         description="file: .npz or .safetensors with X and Z, X alone, or actions, observations, episode_ends",
     )
-    size: int | None = Field(default=None, gt=0, description="ring: number of demonstrations; null = 4000")
+    size: int | None = Field(
+        default=None,
+        gt=0,
+        description="ring, two_rings: number of demonstrations; null = 4000; modes: of points; null = 20000",
+    )
     seed: int = Field(default=0, ge=0, description="seed of the generated demonstrations and of splits")
     pack: int | None = Field(
-        default=None, ge=1, description="waypoints per token; null = the task's own (ring and flights 4)"
+        default=None, ge=1, description="waypoints per token; null = the task's own (ring, two_rings, flights 4)"
     )
     symmetry: SymmetryConfig | None = Field(
         default=None, description="symmetry of the data; null = the embedded task's own"

@@ -1,12 +1,22 @@
-"""Distances between samples and data: energy distance, energy score, displacement errors. Tensors in, tensors out,
-float64 inside."""
+"""Distances between samples and data: energy distance, energy score, coverage, displacement errors. Tensors in, tensors
+out, float64 inside."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["energy_distance", "energy_score", "min_ade", "min_fde", "pairwise_distances"]
+__all__ = [
+    "coverage",
+    "energy_distance",
+    "energy_score",
+    "min_ade",
+    "min_fde",
+    "neighbour_radius",
+    "pairwise_distances",
+]
+
+_ROWS = 1024  # of a distance matrix that are in memory at once
 
 
 def pairwise_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -49,6 +59,44 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False, paired: boo
     within_x = pairwise_distances(x, x).sum((-2, -1)) / (n * (n - 1) if unbiased else n * n)
     within_y = pairwise_distances(y, y).sum((-2, -1)) / (m * (m - 1) if unbiased else m * m)
     return 2 * between - within_x - within_y
+
+
+def coverage(samples: Tensor, data: Tensor, *, k: int = 5, radius: Tensor | None = None) -> Tensor:
+    """Share of the data that have a sample at least as near as their own k-th nearest neighbour among the data.
+
+    Data without a sample nearby are a mode that was lost; samples far from all data don't count. For M samples of the
+    data's own law beside M data about 1 - 2^-k, and more for more samples.
+
+    Args:
+        samples: (N, d).      data: (M, d).      k: >= 1, < M.      radius: None, or (M,), `neighbour_radius(data, k)`
+            computed before; `k` then has no say.
+
+    Returns: scalar in [0, 1], float64.
+    Raises:
+        ValueError: shapes that don't fit, no samples, too few data for k.
+    Source: Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models", arXiv:2002.09797.
+    """
+    if samples.ndim != 2 or data.ndim != 2 or samples.shape[1] != data.shape[1] or len(samples) == 0:
+        raise ValueError(f"expected samples (N, d) and data (M, d), got {tuple(samples.shape)} and {tuple(data.shape)}")
+    radius = neighbour_radius(data, k) if radius is None else radius
+    if radius.shape != data.shape[:1]:
+        raise ValueError(f"expected radius of shape ({len(data)},), got {tuple(radius.shape)}")
+    samples, data = samples.double(), data.double()
+    nearest = torch.cat([pairwise_distances(rows, samples).amin(1) for rows in data.split(_ROWS)])
+    return (nearest <= radius).double().mean()
+
+
+def neighbour_radius(data: Tensor, k: int = 5) -> Tensor:
+    """Distance of each of the data (M, d) to its k-th nearest neighbour among them: (M,), float64.
+
+    Raises ValueError for another shape or k outside [1, M).
+    """
+    if data.ndim != 2 or not 1 <= k < len(data):
+        raise ValueError(f"expected data (M, d) and k from 1 to below M, got {tuple(data.shape)} and k={k}")
+    data = data.double()
+    # The nearest of the data to each of them is itself, so the k-th neighbour is the (k + 1)-th value.
+    parts = [pairwise_distances(rows, data).kthvalue(k + 1, dim=1).values for rows in data.split(_ROWS)]
+    return torch.cat(parts)
 
 
 def energy_score(samples: Tensor, truth: Tensor) -> Tensor:

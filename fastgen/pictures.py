@@ -76,9 +76,10 @@ def add_legend(figure: Figure, axes: Any, most: int, order: Sequence[str] = ()) 
 def sample_figure(examples: Mapping[str, Any]) -> Figure:
     """Samples of teacher and student beside the data, drawn as the scene's `kind` says.
 
-    No `kind`: trajectories, over their scene (:func:`trajectory_figure`). "points": scatter plots of the plane.
-    "images": mosaics, one condition a row, in the data's range of brightness; of two channels and of more than three
-    the first, or the first three as colours. "values": histograms of the first six numbers of a sample.
+    No `kind`: trajectories, over their scene (:func:`trajectory_figure`). "points": scatter plots of the plane, of
+    samples (2,) or (1, 2). "images": mosaics, one condition a row, in the data's range of brightness; of two channels
+    and of more than three the first, or the first three as colours. "values": histograms of the first six numbers of a
+    sample.
 
     Args:
         examples: as for :func:`fastgen.report.write_report`.
@@ -97,8 +98,9 @@ def sample_figure(examples: Mapping[str, Any]) -> Figure:
 
 
 def _points(drawn: Mapping[str, Tensor], labels: Mapping[str, Any]) -> Figure:
-    data = drawn["data"].flatten(0, 1)
-    limits = box_around({}, [x.flatten(0, 1).tolist() for x in drawn.values()])
+    drawn = {who: x.reshape(-1, 2) for who, x in drawn.items()}
+    data = drawn["data"]
+    limits = box_around({}, [x.tolist() for x in drawn.values()])
     aspect = (limits[3] - limits[2]) / (limits[1] - limits[0])
     figure, grid = new_figure(13.0, 4.0 * min(max(aspect, 0.4), 1.6) + 1.2, 1, 3)
     for (who, x), ax in zip(drawn.items(), grid[0], strict=True):
@@ -107,7 +109,7 @@ def _points(drawn: Mapping[str, Tensor], labels: Mapping[str, Any]) -> Figure:
         if who != "data":
             ax.plot(*data.T.tolist(), "o", color=PALE, markersize=4, linestyle="none", zorder=2)
         style = {"color": _colour(who), "markersize": 4, "linestyle": "none", "alpha": 0.6}
-        ax.plot(*x.flatten(0, 1).T.tolist(), "o", zorder=3, **style)
+        ax.plot(*x.T.tolist(), "o", zorder=3, **style)
         _title(ax, who, labels)
     return figure
 
@@ -185,7 +187,8 @@ def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
 
     One condition a column, teacher above and student below; where tracks are much longer than wide, pairs with the
     teacher left and the student right. The condition is drawn as start and goal where there are obstacles and Z is two
-    points, else as the past track. Of more than two channels two are drawn, a single one is drawn against time.
+    points, or discs, whose centres are the other points of Z; else as the past track. Of more than two channels two are
+    drawn, a single one is drawn against time.
 
     Args:
         examples: as for :func:`write_report`; `scene` may hold "x_label" and "y_label", the names of the axes.
@@ -194,7 +197,7 @@ def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
     z, truth = xy_points(examples["Z"]), xy_points(examples["X_true"])
     paths = {who: xy_points(examples[who]) for who in ("teacher", "student")}
     n, equal = len(truth), bool(scene.get("equal", True))
-    has_goal = bool(scene.get("obstacles")) and len(z[0]) == 2
+    has_goal = "discs" in scene or (bool(scene.get("obstacles")) and len(z[0]) == 2)
     limits = [box_around(scene, [z[i], truth[i], *paths["teacher"][i], *paths["student"][i]]) for i in range(n)]
     wide = equal and sum(x1 - x0 for x0, x1, *_ in limits) > 1.8 * sum(y1 - y0 for *_, y0, y1 in limits)
     if wide:
@@ -210,7 +213,7 @@ def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
         axes = list(grid.T)
     for i in range(n):
         for who, ax in zip(paths, axes[i], strict=True):
-            _draw_scene(ax, scene, limits[i], equal, frame_only=not wide)
+            _draw_scene(ax, _obstacles(scene, z[i]), limits[i], equal, frame_only=not wide)
             _draw_samples(ax, z[i], paths[who][i], truth[i], who, has_goal)
     for i in range(min(n, 2 if wide else 1)):
         for who, ax in zip(paths, axes[i], strict=True):
@@ -228,7 +231,15 @@ def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _draw_scene(ax: Axes, scene: Mapping[str, Any], limits: Sequence[float], equal: bool, *, frame_only: bool) -> None:
+def _obstacles(scene: Mapping[str, Any], z: list) -> list:
+    """Corners of every obstacle of one condition: the scene's own, and discs around the points after start and goal."""
+    turns = [2 * math.pi * k / 48 for k in range(48)]
+    radius, centres = scene.get("discs", 0.0), z[2:] if "discs" in scene else []
+    discs = [[(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns] for x, y in centres]
+    return [*(scene.get("obstacles") or []), *discs]
+
+
+def _draw_scene(ax: Axes, obstacles: list, limits: Sequence[float], equal: bool, *, frame_only: bool) -> None:
     from matplotlib.patches import Polygon
 
     ax.set(xlim=limits[:2], ylim=limits[2:])
@@ -239,7 +250,7 @@ def _draw_scene(ax: Axes, scene: Mapping[str, Any], limits: Sequence[float], equ
         ax.set(xticks=[], yticks=[])
         for side in ax.spines.values():
             side.set(visible=True, color=GREY)
-    for k, corners in enumerate(scene.get("obstacles") or []):
+    for k, corners in enumerate(obstacles):
         label = "obstacle" if k == 0 else None
         ax.add_patch(Polygon(corners, closed=True, facecolor=PALE, edgecolor=GREY, label=label, zorder=1))
 

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from fastgen.metrics import energy_distance, energy_score, min_ade, min_fde, pairwise_distances
+from fastgen.metrics import (
+    coverage,
+    energy_distance,
+    energy_score,
+    min_ade,
+    min_fde,
+    neighbour_radius,
+    pairwise_distances,
+)
 
 F64 = torch.float64
 
@@ -129,3 +137,34 @@ def test_all_are_invariant_under_rigid_motions_and_in_float64():
 def test_user_errors(act, words):
     with pytest.raises(ValueError, match=words):
         act()
+
+
+def test_coverage_equals_its_definition():
+    samples, data = normal(60, 3), normal(1500, 3, seed=1)
+    distance = (data[:, None] - data[None]).norm(dim=-1)
+    radius = distance.sort(dim=1).values[:, 4]  # the first is the point itself
+    assert torch.allclose(neighbour_radius(data, 4), radius)
+    to_sample = (data[:, None] - samples[None]).norm(dim=-1)
+    expected = (to_sample <= radius[:, None]).any(1).double().mean()
+    assert float(coverage(samples, data, k=4)) == pytest.approx(float(expected))
+    assert float(coverage(samples, data, radius=radius)) == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_coverage_of_the_law_by_itself_is_known_and_a_lost_half_is_lost():
+    rows = torch.stack([coverage(normal(500, 2, seed=2 * s), normal(500, 2, seed=2 * s + 1)) for s in range(20)])
+    mean, error = mean_and_error(rows)
+    assert abs(mean - (1 - 2**-5)) < 4 * error + 2e-3
+    data, samples = normal(500, 2, seed=100), normal(500, 2, seed=101)
+    half = samples[samples[:, 0] > 0]
+    assert abs(float(coverage(half, data)) - 0.5) < 0.1
+    assert float(coverage(samples + 100, data)) == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "data", "k"), [((5,), (9, 2), 5), ((5, 3), (9, 2), 5), ((0, 2), (9, 2), 5), ((5, 2), (5, 2), 5)]
+)
+def test_coverage_refuses_what_has_no_answer(samples, data, k):
+    with pytest.raises(ValueError, match="expected"):
+        coverage(torch.zeros(samples), torch.zeros(data), k=k)
+    with pytest.raises(ValueError, match=r"expected radius of shape \(9,\), got \(8,\)"):
+        coverage(torch.zeros(5, 2), torch.zeros(9, 2), radius=torch.zeros(8))

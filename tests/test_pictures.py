@@ -25,15 +25,16 @@ def visible(figure) -> list:
     return [ax for ax in figure.axes if ax.get_visible()]
 
 
-def test_points_are_scattered_over_the_data_to_one_scale():
-    given = examples((2,), "points")
+@pytest.mark.parametrize("shape", [(2,), (1, 2)])
+def test_points_are_scattered_over_the_data_to_one_scale(shape):
+    given = examples(shape, "points")
     axes = visible(sample_figure(given))
     assert [ax.get_title() for ax in axes] == ["data", *LABELS.values()]
     assert len({ax.get_xlim() + ax.get_ylim() for ax in axes}) == 1
     for ax, who in zip(axes[1:], ("teacher", "student"), strict=True):
         data, samples = ax.get_lines()
-        assert torch.equal(torch.tensor(data.get_xydata()), given["X_true"].double())
-        assert torch.equal(torch.tensor(samples.get_xydata()), given[who].flatten(0, 1).double())
+        assert torch.equal(torch.tensor(data.get_xydata()), given["X_true"].reshape(-1, 2).double())
+        assert torch.equal(torch.tensor(samples.get_xydata()), given[who].reshape(-1, 2).double())
         assert to_hex(samples.get_color()) == COLOURS[who].lower()
 
 

@@ -28,7 +28,13 @@ __all__ = [
 Data = TrajectoryData | SampleData
 
 # The options each task has besides pack, symmetry and seed.
-TASKS = {"ring": ("size",), "flights": ("path",), "file": ("path", "obs_horizon", "horizon", "stride", "normalize")}
+TASKS = {
+    "ring": ("size",),
+    "modes": ("size",),
+    "two_rings": ("size",),
+    "flights": ("path",),
+    "file": ("path", "obs_horizon", "horizon", "stride", "normalize"),
+}
 
 
 @runtime_checkable
@@ -36,7 +42,7 @@ class Task(Protocol):
     """What recipes need to know of a problem.
 
     Attributes:
-        name: "ring", "flights" or "file".
+        name: "ring", "modes", "two_rings", "flights" or "file".
         primary: name of the score, lower is better, that a model is chosen by.
     """
 
@@ -64,8 +70,9 @@ class Task(Protocol):
     def scene(self) -> dict:
         """`{"obstacles": [[(x, y), ...], ...], "limits": (xmin, xmax, ymin, ymax) or None, "equal": bool}`.
 
-        Where X aren't trajectories also `kind`: "points" (2,), "images" (C, H, W) or "values"; `samples`, how many of
-        each example to draw, is 16 unless it is given.
+        With `discs`, a radius, Z is start, goal and the centres of discs, obstacles that move with the condition.
+        Where X aren't trajectories also `kind`: "points" (2,) or (1, 2), "images" (C, H, W) or "values"; `samples`, how
+        many of each example to draw, is 16 unless it is given.
         """
         ...
 
@@ -87,8 +94,8 @@ def build_task(cfg: Any) -> Task:
 
     Args:
         cfg: an object with `name`, and where given (an attribute that is missing or None means the task's own default):
-            `pack`, `symmetry` (every task); `size`, `seed` (ring); `path`, `seed` (flights); `path`, `obs_horizon`,
-            `horizon`, `stride`, `normalize`, `seed` (file).
+            `pack`, `symmetry` (every task); `size`, `seed` (ring, modes, two_rings); `path`, `seed` (flights); `path`,
+            `obs_horizon`, `horizon`, `stride`, `normalize`, `seed` (file).
 
     Raises ValueError for an unknown name, an option the task doesn't have, or values it refuses.
     """
@@ -103,6 +110,14 @@ def build_task(cfg: Any) -> Task:
         from .ring_task import RingTask
 
         return RingTask(**given)
+    if cfg.name == "modes":
+        from .modes import ModesTask
+
+        return ModesTask(**given)
+    if cfg.name == "two_rings":
+        from .two_rings_task import TwoRingsTask
+
+        return TwoRingsTask(**given)
     if cfg.name == "flights":
         from .flights import FlightsTask
 

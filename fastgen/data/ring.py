@@ -32,6 +32,7 @@ __all__ = [
     "loop_coordinate",
     "loop_point",
     "mode_error_floor",
+    "resample",
     "rollout",
     "sample_conditions",
     "score",
@@ -143,10 +144,10 @@ def rollout(Z: Tensor, ccw: Tensor, *, lane: Tensor, speed: Tensor, noise: Tenso
         travelled = travelled + sign * _wrap(s_next - s)
         s = s_next
         path[:, step + 1] = x
-    return _resample(path, HORIZON)
+    return resample(path, HORIZON)
 
 
-def _resample(path: Tensor, n: int) -> Tensor:
+def resample(path: Tensor, n: int) -> Tensor:
     """n points equally spaced in arc length on polylines (N, M, 2), the start excluded, the end included: (N, n, 2)."""
     step = path.diff(dim=1)
     length = step.norm(dim=-1)
@@ -223,16 +224,16 @@ def mode_error_floor(p: Tensor, samples: int) -> float:
     return float((weight * (k / samples - p).abs()).sum(1).mean())
 
 
-def within_mode_spread(X: Tensor, ccw: Tensor) -> float:
+def within_mode_spread(X: Tensor, modes: Tensor) -> float:
     """Root mean squared deviation of a trajectory from the mean of its mode: sqrt(sum |X - mean|^2 / sum (n - 1)).
 
-    X (C, K, T, 2) are K samples of C conditions, ccw (C, K) their modes; sums run over modes with n >= 2 samples; norms
-    are over all 2 T numbers. NaN if there is no such mode.
+    X (C, K, T, 2) are K samples of C conditions, modes (C, K) theirs, as truths or numbers; sums run over modes with
+    n >= 2 samples; norms are over all 2 T numbers. NaN if there is no such mode.
     """
     x = X.double().flatten(2)
     squares, freedom = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for mode in (ccw, ~ccw):
-        weight = mode.double()[..., None]
+    for mode in modes.unique():
+        weight = (modes == mode).double()[..., None]
         n = weight.sum(1, keepdim=True)
         mean = (weight * x).sum(1, keepdim=True) / n.clamp_min(1)
         squares = squares + (weight * (x - mean).square()).sum()
@@ -297,10 +298,7 @@ def score(X: Tensor, references: References) -> dict[str, float]:
     Raises ValueError for samples of another shape or with NaN.
     """
     conditions = references.Z.shape[0]
-    if X.ndim != 4 or X.shape[0] != conditions or X.shape[1] == 0 or tuple(X.shape[2:]) != (HORIZON, 2):
-        raise ValueError(f"expected samples of shape ({conditions}, K, {HORIZON}, 2), got {tuple(X.shape)}")
-    if not bool(torch.isfinite(X).all()):
-        raise ValueError("expected finite samples, got NaN or infinity; the network or its training has diverged")
+    check_samples(X, conditions)
     samples = X.shape[1]
     X, flat, tiled = X.double(), X.double().flatten(0, 1), references.Z.repeat_interleave(samples, 0)
     ccw, least = goes_ccw(flat, tiled).view(conditions, samples), clearance(flat, tiled)
@@ -311,3 +309,11 @@ def score(X: Tensor, references: References) -> dict[str, float]:
         "clearance": float(least.mean()) / references.clearance,
         "spread": within_mode_spread(X, ccw) / references.spread,
     }
+
+
+def check_samples(X: Tensor, conditions: int) -> None:
+    """ValueError unless X is (conditions, K, 16, 2) with K >= 1, and finite."""
+    if X.ndim != 4 or X.shape[0] != conditions or X.shape[1] == 0 or tuple(X.shape[2:]) != (HORIZON, 2):
+        raise ValueError(f"expected samples of shape ({conditions}, K, {HORIZON}, 2), got {tuple(X.shape)}")
+    if not bool(torch.isfinite(X).all()):
+        raise ValueError("expected finite samples, got NaN or infinity; the network or its training has diverged")

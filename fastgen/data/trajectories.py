@@ -62,6 +62,12 @@ def check_pack(pack: int, horizon: int) -> None:
         raise ValueError(f"expected pack to be a whole number that divides the {horizon} waypoints, got {pack!r}")
 
 
+def check_size(size: int, what: str = "demonstrations") -> None:
+    """ValueError unless `size` is a whole number >= 2."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 2:
+        raise ValueError(f"expected size to be a whole number >= 2 of {what}, got {size!r}")
+
+
 def _bad_rows(tensor: Tensor) -> list[int]:
     return (~torch.isfinite(tensor.reshape(len(tensor), -1)).all(1)).nonzero().flatten().tolist()
 

@@ -132,7 +132,7 @@ def test_waypoints_are_equally_spaced_in_arc_length():
     # An L-shaped path of unequal segments: 3 along x, then 1 along y.
     path = torch.tensor([[[0.0, 0], [0.5, 0], [3, 0], [3, 0], [3, 1]]], dtype=F64)
     expected = torch.tensor([[[1.0, 0], [2, 0], [3, 0], [3, 1]]], dtype=F64)
-    assert (ring._resample(path, 4) - expected).abs().max() < 1e-12
+    assert (ring.resample(path, 4) - expected).abs().max() < 1e-12
 
 
 # --- geometry --------------------------------------------------------------------------------------------------------

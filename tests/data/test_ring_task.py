@@ -114,7 +114,7 @@ def test_build_task_makes_the_ring_with_its_options():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "rings"}, "unknown data.name 'rings', expected one of: ring, flights, file"),
+        ({"name": "rings"}, "unknown data.name 'rings', expected one of: ring, modes, two_rings, flights, file"),
         ({"name": "ring", "path": "x.npz"}, "no data.path for the task ring, got 'x.npz'"),
         ({"name": "flights", "horizon": 8}, "no data.horizon for the task flights"),
         ({"name": "file"}, "expected data.path"),
