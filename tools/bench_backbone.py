@@ -181,10 +181,12 @@ def dof(model: nn.Module) -> int:
     return total
 
 
-def products(step: Step) -> int:
-    """Floating-point operations of the matrix products of one step."""
+def products(model: nn.Module, arguments: tuple[Tensor, ...]) -> int:
+    """Floating-point operations of the matrix products of one forward; in training mode, since the counter doesn't see
+    into torch's fast path for inference."""
+    model.train()
     with FlopCounterMode(display=False) as counter:
-        step()
+        model(*arguments)
     return counter.get_total_flops()
 
 
@@ -248,10 +250,11 @@ class Comparison:
         t = self.table.take_turns(name, steps, self.rounds)
         if self.table.add(name, t[a] / t[b], bar, at_least=at_least):
             return
-        self.table.add(f"{name}, products", products(steps[a]) / products(steps[b]), None)
         self.table.profiles[name] = {k: where_time_goes(step) for k, step in steps.items()}
         for k, costs in self.table.profiles[name].items():
             print(f"           {k}, ms: " + ", ".join(f"{op} {ms:.2g}" for op, ms in costs.items()), flush=True)
+        counts = {k: products(self.models[k], self.arguments[k]) for k in (a, b)}  # last: it changes the mode
+        self.table.add(f"{name}, products", counts[a] / counts[b], None)
 
 
 def speed(table: Table, config: str, batches: list[int], rounds: int) -> None:

@@ -247,7 +247,7 @@ class eMLP(MLP):
         fourier = self.up.fourier.to(x.dtype)
         y = self.up.by_irreps(x.reshape(-1, x.shape[-1]), channels_first=(False, True))  # (components * copies, tokens)
         y = (fourier.T @ F.gelu(fourier @ y.view(len(fourier), -1))).view(len(fourier), hidden.copies, -1)
-        if isinstance(self.hidden_dropout, eDropout) and self.training:
+        if isinstance(self.hidden_dropout, eDropout) and self.hidden_dropout.training:
             y = y * self.hidden_dropout.mask(x.new_empty(y.shape[-1], 1)).T  # a number a copy: either basis will do
         y = self.down.by_irreps(y.flatten(0, 1), channels_first=(True, False))
         return self.out_dropout(y.view(*x.shape[:-1], self.out_rep.size))
@@ -281,7 +281,8 @@ class eMultiheadAttention(MultiheadAttention):
     def _by_irreps(self, x: Tensor, copies: slice, parts: int) -> tuple[Tensor, ...]:
         """As ``_heads`` in the irrep basis, where channels are laid out (component, copy)."""
         y = self.qkv.by_irreps(x.flatten(0, 1), copies=copies)
-        y = y.view(*x.shape[:2], self.in_rep.group.order(), parts, self.num_heads, -1)
+        copies_a_head = self.width // self.in_rep.group.order() // self.num_heads  # spelt out for an empty batch
+        y = y.view(*x.shape[:2], self.in_rep.group.order(), parts, self.num_heads, copies_a_head)
         # one copy a head would make a head's channels a strided view, with which torch leaves its fused attention
         return y.permute(3, 0, 4, 1, 2, 5).flatten(4).contiguous().unbind(0)
 

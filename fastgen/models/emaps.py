@@ -106,6 +106,28 @@ class Typed(SharedRepresentations):
         reference = torch.empty(0)  # of the default dtype and device
         self.register_buffer(name, self._cast(master, reference), persistent=False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Typed:
+        # Constants never change in place: a copy has the very same ones.
+        for kept in (self._masters, self._buffers):
+            memo.update({id(kept[name]): kept[name] for name in self._masters if isinstance(kept[name], Tensor)})
+        return super().__deepcopy__(memo)  # pyright: ignore[reportReturnType]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tables of the group, which are made or found again."""
+        state = super().__getstate__()
+        tables = {name: self._buffers[name] for name, master in self._masters.items() if not isinstance(master, Tensor)}
+        state["_buffers"] = {name: value for name, value in self._buffers.items() if name not in tables}
+        state["_tables"] = {
+            name: torch.empty(0, dtype=b.dtype, device=b.device) for name, b in tables.items() if b is not None
+        }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tables = state.pop("_tables")
+        super().__setstate__(state)
+        for name, like in tables.items():
+            self._buffers[name] = self._cast(self._masters[name], like)
+
     def _cast(self, master: Tensor | Callable[..., Tensor], reference: Tensor) -> Tensor:
         dtype = torch.promote_types(reference.dtype, torch.float32)
         if not isinstance(master, Tensor):
@@ -154,19 +176,13 @@ class eLinear(Invariant, LinearMap):
         in_rep: representation of the input.
         out_rep: representation of the output, of the same group.
         bias: whether to add one; without invariant vectors in ``out_rep`` there is none.
-        basis: "auto" or "regular": how the map is evaluated. Both gather the dense matrix, except between stacks in the
-            irrep basis.
 
     Raises:
-        ValueError: representations of different groups, infinite groups, matrices that are not orthogonal, an unknown
-            basis.
+        ValueError: representations of different groups, infinite groups, matrices that are not orthogonal.
     """
 
-    def __init__(
-        self, in_rep: Representation, out_rep: Representation, bias: bool = True, *, basis: str = "auto"
-    ) -> None:
+    def __init__(self, in_rep: Representation, out_rep: Representation, bias: bool = True) -> None:
         super().__init__(in_rep, out_rep)
-        check_basis(basis, ("auto", "regular"))
         source, out_copies, order = stack_of(in_rep), self.copies, in_rep.group.order()
         in_copies = source.copies if source else 0
         self.fused = 1

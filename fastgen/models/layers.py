@@ -139,12 +139,13 @@ def check_scheme(name: str, scheme: str) -> None:
 
 
 def own_gradients(x: Tensor) -> bool:
-    """Whether a hand-written backward may be used: compilers and function transforms derive their own, autocast chooses
-    dtypes operation by operation, and half precision accumulates in float32 elsewhere."""
+    """Whether a hand-written backward may be used: compilers, function transforms and forward-mode derivatives derive
+    their own, autocast chooses dtypes operation by operation, and half precision accumulates in float32 elsewhere."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch.is_autocast_enabled(x.device.type)
+        or torch.autograd.forward_ad._current_level >= 0
+        or (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
         or x.dtype not in (torch.float32, torch.float64)
     )
 

@@ -217,16 +217,6 @@ def test_quaternionic_irreps_have_one_row_of_four_components(count, shaken):
     torch.testing.assert_close(layer(x @ turn_in.T), regular(x) @ turn_out.T, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("basis", ["auto", "regular"])
-@pytest.mark.parametrize("kinds", [(2, 3), ("small", "mixed")], ids=str)
-def test_every_basis_is_the_same_function_of_the_same_parameters(basis, kinds, represent):
-    source, target = pair(represent, "D4", kinds)
-    layer, other = eLinear(source, target), eLinear(source, target, basis=basis)
-    other.load_state_dict(layer.state_dict())
-    x = torch.randn(3, source.size, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(other(x), layer(x))
-
-
 # ---- Linear maps: gradients, initialisation, types ----------------------------------------------------------------
 
 
@@ -626,7 +616,6 @@ MIXED_HEADS = directsum([D4.irrep(1, 1), D4.irrep(0, 0)])
         (lambda: eLinear(REGULAR, sheared()), ValueError, "expected out_rep to be an orthogonal representation"),
         (lambda: eLinear(REGULAR, escnn_group.so2_group().irrep(1)), ValueError, "expected out_rep .* finite group"),
         (lambda: eLinear(8, REGULAR), TypeError, "expected in_rep to be an escnn.group.Representation, got int"),
-        (lambda: eLinear(REGULAR, REGULAR, basis="fourier"), ValueError, "unknown basis 'fourier', .* auto, regular"),
         (lambda: eRMSNorm(3), TypeError, "expected in_rep to be an escnn.group.Representation"),
         (lambda: eMLP(8), TypeError, "expected in_rep to be an escnn.group.Representation"),
         (lambda: eMLP(REGULAR, hidden_rep=MIXED_HEADS), ValueError, "hidden_rep to be copies of the regular"),
