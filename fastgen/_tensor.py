@@ -210,6 +210,43 @@ def expand_like(t: float | Tensor, x: Tensor) -> Tensor:
     return t.reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def expand_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """A padding mask as one flag for each number of `x`.
+
+    Args:
+        mask: bool, True = real: (B, T) or more of the leading axes of `x`, each of its size or 1.
+        x: shape (B, T, ...).
+
+    Returns:
+        bool, the shape of `x`.
+
+    Raises:
+        ValueError: for another dtype or shape, or a row without anything real (CPU only: on an accelerator reading it
+            would make the host wait, and the mean over nothing is NaN).
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise ValueError(f"expected mask to be a bool Tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+    sizes = tuple(x.shape[: mask.ndim])
+    if not 2 <= mask.ndim <= x.ndim or any(size not in (1, want) for size, want in zip(mask.shape, sizes, strict=True)):
+        raise ValueError(
+            f"expected mask of shape {tuple(x.shape[:2])}, or one that broadcasts to {tuple(x.shape)} from its leading "
+            f"axes, got {tuple(mask.shape)}"
+        )
+    if mask.device.type == "cpu" and not (real := mask.flatten(1).any(1)).all():
+        raise ValueError(f"expected mask to have a real token in each row, got none in row {int(real.int().argmin())}")
+    return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)).expand(x.shape)
+
+
+def masked_mean(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+    """Mean of `x` over the axis `dim`, of the entries where `mask` (bool, the shape of `x`) is True; of all for None.
+
+    What is masked out counts as nothing, also if it is not finite, and gets no gradient.
+    """
+    if mask is None:
+        return x.mean(dim)
+    return x.masked_fill(~mask, 0.0).sum(dim) / mask.sum(dim)
+
+
 def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: compute in float64, answer in the dtype of the argument named `like`.
 

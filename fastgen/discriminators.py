@@ -1,17 +1,29 @@
-"""What a discriminator sees of a sample: features of the teacher's own blocks.
+"""Discriminators, and what they see of a sample: features of the teacher's own blocks, or the sample itself.
 
-Features are passed on as arguments; nothing is kept between two calls, on the network or anywhere else.
+A discriminator is called `discriminator(features, t, cond)` and returns logits (B, heads). Features are passed on as
+arguments; nothing is kept between two calls, on the network or anywhere else. Invariant discriminators for equivariant
+networks stand in :mod:`fastgen.models.ediscriminators`.
+
+References:
+    Yin et al., DMD2, 2024, arXiv:2405.14867 (heads on a network's features).
+    Tancik et al., Fourier Features Let Networks Learn High Frequency Functions, 2020, arXiv:2006.10739.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from ._tensor import expand_mask, map_tensors, masked_mean
+from .models.heads import FeatureHeads, FourierBase, check_scale, check_width
+from .models.layers import NORM_EPS
+from .models.regressor import check_positive_int
+from .models.transformer import CondTransformerRegressor
 from .networks import Cond, NetworkWrapper, call_network
 
-__all__ = ["block_features"]
+__all__ = ["FourierDiscriminator", "TokenHeads", "block_features", "heads_for", "sample_features"]
 
 Features = Callable[[Tensor, Tensor, Cond], list[Tensor]]
 
@@ -28,6 +40,16 @@ def block_features(network: nn.Module, blocks: Sequence[str] | None = None) -> F
         ValueError: a name that the network doesn't have, or a network without submodules; when called, a block that
             returns no Tensor with the rows of x_t.
     """
+    blocks, modules = _find_blocks(network, blocks)
+
+    def features(x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+        return [output for _, output in _outputs(network, modules, blocks, x_t, t, cond)]
+
+    return features
+
+
+def _find_blocks(network: nn.Module, blocks: Sequence[str] | None) -> tuple[list[str], dict[str, nn.Module]]:
+    """Names of the blocks, and the network's modules by name."""
     modules = dict(network.named_modules())
     if blocks is None:
         lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)]
@@ -40,23 +62,214 @@ def block_features(network: nn.Module, blocks: Sequence[str] | None = None) -> F
         raise ValueError(f"expected blocks among the network's named_modules(), got {unknown[:5]}")
     if not blocks:
         raise ValueError(f"expected a network with submodules to take features from, got {type(network).__name__}")
+    return list(blocks), modules
 
-    def features(x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
-        found: list[Tensor] = []
 
+def _outputs(
+    network: nn.Module, modules: dict[str, nn.Module], blocks: list[str], x_t: Tensor, t: Tensor, cond: Cond
+) -> list[tuple[str, Tensor]]:
+    """Names and outputs of the blocks in the order in which the network calls them."""
+    found: list[tuple[str, Tensor]] = []
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def keep(module: nn.Module, args: object, output: object) -> None:
             first = output[0] if isinstance(output, tuple | list) and output else output
             if not isinstance(first, Tensor) or first.ndim == 0 or first.shape[0] != x_t.shape[0]:
                 got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-                raise ValueError(f"expected Tensors (B, ...) from the blocks {list(blocks)}, got {got}; name others")
-            found.append(first)
+                raise ValueError(f"expected Tensors (B, ...) from the blocks {blocks}, got {got}; name others")
+            found.append((name, first))
 
-        handles = [modules[name].register_forward_hook(keep) for name in blocks]
-        try:
-            call_network(network, x_t, t, cond, dtype=x_t.dtype)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found
+        return keep
 
-    return features
+    handles = [modules[name].register_forward_hook(hook(name)) for name in blocks]
+    try:
+        call_network(network, x_t, t, cond, dtype=x_t.dtype)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def sample_features(x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+    """The features function of a stand-alone discriminator: [x_t]."""
+    return [x_t]
+
+
+class TokenHead(nn.Module):
+    """One logit of tokens, as `TokenHeads` says."""
+
+    def __init__(self, dim: int, width: int, time_features: int) -> None:
+        super().__init__()
+        self.size = dim
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.first = nn.Linear(dim, width)
+        self.second = nn.Linear(width, width)
+        self.time = nn.Linear(time_features, width, bias=False)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, time: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that `mask` (B, T)
+        keeps."""
+        y = self.second(nn.functional.silu(self.first(self.norm(x)))) + self.time(time)[:, None]
+        y = nn.functional.silu(y)
+        return self.out(masked_mean(y, None if mask is None else expand_mask(mask, y), 1))
+
+
+class TokenHeads(FeatureHeads):
+    """Small heads on a network's features, one logit each.
+
+    Each token of a feature goes through LayerNorm, Linear, SiLU, Linear, plus a linear map of the time features, SiLU;
+    the mean over the tokens goes through a Linear.
+
+    Args:
+        dims: channels of the features, in their order.
+        width: hidden width of each head.
+        time_features: size of the time embedding, >= 2.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: Yin et al. 2024, arXiv:2405.14867, section 4.3, for networks of any shape.
+    """
+
+    def __init__(self, dims: Sequence[int], *, width: int = 64, time_features: int = 64) -> None:
+        check_positive_int("width", width)
+        if not isinstance(dims, Sequence) or isinstance(dims, str) or not dims:
+            raise ValueError(f"expected dims to be a non-empty sequence of ints, got {dims!r}")
+        for i, dim in enumerate(dims):
+            check_positive_int(f"dims[{i}]", dim)
+        super().__init__((TokenHead(dim, width, time_features) for dim in dims), time_features)
+
+
+def heads_for(
+    network: nn.Module,
+    x_t: Tensor,
+    t: Tensor,
+    cond: Cond = None,
+    *,
+    blocks: Sequence[str] | None = None,
+    width: int | None = None,
+) -> FeatureHeads:
+    """Heads that fit `block_features(network, blocks)`: `InvariantHeads` of :mod:`fastgen.models` for an equivariant
+    network (one whose blocks say how their output transforms, by `out_rep`), else `TokenHeads`.
+
+    Args:
+        network: called `network(x_t, t, cond)`, once, with the first two samples of what is given here.
+        x_t: (B, ...), t: (B,), cond: as the network takes them.
+        blocks: as in `block_features`.
+        width: of the heads, None for the default of their class.
+
+    Returns:
+        new heads, in the dtype and on the device of the network's first feature (float32 if that is below).
+
+    Raises:
+        ValueError: as `block_features`; a block without `out_rep` in an equivariant network, since heads on it could
+            not be invariant.
+    """
+    blocks, modules = _find_blocks(network, blocks)
+    with torch.no_grad():
+        found = _outputs(network, modules, blocks, x_t[:2], t[:2], map_tensors(lambda z: z[:2], cond))
+    if not found:
+        raise ValueError(f"expected blocks that the network calls, got {blocks[:5]}, of which it called none")
+    options = {} if width is None else {"width": width}
+    if any(hasattr(module, "out_rep") for module in modules.values()):
+        if untyped := [name for name, _ in found if not hasattr(modules[name], "out_rep")]:
+            raise ValueError(f"expected blocks with out_rep in an equivariant network, got {untyped[:5]} without")
+        from .models import InvariantHeads
+
+        heads: FeatureHeads = InvariantHeads([modules[name].out_rep for name, _ in found], **options)  # pyright: ignore[reportArgumentType]
+    else:
+        heads = TokenHeads([f.shape[1 if f.ndim == 4 else -1] for _, f in found], **options)
+    first = found[0][1]
+    return heads.to(first.device, torch.promote_types(first.dtype, torch.float32))
+
+
+class FourierFeatures(nn.Module):
+    """x -> [x, cos(x W), sin(x W)], (..., d) -> (..., d + 2 num_frequencies), W with entries scale * N(0, 1)."""
+
+    frequencies: Tensor
+
+    def __init__(
+        self, dim: int, num_frequencies: int, scale: float, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        check_positive_int("dim", dim)
+        check_positive_int("num_frequencies", num_frequencies)
+        check_scale(scale)
+        drawn = torch.randn(dim, num_frequencies, generator=generator, dtype=torch.float64)
+        self.register_buffer("frequencies", (scale * drawn).to(torch.get_default_dtype()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Phases are computed in at least float32; the answer has the dtype of x."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        phase = wide @ self.frequencies.to(wide.dtype)
+        return torch.cat([wide, phase.cos(), phase.sin()], -1).to(x.dtype)
+
+
+class FourierHead(nn.Module):
+    """Mean over tokens, LayerNorm, Linear, SiLU, Linear: (B, T, width) -> (B, 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(nn.functional.silu(self.hidden(self.norm(x.mean(1)))))
+
+
+class FourierDiscriminator(FourierBase):
+    """A discriminator of its own for low-dimensional data, called `discriminator([x_t], t, cond)`: use it with
+    `features=sample_features`.
+
+    Tokens [x, cos(x W), sin(x W)] with fixed random frequencies W, a `CondTransformerRegressor` over them, modulated by
+    t and reading Z, then the mean over tokens, LayerNorm, Linear, SiLU, Linear. On raw coordinates such a network sees
+    coarse differences only, and features of a teacher lack what the teacher did not learn.
+
+    Args:
+        dim: channels d of an x token.
+        cond_dim: channels of a Z token, None for no condition.
+        horizon, cond_horizon: most tokens of x and Z.
+        num_frequencies: columns of W.
+        scale: W has entries scale * N(0, 1), in radians per unit of x.
+        width: of the tokens.
+        num_layers, num_heads: of the transformer.
+        generator: draws W; the weights come from torch's global state.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    References: Tancik et al. 2020, arXiv:2006.10739 (Fourier features).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        cond_dim: int | None = None,
+        horizon: int = 1,
+        cond_horizon: int = 1,
+        *,
+        num_frequencies: int = 64,
+        scale: float = 2.0,
+        width: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        check_width(width, num_heads)
+        super().__init__(dim, cond_dim is not None)
+        self.features = FourierFeatures(dim, num_frequencies, scale, generator=generator)
+        self.body = CondTransformerRegressor(
+            dim + 2 * num_frequencies,
+            width,
+            1 if cond_dim is None else cond_dim,
+            horizon,
+            cond_horizon,
+            num_layers,
+            num_heads,
+            width,
+            p_drop_emb=0.0,
+            p_drop_attn=0.0,
+        )
+        self.head = FourierHead(width)

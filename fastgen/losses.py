@@ -5,6 +5,8 @@ Everything is computed in at least float32, whatever dtype comes in.
 References:
     Yin et al., DMD, 2023, arXiv:2311.18828, and DMD2, 2024, arXiv:2405.14867.
     Lin et al., Diffusion Adversarial Post-Training, 2025, arXiv:2501.08316 (approximate R1).
+    Jolicoeur-Martineau, The Relativistic Discriminator, 2018, arXiv:1807.00734.
+    Xu, Nie & Vahdat, One-step Diffusion Models with f-Divergence Distribution Matching, 2025, arXiv:2502.15681.
     Ho & Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598.
 """
 
@@ -16,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._tensor import check_choice, check_shape, expand_like
+from ._tensor import check_choice, check_shape, expand_like, expand_mask, masked_mean
 from .flow_matching import check_pred_type
 
 __all__ = [
     "check_guidance",
     "classifier_free_guidance",
+    "discriminator_accuracy",
     "dsm_loss",
+    "f_divergence_weight",
     "gan_disc_loss",
     "gan_gen_loss",
     "r1_loss",
@@ -32,6 +36,11 @@ __all__ = [
 # Added to the VSD normaliser: a generator that already sits on the teacher's x0 gets a bounded weight.
 NORM_EPSILON = 1e-6
 VSD_NORMS = ("mean_abs", "rms")
+GAN_KINDS = ("softplus", "relativistic")
+F_DIVERGENCES = ("reverse_kl", "forward_kl", "js", "jeffreys", "hellinger")
+# A discriminator sees thousands of samples, so a ratio beyond e^10 = 22026 is its extrapolation. Bounded there, even
+# infinite logits give finite weights.
+MAX_LOG_RATIO = 10.0
 
 
 def dsm_loss(
@@ -42,6 +51,7 @@ def dsm_loss(
     eps: Tensor | None = None,
     t: Tensor | None = None,
     weight: Tensor | Callable[[Tensor], Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Denoising score matching: mean over the batch of weight * mean_d (net_pred - target)^2.
 
@@ -54,13 +64,16 @@ def dsm_loss(
         x0, eps: data and noise, the same shape; those that the target needs.
         t: times (B,), needed if `weight` is a function.
         weight: (B,), or a function of t giving (B,). Not normalised.
+        mask: bool, (B, T) or broadcastable to `net_pred` (B, T, ...), True = real token; mean_d is then over what is
+            real. A padded batch has the mean loss of its samples cut to their lengths, each counted once; padding
+            gets no gradient.
 
     Returns:
         scalar, at least float32.
 
     Raises:
-        ValueError: for an unknown `pred_type` ("v" names two quantities and is refused), a missing x0, eps or t, or
-            shapes that differ.
+        ValueError: for an unknown `pred_type` ("v" names two quantities and is refused), a missing x0, eps or t,
+            shapes that differ, or a mask without a real token in some row.
     """
     check_pred_type(pred_type)
     needed = {"x0": ("x0",), "eps": ("eps",), "flow": ("x0", "eps")}[pred_type]
@@ -73,7 +86,8 @@ def dsm_loss(
     for name, value in parts.items():
         check_shape(name, value, net_pred.shape)
     target = parts["eps"] - parts["x0"] if pred_type == "flow" else parts[pred_type]
-    per_sample = _rows(net_pred - target).square().mean(1)
+    mask = None if mask is None else expand_mask(mask, net_pred)
+    per_sample = _mean_square(net_pred - target, mask)
     if weight is None:
         return per_sample.mean()
     if not isinstance(weight, Tensor):
@@ -91,6 +105,7 @@ def vsd_loss(
     additional_scale: float | Tensor | None = None,
     *,
     norm: str = "mean_abs",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Variational score distillation: a scalar whose gradient in `gen_data` is the distribution matching direction.
 
@@ -108,36 +123,147 @@ def vsd_loss(
         fake_score_x0: the fake score's, the same shape.
         additional_scale: factor on w, float or (B,).
         norm: "mean_abs" or "rms".
+        mask: bool, (B, T) or broadcastable to `gen_data` (B, T, ...), True = real token. Both mean_d in w and mse are
+            then over what is real: 0.5 times the batch mean of the per-sample mean squares, d loss / d gen = w g /
+            (B * real numbers of the sample), and 0 at padding.
 
     Returns:
         scalar, at least float32. Gradients reach `gen_data` only.
 
     Raises:
-        ValueError: for shapes that differ or an unknown norm.
+        ValueError: for shapes that differ, an unknown norm, or a mask without a real token in some row.
     """
     check_choice("norm", norm, VSD_NORMS)
     check_shape("teacher_x0", teacher_x0, gen_data.shape)
     check_shape("fake_score_x0", fake_score_x0, gen_data.shape)
     gen = _wide(gen_data)
+    mask = None if mask is None else expand_mask(mask, gen)
     with torch.no_grad():
         teacher, fake = _wide(teacher_x0), _wide(fake_score_x0)
-        distance = _rows(gen - teacher)
-        size = distance.abs().mean(1) if norm == "mean_abs" else distance.square().mean(1).sqrt()
+        distance = gen - teacher
+        size = _mean(distance.abs(), mask) if norm == "mean_abs" else _mean_square(distance, mask).sqrt()
         w = 1.0 / (size + NORM_EPSILON)
         if additional_scale is not None:
             w = w * (_wide(additional_scale) if isinstance(additional_scale, Tensor) else additional_scale)
         target = gen - expand_like(w, gen) * (fake - teacher)
-    return 0.5 * (gen - target).square().mean()
+    if mask is None:
+        return 0.5 * (gen - target).square().mean()
+    return 0.5 * _mean_square(gen - target, mask).mean()
 
 
-def gan_gen_loss(fake_logits: Tensor) -> Tensor:
-    """Generator's non-saturating loss, mean softplus(-fake); logits (B, heads) -> scalar."""
-    return F.softplus(-_wide(fake_logits)).mean()
+def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
+    """Weight of the distribution matching gradient that minimises another f-divergence than the reverse KL.
+
+    With r = p_data / p_student at (x_t, t), D_f = E_student f(r) has the gradient
+
+        grad D_f = - E_student h(r) (score_data - score_student) dx_t,    h(r) = f''(r) r^2
+
+    (the variation of D_f in p_student is f(r) - r f'(r), whose gradient is -r f''(r) grad r = -h(r) grad log r).
+
+        kind         f(r)                            h(r)
+        reverse_kl   -log r                          1              D = KL(student | data), the plain VSD
+        forward_kl   r log r                         r              KL(data | student): covers the data's modes
+        js           r log r - (r + 1) log((r+1)/2)  r / (1 + r)    twice Jensen-Shannon
+        jeffreys     (r - 1) log r                   1 + r          both KLs
+        hellinger    2 (1 - sqrt r)^2                sqrt r         squared Hellinger, up to its factor
+
+    Args:
+        kind: one of `F_DIVERGENCES`.
+        log_ratio: log r, shape (B,), or logits (B, heads), whose mean over the heads is taken. At its optimum the logit
+            of a softplus discriminator is log r; a relativistic one's is known up to a constant only, which cancels in
+            forward_kl and hellinger and nowhere else. Bounded to +-`MAX_LOG_RATIO`.
+
+    Returns:
+        h(r) / mean h(r) over the batch: shape (B,), at least float32, without gradient; made for `additional_scale` of
+        `vsd_loss`.
+
+    Raises:
+        ValueError: an unknown kind, or another shape.
+
+    Source: Xu, Nie & Vahdat 2025, arXiv:2502.15681.
+    """
+    check_choice("kind", kind, F_DIVERGENCES)
+    if log_ratio.ndim not in (1, 2) or log_ratio.numel() == 0:
+        raise ValueError(f"expected log_ratio of shape (B,) or (B, heads), got {tuple(log_ratio.shape)}")
+    u = _rows(_wide(log_ratio.detach())).mean(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_h = {
+        "reverse_kl": torch.zeros_like,
+        "forward_kl": torch.clone,
+        "js": F.logsigmoid,
+        "jeffreys": F.softplus,
+        "hellinger": lambda u: 0.5 * u,
+    }[kind](u)
+    return len(u) * log_h.softmax(0)  # h / mean h without leaving the logarithm
 
 
-def gan_disc_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Discriminator's loss, mean softplus(fake) + mean softplus(-real); logits (B, heads) -> scalar."""
-    return F.softplus(_wide(fake_logits)).mean() + F.softplus(-_wide(real_logits)).mean()
+def gan_gen_loss(fake_logits: Tensor, real_logits: Tensor | None = None, *, kind: str = "softplus") -> Tensor:
+    """Generator's loss: mean softplus(-fake), or relativistic mean softplus(real - fake).
+
+    Args:
+        fake_logits: (B, heads), with gradient.
+        real_logits: the same shape, row i beside row i of `fake_logits`; used by "relativistic" only.
+        kind: one of `GAN_KINDS`.
+
+    Returns:
+        scalar, at least float32.
+
+    Raises:
+        ValueError: an unknown kind, or "relativistic" without real logits of the same shape.
+    """
+    check_choice("kind", kind, GAN_KINDS)
+    if kind == "softplus":
+        return F.softplus(-_wide(fake_logits)).mean()
+    if real_logits is None:
+        raise ValueError("expected real_logits for kind 'relativistic', got None")
+    check_shape("real_logits", real_logits, fake_logits.shape)
+    return F.softplus(_wide(real_logits) - _wide(fake_logits)).mean()
+
+
+def gan_disc_loss(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "softplus") -> Tensor:
+    """Discriminator's loss: mean softplus(fake) + mean softplus(-real), or relativistic mean softplus(fake - real).
+
+    The optimum of the first is the logit log(p_data / p_student), of the second the same up to a constant.
+
+    Args:
+        real_logits, fake_logits: (B, heads); of one shape and paired row by row if "relativistic".
+        kind: one of `GAN_KINDS`.
+
+    Returns:
+        scalar, at least float32.
+
+    Raises:
+        ValueError: an unknown kind, or shapes that differ if "relativistic".
+    """
+    check_choice("kind", kind, GAN_KINDS)
+    real, fake = _wide(real_logits), _wide(fake_logits)
+    if kind == "softplus":
+        return F.softplus(fake).mean() + F.softplus(-real).mean()
+    check_shape("fake_logits", fake_logits, real_logits.shape)
+    return F.softplus(fake - real).mean()
+
+
+def discriminator_accuracy(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "softplus") -> Tensor:
+    """Share of samples that the discriminator tells correctly: 0.5 is blind, 1 is never wrong.
+
+    "softplus": the mean of the shares real > 0 and fake < 0. "relativistic": the share of pairs real > fake, since the
+    logits of such a discriminator have no zero. Ties count half.
+
+    Args:
+        real_logits, fake_logits: (B, heads); of one shape if "relativistic".
+        kind: one of `GAN_KINDS`.
+
+    Returns:
+        scalar in [0, 1], at least float32, without gradient.
+
+    Raises:
+        ValueError: an unknown kind, or shapes that differ if "relativistic".
+    """
+    check_choice("kind", kind, GAN_KINDS)
+    real, fake = _wide(real_logits.detach()), _wide(fake_logits.detach())
+    if kind == "softplus":
+        return 0.5 + 0.25 * (real.sign().mean() - fake.sign().mean())
+    check_shape("fake_logits", fake_logits, real_logits.shape)
+    return 0.5 + 0.5 * (real - fake).sign().mean()
 
 
 def r1_loss(real_logits: Tensor, perturbed_real_logits: Tensor) -> Tensor:
@@ -178,6 +304,16 @@ def check_guidance(guidance_scale: float | None, negative_cond: object) -> None:
 def _rows(x: Tensor) -> Tensor:
     """(B, ...) -> (B, n), also for samples that are one number each, (B,)."""
     return x.reshape(x.shape[0], -1)
+
+
+def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Per-sample mean (B,) of x (B, ...), of the entries where `mask`, shaped like x, is True."""
+    return masked_mean(_rows(x), None if mask is None else _rows(mask), 1)
+
+
+def _mean_square(x: Tensor, mask: Tensor | None) -> Tensor:
+    """As `_mean`, of the squares; padding leaves before it is squared: its gradient is zero whatever it holds."""
+    return _mean((x if mask is None else x.masked_fill(~mask, 0.0)).square(), mask)
 
 
 def _wide(x: Tensor) -> Tensor:

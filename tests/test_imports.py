@@ -39,6 +39,7 @@ ALLOWED = {
     "accelerate": {"trainer.py"},
     "escnn": {
         "models/groups.py",
+        "models/ediscriminators.py",
         "models/elayers.py",
         "models/emaps.py",
         "models/etransformer.py",

@@ -14,10 +14,12 @@ from fastgen._tensor import (
     draw_uniform,
     evaluating,
     expand_like,
+    expand_mask,
     frozen,
     generator_for,
     in_float64,
     map_tensors,
+    masked_mean,
     take_rows,
     tensors_in,
     unwrap,
@@ -77,6 +79,25 @@ def test_low_precision_times_are_refused_with_the_reason(dtype):
 def test_times_outside_the_unit_interval_are_refused(t):
     with pytest.raises(ValueError, match=r"expected t in \[0, 1\]"):
         check_time(t)
+
+
+def test_masks_are_one_flag_a_number_and_means_leave_out_the_rest():
+    x, mask = normal(2, 3, 4), torch.tensor([[True, False, True], [False, True, False]])
+    full = expand_mask(mask, x)
+    assert full.shape == x.shape and all(torch.equal(full[..., i], mask) for i in range(4))
+    assert torch.equal(expand_mask(mask[:1, :, None], x)[1], full[0])
+    spoilt = x.masked_fill(~full, float("nan")).requires_grad_()
+    mean = masked_mean(spoilt, full, 1)
+    torch.testing.assert_close(mean, torch.stack([x[0, [0, 2]].mean(0), x[1, 1]]))
+    (gradient,) = torch.autograd.grad(mean.sum(), spoilt)
+    torch.testing.assert_close(gradient, full.double() / torch.tensor([2.0, 1.0]).double()[:, None, None])
+    assert torch.equal(masked_mean(x, None, 1), x.mean(1))
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 4), (3, 2), (2, 3, 4, 1)])
+def test_masks_of_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected mask of shape \(2, 3\), or one that broadcasts to \(2, 3, 4\)"):
+        expand_mask(torch.ones(shape, dtype=torch.bool), normal(2, 3, 4))
 
 
 def test_in_float64_computes_wide_and_answers_in_the_dtype_named():

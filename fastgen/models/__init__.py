@@ -20,6 +20,7 @@ from fastgen.models.regressor import GenCondRegressor
 from fastgen.models.transformer import CondTransformerRegressor
 
 if TYPE_CHECKING:
+    from fastgen.models.ediscriminators import InvariantHeads, eFourierDiscriminator
     from fastgen.models.elayers import (
         eLayerNorm,
         eMLP,
@@ -43,6 +44,7 @@ __all__ = [
     "MLP",
     "CondTransformerRegressor",
     "GenCondRegressor",
+    "InvariantHeads",
     "MultiheadAttention",
     "TimeEmbedding",
     "TransformerDecoderLayer",
@@ -52,6 +54,7 @@ __all__ = [
     "describe_group",
     "describe_representation",
     "eCondTransformerRegressor",
+    "eFourierDiscriminator",
     "eLayerNorm",
     "eLinear",
     "eMLP",
@@ -75,6 +78,7 @@ warnings.filterwarnings("ignore", message="`py3nj` package not found", category=
 _LAZY = {
     **dict.fromkeys(("eRMSNorm", "eLayerNorm", "eMLP", "eMultiheadAttention"), "elayers"),
     **dict.fromkeys(("eTransformerEncoderLayer", "eTransformerDecoderLayer"), "elayers"),
+    **dict.fromkeys(("InvariantHeads", "eFourierDiscriminator"), "ediscriminators"),
     "eLinear": "emaps",
     "eCondTransformerRegressor": "etransformer",
     **dict.fromkeys(("check_equivariance", "fold"), "equivariance"),
