@@ -283,6 +283,12 @@ class LoopConfig(_Config):
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept")
     log_every: int = Field(default=25, gt=0, description="updates between rows of metrics.jsonl")
     evaluate_every: int = Field(default=500, gt=0, description="updates between quick validations")
+    keep_best: bool = Field(
+        default=True, description="a stage's result is its best validated average; false: its last average"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="validations in a row without improvement that end a stage; null = never"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per process; null = all cores / processes")
 
 

@@ -109,6 +109,7 @@ class Distillation:
             primary=self.task.primary,
             seed=cfg.seed,
             resume=cfg.resume,
+            evaluate_start=True,
         )
         self.trainer.run()
 
@@ -222,6 +223,7 @@ class Distillation:
             "selected": selected,
             "primary": task.primary,
             "validation": validation,
+            "warnings": self.trainer.warnings,
         }
         watch.lap()
         self.export(student, results)

@@ -6,6 +6,8 @@
                               where they aren't trajectories
     report/score_vs_nfe.png   each score against the number of network calls
     report/training.png       losses of each stage and the validation score
+    report/diagnostics.png    what shows a collapse, of runs whose log holds validations: spread, mode error and score
+                              since the start of each stage; gap and lag between the judges, gradients, discriminator
 
 This module and `pictures`, which draws the samples, are the only ones that plot.
 """
@@ -23,6 +25,7 @@ from .pictures import COLOURS, GREY, INK, STYLE, add_legend, new_figure, sample_
 from .tables import (
     SCORES,
     demonstrations_score,
+    diagnostic_curves,
     drawable,
     format_table,
     report_page,
@@ -38,9 +41,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["format_table", "score_figure", "training_figure", "trajectory_figure", "write_report"]
+__all__ = [
+    "diagnostics_figure",
+    "format_table",
+    "score_figure",
+    "training_figure",
+    "trajectory_figure",
+    "write_report",
+]
 
-_PICTURES = ("trajectories.png", "samples.png", "score_vs_nfe.png", "training.png")
+_PICTURES = ("trajectories.png", "samples.png", "score_vs_nfe.png", "training.png", "diagnostics.png")
 _STAGES = {"kd": "KD: regression on teacher pairs", "dmd": "DMD", "flow_matching": "flow matching"}
 
 
@@ -56,10 +66,12 @@ def write_report(
     Args:
         run_dir: folder of the run.
         results: `{"teacher": {"100": {score: value}, "ab2-4": {...}}, "student": {"1": {...}}, "kd": ..., "dmd": ...,
-            "floor": {score: value}, "seconds": {...}, "latency": {...}, "selected": "kd" | "dmd", "primary": score}`.
+            "floor": {score: value}, "seconds": {...}, "latency": {...}, "selected": "kd" | "dmd", "primary": score,
+            "warnings": [text]}`.
             Keys of rows are network calls, after the solver and a dash where it isn't Euler. What is missing is left
             out of tables and pictures.
-        curves: rows of metrics.jsonl: `iteration`, `stage`, `step`, losses and, in some rows, validation scores.
+        curves: rows of metrics.jsonl: `iteration`, `stage`, `step`, losses and, in some rows, validation scores and
+            `diagnostics`.
         examples: `Z` (n, T_z, d_z), `X_true` (n, T_x, d_x), `teacher` and `student` (n, K, T_x, d_x) in original units,
             `scene` as a task's `scene()` returns it, `labels` {"teacher": text, "student": text}. Samples of other
             shapes have a `kind` in their scene, and `Z` isn't drawn.
@@ -80,6 +92,8 @@ def write_report(
         first = "samples.png" if "kind" in (examples.get("scene") or {}) else "trajectories.png"
         figures = {first: sample_figure(examples), "score_vs_nfe.png": score_figure(results)}
         figures["training.png"] = training_figure(results, curves)
+        if any(diagnostic_curves(results, curves)):
+            figures["diagnostics.png"] = diagnostics_figure(results, curves)
         pictures = {name: _png(figure) for name, figure in figures.items()}
     except ImportError as error:
         failure = error
@@ -253,8 +267,11 @@ def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, An
         ax = axes[0][-1]
         for stage, points in validation.items():
             colour = COLOURS.get(stage, COLOURS["teacher"])
-            label = f"during {stage.upper() if len(stage) <= 3 else stage.replace('_', ' ')}"
-            ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=label)
+            ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=f"during {_stage_name(stage)}")
+        values = [value for points in validation.values() for _, value in points]
+        # A start from the teacher in one call is so far off that nothing else could be told apart beside it.
+        if 0 < 3 * min(values) < max(values):
+            _log_axis(ax, min(values), max(values))
         primary = str(results.get("primary"))
         title, good, _ = SCORES.get(primary, (primary.replace("_", " "), "lower is better", ""))
         ax.set_title(f"validation: {title}", fontweight="bold")
@@ -263,3 +280,97 @@ def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, An
     if not stages and not validation:
         axes[0][0].set(title="no training in this run", xticks=[], yticks=[])
     return figure
+
+
+def _stage_name(stage: str) -> str:
+    return stage.upper() if len(stage) <= 3 else stage.replace("_", " ")
+
+
+# ---- Diagnostics --------------------------------------------------------------------------------------------------
+
+# Diagnostic -> (title, what to see in it, level of reference, scale).
+_BINNED = {
+    "gap": ("teacher-fake gap", "0: the judges agree", 0.0, "linear"),
+    "lag": ("fake score's loss / teacher's", "above 1: it lags behind", 1.0, "log"),
+    "gan_accuracy": ("discriminator's accuracy", "0.5: chance", 0.5, "linear"),
+}
+_GRADIENTS = {"vsd_grad": "gradient of VSD", "gan_grad": "gradient of the GAN, weighted"}
+
+
+def diagnostics_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) -> Figure:
+    """What shows a collapse, over the updates of all stages: scores above, the judges of the student below.
+
+    Scores have a dashed line from where their stage began. Binned diagnostics have a curve per bin of t, from dark
+    (small t) to light; where a panel is missing, a stage didn't measure it.
+
+    Args:
+        results, curves: as for :func:`write_report`; what isn't in them isn't drawn.
+    """
+    scores, found = diagnostic_curves(results, curves)
+    binned = [name for name in _BINNED if name in found]
+    gradients = {name: found[name][""] for name in _GRADIENTS if found.get(name, {}).get("")}
+    counts = [count for count in (len(scores), len(binned) + bool(gradients)) if count]
+    columns = max(counts, default=1)
+    figure, axes = new_figure(max(4.3 * columns, 7.0), 3.7 * len(counts or [1]) + 0.4, len(counts or [1]), columns)
+    for ax in axes.flat:
+        ax.set_visible(False)
+    rows = iter(axes)
+    if scores:
+        for ax, (name, stages) in zip(next(rows), scores.items(), strict=False):
+            _draw_validation(ax, name, stages)
+    if binned or gradients:
+        row = next(rows)
+        for ax, name in zip(row, binned, strict=False):
+            _draw_bins(ax, name, found[name])
+        if gradients:
+            _draw_gradients(row[len(binned)], gradients)
+    for ax in axes[-1]:
+        ax.set_xlabel("update, all stages")
+    add_legend(figure, (ax for ax in axes.flat if ax.get_visible()), 6)
+    if not counts:
+        axes[0][0].set(title="no validation in this run", xticks=[], yticks=[], visible=True)
+    return figure
+
+
+def _draw_validation(ax: Axes, name: str, stages: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    title, good, _ = SCORES.get(name, (name.replace("_", " "), "lower is better", ""))
+    for stage, points in stages.items():
+        colour = COLOURS.get(stage, COLOURS["teacher"])
+        ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=f"during {_stage_name(stage)}")
+        ends, level = [points[0][0], points[-1][0]], [points[0][1]] * 2
+        ax.plot(ends, level, "--", color=colour, linewidth=1.2, label=f"where {_stage_name(stage)} began")
+    values = [value for points in stages.values() for _, value in points]
+    if 0 < 3 * min(values) < max(values):
+        _log_axis(ax, min(values), max(values))
+    _title(ax, title, good)
+
+
+def _draw_bins(ax: Axes, name: str, bins: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    from matplotlib import colormaps
+
+    title, meaning, level, scale = _BINNED[name]
+    for k, (label, points) in enumerate(bins.items()):
+        colour = colormaps["viridis"](0.9 * k / max(1, len(bins) - 1))
+        ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=label)
+    values = [value for points in bins.values() for _, value in points]
+    if scale == "log" and min(values) > 0:
+        _log_axis(ax, min(*values, level), max(*values, level))
+    ax.axhline(level, color=INK, linestyle=":", linewidth=1.4)
+    _title(ax, title, meaning)
+
+
+def _draw_gradients(ax: Axes, gradients: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    for (name, points), colour in zip(gradients.items(), (COLOURS["dmd"], COLOURS["other"]), strict=False):
+        ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=_GRADIENTS[name])
+    values = [value for points in gradients.values() for _, value in points]
+    if 0 < 3 * min(values) < max(values):
+        _log_axis(ax, min(values), max(values))
+    else:
+        ax.set_ylim(0.0, 1.1 * max(values) or 1.0)
+    _title(ax, "gradients at the sample", "root mean square")
+
+
+def _title(ax: Axes, title: str, meaning: str) -> None:
+    ax.set_visible(True)
+    ax.set_title(title + "\n", fontweight="bold")
+    ax.text(0.5, 1.03, meaning, transform=ax.transAxes, ha="center", color=GREY)

@@ -14,6 +14,7 @@ __all__ = [
     "box_around",
     "by_solver",
     "demonstrations_score",
+    "diagnostic_curves",
     "drawable",
     "format_table",
     "report_page",
@@ -178,12 +179,16 @@ def report_page(results: Mapping[str, Any], pictures: Sequence[str]) -> str:
         "samples.png": "Samples of the data, and of teacher and student from the same noise.",
         "score_vs_nfe.png": "Quality against cost: each dot is a sampler, its cost the number of network calls (NFE).",
         "training.png": "Losses of each stage, and the score on a small validation set during training.",
+        "diagnostics.png": "What shows a collapse: validation scores against where each stage began (dashed), and how "
+        "far teacher and fake score (and discriminator) agree about fresh samples of the student.",
     }
     parts = ["# Report", "```text\n" + format_table(results) + "\n```"]
     if known := [name for name in score_blocks(results)[""] if name in SCORES]:
         parts.append("\n".join(f"- `{name}`: {SCORES[name][0]}; {SCORES[name][1]}." for name in known))
     if selected := results.get("selected"):
         parts.append(f"Exported: the student of stage `{selected}`.")
+    if warnings := results.get("warnings"):
+        parts.append("Warnings of the training:\n\n" + "\n".join(f"- {text}" for text in warnings))
     parts += [f"{captions[name]}\n\n![{name}]({name})" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
@@ -218,6 +223,43 @@ def training_curves(
         if drawable(score, "linear"):
             validation.setdefault(stage, []).append((row.get("iteration", step), float(score)))
     return losses, validation
+
+
+def diagnostic_curves(
+    results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Curve]], dict[str, dict[str, Curve]]]:
+    """Validation scores and diagnostics of a log, over the updates of all stages.
+
+    Args:
+        results: `primary`.
+        rows: of metrics.jsonl. Values that aren't finite numbers are left out.
+
+    Returns:
+        ({score: {stage: [(iteration, value)]}}, {diagnostic: {bin of t, or "": [(iteration, value)]}}): the primary
+        score, spreads and mode errors; and what stages found by `diagnose`, one curve for each entry of a list.
+    """
+    scores: dict[str, dict[str, Curve]] = {}
+    found: dict[str, dict[str, Curve]] = {}
+    for count, row in enumerate(rows):
+        x = row.get("iteration", count)
+        for name in dict.fromkeys((results.get("primary"), "spread", "std_ratio", "mode_error")):
+            if name is not None and drawable(value := row.get(name), "linear"):
+                scores.setdefault(name, {}).setdefault(str(row.get("stage", "training")), []).append((x, float(value)))
+        diagnostics = row.get("diagnostics") or {}
+        for name, value in diagnostics.items():
+            if name in ("t", "gan_t"):
+                continue
+            # The GAN has its own range of t.
+            key, prefix = ("gan_t", "GAN, ") if name.startswith("gan_") else ("t", "")
+            bounds = diagnostics.get(key) or []
+            for k, entry in enumerate(value if isinstance(value, list) else [value]):
+                label = ""
+                if isinstance(value, list):
+                    label = f"t {bounds[k]:.2f} to {bounds[k + 1]:.2f}" if len(bounds) > len(value) else f"bin {k + 1}"
+                    label = prefix + label
+                if drawable(entry, "linear"):
+                    found.setdefault(name, {}).setdefault(label, []).append((x, float(entry)))
+    return scores, found
 
 
 def smooth(points: Curve) -> Curve:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from tqdm import tqdm
 
@@ -34,6 +36,7 @@ from .checkpoint import (
 )
 from .config import LoopConfig
 from .stages import Stage
+from .validation import Progress
 
 
 def start_accelerator(threads: int | None = None) -> Accelerator:
@@ -55,6 +58,9 @@ def use_all_cores(threads: int | None = None, *, processes: int = 1) -> None:
     """Set torch's CPU threads: `threads`, or an equal share of the cores this process may run on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // processes))
+
+
+_BEST = "best"  # prefix of a stage's best weights in its checkpoints
 
 
 class Stopwatch:
@@ -82,11 +88,18 @@ class Stopwatch:
 class Trainer:
     """Runs stages one after the other, each from a network factory, and can be stopped anywhere.
 
+    Every `evaluate_every` updates and at its end a stage is validated: the averaged weights are scored, the best of
+    them kept, warnings said in plain words (see :class:`fastgen.validation.Progress`) and, with `patience`, the stage
+    ended early. A stage may offer `diagnose(step) -> {name: number or list of numbers}`, logged beside the scores as
+    "diagnostics"; it must draw from generators of its own only. The first `warmup` updates of a stage that has this
+    attribute leave its network as it was: validations of them are neither candidates nor a loss of patience.
+
     Args:
         stages: name -> factory of the stage. A factory is called when its stage begins, so that it sees the result of
             the stages before it (``trainer.result(name)``) and no optimiser exists before it is needed.
         evaluate: quick validation of a network with EMA weights -> scores.
-        primary: the score shown in the progress bar, lower is better.
+        primary: the score shown in the progress bar and by which the best is chosen, lower is better.
+        evaluate_start: also validate each stage before its first update, for stages that start from something trained.
     """
 
     def __init__(
@@ -100,10 +113,12 @@ class Trainer:
         primary: str,
         seed: int,
         resume: bool,
+        evaluate_start: bool = False,
     ) -> None:
         self.stages, self.run_dir, self.loop, self.accelerator = stages, run_dir, loop, accelerator
-        self.evaluate, self.primary, self.seed = evaluate, primary, seed
+        self.evaluate, self.primary, self.seed, self.evaluate_start = evaluate, primary, seed, evaluate_start
         self.scores: dict[str, dict[str, float]] = {}  # validation scores at the end of each stage
+        self.progress: dict[str, Progress] = {}
         self.seconds: dict[str, float] = {}
         self.position, self.step, self.iteration = 0, 0, 0
         self._tensors: Mapping[str, torch.Tensor] = {}
@@ -112,6 +127,7 @@ class Trainer:
             self._tensors, meta = found
             self.position, self.step, self.iteration = meta["position"], meta["step"], meta["iteration"]
             self.scores, self.seconds = meta["scores"], meta["seconds"]
+            self.progress = {name: Progress(**fields) for name, fields in meta["progress"].items()}
         self._truncate_log()
 
     def run(self) -> None:
@@ -121,6 +137,10 @@ class Trainer:
             if self.step:
                 for part, network in stage.trained().items():
                     network.load_tensors(with_prefix(self._tensors, part))
+            else:
+                self.progress[name] = Progress(name, self.primary)
+            if self.accelerator.is_main_process:
+                self._restore_best(name)
             self._tensors = {}
             with self._interruptible(), self._bar(stage) as bar:
                 self._run_stage(stage, bar)
@@ -131,13 +151,26 @@ class Trainer:
             self.accelerator.free_memory()
 
     def result(self, name: str) -> dict[str, torch.Tensor]:
-        """EMA weights at the end of the stage `name`."""
-        return load_tensors(self._result_path(name))
+        """EMA weights of the stage `name`: its best validated ones with `keep_best`, else those at its end.
+
+        The end is validated, too, and so one of the candidates; it is also the result where no validation gave a
+        finite score. The best of several noisy scores is seldom much better than the last.
+        """
+        kept = self.loop.keep_best and self.progress[name].best_step is not None
+        return load_tensors(self._best_path(name) if kept else self._result_path(name))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was warned of in all stages so far, in order."""
+        return [text for progress in self.progress.values() for text in progress.warnings.values()]
 
     def _run_stage(self, stage: Stage, bar: Any) -> None:
-        loop, shown = self.loop, {}
+        loop, shown, progress = self.loop, {}, self.progress[stage.name]
+        if self.step == 0 and self.evaluate_start:
+            self._log({"stage": stage.name, "step": 0, **self._validate(stage)})
         watch = Stopwatch(self.seconds, stage.name)
-        for step in range(self.step, stage.steps):
+        while self.step < stage.steps and not progress.out_of_patience(loop.patience):
+            step = self.step
             # Dropout draws from torch's global state; every other draw has its own generator.
             rank = self.accelerator.process_index
             torch.manual_seed(generator_for(self.seed, stage.name, "dropout", step, rank).initial_seed())
@@ -147,19 +180,48 @@ class Trainer:
             watch.lap()
             last = self.step == stage.steps
             if self.step % loop.evaluate_every == 0 or last:
-                shown = self.scores[stage.name] = self.evaluate(stage.averaged())
+                shown = self._validate(stage)
                 watch.restart()  # validation is not training time
             if self.step % loop.log_every == 0 or last or shown:
                 logs = {key: float(value) for key, value in logs.items()}
                 self._log({"stage": stage.name, "step": self.step, **logs, **shown})
                 score = self.scores.get(stage.name, {}).get(self.primary)
-                bar.set_postfix({"loss": f"{logs['loss']:.4g}"} | ({self.primary: f"{score:.3f}"} if score else {}))
+                bar.set_postfix(
+                    {"loss": f"{logs['loss']:.4g}"} | ({self.primary: f"{score:.3f}"} if score is not None else {})
+                )
                 shown = {}
             bar.update()
             if self.step % loop.checkpoint_every == 0 and not last or stop:
-                self._save({k: v for part, network in stage.trained().items() for k, v in _named(part, network)})
+                tensors = {k: v for part, network in stage.trained().items() for k, v in _named(part, network)}
+                self._save(tensors | self._best_tensors(stage.name))
             if stop:
                 raise KeyboardInterrupt(f"state saved at {stage.name} update {self.step}; --resume goes on from there")
+
+    def _validate(self, stage: Stage) -> dict[str, Any]:
+        """Score the stage's averaged weights, keep them if they are the best; returns what is worth logging."""
+        network, progress = stage.averaged(), self.progress[stage.name]
+        scores = self.scores[stage.name] = self._agreed(self.evaluate(network))
+        warnings = progress.add(self.step, scores, trained=self.step > getattr(stage, "warmup", 0))
+        if self.loop.keep_best and progress.best_step == self.step and self.accelerator.is_main_process:
+            save_tensors(self._best_path(stage.name), network.state_dict())
+        row: dict[str, Any] = dict(scores)
+        # Before the first update fake score and teacher are one: there is nothing to see.
+        if self.step and (diagnose := getattr(stage, "diagnose", None)) is not None:
+            row["diagnostics"] = diagnose(self.step)
+        if warnings:
+            row["warnings"] = warnings
+        if progress.out_of_patience(self.loop.patience) and self.step < stage.steps:
+            row["stopped_early"] = progress.early_end(self.step)
+        if self.accelerator.is_main_process:
+            for text in [*(f"warning: {text}" for text in warnings), *filter(None, [row.get("stopped_early")])]:
+                tqdm.write(text, file=sys.stderr)
+        return row
+
+    def _agreed(self, scores: dict[str, float]) -> dict[str, float]:
+        """The main process' scores: what all processes decide by must be the same to the last digit."""
+        if self.accelerator.num_processes == 1:
+            return scores
+        return broadcast_object_list([scores])[0]
 
     def _bar(self, stage: Stage) -> Any:
         title = f"{self.position + 1}/{len(self.stages)} {stage.name}"
@@ -173,15 +235,16 @@ class Trainer:
 
     def _log(self, row: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            row = {"iteration": self.iteration, "seconds": round(self.seconds[row["stage"]], 3), **row}
+            row = {"iteration": self.iteration, "seconds": round(self.seconds.get(row["stage"], 0.0), 3), **row}
             with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain_json(row, "row")) + "\n")
 
     def _truncate_log(self) -> None:
-        # Rows after the checkpoint are about to be made again.
-        path = self.run_dir / "metrics.jsonl"
+        # Rows after the checkpoint are about to be made again, among them the start of a stage that hasn't begun.
+        path, stages = self.run_dir / "metrics.jsonl", list(self.stages)
         if self.accelerator.is_main_process and path.exists():
-            rows = [row for row in read_log(self.run_dir) if row["iteration"] <= self.iteration]
+            done = self.position, self.step if self.step else -1
+            rows = [row for row in read_log(self.run_dir) if (stages.index(row["stage"]), row["step"]) <= done]
             write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def _save(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -192,6 +255,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "scores": self.scores,
                 "seconds": self.seconds,
+                "progress": {name: progress.to_json() for name, progress in self.progress.items()},
             }
             # Numbered so that the end of a stage does not replace a checkpoint of the same iteration.
             number = self.iteration + self.position
@@ -200,6 +264,20 @@ class Trainer:
 
     def _result_path(self, name: str) -> Path:
         return self.run_dir / "stages" / f"{name}.safetensors"
+
+    def _best_path(self, name: str) -> Path:
+        return self.run_dir / "stages" / f"{name}.best.safetensors"
+
+    def _best_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The best weights so far, for a checkpoint; it is the main process that writes it."""
+        path = self._best_path(name)
+        return add_prefix(_BEST, load_tensors(path)) if self.accelerator.is_main_process and path.exists() else {}
+
+    def _restore_best(self, name: str) -> None:
+        """The best weights as of the checkpoint: those in the folder may be of an update that hasn't happened yet."""
+        self._best_path(name).unlink(missing_ok=True)
+        if best := with_prefix(self._tensors, _BEST):
+            save_tensors(self._best_path(name), best)
 
     def _should_stop(self) -> bool:
         """Whether any process was asked to stop: all of them must leave the loop after the same update."""

@@ -27,6 +27,8 @@ LAYERS = [
         "checkpoint",
         "runs",
         "evaluation",
+        "diagnostics",
+        "validation",
     },
     {"stages"},
     {"trainer"},

@@ -184,7 +184,7 @@ def test_the_run_folder_holds_what_is_promised(home):
     run = home / "runs" / "walks"
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "student", "report"} <= set(os.listdir(run))
     assert set(os.listdir(run / "student")) == {"student.safetensors", "config.json", "README.md"}
-    pictures = {"trajectories.png", "score_vs_nfe.png", "training.png"}
+    pictures = {"trajectories.png", "score_vs_nfe.png", "training.png", "diagnostics.png"}
     assert set(os.listdir(run / "report")) == {"report.json", "report.md", *pictures}
     assert all(re.fullmatch(r"step_\d+", folder.name) for folder in checkpoint_folders(run))
     assert set(os.listdir(home / "runs" / "walks-teacher" / "teacher")) == {
@@ -225,7 +225,7 @@ def test_the_teachers_scores_are_those_beside_its_weights(home):
     assert stored["teacher"] == report["teacher"]
 
 
-@pytest.mark.parametrize("name", ["trajectories.png", "score_vs_nfe.png", "training.png"])
+@pytest.mark.parametrize("name", ["trajectories.png", "score_vs_nfe.png", "training.png", "diagnostics.png"])
 def test_pictures_are_pictures_and_not_blank(home, name):
     from matplotlib.image import imread
 
@@ -238,8 +238,12 @@ def test_the_log_has_rows_of_every_stage_and_its_scores(home):
     rows = read_log(home / "runs" / "walks")
     assert [row["stage"] for row in rows] == sorted((row["stage"] for row in rows), reverse=True)  # kd, then dmd
     iterations = [row["iteration"] for row in rows]
-    assert iterations == sorted(set(iterations)) and iterations[-1] == KD_STEPS + 6 + 10
-    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert iterations == sorted(iterations) and iterations[-1] == KD_STEPS + 6 + 10
+    assert all(np.isfinite(row["loss"]) for row in rows if row["step"])
+    starts = {row["stage"]: row["energy_score"] for row in rows if row["step"] == 0}
+    assert starts.keys() == {"kd", "dmd"}
+    # DMD begins with what KD has reached.
+    assert starts["dmd"] == min(row["energy_score"] for row in rows if row["stage"] == "kd" and "energy_score" in row)
     for stage in ("kd", "dmd"):
         assert "energy_score" in [row for row in rows if row["stage"] == stage][-1]
 

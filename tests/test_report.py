@@ -10,8 +10,15 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from fastgen.report import format_table, score_figure, training_figure, trajectory_figure, write_report
-from fastgen.tables import SCORES, by_solver, smooth, training_curves, within
+from fastgen.report import (
+    diagnostics_figure,
+    format_table,
+    score_figure,
+    training_figure,
+    trajectory_figure,
+    write_report,
+)
+from fastgen.tables import SCORES, by_solver, diagnostic_curves, smooth, training_curves, within
 
 BLOCK = [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]
 RING = {"obstacles": [BLOCK], "limits": (-1.5, 1.5, -1.5, 1.5), "equal": True}
@@ -65,12 +72,12 @@ def colour(line) -> str:
 
 def test_the_folder_holds_numbers_pages_and_pictures(tmp_path, monkeypatch):
     folder = write_report(tmp_path, results=results(), curves=curves(), examples=examples())
-    names = ["report.json", "report.md", "score_vs_nfe.png", "training.png", "trajectories.png"]
+    names = ["diagnostics.png", "report.json", "report.md", "score_vs_nfe.png", "training.png", "trajectories.png"]
     assert folder == tmp_path / "report" and sorted(os.listdir(folder)) == names
     assert json.loads((folder / "report.json").read_text()) == results()
     page = (folder / "report.md").read_text()
     assert format_table(results()) in page and all(f"]({name})" in page for name in names if name.endswith(".png"))
-    for name in names[2:]:
+    for name in (name for name in names if name.endswith(".png")):
         data = (folder / name).read_bytes()
         width, height = struct.unpack(">II", data[16:24])
         assert data.startswith(b"\x89PNG") and width >= 700 and height >= 300
@@ -243,3 +250,54 @@ def test_a_perfect_success_is_on_the_axis():
     given["student"]["1"]["success"] = 1.0
     (line,) = lines(score_figure(given).axes[1], "student (exported)")
     assert all(math.isfinite(y) for y in line.get_ydata())
+
+
+# ---- Diagnostics --------------------------------------------------------------------------------------------------
+
+
+def diagnosed(*, gan: bool = True) -> list[dict]:
+    """A log with a start, scores and diagnostics of three validations, one of which found no number."""
+    rows = [{"iteration": 60, "stage": "dmd", "step": 0, "energy_ratio": 1.3, "spread": 1.06, "mode_error": 0.02}]
+    for step in (10, 20, 30):
+        found = {"t": [0.02, 0.5, 0.98], "gap": [0.1 * step, 0.5], "lag": [1.2, 0.8], "vsd_grad": 0.3}
+        if gan:
+            found |= {"gan_t": [0.02, 0.3, 0.6], "gan_accuracy": [0.6, None if step == 20 else 0.5], "gan_grad": 0.1}
+        row = {"iteration": 60 + step, "stage": "dmd", "step": step, "loss": 0.1, "diagnostics": found}
+        rows.append(row | {"energy_ratio": 1.3 - 0.01 * step, "spread": 1.06 - 0.01 * step, "mode_error": 0.02})
+    return rows
+
+
+def test_diagnostic_curves_are_the_rows_of_the_log():
+    scores, found = diagnostic_curves(results(), curves() + diagnosed())
+    assert list(scores) == ["energy_ratio", "spread", "mode_error"]
+    assert scores["energy_ratio"] == {"kd": [(40, 1.3)], "dmd": [(60, 1.2), (60, 1.3), (70, 1.2), (80, 1.1), (90, 1.0)]}
+    assert set(found) == {"gap", "lag", "vsd_grad", "gan_accuracy", "gan_grad"}
+    assert found["gap"]["t 0.02 to 0.50"] == [(70, 1.0), (80, 2.0), (90, 3.0)]
+    assert found["gan_accuracy"]["GAN, t 0.30 to 0.60"] == [(70, 0.5), (90, 0.5)] and len(found["vsd_grad"][""]) == 3
+    # They are no losses.
+    plain = [{k: v for k, v in row.items() if k != "diagnostics"} for row in diagnosed()]
+    assert training_curves(results(), diagnosed()) == training_curves(results(), plain)
+
+
+def test_the_diagnostics_are_drawn_with_where_each_stage_began():
+    figure = diagnostics_figure(results(), diagnosed())
+    panels = {ax.get_title().strip(): ax for ax in figure.axes if ax.get_visible()}
+    assert len(panels) == 3 + 4
+    spread = panels[SCORES["spread"][0]]
+    (curve,), (start,) = lines(spread, "during DMD"), lines(spread, "where DMD began")
+    assert curve.get_ydata().tolist() == pytest.approx([1.06, 0.96, 0.86, 0.76]) and set(start.get_ydata()) == {1.06}
+    assert len(lines(panels["teacher-fake gap"], "t 0.02 to 0.50")) == 1
+    gradients = panels["gradients at the sample"]
+    assert lines(gradients, "gradient of the GAN, weighted")[0].get_ydata().tolist() == pytest.approx([0.1] * 3)
+    assert len({colour(line) for line in panels["teacher-fake gap"].get_lines()}) == 3
+    assert len([ax for ax in diagnostics_figure(results(), diagnosed(gan=False)).axes if ax.get_visible()]) == 3 + 3
+    assert diagnostics_figure({}, []).axes[0].get_title() == "no validation in this run"
+
+
+def test_warnings_stand_in_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastgen.report._png", lambda figure: b"")
+    said = {**results(), "warnings": ["dmd update 200: the spread fell"]}
+    folder = write_report(tmp_path, results=said, curves=diagnosed(), examples=examples())
+    assert json.loads((folder / "report.json").read_text())["warnings"] == said["warnings"]
+    page = (folder / "report.md").read_text()
+    assert "- dmd update 200: the spread fell" in page and "](diagnostics.png)" in page

@@ -1,0 +1,322 @@
+"""What shows a collapse that the losses don't: how far the judges disagree, how well the fake score follows, who pulls.
+
+A falling loss says little here, since every loss is measured against networks that move. These numbers compare networks
+with each other on fresh samples x of the student, noised to x_t = (1 - t) x + t eps, one entry per bin of t:
+
+    gap   rms(fake_x0 - teacher_x0) / rms(x - teacher_x0)     what the student still has to learn; 0: the judges agree
+    lag   |x - fake_x0|^2 / |x - teacher_x0|^2, in the mean   > 1: the fake score denoises the student's samples worse
+                                                              than the teacher, which has never seen them
+
+A gap that doesn't shrink while the lag is above 1 is the fake score's error, not the student's. The bins divide the
+range of the VSD loss evenly. Nothing here trains: no gradient is left on any weight, modes are restored, and every draw
+comes from the generator given.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._tensor import check_count, check_shape, draw_normal, draw_uniform, evaluating, time_dtype, unwrap
+from .dmd import DMDPipeline, RungConditioned
+from .flow_matching import add_noise, convert_prediction, sample_timesteps
+from .losses import gan_gen_loss, vsd_loss
+from .networks import Cond, call_network, network_dtype, predict_x0
+from .samplers import sample_student
+
+if TYPE_CHECKING:
+    from .config import SampleTimestepConfig
+
+__all__ = [
+    "diagnose",
+    "discriminator_accuracy_per_bin",
+    "fake_score_lag",
+    "sample_gradients",
+    "teacher_fake_gap",
+    "time_bins",
+]
+
+BINS = 5
+
+
+def diagnose(
+    pipeline: DMDPipeline,
+    x0: Tensor,
+    cond: Cond = None,
+    *,
+    bins: int = BINS,
+    generator: torch.Generator | None = None,
+) -> dict[str, float | list[float]]:
+    """Everything below, measured on as many fresh student samples as there are rows of data; for one row of a log.
+
+    Samples are those of the whole rollout, in the law of the sampler; `sample_gradients` has the law of training.
+
+    Args:
+        pipeline: networks and config; its student, fake score and discriminator as they are now.
+        x0: data (B, ...); a few hundred rows are enough.
+        cond: their conditions.
+        bins: number of bins of t, >= 1.
+        generator: source of all draws; a pure function of (seed, step) makes the numbers one, too.
+
+    Returns:
+        {"t": bounds of the bins (bins + 1), "gap", "lag", "fake_dsm", "teacher_dsm": (bins,), "vsd_grad": float} and,
+        with a discriminator, {"gan_grad", "grad_cosine": float, "gan_t": bounds, "gan_accuracy": (bins,)}.
+    """
+    config = pipeline.config
+    noise = draw_normal(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
+    with evaluating(pipeline.student):
+        generated = sample_student(
+            unwrap(pipeline.student),
+            noise,
+            pipeline.t_list,
+            cond,
+            sample_type=config.student_sample_type,
+            pred_type=config.pred_type,
+            generator=generator,
+        )
+    assert isinstance(generated, Tensor)  # a pair only with return_all_steps
+    errors = _squared_errors(pipeline, generated, cond, None, bins, generator)
+    found: dict[str, float | list[float]] = {"t": time_bins(config.vsd_t, bins), "gap": _gap(errors), **_lag(errors)}
+    found |= sample_gradients(pipeline, x0, noise, cond, generator=generator)
+    if pipeline.discriminator is not None:
+        accuracy = discriminator_accuracy_per_bin(pipeline, x0, generated, cond, bins=bins, generator=generator)
+        found |= {"gan_t": time_bins(config.gan_t, bins), "gan_accuracy": accuracy}
+    return found
+
+
+def time_bins(cfg: SampleTimestepConfig, bins: int = BINS) -> list[float]:
+    """Bounds (bins + 1) of even bins of [min_t, max_t], increasing."""
+    low, width = float(cfg.min_t), (float(cfg.max_t) - float(cfg.min_t)) / check_count("bins", bins)
+    return [*(low + width * k for k in range(bins)), float(cfg.max_t)]
+
+
+# ---- Fake score against teacher -----------------------------------------------------------------------------------
+
+
+def teacher_fake_gap(
+    pipeline: DMDPipeline,
+    generated: Tensor,
+    cond: Cond = None,
+    *,
+    rung: int | None = None,
+    bins: int = BINS,
+    generator: torch.Generator | None = None,
+) -> list[float]:
+    """Teacher-fake gap rms(fake_x0 - teacher_x0) / rms(generated - teacher_x0) at noised samples, per bin of t.
+
+    It is the size of the VSD gradient before its weight (arXiv:2311.18828, eq. 7) in units of that weight's
+    normaliser: 0 where both judges agree, about 1 where they have nothing in common. The teacher is the plain,
+    unguided one.
+
+    Args:
+        pipeline: its teacher, fake score, `pred_type` and the range of `vsd_t` are used.
+        generated: samples of the student (B, ...).
+        cond: their conditions.
+        rung: rung that made them, for a fake score that is told; None: the last, whose answers are the samples.
+        bins: number of bins.
+        generator: source of the draws: per bin t (B,), then eps.
+
+    Returns:
+        (bins,) numbers >= 0, from small t to large.
+
+    Raises:
+        ValueError: for bins < 1, or a rung that the fake score doesn't have.
+    """
+    return _gap(_squared_errors(pipeline, generated, cond, rung, bins, generator))
+
+
+def fake_score_lag(
+    pipeline: DMDPipeline,
+    generated: Tensor,
+    cond: Cond = None,
+    *,
+    rung: int | None = None,
+    bins: int = BINS,
+    generator: torch.Generator | None = None,
+) -> dict[str, list[float]]:
+    """The fake score's denoising loss on fresh student samples beside the teacher's on the same x_t, per bin of t.
+
+    Losses are mean squared errors of x0, which at one t is the loss in every space up to a factor; so is their ratio.
+    A fake score that has learned the student's law has the least loss there is, so the ratio is at most 1 up to
+    sampling noise, and 1 as long as student and teacher have the same law. Above 1 it lags behind the student. The
+    arguments are those of :func:`teacher_fake_gap`.
+
+    Returns:
+        {"lag": fake_dsm / teacher_dsm, "fake_dsm", "teacher_dsm"}: (bins,) numbers >= 0 each.
+    """
+    return _lag(_squared_errors(pipeline, generated, cond, rung, bins, generator))
+
+
+def _gap(errors: Tensor) -> list[float]:
+    between, teacher, _ = errors.unbind(1)
+    return (between / (teacher + torch.finfo(errors.dtype).tiny)).sqrt().tolist()
+
+
+def _lag(errors: Tensor) -> dict[str, list[float]]:
+    _, teacher, fake = errors.unbind(1)
+    # Two perfect denoisers are equally good.
+    tiny = torch.finfo(errors.dtype).tiny
+    lag = (fake + tiny) / (teacher + tiny)
+    return {"lag": lag.tolist(), "fake_dsm": fake.tolist(), "teacher_dsm": teacher.tolist()}
+
+
+@torch.no_grad()
+def _squared_errors(
+    pipeline: DMDPipeline,
+    generated: Tensor,
+    cond: Cond,
+    rung: int | None,
+    bins: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Mean squares (bins, 3) of fake_x0 - teacher_x0, generated - teacher_x0 and generated - fake_x0."""
+    rung = pipeline.num_rungs - 1 if rung is None else rung
+    rows = []
+    with evaluating(pipeline.teacher, pipeline.fake_score):
+        for t, eps in _binned(generated, pipeline.config.vsd_t, bins, generator):
+            x_t = add_noise(generated, eps, t)
+            x, teacher = generated.double(), _teacher_x0(pipeline, x_t, t, cond).double()
+            fake = _fake_x0(pipeline, x_t, t, cond, rung).double()
+            rows.append(torch.stack([(a - b).square().mean() for a, b in ((fake, teacher), (x, teacher), (x, fake))]))
+    return torch.stack(rows).cpu()
+
+
+def _binned(
+    x: Tensor, cfg: SampleTimestepConfig, bins: int, generator: torch.Generator | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per bin, times (B,) uniform in it and noise shaped like `x`."""
+    for low, high in itertools.pairwise(time_bins(cfg, bins)):
+        u = draw_uniform((len(x),), device=x.device, generator=generator)
+        t = (low + (high - low) * u).to(time_dtype(x.dtype)).clamp(low, high)
+        yield t, draw_normal(x.shape, device=x.device, dtype=x.dtype, generator=generator)
+
+
+def _teacher_x0(pipeline: DMDPipeline, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    direct: Any = getattr(pipeline.teacher, "predict_x0", None)
+    if direct is not None:
+        return direct(x_t, t, cond)
+    return predict_x0(pipeline.teacher, x_t, t, cond, pred_type=pipeline.config.pred_type, dtype=x_t.dtype)
+
+
+def _fake_x0(pipeline: DMDPipeline, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
+    network = unwrap(pipeline.fake_score)
+
+    def at_rung(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return network(x_t, t, cond, rung=rung) if isinstance(network, RungConditioned) else network(x_t, t, cond)
+
+    pred = call_network(at_rung, x_t, t, cond, dtype=network_dtype(network, x_t.dtype))
+    return convert_prediction(pred, x_t, t, pipeline.config.pred_type, "x0")
+
+
+# ---- Gradients at the sample --------------------------------------------------------------------------------------
+
+
+def sample_gradients(
+    pipeline: DMDPipeline,
+    x0: Tensor | None,
+    noise: Tensor,
+    cond: Cond = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> dict[str, float]:
+    """How hard each of the student's losses pulls at the generated sample, before the student's own weights.
+
+    With n the number of elements of the batch, rms of
+
+        vsd_grad   n d vsd / d x = w (fake_x0 - teacher_x0),  see `vsd_loss` of :mod:`fastgen.losses`
+        gan_grad   n gan_loss_weight_gen d gan_gen / d x,     through features and discriminator
+
+    both as they add up in the student's total, so that their ratio says which one decides; and the cosine between the
+    two, over the batch: -1 where they undo each other, 1 where they agree. The factor n makes them independent of the
+    batch. The VSD gradient is that of the plain, unguided teacher. x0, noise, cond and the order of draws (rung, sde
+    noise, t and eps of VSD, t and eps of the GAN) are those of `DMDPipeline.compute_student_loss` in one process.
+
+    Returns:
+        {"vsd_grad"} and, with a discriminator, {"gan_grad", "grad_cosine"}; numbers >= 0, the cosine in [-1, 1] and 0
+        where a gradient vanishes.
+    """
+    config = pipeline.config
+    x_t, t, rung = pipeline.student_input(x0, noise, cond, generator=generator)
+    with torch.no_grad(), evaluating(pipeline.student, pipeline.teacher, pipeline.fake_score):
+        student = unwrap(pipeline.student)
+        x = predict_x0(student, x_t, t, cond, pred_type=config.pred_type, dtype=noise.dtype).to(noise.dtype)
+        t, eps = _drawn(x, config.vsd_t, generator)
+        x_t = add_noise(x, eps, t)
+        teacher_x0, fake_x0 = _teacher_x0(pipeline, x_t, t, cond), _fake_x0(pipeline, x_t, t, cond, rung)
+    n = x.numel()
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        (vsd,) = torch.autograd.grad(vsd_loss(leaf, teacher_x0, fake_x0, norm=config.vsd_norm), leaf)
+    found = {"vsd_grad": n * _rms(vsd)}
+    if pipeline.discriminator is None or pipeline.features is None:
+        return found
+    discriminator = unwrap(pipeline.discriminator)
+    with torch.enable_grad(), evaluating(pipeline.teacher, pipeline.fake_score, discriminator):
+        t, eps = _drawn(x, config.gan_t, generator)
+        x_t = add_noise(leaf, eps, t)
+        # Only the gradient in the sample is asked for: none is left on the networks' weights.
+        (gan,) = torch.autograd.grad(gan_gen_loss(discriminator(pipeline.features(x_t, t, cond), t, cond)), leaf)
+    cosine = F.cosine_similarity(vsd.double().flatten(), gan.double().flatten(), dim=0, eps=1e-30)
+    return found | {"gan_grad": n * config.gan_loss_weight_gen * _rms(gan), "grad_cosine": float(cosine)}
+
+
+def _drawn(x: Tensor, cfg: SampleTimestepConfig, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Times (B,) of the law `cfg`, then noise shaped like `x`: what the pipeline draws in one process."""
+    t = sample_timesteps(len(x), cfg, device=x.device, generator=generator)
+    return t, draw_normal(x.shape, device=x.device, dtype=x.dtype, generator=generator)
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+# ---- Discriminator ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def discriminator_accuracy_per_bin(
+    pipeline: DMDPipeline,
+    x0: Tensor,
+    generated: Tensor,
+    cond: Cond = None,
+    *,
+    bins: int = BINS,
+    relative: bool = False,
+    generator: torch.Generator | None = None,
+) -> list[float]:
+    """Share of data and student samples that the discriminator tells apart, per even bin of the range of `gan_t`.
+
+    Correct is a logit above 0 for data and below 0 for a student sample, each logit of each head by itself; data and
+    samples have the same t and noise. .5 is chance: a discriminator without an opinion teaches nothing. 1 is certainty:
+    its softplus loss is flat, and the student gets no gradient either.
+
+    Args:
+        pipeline: its discriminator, features and the range of `gan_t` are used.
+        x0, generated: data and student samples (B, ...) of the same conditions.
+        relative: count the pairs (x0_i, generated_i) that are in the right order instead, for a discriminator whose
+            zero means nothing (relativistic losses).
+        bins, generator: as in :func:`teacher_fake_gap`.
+
+    Returns:
+        (bins,) shares in [0, 1]; a logit of exactly 0, or a tie, counts as half.
+
+    Raises:
+        ValueError: for a pipeline without a discriminator, or shapes that differ.
+    """
+    if pipeline.discriminator is None or pipeline.features is None:
+        raise ValueError("expected a pipeline with discriminator=, got none")
+    check_shape("x0", x0, generated.shape)
+    discriminator, features = unwrap(pipeline.discriminator), pipeline.features
+    shares = []
+    with evaluating(pipeline.teacher, pipeline.fake_score, discriminator):
+        for t, eps in _binned(generated, pipeline.config.gan_t, bins, generator):
+            noised = (add_noise(x.to(generated.dtype), eps, t) for x in (x0, generated))
+            real, fake = (discriminator(features(x_t, t, cond), t, cond).double() for x_t in noised)
+            margins = real - fake if relative else torch.cat([real, -fake])
+            shares.append(float((0.5 + 0.5 * margins.sign()).mean()))
+    return shares
