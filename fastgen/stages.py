@@ -1,4 +1,4 @@
-"""What one update of each training stage is: flow matching, KD warm start, DMD.
+"""What one update of each training stage is: flow matching, KD warm start, DMD, consistency distillation.
 
 A stage owns networks with their optimisers and says what `update(step)` does; :class:`fastgen.trainer.Trainer` owns the
 loop, the clock, the log and the checkpoints. Every draw is a pure function of (seed, stage, step), so that a resumed
@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ._tensor import cond_to, generator_for, take_rows
+from ._tensor import check_choice, cond_to, generator_for, take_rows
 from .checkpoint import add_prefix, flatten_optimizer, unflatten_optimizer, with_prefix
 from .config import DMDConfig, EMAConfig, OptimizerConfig, TeacherTrainConfig
+from .consistency import ONE_STEP_SOLVERS, consistency_loss, consistency_times
 from .dmd import DMDPipeline
 from .ema import ExponentialMovingAverage
 from .flow_matching import add_noise, sample_timesteps
 from .kd import kd_loss
-from .losses import dsm_loss
+from .losses import check_guidance, dsm_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -294,6 +295,114 @@ class DistributionMatching:
 
     def trained(self) -> dict[str, TrainedNetwork]:
         return {"student": self.student, "fake_score": self.fake_score}
+
+    def averaged(self) -> nn.Module:
+        return self.student.averaged()
+
+
+class ConsistencyDistillation:
+    """One answer along each trajectory of the teacher, from data and one teacher step (see
+    :mod:`fastgen.consistency`).
+
+    Times run over [0, t_1], on a grid of which every rung is a point and that is refined as `step` nears `steps`. At
+    the first rung the student sees t_1 noise, as its sampler does, without the (1 - t_1) x0 of noised data.
+
+    Args:
+        student: starts from the teacher's weights. Its EMA, if it keeps one, is the target network; else itself.
+        teacher: called `teacher(x_t, t, cond)`, predicts `dmd.pred_type`.
+        x0: data (N, ...) in the networks' units.      cond: its conditions, N rows each, or None.
+        dmd: of it `t_list`, `student_sample_type`, `pred_type`, `guidance_scale`.
+        steps: updates.      huber_c: c of the pseudo-Huber loss.      draws: of this stage.
+        first, last: intervals of the grid at the start and at the end.
+        method: solver of the teacher's step; "euler" saves one of its two calls, a third of an update on small nets.
+        negative_cond: for a guided teacher, N rows.
+
+    Raises:
+        ValueError: an unknown method; guidance without `negative_cond`; a first rung below .9: there t_1 noise, which
+            the sampler starts from, is no state of any trajectory.
+    """
+
+    name = "consistency"
+    least_first_rung = 0.9
+
+    def __init__(
+        self,
+        student: TrainedNetwork,
+        teacher: nn.Module,
+        x0: Tensor,
+        cond: Any,
+        dmd: DMDConfig,
+        steps: int,
+        huber_c: float,
+        draws: Draws,
+        *,
+        first: int = 4,
+        last: int = 16,
+        method: str = "midpoint",
+        negative_cond: Any = None,
+    ) -> None:
+        check_choice("method", method, ONE_STEP_SOLVERS)
+        check_guidance(dmd.guidance_scale, negative_cond)
+        if dmd.t_list[0] < self.least_first_rung:
+            raise ValueError(
+                f"expected t_list[0] >= {self.least_first_rung} for consistency distillation, got {dmd.t_list[0]}"
+            )
+        self.student, self.teacher, self.x0, self.cond, self.dmd = student, teacher, x0, cond, dmd
+        self.steps, self.huber_c, self.draws = steps, huber_c, draws
+        self.first, self.last, self.method, self.negative_cond = first, last, method, negative_cond
+        self._target: nn.Module | None = None
+
+    def update(self, step: int) -> dict[str, Tensor | float]:
+        draws, device = self.draws, self.draws.device
+        rows = draws.rows(step, len(self.x0))
+        x0 = self.x0[rows].to(device)
+        noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
+        t, s, end = (time.to(device) for time in self._times(step))
+        pure = (t == self.dmd.t_list[0]).view(-1, *(1,) * (x0.ndim - 1))
+        loss = consistency_loss(
+            self.student.network,
+            self.teacher,
+            torch.where(pure, 0.0, x0),
+            noise,
+            t,
+            s,
+            cond_to(take_rows(self.cond, rows), device),
+            end=end,
+            pred_type=self.dmd.pred_type,
+            target=self._judge(),
+            huber_c=self.huber_c,
+            method=self.method,
+            guidance_scale=self.dmd.guidance_scale,
+            negative_cond=cond_to(take_rows(self.negative_cond, rows), device),
+        )
+        return {"loss": loss.detach(), **self.student.update(loss, step)}
+
+    def _judge(self) -> nn.Module | None:
+        """The student's average as it is now, None without one: what a checkpoint holds is all there is to it."""
+        if self.student.ema is None:
+            return None
+        if self._target is None:
+            self._target = self.student.averaged()
+        else:
+            self.student.ema.copy_to(self._target)
+        return self._target
+
+    def _times(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This process' share of (t, s, end)."""
+        draws = self.draws
+        t, s, end = consistency_times(
+            draws.batch_size,
+            min(1.0, step / max(1, self.steps)),
+            self.dmd.t_list,
+            sample_type=self.dmd.student_sample_type,
+            first=self.first,
+            last=self.last,
+            generator=draws.generator(step, "t"),
+        )
+        return t[draws.slice], s[draws.slice], end[draws.slice]
+
+    def trained(self) -> dict[str, TrainedNetwork]:
+        return {"student": self.student}
 
     def averaged(self) -> nn.Module:
         return self.student.averaged()

@@ -17,6 +17,7 @@ LAYERS = [
     {
         "kd",
         "dmd",
+        "consistency",
         "student",
         "card",
         "_schema",

@@ -13,7 +13,15 @@ from toy import ToyTask, ToyTeacher
 from fastgen.checkpoint import load_tensors, save_tensors
 from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig, SampleTimestepConfig, TeacherTrainConfig
 from fastgen.dmd import DMDPipeline, create_fake_score
-from fastgen.stages import DistributionMatching, Draws, FlowMatching, KnowledgeDistillation, Stage, TrainedNetwork
+from fastgen.stages import (
+    ConsistencyDistillation,
+    DistributionMatching,
+    Draws,
+    FlowMatching,
+    KnowledgeDistillation,
+    Stage,
+    TrainedNetwork,
+)
 from fastgen.trainer import start_accelerator
 
 BATCH = 12
@@ -234,6 +242,8 @@ def test_decay_is_for_the_groups_a_network_asks_for():
 class Recorder:
     """Stands for a TrainedNetwork: keeps each update's step and gradient, and changes nothing."""
 
+    ema = None
+
     def __init__(self, network: nn.Module) -> None:
         self.network, self.steps, self.gradients = network, [], []
 
@@ -271,7 +281,13 @@ def matching(rank: int = 0, world: int = 1, steps: int = 5) -> tuple[Stage, list
     ]
 
 
-STAGES = {"flow matching": flow_matching, "KD": distillation, "DMD": matching}
+def consistency(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
+    student, inputs = Recorder(ToyTeacher(seed=1)), TASK.train.network_inputs()
+    stage = ConsistencyDistillation(student, ToyTeacher(), *inputs, DMD, 5, 0.02, draws(rank, world))
+    return stage, [student]
+
+
+STAGES = {"flow matching": flow_matching, "KD": distillation, "DMD": matching, "consistency": consistency}
 stages = pytest.mark.parametrize("make", STAGES.values(), ids=STAGES.keys())
 
 
@@ -334,6 +350,8 @@ def test_stages_take_any_condition_and_keep_it_beside_its_sample(kind, cond):
     elif kind == "KD":
         states = torch.stack([x0 for _ in DMD.t_list], 1)
         stage = KnowledgeDistillation(Recorder(network), states, cond, DMD, 5, 0.02, draws())
+    elif kind == "consistency":
+        stage = ConsistencyDistillation(Recorder(network), teacher, x0, cond, DMD, 5, 0.02, draws())
     else:
         dmd = DMD.model_copy(update={"fake_score_warmup_steps": 0})
         fake_score = create_fake_score(teacher, num_rungs=3)
