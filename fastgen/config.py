@@ -108,8 +108,23 @@ class DMDConfig(_Config):
     backward_simulation: bool = Field(
         default=True, description="train on the student's own rollout; false: on noised data"
     )
+    rung_weights: tuple[float, ...] = Field(
+        default=(), description="how often each rung is trained, relative numbers; [] = equally"
+    )
     guidance_scale: float | None = Field(
         default=None, ge=0.0, description="classifier-free guidance of the teacher; null = off"
+    )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="RF times between which the teacher is guided"
+    )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="how far a guided x0 is brought back to the standard deviation of the unguided one",
+    )
+    vsd_weight: float = Field(
+        default=1.0, ge=0.0, description="weight of the VSD loss; 0 = none, and no fake score is trained"
     )
     vsd_t: SampleTimestepConfig = Field(
         default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.98), description="t of the VSD loss"
@@ -123,6 +138,20 @@ class DMDConfig(_Config):
     vsd_norm: Literal["mean_abs", "rms"] = Field(
         default="mean_abs", description="VSD weight; rms is rotation-invariant"
     )
+    vsd_alpha_factor: bool = Field(default=False, description="multiply the VSD weight by alpha_t = 1 - t")
+    vsd_clamp: float | None = Field(
+        default=None, gt=0.0, description="largest rms of one sample's VSD direction; null = no bound"
+    )
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "jeffreys", "hellinger"] = Field(
+        default="reverse_kl",
+        description="divergence that VSD descends (f-distill); all but reverse_kl need the discriminator's ratio",
+    )
+    fake_score_weight: Literal["none", "sigma", "alpha", "min_snr"] = Field(
+        default="none", description="weight of the fake score's loss over t: 1, t, 1 - t or min(snr, 5)"
+    )
+    fake_score_reuse_batch: bool = Field(
+        default=True, description="the first fake-score update takes the samples that the student was just trained on"
+    )
     fake_steps_per_student_step: int = Field(default=2, ge=1, description="fake-score updates per student update")
     fake_score_warmup_steps: int = Field(
         default=200, ge=0, description="fake-score updates before the first student update"
@@ -135,10 +164,50 @@ class DMDConfig(_Config):
     gan_loss_weight_gen: float = Field(
         default=0.0, ge=0.0, description="weight of the GAN loss of the student; 0 = no GAN"
     )
+    gan_loss: Literal["softplus", "relativistic"] = Field(default="softplus", description="kind of both GAN losses")
+    gan_features: Literal["teacher", "fake_score", "sample"] = Field(
+        default="teacher",
+        description="what the discriminator sees: blocks of the teacher or of the fake score, or the noised sample "
+        "itself through Fourier features (for data of few dimensions)",
+    )
+    gan_blocks: tuple[str, ...] = Field(
+        default=(), description="module paths of the blocks whose outputs it sees; [] = the last list of layers"
+    )
+    gan_disc_warmup_steps: int = Field(
+        default=100, ge=0, description="discriminator updates before the first student update"
+    )
+    gan_disc_steps_per_student_step: int = Field(
+        default=1, ge=1, description="discriminator updates per student update"
+    )
     gan_r1_reg_weight: float = Field(default=0.0, ge=0.0, description="weight of approximate R1; gamma / (2 alpha^2)")
-    gan_r1_reg_alpha: float = Field(default=0.1, gt=0.0, description="size of R1's perturbation")
+    gan_r2_reg_weight: float = Field(
+        default=0.0, ge=0.0, description="the same on generated samples (R2), which keeps modes balanced"
+    )
+    gan_r1_reg_alpha: float = Field(default=0.1, gt=0.0, description="size of the perturbation of R1 and R2")
     gan_use_same_t_noise: bool = Field(default=False, description="real and generated samples share t and noise")
+    real_data_weight: float = Field(
+        default=0.0, ge=0.0, description="weight of a kernel distance of the student's samples to real data; 0 = none"
+    )
+    real_data_kernel: Literal["energy", "mmd"] = Field(default="energy", description="kernel of that distance")
+    real_data_bandwidths: tuple[float, ...] = Field(
+        default=(0.05, 0.1, 0.2, 0.5, 1.0), description="bandwidths of mmd, rms distances in normalised units"
+    )
+    real_data_samples: int = Field(
+        default=4, ge=2, description="samples per condition, or per group where real_data_conditional is false"
+    )
+    real_data_conditional: bool = Field(
+        default=True,
+        description="compare given the condition; false: groups of samples with groups of data, for data without one",
+    )
+    kd_weight: float = Field(
+        default=0.0, ge=0.0, description="weight of the KD loss on teacher pairs beside VSD (DMD's regression term)"
+    )
     ema: EMAConfig | None = Field(default=EMAConfig(), description="average of the student's weights; null = none")
+
+    @property
+    def trains_discriminator(self) -> bool:
+        """Whether anything needs one: the student's GAN loss or the ratio of an f-divergence."""
+        return self.gan_loss_weight_gen > 0 or (self.f_divergence != "reverse_kl" and self.vsd_weight > 0)
 
     @model_validator(mode="before")
     @classmethod
@@ -184,6 +253,19 @@ class DMDConfig(_Config):
             # The first rung is t_max itself, which n t_max / n need not be.
             rungs = [self.t_max] + [s * t / (1.0 + (s - 1.0) * t) for t in even[1:]]
             object.__setattr__(self, "t_list", (*rungs, 0.0))
+        if self.rung_weights and len(self.rung_weights) != self.student_steps:
+            raise ValueError(
+                f"expected one of rung_weights for each of the {self.student_steps} rungs, got {len(self.rung_weights)}"
+            )
+        if self.rung_weights and (min(self.rung_weights) < 0 or sum(self.rung_weights) <= 0):
+            raise ValueError(f"expected rung_weights >= 0 and not all 0, got {list(self.rung_weights)}")
+        lo, hi = self.guidance_interval
+        if not 0.0 <= lo < hi <= 1.0:
+            raise ValueError(f"expected guidance_interval as 0 <= lo < hi <= 1, got {[lo, hi]}")
+        if not self.real_data_bandwidths or min(self.real_data_bandwidths) <= 0:
+            raise ValueError(f"expected real_data_bandwidths > 0, got {list(self.real_data_bandwidths)}")
+        if not self.vsd_weight and not self.gan_loss_weight_gen and not self.real_data_weight and not self.kd_weight:
+            raise ValueError("expected a weight > 0 among vsd, gan_loss_weight_gen, real_data and kd, got 0 for all")
         if self.pred_type == "eps" and self.t_list[0] >= 1.0:
             raise ValueError(f"expected t_list[0] < 1 for pred_type='eps' (x0 needs 1/(1-t)), got {self.t_list[0]}")
         return self
@@ -310,6 +392,10 @@ class DistillTrainConfig(LoopConfig):
         default=OptimizerConfig(lr=5e-4, betas=(0.0, 0.99), final_lr_ratio=0.05),
         description="optimiser of the fake score",
     )
+    discriminator_optimizer: OptimizerConfig = Field(
+        default=OptimizerConfig(lr=1e-3, betas=(0.0, 0.99), warmup_steps=0, final_lr_ratio=1.0),
+        description="optimiser of the discriminator",
+    )
 
 
 class KeywordsConfig(_Config):
@@ -345,6 +431,11 @@ class TeacherConfig(_Config):
     )
     data_at: Literal[0, 1] = Field(default=0, description="end of its clock where the data are")
     time_scale: float = Field(default=1.0, gt=0.0, description="what its clock is multiplied by when it is called")
+    null_cond: str | None = Field(
+        default=None,
+        description="the condition that dmd.guidance_scale guides away from: `zeros` (normalised), or an .npz or "
+        ".safetensors file that holds one row of a condition as Z",
+    )
     calls: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16, 100), description="Euler steps of the teacher's rows in the report"
     )
@@ -363,10 +454,15 @@ class DistillConfig(_Config):
     resume: bool = Field(default=False, description="go on from the newest checkpoint in run_dir")
     data: DataConfig = Field(default=DataConfig(), description="trajectories")
     teacher: TeacherConfig = Field(default=TeacherConfig(), description="the network to distil")
-    dmd: DMDConfig = Field(default=DMDConfig(), description="the method")
+    method: Literal["dmd2", "kd", "ladd", "consistency"] = Field(
+        default="dmd2",
+        description="what follows the KD warm start of train.kd_steps: DMD2, nothing, a GAN alone or consistency "
+        "distillation",
+    )
+    dmd: DMDConfig = Field(default=DMDConfig(), description="student, losses and schedule of the method")
     train: DistillTrainConfig = Field(default=DistillTrainConfig(), description="budgets and optimisers")
-    keep: Literal["best", "kd", "dmd"] = Field(
-        default="best", description="which student is exported; best: by validation score"
+    keep: Literal["best", "kd", "dmd", "ladd", "consistency"] = Field(
+        default="best", description="the stage whose student is exported; best: by validation score"
     )
 
 
@@ -375,6 +471,12 @@ class TeacherTrainConfig(LoopConfig):
 
     steps: int = Field(default=8000, gt=0, description="updates")
     ema_decay: float = Field(default=0.999, ge=0.0, lt=1.0, description="EMA of the weights")
+    cond_dropout: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of samples trained with zeros as their condition, so that the teacher can be guided",
+    )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=2e-3, betas=(0.9, 0.99)), description="optimiser")
     t: SampleTimestepConfig = Field(
         default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.0, max_t=1.0),

@@ -20,7 +20,7 @@ from ._files import brief
 from ._tensor import cond_to, evaluating, generator_for, take_rows, wide_dtype
 from .clocks import parse_clock
 from .flow_matching import add_noise
-from .networks import Cond, network_dtype, predict_x0
+from .networks import Cond, network_dtype, teacher_x0
 from .teachers import PREDICTIONS, RectifiedFlow, as_rectified_flow
 
 __all__ = ["TIMES", "best_declaration", "denoising_errors", "judge_declaration"]
@@ -55,13 +55,8 @@ def denoising_errors(
     with torch.no_grad(), evaluating(teacher):
         for t in (min(max(t, low), high) for t in times):
             x_t = add_noise(x0, eps, t)
-            direct = getattr(teacher, "predict_x0", None)
             times_t = torch.full((len(x_t),), t, dtype=wide_dtype(x_t.device), device=x_t.device)
-            x0_hat = (
-                predict_x0(teacher, x_t, t, cond, pred_type=pred_type, dtype=x0.dtype)
-                if direct is None
-                else direct(x_t, times_t, cond)
-            )
+            x0_hat = teacher_x0(teacher, x_t, times_t, cond, pred_type=pred_type)
             error = float((x0_hat - x0).square().mean() / variance)
             errors.append(error if math.isfinite(error) else math.inf)
     return errors

@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ._tensor import check_count, check_shape, draw_normal, draw_uniform, evaluating, time_dtype, unwrap
-from .dmd import DMDPipeline, RungConditioned
-from .flow_matching import add_noise, convert_prediction, sample_timesteps
-from .losses import gan_gen_loss, vsd_loss
-from .networks import Cond, call_network, network_dtype, predict_x0
+from .dmd import DMDPipeline, Generated, RungConditioned
+from .flow_matching import add_noise, convert_prediction
+from .losses import discriminator_accuracy
+from .networks import Cond, call_network, network_dtype, teacher_x0
 from .samplers import sample_student
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def diagnose(
         generator: source of all draws; a pure function of (seed, step) makes the numbers one, too.
 
     Returns:
-        {"t": bounds of the bins (bins + 1), "gap", "lag", "fake_dsm", "teacher_dsm": (bins,), "vsd_grad": float} and,
-        with a discriminator, {"gan_grad", "grad_cosine": float, "gan_t": bounds, "gan_accuracy": (bins,)}.
+        With a fake score {"t": bounds of the bins (bins + 1), "gap", "lag", "fake_dsm", "teacher_dsm": (bins,),
+        "vsd_grad": float}; with a discriminator {"gan_grad", "grad_cosine": float, "gan_t": bounds,
+        "gan_accuracy": (bins,)}.
     """
     config = pipeline.config
     noise = draw_normal(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
@@ -80,8 +81,10 @@ def diagnose(
             generator=generator,
         )
     assert isinstance(generated, Tensor)  # a pair only with return_all_steps
-    errors = _squared_errors(pipeline, generated, cond, None, bins, generator)
-    found: dict[str, float | list[float]] = {"t": time_bins(config.vsd_t, bins), "gap": _gap(errors), **_lag(errors)}
+    found: dict[str, float | list[float]] = {}
+    if pipeline.fake_score is not None:
+        errors = _squared_errors(pipeline, generated, cond, None, bins, generator)
+        found |= {"t": time_bins(config.vsd_t, bins), "gap": _gap(errors), **_lag(errors)}
     found |= sample_gradients(pipeline, x0, noise, cond, generator=generator)
     if pipeline.discriminator is not None:
         accuracy = discriminator_accuracy_per_bin(pipeline, x0, generated, cond, bins=bins, generator=generator)
@@ -180,7 +183,10 @@ def _squared_errors(
     with evaluating(pipeline.teacher, pipeline.fake_score):
         for t, eps in _binned(generated, pipeline.config.vsd_t, bins, generator):
             x_t = add_noise(generated, eps, t)
-            x, teacher = generated.double(), _teacher_x0(pipeline, x_t, t, cond).double()
+            x, teacher = (
+                generated.double(),
+                teacher_x0(pipeline.teacher, x_t, t, cond, pred_type=pipeline.config.pred_type).double(),
+            )
             fake = _fake_x0(pipeline, x_t, t, cond, rung).double()
             rows.append(torch.stack([(a - b).square().mean() for a, b in ((fake, teacher), (x, teacher), (x, fake))]))
     return torch.stack(rows).cpu()
@@ -196,14 +202,9 @@ def _binned(
         yield t, draw_normal(x.shape, device=x.device, dtype=x.dtype, generator=generator)
 
 
-def _teacher_x0(pipeline: DMDPipeline, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    direct: Any = getattr(pipeline.teacher, "predict_x0", None)
-    if direct is not None:
-        return direct(x_t, t, cond)
-    return predict_x0(pipeline.teacher, x_t, t, cond, pred_type=pipeline.config.pred_type, dtype=x_t.dtype)
-
-
 def _fake_x0(pipeline: DMDPipeline, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
+    if pipeline.fake_score is None:
+        raise ValueError("expected a pipeline with a fake_score, got None")
     network = unwrap(pipeline.fake_score)
 
     def at_rung(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -228,47 +229,33 @@ def sample_gradients(
 
     With n the number of elements of the batch, rms of
 
-        vsd_grad   n d vsd / d x = w (fake_x0 - teacher_x0),  see `vsd_loss` of :mod:`fastgen.losses`
+        vsd_grad   n vsd_weight d vsd / d x,                  w (fake_x0 - teacher_x0) in `vsd_loss` at weight 1
         gan_grad   n gan_loss_weight_gen d gan_gen / d x,     through features and discriminator
 
     both as they add up in the student's total, so that their ratio says which one decides; and the cosine between the
     two, over the batch: -1 where they undo each other, 1 where they agree. The factor n makes them independent of the
-    batch. The VSD gradient is that of the plain, unguided teacher. x0, noise, cond and the order of draws (rung, sde
-    noise, t and eps of VSD, t and eps of the GAN) are those of `DMDPipeline.compute_student_loss` in one process.
+    batch. x0, noise, cond and draws are those of `DMDPipeline.compute_student_loss`.
 
     Returns:
-        {"vsd_grad"} and, with a discriminator, {"gan_grad", "grad_cosine"}; numbers >= 0, the cosine in [-1, 1] and 0
-        where a gradient vanishes.
+        {["vsd_grad"], ["gan_grad"], ["grad_cosine"]}, those of losses that there are; numbers >= 0, the cosine in
+        [-1, 1] and 0 where a gradient vanishes.
     """
-    config = pipeline.config
-    x_t, t, rung = pipeline.student_input(x0, noise, cond, generator=generator)
-    with torch.no_grad(), evaluating(pipeline.student, pipeline.teacher, pipeline.fake_score):
-        student = unwrap(pipeline.student)
-        x = predict_x0(student, x_t, t, cond, pred_type=config.pred_type, dtype=noise.dtype).to(noise.dtype)
-        t, eps = _drawn(x, config.vsd_t, generator)
-        x_t = add_noise(x, eps, t)
-        teacher_x0, fake_x0 = _teacher_x0(pipeline, x_t, t, cond), _fake_x0(pipeline, x_t, t, cond, rung)
-    n = x.numel()
-    leaf = x.detach().requires_grad_()
+    with torch.no_grad():
+        made = pipeline.generate(x0, noise, cond, generator=generator)
+    leaf = made.x0.requires_grad_()
     with torch.enable_grad():
-        (vsd,) = torch.autograd.grad(vsd_loss(leaf, teacher_x0, fake_x0, norm=config.vsd_norm), leaf)
-    found = {"vsd_grad": n * _rms(vsd)}
-    if pipeline.discriminator is None or pipeline.features is None:
-        return found
-    discriminator = unwrap(pipeline.discriminator)
-    with torch.enable_grad(), evaluating(pipeline.teacher, pipeline.fake_score, discriminator):
-        t, eps = _drawn(x, config.gan_t, generator)
-        x_t = add_noise(leaf, eps, t)
-        # Only the gradient in the sample is asked for: none is left on the networks' weights.
-        (gan,) = torch.autograd.grad(gan_gen_loss(discriminator(pipeline.features(x_t, t, cond), t, cond)), leaf)
-    cosine = F.cosine_similarity(vsd.double().flatten(), gan.double().flatten(), dim=0, eps=1e-30)
-    return found | {"gan_grad": n * config.gan_loss_weight_gen * _rms(gan), "grad_cosine": float(cosine)}
-
-
-def _drawn(x: Tensor, cfg: SampleTimestepConfig, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Times (B,) of the law `cfg`, then noise shaped like `x`: what the pipeline draws in one process."""
-    t = sample_timesteps(len(x), cfg, device=x.device, generator=generator)
-    return t, draw_normal(x.shape, device=x.device, dtype=x.dtype, generator=generator)
+        losses = pipeline.compute_student_loss(
+            x0, noise, cond, generated=Generated(leaf, made.rung), generator=generator
+        )
+    config, n = pipeline.config, leaf.numel()
+    weights = {"vsd": config.vsd_weight, "gan_gen": config.gan_loss_weight_gen}
+    gradients = {name: torch.autograd.grad(losses[name], leaf)[0] for name in weights if name in losses}
+    names = {"vsd": "vsd_grad", "gan_gen": "gan_grad"}
+    found = {names[name]: n * weights[name] * _rms(g) for name, g in gradients.items()}
+    if len(gradients) == 2:
+        vsd, gan = (g.double().flatten() for g in gradients.values())
+        found["grad_cosine"] = float(F.cosine_similarity(vsd, gan, dim=0, eps=1e-30))
+    return found
 
 
 def _rms(x: Tensor) -> float:
@@ -286,20 +273,17 @@ def discriminator_accuracy_per_bin(
     cond: Cond = None,
     *,
     bins: int = BINS,
-    relative: bool = False,
     generator: torch.Generator | None = None,
 ) -> list[float]:
     """Share of data and student samples that the discriminator tells apart, per even bin of the range of `gan_t`.
 
-    Correct is a logit above 0 for data and below 0 for a student sample, each logit of each head by itself; data and
-    samples have the same t and noise. .5 is chance: a discriminator without an opinion teaches nothing. 1 is certainty:
+    What is correct depends on `gan_loss`, see `discriminator_accuracy` of :mod:`fastgen.losses`; data and samples have
+    the same t and noise. .5 is chance: a discriminator without an opinion teaches nothing. 1 is certainty:
     its softplus loss is flat, and the student gets no gradient either.
 
     Args:
         pipeline: its discriminator, features and the range of `gan_t` are used.
         x0, generated: data and student samples (B, ...) of the same conditions.
-        relative: count the pairs (x0_i, generated_i) that are in the right order instead, for a discriminator whose
-            zero means nothing (relativistic losses).
         bins, generator: as in :func:`teacher_fake_gap`.
 
     Returns:
@@ -316,7 +300,6 @@ def discriminator_accuracy_per_bin(
     with evaluating(pipeline.teacher, pipeline.fake_score, discriminator):
         for t, eps in _binned(generated, pipeline.config.gan_t, bins, generator):
             noised = (add_noise(x.to(generated.dtype), eps, t) for x in (x0, generated))
-            real, fake = (discriminator(features(x_t, t, cond), t, cond).double() for x_t in noised)
-            margins = real - fake if relative else torch.cat([real, -fake])
-            shares.append(float((0.5 + 0.5 * margins.sign()).mean()))
+            real, fake = (discriminator(features(x_t, t, cond), t, cond) for x_t in noised)
+            shares.append(float(discriminator_accuracy(real, fake, kind=pipeline.config.gan_loss)))
     return shares

@@ -12,18 +12,19 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._tensor import expand_mask, map_tensors, masked_mean
+from ._tensor import cond_text, cond_to, expand_mask, generator_for, map_tensors, masked_mean, take_rows
 from .models.heads import FeatureHeads, FourierBase, check_scale, check_width
 from .models.layers import NORM_EPS
 from .models.regressor import check_positive_int
 from .models.transformer import CondTransformerRegressor
 from .networks import Cond, NetworkWrapper, call_network
 
-__all__ = ["FourierDiscriminator", "TokenHeads", "block_features", "heads_for", "sample_features"]
+__all__ = ["FourierDiscriminator", "TokenHeads", "block_features", "discriminator_for", "heads_for", "sample_features"]
 
 Features = Callable[[Tensor, Tensor, Cond], list[Tensor]]
 
@@ -273,3 +274,46 @@ class FourierDiscriminator(FourierBase):
             p_drop_attn=0.0,
         )
         self.head = FourierHead(width)
+
+
+def discriminator_for(
+    network: nn.Module,
+    x0: Tensor,
+    cond: Cond = None,
+    *,
+    on_samples: bool = False,
+    blocks: Sequence[str] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """The discriminator of a recipe, invariant where the network is equivariant; its weights depend on `seed` alone.
+
+    Args:
+        network: teacher, or whatever else the features are taken from.
+        x0, cond: data as the network takes them, at least two rows.
+        on_samples: a network of its own on the noised sample (`FourierDiscriminator`), in place of `heads_for` the
+            network's blocks. It reads a condition of tokens (B, T_z, d_z).
+        blocks: of the network; None: its last list of layers.
+
+    Raises:
+        ValueError: as `heads_for`; with `on_samples` data that aren't vectors (B, d) or tokens (B, T, d), or a
+            condition that is neither tokens nor None.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(seed, "discriminator").initial_seed())
+        if not on_samples:
+            parameter = next(network.parameters())
+            x, z = x0[:2].to(parameter), cond_to(take_rows(cond, slice(2)), parameter.device, parameter.dtype)
+            return heads_for(network, x, x.new_full((len(x),), 0.5), z, blocks=blocks)
+        if x0.ndim not in (2, 3) or not (cond is None or (isinstance(cond, Tensor) and cond.ndim == 3)):
+            raise ValueError(
+                f"expected samples (B, d) or (B, T, d) and a condition (B, T_z, d_z) or None for a discriminator on "
+                f"samples, got {tuple(x0.shape)} and {cond_text(cond)}; take features of the teacher instead"
+            )
+        horizons = (x0.shape[1] if x0.ndim == 3 else 1, 1 if cond is None else cond.shape[1])
+        for module in network.modules():
+            if hasattr(module, "in_rep") and hasattr(module, "cond_rep"):
+                from .models import eFourierDiscriminator
+
+                cond_rep: Any = None if cond is None else module.cond_rep
+                return eFourierDiscriminator(module.in_rep, cond_rep, *horizons)  # pyright: ignore[reportArgumentType]
+        return FourierDiscriminator(x0.shape[-1], None if cond is None else cond.shape[-1], *horizons)

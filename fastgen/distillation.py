@@ -15,9 +15,10 @@ from tqdm import tqdm
 from ._tensor import cond_text, cond_to, generator_for, map_tensors, take_rows
 from .checkpoint import load_tensors, save_tensors
 from .cli import load_config
-from .config import DistillConfig, EMAConfig
+from .config import DistillConfig, DMDConfig, EMAConfig
 from .data import Task, build_data
 from .declarations import judge_declaration
+from .discriminators import discriminator_for
 from .dmd import DMDPipeline, create_fake_score
 from .evaluation import (
     Sampler,
@@ -32,12 +33,20 @@ from .evaluation import (
 from .export import export_student
 from .kd import teacher_pairs
 from .networks import network_dtype
-from .planning import check_plan, stored_scores
+from .planning import STAGE_OF_METHOD, check_plan, guided_teacher, stored_scores, with_method
 from .report import format_table, write_report
 from .runs import claim_run, open_run
 from .sources import fit_to_teacher, load_run_student, load_teacher
-from .stages import DistributionMatching, Draws, KnowledgeDistillation, Stage, TrainedNetwork
+from .stages import (
+    ConsistencyDistillation,
+    DistributionMatching,
+    Draws,
+    KnowledgeDistillation,
+    Stage,
+    TrainedNetwork,
+)
 from .trainer import Stopwatch, Trainer, read_log, start_accelerator
+from .validation import teacher_note
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,11 +68,13 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
     """
     accelerator = start_accelerator(cfg.train.threads)
     teacher = load_teacher(cfg, teacher)
-    cfg, notes = fit_to_teacher(cfg, teacher)
+    cfg, notes = fit_to_teacher(with_method(cfg), teacher)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
         job = Distillation(cfg, run_dir, accelerator, teacher=teacher, task=task)
         if accelerator.is_main_process:
-            notes += judge_declaration(job.teacher, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False)
+            notes += judge_declaration(job.network, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False)
+            if job.teacher_rows is not None:
+                notes += job.teacher_notes(*job.teacher_rows)
             print("\n".join(notes), file=sys.stderr, flush=True)
             claim_run(run_dir, cfg)
         job.train()
@@ -87,10 +98,12 @@ class Distillation:
     ) -> None:
         self.cfg, self.run_dir, self.accelerator = cfg, run_dir, accelerator
         self.task = build_data(cfg.data) if task is None else task
-        self.teacher = teacher.to(accelerator.device).eval()
+        self.network = teacher.to(accelerator.device).eval()
         self.x0, cond = self.task.train.network_inputs()
-        self.cond = cond_to(cond, dtype=network_dtype(self.teacher, self.x0.dtype))
-        check_plan(cfg, self.teacher, self.x0, self.cond, processes=accelerator.num_processes)
+        self.cond = cond_to(cond, dtype=network_dtype(self.network, self.x0.dtype))
+        check_plan(cfg, self.network, self.x0, self.cond, processes=accelerator.num_processes)
+        # What is distilled, scored and drawn is the guided teacher; what starts from its weights is the plain network.
+        self.teacher = guided_teacher(cfg, self.network, self.task.train)
         self.teacher_rows = stored_scores(cfg)
 
     def train(self) -> None:
@@ -98,8 +111,8 @@ class Distillation:
         cfg, stages = self.cfg, {}
         if cfg.train.kd_steps:
             stages["kd"] = self.kd_stage
-        if cfg.train.steps:
-            stages["dmd"] = self.dmd_stage
+        if cfg.train.steps and (name := STAGE_OF_METHOD[cfg.method]) is not None:
+            stages[name] = self.consistency_stage if name == "consistency" else self.matching_stage
         self.trainer = Trainer(
             stages,
             self.run_dir,
@@ -113,41 +126,92 @@ class Distillation:
         )
         self.trainer.run()
 
-    def kd_stage(self) -> Stage:
+    def kd_stage(self) -> KnowledgeDistillation:
         """Student from the teacher's weights, regressed on the teacher's ODE pairs."""
-        cfg, watch = self.cfg, Stopwatch(self.trainer.seconds, "pairs")
-        states, cond = self.pairs()
-        watch.lap()
+        cfg = self.cfg
         ema = EMAConfig(decay=cfg.train.kd_ema_decay)
         student = TrainedNetwork(self._student(), cfg.train.kd_optimizer, cfg.train.kd_steps, self.accelerator, ema=ema)
-        draws = Draws(cfg.seed, "kd", self.accelerator, cfg.train.batch_size)
-        return KnowledgeDistillation(student, states, cond, cfg.dmd, cfg.train.kd_steps, cfg.train.kd_huber_c, draws)
+        return self._on_pairs(student, "kd", cfg.train.kd_steps)
 
-    def dmd_stage(self) -> Stage:
-        """DMD from the KD student (without KD from the teacher's weights), fake score from the teacher's weights."""
-        cfg, dmd = self.cfg, self.cfg.dmd
-        network = self._student()
-        if cfg.train.kd_steps:
-            network.load_state_dict(self.trainer.result("kd"))
-        student = TrainedNetwork(network, cfg.train.student_optimizer, cfg.train.steps, self.accelerator, ema=dmd.ema)
-        fake_updates = dmd.fake_score_warmup_steps + cfg.train.steps * dmd.fake_steps_per_student_step
-        rungs = dmd.student_steps if dmd.fake_score_rung_conditioned else 1
-        fake_score = TrainedNetwork(
-            create_fake_score(self.teacher, num_rungs=rungs),
-            cfg.train.fake_score_optimizer,
-            fake_updates,
-            self.accelerator,
-        )
+    def matching_stage(self) -> Stage:
+        """DMD2 or LADD from the KD student (without KD from the teacher's weights): fake score from the teacher's
+        weights, discriminator from scratch, each where the losses need it."""
+        cfg, dmd, train = self.cfg, self.cfg.dmd, self.cfg.train
+        name = STAGE_OF_METHOD[cfg.method] or "dmd"
+        student = self._next_student()
+        fake_score = discriminator = None
+        if dmd.vsd_weight > 0:
+            updates = dmd.fake_score_warmup_steps + train.steps * dmd.fake_steps_per_student_step
+            rungs = dmd.student_steps if dmd.fake_score_rung_conditioned else 1
+            network = create_fake_score(self.network, num_rungs=rungs)
+            fake_score = TrainedNetwork(network, train.fake_score_optimizer, updates, self.accelerator)
+        if dmd.trains_discriminator:
+            updates = dmd.gan_disc_warmup_steps + train.steps * dmd.gan_disc_steps_per_student_step
+            network = discriminator_for(
+                self.network,
+                self.x0,
+                self.cond,
+                on_samples=dmd.gan_features == "sample",
+                blocks=dmd.gan_blocks or None,
+                seed=cfg.seed,
+            )
+            discriminator = TrainedNetwork(network, train.discriminator_optimizer, updates, self.accelerator)
         pipeline = DMDPipeline(
             student.network,
             self.teacher,
-            fake_score.network,
-            dmd,
+            None if fake_score is None else fake_score.network,
+            self._unguided(),
+            discriminator=None if discriminator is None else discriminator.network,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        draws = Draws(cfg.seed, "dmd", self.accelerator, cfg.train.batch_size)
-        return DistributionMatching(student, fake_score, pipeline, self.x0, self.cond, dmd, cfg.train.steps, draws)
+        return DistributionMatching(
+            student,
+            fake_score,
+            pipeline,
+            self.x0,
+            self.cond,
+            dmd,
+            train.steps,
+            Draws(cfg.seed, name, self.accelerator, train.batch_size),
+            discriminator=discriminator,
+            pairs=self._on_pairs(student, f"{name}-pairs", train.steps) if dmd.kd_weight > 0 else None,
+            name=name,
+        )
+
+    def consistency_stage(self) -> Stage:
+        """Consistency distillation from the KD student, without KD from the teacher's weights."""
+        cfg = self.cfg
+        draws = Draws(cfg.seed, "consistency", self.accelerator, cfg.train.batch_size)
+        return ConsistencyDistillation(
+            self._next_student(),
+            self.teacher,
+            self.x0,
+            self.cond,
+            self._unguided(),
+            cfg.train.steps,
+            cfg.train.kd_huber_c,
+            draws,
+        )
+
+    def _unguided(self) -> DMDConfig:
+        """The method's config for losses: the teacher guides itself already."""
+        return self.cfg.dmd.model_copy(update={"guidance_scale": None})
+
+    def _next_student(self) -> TrainedNetwork:
+        """The student of the stage after KD."""
+        cfg, network = self.cfg, self._student()
+        if cfg.train.kd_steps:
+            network.load_state_dict(self.trainer.result("kd"))
+        return TrainedNetwork(network, cfg.train.student_optimizer, cfg.train.steps, self.accelerator, ema=cfg.dmd.ema)
+
+    def _on_pairs(self, student: TrainedNetwork, name: str, steps: int) -> KnowledgeDistillation:
+        """KD of `student` on the teacher's pairs, with draws of their own."""
+        cfg, watch = self.cfg, Stopwatch(self.trainer.seconds, "pairs")
+        states, cond = self.pairs()
+        watch.lap()
+        draws = Draws(cfg.seed, name, self.accelerator, cfg.train.batch_size)
+        return KnowledgeDistillation(student, states, cond, cfg.dmd, steps, cfg.train.kd_huber_c, draws)
 
     def pairs(self) -> tuple[Tensor, Any]:
         """States of the teacher's ODE at the student's rungs (N, K + 1, ...) with their conditions; kept in the run
@@ -223,7 +287,7 @@ class Distillation:
             "selected": selected,
             "primary": task.primary,
             "validation": validation,
-            "warnings": self.trainer.warnings,
+            "warnings": [*self.trainer.warnings, *self.teacher_notes(teacher_rows, floor)],
         }
         watch.lap()
         self.export(student, results)
@@ -237,6 +301,11 @@ class Distillation:
             return self.cfg.keep
         scores = {name: row[self.task.primary] for name, row in validation.items()}
         return min(scores, key=lambda name: math.inf if math.isnan(scores[name]) else scores[name])
+
+    def teacher_notes(self, rows: dict[str, dict[str, float]], floor: dict[str, float]) -> list[str]:
+        """Whether the teacher is one that its student may pass."""
+        note = teacher_note(rows, floor, self.task.primary)
+        return [] if note is None else [note]
 
     def measured_scores(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
         """Rows of the teacher and the task's floor, measured now."""
@@ -269,6 +338,7 @@ class Distillation:
                 "method": results["selected"],
                 "condition": "none" if data.Z is None else cond_text(data.Z, "B"),
                 "scores": results["student"],
+                **({"guidance_scale": cfg.dmd.guidance_scale} if cfg.dmd.guidance_scale is not None else {}),
             },
         )
 
@@ -290,7 +360,7 @@ class Distillation:
 
     def _student(self) -> nn.Module:
         """The teacher's weights to start from, trainable whatever the caller froze."""
-        return copy.deepcopy(self.teacher).requires_grad_(True)
+        return copy.deepcopy(self.network).requires_grad_(True)
 
     def _teacher_sampler(self, calls: int) -> Sampler:
         return teacher_sampler(self.teacher, self.task.train, calls, pred_type=self.cfg.dmd.pred_type)
@@ -302,7 +372,7 @@ class Distillation:
         )
 
     def _trained(self, name: str) -> nn.Module:
-        network = copy.deepcopy(self.teacher)
+        network = copy.deepcopy(self.network)
         network.load_state_dict(self.trainer.result(name))
         return network.eval()
 

@@ -5,92 +5,76 @@ denoises what the data look like. Where the two disagree about a noised student 
 
     x = G(noise),  x_t = (1 - t) x + t eps:    d loss / d x  =  w (x0_fake(x_t) - x0_teacher(x_t))
 
-Three losses take turns: the student's (VSD, optionally with a GAN term), the fake score's (denoising score matching on
-student samples) and the discriminator's. Each reaches only the network it is named after, with nothing frozen outside.
+Three losses take turns: the student's (VSD, and where asked for a GAN term and a kernel distance to real data), the
+fake score's (denoising score matching on student samples) and the discriminator's. Each reaches only the network it is
+named after, with nothing frozen outside.
 
 References:
     Yin et al., One-step Diffusion with Distribution Matching Distillation, 2023, arXiv:2311.18828.
     Yin et al., Improved Distribution Matching Distillation, 2024, arXiv:2405.14867.
-    Lin et al., Diffusion Adversarial Post-Training, 2025, arXiv:2501.08316 (approximate R1).
+    Lin et al., Diffusion Adversarial Post-Training, 2025, arXiv:2501.08316 (approximate R1 and R2).
+    Sauer et al., Latent Adversarial Diffusion Distillation, 2024, arXiv:2403.12015 (GAN alone: vsd_weight 0).
+    Xu, Nie & Vahdat, f-distill, 2025, arXiv:2502.15681 (other divergences than the reverse KL).
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ._tensor import (
     check_choice,
-    check_count,
     check_shape,
     draw_normal,
     evaluating,
     frozen,
+    map_tensors,
     unwrap,
     wide_dtype,
 )
-from .discriminators import Features, block_features
+from .discriminators import Features, block_features, sample_features
+from .fake_scores import RungConditioned, create_fake_score
 from .flow_matching import add_noise, check_pred_type, convert_prediction, sample_timesteps
+from .guidance import Guidance, GuidedNetwork, guide_x0
 from .losses import (
     VSD_NORMS,
     check_guidance,
-    classifier_free_guidance,
     dsm_loss,
+    f_divergence_weight,
     gan_disc_loss,
     gan_gen_loss,
     r1_loss,
+    time_weight,
     vsd_loss,
 )
-from .networks import Cond, NetworkWrapper, call_network, network_dtype, predict_x0
+from .networks import Cond, call_network, network_dtype, predict_x0, teacher_x0
 from .samplers import check_student, unroll
 from .teachers import check_prediction, loss_space
+from .two_sample import two_sample_loss
 
 if TYPE_CHECKING:
     from .config import DMDConfig, SampleTimestepConfig
 
-__all__ = ["DMDPipeline", "RungConditioned", "create_fake_score"]
+__all__ = ["DMDPipeline", "Generated", "RungConditioned", "create_fake_score"]
 
 
-class RungConditioned(NetworkWrapper):
-    """A fake score that knows which rung of the student made the sample it denoises.
+class Generated(NamedTuple):
+    """Samples of the student at one rung.
 
-    It calls `network(x_t, t + rung, cond)`: rung r uses the times [r, r + 1] of the network's own time embedding, which
-    needs no new weights and respects every symmetry the embedding respects. Rung 0 *is* the plain network, so a start
-    from the teacher's weights is exact there; the other rungs start from the embedding's continuation beyond 1 and are
-    learned in the fake score's warm-up.
-
-    Args:
-        network: denoiser called `network(x_t, t, cond)` that doesn't clamp t to [0, 1].
-        num_rungs: number of rungs, >= 1.
+    Attributes:
+        x0: (B, ...), with the student's gradient where it was asked for.
+        rung: index of the rung that made them, an int or integers (B,).
     """
 
-    def __init__(self, network: nn.Module, num_rungs: int) -> None:
-        super().__init__(network)
-        if hasattr(network, "t_max"):
-            raise ValueError(
-                "expected a network that takes times beyond 1, got one that clamps them to its own range "
-                f"(t_max={network.t_max}); set fake_score_rung_conditioned=False"
-            )
-        self.num_rungs = check_count("num_rungs", num_rungs)
+    x0: Tensor
+    rung: int | Tensor
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor = 0) -> Tensor:
-        """Predict from `x_t` (B, ...) at `t` (B,), made at `rung`: an int or integers (B,)."""
-        if isinstance(rung, int) and not 0 <= rung < self.num_rungs:
-            raise ValueError(f"expected rung in [0, {self.num_rungs}), got {rung}")
-        return self.network(x_t, t + rung, cond)
-
-
-def create_fake_score(teacher: nn.Module, *, num_rungs: int = 1) -> nn.Module:
-    """A trainable copy of the teacher, wrapped in `RungConditioned` if there is more than one rung.
-
-    At the start fake score and teacher agree, and the VSD gradient is zero: warm the fake score up first.
-    """
-    fake_score = copy.deepcopy(teacher).requires_grad_(True)
-    return fake_score if num_rungs == 1 else RungConditioned(fake_score, num_rungs)
+    def detach(self) -> Generated:
+        """The same samples without their gradient."""
+        return Generated(self.x0.detach(), self.rung)
 
 
 class DMDPipeline:
@@ -109,24 +93,29 @@ class DMDPipeline:
     number of processes. The rung is drawn once for the global batch; with torch.distributed running, rank 0's draw is
     used everywhere, whatever the generators: processes on different rungs would make different numbers of calls.
 
+    Samples of different lengths are padded and given a `mask` (B, T), True at real tokens, over the first axis of a
+    sample: padding counts in no mean. It says nothing to the networks, whose condition must tell them (or whose
+    attention is causal); a discriminator is called with `mask=` too.
+
     Args:
-        student, teacher, fake_score: networks, wrapped for training or not.
-        config: `fastgen.config.DMDConfig`, or any object with its attributes.
+        student, teacher, fake_score: networks, wrapped for training or not. The fake score may be None if
+            `config.vsd_weight` is 0.
+        config: `fastgen.config.DMDConfig`.
         discriminator: called `discriminator(features, t, cond)`, returns logits (B, heads). Used if given.
         features: `features(x_t, t, cond) -> list of Tensors`, differentiable in x_t: what the discriminator sees; None:
-            `block_features(teacher)` of :mod:`fastgen.discriminators`.
+            what `config.gan_features` and `config.gan_blocks` name.
         rank, world_size: this process's part of the global batch.
 
     Raises:
-        ValueError: if the config names unknown types, if t_list contradicts student_steps, or if the config has weights
-            for GAN losses and there is no discriminator.
+        ValueError: if the config names unknown types, if t_list contradicts student_steps, if the config needs a
+            discriminator or a fake score and there is none, or if it asks for blocks that the network does not have.
     """
 
     def __init__(
         self,
         student: nn.Module,
         teacher: nn.Module,
-        fake_score: nn.Module,
+        fake_score: nn.Module | None,
         config: DMDConfig,
         *,
         discriminator: nn.Module | None = None,
@@ -140,21 +129,28 @@ class DMDPipeline:
             raise ValueError(
                 f"expected student_steps={self.num_rungs} for t_list={self.t_list}, got {config.student_steps}"
             )
-        for network in (student, teacher, fake_score):
+        for network in (student, teacher, *([] if fake_score is None else [fake_score])):
             check_prediction(unwrap(network), config.pred_type)
-        self.fake_score_pred_type = config.fake_score_pred_type or loss_space(unwrap(fake_score)) or config.pred_type
-        check_pred_type(self.fake_score_pred_type, "fake_score_pred_type")
         check_choice("vsd_norm", config.vsd_norm, VSD_NORMS)
-        if discriminator is None and config.gan_loss_weight_gen > 0:
+        if fake_score is None and config.vsd_weight > 0:
+            raise ValueError(f"expected a fake_score for vsd_weight={config.vsd_weight}, got None")
+        self.fake_score_pred_type = config.fake_score_pred_type or config.pred_type
+        if fake_score is not None and config.fake_score_pred_type is None:
+            self.fake_score_pred_type = loss_space(unwrap(fake_score)) or config.pred_type
+        check_pred_type(self.fake_score_pred_type, "fake_score_pred_type")
+        if discriminator is None and config.trains_discriminator:
             raise ValueError(
-                f"expected discriminator= for gan_loss_weight_gen={config.gan_loss_weight_gen}, got none; "
-                "give one, or set the weight to 0"
+                f"expected discriminator= for gan_loss_weight_gen={config.gan_loss_weight_gen} and "
+                f"f_divergence={config.f_divergence!r}, got none; give one, or set the weight to 0 and reverse_kl"
             )
         if discriminator is not None and features is None:
-            features = block_features(unwrap(teacher))
+            features = self._named_features(teacher, fake_score, config)
         if not 0 <= rank < world_size:
             raise ValueError(f"expected 0 <= rank < world_size, got rank={rank}, world_size={world_size}")
-        self._knows_rung = isinstance(unwrap(fake_score), RungConditioned)
+        self._knows_rung = fake_score is not None and isinstance(unwrap(fake_score), RungConditioned)
+        self._guidance = None
+        if config.guidance_scale is not None:
+            self._guidance = Guidance(config.guidance_scale, config.guidance_interval, config.guidance_rescale)
         self.student, self.teacher, self.fake_score = student, teacher, fake_score
         self.config = config
         self.discriminator, self.features = discriminator, features
@@ -169,43 +165,44 @@ class DMDPipeline:
         cond: Cond = None,
         *,
         negative_cond: Cond = None,
+        mask: Tensor | None = None,
+        generated: Generated | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """VSD, and the generator's GAN loss if there is a discriminator; gradients reach the student only.
+        """VSD, the generator's GAN loss if there is a discriminator, and a kernel distance to real data if it has a
+        weight; gradients reach the student only.
 
         Args:
-            x0: data (B, ...); used by `backward_simulation=False`, else only its shape matters and it may be None.
+            x0: data (B, ...); used by `backward_simulation=False`, a relativistic GAN loss and the kernel distance,
+                else only its shape matters and it may be None.
             noise: standard normal, shape (B, ...): where the student starts.
             cond: condition of student, fake score and teacher.
             negative_cond: condition guided away from, needed with `guidance_scale`.
-            generator: source of rung, sde noise, t, eps, then t and eps of the GAN loss.
+            mask: (B, T), True at real tokens; None: all are.
+            generated: what `generate` returned, to be used in place of new samples.
+            generator: source of rung, sde noise, t, eps, then t and eps of the GAN loss (of the data too, if that is
+                relativistic), then the noise of the kernel distance.
 
         Returns:
-            {"vsd", ["gan_gen"], "total"}: scalars; total = vsd + gan_loss_weight_gen * gan_gen.
+            {["vsd"], ["gan_gen"], ["real_data"], "total"}: scalars; total is their sum, each times its weight.
 
         Raises:
-            ValueError: for `guidance_scale` without `negative_cond`, and shapes that don't fit.
+            ValueError: for `guidance_scale` without `negative_cond`, missing data, and shapes that don't fit.
         """
         config = self.config
         check_guidance(config.guidance_scale, negative_cond)
-        generated, rung = self._generate(x0, noise, cond, generator)
-        t, x_t = self._diffuse(generated.detach(), config.vsd_t, generator)
-        with torch.no_grad():
-            fake_x0 = self._fake_x0(x_t, t, cond, rung)
-            with evaluating(self.teacher):
-                teacher_x0 = self._teacher_x0(x_t, t, cond, negative_cond)
-        losses = {"vsd": vsd_loss(generated, teacher_x0, fake_x0, norm=config.vsd_norm)}
-        losses["total"] = losses["vsd"]
-        if self.discriminator is not None and self.features is not None:
-            t, x_t = self._diffuse(generated, config.gan_t, generator)
-            # Frozen rather than no_grad: this gradient goes through both networks into the sample. The discriminator is
-            # called without its wrapper: its weights get no gradient here, so there is nothing to synchronise.
-            discriminator = unwrap(self.discriminator)
-            with frozen(self.teacher, discriminator), evaluating(self.teacher, discriminator):
-                logits = discriminator(self.features(x_t, t, cond), t, cond)
-            losses["gan_gen"] = gan_gen_loss(logits)
-            losses["total"] = losses["vsd"] + config.gan_loss_weight_gen * losses["gan_gen"]
-        return losses
+        made = self.generate(x0, noise, cond, generator=generator) if generated is None else generated
+        losses, total = {}, noise.new_zeros(())
+        if config.vsd_weight > 0:
+            losses["vsd"] = self._vsd(made, cond, negative_cond, mask, generator)
+            total = total + config.vsd_weight * losses["vsd"]
+        if self.discriminator is not None:
+            losses["gan_gen"] = self._gan_gen(made.x0, x0, cond, mask, generator)
+            total = total + config.gan_loss_weight_gen * losses["gan_gen"]
+        if config.real_data_weight > 0:
+            losses["real_data"] = self._real_data(made.x0, x0, noise, cond, mask, generator)
+            total = total + config.real_data_weight * losses["real_data"]
+        return {**losses, "total": total}
 
     def compute_fake_score_loss(
         self,
@@ -214,25 +211,29 @@ class DMDPipeline:
         cond: Cond = None,
         *,
         negative_cond: Cond = None,
+        mask: Tensor | None = None,
+        generated: Generated | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Denoising score matching on student samples; gradients reach the fake score only.
 
         The fake score predicts `pred_type`; the loss compares in the space of `fake_score_pred_type` (of a converted
-        network by default the one it was trained in, see `loss_space` of :mod:`fastgen.teachers`). Arguments as in
-        `compute_student_loss`; `negative_cond` is accepted for symmetry, the fake score is never guided.
+        network by default the one it was trained in, see `loss_space` of :mod:`fastgen.teachers`), weighted over t by
+        `fake_score_weight`. Arguments as in `compute_student_loss`; `negative_cond` is accepted for symmetry, the fake
+        score is never guided.
 
         Returns:
             {"fake_score", "total"}: scalars.
         """
         config = self.config
         with torch.no_grad():
-            generated, rung = self._generate(x0, noise, cond, generator)
-            t, eps = self._draw(generated, config.fake_score_t, generator)
-            x_t = add_noise(generated, eps, t)
-        pred = self._fake_prediction(x_t, t, cond, rung)
+            made = self.generate(x0, noise, cond, generator=generator) if generated is None else generated.detach()
+            t, eps = self._draw(made.x0, config.fake_score_t, generator)
+            x_t = add_noise(made.x0, eps, t)
+        pred = self._fake_prediction(x_t, t, cond, made.rung)
         pred = convert_prediction(pred, x_t, t, config.pred_type, self.fake_score_pred_type)
-        loss = dsm_loss(self.fake_score_pred_type, pred, x0=generated, eps=eps, t=t)
+        weight = None if config.fake_score_weight == "none" else time_weight(config.fake_score_weight, t)
+        loss = dsm_loss(self.fake_score_pred_type, pred, x0=made.x0, eps=eps, t=t, weight=weight, mask=mask)
         return {"fake_score": loss, "total": loss}
 
     def compute_discriminator_loss(
@@ -242,41 +243,129 @@ class DMDPipeline:
         cond: Cond = None,
         *,
         negative_cond: Cond = None,
+        mask: Tensor | None = None,
+        generated: Generated | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Tell data from student samples by teacher features at noised inputs; gradients reach the discriminator only.
+        """Tell data from student samples by features at noised inputs; gradients reach the discriminator only.
 
         With `gan_r1_reg_weight` = gamma > 0 the total adds gamma / (2 a^2) r1, where r1 compares the logits at
         add_noise(x0, eps, t) and add_noise(x0 + a n, eps, t), n standard normal, a = `gan_r1_reg_alpha`: with one t and
         one eps this is gamma / 2 times the squared gradient of the discriminator's logit in the data.
+        `gan_r2_reg_weight` adds the same at the generated samples.
 
-        Draws after the student's: t, eps for its samples, t, eps for the data (unless `gan_use_same_t_noise`), then n.
+        Draws after the student's: t, eps for its samples, t, eps for the data (unless `gan_use_same_t_noise`), then n
+        of r1, n of r2.
 
         Returns:
-            {"gan_disc", ["r1"], "total"}: scalars; r1 unweighted.
+            {"gan_disc", ["r1"], ["r2"], "total"}: scalars; r1 and r2 unweighted.
 
         Raises:
             ValueError: if the pipeline has no discriminator, or x0 is None or not shaped like the noise.
         """
         config = self.config
-        if self.discriminator is None or self.features is None:
+        if self.discriminator is None:
             raise ValueError("expected a pipeline with discriminator=, got none")
         check_shape("x0", x0, noise.shape)
+        a = config.gan_r1_reg_alpha
         with torch.no_grad():
-            generated, _ = self._generate(x0, noise, cond, generator)
-            t_fake, eps_fake = self._draw(generated, config.gan_t, generator)
-            same = config.gan_use_same_t_noise
-            t_real, eps_real = (t_fake, eps_fake) if same else self._draw(x0, config.gan_t, generator)
-        fake_logits = self._logits(add_noise(generated, eps_fake, t_fake), t_fake, cond)
-        real_logits = self._logits(add_noise(x0, eps_real, t_real), t_real, cond)
-        losses = {"gan_disc": gan_disc_loss(real_logits, fake_logits)}
-        losses["total"] = losses["gan_disc"]
-        if config.gan_r1_reg_weight > 0:
-            a = config.gan_r1_reg_alpha
-            perturbed = x0 + a * self._normal_like(x0, generator)
-            losses["r1"] = r1_loss(real_logits, self._logits(add_noise(perturbed, eps_real, t_real), t_real, cond))
-            losses["total"] = losses["gan_disc"] + config.gan_r1_reg_weight / (2.0 * a**2) * losses["r1"]
-        return losses
+            made = self.generate(x0, noise, cond, generator=generator) if generated is None else generated.detach()
+            t_fake, eps_fake = self._draw(made.x0, config.gan_t, generator)
+            t_real, eps_real = t_fake, eps_fake
+            if not config.gan_use_same_t_noise:
+                t_real, eps_real = self._draw(x0, config.gan_t, generator)
+            clean = {"fake": (made.x0, eps_fake, t_fake), "real": (x0, eps_real, t_real)}
+            if config.gan_r1_reg_weight > 0:
+                clean["r1"] = (x0 + a * self._normal_like(x0, generator), eps_real, t_real)
+            if config.gan_r2_reg_weight > 0:
+                clean["r2"] = (made.x0 + a * self._normal_like(x0, generator), eps_fake, t_fake)
+        logits = {
+            name: self._logits(self.discriminator, add_noise(x, eps, t), t, cond, mask, no_grad=True)
+            for name, (x, eps, t) in clean.items()
+        }
+        real, fake = logits["real"], logits["fake"]
+        losses = {"gan_disc": gan_disc_loss(real, fake, kind=config.gan_loss)}
+        total = losses["gan_disc"]
+        for name, weight, at in (("r1", config.gan_r1_reg_weight, real), ("r2", config.gan_r2_reg_weight, fake)):
+            if name in logits:
+                losses[name] = r1_loss(at, logits[name])
+                total = total + weight / (2.0 * a**2) * losses[name]
+        return {**losses, "total": total}
+
+    def _vsd(
+        self,
+        made: Generated,
+        cond: Cond,
+        negative_cond: Cond,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The VSD loss at times of its own, with the optional factors on its weight."""
+        config = self.config
+        t, eps = self._draw(made.x0, config.vsd_t, generator)
+        x_t = add_noise(made.x0.detach(), eps, t)
+        scale: float | Tensor | None = None
+        with torch.no_grad():
+            fake_x0 = self._fake_x0(x_t, t, cond, made.rung)
+            with evaluating(self.teacher):
+                teacher_x0 = self._teacher_x0(x_t, t, cond, negative_cond)
+            if config.f_divergence != "reverse_kl" and self.discriminator is not None:
+                scale = f_divergence_weight(config.f_divergence, self._judged(x_t, t, cond, mask).mean(1))
+        if config.vsd_alpha_factor:
+            scale = (1.0 - t) * (1.0 if scale is None else scale)
+        return vsd_loss(made.x0, teacher_x0, fake_x0, scale, norm=config.vsd_norm, clamp=config.vsd_clamp, mask=mask)
+
+    def _gan_gen(
+        self, x: Tensor, x0: Tensor | None, cond: Cond, mask: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """The student's GAN loss; the gradient goes through discriminator and features into the sample x."""
+        config = self.config
+        t, eps = self._draw(x, config.gan_t, generator)
+        fake = self._judged(add_noise(x, eps, t), t, cond, mask)
+        if config.gan_loss != "relativistic":
+            return gan_gen_loss(fake)
+        if x0 is None:
+            raise ValueError("expected x0 for gan_loss='relativistic', got None")
+        if not config.gan_use_same_t_noise:
+            t, eps = self._draw(x0, config.gan_t, generator)
+        return gan_gen_loss(fake, self._judged(add_noise(x0, eps, t), t, cond, mask), kind=config.gan_loss)
+
+    def _real_data(
+        self,
+        x: Tensor,
+        x0: Tensor | None,
+        noise: Tensor,
+        cond: Cond,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Kernel distance of student samples to data: m = `real_data_samples` new samples for every m-th condition of
+        the batch, as many samples in all as it has rows; without a condition, groups of m of the samples x."""
+        config, m = self.config, self.config.real_data_samples
+        if x0 is None:
+            raise ValueError(f"expected x0 for real_data_weight={config.real_data_weight}, got None")
+        check_shape("x0", x0, noise.shape)
+        if len(x) % m:
+            raise ValueError(f"expected a batch (per process) that real_data_samples={m} divides, got {len(x)}")
+        groups, real = len(x) // m, x0
+        if config.real_data_conditional and cond is not None:
+            # Every m-th and not the first ones: a process that has a part of the batch takes its part of these.
+            def repeated(value: Tensor) -> Tensor:
+                return value[::m].repeat_interleave(m, 0)
+
+            fresh = self._normal_like(noise, generator)
+            start = None if config.backward_simulation else repeated(x0)
+            x = self.generate(start, fresh, map_tensors(repeated, cond), generator=generator).x0
+            real, mask = x0[::m], None if mask is None else repeated(mask)
+        if mask is not None:
+            x = x * _over_sample(mask, x)
+            real = real * _over_sample(mask[:: len(x) // len(real)], real)
+        return two_sample_loss(
+            x.unflatten(0, (groups, -1)),
+            real.unflatten(0, (groups, -1)),
+            config.real_data_kernel,
+            bandwidths=config.real_data_bandwidths,
+        )
 
     # ---- Student samples ------------------------------------------------------------------------------------------
 
@@ -309,35 +398,31 @@ class DMDPipeline:
                 return next(itertools.islice(states, rung, None)), self.t_list[rung], rung
         if x0 is None:
             raise ValueError("expected x0 for backward_simulation=False, got None")
-        rungs = self._draw_rungs(noise, generator)
+        rungs = self._own(self._rungs(len(noise) * self.world_size, noise.device, generator)).to(noise.device)
         t = torch.tensor(self.t_list, dtype=wide_dtype(noise.device)).to(noise.device)[rungs]
         first = (rungs == 0).reshape(-1, *(1,) * (noise.ndim - 1))
         # Sampling starts from noise alone, so the first rung holds no trace of x0.
         return add_noise(x0.masked_fill(first, 0.0), noise, t), t, rungs
 
-    def _generate(
-        self, x0: Tensor | None, noise: Tensor, cond: Cond, generator: torch.Generator | None
-    ) -> tuple[Tensor, int | Tensor]:
-        """The student's x0 at one rung, in the dtype of `noise`, and the rung."""
+    def generate(
+        self, x0: Tensor | None, noise: Tensor, cond: Cond = None, *, generator: torch.Generator | None = None
+    ) -> Generated:
+        """The student's x0 at one rung, in the dtype of `noise`, with its gradient. Arguments as `student_input`."""
         x_t, t, rung = self.student_input(x0, noise, cond, generator=generator)
         with evaluating(self.student):
-            generated = predict_x0(self.student, x_t, t, cond, pred_type=self.config.pred_type, dtype=noise.dtype)
-        return generated.to(noise.dtype), rung
+            made = predict_x0(self.student, x_t, t, cond, pred_type=self.config.pred_type, dtype=noise.dtype)
+        return Generated(made.to(noise.dtype), rung)
 
     # ---- Judges ---------------------------------------------------------------------------------------------------
 
     def _teacher_x0(self, x_t: Tensor, t: Tensor, cond: Cond, negative_cond: Cond) -> Tensor:
-        scale = self.config.guidance_scale
         x0 = self._teacher_x0_at(x_t, t, cond)
-        if scale is None or scale == 1.0:
+        if self._guidance is None or self._guidance.scale == 1.0:
             return x0
-        return classifier_free_guidance(x0, self._teacher_x0_at(x_t, t, negative_cond), scale)
+        return guide_x0(x0, self._teacher_x0_at(x_t, t, negative_cond), t, self._guidance)
 
     def _teacher_x0_at(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        direct = getattr(self.teacher, "predict_x0", None)
-        if direct is not None:
-            return direct(x_t, t, cond)
-        return predict_x0(self.teacher, x_t, t, cond, pred_type=self.config.pred_type, dtype=x_t.dtype)
+        return teacher_x0(self.teacher, x_t, t, cond, pred_type=self.config.pred_type)
 
     def _fake_x0(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
         with evaluating(self.fake_score):
@@ -345,30 +430,58 @@ class DMDPipeline:
         return convert_prediction(pred, x_t, t, self.config.pred_type, "x0")
 
     def _fake_prediction(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
+        fake_score = self.fake_score
+        if fake_score is None:
+            raise ValueError("expected a pipeline with a fake_score, got None")
         if not self._knows_rung:
-            return call_network(self.fake_score, x_t, t, cond, dtype=x_t.dtype)
+            return call_network(fake_score, x_t, t, cond, dtype=x_t.dtype)
 
         def at_rung(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-            return self.fake_score(x_t, t, cond, rung=rung)
+            return fake_score(x_t, t, cond, rung=rung)
 
-        return call_network(at_rung, x_t, t, cond, dtype=network_dtype(self.fake_score, x_t.dtype))
+        return call_network(at_rung, x_t, t, cond, dtype=network_dtype(fake_score, x_t.dtype))
 
-    def _logits(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The discriminator's logits with gradients for its own weights only."""
-        if self.discriminator is None or self.features is None:
+    def _judged(self, x_t: Tensor, t: Tensor, cond: Cond, mask: Tensor | None) -> Tensor:
+        """Logits for the student's own loss: differentiable in the input, but not in any judge's weights."""
+        # Frozen rather than no_grad: this gradient goes through both networks into the sample. The discriminator is
+        # called without its wrapper: its weights get no gradient here, so there is nothing to synchronise.
+        discriminator = None if self.discriminator is None else unwrap(self.discriminator)
+        judges = (self.teacher, self.fake_score, discriminator)
+        with frozen(*judges), evaluating(*judges):
+            return self._logits(discriminator, x_t, t, cond, mask)
+
+    def _logits(
+        self,
+        discriminator: nn.Module | None,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Cond,
+        mask: Tensor | None,
+        *,
+        no_grad: bool = False,
+    ) -> Tensor:
+        """Logits (B, heads); `no_grad`: features without gradient, so that only the discriminator's weights get one."""
+        if discriminator is None or self.features is None:
             raise RuntimeError("logits are asked for only with a discriminator")
-        with torch.no_grad(), evaluating(self.teacher):
+        recorded = torch.is_grad_enabled() and not no_grad
+        with torch.set_grad_enabled(recorded), evaluating(self.teacher, self.fake_score):
             features = self.features(x_t, t, cond)
-        return self.discriminator(features, t, cond)
+        return discriminator(features, t, cond) if mask is None else discriminator(features, t, cond, mask=mask)
+
+    @staticmethod
+    def _named_features(teacher: nn.Module, fake_score: nn.Module | None, config: DMDConfig) -> Features:
+        """What `gan_features` and `gan_blocks` name."""
+        if config.gan_features == "sample":
+            return sample_features
+        network = teacher if config.gan_features == "teacher" else fake_score
+        if network is None:
+            raise ValueError("expected a fake_score for gan_features='fake_score', got None")
+        network = unwrap(network)
+        if isinstance(network, RungConditioned | GuidedNetwork):
+            network = network.network  # the blocks' names are its own, and a guided teacher calls it twice
+        return block_features(network, config.gan_blocks or None)
 
     # ---- Draws ----------------------------------------------------------------------------------------------------
-
-    def _diffuse(
-        self, x: Tensor, cfg: SampleTimestepConfig, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """Times (B,) and `x` noised to them."""
-        t, eps = self._draw(x, cfg, generator)
-        return t, add_noise(x, eps, t)
 
     def _draw(self, x: Tensor, cfg: SampleTimestepConfig, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Times (B,) from `cfg`, then noise shaped like `x`."""
@@ -383,20 +496,26 @@ class DMDPipeline:
         """One rung for the global batch."""
         if self.num_rungs == 1:
             return 0
-        place = device if generator is None else generator.device
-        rung = torch.randint(self.num_rungs, (1,), device=place, generator=generator)
+        rung = self._rungs(1, device, generator)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rung = rung.to(device)
             torch.distributed.broadcast(rung, src=0)
         return int(rung)
 
-    def _draw_rungs(self, noise: Tensor, generator: torch.Generator | None) -> Tensor:
-        """One rung per sample."""
-        place = noise.device if generator is None else generator.device
-        rungs = torch.randint(self.num_rungs, (len(noise) * self.world_size,), device=place, generator=generator)
-        return self._own(rungs).to(noise.device)
+    def _rungs(self, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """n rungs, drawn as often as `rung_weights` say."""
+        place = device if generator is None else generator.device
+        if not self.config.rung_weights:
+            return torch.randint(self.num_rungs, (n,), device=place, generator=generator)
+        weights = torch.tensor(self.config.rung_weights, device=place)
+        return torch.multinomial(weights, n, replacement=True, generator=generator)
 
     def _own(self, x: Tensor) -> Tensor:
         """This process's part of a draw for the global batch."""
         size = len(x) // self.world_size
         return x[self.rank * size : (self.rank + 1) * size]
+
+
+def _over_sample(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask (B, T) as numbers that broadcast over x (B, T, ...)."""
+    return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)).to(x.dtype)

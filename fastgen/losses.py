@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._tensor import check_choice, check_shape, expand_like, expand_mask, masked_mean
-from .flow_matching import check_pred_type
+from .flow_matching import EPSILON, check_pred_type
 
 __all__ = [
     "check_guidance",
@@ -30,12 +30,15 @@ __all__ = [
     "gan_disc_loss",
     "gan_gen_loss",
     "r1_loss",
+    "time_weight",
     "vsd_loss",
 ]
 
 # Added to the VSD normaliser: a generator that already sits on the teacher's x0 gets a bounded weight.
 NORM_EPSILON = 1e-6
 VSD_NORMS = ("mean_abs", "rms")
+TIME_WEIGHTS = ("none", "sigma", "alpha", "min_snr")
+MIN_SNR_GAMMA = 5.0
 GAN_KINDS = ("softplus", "relativistic")
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js", "jeffreys", "hellinger")
 # A discriminator sees thousands of samples, so a ratio beyond e^10 = 22026 is its extrapolation. Bounded there, even
@@ -105,6 +108,7 @@ def vsd_loss(
     additional_scale: float | Tensor | None = None,
     *,
     norm: str = "mean_abs",
+    clamp: float | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
     """Variational score distillation: a scalar whose gradient in `gen_data` is the distribution matching direction.
@@ -123,6 +127,8 @@ def vsd_loss(
         fake_score_x0: the fake score's, the same shape.
         additional_scale: factor on w, float or (B,).
         norm: "mean_abs" or "rms".
+        clamp: largest root mean square of a sample's direction w g, which is shortened to it; None: no bound. Being a
+            norm's, the bound keeps what invariance the weight has.
         mask: bool, (B, T) or broadcastable to `gen_data` (B, T, ...), True = real token. Both mean_d in w and mse are
             then over what is real: 0.5 times the batch mean of the per-sample mean squares, d loss / d gen = w g /
             (B * real numbers of the sample), and 0 at padding.
@@ -145,7 +151,11 @@ def vsd_loss(
         w = 1.0 / (size + NORM_EPSILON)
         if additional_scale is not None:
             w = w * (_wide(additional_scale) if isinstance(additional_scale, Tensor) else additional_scale)
-        target = gen - expand_like(w, gen) * (fake - teacher)
+        direction = expand_like(w, gen) * (fake - teacher)
+        if clamp is not None:
+            length = _mean_square(direction, mask).sqrt()
+            direction = direction * expand_like((clamp / length.clamp(min=NORM_EPSILON)).clamp(max=1.0), gen)
+        target = gen - direction
     if mask is None:
         return 0.5 * (gen - target).square().mean()
     return 0.5 * _mean_square(gen - target, mask).mean()
@@ -289,6 +299,27 @@ def classifier_free_guidance(cond_pred: Tensor, uncond_pred: Tensor, guidance_sc
     check_shape("uncond_pred", uncond_pred, cond_pred.shape)
     cond, uncond = _wide(cond_pred), _wide(uncond_pred)
     return (cond + (guidance_scale - 1.0) * (cond - uncond)).to(cond_pred.dtype)
+
+
+def time_weight(kind: str, t: Tensor) -> Tensor:
+    """A weight (B,) of a denoising loss over the time t (B,): "sigma" t, "alpha" 1 - t, "min_snr" min(snr, 5) with
+    snr = ((1 - t) / t)^2, "none" 1.
+
+    Raises:
+        ValueError: for an unknown kind.
+
+    References: Hang et al., Efficient Diffusion Training via Min-SNR Weighting, 2023, arXiv:2303.09556.
+    """
+    check_choice("kind", kind, TIME_WEIGHTS)
+    match kind:
+        case "sigma":
+            return t
+        case "alpha":
+            return 1.0 - t
+        case "min_snr":
+            return ((1.0 - t) / t.clamp(min=EPSILON)).square().clamp(max=MIN_SNR_GAMMA)
+        case _:
+            return torch.ones_like(t)
 
 
 def check_guidance(guidance_scale: float | None, negative_cond: object) -> None:

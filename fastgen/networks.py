@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ._tensor import check_shape, time_dtype
 from .flow_matching import convert_prediction
 
-__all__ = ["Cond", "Network", "NetworkWrapper", "call_network", "network_dtype", "predict_x0"]
+__all__ = ["Cond", "Network", "NetworkWrapper", "call_network", "network_dtype", "predict_x0", "teacher_x0"]
 
 Cond = Any  # a Tensor, a mapping or tuple of Tensors, or None: handed to the network untouched
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
@@ -72,3 +72,12 @@ def predict_x0(
     """The network's prediction as data x0, in the dtype of `x_t`; differentiable. Arguments as in `call_network`."""
     pred = call_network(network, x_t, t, cond, dtype=dtype)
     return convert_prediction(pred, x_t, t, pred_type, "x0")
+
+
+def teacher_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_type: str) -> Tensor:
+    """What a network says of the data: by its own `predict_x0(x_t, t, cond)` where it offers one, which a converted or
+    guided network answers without a lossy round trip, else from its prediction. Arguments as in `call_network`."""
+    direct = getattr(network, "predict_x0", None)
+    if direct is not None:
+        return direct(x_t, t, cond)
+    return predict_x0(network, x_t, t, cond, pred_type=pred_type, dtype=x_t.dtype)

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ._files import brief, check_names, read_json
-from ._tensor import cond_text, cond_to, evaluating, take_rows, tensors_in
+from ._tensor import cond_text, cond_to, evaluating, map_tensors, take_rows, tensors_in
 from .cli import dump_yaml, validate
 from .config import DataConfig, DistillConfig, TrainTeacherConfig
-from .data import build_data
+from .data import Data, build_data
+from .data.trajectories import load_conditions
 from .declarations import judge_declaration
 from .export import SCORES
-from .networks import Cond
+from .guidance import Guidance, GuidedNetwork
+from .networks import Cond, network_dtype
 from .pretraining import build_network
 from .sources import fit_to_teacher, is_changed, load_teacher
 
@@ -22,6 +24,51 @@ __all__ = ["check_fit", "check_plan", "plan_distillation", "plan_teacher", "stor
 
 # Copies of each weight that training holds: the weight, its gradient, two Adam moments; an EMA adds a fifth.
 _TRAINED, _TRAINED_EMA, _FROZEN = 4, 5, 1
+
+
+STAGE_OF_METHOD = {"dmd2": "dmd", "kd": None, "ladd": "ladd", "consistency": "consistency"}
+
+
+def with_method(cfg: DistillConfig) -> DistillConfig:
+    """The config with what its method implies: KD alone has no further updates, LADD a GAN (of weight 1 unless said
+    otherwise) and no VSD."""
+    if cfg.method == "kd":
+        return cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": 0})})
+    if cfg.method == "ladd":
+        gan = cfg.dmd.gan_loss_weight_gen or 1.0
+        changed = {"vsd_weight": 0.0, "gan_loss_weight_gen": gan}
+        if cfg.dmd.gan_features == "fake_score":
+            raise ValueError("expected dmd.gan_features teacher or sample for method=ladd, which has no fake score")
+        return cfg.model_copy(update={"dmd": cfg.dmd.model_copy(update=changed)})
+    return cfg
+
+
+def guided_teacher(cfg: DistillConfig, network: nn.Module, data: Data) -> nn.Module:
+    """The teacher that guides itself as `cfg.dmd` says; `network` as it is without a guidance scale.
+
+    Raises:
+        ValueError: a null condition that can't be read, or that isn't shaped like one row of the data's condition.
+    """
+    dmd, source = cfg.dmd, cfg.teacher.null_cond
+    if dmd.guidance_scale is None or source is None:
+        return network
+    _, cond = data.network_inputs()
+    row = take_rows(cond, slice(1))
+    if source == "zeros":
+        if not tensors_in(row) or not all(value.is_floating_point() for value in tensors_in(row)):
+            raise ValueError(
+                f"expected a condition of real numbers for teacher.null_cond=zeros, got {cond_text(row)}; name a file "
+                "that holds the null condition as Z"
+            )
+        null = map_tensors(torch.zeros_like, row)
+    else:
+        null = load_conditions(source)[:1]
+        null = null if data.z_normalizer is None else data.z_normalizer.normalize(null)
+        if cond_text(null) != cond_text(row):
+            raise ValueError(f"expected Z in {source} like one condition, {cond_text(row)}, got {cond_text(null)}")
+    guidance = Guidance(dmd.guidance_scale, dmd.guidance_interval, dmd.guidance_rescale)
+    null = cond_to(null, dtype=network_dtype(network, torch.float32))
+    return GuidedNetwork(network, guidance, null, pred_type=dmd.pred_type).eval()
 
 
 def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *, processes: int = 1) -> None:
@@ -39,18 +86,25 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *
     train, dmd = cfg.train, cfg.dmd
     if not train.kd_steps and not train.steps:
         raise ValueError("expected train.kd_steps > 0 or train.steps > 0, got 0 for both: there is nothing to train")
-    for stage, steps in (("kd", train.kd_steps), ("dmd", train.steps)):
-        if cfg.keep == stage and not steps:
-            raise ValueError(f"expected keep to be a stage that runs, got {stage!r} with 0 updates of it")
-    if dmd.guidance_scale is not None:
+    stages = ["kd"] * bool(train.kd_steps) + [STAGE_OF_METHOD[cfg.method]] * bool(train.steps)
+    if cfg.keep not in ("best", *stages):
         raise ValueError(
-            f"expected dmd.guidance_scale: null, got {dmd.guidance_scale}: the recipe's data hold no negative "
-            "condition; guide with fastgen.dmd.DMDPipeline"
+            f"expected keep to be best or a stage that runs ({', '.join(map(str, stages))}), got {cfg.keep}"
         )
-    if dmd.gan_loss_weight_gen or dmd.gan_r1_reg_weight:
+    if (dmd.guidance_scale is None) != (cfg.teacher.null_cond is None):
         raise ValueError(
-            f"expected dmd.gan_loss_weight_gen and dmd.gan_r1_reg_weight of 0, got {dmd.gan_loss_weight_gen} and "
-            f"{dmd.gan_r1_reg_weight}: the recipe trains no discriminator; give one to fastgen.dmd.DMDPipeline"
+            "expected dmd.guidance_scale and teacher.null_cond (what to guide away from: zeros, or a file) both or "
+            f"neither, got {dmd.guidance_scale} and {cfg.teacher.null_cond}"
+        )
+    if (dmd.gan_r1_reg_weight or dmd.gan_r2_reg_weight) and not dmd.trains_discriminator:
+        raise ValueError(
+            "expected dmd.gan_loss_weight_gen > 0 with dmd.gan_r1_reg_weight or gan_r2_reg_weight, which are of a "
+            "discriminator, got 0"
+        )
+    if dmd.real_data_weight and (train.batch_size // processes) % dmd.real_data_samples:
+        raise ValueError(
+            f"expected dmd.real_data_samples to divide the {train.batch_size // processes} samples of a process, got "
+            f"{dmd.real_data_samples}"
         )
     if train.batch_size % processes:
         raise ValueError(
@@ -101,6 +155,7 @@ def stored_scores(cfg: DistillConfig) -> tuple[dict[str, dict[str, float]], dict
         cfg.teacher.folder is None
         or cfg.teacher.measure
         or is_changed(cfg.teacher)
+        or cfg.dmd.guidance_scale is not None
         or not (Path(cfg.teacher.folder) / SCORES).exists()
     ):
         return None
@@ -118,13 +173,13 @@ def plan_distillation(cfg: DistillConfig) -> str:
     """The resolved config, parameters and memory of the networks, and how well the teacher denoises the data, after
     everything was seen to fit together."""
     teacher = load_teacher(cfg)
-    cfg, notes = fit_to_teacher(cfg, teacher)
+    cfg, notes = fit_to_teacher(with_method(cfg), teacher)
     task = build_data(cfg.data)
     x0, cond = task.train.network_inputs()
     check_plan(cfg, teacher, x0, cond)
     notes += judge_declaration(teacher, x0, cond, pred_type=cfg.dmd.pred_type, search=True)
     parts = [("teacher", teacher, _FROZEN), ("student", teacher, _TRAINED_EMA)]
-    if cfg.train.steps:
+    if cfg.train.steps and cfg.method == "dmd2":
         parts.append(("fake score", teacher, _TRAINED))
     pair_bytes = cfg.train.kd_pairs * (len(cfg.dmd.t_list)) * x0[0].numel() * 4 if cfg.train.kd_steps else 0
     plan = _plan(parts, {"data": _bytes(x0, cond), "teacher pairs": pair_bytes})

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ._files import new_folder, plain_json, write_file, write_json
 from .pictures import COLOURS, GREY, INK, STYLE, add_legend, new_figure, sample_figure, trajectory_figure
 from .tables import (
+    METHOD_TITLES,
     SCORES,
     demonstrations_score,
     diagnostic_curves,
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 _PICTURES = ("trajectories.png", "samples.png", "score_vs_nfe.png", "training.png", "diagnostics.png")
-_STAGES = {"kd": "KD: regression on teacher pairs", "dmd": "DMD", "flow_matching": "flow matching"}
+_STAGES = {"kd": "KD: regression on teacher pairs", **METHOD_TITLES, "flow_matching": "flow matching"}
 
 
 def write_report(

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ._tensor import check_choice, cond_to, generator_for, take_rows
+from ._tensor import cond_to, expand_like, generator_for, map_tensors, take_rows
 from .checkpoint import add_prefix, flatten_optimizer, unflatten_optimizer, with_prefix
 from .config import DMDConfig, EMAConfig, OptimizerConfig, TeacherTrainConfig
-from .consistency import ONE_STEP_SOLVERS, consistency_loss, consistency_times
-from .dmd import DMDPipeline
+from .consistency import consistency_loss, consistency_times
+from .diagnostics import diagnose
+from .dmd import DMDPipeline, Generated
 from .ema import ExponentialMovingAverage
 from .flow_matching import add_noise, sample_timesteps
 from .kd import kd_loss
@@ -27,6 +28,9 @@ from .losses import check_guidance, dsm_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+DIAGNOSED_ROWS = 256
 
 
 class Draws:
@@ -63,6 +67,10 @@ class Draws:
         """This process' share of standard normal noise of the global batch; `shape` without the batch."""
         noise = torch.randn(self.batch_size, *shape, generator=self.generator(step, name))
         return noise[self.slice].to(self.device)
+
+    def uniform(self, step: int, name: str) -> Tensor:
+        """This process' share of uniform numbers in [0, 1)."""
+        return torch.rand(self.batch_size, generator=self.generator(step, name))[self.slice].to(self.device)
 
     def integers(self, step: int, name: str, high: int) -> Tensor:
         """This process' share of uniform integers in [0, high)."""
@@ -182,6 +190,9 @@ class FlowMatching:
         x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         eps = self.draws.normal(step, "eps", tuple(x0.shape[1:]))
         t = self._times(step).to(x0.device)
+        if self.cfg.cond_dropout:
+            kept = self.draws.uniform(step, "cond") >= self.cfg.cond_dropout
+            cond = map_tensors(lambda value: value * expand_like(kept.to(value), value), cond)
         pred = self.network.network(add_noise(x0, eps, t), t, cond)
         loss = dsm_loss("flow", pred, x0=x0, eps=eps, t=t)
         return {"loss": loss.detach(), **self.network.update(loss, step)}
@@ -219,10 +230,15 @@ class KnowledgeDistillation:
         self.steps, self.huber_c, self.draws = steps, huber_c, draws
 
     def update(self, step: int) -> dict[str, Tensor | float]:
+        loss = self.loss(step)
+        return {"loss": loss.detach(), **self.student.update(loss, step)}
+
+    def loss(self, step: int) -> Tensor:
+        """The loss of batch `step`."""
         rows = self.draws.rows(step, len(self.states))
         states, cond = self.states[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(states.device)
-        loss = kd_loss(
+        return kd_loss(
             self.student.network,
             states,
             self.dmd.t_list,
@@ -232,7 +248,6 @@ class KnowledgeDistillation:
             huber_c=self.huber_c,
             sample_type=self.dmd.student_sample_type,
         )
-        return {"loss": loss.detach(), **self.student.update(loss, step)}
 
     def trained(self) -> dict[str, TrainedNetwork]:
         return {"student": self.student}
@@ -241,60 +256,131 @@ class KnowledgeDistillation:
         return self.student.averaged()
 
 
-class DistributionMatching:
-    """DMD2: fake-score warm-up, then `fake_steps_per_student_step` fake-score updates after every student update."""
+class Judge(NamedTuple):
+    """A network that is trained beside the student, to judge it.
 
-    name = "dmd"
+    Attributes:
+        name: prefix of its draws and logs.
+        network: with its optimiser.
+        loss: of the pipeline.
+        warmup: updates before the first student update.
+        turns: updates after each student update.
+    """
+
+    name: str
+    network: TrainedNetwork
+    loss: Callable[..., dict[str, Tensor]]
+    warmup: int
+    turns: int
+
+    def updates(self, step: int, warmup: int) -> range:
+        """The numbers of its own updates that belong to `step` of a stage whose warm-up has `warmup` steps."""
+        if step < warmup:
+            first = step - (warmup - self.warmup)
+            return range(max(first, 0), first + 1)
+        first = self.warmup + (step - warmup) * self.turns
+        return range(first, first + self.turns)
+
+
+class DistributionMatching:
+    """DMD2, or the GAN alone (LADD): warm-up of fake score and discriminator, then they and the student take turns.
+
+    After every student update come `fake_steps_per_student_step` updates of the fake score and
+    `gan_disc_steps_per_student_step` of the discriminator, where there are such networks. The first of each may take
+    the samples that the student was just trained on (`fake_score_reuse_batch`). Both warm-ups end together.
+
+    Args:
+        student: the network to distil.
+        fake_score: None where the pipeline has none.
+        pipeline: the losses.
+        x0, cond: training data as networks see them.
+        dmd: as the pipeline's.
+        steps: student updates.
+        discriminator: the pipeline's, or None.
+        pairs: KD on teacher pairs, whose loss is added with `kd_weight`; None: there is none.
+        name: of the stage.
+    """
 
     def __init__(
         self,
         student: TrainedNetwork,
-        fake_score: TrainedNetwork,
+        fake_score: TrainedNetwork | None,
         pipeline: DMDPipeline,
         x0: Tensor,
         cond: Any,
         dmd: DMDConfig,
         steps: int,
         draws: Draws,
+        *,
+        discriminator: TrainedNetwork | None = None,
+        pairs: KnowledgeDistillation | None = None,
+        name: str = "dmd",
     ) -> None:
-        self.student, self.fake_score, self.pipeline = student, fake_score, pipeline
+        self.student, self.pipeline, self.pairs, self.name = student, pipeline, pairs, name
         self.x0, self.cond, self.dmd, self.draws = x0, cond, dmd, draws
-        self.warmup = dmd.fake_score_warmup_steps if steps else 0
+        self.judges: list[Judge] = []
+        if fake_score is not None:
+            updates = dmd.fake_score_warmup_steps, dmd.fake_steps_per_student_step
+            self.judges.append(Judge("fake", fake_score, pipeline.compute_fake_score_loss, *updates))
+        if discriminator is not None:
+            updates = dmd.gan_disc_warmup_steps, dmd.gan_disc_steps_per_student_step
+            self.judges.append(Judge("disc", discriminator, pipeline.compute_discriminator_loss, *updates))
+        self.warmup = max((judge.warmup for judge in self.judges), default=0) if steps else 0
         self.steps = self.warmup + steps
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         logs: dict[str, Tensor | float] = {}
+        made: Generated | None = None
         if step >= self.warmup:
-            losses = self.pipeline.compute_student_loss(
-                *self._batch(step, "student"), **self._generator(step, "student")
-            )
-            logs |= {name: value.detach() for name, value in losses.items()}
-            logs |= self.student.update(losses["total"], step - self.warmup)
-        fake_updates = self.dmd.fake_steps_per_student_step if step >= self.warmup else 1
-        for k in range(fake_updates):
-            name = f"fake{k}"
-            losses = self.pipeline.compute_fake_score_loss(*self._batch(step, name), **self._generator(step, name))
-            done = self.fake_score.update(losses["total"], self._fake_step(step, k))
-            logs |= {"fake_score": losses["fake_score"].detach(), "fake_grad_norm": done["grad_norm"]}
-        logs.setdefault("loss", logs.get("vsd", logs["fake_score"]))
+            made = self._update_student(step, logs)
+        for judge in self.judges:
+            for index in judge.updates(step, self.warmup):
+                first = step >= self.warmup and index == judge.updates(step, self.warmup)[0]
+                reused = made if first and self.dmd.fake_score_reuse_batch else None
+                self._update_judge(judge, step, index, reused, logs)
+        # What a stage is watched by: the student's first loss, in the warm-up a judge's.
+        logs["loss"] = next(iter(logs.values()))
         return logs
 
-    def _fake_step(self, step: int, k: int) -> int:
-        if step < self.warmup:
-            return step
-        return self.warmup + (step - self.warmup) * self.dmd.fake_steps_per_student_step + k
+    def diagnose(self, step: int) -> dict[str, float | list[float]]:
+        """What shows a collapse (:mod:`fastgen.diagnostics`), on rows and draws that (seed, step) alone decide."""
+        generator = self.draws.generator(step, "diagnose")
+        rows = torch.randperm(len(self.x0), generator=generator)[:DIAGNOSED_ROWS]
+        x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
+        return diagnose(self.pipeline, x0, cond, generator=generator)
 
-    def _batch(self, step: int, name: str) -> tuple[Tensor, Tensor, Any]:
-        index = self._fake_step(step, int(name[4:])) if name.startswith("fake") else step
-        rows = self.draws.rows(index, len(self.x0))
+    def _update_student(self, step: int, logs: dict[str, Tensor | float]) -> Generated:
+        batch, generator = self._batch(step, "student"), self.draws.generator(step, "student")
+        made = self.pipeline.generate(*batch, generator=generator)
+        losses = self.pipeline.compute_student_loss(*batch, generated=made, generator=generator)
+        if self.pairs is not None:
+            losses["kd"] = self.pairs.loss(step)
+            losses["total"] = losses["total"] + self.dmd.kd_weight * losses["kd"]
+        logs |= {name: value.detach() for name, value in losses.items()}
+        logs |= self.student.update(losses["total"], step - self.warmup)
+        return made.detach()
+
+    def _update_judge(
+        self, judge: Judge, step: int, index: int, made: Generated | None, logs: dict[str, Tensor | float]
+    ) -> None:
+        if made is None:
+            name = f"{judge.name}{index - judge.updates(step, self.warmup)[0]}"
+            batch = self._batch(step, name, index)
+        else:
+            name, batch = f"{judge.name}0", self._batch(step, "student")
+        losses = judge.loss(*batch, generated=made, generator=self.draws.generator(step, name))
+        done = judge.network.update(losses.pop("total"), index)
+        logs |= {n: value.detach() for n, value in losses.items()} | {f"{judge.name}_grad_norm": done["grad_norm"]}
+
+    def _batch(self, step: int, name: str, index: int | None = None) -> tuple[Tensor, Tensor, Any]:
+        """x0, noise and cond of one update; `index` counts the updates of its network, and so its batches."""
+        rows = self.draws.rows(step if index is None else index, len(self.x0))
         x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
 
-    def _generator(self, step: int, name: str) -> dict[str, torch.Generator]:
-        return {"generator": self.draws.generator(step, name)}
-
     def trained(self) -> dict[str, TrainedNetwork]:
-        return {"student": self.student, "fake_score": self.fake_score}
+        names = {"fake": "fake_score", "disc": "discriminator"}
+        return {"student": self.student} | {names[judge.name]: judge.network for judge in self.judges}
 
     def averaged(self) -> nn.Module:
         return self.student.averaged()
@@ -314,12 +400,12 @@ class ConsistencyDistillation:
         dmd: of it `t_list`, `student_sample_type`, `pred_type`, `guidance_scale`.
         steps: updates.      huber_c: c of the pseudo-Huber loss.      draws: of this stage.
         first, last: intervals of the grid at the start and at the end.
-        method: solver of the teacher's step; "euler" saves one of its two calls, a third of an update on small nets.
+        method: solver of the teacher's step; "euler" costs one call of the teacher, the others two or more.
         negative_cond: for a guided teacher, N rows.
 
     Raises:
-        ValueError: an unknown method; guidance without `negative_cond`; a first rung below .9: there t_1 noise, which
-            the sampler starts from, is no state of any trajectory.
+        ValueError: guidance without `negative_cond`; a first rung below .9: there t_1 noise, which the sampler starts
+            from, is no state of any trajectory.
     """
 
     name = "consistency"
@@ -341,7 +427,6 @@ class ConsistencyDistillation:
         method: str = "midpoint",
         negative_cond: Any = None,
     ) -> None:
-        check_choice("method", method, ONE_STEP_SOLVERS)
         check_guidance(dmd.guidance_scale, negative_cond)
         if dmd.t_list[0] < self.least_first_rung:
             raise ValueError(

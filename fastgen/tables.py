@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "METHOD_TITLES",
     "SCORES",
     "box_around",
     "by_solver",
@@ -21,6 +22,7 @@ __all__ = [
     "score_blocks",
     "score_curves",
     "smooth",
+    "trained_stages",
     "training_curves",
     "within",
     "with_aspect",
@@ -28,6 +30,8 @@ __all__ = [
     "xy_points",
 ]
 
+# Stages after the warm start by KD.
+METHOD_TITLES = {"dmd": "DMD", "ladd": "LADD", "consistency": "consistency"}
 # Score -> (what a person calls it, which way is good, scale of its axis).
 SCORES = {
     "success": ("success", "higher is better", "logit"),
@@ -54,7 +58,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 def score_blocks(results: Mapping[str, Any]) -> dict[str, list[str]]:
     """{suffix: score names without it}: all conditions under "", harder ones under "_near"; the primary score first."""
     found: dict[str, None] = {}
-    for name in ("student", "kd", "dmd", "teacher"):
+    for name in ("student", "kd", *METHOD_TITLES, "teacher"):
         for scores in (results.get(name) or {}).values():
             found |= dict.fromkeys(scores)
     primary = results.get("primary")
@@ -73,6 +77,13 @@ def by_solver(rows: Rows | None) -> dict[str, dict[int, Mapping[str, Any]]]:
     return found
 
 
+def trained_stages(results: Mapping[str, Any]) -> dict[str, str]:
+    """Stage -> what its student is called, of the stages that the results have rows of."""
+    after = "KD + " if results.get("kd") else ""
+    titles = {"kd": "KD only"} | {stage: after + title for stage, title in METHOD_TITLES.items()}
+    return {stage: title for stage, title in titles.items() if results.get(stage)}
+
+
 def demonstrations_score(floor: Mapping[str, Any] | None, name: str) -> float | None:
     """The demonstrations' own score: exact where the task knows it (`mode_error_floor_near`), else measured."""
     base, near = name.removesuffix("_near"), "_near" if name.endswith("_near") else ""
@@ -86,8 +97,7 @@ def score_curves(results: Mapping[str, Any], name: str, scale: str) -> list[tupl
         for solver, points in by_solver(results.get("teacher")).items()
     ]
     rows.append(("student (exported)", by_solver(results.get("student")).get("euler", {})))
-    rows.append(("KD only", by_solver(results.get("kd")).get("euler", {})))
-    rows.append(("KD + DMD" if results.get("kd") else "DMD", by_solver(results.get("dmd")).get("euler", {})))
+    rows += [(title, by_solver(results[stage]).get("euler", {})) for stage, title in trained_stages(results).items()]
     return [
         (label, {k: within(points[k][name], scale) for k in sorted(points) if drawable(points[k].get(name), scale)})
         for label, points in rows
@@ -143,8 +153,7 @@ def _rows(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     for solver, points in by_solver(results.get("teacher")).items():
         title = "Euler" if solver == "euler" else solver.upper()
         rows += [(f"teacher {title} {calls}", scores) for calls, scores in sorted(points.items(), reverse=True)]
-    candidates = {"kd": "KD only", "dmd": "KD + DMD" if results.get("kd") else "DMD"}
-    students = {key: title for key, title in candidates.items() if results.get(key)} or {"student": "student"}
+    students = trained_stages(results) or {"student": "student"}
     for key, title in students.items():
         mark = "  <- exported" if key == results.get("selected") else ""
         points = by_solver(results.get(key)).get("euler", {})
@@ -208,7 +217,7 @@ def training_curves(
     """
     primary = results.get("primary")
     scores = {primary}
-    for part in ("teacher", "student", "kd", "dmd"):
+    for part in ("teacher", "student", "kd", *METHOD_TITLES):
         scores |= {name for row in (results.get(part) or {}).values() for name in row}
     losses: dict[str, dict[str, Curve]] = {}
     validation: dict[str, Curve] = {}

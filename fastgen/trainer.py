@@ -179,7 +179,8 @@ class Trainer:
             self.step, self.iteration = step + 1, self.iteration + 1
             watch.lap()
             last = self.step == stage.steps
-            if self.step % loop.evaluate_every == 0 or last:
+            # The end of a warm-up shows whether judges see anything, before the student follows them.
+            if self.step % loop.evaluate_every == 0 or last or self.step == getattr(stage, "warmup", 0):
                 shown = self._validate(stage)
                 watch.restart()  # validation is not training time
             if self.step % loop.log_every == 0 or last or shown:
@@ -208,6 +209,9 @@ class Trainer:
         # Before the first update fake score and teacher are one: there is nothing to see.
         if self.step and (diagnose := getattr(stage, "diagnose", None)) is not None:
             row["diagnostics"] = diagnose(self.step)
+            # Later a discriminator at chance may be one that the student has caught up with.
+            if self.step == getattr(stage, "warmup", 0):
+                warnings = warnings + progress.judge(self.step, row["diagnostics"])
         if warnings:
             row["warnings"] = warnings
         if progress.out_of_patience(self.loop.patience) and self.step < stage.steps:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "teacher_note"]
 
 # A student whose spread is within this factor of the data's is one that can collapse; before, it is still learning.
 DECENT = 2.0
@@ -20,6 +20,10 @@ MODE_ERROR_RISE = 0.03
 PRIMARY_RISE = 0.1
 # Unbiased energy distances are about 0 for the right law; below this they are sampling noise, in units of the data.
 ENERGY_NOISE = 0.01
+# A teacher that good cannot be told from the data by a few hundred samples.
+WEAK_TEACHER = 1.25
+# Five bins of 512 logits at chance have a largest accuracy of .53.
+SEEING = 0.55
 
 # Scores that are 1 for the data's law -> what they are the spread of.
 _SPREADS = {"spread": "the spread within modes", "std_ratio": "the spread"}
@@ -76,6 +80,19 @@ class Progress:
         self.warnings |= new
         return list(new.values())
 
+    def judge(self, step: int, diagnostics: Mapping[str, Any]) -> list[str]:
+        """Warn of a discriminator that is still blind after its warm-up; `diagnostics` as `diagnose` of
+        :mod:`fastgen.diagnostics` returns them. Returns new warnings."""
+        accuracy = diagnostics.get("gan_accuracy")
+        if not accuracy or max(accuracy) >= SEEING or "blind" in self.warnings:
+            return []
+        self.warnings["blind"] = (
+            f"{self.stage} update {step}: the discriminator is right in {max(accuracy):.0%} of cases at best (50% is "
+            "chance), so its loss teaches the student nothing; raise dmd.gan_disc_warmup_steps, lower dmd.gan_t.max_t, "
+            "or try dmd.gan_features=sample"
+        )
+        return [self.warnings["blind"]]
+
     def out_of_patience(self, patience: int | None) -> bool:
         """Whether the last `patience` validations brought no improvement; None: never."""
         return patience is not None and self.stale >= patience
@@ -121,6 +138,28 @@ class Progress:
         return found
 
 
-def _is_finite(value: Any) -> bool:
+def teacher_note(rows: Mapping[str, Mapping[str, float]], floor: Mapping[str, float], primary: str) -> str | None:
+    """What is said of a teacher that is worse than fresh data by a quarter or more, so that a student may pass it.
+
+    Args:
+        rows: the teacher's scores by sampler.
+        floor: scores of fresh data; without `primary` in it, or where that is not above 0, nothing can be said.
+        primary: the score, lower is better.
+    """
+    scores = {name: row[primary] for name, row in rows.items() if _is_finite(row.get(primary))}
+    least = floor.get(primary)
+    if not scores or not _is_finite(least) or least <= 0:
+        return None
+    name = min(scores, key=lambda row: scores[row])
+    if scores[name] < WEAK_TEACHER * least:
+        return None
+    return (
+        f"the teacher itself is far from the data: {primary} {scores[name]:.3g} at its best ({name}), {least:.3g} for "
+        "fresh data; train it longer, or let the student learn from the data too (dmd.real_data_weight=1 with "
+        "dmd.vsd_weight=0, or a GAN), which of a good teacher costs coverage"
+    )
+
+
+def _is_finite(value: Any) -> TypeGuard[float]:
     # A resumed run reads null where there was NaN.
     return isinstance(value, int | float) and math.isfinite(value)

@@ -167,8 +167,8 @@ class Sign(nn.Module):
         return self.scale * features[0][:, :1].expand(-1, 2) + self.offset
 
 
-def judge(discriminator: nn.Module) -> DMDPipeline:
-    config = DMDConfig(fake_score_rung_conditioned=False)
+def judge(discriminator: nn.Module, **changes) -> DMDPipeline:
+    config = DMDConfig(fake_score_rung_conditioned=False, **changes)
     parts = {"discriminator": discriminator, "features": lambda x, t, c: [x]}
     return DMDPipeline(nn.Identity(), GaussianTeacher(), GaussianTeacher(), config, **parts)
 
@@ -179,8 +179,9 @@ def test_accuracy_is_one_for_a_perfect_half_for_a_silent_and_zero_for_a_lying_di
     assert shares == {1: [1.0] * 3, 0: [0.5] * 3, -1: [0.0] * 3}
     # All is data to it: half of it is right; in the right order all the same.
     biased = judge(Sign(1, offset=1e6))
+    relativistic = judge(Sign(1, offset=1e6), gan_loss="relativistic")
     assert discriminator_accuracy_per_bin(biased, real, fake, bins=2) == [0.5, 0.5]
-    assert discriminator_accuracy_per_bin(biased, real, fake, bins=2, relative=True) == [1.0, 1.0]
+    assert discriminator_accuracy_per_bin(relativistic, real, fake, bins=2) == [1.0, 1.0]
     with pytest.raises(ValueError, match="discriminator="):
         discriminator_accuracy_per_bin(build(), X0, X0)
     with pytest.raises(ValueError, match="x0 of shape"):

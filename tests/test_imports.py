@@ -13,10 +13,12 @@ PACKAGE = Path(__file__).parents[1] / "fastgen"
 LAYERS = [
     {"_tensor", "_files", "config", "cli"},
     {"flow_matching", "interpolants", "losses", "clocks", "solvers", "normalizer", "metrics", "ema", "models"},
-    {"networks", "samplers", "teachers", "discriminators", "data"},
+    {"networks", "samplers", "teachers", "discriminators", "data", "guidance", "two_sample"},
     {
         "kd",
+        "fake_scores",
         "dmd",
+        "diagnostics",
         "consistency",
         "student",
         "card",
@@ -28,7 +30,6 @@ LAYERS = [
         "checkpoint",
         "runs",
         "evaluation",
-        "diagnostics",
         "validation",
     },
     {"stages"},

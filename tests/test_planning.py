@@ -28,11 +28,11 @@ def train(**changes) -> dict:
     ("changes", "processes", "words"),
     [
         ({"train": train(steps=0, kd_steps=0)}, 1, "there is nothing to train"),
-        ({"train": train(steps=0), "keep": "dmd"}, 1, "expected keep to be a stage that runs, got 'dmd'"),
-        ({"train": train(kd_steps=0), "keep": "kd"}, 1, "expected keep to be a stage that runs, got 'kd'"),
-        ({"dmd": {"guidance_scale": 2.0}}, 1, "expected dmd.guidance_scale: null, got 2.0"),
-        ({"dmd": {"gan_loss_weight_gen": 0.1}}, 1, "the recipe trains no discriminator"),
-        ({"dmd": {"gan_r1_reg_weight": 1.0}}, 1, "the recipe trains no discriminator"),
+        ({"train": train(steps=0), "keep": "dmd"}, 1, r"expected keep to be best or a stage that runs \(kd\), got dmd"),
+        ({"train": train(kd_steps=0), "keep": "kd"}, 1, r"a stage that runs \(dmd\), got kd"),
+        ({"dmd": {"guidance_scale": 2.0}}, 1, "both or neither, got 2.0 and None"),
+        ({"dmd": {"gan_r1_reg_weight": 1.0}}, 1, "expected dmd.gan_loss_weight_gen > 0 with"),
+        ({"dmd": {"real_data_weight": 1.0, "real_data_samples": 3}}, 1, "real_data_samples to divide the 8 samples"),
         ({}, 3, "train.batch_size to be a multiple of the 3 processes, got 8"),
     ],
 )

@@ -31,7 +31,6 @@ from fastgen.cli import load_config
 from fastgen.config import DistillConfig, TrainTeacherConfig
 from fastgen.distillation import Distillation, distill
 from fastgen.export import load_network
-from fastgen.planning import stored_scores
 from fastgen.trainer import read_log
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -671,20 +670,6 @@ def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_pa
     assert (code, err) == (0, "")
     # The same data, so that the scores beside the shipped teacher hold for its student.
     assert yaml.safe_load(out.partition("\n\n")[0])["data"] == values["data"]
-
-
-@pytest.mark.parametrize(("config", "teacher"), [("modes", "modes"), ("two-rings", "two_rings")])
-def test_a_shipped_teacher_fits_its_config_and_its_scores_need_no_measuring(call, config, teacher):
-    code, out, err = call("distill.py", RECIPES / "configs" / f"{config}.yaml", "--dry-run")
-    assert (code, err) == (0, "") and "denoising error of the teacher" in out
-    cfg = load_config(DistillConfig, RECIPES / "configs" / f"{config}.yaml")
-    rows, floor = stored_scores(cfg)
-    assert Path(cfg.teacher.folder).resolve() == RECIPES / "teachers" / teacher
-    assert rows["100"].keys() <= floor.keys() and "mode_error_floor" in floor
-    training = load_config(TrainTeacherConfig, RECIPES / "configs" / f"{config}-teacher.yaml")
-    network, description = load_network(Path(cfg.teacher.folder))
-    assert description["data"] == training.data.model_dump(mode="json") and description["steps"] == training.train.steps
-    assert network.config["embedding_dim"] == training.model.embedding_dim
 
 
 @pytest.mark.parametrize("moment", ["pairs", "hand_over"])

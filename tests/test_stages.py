@@ -12,6 +12,7 @@ from toy import ToyTask, ToyTeacher
 
 from fastgen.checkpoint import load_tensors, save_tensors
 from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig, SampleTimestepConfig, TeacherTrainConfig
+from fastgen.discriminators import discriminator_for
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.stages import (
     ConsistencyDistillation,
@@ -287,7 +288,56 @@ def consistency(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
     return stage, [student]
 
 
-STAGES = {"flow matching": flow_matching, "KD": distillation, "DMD": matching, "consistency": consistency}
+EVERYTHING = DMDConfig(
+    student_steps=3,
+    fake_score_warmup_steps=4,
+    vsd_norm="rms",
+    gan_loss_weight_gen=0.5,
+    gan_loss="relativistic",
+    gan_r1_reg_weight=0.1,
+    gan_r2_reg_weight=0.1,
+    gan_disc_warmup_steps=2,
+    gan_disc_steps_per_student_step=2,
+    gan_blocks=("linear",),
+    real_data_weight=1.0,
+    real_data_samples=2,
+    kd_weight=0.5,
+    vsd_alpha_factor=True,
+    fake_score_weight="sigma",
+    rung_weights=(1.0, 2.0, 1.0),
+)
+
+
+def everything(rank: int = 0, world: int = 1, steps: int = 5) -> tuple[Stage, list[Recorder]]:
+    """DMD with each of its branches on."""
+    teacher, (x0, cond) = ToyTeacher(), TASK.train.network_inputs()
+    student, fake_score = Recorder(ToyTeacher(seed=1)), Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=3))
+    discriminator = Recorder(discriminator_for(teacher, x0, cond, blocks=EVERYTHING.gan_blocks))
+    pipeline = DMDPipeline(
+        student.network,
+        teacher,
+        fake_score.network,
+        EVERYTHING,
+        discriminator=discriminator.network,
+        rank=rank,
+        world_size=world,
+    )
+    states = torch.stack([x0 + t for t in EVERYTHING.t_list], 1)
+    pairs = KnowledgeDistillation(student, states, cond, EVERYTHING, 5, 0.02, draws(rank, world))
+    options = {"discriminator": discriminator, "pairs": pairs}
+    stage = DistributionMatching(
+        student, fake_score, pipeline, x0, cond, EVERYTHING, steps, draws(rank, world), **options
+    )
+    return stage, [student, fake_score, discriminator]
+
+
+STAGES = {
+    "flow matching": flow_matching,
+    "KD": distillation,
+    "DMD": matching,
+    "DMD, every branch": everything,
+    "consistency": consistency,
+}
 stages = pytest.mark.parametrize("make", STAGES.values(), ids=STAGES.keys())
 
 
@@ -397,18 +447,16 @@ def test_dmd_without_student_updates_is_no_stage_at_all():
 
 def test_no_two_updates_of_dmd_see_the_same_noise():
     stage, _ = matching()
-    noise = []
-    for name in ("compute_student_loss", "compute_fake_score_loss"):
-        compute = getattr(stage.pipeline, name)
+    noise, generate = [], stage.pipeline.generate
 
-        def spy(x0: Tensor, eps: Tensor, *rest: Tensor, compute=compute, **options):
-            noise.append(eps)
-            return compute(x0, eps, *rest, **options)
+    def spy(x0: Tensor, eps: Tensor, *rest: Tensor, **options):
+        noise.append(eps)
+        return generate(x0, eps, *rest, **options)
 
-        setattr(stage.pipeline, name, spy)
+    stage.pipeline.generate = spy
     for step in range(stage.steps):
         stage.update(step)
-    assert len(noise) == 4 + 5 * (1 + 3)
+    assert len(noise) == 4 + 5 * (1 + 2)  # the first of three fake-score updates takes the student's samples
     assert len({eps.numpy().tobytes() for eps in noise}) == len(noise)
 
 
@@ -424,3 +472,22 @@ def test_flow_matching_near_pure_noise_learns_the_mean_given_the_condition():
     with torch.no_grad():
         landed = eps - stage.averaged()(eps, torch.ones(48), cond)
     assert float((landed - z).square().mean()) < 0.02
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_share_of_the_samples_is_trained_without_its_condition(share):
+    x0, cond = TASK.train.network_inputs()
+    seen = []
+
+    class Watching(ToyTeacher):
+        def forward(self, x_t: Tensor, t: Tensor | float, cond: Tensor) -> Tensor:
+            seen.append((cond == 0).flatten(1).all(1))
+            return super().forward(x_t, t, cond)
+
+    cfg = TeacherTrainConfig(steps=40, batch_size=BATCH, cond_dropout=share)
+    stage = FlowMatching(Recorder(Watching()), x0, cond, cfg, draws())
+    for step in range(40):
+        stage.update(step)
+    dropped = torch.cat(seen).double().mean().item()
+    # Five standard deviations of the mean of 40 batches.
+    assert dropped == pytest.approx(share, abs=5 * 0.5 / (40 * BATCH) ** 0.5 if share else 0.0)

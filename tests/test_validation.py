@@ -9,7 +9,7 @@ import re
 import pytest
 
 from fastgen._files import plain_json
-from fastgen.validation import Progress
+from fastgen.validation import Progress, teacher_note
 
 NAN = float("nan")
 
@@ -123,3 +123,20 @@ def test_an_energy_distance_about_zero_is_noise():
 def test_an_unknown_stage_has_a_remedy_too():
     _, said = fed([{"energy_ratio": 1.0}, {"energy_ratio": 2.0}], stage="mine")
     assert said[0].endswith("stop earlier, or lower the learning rate")
+
+
+def test_a_blind_discriminator_is_warned_of_once():
+    progress = Progress("dmd", "energy")
+    assert progress.judge(10, {"gap": [0.1]}) == [] == progress.judge(10, {"gan_accuracy": [0.5, 0.7]})
+    (text,) = progress.judge(10, {"gan_accuracy": [0.5, 0.52]})
+    assert "right in 52% of cases" in text and "dmd.gan_features=sample" in text
+    assert progress.judge(20, {"gan_accuracy": [0.5, 0.5]}) == []
+
+
+def test_a_teacher_far_from_the_data_is_said_to_be_one():
+    rows = {"100": {"energy": 0.4}, "ab2-8": {"energy": 0.3}, "1": {"energy": float("nan")}}
+    note = teacher_note(rows, {"energy": 0.1}, "energy")
+    assert note is not None and "energy 0.3 at its best (ab2-8), 0.1 for fresh data" in note
+    assert teacher_note(rows, {"energy": 0.29}, "energy") is None
+    # Nothing to compare with: no score of fresh data, or one that is no measure of size.
+    assert teacher_note(rows, {}, "energy") is None and teacher_note(rows, {"energy": -0.1}, "energy") is None

@@ -4,11 +4,14 @@
     python tools/bench.py teachers [--seeds 0 1 2] [--out runs/bench-teachers]
     python tools/bench.py backbone [--rounds 15] [--batches 1 64 256] [--groups "D4 D=256" ...]
         [--parts exact size speed] [--out runs/bench-backbone]
+    python tools/bench.py quality [--cases modes "weak modes" ...] [--seeds 0 1 2] [--out runs/bench-quality]
+    python tools/bench.py step [--rounds 25] [--out runs/bench-step]
 
 `ring` distils the shipped teacher with each seed and number of student steps by the default recipe, and sets the
 medians over the seeds against the bars. `teachers` distils networks that were trained on other paths, predictions and
 clocks, and sets their students beside those of a native one. `backbone` sets the equivariant networks against their
-bars, beside dense ones of their width, torch's and, if it can be imported, symm-learning's.
+bars, beside dense ones of their width, torch's and, if it can be imported, symm-learning's. `quality` compares methods
+on tasks whose law is known. `step` times an iteration of DMD2 beside one of NVIDIA's modelopt, if it can be imported.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import bench_backbone
+import bench_quality
+import bench_step
 import bench_teachers
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +52,13 @@ def main() -> None:
     of_teachers = benchmarks.add_parser("teachers")
     of_teachers.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     of_teachers.add_argument("--out", type=Path, default=Path("runs/bench-teachers"))
+    of_quality = benchmarks.add_parser("quality")
+    of_quality.add_argument("--cases", nargs="+", default=list(bench_quality.CASES), choices=bench_quality.CASES)
+    of_quality.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    of_quality.add_argument("--out", type=Path, default=Path("runs/bench-quality"))
+    of_step = benchmarks.add_parser("step")
+    of_step.add_argument("--rounds", type=int, default=25)
+    of_step.add_argument("--out", type=Path, default=Path("runs/bench-step"))
     words = sys.argv[1:]
     if words and words[0] == "ring":  # its overrides may stand between its options, which subparsers can't read
         args = of_ring.parse_intermixed_args(words[1:])
@@ -56,7 +68,12 @@ def main() -> None:
     if args.benchmark == "teachers":
         bench_teachers.run_teachers(args.seeds, args.out)
         return
-    result = bench_backbone.backbone(args.groups, args.batches, args.rounds, args.parts)
+    if args.benchmark == "quality":
+        result = bench_quality.run_quality(args.cases, args.seeds, args.out)
+    elif args.benchmark == "step":
+        result = bench_step.run_step(args.rounds)
+    else:
+        result = bench_backbone.backbone(args.groups, args.batches, args.rounds, args.parts)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "bench.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
 

@@ -1,0 +1,169 @@
+"""Laws of the method where the truth is known: the gradient is that of a KL, its fixed point the teacher's law, and an
+equivariant pipeline's losses are invariant."""
+
+import copy
+
+import pytest
+import torch
+from exact import GaussianTeacher, normal
+from test_dmd import Affine, TrainableGaussian
+from torch import Tensor
+
+from fastgen._tensor import generator_for
+from fastgen.config import DMDConfig
+from fastgen.discriminators import heads_for
+from fastgen.dmd import DMDPipeline
+from fastgen.flow_matching import add_noise, pred_x0_from_flow
+from fastgen.losses import NORM_EPSILON, vsd_loss
+from fastgen.models import eCondTransformerRegressor, eFourierDiscriminator, parse_group, parse_representation
+
+# ---- Gaussians ----------------------------------------------------------------------------------------------------
+
+
+def kl_of_noised(a: Tensor, b: Tensor, mean: float, std: float, t: float) -> Tensor:
+    """KL of the noised laws of a z + b and of N(mean, std^2), both x_t = (1 - t) x + t eps."""
+    ours, theirs = ((1 - t) ** 2 * v + t**2 for v in (a**2, std**2))
+    return 0.5 * (ours / theirs - 1 - torch.log(ours / theirs) + ((1 - t) * (b - mean)) ** 2 / theirs)
+
+
+@pytest.mark.parametrize("norm", ["mean_abs", "rms"])
+@pytest.mark.parametrize("t", [0.1, 0.4, 0.8])
+def test_the_vsd_gradient_is_that_of_the_kl(norm, t):
+    """x0_fake - x0_teacher = t^2 / (1 - t) (score_fake - score_teacher), and the gradient of the KL in the student is
+    the mean of (1 - t) (score_fake - score_teacher) dx: without its weight w, VSD is t^2 / (1 - t)^2 times the KL's."""
+    a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.9, -0.3))
+    teacher, fake = GaussianTeacher(mean=0.7, std=0.4), GaussianTeacher(mean=-0.3, std=0.9)
+    z, eps = normal(400_000, 1, seed=1), normal(400_000, 1, seed=2)
+    x, times = a * z + b, torch.full((400_000,), t, dtype=torch.float64)
+    x_t = add_noise(x.detach(), eps, t)
+    teacher_x0, fake_x0 = (pred_x0_from_flow(net(x_t, times, None), x_t, t) for net in (teacher, fake))
+    # In one dimension both norms are |x - teacher_x0|; undone, every sample weighs the same.
+    undo = (x.detach() - teacher_x0).abs().squeeze(1) + NORM_EPSILON
+    ours = torch.stack(torch.autograd.grad(vsd_loss(x, teacher_x0, fake_x0, undo, norm=norm), (a, b)))
+    exact = torch.stack(torch.autograd.grad(kl_of_noised(a, b, 0.7, 0.4, t), (a, b)))
+    assert torch.nn.functional.cosine_similarity(ours, exact, dim=0) > 0.999
+    assert (ours.norm() / exact.norm()).item() == pytest.approx(t**2 / (1 - t) ** 2, rel=0.01)
+
+
+@pytest.mark.parametrize("vsd_norm", ["mean_abs", "rms"])
+def test_with_an_exact_fake_score_the_fixed_point_is_the_teachers_law_within_a_percent(vsd_norm):
+    teacher, student = GaussianTeacher(mean=0.7, std=0.4), Affine()
+    pipeline = DMDPipeline(student, teacher, TrainableGaussian(0.0, 1.0), DMDConfig(vsd_norm=vsd_norm))
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.03, betas=(0.0, 0.99))
+    tail = []
+    for step in range(500):
+        with torch.no_grad():  # what the student makes now is N(b, a^2)
+            pipeline.fake_score.mean.copy_(student.b)
+            pipeline.fake_score.log_std.copy_(student.a.abs().log())
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / 500)
+        optimizer.zero_grad()
+        pipeline.compute_student_loss(None, normal(256, 4, seed=step), generator=generator_for(step))[
+            "total"
+        ].backward()
+        optimizer.step()
+        tail.append((student.b.item(), abs(student.a.item())))
+    mean, std = (sum(values) / 100 for values in zip(*tail[-100:], strict=True))
+    assert mean == pytest.approx(0.7, rel=0.01) and std == pytest.approx(0.4, rel=0.01)
+
+
+# ---- Symmetry -----------------------------------------------------------------------------------------------------
+
+
+class Turned(DMDPipeline):
+    """A pipeline whose draws of noise are turned by a group element, as its inputs are."""
+
+    turn: Tensor
+
+    def _normal_like(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return super()._normal_like(x, generator) @ self.turn.T
+
+
+def parts(group_name: str) -> tuple:
+    group = parse_group(group_name)
+    rep = parse_representation(group, ["standard"])
+
+    def network(seed: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        width = 4 * group.order()
+        model = eCondTransformerRegressor(rep, rep, rep, 4, 2, 1, 2, width, 0.0, 0.0).double()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.1 * torch.randn(p.shape, dtype=p.dtype))
+        return model
+
+    return group, rep, network
+
+
+LOSSES = ("student", "fake_score", "discriminator")
+
+
+def losses_under(turn: Tensor, build, norm: str, features: str) -> dict[str, Tensor]:
+    networks, discriminator = build
+    config = DMDConfig(
+        student_steps=2,
+        vsd_norm=norm,
+        gan_loss_weight_gen=0.5,
+        gan_features=features,
+        gan_r1_reg_weight=1.0,
+        gan_r2_reg_weight=1.0,
+        gan_loss="relativistic",
+        real_data_weight=1.0,
+        f_divergence="forward_kl",
+    )
+    pipeline = Turned(*networks, config, discriminator=discriminator)
+    pipeline.turn = turn
+    size = turn.shape[0]
+    noise, x0, cond = (normal(4, 4, size), normal(4, 4, size, seed=1), normal(4, 2, size, seed=2))
+    batch = [value @ turn.T for value in (noise, x0, cond)]
+    return {
+        name: getattr(pipeline, f"compute_{name}_loss")(batch[1], batch[0], batch[2], generator=generator_for(3))[
+            "total"
+        ]
+        for name in LOSSES
+    }
+
+
+@pytest.mark.parametrize("features", ["teacher", "sample"])
+@pytest.mark.parametrize("group_name", ["D3", "C4", "Icosahedral"])
+def test_an_equivariant_pipelines_losses_are_invariant(group_name, features):
+    group, rep, network = parts(group_name)
+    networks = [network(seed) for seed in range(3)]
+    if features == "teacher":
+        x = normal(2, 4, rep.size)
+        discriminator = heads_for(networks[1], x, torch.full((2,), 0.5).double(), normal(2, 2, rep.size)).double()
+    else:
+        discriminator = eFourierDiscriminator(rep, rep, 4, 2, num_layers=1, num_heads=2).double()
+    identity = torch.eye(rep.size, dtype=torch.float64)
+    at_rest = losses_under(identity, (networks, discriminator), "rms", features)
+    for g in list(group.elements)[:: max(1, group.order() // 6)]:
+        turned = losses_under(torch.from_numpy(rep(g)).double(), (networks, discriminator), "rms", features)
+        for name in LOSSES:
+            torch.testing.assert_close(turned[name], at_rest[name], rtol=1e-9, atol=1e-10)
+
+
+def test_the_mean_abs_weight_is_not_invariant_and_costs_the_pipeline_its_invariance():
+    group, rep, network = parts("D3")
+    networks = [network(seed) for seed in range(3)]
+    discriminator = eFourierDiscriminator(rep, rep, 4, 2, num_layers=1, num_heads=2).double()
+    identity = torch.eye(2, dtype=torch.float64)
+    at_rest = losses_under(identity, (networks, discriminator), "mean_abs", "sample")["student"].detach()
+    rotations = [torch.from_numpy(rep(g)).double() for g in group.elements]
+    losses = [losses_under(r, (networks, discriminator), "mean_abs", "sample")["student"].detach() for r in rotations]
+    assert max(float((loss - at_rest).abs()) for loss in losses) > 1e-4 * float(at_rest.abs())
+
+
+def test_gradients_of_an_equivariant_pipeline_are_invariant_too():
+    group, rep, network = parts("D3")
+    networks = [network(seed) for seed in range(3)]
+    discriminator = eFourierDiscriminator(rep, rep, 4, 2, num_layers=1, num_heads=2).double()
+    weights = list(networks[0].parameters())
+
+    def gradient(turn: Tensor) -> list[Tensor]:
+        losses = losses_under(turn, (copy.copy(networks), discriminator), "rms", "sample")
+        return [g for g in torch.autograd.grad(losses["student"], weights, allow_unused=True) if g is not None]
+
+    at_rest = gradient(torch.eye(2, dtype=torch.float64))
+    turned = gradient(torch.from_numpy(rep(group.elements[-1])).double())
+    assert sum(float(g.abs().sum()) for g in at_rest) > 0
+    for one, other in zip(turned, at_rest, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)

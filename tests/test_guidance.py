@@ -1,0 +1,93 @@
+"""Guidance of a teacher: the formula, its interval, its rescaling, and the network that guides itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastgen._tensor import generator_for
+from fastgen.flow_matching import convert_prediction
+from fastgen.guidance import Guidance, GuidedNetwork, guide_x0
+from fastgen.samplers import sample_teacher
+from fastgen.teachers import as_rectified_flow
+
+
+def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = generator_for(0, "guidance")
+    return tuple(torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(2))  # pyright: ignore[reportReturnType]
+
+
+def test_scale_one_is_the_plain_prediction_and_zero_the_other():
+    cond, uncond = pair(4, 3, 2)
+    assert torch.allclose(guide_x0(cond, uncond, 0.5, Guidance(1.0)), cond)
+    assert torch.allclose(guide_x0(cond, uncond, 0.5, Guidance(0.0)), uncond)
+    assert torch.allclose(guide_x0(cond, uncond, 0.5, Guidance(3.0)), 3 * cond - 2 * uncond)
+
+
+def test_outside_the_interval_nothing_is_guided():
+    cond, uncond = pair(4, 3)
+    t = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
+    guided = guide_x0(cond, uncond, t, Guidance(2.0, (0.3, 0.6)))
+    inside = 2 * cond - uncond
+    assert torch.equal(guided[[0, 3]], cond[[0, 3]]) and torch.allclose(guided[[1, 2]], inside[[1, 2]])
+    assert torch.equal(guide_x0(cond, uncond, 0.1, Guidance(2.0, (0.3, 0.6))), cond)
+
+
+def test_rescaling_gives_the_plain_standard_deviation_and_leaves_the_direction():
+    cond, uncond = pair(5, 4, 2)
+    plain = guide_x0(cond, uncond, 0.5, Guidance(4.0))
+    full = guide_x0(cond, uncond, 0.5, Guidance(4.0, rescale=1.0))
+    assert torch.allclose(full.flatten(1).std(1), cond.flatten(1).std(1), rtol=1e-6)
+    assert torch.allclose(nn.functional.cosine_similarity(full.flatten(1), plain.flatten(1)), torch.ones(5).double())
+    half = guide_x0(cond, uncond, 0.5, Guidance(4.0, rescale=0.5))
+    assert torch.allclose(half, 0.5 * (full + plain), rtol=1e-6)
+
+
+class Linear(nn.Module):
+    """Predicts a x + b cond."""
+
+    def __init__(self, **clock: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.calls = 0
+
+    def forward(self, x, t, cond):
+        self.calls += 1
+        return self.a * x + 2.0 * cond
+
+
+@pytest.mark.parametrize("pred_type", ["flow", "x0", "eps"])
+def test_a_network_guides_itself_in_any_prediction(pred_type):
+    network, (x, cond) = Linear(), pair(6, 2)
+    t = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+    guided = GuidedNetwork(network, Guidance(2.5), torch.zeros(1, 2, dtype=torch.float64), pred_type=pred_type)
+    # Any linear parameterisation is guided alike, so the prediction itself may be.
+    expected = network(x, t, cond) + 1.5 * (network(x, t, cond) - network(x, t, torch.zeros_like(cond)))
+    assert torch.allclose(guided(x, t, cond), expected, rtol=1e-10)
+    assert torch.allclose(guided.predict_x0(x, t, cond), convert_prediction(expected, x, t, pred_type, "x0"))
+
+
+def test_a_sampler_guided_by_its_network_is_the_guided_sampler():
+    network, (noise, cond) = Linear(), pair(6, 2)
+    null = torch.zeros(1, 2, dtype=torch.float64)
+    by_network = sample_teacher(GuidedNetwork(network, Guidance(2.0), null), noise, 12, cond)
+    by_sampler = sample_teacher(network, noise, 12, cond, guidance_scale=2.0, negative_cond=torch.zeros_like(cond))
+    assert torch.allclose(by_network, by_sampler, rtol=1e-9)  # pyright: ignore[reportArgumentType]
+
+
+def test_outside_its_interval_the_null_condition_costs_no_call():
+    network, (x, cond) = Linear(), pair(6, 2)
+    guided = GuidedNetwork(network, Guidance(2.0, (0.5, 1.0)), torch.zeros(1, 2, dtype=torch.float64))
+    guided(x, torch.full((6,), 0.2, dtype=torch.float64), cond)
+    assert network.calls == 1
+    guided(x, torch.full((6,), 0.7, dtype=torch.float64), cond)
+    assert network.calls == 3
+
+
+def test_a_converted_network_keeps_its_range_when_guided():
+    converted = as_rectified_flow(Linear(), path="vp", prediction="eps")
+    guided = GuidedNetwork(converted, Guidance(2.0), torch.zeros(1, 2, dtype=torch.float64))
+    assert guided.t_max == converted.t_max and guided.predicts_noise
+    x, cond = pair(6, 2)
+    t = torch.full((6,), 0.4, dtype=torch.float64)
+    plain, null = (converted.predict_x0(x, t, c) for c in (cond, torch.zeros_like(cond)))
+    assert torch.allclose(guided.predict_x0(x, t, cond), 2 * plain - null)

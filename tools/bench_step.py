@@ -1,0 +1,131 @@
+"""One iteration of DMD2 beside that of NVIDIA's modelopt: the same networks, batch, losses and optimisers in turns.
+
+An iteration is one student update and two fake-score updates, each with forward, backward, clipping and AdamW, and the
+student's moving average. The peer takes part where it can be imported, say by
+``pip install --no-deps --target DIR nvidia-modelopt==0.47.0 omegaconf pulp rich`` and ``PYTHONPATH=DIR``.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.config import DMDConfig, EMAConfig
+from fastgen.dmd import DMDPipeline
+from fastgen.ema import ExponentialMovingAverage
+from fastgen.models import CondTransformerRegressor
+
+BATCH, T_X, D_X, T_Z, D_Z = 128, 4, 8, 2, 2
+WIDTHS = (64, 128)
+FAKE_UPDATES = 2
+BAR = 0.9
+
+
+def network(width: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return CondTransformerRegressor(D_X, D_X, D_Z, T_X, T_Z, 3, 4, width, 0.0, 0.0)
+
+
+class Contestant:
+    """Three networks with their optimisers and one way of computing the losses."""
+
+    def __init__(self, width: int, rungs: int, losses: Callable[..., Any]) -> None:
+        self.student, self.teacher, self.fake_score = (network(width, seed) for seed in (0, 1, 2))
+        self.teacher.requires_grad_(False).eval()
+        self.student_loss, self.fake_loss, self.average = losses(self.student, self.teacher, self.fake_score, rungs)
+        self.optimizers = {
+            net: torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.0, 0.99), fused=True)
+            for net in (self.student, self.fake_score)
+        }
+        self.iteration = 0
+
+    def step(self) -> None:
+        generator = torch.Generator().manual_seed(self.iteration)
+        x0, cond = (torch.randn(BATCH, *s, generator=generator) for s in ((T_X, D_X), (T_Z, D_Z)))
+        self.iteration += 1
+        self._update(self.student, self.student_loss(x0, torch.randn(x0.shape, generator=generator), cond))
+        self.average(self.iteration)
+        for _ in range(FAKE_UPDATES):
+            self._update(self.fake_score, self.fake_loss(x0, torch.randn(x0.shape, generator=generator), cond))
+
+    def _update(self, net: nn.Module, loss: Tensor) -> None:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        self.optimizers[net].step()
+        self.optimizers[net].zero_grad(set_to_none=True)
+
+
+def ours(student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: int) -> tuple[Any, Any, Any]:
+    config = DMDConfig(student_steps=rungs, student_sample_type="sde", fake_score_rung_conditioned=False)
+    pipeline = DMDPipeline(student, teacher, fake_score, config)
+    ema = ExponentialMovingAverage(student, EMAConfig(decay=0.99))
+    return (
+        lambda *batch: pipeline.compute_student_loss(*batch)["total"],
+        lambda *batch: pipeline.compute_fake_score_loss(*batch)["total"],
+        lambda iteration: ema.update(student, iteration=iteration),
+    )
+
+
+def modelopt(student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: int) -> tuple[Any, Any, Any]:
+    import modelopt.torch.fastgen as peer  # pyright: ignore[reportMissingImports]
+
+    class Positional(peer.DMDPipeline):
+        def _call_model(self, model: Any, hidden_states: Any, timestep: Any, encoder_hidden_states: Any = None) -> Any:
+            return model(hidden_states, timestep.to(hidden_states.dtype), encoder_hidden_states)
+
+    times: dict[str, Any] = {"time_dist_type": "uniform", "min_t": 0.02, "max_t": 0.98}
+    if rungs > 1:
+        times["t_list"] = list(DMDConfig(student_steps=rungs).t_list)
+    config = peer.DMDConfig(
+        pred_type="flow",
+        fake_score_pred_type="flow",
+        num_train_timesteps=None,
+        sample_t_cfg=times,
+        student_sample_steps=rungs,
+        student_sample_type="sde",
+        backward_simulation=rungs > 1,
+        ema={"decay": 0.99, "fsdp2": False},
+    )
+    pipeline = Positional(student, teacher, fake_score, config)
+    return (
+        lambda *batch: pipeline.compute_student_loss(*batch)["total"],
+        lambda *batch: pipeline.compute_fake_score_loss(*batch)["total"],
+        lambda iteration: pipeline.update_ema(iteration=iteration),
+    )
+
+
+def run_step(rounds: int) -> dict[str, Any]:
+    """Measure and print; returns what goes into the JSON file."""
+    torch.set_num_threads(1)
+    rows = []
+    for width in WIDTHS:
+        for rungs in (1, 4):
+            contestants = {"fastgen": Contestant(width, rungs, ours)}
+            try:
+                contestants["modelopt"] = Contestant(width, rungs, modelopt)
+            except ImportError as error:
+                print(f"modelopt cannot be imported ({error}): its rows are left out")
+            seconds: dict[str, list[float]] = {name: [] for name in contestants}
+            for n in range(rounds + 3):
+                for name, contestant in contestants.items():
+                    started = time.perf_counter()
+                    contestant.step()
+                    if n >= 3:
+                        seconds[name].append(time.perf_counter() - started)
+            median = {name: statistics.median(values) for name, values in seconds.items()}
+            row: dict[str, Any] = {"width": width, "student_steps": rungs, "seconds": copy.copy(median)}
+            if "modelopt" in median:
+                row["ratio"] = statistics.median(
+                    a / b for a, b in zip(seconds["fastgen"], seconds["modelopt"], strict=True)
+                )
+            rows.append(row)
+            shown = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in median.items())
+            ratio = f", ratio {row['ratio']:.3f} (bar {BAR})" if "ratio" in row else ""
+            print(f"width {width}, {rungs} rungs: {shown}{ratio}", flush=True)
+    return {"torch": torch.__version__, "batch": BATCH, "rounds": rounds, "rows": rows}
