@@ -116,11 +116,12 @@ class Progress:
             value = scores[name]
             if self.spread is None and 1 / DECENT <= value <= DECENT:
                 self.spread, self.spread_step = value, step
-            # Towards the data's spread, 1, is no collapse, however far.
-            if self.spread is not None and value < SPREAD_FALL * min(self.spread, 1.0):
+            # Nearer to the data's spread, 1, is no collapse, even on its other side.
+            far = max(self.spread or 1.0, 1.0 / (self.spread or 1.0))
+            if self.spread is not None and value < SPREAD_FALL / far:
                 moved = f"fell from {self.spread:.2f} (update {self.spread_step}) to {value:.2f}"
                 found["spread fell"] = f"{here} {_SPREADS[name]} {moved}: the samples are collapsing; {remedy}"
-            if self.spread is not None and value > SPREAD_RISE * max(self.spread, 1.0):
+            if self.spread is not None and value > SPREAD_RISE * far:
                 moved = f"rose from {self.spread:.2f} (update {self.spread_step}) to {value:.2f}"
                 found["spread rose"] = f"{here} {_SPREADS[name]} {moved}: the samples are blurring; {remedy}"
         since = f"(update {self.start_step})"

@@ -140,3 +140,11 @@ def test_a_teacher_far_from_the_data_is_said_to_be_one():
     assert teacher_note(rows, {"energy": 0.29}, "energy") is None
     # Nothing to compare with: no score of fresh data, or one that is no measure of size.
     assert teacher_note(rows, {}, "energy") is None and teacher_note(rows, {"energy": -0.1}, "energy") is None
+
+
+def test_a_spread_that_passes_the_datas_is_no_collapse_while_it_comes_nearer():
+    progress = Progress("kd", "energy")
+    assert progress.add(0, {"energy": 5.0, "spread": 0.54}, trained=False) == []
+    assert progress.add(500, {"energy": 2.0, "spread": 1.3}) == []  # the ring's first validations
+    (text,) = progress.add(1000, {"energy": 2.0, "spread": 2.4})
+    assert "rose from 0.54" in text
