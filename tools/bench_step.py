@@ -1,7 +1,8 @@
 """One iteration of DMD2 beside that of NVIDIA's modelopt: the same networks, batch, losses and optimisers in turns.
 
 An iteration is one student update and two fake-score updates, each with forward, backward, clipping and AdamW, and the
-student's moving average. The peer takes part where it can be imported, say by
+student's moving average. Each takes the schedule it has: here the first fake-score update takes the samples that the
+student was just trained on, the peer makes them anew. The peer takes part where it can be imported, say by
 ``pip install --no-deps --target DIR nvidia-modelopt==0.47.0 omegaconf pulp rich`` and ``PYTHONPATH=DIR``.
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.config import DMDConfig, EMAConfig
-from fastgen.dmd import DMDPipeline
+from fastgen.dmd import DMDPipeline, Generated
 from fastgen.ema import ExponentialMovingAverage
 from fastgen.models import CondTransformerRegressor
 
@@ -49,10 +50,13 @@ class Contestant:
         generator = torch.Generator().manual_seed(self.iteration)
         x0, cond = (torch.randn(BATCH, *s, generator=generator) for s in ((T_X, D_X), (T_Z, D_Z)))
         self.iteration += 1
-        self._update(self.student, self.student_loss(x0, torch.randn(x0.shape, generator=generator), cond))
+        loss, made = self.student_loss(x0, torch.randn(x0.shape, generator=generator), cond)
+        self._update(self.student, loss)
         self.average(self.iteration)
         for _ in range(FAKE_UPDATES):
-            self._update(self.fake_score, self.fake_loss(x0, torch.randn(x0.shape, generator=generator), cond))
+            noise = torch.randn(x0.shape, generator=generator)
+            self._update(self.fake_score, self.fake_loss(x0, noise, cond, made))
+            made = None
 
     def _update(self, net: nn.Module, loss: Tensor) -> None:
         loss.backward()
@@ -65,11 +69,15 @@ def ours(student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: i
     config = DMDConfig(student_steps=rungs, student_sample_type="sde", fake_score_rung_conditioned=False)
     pipeline = DMDPipeline(student, teacher, fake_score, config)
     ema = ExponentialMovingAverage(student, EMAConfig(decay=0.99))
-    return (
-        lambda *batch: pipeline.compute_student_loss(*batch)["total"],
-        lambda *batch: pipeline.compute_fake_score_loss(*batch)["total"],
-        lambda iteration: ema.update(student, iteration=iteration),
-    )
+
+    def student_loss(*batch: Tensor) -> tuple[Tensor, Generated]:
+        made = pipeline.generate(*batch)
+        return pipeline.compute_student_loss(*batch, generated=made)["total"], made.detach()
+
+    def fake_loss(x0: Tensor, noise: Tensor, cond: Tensor, made: Generated | None) -> Tensor:
+        return pipeline.compute_fake_score_loss(x0, noise, cond, generated=made)["total"]
+
+    return student_loss, fake_loss, lambda iteration: ema.update(student, iteration=iteration)
 
 
 def modelopt(student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: int) -> tuple[Any, Any, Any]:
@@ -94,8 +102,8 @@ def modelopt(student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rung
     )
     pipeline = Positional(student, teacher, fake_score, config)
     return (
-        lambda *batch: pipeline.compute_student_loss(*batch)["total"],
-        lambda *batch: pipeline.compute_fake_score_loss(*batch)["total"],
+        lambda *batch: (pipeline.compute_student_loss(*batch)["total"], None),
+        lambda x0, noise, cond, made: pipeline.compute_fake_score_loss(x0, noise, cond)["total"],
         lambda iteration: pipeline.update_ema(iteration=iteration),
     )
 
