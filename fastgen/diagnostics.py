@@ -244,9 +244,7 @@ def sample_gradients(
         made = pipeline.generate(x0, noise, cond, generator=generator)
     leaf = made.x0.requires_grad_()
     with torch.enable_grad():
-        losses = pipeline.compute_student_loss(
-            x0, noise, cond, generated=Generated(leaf, made.rung), generator=generator
-        )
+        losses = pipeline.sample_losses(Generated(leaf, made.rung), x0, cond, generator=generator)
     config, n = pipeline.config, leaf.numel()
     weights = {"vsd": config.vsd_weight, "gan_gen": config.gan_loss_weight_gen}
     gradients = {name: torch.autograd.grad(losses[name], leaf)[0] for name in weights if name in losses}

@@ -192,17 +192,32 @@ class DMDPipeline:
         config = self.config
         check_guidance(config.guidance_scale, negative_cond)
         made = self.generate(x0, noise, cond, generator=generator) if generated is None else generated
-        losses, total = {}, noise.new_zeros(())
-        if config.vsd_weight > 0:
-            losses["vsd"] = self._vsd(made, cond, negative_cond, mask, generator)
-            total = total + config.vsd_weight * losses["vsd"]
-        if self.discriminator is not None:
-            losses["gan_gen"] = self._gan_gen(made.x0, x0, cond, mask, generator)
-            total = total + config.gan_loss_weight_gen * losses["gan_gen"]
+        losses = self.sample_losses(made, x0, cond, negative_cond=negative_cond, mask=mask, generator=generator)
+        weights = {"vsd": config.vsd_weight, "gan_gen": config.gan_loss_weight_gen}
+        total = sum((weights[name] * loss for name, loss in losses.items()), start=noise.new_zeros(()))
         if config.real_data_weight > 0:
             losses["real_data"] = self._real_data(made.x0, x0, noise, cond, mask, generator)
             total = total + config.real_data_weight * losses["real_data"]
         return {**losses, "total": total}
+
+    def sample_losses(
+        self,
+        made: Generated,
+        x0: Tensor | None,
+        cond: Cond = None,
+        *,
+        negative_cond: Cond = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses that judge samples one by one, {["vsd"], ["gan_gen"]}: scalars, differentiable in `made.x0`.
+        Arguments as in `compute_student_loss`."""
+        losses = {}
+        if self.config.vsd_weight > 0:
+            losses["vsd"] = self._vsd(made, cond, negative_cond, mask, generator)
+        if self.discriminator is not None:
+            losses["gan_gen"] = self._gan_gen(made.x0, x0, cond, mask, generator)
+        return losses
 
     def compute_fake_score_loss(
         self,

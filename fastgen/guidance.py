@@ -87,7 +87,7 @@ class GuidedNetwork(NetworkWrapper):
 
     def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The guided x0 (B, ...), in the dtype of `x_t`."""
-        lo, hi = self.guidance.interval
+        (lo, hi), t = self.guidance.interval, torch.as_tensor(t, device=x_t.device)
         plain = teacher_x0(self.network, x_t, t, cond, pred_type=self.pred_type)
         if self.guidance.scale == 1.0 or not bool(((t >= lo) & (t <= hi)).any()):
             return plain

@@ -14,11 +14,13 @@ from .config import DataConfig, DistillConfig, TrainTeacherConfig
 from .data import Data, build_data
 from .data.trajectories import load_conditions
 from .declarations import judge_declaration
+from .discriminators import discriminator_for
 from .export import SCORES
 from .guidance import Guidance, GuidedNetwork
 from .networks import Cond, network_dtype
 from .pretraining import build_network
 from .sources import fit_to_teacher, is_changed, load_teacher
+from .stages import ConsistencyDistillation
 
 __all__ = ["check_fit", "check_plan", "plan_distillation", "plan_teacher", "stored_scores"]
 
@@ -111,8 +113,16 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *
             f"expected train.batch_size to be a multiple of the {processes} processes, got {train.batch_size}"
         )
     check_fit(teacher, x0, cond)
+    matches = bool(train.steps) and cfg.method in ("dmd2", "ladd")
+    if matches and dmd.gan_features == "fake_score" and not dmd.vsd_weight:
+        raise ValueError("expected dmd.gan_features teacher or sample with dmd.vsd_weight=0, which has no fake score")
+    if matches and dmd.trains_discriminator:
+        discriminator_for(teacher, x0, cond, on_samples=dmd.gan_features == "sample", blocks=dmd.gan_blocks or None)
+    if train.steps and cfg.method == "consistency" and dmd.t_list[0] < ConsistencyDistillation.least_first_rung:
+        least = ConsistencyDistillation.least_first_rung
+        raise ValueError(f"expected dmd.t_list[0] >= {least} for method=consistency, got {dmd.t_list[0]}")
     rungs = len(dmd.t_list) - 1
-    if train.steps and dmd.fake_score_rung_conditioned and rungs > 1:
+    if matches and dmd.vsd_weight and dmd.fake_score_rung_conditioned and rungs > 1:
         hint = "a fake score that knows its rung is called with times up to the number of rungs; set "
         hint += "dmd.fake_score_rung_conditioned=false for a network that isn't made for times beyond 1"
         try:
@@ -179,7 +189,7 @@ def plan_distillation(cfg: DistillConfig) -> str:
     check_plan(cfg, teacher, x0, cond)
     notes += judge_declaration(teacher, x0, cond, pred_type=cfg.dmd.pred_type, search=True)
     parts = [("teacher", teacher, _FROZEN), ("student", teacher, _TRAINED_EMA)]
-    if cfg.train.steps and cfg.method == "dmd2":
+    if cfg.train.steps and cfg.method == "dmd2" and cfg.dmd.vsd_weight:
         parts.append(("fake score", teacher, _TRAINED))
     pair_bytes = cfg.train.kd_pairs * (len(cfg.dmd.t_list)) * x0[0].numel() * 4 if cfg.train.kd_steps else 0
     plan = _plan(parts, {"data": _bytes(x0, cond), "teacher pairs": pair_bytes})

@@ -128,6 +128,11 @@ def test_the_guided_teacher_is_what_is_distilled(tmp_path):
     [
         ({"dmd": {"guidance_scale": 2.0}}, "both or neither, got 2.0 and None"),
         ({"method": "ladd", "dmd": {"gan_features": "fake_score"}}, "teacher or sample for method=ladd"),
+        ({"dmd": {"gan_loss_weight_gen": 1.0, "gan_blocks": ["nowhere"]}}, "expected blocks among"),
+        (
+            {"dmd": {"vsd_weight": 0, "real_data_weight": 1, "gan_loss_weight_gen": 1, "gan_features": "fake_score"}},
+            "no fake",
+        ),
         ({"method": "kd", "keep": "dmd"}, r"a stage that runs \(kd\), got dmd"),
         ({"method": "consistency", "dmd": {"t_list": [0.5, 0.0]}}, r"expected .*\.9"),
     ],
@@ -136,6 +141,14 @@ def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
     values = toy_config(tmp_path / "run").model_dump() | changes
     with pytest.raises(ValueError, match=words):
         distill(DistillConfig.model_validate(values), teacher=ToyTeacher(), task=ToyTask())
+    assert not (tmp_path / "run" / "stages").exists()  # before any training
+
+
+def test_groups_of_real_data_need_not_divide_the_rows_that_are_diagnosed(tmp_path):
+    dmd = {"student_steps": 1, "fake_score_warmup_steps": 2, "real_data_weight": 1.0, "real_data_samples": 5}
+    values = toy_config(tmp_path / "run", batch_size=10).model_dump() | {"dmd": dmd}
+    train(DistillConfig.model_validate(values))  # 48 rows
+    assert any("diagnostics" in row for row in read_log(tmp_path / "run"))
 
 
 def test_a_null_condition_is_read_from_a_file_in_the_units_of_the_data(tmp_path):
