@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._tensor import expand_like, map_tensors
+from ._tensor import cond_to, expand_like, map_tensors
 from .flow_matching import convert_prediction
 from .losses import classifier_free_guidance
-from .networks import Cond, NetworkWrapper, teacher_x0
+from .networks import Cond, NetworkWrapper, network_dtype, teacher_x0
 
 __all__ = ["Guidance", "GuidedNetwork", "guide_x0"]
 
@@ -87,13 +87,26 @@ class GuidedNetwork(NetworkWrapper):
 
     def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The guided x0 (B, ...), in the dtype of `x_t`."""
-        (lo, hi), t = self.guidance.interval, torch.as_tensor(t, device=x_t.device)
         plain = teacher_x0(self.network, x_t, t, cond, pred_type=self.pred_type)
-        if self.guidance.scale == 1.0 or not bool(((t >= lo) & (t <= hi)).any()):
+        if not self._guides(t):
             return plain
-        null = map_tensors(lambda value: value.to(x_t.device).expand(len(x_t), *value.shape[1:]), self.null_cond)
-        return guide_x0(plain, teacher_x0(self.network, x_t, t, null, pred_type=self.pred_type), t, self.guidance)
+        null = teacher_x0(self.network, x_t, t, self._null(x_t), pred_type=self.pred_type)
+        return guide_x0(plain, null, t, self.guidance)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The guided prediction (B, ...) in `pred_type`."""
+        if not self._guides(t):
+            return self.network(x_t, t, cond)
+        if not self.guidance.rescale:
+            # Guidance is linear: predictions of any kind are guided as x0 is, without the rounding of a way there.
+            return guide_x0(self.network(x_t, t, cond), self.network(x_t, t, self._null(x_t)), t, self.guidance)
         return convert_prediction(self.predict_x0(x_t, t, cond), x_t, t, "x0", self.pred_type)
+
+    def _guides(self, t: Tensor) -> bool:
+        lo, hi = self.guidance.interval
+        return self.guidance.scale != 1.0 and bool(((t >= lo) & (t <= hi)).any())
+
+    def _null(self, x_t: Tensor) -> Cond:
+        """The null condition, a row for each sample."""
+        null = cond_to(self.null_cond, x_t.device, network_dtype(self.network, x_t.dtype))
+        return map_tensors(lambda value: value.expand(len(x_t), *value.shape[1:]), null)

@@ -91,3 +91,14 @@ def test_a_converted_network_keeps_its_range_when_guided():
     t = torch.full((6,), 0.4, dtype=torch.float64)
     plain, null = (converted.predict_x0(x, t, c) for c in (cond, torch.zeros_like(cond)))
     assert torch.allclose(guided.predict_x0(x, t, cond), 2 * plain - null)
+
+
+def test_a_flow_is_guided_as_it_is_and_in_the_networks_dtype():
+    network, (x, cond) = Linear().bfloat16(), pair(6, 2)
+    x, cond, t = x.bfloat16(), cond.bfloat16(), torch.full((6,), 0.02)
+    guided = GuidedNetwork(network, Guidance(2.0), torch.zeros(1, 2))
+    plain, null = network(x, t, cond), network(x, t, torch.zeros_like(cond))
+    # Through x0 and back, a division by t = .02 would leave two digits of a flow in bfloat16 wrong.
+    torch.testing.assert_close(guided(x, t, cond), (2 * plain.float() - null.float()).bfloat16())
+    outside = GuidedNetwork(network, Guidance(2.0, (0.5, 1.0)), torch.zeros(1, 2))
+    assert torch.equal(outside(x, t, cond), plain)
