@@ -37,11 +37,11 @@ import torch
 from torch import Tensor, nn
 
 from ._tensor import check_choice, check_count, check_shape, check_time, evaluating, expand_like, unwrap, wide_dtype
-from .flow_matching import EPSILON, add_noise, check_pred_type, check_t_list, convert_prediction
+from .flow_matching import EPSILON, add_noise, check_pred_type, check_t_list
 from .kd import rung_grid
-from .losses import check_guidance, classifier_free_guidance
-from .networks import Cond, Network, call_network, predict_x0
-from .samplers import SAMPLE_TYPES, TRUSTED_NOISE_TIME
+from .losses import check_guidance
+from .networks import Cond, Network, predict_x0
+from .samplers import SAMPLE_TYPES, guided_flow, trusted_time
 from .solvers import SOLVERS
 
 __all__ = ["ONE_STEP_SOLVERS", "consistency_intervals", "consistency_loss", "consistency_times", "teacher_step"]
@@ -155,18 +155,13 @@ def teacher_step(
     check_choice("method", method, ONE_STEP_SOLVERS)
     check_pred_type(pred_type)
     check_guidance(guidance_scale, negative_cond)
-    trusted = float(getattr(teacher, "t_max", 1.0))
-    if pred_type == "eps" or getattr(teacher, "predicts_noise", False):
-        trusted = min(trusted, TRUSTED_NOISE_TIME)
+    trusted = trusted_time(teacher, pred_type)
     seen_dtype = x_t.dtype if dtype is None else dtype
 
     def flow(x: Tensor, t: Tensor) -> Tensor:
-        t = t.flatten()
-        pred = call_network(teacher, x, t, cond, dtype=seen_dtype).to(x.dtype)
-        if guidance_scale is not None and guidance_scale != 1.0:
-            negative = call_network(teacher, x, t, negative_cond, dtype=seen_dtype).to(x.dtype)
-            pred = classifier_free_guidance(pred, negative, guidance_scale)
-        return convert_prediction(pred, x, t, pred_type, "flow")
+        return guided_flow(
+            teacher, x, t.flatten(), cond, negative_cond, guidance_scale, pred_type=pred_type, dtype=seen_dtype
+        )
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         if trusted == 1.0:

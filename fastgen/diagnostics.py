@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._tensor import check_count, check_shape, draw_normal, draw_uniform, evaluating, time_dtype, unwrap
-from .dmd import DMDPipeline, Generated, RungConditioned
-from .flow_matching import add_noise, convert_prediction
+from .dmd import DMDPipeline, Generated
+from .flow_matching import add_noise
 from .losses import discriminator_accuracy
-from .networks import Cond, call_network, network_dtype, teacher_x0
+from .networks import Cond, teacher_x0
 from .samplers import sample_student
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _squared_errors(
                 generated.double(),
                 teacher_x0(pipeline.teacher, x_t, t, cond, pred_type=pipeline.config.pred_type).double(),
             )
-            fake = _fake_x0(pipeline, x_t, t, cond, rung).double()
+            fake = pipeline.fake_x0(x_t, t, cond, rung).double()
             rows.append(torch.stack([(a - b).square().mean() for a, b in ((fake, teacher), (x, teacher), (x, fake))]))
     return torch.stack(rows).cpu()
 
@@ -200,18 +200,6 @@ def _binned(
         u = draw_uniform((len(x),), device=x.device, generator=generator)
         t = (low + (high - low) * u).to(time_dtype(x.dtype)).clamp(low, high)
         yield t, draw_normal(x.shape, device=x.device, dtype=x.dtype, generator=generator)
-
-
-def _fake_x0(pipeline: DMDPipeline, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
-    if pipeline.fake_score is None:
-        raise ValueError("expected a pipeline with a fake_score, got None")
-    network = unwrap(pipeline.fake_score)
-
-    def at_rung(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return network(x_t, t, cond, rung=rung) if isinstance(network, RungConditioned) else network(x_t, t, cond)
-
-    pred = call_network(at_rung, x_t, t, cond, dtype=network_dtype(network, x_t.dtype))
-    return convert_prediction(pred, x_t, t, pipeline.config.pred_type, "x0")
 
 
 # ---- Gradients at the sample --------------------------------------------------------------------------------------

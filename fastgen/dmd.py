@@ -321,7 +321,7 @@ class DMDPipeline:
         x_t = add_noise(made.x0.detach(), eps, t)
         scale: float | Tensor | None = None
         with torch.no_grad():
-            fake_x0 = self._fake_x0(x_t, t, cond, made.rung)
+            fake_x0 = self.fake_x0(x_t, t, cond, made.rung)
             with evaluating(self.teacher):
                 teacher_x0 = self._teacher_x0(x_t, t, cond, negative_cond)
             if config.f_divergence != "reverse_kl" and self.discriminator is not None:
@@ -439,7 +439,8 @@ class DMDPipeline:
     def _teacher_x0_at(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return teacher_x0(self.teacher, x_t, t, cond, pred_type=self.config.pred_type)
 
-    def _fake_x0(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
+    def fake_x0(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
+        """The fake score's x0 (B, ...) of `x_t` at `t` (B,), made at `rung`; in eval mode."""
         with evaluating(self.fake_score):
             pred = self._fake_prediction(x_t, t, cond, rung)
         return convert_prediction(pred, x_t, t, self.config.pred_type, "x0")

@@ -66,6 +66,33 @@ def teacher_grid(network: object, steps: int | None, t_grid: Iterable[float] | N
     return grid
 
 
+def trusted_time(network: Network, pred_type: str) -> float:
+    """The time T up to which a teacher's own x0 is followed: its `t_max`, and .95 for noise predictions."""
+    trusted = float(getattr(network, "t_max", 1.0))
+    if pred_type == "eps" or getattr(network, "predicts_noise", False):
+        trusted = min(trusted, TRUSTED_NOISE_TIME)
+    return trusted
+
+
+def guided_flow(
+    network: Network,
+    x: Tensor,
+    t: float | Tensor,
+    cond: Cond,
+    negative_cond: Cond,
+    guidance_scale: float | None,
+    *,
+    pred_type: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The flow (B, ...) of a network that predicts `pred_type`, guided if there is a scale; in the dtype of `x`."""
+    pred = call_network(network, x, t, cond, dtype=dtype).to(x.dtype)
+    if guidance_scale is not None and guidance_scale != 1.0:
+        negative = call_network(network, x, t, negative_cond, dtype=dtype).to(x.dtype)
+        pred = classifier_free_guidance(pred, negative, guidance_scale)
+    return convert_prediction(pred, x, t, pred_type, "flow")
+
+
 def teacher_velocity(
     network: Network,
     cond: Cond,
@@ -97,17 +124,11 @@ def teacher_velocity(
     """
     check_pred_type(pred_type)
     check_guidance(guidance_scale, negative_cond)
-    trusted = float(getattr(network, "t_max", 1.0))
-    if pred_type == "eps" or getattr(network, "predicts_noise", False):
-        trusted = min(trusted, TRUSTED_NOISE_TIME)
+    trusted = trusted_time(network, pred_type)
     last_x0: Tensor | None = None
 
     def flow(x: Tensor, t: float) -> Tensor:
-        pred = call_network(network, x, t, cond, dtype=dtype).to(x.dtype)
-        if guidance_scale is not None and guidance_scale != 1.0:
-            negative = call_network(network, x, t, negative_cond, dtype=dtype).to(x.dtype)
-            pred = classifier_free_guidance(pred, negative, guidance_scale)
-        return convert_prediction(pred, x, t, pred_type, "flow")
+        return guided_flow(network, x, t, cond, negative_cond, guidance_scale, pred_type=pred_type, dtype=dtype)
 
     def velocity(x: Tensor, t: float) -> Tensor:
         if t <= trusted:
