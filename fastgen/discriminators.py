@@ -208,7 +208,7 @@ class FourierFeatures(nn.Module):
 
 
 class FourierHead(nn.Module):
-    """Mean over tokens, LayerNorm, Linear, SiLU, Linear: (B, T, width) -> (B, 1)."""
+    """Mean over tokens (those that a mask (B, T) keeps), LayerNorm, Linear, SiLU, Linear: (B, T, width) -> (B, 1)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -216,8 +216,9 @@ class FourierHead(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(nn.functional.silu(self.hidden(self.norm(x.mean(1)))))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = masked_mean(x, None if mask is None else expand_mask(mask, x), 1)
+        return self.out(nn.functional.silu(self.hidden(self.norm(y))))
 
 
 class FourierDiscriminator(FourierBase):

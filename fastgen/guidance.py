@@ -3,7 +3,10 @@
 With c = x0 under the condition and u = x0 under the negative (or null) one, all at one (x_t, t),
 
     guided = c + (s - 1) (c - u)                                    where lo <= t <= hi, else c
-    rescaled = (phi std(c) / std(guided) + 1 - phi) guided          std over each sample, phi in [0, 1]
+    rescaled = (phi rms(c) / rms(guided) + 1 - phi) guided          rms over each sample, phi in [0, 1]
+
+The root mean square stands for the standard deviation of the original: it is that of a prediction of mean 0, it is
+defined for a sample of one number, and unlike it no rotation changes it.
 
 Only the teacher is guided: student and fake score see the plain condition, so that the student learns the guided law in
 one call.
@@ -21,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._tensor import cond_to, expand_like, map_tensors
+from ._tensor import cond_to, expand_like, expand_mask, map_tensors, masked_mean, wide_dtype
 from .flow_matching import convert_prediction
 from .losses import classifier_free_guidance
 from .networks import Cond, NetworkWrapper, network_dtype, teacher_x0
@@ -35,7 +38,7 @@ class Guidance(NamedTuple):
     Attributes:
         scale: s; 1 is the plain conditional prediction.
         interval: (lo, hi), RF times between which it is guided.
-        rescale: phi in [0, 1]: 0 leaves the guided prediction, 1 gives it the plain one's standard deviation.
+        rescale: phi in [0, 1]: 0 leaves the guided prediction, 1 gives it the plain one's root mean square.
     """
 
     scale: float
@@ -43,26 +46,35 @@ class Guidance(NamedTuple):
     rescale: float = 0.0
 
 
-def guide_x0(cond_x0: Tensor, uncond_x0: Tensor, t: float | Tensor, guidance: Guidance) -> Tensor:
+def guide_x0(
+    cond_x0: Tensor, uncond_x0: Tensor, t: float | Tensor, guidance: Guidance, *, mask: Tensor | None = None
+) -> Tensor:
     """The guided x0, formulas at the head of this module.
 
     Args:
         cond_x0, uncond_x0: predictions (B, ...) at one (x_t, t).
         t: RF time, a float or (B,).
+        mask: bool (B, T), True = real token, over the first axis of a sample; padding does not count in rms.
 
     Returns:
         shape and dtype of `cond_x0`. Samples outside the interval keep `cond_x0`.
     """
     guided = classifier_free_guidance(cond_x0, uncond_x0, guidance.scale)
     if guidance.rescale:
-        rows, plain = (x.float().flatten(1) for x in (guided, cond_x0))
-        factor = guidance.rescale * plain.std(1) / rows.std(1).clamp(min=1e-6) + 1.0 - guidance.rescale
+        size, plain = (_rms(x, mask) for x in (guided, cond_x0))
+        factor = guidance.rescale * plain / size.clamp(min=1e-6) + 1.0 - guidance.rescale
         guided = guided * expand_like(factor, guided).to(guided.dtype)
     lo, hi = guidance.interval
     if not isinstance(t, Tensor):
         return guided if lo <= t <= hi else cond_x0
     inside = ((t >= lo) & (t <= hi)).to(cond_x0.device)
     return torch.where(expand_like(inside, guided), guided, cond_x0)
+
+
+def _rms(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Root mean square (B,) of each sample of x (B, ...), of its real tokens."""
+    real = None if mask is None else expand_mask(mask, x).flatten(1)
+    return masked_mean(x.to(wide_dtype(x.device)).flatten(1).square(), real, 1).sqrt()
 
 
 class GuidedNetwork(NetworkWrapper):

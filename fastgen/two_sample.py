@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._tensor import check_choice
+from ._tensor import check_choice, check_shape, expand_mask
 from .metrics import pairwise_distances
 
 __all__ = ["KERNELS", "two_sample_loss"]
@@ -29,7 +29,12 @@ KERNELS = ("energy", "mmd")
 
 
 def two_sample_loss(
-    generated: Tensor, data: Tensor, kernel: str = "energy", *, bandwidths: Sequence[float] = (0.05, 0.1, 0.2, 0.5, 1.0)
+    generated: Tensor,
+    data: Tensor,
+    kernel: str = "energy",
+    *,
+    bandwidths: Sequence[float] = (0.05, 0.1, 0.2, 0.5, 1.0),
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The loss at the head of this module.
 
@@ -44,12 +49,15 @@ def two_sample_loss(
         data: (C, n, ...), the same trailing axes.
         kernel: "energy" or "mmd".
         bandwidths: h > 0 of "mmd", in units of the data.
+        mask: bool (C, T), True = real token, over the first axis of a sample: the samples of a group are of one length,
+            and what is padding counts neither in |x - y| nor among the entries.
 
     Returns:
         scalar, at least float32. It may be negative.
 
     Raises:
-        ValueError: shapes that don't fit, m < 2, an unknown kernel, bandwidths that aren't positive.
+        ValueError: shapes that don't fit, m < 2, an unknown kernel, bandwidths that aren't positive, a group without a
+            real token.
     """
     check_choice("kernel", kernel, KERNELS)
     if (
@@ -66,11 +74,17 @@ def two_sample_loss(
     if not bandwidths or not all(h > 0 for h in bandwidths):
         raise ValueError(f"expected bandwidths > 0, got {list(bandwidths)}")
     wide = torch.promote_types(generated.dtype, torch.float32)
-    x, y = generated.to(wide).flatten(2), data.to(wide).flatten(2)
-    m, size = x.shape[1], x.shape[2] ** 0.5
+    x, y = generated.to(wide), data.to(wide)
+    m, entries = x.shape[1], x[0, 0].numel()
+    if mask is not None:
+        check_shape("mask", mask, (x.shape[0], x.shape[2]))
+        real = expand_mask(mask, x[:, 0])[:, None]
+        x, y = x.masked_fill(~real, 0.0), y.masked_fill(~real, 0.0)
+        entries = real.flatten(1).sum(1).to(wide)[:, None, None]
+    x, y = x.flatten(2), y.flatten(2)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        r = pairwise_distances(a, b) / size
+        r = pairwise_distances(a, b) / entries**0.5
         if kernel == "energy":
             return r
         return -torch.stack([(-0.5 * (r / h).square()).exp() for h in bandwidths]).sum(0)

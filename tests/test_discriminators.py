@@ -250,6 +250,21 @@ def test_the_sample_is_what_a_discriminator_of_its_own_sees():
     torch.testing.assert_close(d([plane], t, z), d([plane], t, z[:, None]))
 
 
+def test_a_padded_sample_has_the_logit_of_the_sample_cut_to_its_length():
+    d, t, x, z = fourier(horizon=4, cond_dim=5), torch.rand(4, dtype=torch.float64), normal(4, 4, 2), normal(4, 1, 5)
+    lengths = torch.tensor([4, 1, 3, 2])
+    mask = torch.arange(4) < lengths[:, None]
+    padded = x.masked_fill(~mask[..., None], float("nan")).requires_grad_()
+    logits = d([padded], t, z, mask=mask)
+    for i, n in enumerate(lengths):
+        torch.testing.assert_close(logits[i : i + 1], d([x[i : i + 1, :n]], t[i : i + 1], z[i : i + 1]))
+    (gradient,) = torch.autograd.grad(logits.sum(), padded)
+    assert torch.isfinite(gradient).all() and (gradient.abs().sum(2) > 0).equal(mask)
+    torch.testing.assert_close(d([x], t, z, mask=torch.ones_like(mask)), d([x], t, z))
+    with pytest.raises(ValueError, match=r"expected mask of shape \(4, 4\), got \(4, 3\)"):
+        d([x], t, z, mask=mask[:, :3])
+
+
 def test_a_discriminator_of_its_own_is_differentiable_in_the_sample():
     d, x, t = fourier(), normal(2, 2).requires_grad_(), torch.tensor([0.2, 0.7], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: d([x], t), (x,))

@@ -32,14 +32,43 @@ def test_outside_the_interval_nothing_is_guided():
     assert torch.equal(guide_x0(cond, uncond, 0.1, Guidance(2.0, (0.3, 0.6))), cond)
 
 
-def test_rescaling_gives_the_plain_standard_deviation_and_leaves_the_direction():
+def rms(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1).square().mean(1).sqrt()
+
+
+def test_rescaling_gives_the_plain_root_mean_square_and_leaves_the_direction():
     cond, uncond = pair(5, 4, 2)
     plain = guide_x0(cond, uncond, 0.5, Guidance(4.0))
     full = guide_x0(cond, uncond, 0.5, Guidance(4.0, rescale=1.0))
-    assert torch.allclose(full.flatten(1).std(1), cond.flatten(1).std(1), rtol=1e-6)
+    assert torch.allclose(rms(full), rms(cond), rtol=1e-12)  # float64 stays float64
     assert torch.allclose(nn.functional.cosine_similarity(full.flatten(1), plain.flatten(1)), torch.ones(5).double())
     half = guide_x0(cond, uncond, 0.5, Guidance(4.0, rescale=0.5))
-    assert torch.allclose(half, 0.5 * (full + plain), rtol=1e-6)
+    assert torch.allclose(half, 0.5 * (full + plain), rtol=1e-12)
+
+
+def test_a_rescaled_prediction_turns_with_its_inputs():
+    cond, uncond = pair(5, 4, 3)
+    turn = torch.linalg.qr(pair(3, 3)[0])[0]
+    guidance = Guidance(4.0, rescale=0.7)
+    turned = guide_x0((cond + 1) @ turn, (uncond + 1) @ turn, 0.5, guidance)
+    torch.testing.assert_close(turned, guide_x0(cond + 1, uncond + 1, 0.5, guidance) @ turn, rtol=1e-12, atol=1e-12)
+
+
+def test_samples_of_one_number_can_be_rescaled():
+    cond, uncond = pair(5, 1)
+    full = guide_x0(cond, uncond, 0.5, Guidance(4.0, rescale=1.0))
+    torch.testing.assert_close(full.abs(), cond.abs(), rtol=1e-12, atol=0)
+
+
+def test_padding_does_not_count_in_a_rescaling():
+    cond, uncond = pair(3, 4, 2)
+    lengths, guidance = (4, 1, 2), Guidance(4.0, rescale=0.7)
+    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
+    filled = [x.masked_fill(~mask[..., None], float("nan")) for x in (cond, uncond)]
+    found = guide_x0(*filled, 0.5, guidance, mask=mask)
+    for i, length in enumerate(lengths):
+        cut = guide_x0(cond[i : i + 1, :length], uncond[i : i + 1, :length], 0.5, guidance)
+        torch.testing.assert_close(found[i : i + 1, :length], cut, rtol=1e-12, atol=0)
 
 
 class Linear(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgen._tensor import check_shape
+from fastgen._tensor import check_shape, expand_mask
 from fastgen.models.layers import TimeEmbedding, optim_groups
 from fastgen.models.regressor import batch_of_times, check_positive_int
 
@@ -113,13 +113,21 @@ class FourierBase(nn.Module):
         super().__init__()
         self.dim, self.has_cond = dim, has_cond
 
-    def forward(self, features: Sequence[Tensor], t: Tensor | float, cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        t: Tensor | float,
+        cond: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Logit of a noised sample.
 
         Args:
             features: [x_t] with x_t of shape (B, T <= horizon, d) or (B, d); cast to the dtype of the weights.
             t: times (B,), or a scalar.
             cond: Z of shape (B, T_z <= cond_horizon, d_z) or (B, d_z); None if the discriminator was made without.
+            mask: bool (B, T), True = real token of x_t: a padded sample has the logit of the sample cut to its length.
 
         Returns:
             (B, 1), in the dtype of the weights.
@@ -138,8 +146,13 @@ class FourierBase(nn.Module):
             raise ValueError(f"expected {wanted}, got {'None' if cond is None else type(cond).__name__}")
         Z = x.new_zeros(len(x), 1, 1) if cond is None else cond
         dtype = self.body.time_emb.hidden.weight.dtype
+        if mask is not None:
+            check_shape("mask", mask, x.shape[:2])
+            # A weight of zero in attention is no protection from what is not finite.
+            x = x.masked_fill(~expand_mask(mask, x), 0.0)
         y = self.features(x.to(dtype))
-        return self.head(self.body(y, t, Z[:, None] if isinstance(Z, Tensor) and Z.ndim == 2 else Z))
+        Z = Z[:, None] if isinstance(Z, Tensor) and Z.ndim == 2 else Z
+        return self.head(self.body(y, t, Z, mask=mask), mask=mask)
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
         """Two optimiser groups: weights of linear maps decay, the rest does not."""

@@ -322,12 +322,19 @@ class MultiheadAttention(nn.Module):
         """Heads (B, H, T, D / H) back to channels (B, T, D)."""
         return y.transpose(1, 2).flatten(2)
 
-    def forward(self, x: Tensor, memory: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
-        """Attend from x (B, T, D) to itself, or to ``memory`` (B, S, D); ``is_causal``: token i sees tokens <= i of
-        x."""
+    def forward(
+        self, x: Tensor, memory: Tensor | None = None, *, is_causal: bool = False, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend from x (B, T, D) to itself, or to ``memory`` (B, S, D); ``is_causal``: token i sees tokens <= i of x;
+        ``mask`` (B, T or S), bool: only those that are True are seen."""
         q, k, v = self._project(x, memory)
         p = self.dropout if self.training else 0.0
-        return self.out(self._merge(F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=is_causal)))
+        seen = None if mask is None else mask[:, None, None]
+        if seen is not None and is_causal:
+            # Each token sees itself: padding before the first real one would see nothing, and be NaN.
+            i = torch.arange(x.shape[1], device=x.device)
+            seen, is_causal = seen & (i[:, None] > i) | (i[:, None] == i), False
+        return self.out(self._merge(F.scaled_dot_product_attention(q, k, v, seen, p, is_causal)))
 
 
 class TransformerEncoderLayer(nn.Module):
@@ -408,17 +415,25 @@ class TransformerDecoderLayer(nn.Module):
         """Scale, shift and gate of the three branches: nine tensors (B, 1, D)."""
         return self.modulation(time)[:, None].chunk(9, dim=-1)
 
-    def forward(self, x: Tensor, memory: Tensor, time: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        time: Tensor | None = None,
+        *,
+        is_causal: bool = False,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Map x (B, T, D) to (B, T, D), reading ``memory`` (B, S, D) as it is (normalised by its maker), at time
-        features (B, time_dim)."""
+        features (B, time_dim); ``mask`` (B, T): tokens of x that others may see."""
         if (time is None) != (self.modulation is None):
             raise ValueError(f"expected time {'features' if time is None else 'None'} for this layer's time_dim")
         if self.modulation is None:
-            x = x + self.dropout(self.self_attention(self.self_norm(x), is_causal=is_causal))
+            x = x + self.dropout(self.self_attention(self.self_norm(x), is_causal=is_causal, mask=mask))
             x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory))
             return x + self.mlp(self.mlp_norm(x))
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2, scale_3, shift_3, gate_3 = self._modulate(time)
-        y = self.self_attention(torch.addcmul(shift_1, self.self_norm(x), scale_1), is_causal=is_causal)
+        y = self.self_attention(torch.addcmul(shift_1, self.self_norm(x), scale_1), is_causal=is_causal, mask=mask)
         x = torch.addcmul(x, self.dropout(y), gate_1)
         y = self.cross_attention(torch.addcmul(shift_2, self.cross_norm(x), scale_2), memory)
         x = torch.addcmul(x, self.dropout(y), gate_2)

@@ -116,13 +116,14 @@ class CondTransformerBase(GenCondRegressor):
         torch.set_rng_state(random_state)
         self.reset_parameters(init_scheme)
 
-    def forward(self, X: Tensor, opt_step: Tensor | float | int, Z: Tensor) -> Tensor:
+    def forward(self, X: Tensor, opt_step: Tensor | float | int, Z: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Evaluate V = f(X, Z, t).
 
         Args:
             X: noisy trajectory, shape (B, T_x <= in_horizon, d_x); cast to the dtype of the weights.
             opt_step: time t, in [0, 1] for a rectified flow: an int, a float, a 0-d tensor or a tensor of shape (B,).
             Z: condition, shape (B, T_z <= cond_horizon, d_z); cast likewise.
+            mask: bool (B, T_x), True = real: no token of X sees those that are not, which must be finite.
 
         Returns:
             V of shape (B, T_x, d_v) in the dtype of the weights.
@@ -141,7 +142,7 @@ class CondTransformerBase(GenCondRegressor):
         cond = torch.cat([time, self.cond_emb(Z.to(dtype))], dim=1)
         memory = self.memory_norm(self.encoder(self.drop(cond + self.cond_pos_emb(cond.shape[1]))))
         for layer in self.decoder:
-            x = layer(x, memory, features, is_causal=self.causal_attn)
+            x = layer(x, memory, features, is_causal=self.causal_attn, mask=mask)
         return self.head(self.norm(x))
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:

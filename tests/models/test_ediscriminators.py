@@ -220,6 +220,20 @@ def test_the_gradient_in_the_sample_is_equivariant(shaken, matrices):
     assert torch.autograd.gradcheck(lambda x: d([x], t, z), (x.requires_grad_(),))
 
 
+@pytest.mark.parametrize("options", [{}, {"width": 256, "num_heads": 4}], ids=["regular", "irreps"])
+def test_a_padded_sample_has_the_invariant_logit_of_the_sample_cut_to_its_length(options, shaken, matrices):
+    d, t = discriminator("D4", shaken, **options).double(), torch.rand(3, dtype=torch.float64)
+    x, z, lengths = normal(3, 3, 2), normal(3, 2, 2, seed=1), torch.tensor([3, 1, 2])
+    mask = torch.arange(3) < lengths[:, None]
+    padded = x.masked_fill(~mask[..., None], float("nan"))
+    logits = d([padded], t, z, mask=mask)
+    for i, n in enumerate(lengths):
+        torch.testing.assert_close(logits[i : i + 1], d([x[i : i + 1, :n]], t[i : i + 1], z[i : i + 1]))
+    assert (logits - d([x], t, z))[1:].abs().min() > 1e-6
+    for rho in matrices(d.in_rep):
+        torch.testing.assert_close(d([padded @ rho.T], t, z @ rho.T, mask=mask), logits, rtol=1e-12, atol=1e-12)
+
+
 def modules_of(shaken) -> dict[str, tuple[nn.Module, tuple]]:
     group, t = parse_group("D4"), torch.rand(2)
     reps = [regular_stack(group, 2), fourier_stack(group, 2), plane_of("D4")]

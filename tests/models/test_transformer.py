@@ -52,6 +52,20 @@ def test_not_causal_every_token_sees_everything(shaken):
         assert (x > 1e-6).all() and (z > 1e-6).all()
 
 
+@pytest.mark.parametrize("causal_attn", [False, True])
+@pytest.mark.parametrize("real", [[True, False, True, True], [False, True, True, False]])
+def test_masked_tokens_are_seen_by_none_but_themselves(causal_attn, real, shaken):
+    network = shaken(model(causal_attn=causal_attn))
+    mask = torch.tensor(real).expand(6, 4)
+    x = X.clone().requires_grad_()
+    for i, y in enumerate(network(x, 0.4, Z, mask=mask).unbind(1)):
+        (gradient,) = torch.autograd.grad((y * normal(*y.shape, seed=2)).sum(), x, retain_graph=True)
+        seen = mask[0] & (torch.arange(4) <= i if causal_attn else torch.ones(4, dtype=torch.bool))
+        seen[i] = True  # also by the residual branch
+        assert torch.isfinite(gradient).all() and (gradient.norm(dim=(0, 2)) > 0).equal(seen)
+    torch.testing.assert_close(network(X, 0.4, Z, mask=torch.ones_like(mask)), network(X, 0.4, Z))
+
+
 def test_a_causal_prefix_does_not_know_what_follows(shaken):
     network = shaken(model(causal_attn=True))
     whole = network(X, 0.4, Z)
