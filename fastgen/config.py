@@ -106,7 +106,8 @@ class DMDConfig(_Config):
     t_max: float = Field(default=0.999, gt=0.0, le=1.0, description="first rung of the default t_list")
     student_sample_type: Literal["ode", "sde"] = Field(default="sde", description="how rungs are joined")
     backward_simulation: bool = Field(
-        default=True, description="train on the student's own rollout; false: on noised data"
+        default=True,
+        description="train on the student's own rollout; false: on noised data, which real_data_weight doesn't go with",
     )
     rung_weights: tuple[float, ...] = Field(
         default=(), description="how often each rung is trained, relative numbers; [] = equally"
@@ -121,7 +122,7 @@ class DMDConfig(_Config):
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="how far a guided x0 is brought back to the standard deviation of the unguided one",
+        description="how far a guided x0 is brought back to the root mean square of the unguided one",
     )
     vsd_weight: float = Field(
         default=1.0, ge=0.0, description="weight of the VSD loss; 0 = none, and no fake score is trained"
@@ -144,13 +145,16 @@ class DMDConfig(_Config):
     )
     f_divergence: Literal["reverse_kl", "forward_kl", "js", "jeffreys", "hellinger"] = Field(
         default="reverse_kl",
-        description="divergence that VSD descends (f-distill); all but reverse_kl need the discriminator's ratio",
+        description="divergence that VSD descends (f-distill); all but reverse_kl need the ratio of a softplus "
+        "discriminator, with gan_t over the whole range of vsd_t",
     )
     fake_score_weight: Literal["none", "sigma", "alpha", "min_snr"] = Field(
         default="none", description="weight of the fake score's loss over t: 1, t, 1 - t or min(snr, 5)"
     )
     fake_score_reuse_batch: bool = Field(
-        default=True, description="the first fake-score update takes the samples that the student was just trained on"
+        default=True,
+        description="the first update of the fake score, and of the discriminator, takes the samples that the student "
+        "was just trained on",
     )
     fake_steps_per_student_step: int = Field(default=2, ge=1, description="fake-score updates per student update")
     fake_score_warmup_steps: int = Field(
@@ -266,9 +270,33 @@ class DMDConfig(_Config):
             raise ValueError(f"expected real_data_bandwidths > 0, got {list(self.real_data_bandwidths)}")
         if not self.vsd_weight and not self.gan_loss_weight_gen and not self.real_data_weight and not self.kd_weight:
             raise ValueError("expected a weight > 0 among vsd, gan_loss_weight_gen, real_data and kd, got 0 for all")
+        if self.f_divergence != "reverse_kl":
+            self._check_ratio()
+        if self.real_data_weight and not self.backward_simulation and self.student_steps > 1:
+            raise ValueError(
+                "expected backward_simulation=true with real_data_weight > 0, got false: at later rungs the student "
+                "would start from the very data that its samples are compared with"
+            )
         if self.pred_type == "eps" and self.t_list[0] >= 1.0:
             raise ValueError(f"expected t_list[0] < 1 for pred_type='eps' (x0 needs 1/(1-t)), got {self.t_list[0]}")
         return self
+
+    def _check_ratio(self) -> None:
+        """What the density ratio of an f-divergence needs: a loss it weighs, and a discriminator that knows it."""
+        asked = f"with f_divergence={self.f_divergence}"
+        if not self.vsd_weight:
+            raise ValueError(f"expected vsd_weight > 0 {asked}, which weighs the VSD loss, got 0; or say reverse_kl")
+        if self.gan_loss == "relativistic":
+            raise ValueError(
+                f"expected gan_loss=softplus {asked}, got relativistic: its logit is the log ratio of data and student "
+                "up to an unknown constant only"
+            )
+        vsd, gan = self.vsd_t, self.gan_t
+        if not gan.min_t <= vsd.min_t < vsd.max_t <= gan.max_t:
+            raise ValueError(
+                f"expected gan_t to cover vsd_t {asked}, whose ratio is the discriminator's at times of vsd_t, got "
+                f"{gan.min_t}..{gan.max_t} and {vsd.min_t}..{vsd.max_t}; widen gan_t or narrow vsd_t"
+            )
 
 
 class SymmetryConfig(_Config):

@@ -68,6 +68,7 @@ def diagnose(
         "vsd_grad": float}; with a discriminator {"gan_grad", "grad_cosine": float, "gan_t": bounds,
         "gan_accuracy": (bins,)}.
     """
+    pipeline = pipeline.alone()  # every process has all of these rows, so that one or many see the same
     config = pipeline.config
     noise = draw_normal(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
     with evaluating(pipeline.student):
@@ -228,6 +229,7 @@ def sample_gradients(
         {["vsd_grad"], ["gan_grad"], ["grad_cosine"]}, those of losses that there are; numbers >= 0, the cosine in
         [-1, 1] and 0 where a gradient vanishes.
     """
+    pipeline = pipeline.alone()
     with torch.no_grad():
         made = pipeline.generate(x0, noise, cond, generator=generator)
     leaf = made.x0.requires_grad_()
@@ -269,7 +271,7 @@ def discriminator_accuracy_per_bin(
 
     Args:
         pipeline: its discriminator, features and the range of `gan_t` are used.
-        x0, generated: data and student samples (B, ...) of the same conditions.
+        x0, generated: data and student samples (B, ...) of the same conditions; samples of the last rung.
         bins, generator: as in :func:`teacher_fake_gap`.
 
     Returns:
@@ -281,11 +283,9 @@ def discriminator_accuracy_per_bin(
     if pipeline.discriminator is None or pipeline.features is None:
         raise ValueError("expected a pipeline with discriminator=, got none")
     check_shape("x0", x0, generated.shape)
-    discriminator, features = unwrap(pipeline.discriminator), pipeline.features
-    shares = []
-    with evaluating(pipeline.teacher, pipeline.fake_score, discriminator):
-        for t, eps in _binned(generated, pipeline.config.gan_t, bins, generator):
-            noised = (add_noise(x.to(generated.dtype), eps, t) for x in (x0, generated))
-            real, fake = (discriminator(features(x_t, t, cond), t, cond) for x_t in noised)
-            shares.append(float(discriminator_accuracy(real, fake, kind=pipeline.config.gan_loss)))
+    rung, shares = pipeline.num_rungs - 1, []
+    for t, eps in _binned(generated, pipeline.config.gan_t, bins, generator):
+        noised = (add_noise(x.to(generated.dtype), eps, t) for x in (x0, generated))
+        real, fake = (pipeline.judged(x_t, t, cond, rung) for x_t in noised)
+        shares.append(float(discriminator_accuracy(real, fake, kind=pipeline.config.gan_loss)))
     return shares

@@ -19,8 +19,9 @@ References:
 
 from __future__ import annotations
 
+import copy
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,8 @@ class DMDPipeline:
 
     Samples of different lengths are padded and given a `mask` (B, T), True at real tokens, over the first axis of a
     sample: padding counts in no mean. It says nothing to the networks, whose condition must tell them (or whose
-    attention is causal); a discriminator is called with `mask=` too.
+    attention is causal); a discriminator is called with `mask=` too. Padding must be finite: a network's gradient is
+    NaN where its input is.
 
     Args:
         student, teacher, fake_score: networks, wrapped for training or not. The fake score may be None if
@@ -143,11 +145,13 @@ class DMDPipeline:
                 f"expected discriminator= for gan_loss_weight_gen={config.gan_loss_weight_gen} and "
                 f"f_divergence={config.f_divergence!r}, got none; give one, or set the weight to 0 and reverse_kl"
             )
-        if discriminator is not None and features is None:
+        named = discriminator is not None and features is None
+        if named:
             features = self._named_features(teacher, fake_score, config)
         if not 0 <= rank < world_size:
             raise ValueError(f"expected 0 <= rank < world_size, got rank={rank}, world_size={world_size}")
         self._knows_rung = fake_score is not None and isinstance(unwrap(fake_score), RungConditioned)
+        self._rung_features = self._knows_rung and named and config.gan_features == "fake_score"
         self._guidance = None
         if config.guidance_scale is not None:
             self._guidance = Guidance(config.guidance_scale, config.guidance_interval, config.guidance_rescale)
@@ -155,6 +159,12 @@ class DMDPipeline:
         self.config = config
         self.discriminator, self.features = discriminator, features
         self.rank, self.world_size = rank, world_size
+
+    def alone(self) -> DMDPipeline:
+        """The same pipeline for a batch that no other process has a part of."""
+        pipeline = copy.copy(self)
+        pipeline.rank, pipeline.world_size = 0, 1
+        return pipeline
 
     # ---- Losses ---------------------------------------------------------------------------------------------------
 
@@ -216,7 +226,7 @@ class DMDPipeline:
         if self.config.vsd_weight > 0:
             losses["vsd"] = self._vsd(made, cond, negative_cond, mask, generator)
         if self.discriminator is not None:
-            losses["gan_gen"] = self._gan_gen(made.x0, x0, cond, mask, generator)
+            losses["gan_gen"] = self._gan_gen(made, x0, cond, mask, generator)
         return losses
 
     def compute_fake_score_loss(
@@ -294,9 +304,11 @@ class DMDPipeline:
                 clean["r1"] = (x0 + a * self._normal_like(x0, generator), eps_real, t_real)
             if config.gan_r2_reg_weight > 0:
                 clean["r2"] = (made.x0 + a * self._normal_like(x0, generator), eps_fake, t_fake)
+            features = {
+                name: self._features(add_noise(x, eps, t), t, cond, made.rung) for name, (x, eps, t) in clean.items()
+            }
         logits = {
-            name: self._logits(self.discriminator, add_noise(x, eps, t), t, cond, mask, no_grad=True)
-            for name, (x, eps, t) in clean.items()
+            name: self._logits(self.discriminator, features[name], t, cond, mask) for name, (_, _, t) in clean.items()
         }
         real, fake = logits["real"], logits["fake"]
         losses = {"gan_disc": gan_disc_loss(real, fake, kind=config.gan_loss)}
@@ -323,27 +335,28 @@ class DMDPipeline:
         with torch.no_grad():
             fake_x0 = self.fake_x0(x_t, t, cond, made.rung)
             with evaluating(self.teacher):
-                teacher_x0 = self._teacher_x0(x_t, t, cond, negative_cond)
+                teacher_x0 = self._teacher_x0(x_t, t, cond, negative_cond, mask)
             if config.f_divergence != "reverse_kl" and self.discriminator is not None:
-                scale = f_divergence_weight(config.f_divergence, self._judged(x_t, t, cond, mask).mean(1))
+                scale = f_divergence_weight(config.f_divergence, self.judged(x_t, t, cond, made.rung, mask))
         if config.vsd_alpha_factor:
             scale = (1.0 - t) * (1.0 if scale is None else scale)
         return vsd_loss(made.x0, teacher_x0, fake_x0, scale, norm=config.vsd_norm, clamp=config.vsd_clamp, mask=mask)
 
     def _gan_gen(
-        self, x: Tensor, x0: Tensor | None, cond: Cond, mask: Tensor | None, generator: torch.Generator | None
+        self, made: Generated, x0: Tensor | None, cond: Cond, mask: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
-        """The student's GAN loss; the gradient goes through discriminator and features into the sample x."""
+        """The student's GAN loss; the gradient goes through discriminator and features into the sample."""
         config = self.config
-        t, eps = self._draw(x, config.gan_t, generator)
-        fake = self._judged(add_noise(x, eps, t), t, cond, mask)
+        t, eps = self._draw(made.x0, config.gan_t, generator)
+        fake = self.judged(add_noise(made.x0, eps, t), t, cond, made.rung, mask)
         if config.gan_loss != "relativistic":
             return gan_gen_loss(fake)
         if x0 is None:
             raise ValueError("expected x0 for gan_loss='relativistic', got None")
         if not config.gan_use_same_t_noise:
             t, eps = self._draw(x0, config.gan_t, generator)
-        return gan_gen_loss(fake, self._judged(add_noise(x0, eps, t), t, cond, mask), kind=config.gan_loss)
+        real = self.judged(add_noise(x0, eps, t), t, cond, made.rung, mask)
+        return gan_gen_loss(fake, real, kind=config.gan_loss)
 
     def _real_data(
         self,
@@ -371,15 +384,18 @@ class DMDPipeline:
             fresh = self._normal_like(noise, generator)
             start = None if config.backward_simulation else repeated(x0)
             x = self.generate(start, fresh, map_tensors(repeated, cond), generator=generator).x0
-            real, mask = x0[::m], None if mask is None else repeated(mask)
-        if mask is not None:
-            x = x * _over_sample(mask, x)
-            real = real * _over_sample(mask[:: len(x) // len(real)], real)
+            real, mask = x0[::m], None if mask is None else mask[::m]
+        elif mask is not None:
+            raise ValueError(
+                "expected no mask where real data are compared in groups (real_data_conditional=false, or no "
+                "condition): samples of different lengths cannot be compared, got one"
+            )
         return two_sample_loss(
             x.unflatten(0, (groups, -1)),
             real.unflatten(0, (groups, -1)),
             config.real_data_kernel,
             bandwidths=config.real_data_bandwidths,
+            mask=mask,
         )
 
     # ---- Student samples ------------------------------------------------------------------------------------------
@@ -430,11 +446,17 @@ class DMDPipeline:
 
     # ---- Judges ---------------------------------------------------------------------------------------------------
 
-    def _teacher_x0(self, x_t: Tensor, t: Tensor, cond: Cond, negative_cond: Cond) -> Tensor:
+    def _teacher_x0(self, x_t: Tensor, t: Tensor, cond: Cond, negative_cond: Cond, mask: Tensor | None) -> Tensor:
+        teacher = unwrap(self.teacher)
+        if mask is not None and isinstance(teacher, GuidedNetwork) and teacher.guidance.rescale:
+            raise ValueError(
+                "expected guidance_rescale and negative_cond of the pipeline with a mask, got a teacher that rescales "
+                "by itself and cannot tell padding"
+            )
         x0 = self._teacher_x0_at(x_t, t, cond)
         if self._guidance is None or self._guidance.scale == 1.0:
             return x0
-        return guide_x0(x0, self._teacher_x0_at(x_t, t, negative_cond), t, self._guidance)
+        return guide_x0(x0, self._teacher_x0_at(x_t, t, negative_cond), t, self._guidance, mask=mask)
 
     def _teacher_x0_at(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         return teacher_x0(self.teacher, x_t, t, cond, pred_type=self.config.pred_type)
@@ -457,31 +479,25 @@ class DMDPipeline:
 
         return call_network(at_rung, x_t, t, cond, dtype=network_dtype(fake_score, x_t.dtype))
 
-    def _judged(self, x_t: Tensor, t: Tensor, cond: Cond, mask: Tensor | None) -> Tensor:
-        """Logits for the student's own loss: differentiable in the input, but not in any judge's weights."""
+    def judged(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor, mask: Tensor | None = None) -> Tensor:
+        """The discriminator's logits (B, heads) of `x_t` (B, ...) at `t` (B,), made at `rung` (data: the rung of the
+        samples they are compared with): differentiable in the input, but not in any judge's weights."""
         # Frozen rather than no_grad: this gradient goes through both networks into the sample. The discriminator is
         # called without its wrapper: its weights get no gradient here, so there is nothing to synchronise.
         discriminator = None if self.discriminator is None else unwrap(self.discriminator)
         judges = (self.teacher, self.fake_score, discriminator)
         with frozen(*judges), evaluating(*judges):
-            return self._logits(discriminator, x_t, t, cond, mask)
+            return self._logits(discriminator, self._features(x_t, t, cond, rung), t, cond, mask)
 
-    def _logits(
-        self,
-        discriminator: nn.Module | None,
-        x_t: Tensor,
-        t: Tensor,
-        cond: Cond,
-        mask: Tensor | None,
-        *,
-        no_grad: bool = False,
-    ) -> Tensor:
-        """Logits (B, heads); `no_grad`: features without gradient, so that only the discriminator's weights get one."""
-        if discriminator is None or self.features is None:
-            raise RuntimeError("logits are asked for only with a discriminator")
-        recorded = torch.is_grad_enabled() and not no_grad
-        with torch.set_grad_enabled(recorded), evaluating(self.teacher, self.fake_score):
-            features = self.features(x_t, t, cond)
+    def _features(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> list[Tensor]:
+        if self.features is None:
+            raise ValueError("expected a pipeline with discriminator=, got none")
+        with evaluating(self.teacher, self.fake_score):
+            # The blocks of a fake score that is told the rung are those of its network, which reads it off the time.
+            return self.features(x_t, t + rung if self._rung_features else t, cond)
+
+    @staticmethod
+    def _logits(discriminator: Any, features: list[Tensor], t: Tensor, cond: Cond, mask: Tensor | None) -> Tensor:
         return discriminator(features, t, cond) if mask is None else discriminator(features, t, cond, mask=mask)
 
     @staticmethod
@@ -530,8 +546,3 @@ class DMDPipeline:
         """This process's part of a draw for the global batch."""
         size = len(x) // self.world_size
         return x[self.rank * size : (self.rank + 1) * size]
-
-
-def _over_sample(mask: Tensor, x: Tensor) -> Tensor:
-    """A mask (B, T) as numbers that broadcast over x (B, T, ...)."""
-    return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)).to(x.dtype)

@@ -41,9 +41,9 @@ TIME_WEIGHTS = ("none", "sigma", "alpha", "min_snr")
 MIN_SNR_GAMMA = 5.0
 GAN_KINDS = ("softplus", "relativistic")
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js", "jeffreys", "hellinger")
-# A discriminator sees thousands of samples, so a ratio beyond e^10 = 22026 is its extrapolation. Bounded there, even
-# infinite logits give finite weights.
-MAX_LOG_RATIO = 10.0
+# A discriminator sees about e^5 = 148 samples at a time, a ratio beyond is its extrapolation. Bounded there, no sample
+# outweighs a batch, and even infinite logits give finite weights.
+MAX_LOG_RATIO = 5.0
 
 
 def dsm_loss(
@@ -177,15 +177,19 @@ def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
         jeffreys     (r - 1) log r                   1 + r          both KLs
         hellinger    2 (1 - sqrt r)^2                sqrt r         squared Hellinger, up to its factor
 
+    The weight is h(r) / h(1): 1 where the laws agree, as in the plain VSD, and without a mean over the batch, which
+    would depend on how many processes share it. Since E_student r = 1, the mean weight over the student's law is 1 for
+    forward_kl and jeffreys whatever the laws are, and at most 1 for js and hellinger, whose h is concave.
+
     Args:
         kind: one of `F_DIVERGENCES`.
         log_ratio: log r, shape (B,), or logits (B, heads), whose mean over the heads is taken. At its optimum the logit
-            of a softplus discriminator is log r; a relativistic one's is known up to a constant only, which cancels in
-            forward_kl and hellinger and nowhere else. Bounded to +-`MAX_LOG_RATIO`.
+            of a softplus discriminator is log r; a relativistic one's is so up to a constant, which would scale the
+            loss and won't do. Bounded to +-`MAX_LOG_RATIO`.
 
     Returns:
-        h(r) / mean h(r) over the batch: shape (B,), at least float32, without gradient; made for `additional_scale` of
-        `vsd_loss`.
+        h(r) / h(1) of each sample by itself: shape (B,), at least float32, without gradient; made for
+        `additional_scale` of `vsd_loss`.
 
     Raises:
         ValueError: an unknown kind, or another shape.
@@ -196,14 +200,17 @@ def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
     if log_ratio.ndim not in (1, 2) or log_ratio.numel() == 0:
         raise ValueError(f"expected log_ratio of shape (B,) or (B, heads), got {tuple(log_ratio.shape)}")
     u = _rows(_wide(log_ratio.detach())).mean(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    log_h = {
-        "reverse_kl": torch.zeros_like,
-        "forward_kl": torch.clone,
-        "js": F.logsigmoid,
-        "jeffreys": F.softplus,
-        "hellinger": lambda u: 0.5 * u,
-    }[kind](u)
-    return len(u) * log_h.softmax(0)  # h / mean h without leaving the logarithm
+    match kind:
+        case "forward_kl":
+            return u.exp()
+        case "js":
+            return 2.0 * u.sigmoid()
+        case "jeffreys":
+            return 0.5 * (1.0 + u.exp())
+        case "hellinger":
+            return (0.5 * u).exp()
+        case _:
+            return torch.ones_like(u)
 
 
 def gan_gen_loss(fake_logits: Tensor, real_logits: Tensor | None = None, *, kind: str = "softplus") -> Tensor:

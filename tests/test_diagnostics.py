@@ -25,7 +25,6 @@ from fastgen.diagnostics import (
 )
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.flow_matching import add_noise, sample_timesteps
-from fastgen.losses import gan_gen_loss
 from fastgen.stages import DistributionMatching
 from fastgen.trainer import read_log
 
@@ -137,20 +136,24 @@ def test_the_vsd_gradient_is_w_g():
     assert found == pytest.approx({"vsd_grad": float((w * (fake - teacher)).square().mean().sqrt())}, rel=1e-9)
 
 
-def test_the_gan_gradient_is_that_of_its_loss_by_finite_differences():
-    pipeline = build(gan=True, gan_loss_weight_gen=1.0, gan_t=narrow(0.4))
-    t, eps = torch.full((6,), 0.4, dtype=torch.float64), normal(6, 3, seed=9)
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_gan_gradient_is_that_of_its_loss_by_finite_differences(weight):
+    """Every number of the sample is moved by itself, through features and discriminator of the pipeline's own loss."""
+    net, student = build(gan=True, pred_type="x0", gan_loss_weight_gen=weight), Fixed()
+    parts = {"discriminator": net.discriminator, "features": net.features}
+    pipeline = DMDPipeline(student, net.teacher, net.fake_score, net.config, **parts)
+    found = sample_gradients(pipeline, X0, NOISE, COND, generator=generator_for(3))
+    n, step = student.x.numel(), 1e-5
 
-    def loss(x: Tensor) -> Tensor:
-        features = pipeline.features(add_noise(x, eps, t), t, COND)
-        return gan_gen_loss(pipeline.discriminator(features, t, COND))
+    def loss(k: int, moved: float) -> float:
+        with torch.no_grad():
+            student.x.view(-1)[k] += moved
+            losses = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(3))
+            student.x.view(-1)[k] -= moved
+        return float(losses["gan_gen"])
 
-    # The gradient asked for in `sample_gradients`, in one direction.
-    x, direction = X0.clone().requires_grad_(), normal(6, 3, seed=8)
-    (gradient,) = torch.autograd.grad(loss(x), x)
-    with torch.no_grad():
-        slope = (loss(X0 + 1e-5 * direction) - loss(X0 - 1e-5 * direction)) / 2e-5
-    assert float(slope) == pytest.approx(float((gradient * direction).sum()), rel=1e-6)
+    slopes = torch.tensor([(loss(k, step) - loss(k, -step)) / (2 * step) for k in range(n)], dtype=torch.float64)
+    assert found["gan_grad"] == pytest.approx(weight * n * float(slopes.square().mean().sqrt()), rel=1e-6)
 
 
 # ---- Discriminator ------------------------------------------------------------------------------------------------
@@ -223,6 +226,36 @@ def test_diagnosing_leaves_no_trace_and_depends_on_its_generator_alone(gan, samp
     assert set(first) == names | ({"gan_grad", "grad_cosine", "gan_t", "gan_accuracy"} if gan else set())
     assert all(math.isfinite(v) for value in first.values() for v in (value if isinstance(value, list) else [value]))
     assert [len(first["t"]), len(first["gap"]), len(first["lag"])] == [3, 2, 2]
+
+
+@pytest.mark.parametrize("rung_conditioned", [True, False])
+def test_every_process_diagnoses_what_one_alone_does(rung_conditioned):
+    """All of them have all of the rows: draws for a batch of which each has a part would be others."""
+    changes = {"t_list": T_LIST, "student_sample_type": "sde", "gan_loss_weight_gen": 0.1}
+    changes |= {"f_divergence": "js", "gan_t": DMDConfig().vsd_t}
+
+    def found(rank: int, world_size: int) -> dict:
+        pipeline = build(gan=True, rank=rank, world_size=world_size, **changes)
+        if rung_conditioned:
+            parts = {"discriminator": pipeline.discriminator, "features": pipeline.features}
+            parts |= {"rank": rank, "world_size": world_size}
+            fake = create_fake_score(pipeline.teacher, num_rungs=4)
+            pipeline = DMDPipeline(pipeline.student, pipeline.teacher, fake, pipeline.config, **parts)
+        gradients = sample_gradients(pipeline, X0, NOISE, COND, generator=generator_for(6))
+        return {**diagnose(pipeline, X0, COND, bins=2, generator=generator_for(5)), "gradients": gradients}
+
+    alone = found(0, 1)
+    assert all(found(rank, 3) == alone for rank in range(3))
+
+
+def test_accuracy_is_that_of_the_last_rungs_features():
+    teacher = build().teacher
+    fake = create_fake_score(teacher, num_rungs=4)
+    config = DMDConfig(t_list=T_LIST, gan_features="fake_score", gan_blocks=("dropout",), gan_loss_weight_gen=1.0)
+    pipeline = DMDPipeline(build().student, teacher, fake, config, discriminator=build(gan=True).discriminator)
+    discriminator_accuracy_per_bin(pipeline, X0, X0, COND, bins=1, generator=generator_for(0))
+    seen = [t for _, t in fake.network.seen]
+    assert len(seen) == 2 and all(bool((t.floor() == 3).all()) for t in seen)
 
 
 def test_a_run_with_diagnostics_is_the_run_without_bit_for_bit(tmp_path, monkeypatch):

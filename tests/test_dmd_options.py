@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from fastgen._tensor import generator_for
 from fastgen.config import DMDConfig
-from fastgen.dmd import DMDPipeline, Generated
+from fastgen.discriminators import FourierDiscriminator, TokenHeads
+from fastgen.dmd import DMDPipeline, Generated, create_fake_score
 from fastgen.flow_matching import add_noise, pred_x0_from_flow, sample_timesteps
-from fastgen.guidance import Guidance, guide_x0
+from fastgen.guidance import Guidance, GuidedNetwork, guide_x0
 from fastgen.losses import f_divergence_weight, vsd_loss
 from fastgen.two_sample import two_sample_loss
 
@@ -30,7 +31,7 @@ def judged_by(net: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("alpha", [False, True])
 @pytest.mark.parametrize("f_divergence", ["reverse_kl", "forward_kl", "js"])
 def test_the_vsd_weight_has_the_factors_asked_for(alpha, f_divergence):
-    pipeline = build(gan=True, vsd_alpha_factor=alpha, f_divergence=f_divergence)
+    pipeline = build(gan=True, vsd_alpha_factor=alpha, f_divergence=f_divergence, gan_t=DMDConfig().vsd_t)
     loss = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))["vsd"]
     t, eps = draws(pipeline.config.vsd_t, generator_for(0))
     x = student_x0(pipeline, 0.999 * NOISE, 0.999)
@@ -195,6 +196,43 @@ def test_features_of_the_fake_score_train_only_the_discriminator():
             net.zero_grad(set_to_none=True)
 
 
+@pytest.mark.parametrize("backward_simulation", [True, False])
+def test_features_of_a_fake_score_that_knows_the_rung_are_those_of_the_samples_rung(backward_simulation):
+    """For data too, which are compared with samples of that rung; the discriminator itself is told t alone."""
+    teacher, seen = Net(2), []
+
+    class Told(Heads):
+        def forward(self, features: list[Tensor], t: Tensor, cond: Tensor) -> Tensor:
+            seen.append(t)
+            return super().forward(features, t, cond)
+
+    fake = create_fake_score(teacher, num_rungs=3)
+    config = DMDConfig(
+        student_steps=3,
+        backward_simulation=backward_simulation,
+        gan_features="fake_score",
+        gan_blocks=("dropout",),
+        gan_loss_weight_gen=1.0,
+        gan_loss="relativistic",
+        vsd_weight=1.0,
+    )
+    pipeline = DMDPipeline(Net(1), teacher, fake, config, discriminator=Told())
+    rungs = set()
+    for seed in range(6):
+        _, _, rung = pipeline.student_input(X0, NOISE, COND, generator=generator_for(seed))
+        rungs |= set(torch.as_tensor(rung).reshape(-1).tolist())
+        for loss in ("student", "discriminator"):
+            fake.network.seen.clear()
+            seen.clear()
+            getattr(pipeline, f"compute_{loss}_loss")(X0, NOISE, COND, generator=generator_for(seed))
+            asked = [t for _, t in fake.network.seen]
+            assert len(asked) == (3 if loss == "student" else 2) and len(seen) == 2  # the first is of VSD
+            for times, told in zip(asked[-2:], seen, strict=True):
+                assert torch.equal(times.floor().long(), torch.as_tensor(rung).expand(6)) and told.max() < 1
+                torch.testing.assert_close(times - torch.as_tensor(rung), told.double())
+    assert rungs == {0, 1, 2}
+
+
 def test_real_data_are_compared_given_their_condition():
     pipeline = build(real_data_weight=2.0, real_data_samples=3)
     losses = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))
@@ -246,6 +284,34 @@ def test_configs_that_mean_nothing_are_refused(changes):
         DMDConfig(**changes)
 
 
+WIDE = {"time_dist_type": "uniform", "min_t": 0.02, "max_t": 0.98}
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "js", "jeffreys", "hellinger"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"expected gan_t to cover vsd_t with f_divergence=.*, got 0.02..0.6 and 0.02..0.98"),
+        ({"gan_t": WIDE | {"min_t": 0.1}}, r"got 0.1..0.98 and 0.02..0.98"),
+        ({"gan_t": WIDE, "gan_loss": "relativistic"}, "up to an unknown constant"),
+        ({"gan_t": WIDE, "vsd_weight": 0, "gan_loss_weight_gen": 1}, "expected vsd_weight > 0 with f_divergence"),
+    ],
+)
+def test_a_ratio_that_the_discriminator_does_not_know_is_refused(kind, changes, message):
+    DMDConfig(f_divergence=kind, gan_t=WIDE)
+    DMDConfig(f_divergence=kind, vsd_t=WIDE | {"max_t": 0.6})
+    DMDConfig(f_divergence="reverse_kl", **changes)
+    with pytest.raises(ValueError, match=message):
+        DMDConfig(f_divergence=kind, **changes)
+
+
+def test_a_student_that_starts_from_data_is_not_compared_with_them():
+    with pytest.raises(ValueError, match="expected backward_simulation=true with real_data_weight > 0"):
+        DMDConfig(student_steps=2, real_data_weight=1.0, backward_simulation=False)
+    DMDConfig(student_steps=1, real_data_weight=1.0, backward_simulation=False)  # from pure noise
+    DMDConfig(student_steps=2, backward_simulation=False)
+
+
 # ---- Padding ------------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +323,8 @@ class Tokenwise(nn.Module):
         self.a, self.b = (nn.Parameter(normal(2, seed=seed + k)) for k in (0, 10))
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return torch.tanh(self.a * x_t + self.b * cond[:, :1]) + t[:, None, None]
+        x = getattr(self, "block", nn.Identity())(self.a * x_t + self.b * cond[:, :1])
+        return torch.tanh(x) + t[:, None, None]
 
 
 @pytest.mark.parametrize("loss", ["student", "fake_score"])
@@ -277,6 +344,61 @@ def test_padding_changes_no_loss_and_no_gradient(loss):
 
     for plain, filled in zip(run(0.0), run(7.0), strict=True):
         torch.testing.assert_close(plain, filled)
+
+
+@pytest.mark.parametrize("features", ["sample", "teacher"])
+@pytest.mark.parametrize("loss", ["student", "discriminator"])
+def test_padding_changes_no_loss_of_a_discriminator(loss, features):
+    student, teacher, fake = (Tokenwise(seed) for seed in (1, 2, 3))
+    teacher.block = nn.Identity()
+    config = DMDConfig(
+        vsd_norm="rms",
+        fake_score_rung_conditioned=False,
+        f_divergence="js",
+        gan_t=DMDConfig().vsd_t,
+        gan_features=features,
+        gan_blocks=("block",),
+        gan_loss_weight_gen=1.0,
+        gan_r1_reg_weight=1.0,
+        gan_r2_reg_weight=1.0,
+        guidance_scale=2.0,
+        guidance_rescale=0.5,
+    )
+    torch.manual_seed(0)
+    heads = TokenHeads([2]) if features == "teacher" else FourierDiscriminator(2, 2, 3, 3, num_layers=1)
+    pipeline = DMDPipeline(student, teacher, fake, config, discriminator=heads.double())
+    mask = torch.tensor([[True, True, True], [True, False, False], [True, True, False], [True, True, True]])
+    noise, x0, cond = normal(4, 3, 2), normal(4, 3, 2, seed=1), normal(4, 3, 2, seed=2)
+
+    def run(value: float) -> list[Tensor]:
+        filled = [v.masked_fill(~mask[:, :, None], value) for v in (x0, noise)]
+        compute = getattr(pipeline, f"compute_{loss}_loss")
+        losses = compute(*filled, cond, negative_cond=-cond, mask=mask, generator=generator_for(0))
+        network = student if loss == "student" else heads
+        return [losses["total"].detach(), *torch.autograd.grad(losses["total"], list(network.parameters()))]
+
+    for plain, filled in zip(run(0.0), run(7.0), strict=True):
+        torch.testing.assert_close(plain, filled)
+
+
+@pytest.mark.parametrize(("changes", "cond"), [({"real_data_conditional": False}, COND[:, None]), ({}, None)])
+def test_samples_of_different_lengths_are_not_compared_in_groups(changes, cond):
+    student, teacher, fake = (Tokenwise(seed) for seed in (1, 2, 3))
+    config = DMDConfig(vsd_weight=0.0, real_data_weight=1.0, real_data_samples=2, **changes)
+    pipeline = DMDPipeline(student, teacher, fake, config)
+    pipeline.student = nn.Module()  # refused before it is asked for new samples
+    made = Generated(normal(6, 3, 2), 0)
+    with pytest.raises(ValueError, match="expected no mask where real data are compared in groups"):
+        pipeline.compute_student_loss(made.x0, made.x0, cond, mask=torch.ones(6, 3, dtype=torch.bool), generated=made)
+
+
+def test_a_teacher_that_rescales_by_itself_cannot_tell_padding():
+    teacher = GuidedNetwork(Tokenwise(2), Guidance(2.0, rescale=0.5), normal(1, 3, 2))
+    pipeline = DMDPipeline(Tokenwise(1), teacher, Tokenwise(3), DMDConfig())
+    batch = [normal(4, 3, 2, seed=seed) for seed in range(3)]
+    with pytest.raises(ValueError, match="a teacher that rescales by itself and cannot tell padding"):
+        pipeline.compute_student_loss(*batch, mask=torch.ones(4, 3, dtype=torch.bool))
+    assert torch.isfinite(pipeline.compute_student_loss(*batch)["total"])
 
 
 def test_generated_samples_lose_their_gradient_when_detached():
