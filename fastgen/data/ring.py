@@ -27,6 +27,7 @@ __all__ = [
     "References",
     "ccw_probability",
     "clearance",
+    "clears_and_arrives",
     "demonstrate",
     "goes_ccw",
     "loop_coordinate",
@@ -199,10 +200,12 @@ def _segment_to_block(a: Tensor, b: Tensor) -> Tensor:
 
 def succeeds(X: Tensor, Z: Tensor) -> Tensor:
     """Whether the point keeps clear of block and walls by its radius and ends within 0.15 of the goal: (N,) bool."""
-    return _succeeds(X, Z, clearance(X, Z))
+    return clears_and_arrives(X, Z, clearance(X, Z))
 
 
-def _succeeds(X: Tensor, Z: Tensor, least: Tensor) -> Tensor:
+def clears_and_arrives(X: Tensor, Z: Tensor, least: Tensor) -> Tensor:
+    """Whether paths X (N, T, 2) of clearance `least` (N,) keep clear by the radius and end within 0.15 of the goal
+    Z[:, 1]: (N,) bool."""
     arrived = (X[:, -1].double() - Z[:, 1].double()).norm(dim=-1) <= ARRIVAL
     return (least >= RADIUS) & arrived
 
@@ -303,7 +306,7 @@ def score(X: Tensor, references: References) -> dict[str, float]:
     X, flat, tiled = X.double(), X.double().flatten(0, 1), references.Z.repeat_interleave(samples, 0)
     ccw, least = goes_ccw(flat, tiled).view(conditions, samples), clearance(flat, tiled)
     return {
-        "success": float(_succeeds(flat, tiled, least).double().mean()),
+        "success": float(clears_and_arrives(flat, tiled, least).double().mean()),
         "mode_error": float((ccw.double().mean(1) - references.p).abs().mean()),
         "energy_ratio": float(references.energy(X).mean() / references.own_energy(samples).mean()),
         "clearance": float(least.mean()) / references.clearance,

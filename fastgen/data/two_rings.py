@@ -32,7 +32,7 @@ from torch import Generator, Tensor
 
 from ..metrics import pairwise_distances
 from . import ring
-from .ring import HORIZON, RADIUS, mode_error_floor, resample, within_mode_spread
+from .ring import HORIZON, clears_and_arrives, mode_error_floor, resample, within_mode_spread
 
 __all__ = [
     "References",
@@ -47,7 +47,7 @@ __all__ = [
     "succeeds",
 ]
 
-POST, ARRIVAL = 0.25, 0.15
+POST = 0.25
 SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # of post 1 and 2, +1 left: the four classes in their order
 OFF_LINE, SAME_SIDE = 8.0, 0.3
 POINTS, WAVES = 120, 3
@@ -155,12 +155,7 @@ def clearance(X: Tensor, Z: Tensor) -> Tensor:
 
 def succeeds(X: Tensor, Z: Tensor) -> Tensor:
     """Whether the point keeps clear of both posts by its radius and ends within 0.15 of the goal: (N,) bool."""
-    return _succeeds(X, Z, clearance(X, Z))
-
-
-def _succeeds(X: Tensor, Z: Tensor, least: Tensor) -> Tensor:
-    arrived = (X[:, -1].double() - Z[:, 1].double()).norm(dim=-1) <= ARRIVAL
-    return (least >= RADIUS) & arrived
+    return clears_and_arrives(X, Z, clearance(X, Z))
 
 
 def class_of(X: Tensor, Z: Tensor) -> Tensor:
@@ -228,7 +223,7 @@ def score(X: Tensor, references: ring.References) -> dict[str, float]:
     shares = torch.nn.functional.one_hot(found, len(SIDES)).double().mean(1)
     error = shares - references.p
     return {
-        "success": float(_succeeds(flat, tiled, least).double().mean()),
+        "success": float(clears_and_arrives(flat, tiled, least).double().mean()),
         "mode_error": float(0.5 * error.abs().sum(1).mean()),
         "share_error": float(error.mean(0).abs().max()),
         "energy_ratio": float(references.energy(X).mean() / references.own_energy(samples).mean()),
