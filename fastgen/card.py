@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["student_card"]
@@ -42,10 +42,13 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         "group": f"{config['group']}, folded into the weights" if config["group"] else "none declared",
         "waypoints per token": str(config["pack"]),
         "trained as": _trained_as(config["parameterization"]),
+        "guidance trained in": _guidance(description),
         "written by": f"fastgen-distill {config['package_version']}",
     }
     if not trajectories:
         del facts["waypoints per token"]
+    if facts["guidance trained in"] is None:
+        del facts["guidance trained in"]
     lines = [
         "# Few-step student",
         "",
@@ -80,6 +83,21 @@ def _trained_as(parameterization: Mapping[str, Any] | None) -> str:
         return "rectified flow"
     clock = f"data at {flow['data_at']} of its clock, times {flow['time_scale']:g}"
     return f"{flow['path']['name']} path, {flow['prediction']}, {clock}; load_student converts it"
+
+
+def _guidance(description: Mapping[str, Any]) -> str | None:
+    """The guidance of the teacher: always its scale, and the rest where it is known; None without guidance."""
+    scale, interval = description.get("guidance_scale"), description.get("guidance_interval")
+    if scale is None:
+        return None
+    parts = [f"scale {scale}"]
+    if isinstance(interval, Sequence) and len(interval) == 2:
+        parts.append(f"for t from {interval[0]} to {interval[1]}")
+    if (rescale := description.get("guidance_rescale")) is not None:
+        parts.append(f"rescaled by {rescale}")
+    if (source := description.get("guidance_null_cond")) is not None:
+        parts.append(f"away from {source}")
+    return ", ".join(parts)
 
 
 def _score_lines(scores: Any) -> list[str]:

@@ -18,7 +18,6 @@ from .cli import load_config
 from .config import DistillConfig, DMDConfig, EMAConfig
 from .data import Task, build_data
 from .declarations import judge_declaration
-from .discriminators import discriminator_for
 from .dmd import DMDPipeline, create_fake_score
 from .evaluation import (
     Sampler,
@@ -33,7 +32,7 @@ from .evaluation import (
 from .export import export_student
 from .kd import teacher_pairs
 from .networks import network_dtype
-from .planning import STAGE_OF_METHOD, check_plan, guided_teacher, stored_scores, with_method
+from .planning import STAGE_OF_METHOD, check_plan, guided_teacher, new_discriminator, stored_scores, with_method
 from .report import format_table, write_report
 from .runs import claim_run, open_run
 from .sources import fit_to_teacher, load_run_student, load_teacher
@@ -147,14 +146,7 @@ class Distillation:
             fake_score = TrainedNetwork(network, train.fake_score_optimizer, updates, self.accelerator)
         if dmd.trains_discriminator:
             updates = dmd.gan_disc_warmup_steps + train.steps * dmd.gan_disc_steps_per_student_step
-            network = discriminator_for(
-                self.network,
-                self.x0,
-                self.cond,
-                on_samples=dmd.gan_features == "sample",
-                blocks=dmd.gan_blocks or None,
-                seed=cfg.seed,
-            )
+            network = new_discriminator(cfg, self.network, self.x0, self.cond)
             discriminator = TrainedNetwork(network, train.discriminator_optimizer, updates, self.accelerator)
         pipeline = DMDPipeline(
             student.network,
@@ -338,9 +330,22 @@ class Distillation:
                 "method": results["selected"],
                 "condition": "none" if data.Z is None else cond_text(data.Z, "B"),
                 "scores": results["student"],
-                **({"guidance_scale": cfg.dmd.guidance_scale} if cfg.dmd.guidance_scale is not None else {}),
+                **self._guidance(),
             },
         )
+
+    def _guidance(self) -> dict[str, Any]:
+        """How the teacher was guided that the student learned from, for the description of an export."""
+        dmd, source = self.cfg.dmd, self.cfg.teacher.null_cond
+        if dmd.guidance_scale is None or source is None:
+            return {}
+        return {
+            "guidance_scale": dmd.guidance_scale,
+            "guidance_interval": list(dmd.guidance_interval),
+            "guidance_rescale": dmd.guidance_rescale,
+            # Where the file lay says nothing to others.
+            "guidance_null_cond": Path(source).name,
+        }
 
     def examples(self, student: nn.Module) -> dict[str, Any]:
         """What the picture of samples shows."""

@@ -125,7 +125,8 @@ def export_student(
             where it has none (but for d_z, with a `z_normalizer`).
         description: anything JSON can hold; NaN and infinity become null. `summary` (text), `scores` ({name: value}
             or {row: {name: value}}) and, without a `cond_horizon`, `condition` ("none" for a student that is sampled
-            without one, else what one looks like) also go to the card.
+            without one, else what one looks like) also go to the card; so do, of a guided teacher, `guidance_scale`,
+            `guidance_interval`, `guidance_rescale` and `guidance_null_cond` (its name).
 
     Raises:
         TypeError: a description that JSON can't hold.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ._files import brief, check_names, read_json
 from ._tensor import cond_text, cond_to, evaluating, map_tensors, take_rows, tensors_in
 from .cli import dump_yaml, validate
-from .config import DataConfig, DistillConfig, TrainTeacherConfig
+from .config import DataConfig, DistillConfig, DMDConfig, TrainTeacherConfig
 from .data import Data, build_data
 from .data.trajectories import load_conditions
 from .declarations import judge_declaration
@@ -37,6 +37,11 @@ def with_method(cfg: DistillConfig) -> DistillConfig:
     if cfg.method == "kd":
         return cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": 0})})
     if cfg.method == "ladd":
+        if cfg.dmd.vsd_weight not in (0.0, DMDConfig().vsd_weight):
+            raise ValueError(
+                f"expected no dmd.vsd_weight with method=ladd, which has no VSD loss, got {cfg.dmd.vsd_weight}; leave "
+                "it out, or set method=dmd2"
+            )
         gan = cfg.dmd.gan_loss_weight_gen or 1.0
         changed = {"vsd_weight": 0.0, "gan_loss_weight_gen": gan}
         if cfg.dmd.gan_features == "fake_score":
@@ -73,6 +78,12 @@ def guided_teacher(cfg: DistillConfig, network: nn.Module, data: Data) -> nn.Mod
     return GuidedNetwork(network, guidance, null, pred_type=dmd.pred_type).eval()
 
 
+def new_discriminator(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond) -> nn.Module:
+    """The discriminator that `cfg.dmd` asks for, untrained."""
+    on_samples, blocks = cfg.dmd.gan_features == "sample", cfg.dmd.gan_blocks or None
+    return discriminator_for(teacher, x0, cond, on_samples=on_samples, blocks=blocks, seed=cfg.seed)
+
+
 def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *, processes: int = 1) -> None:
     """Refuse a distillation that could not be carried to its end as configured.
 
@@ -93,6 +104,7 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *
         raise ValueError(
             f"expected keep to be best or a stage that runs ({', '.join(map(str, stages))}), got {cfg.keep}"
         )
+    _check_used(cfg)
     if (dmd.guidance_scale is None) != (cfg.teacher.null_cond is None):
         raise ValueError(
             "expected dmd.guidance_scale and teacher.null_cond (what to guide away from: zeros, or a file) both or "
@@ -117,7 +129,7 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *
     if matches and dmd.gan_features == "fake_score" and not dmd.vsd_weight:
         raise ValueError("expected dmd.gan_features teacher or sample with dmd.vsd_weight=0, which has no fake score")
     if matches and dmd.trains_discriminator:
-        discriminator_for(teacher, x0, cond, on_samples=dmd.gan_features == "sample", blocks=dmd.gan_blocks or None)
+        new_discriminator(cfg, teacher, x0, cond)
     if train.steps and cfg.method == "consistency" and dmd.t_list[0] < ConsistencyDistillation.least_first_rung:
         least = ConsistencyDistillation.least_first_rung
         raise ValueError(f"expected dmd.t_list[0] >= {least} for method=consistency, got {dmd.t_list[0]}")
@@ -131,6 +143,31 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *
             raise ValueError(f"{hint}: {error}") from error
         if torch.equal(early, late):
             raise ValueError(f"{hint}: this one answers the same at t = {rungs - 0.5} and {rungs - 0.25}")
+
+
+def _check_used(cfg: DistillConfig) -> None:
+    """Refuse what is asked of losses that the method does not train."""
+    dmd, method = cfg.dmd, cfg.method
+    # Of methods that train nothing else; LADD's own, and what VSD needs, is refused before.
+    weights = ("gan_loss_weight_gen", "gan_r1_reg_weight", "gan_r2_reg_weight", "real_data_weight", "kd_weight")
+    if method in ("kd", "consistency"):
+        if unused := [f"{name}={getattr(dmd, name):g}" for name in weights if getattr(dmd, name)]:
+            raise ValueError(
+                f"expected no weight of a loss that method={method} does not train, got dmd.{', dmd.'.join(unused)}; "
+                "set it to 0, or method=dmd2"
+            )
+    if method != "dmd2" and dmd.f_divergence != "reverse_kl":
+        raise ValueError(
+            f"expected dmd.f_divergence=reverse_kl with method={method}, which has no VSD loss to weigh, got "
+            f"{dmd.f_divergence}; or set method=dmd2"
+        )
+    if method == "dmd2" and not dmd.vsd_weight:
+        asked = {"fake_score_weight": dmd.fake_score_weight, "fake_score_pred_type": dmd.fake_score_pred_type}
+        if unused := [f"{name}={value}" for name, value in asked.items() if value not in (None, "none")]:
+            raise ValueError(
+                f"expected no dmd.{' and dmd.'.join(unused)} with dmd.vsd_weight=0, without which no fake score is "
+                "trained; leave it out, or set dmd.vsd_weight > 0"
+            )
 
 
 @torch.no_grad()
@@ -191,7 +228,11 @@ def plan_distillation(cfg: DistillConfig) -> str:
     parts = [("teacher", teacher, _FROZEN), ("student", teacher, _TRAINED_EMA)]
     if cfg.train.steps and cfg.method == "dmd2" and cfg.dmd.vsd_weight:
         parts.append(("fake score", teacher, _TRAINED))
-    pair_bytes = cfg.train.kd_pairs * (len(cfg.dmd.t_list)) * x0[0].numel() * 4 if cfg.train.kd_steps else 0
+    matches = bool(cfg.train.steps) and cfg.method in ("dmd2", "ladd")
+    if matches and cfg.dmd.trains_discriminator:
+        parts.append(("discriminator", new_discriminator(cfg, teacher, x0, cond), _TRAINED))
+    paired = cfg.train.kd_steps or (matches and cfg.dmd.kd_weight)
+    pair_bytes = cfg.train.kd_pairs * (len(cfg.dmd.t_list)) * x0[0].numel() * 4 if paired else 0
     plan = _plan(parts, {"data": _bytes(x0, cond), "teacher pairs": pair_bytes})
     return "\n".join([dump_yaml(cfg) + plan, "", *notes])
 

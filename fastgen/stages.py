@@ -159,10 +159,15 @@ class TrainedNetwork:
 
 
 class Stage(Protocol):
-    """One part of a run: `steps` calls of `update`."""
+    """One part of a run: `steps` calls of `update`. A class that says so inherits what it need not offer.
+
+    Attributes:
+        warmup: first updates that leave the network of `averaged` as it was.
+    """
 
     name: str
     steps: int
+    warmup: int = 0
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         """Do update `step` and return what is worth logging."""
@@ -176,8 +181,12 @@ class Stage(Protocol):
         """The network whose quality the stage is about, with EMA weights."""
         ...
 
+    def diagnose(self, step: int) -> dict[str, float | list[float]]:
+        """What is logged beside the scores after `step` updates, drawn from generators of its own; nothing: {}."""
+        return {}
 
-class FlowMatching:
+
+class FlowMatching(Stage):
     """Flow matching on data: regress v(x_t, t, cond) on eps - x0 (Lipman et al. 2023, arXiv:2210.02747)."""
 
     name = "flow_matching"
@@ -211,7 +220,7 @@ class FlowMatching:
         return self.network.averaged()
 
 
-class KnowledgeDistillation:
+class KnowledgeDistillation(Stage):
     """Regress the student on the teacher's ODE pairs, over all rungs of `t_list` (see :mod:`fastgen.kd`)."""
 
     name = "kd"
@@ -282,7 +291,7 @@ class Judge(NamedTuple):
         return range(first, first + self.turns)
 
 
-class DistributionMatching:
+class DistributionMatching(Stage):
     """DMD2, or the GAN alone (LADD): warm-up of fake score and discriminator, then they and the student take turns.
 
     After every student update come `fake_steps_per_student_step` updates of the fake score and
@@ -386,7 +395,7 @@ class DistributionMatching:
         return self.student.averaged()
 
 
-class ConsistencyDistillation:
+class ConsistencyDistillation(Stage):
     """One answer along each trajectory of the teacher, from data and one teacher step (see
     :mod:`fastgen.consistency`).
 

@@ -90,9 +90,8 @@ class Trainer:
 
     Every `evaluate_every` updates and at its end a stage is validated: the averaged weights are scored, the best of
     them kept, warnings said in plain words (see :class:`fastgen.validation.Progress`) and, with `patience`, the stage
-    ended early. A stage may offer `diagnose(step) -> {name: number or list of numbers}`, logged beside the scores as
-    "diagnostics"; it must draw from generators of its own only. The first `warmup` updates of a stage that has this
-    attribute leave its network as it was: validations of them are neither candidates nor a loss of patience.
+    ended early. What a stage's `diagnose` says is logged beside the scores as "diagnostics". The first `warmup` updates
+    of a stage leave its network as it was: validations of them are neither candidates nor a loss of patience.
 
     Args:
         stages: name -> factory of the stage. A factory is called when its stage begins, so that it sees the result of
@@ -125,6 +124,12 @@ class Trainer:
         self._stop: int | None = None
         if resume and (found := load_newest_checkpoint(run_dir)) is not None:
             self._tensors, meta = found
+            needed = ("position", "step", "iteration", "scores", "seconds", "progress")
+            if missing := [key for key in needed if key not in meta]:
+                raise ValueError(
+                    f"expected a checkpoint of this version in {run_dir}, got one of another, without "
+                    f"{', '.join(missing)}; go on with the version that wrote it, or start again in a new folder"
+                )
             self.position, self.step, self.iteration = meta["position"], meta["step"], meta["iteration"]
             self.scores, self.seconds = meta["scores"], meta["seconds"]
             self.progress = {name: Progress(**fields) for name, fields in meta["progress"].items()}
@@ -180,7 +185,7 @@ class Trainer:
             watch.lap()
             last = self.step == stage.steps
             # The end of a warm-up shows whether judges see anything, before the student follows them.
-            if self.step % loop.evaluate_every == 0 or last or self.step == getattr(stage, "warmup", 0):
+            if self.step % loop.evaluate_every == 0 or last or self.step == stage.warmup:
                 shown = self._validate(stage)
                 watch.restart()  # validation is not training time
             if self.step % loop.log_every == 0 or last or shown:
@@ -202,16 +207,16 @@ class Trainer:
         """Score the stage's averaged weights, keep them if they are the best; returns what is worth logging."""
         network, progress = stage.averaged(), self.progress[stage.name]
         scores = self.scores[stage.name] = self._agreed(self.evaluate(network))
-        warnings = progress.add(self.step, scores, trained=self.step > getattr(stage, "warmup", 0))
+        warnings = progress.add(self.step, scores, trained=self.step > stage.warmup)
         if self.loop.keep_best and progress.best_step == self.step and self.accelerator.is_main_process:
             save_tensors(self._best_path(stage.name), network.state_dict())
         row: dict[str, Any] = dict(scores)
         # Before the first update fake score and teacher are one: there is nothing to see.
-        if self.step and (diagnose := getattr(stage, "diagnose", None)) is not None:
-            row["diagnostics"] = diagnose(self.step)
+        if self.step and (found := stage.diagnose(self.step)):
+            row["diagnostics"] = found
             # Later a discriminator at chance may be one that the student has caught up with.
-            if self.step == getattr(stage, "warmup", 0):
-                warnings = warnings + progress.judge(self.step, row["diagnostics"])
+            if self.step == stage.warmup:
+                warnings = warnings + progress.judge(self.step, found)
         if warnings:
             row["warnings"] = warnings
         if progress.out_of_patience(self.loop.patience) and self.step < stage.steps:

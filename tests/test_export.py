@@ -184,6 +184,17 @@ def test_a_network_is_replaced_together_with_its_scores(tmp_path):
     assert sorted(os.listdir(tmp_path / "t")) == ["config.json", "model.safetensors"]
 
 
+def test_the_card_says_what_is_known_of_guidance(tmp_path):
+    """An earlier export holds the scale alone."""
+    for name, more, said in (
+        ("old", {}, "| guidance trained in | scale 2.5 |"),
+        ("new", {"guidance_interval": [0.0, 0.8], "guidance_null_cond": "null.npz"}, "to 0.8, away from null.npz"),
+    ):
+        export_(tmp_path / name, equivariant(), description={"guidance_scale": 2.5, **more})
+        assert said in (tmp_path / name / "README.md").read_text()
+        assert load_student(tmp_path / name).config["description"] == {"guidance_scale": 2.5, **more}
+
+
 def test_the_card_says_how_to_load_it(tmp_path):
     scores = {"1": {"success": 0.99, "energy_ratio": 1.1}, "2": {"success": 0.999}}
     export_(tmp_path / "s", equivariant(), description={"summary": "Drives round a block.", "scores": scores})

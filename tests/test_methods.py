@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_trainer import Pulled, train, weights
-from toy import ToyTask, ToyTeacher, toy_config
+from test_trainer import train, weights
+from toy import EVERYTHING, ToyTask, ToyTeacher, plug_pulled, toy_config
 
 from fastgen import load_student
 from fastgen.config import DistillConfig
@@ -18,22 +18,6 @@ from fastgen.planning import guided_teacher, with_method
 from fastgen.stages import ConsistencyDistillation, DistributionMatching
 from fastgen.trainer import read_log
 
-EVERYTHING = {
-    "student_steps": 2,
-    "fake_score_warmup_steps": 4,
-    "vsd_norm": "rms",
-    "gan_loss_weight_gen": 0.1,
-    "gan_loss": "relativistic",
-    "gan_r1_reg_weight": 0.1,
-    "gan_r2_reg_weight": 0.1,
-    "gan_disc_warmup_steps": 3,
-    "gan_disc_steps_per_student_step": 2,
-    "gan_blocks": ["linear"],
-    "real_data_weight": 0.5,
-    "kd_weight": 0.2,
-    "guidance_scale": 1.5,
-    "guidance_interval": [0.1, 0.9],
-}
 LADD = {
     "student_steps": 2,
     "gan_disc_warmup_steps": 2,
@@ -68,10 +52,14 @@ def test_every_method_ends_in_a_student_and_a_report_of_its_stages(tmp_path, cas
     assert {row["stage"] for row in read_log(run)} == set(stages)
     student = load_student(run / "student", network=ToyTeacher())
     assert student.sample(torch.zeros(1, 1, 2), num_samples=3).isfinite().all()
+    guidance = {name: value for name, value in student.config["description"].items() if "guidance" in name}
+    card = (run / "student" / "README.md").read_text()
     if dmd is EVERYTHING:
-        assert student.config["description"]["guidance_scale"] == 1.5
+        trained = {"scale": 1.5, "interval": [0.1, 0.9], "rescale": 0.3, "null_cond": "zeros"}
+        assert guidance == {f"guidance_{name}": value for name, value in trained.items()}
+        assert "| guidance trained in | scale 1.5, for t from 0.1 to 0.9, rescaled by 0.3, away from zeros |" in card
     else:
-        assert "guidance_scale" not in student.config["description"]
+        assert not guidance and "guidance" not in card
 
 
 STOPS = [(DistributionMatching, "dmd2", EVERYTHING, 1), (DistributionMatching, "dmd2", EVERYTHING, 7)]
@@ -79,19 +67,10 @@ STOPS += [(DistributionMatching, "ladd", LADD, 4), (ConsistencyDistillation, "co
 
 
 @pytest.mark.parametrize(("stage", "method", "dmd", "step"), STOPS)
-def test_with_every_branch_on_a_resumed_run_is_an_uninterrupted_one(tmp_path, monkeypatch, stage, method, dmd, step):
+def test_with_every_branch_on_a_resumed_run_is_an_uninterrupted_one(tmp_path, stage, method, dmd, step):
     train(config(tmp_path / "whole", method, dmd))
-    update = stage.update
-
-    def pull(self, at):
-        if at == step:
-            raise Pulled
-        return update(self, at)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "update", pull)
-        with pytest.raises(Pulled):
-            train(config(tmp_path / "stopped", method, dmd))
+    with plug_pulled(stage, step):
+        train(config(tmp_path / "stopped", method, dmd))
     train(config(tmp_path / "stopped", method, dmd, resume=True))
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     assert whole.keys() == resumed.keys() and len(whole) > 3
@@ -123,6 +102,10 @@ def test_the_guided_teacher_is_what_is_distilled(tmp_path):
     assert all(torch.equal(value, ToyTeacher().state_dict()[name]) for name, value in state.items())
 
 
+JS = {"f_divergence": "js", "gan_t": {"min_t": 0.02, "max_t": 0.98}}
+NO_VSD = {"vsd_weight": 0, "real_data_weight": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -134,6 +117,16 @@ def test_the_guided_teacher_is_what_is_distilled(tmp_path):
             "no fake",
         ),
         ({"method": "kd", "keep": "dmd"}, r"a stage that runs \(kd\), got dmd"),
+        *(
+            ({"method": method, "dmd": {name: 0.5}}, f"method={method} does not train, got dmd.{name}=0.5; set it to 0")
+            for method in ("kd", "consistency")
+            for name in ("kd_weight", "gan_loss_weight_gen", "real_data_weight")
+        ),
+        ({"method": "kd", "dmd": JS}, "f_divergence=reverse_kl with method=kd"),
+        ({"method": "ladd", "dmd": JS}, "f_divergence=reverse_kl with method=ladd"),
+        ({"method": "ladd", "dmd": {"vsd_weight": 0.5}}, "expected no dmd.vsd_weight with method=ladd"),
+        ({"dmd": {**NO_VSD, "fake_score_weight": "sigma"}}, "no dmd.fake_score_weight=sigma with dmd.vsd_weight=0"),
+        ({"dmd": {**NO_VSD, "fake_score_pred_type": "x0"}}, "no dmd.fake_score_pred_type=x0 with dmd.vsd_weight=0"),
         ({"method": "consistency", "dmd": {"t_list": [0.5, 0.0]}}, r"expected .*\.9"),
     ],
 )

@@ -23,7 +23,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from toy import ToyTask, ToyTeacher, toy_config
+from toy import FAR, ToyTask, ToyTeacher, toy_config, with_everything
 
 from fastgen import load_student
 from fastgen.checkpoint import checkpoint_folders
@@ -468,31 +468,52 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from accelerate import debug_launcher
 from fastgen.distillation import distill
-from toy import ToyTask, ToyTeacher, toy_config
+from toy import FAR, ToyTask, ToyTeacher, toy_config, with_everything
 
 def job():
-    distill(toy_config("two"), teacher=ToyTeacher(), task=ToyTask())
+    for make, name in ((toy_config, "plain"), (with_everything, "everything")):
+        distill(make(f"two/{{name}}", **FAR), teacher=ToyTeacher(), task=ToyTask())
 
 if __name__ == "__main__":
     debug_launcher(job, num_processes=2)
 """
 
 
-def test_two_processes_make_the_student_of_one(tmp_path):
-    (tmp_path / "job.py").write_text(TWO)
-    done = python("job.py", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """A folder with runs of two processes, `plain` and with `everything`."""
+    folder = tmp_path_factory.mktemp("two-processes")
+    (folder / "job.py").write_text(TWO)
+    done = python("job.py", cwd=folder)
     assert done.returncode == 0, done.stderr
-    distill(toy_config(tmp_path / "one"), teacher=ToyTeacher(), task=ToyTask())
-    distill(toy_config(tmp_path / "other").model_copy(update={"seed": 1}), teacher=ToyTeacher(), task=ToyTask())
-    for file in ("pairs.safetensors", "stages/kd.safetensors", "stages/dmd.safetensors"):
-        one, two, other = (load_file(tmp_path / name / file) for name in ("one", "two", "other"))
-        assert one.keys() == two.keys()
+    return folder / "two"
+
+
+@pytest.mark.parametrize(("make", "name"), [(toy_config, "plain"), (with_everything, "everything")])
+def test_two_processes_make_the_student_of_one(tmp_path, two, make, name):
+    distill(make(tmp_path / "one", **FAR), teacher=ToyTeacher(), task=ToyTask())
+    distill(make(tmp_path / "other", **FAR).model_copy(update={"seed": 1}), teacher=ToyTeacher(), task=ToyTask())
+    folders = (tmp_path / "one", two / name, tmp_path / "other")
+    # The last checkpoint with tensors holds fake score and discriminator beside the student.
+    newest = max(file.parent.name for file in folders[0].glob("checkpoints/*/*.safetensors") if load_file(file))
+    judges = f"checkpoints/{newest}/state.safetensors"
+    parts = {key.partition(".")[0] for key in load_file(folders[0] / judges)}
+    assert {"student", "fake_score"} <= parts and ("discriminator" in parts) == (name == "everything")
+    for file in ("pairs.safetensors", "stages/kd.safetensors", "stages/dmd.safetensors", judges):
+        one, both, other = (load_file(folder / file) for folder in folders)
+        assert one.keys() == both.keys()
         for key, value in one.items():
             # Two halves of a batch add up to the whole but for rounding; another seed shows how far apart runs can be.
-            distance, scale = ((value - run[key]).abs().max() for run in (two, other))
-            assert distance <= 1e-3 * scale
-    rows = [[(row["stage"], row["step"]) for row in read_log(tmp_path / name)] for name in ("one", "two")]
+            distance, scale = ((value.double() - run[key]).abs().max() for run in (both, other))
+            assert distance <= 1e-3 * scale, f"{file}: {key}"
+    logs = [read_log(folder) for folder in folders[:2]]
+    rows = [[(row["stage"], row["step"]) for row in log] for log in logs]
     assert rows[0] == rows[1]  # one process logs, as often as one alone
+    found = [[row["diagnostics"] for row in log if "diagnostics" in row] for log in logs]
+    assert found[0] and [list(row) for row in found[0]] == [list(row) for row in found[1]]
+    for one, both in zip(*found, strict=True):
+        for key, values in one.items():
+            assert np.asarray(both[key]) == pytest.approx(np.asarray(values), rel=1e-3, abs=1e-4), key
 
 
 # ---- Refused ------------------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from toy import ToyTask, ToyTeacher, toy_config
+from toy import Pulled, ToyTask, ToyTeacher, plug_pulled, toy_config
 
 from fastgen.checkpoint import checkpoint_folders, load_newest_checkpoint, load_tensors
 from fastgen.config import LoopConfig
 from fastgen.distillation import Distillation
 from fastgen.runs import claim_run, open_run
-from fastgen.stages import DistributionMatching, KnowledgeDistillation
+from fastgen.stages import DistributionMatching, KnowledgeDistillation, Stage
 from fastgen.trainer import Stopwatch, Trainer, read_log, start_accelerator
 
 
@@ -38,26 +38,13 @@ def uninterrupted(tmp_path_factory) -> Path:
     return run_dir
 
 
-class Pulled(Exception):
-    """The plug."""
-
-
 @pytest.mark.parametrize(
     ("stage", "step"),
     [(KnowledgeDistillation, 1), (KnowledgeDistillation, 5), (DistributionMatching, 2), (DistributionMatching, 7)],
 )
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, monkeypatch, stage, step):
-    update = stage.update
-
-    def pull(self, at):
-        if at == step:
-            raise Pulled
-        return update(self, at)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "update", pull)
-        with pytest.raises(Pulled):
-            train(toy_config(tmp_path))
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, stage, step):
+    with plug_pulled(stage, step):
+        train(toy_config(tmp_path))
     train(toy_config(tmp_path).model_copy(update={"resume": True}))
     whole, resumed = weights(uninterrupted), weights(tmp_path)
     assert whole.keys() == resumed.keys() and any(key.startswith("dmd") for key in whole)
@@ -91,23 +78,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, uninterrupted, monkeypatch
     assert all(torch.equal(v, weights(tmp_path)[k]) for k, v in weights(uninterrupted).items())
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, uninterrupted, monkeypatch, caplog):
-    update = DistributionMatching.update
-
-    def pull(self, at):
-        if at == 7:
-            raise Pulled
-        return update(self, at)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DistributionMatching, "update", pull)
-        with pytest.raises(Pulled):
-            train(toy_config(tmp_path))
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, uninterrupted, caplog):
+    with plug_pulled(DistributionMatching, 7):
+        train(toy_config(tmp_path))
     newest = checkpoint_folders(tmp_path)[-1] / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-3])
     train(toy_config(tmp_path).model_copy(update={"resume": True}))
     assert "damaged" in caplog.text
     assert all(torch.equal(v, weights(tmp_path)[k]) for k, v in weights(uninterrupted).items())
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_what_it_lacks(tmp_path):
+    with pytest.raises(Pulled):
+        follow(tmp_path, SCORES, pull_at=6)
+    newest = checkpoint_folders(tmp_path)[-1] / "state.json"
+    meta = json.loads(newest.read_text())
+    del meta["progress"], meta["seconds"]
+    newest.write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="got one of another, without seconds, progress; go on with the version"):
+        follow(tmp_path, SCORES, resume=True)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, uninterrupted):
@@ -176,7 +165,7 @@ def test_a_stopwatch_adds_up_its_laps_and_leaves_out_what_a_restart_forgets(monk
 NAN = float("nan")
 
 
-class Counter:
+class Counter(Stage):
     """A stage whose only weight is the number of its updates, so that a network says when it was."""
 
     def __init__(self, name: str = "dmd", steps: int = 8, warmup: int = 0) -> None:

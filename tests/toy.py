@@ -3,6 +3,10 @@ waypoints."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +70,61 @@ def toy_config(run_dir, **train) -> DistillConfig:
             "train": {**loop, "evaluate_every": 4, "log_every": 2, "threads": 1, **train},
         }
     )
+
+
+# Each of DMD's branches on, as `dmd` of a config.
+EVERYTHING = {
+    "student_steps": 2,
+    "fake_score_warmup_steps": 4,
+    "vsd_norm": "rms",
+    "f_divergence": "forward_kl",
+    "gan_loss_weight_gen": 0.1,
+    "gan_t": {"time_dist_type": "uniform", "min_t": 0.02, "max_t": 0.98},
+    "gan_r1_reg_weight": 0.1,
+    "gan_r2_reg_weight": 0.1,
+    "gan_disc_warmup_steps": 3,
+    "gan_disc_steps_per_student_step": 2,
+    "gan_blocks": ["linear"],
+    "real_data_weight": 0.5,
+    "kd_weight": 0.2,
+    "guidance_scale": 1.5,
+    "guidance_interval": [0.1, 0.9],
+    "guidance_rescale": 0.3,
+}
+
+
+# Rates at which a few updates go as far as from one seed to another; those of a warm-up leave everything where it was.
+FAR = {
+    "student_optimizer": {"lr": 0.01, "warmup_steps": 0},
+    "fake_score_optimizer": {"lr": 0.01, "warmup_steps": 0},
+    "discriminator_optimizer": {"lr": 0.03},
+}
+
+
+def with_everything(run_dir, **train) -> DistillConfig:
+    """`toy_config` with `EVERYTHING`."""
+    values = toy_config(run_dir, **train).model_dump() | {"dmd": EVERYTHING}
+    values["teacher"]["null_cond"] = "zeros"
+    return DistillConfig.model_validate(values)
+
+
+class Pulled(Exception):
+    """The plug."""
+
+
+@contextlib.contextmanager
+def plug_pulled(stage: type, step: int) -> Iterator[None]:
+    """Inside, a run that comes to update `step` of a stage of this class ends there with `Pulled`, and has to."""
+    update = stage.update
+
+    def pull(self, at):
+        if at == step:
+            raise Pulled
+        return update(self, at)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Pulled):
+        patch.setattr(stage, "update", pull)
+        yield
 
 
 class PointTeacher(nn.Module):
