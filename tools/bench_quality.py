@@ -17,6 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from bench_bars import bars_of
+
+from fastgen import load_student
+from fastgen.data.ring import succeeds
+from fastgen.data.ring_task import RingTask
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
 
@@ -34,6 +41,9 @@ FAR = ["train.student_optimizer.lr=0.002", "train.student_optimizer.warmup_steps
 NO_VSD = ["dmd.vsd_weight=0"]
 
 
+PATHS = ("energy_ratio", "success", "mode_error", "clearance", "spread")
+
+
 class Case(NamedTuple):
     """A task with a teacher, and recipes to compare on it.
 
@@ -42,43 +52,41 @@ class Case(NamedTuple):
         rows: name -> overrides.
         weak: overrides of the training of a weak teacher, with its config; None: the shipped teacher.
         scores: what the table shows.
+        teachers: row -> further overrides of its own weak teacher, one trained with each seed; {}: all share one.
     """
 
     config: str
     rows: dict[str, list[str]]
     weak: tuple[str, list[str]] | None = None
-    scores: tuple[str, ...] = ("energy_ratio", "success", "mode_error", "clearance", "spread")
+    scores: tuple[str, ...] = PATHS
+    teachers: dict[str, list[str]] = {}
 
 
 POINTS = ("energy_distance", "success", "coverage", "spread", "mode_error")
+# All scores of a weak teacher that its students' tables need: each call is over thousands of paths.
+FEW_CALLS = ["calls=[100]", "ab2_calls=[8]"]
+DATA = ["dmd.real_data_weight=1"]
+POINT_DATA = [
+    *DATA,
+    "dmd.real_data_kernel=mmd",
+    "dmd.real_data_conditional=false",
+    "dmd.real_data_samples=256",
+]
+DMD = ["train.steps=300"]
+FOUR = ["dmd.student_steps=4", "train.kd_steps=3000"]  # each rung of four is easier to learn
 CASES = {
     "modes": Case(
         "modes.yaml",
         {
-            "KD": [],
-            "KD + DMD": ["train.steps=300"],
-            "KD + DMD + KD loss": ["train.steps=300", "dmd.kd_weight=0.25"],
-            "KD + DMD + data": [
-                "train.steps=300",
-                "dmd.real_data_weight=1",
-                "dmd.real_data_kernel=mmd",
-                "dmd.real_data_conditional=false",
-                "dmd.real_data_samples=128",
-            ],
-            "consistency": [
-                "method=consistency",
-                "train.kd_steps=0",
-                "train.steps=1900",
-                "train.student_optimizer.lr=0.002",
-            ],
+            "KD + DMD": DMD,
+            "KD + DMD + KD loss": [*DMD, "dmd.kd_weight=0.25"],
         },
         scores=POINTS,
     ),
     "weak modes": Case(
         "modes.yaml",
         {
-            "KD": ["train.kd_steps=600"],
-            "KD + DMD": ["train.kd_steps=600", "train.steps=300"],
+            "KD + DMD": ["train.kd_steps=600", *DMD],
             "KD + GAN": [
                 "train.kd_steps=600",
                 "method=ladd",
@@ -91,10 +99,7 @@ CASES = {
                 "train.kd_steps=600",
                 "train.steps=2000",
                 "train.batch_size=256",
-                "dmd.real_data_weight=1",
-                "dmd.real_data_kernel=mmd",
-                "dmd.real_data_conditional=false",
-                "dmd.real_data_samples=256",
+                *POINT_DATA,
                 *NO_VSD,
                 *FAR,
                 "train.student_optimizer.betas=[0.9, 0.99]",
@@ -104,30 +109,48 @@ CASES = {
         ("modes-teacher.yaml", ["train.steps=425", "train.optimizer.final_lr_ratio=0.85"]),
         POINTS,
     ),
+    "ring": Case(
+        "ring.yaml",
+        {
+            "KD": [],
+            "KD + DMD + KD loss": [*DMD, "dmd.kd_weight=0.25", "train.kd_steps=4000"],
+            "KD, 4 steps": FOUR,
+        },
+    ),
     "two rings": Case(
         "two-rings.yaml",
         {
             "1 step": [],
-            "4 steps": ["dmd.student_steps=4"],
+            "4 steps": FOUR,
         },
     ),
     "weak ring": Case(
         "ring.yaml",
         {
-            "KD": ["train.kd_steps=2000", "train.steps=0"],
+            "KD + data": ["train.kd_steps=2000", "train.steps=1000", *DATA, *NO_VSD, *FAR],
             "KD + GAN + data": [
                 "train.kd_steps=2000",
                 "train.steps=500",
                 "dmd.gan_loss_weight_gen=1",
-                "dmd.real_data_weight=1",
+                *DATA,
                 *NO_VSD,
                 *ON_FEATURES,
                 *FAR,
                 "train.student_optimizer.lr=0.0005",
             ],
-            "KD + data": ["train.kd_steps=2000", "train.steps=1000", "dmd.real_data_weight=1", *NO_VSD, *FAR],
         },
-        ("ring-teacher.yaml", ["train.steps=2000", "train.optimizer.final_lr_ratio=0.85"]),
+        ("ring-teacher.yaml", ["train.steps=2000", "train.optimizer.final_lr_ratio=0.85", *FEW_CALLS]),
+    ),
+    # A twentieth of the demonstrations, drawn anew with each seed, as is the teacher.
+    "little data": Case(
+        "ring.yaml",
+        {name: ["train.kd_steps=1500", "train.kd_pairs=16000", "data.size=200"] for name in ("equivariant", "dense")},
+        (
+            "ring-teacher.yaml",
+            ["train.steps=2000", "train.ema_decay=0.99", "data.size=200", "calls=[]", "ab2_calls=[16]"],
+        ),
+        (*PATHS, "kept"),
+        {"equivariant": [], "dense": ["model.equivariant=false"]},
     ),
 }
 
@@ -137,18 +160,27 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
     result = {}
     for name in cases:
         case, folder = CASES[name], out_dir / name.replace(" ", "-")
-        teacher = [] if case.weak is None else weak_teacher(folder / "teacher", *case.weak)
+        teacher = [] if case.weak is None or case.teachers else weak_teacher(folder / "teacher", *case.weak)
         rows: dict[str, Any] = {}
         reports: list[dict[str, Any]] = []
         for row, overrides in case.rows.items():
-            label = row.replace(" ", "").replace("+", "-")
-            reports = [
-                distil(folder / f"{label}-{seed}", case.config, [f"seed={seed}", *teacher, *overrides])
-                for seed in seeds
-            ]
+            label, reports = row.translate({ord(" "): None, ord("+"): "-", ord(","): "-"}), []
+            for seed in seeds:
+                run, drawn = folder / f"{label}-{seed}", [f"seed={seed}"]
+                if case.teachers and case.weak is not None:
+                    drawn.append(f"data.seed={seed}")
+                    config, trained = case.weak
+                    teacher = weak_teacher(Path(f"{run}-teacher"), config, [*drawn, *trained, *case.teachers[row]])
+                reports.append(distil(run, case.config, [*drawn, *teacher, *overrides]))
+                if "kept" in case.scores:
+                    reports[-1]["kd"]["1"]["kept"] = kept_when_turned(run / "student")
             rows[row] = summary(reports)
         result[name] = {"rows": rows, "teacher": reports[0]["teacher"], "floor": reports[0]["floor"]}
         show(name, case.scores, result[name])
+        bars = bars_of(name, result[name])
+        for bar, found in bars.items():
+            print(f"{'met   ' if found.met() else 'MISSED'} {bar}: {found.got:.4f} against {found.bar:.4f}", flush=True)
+        result[name]["bars"] = {bar: {**found._asdict(), "met": found.met()} for bar, found in bars.items()}
     return result
 
 
@@ -156,7 +188,24 @@ def weak_teacher(folder: Path, config: str, overrides: list[str]) -> list[str]:
     """Train a teacher; returns the overrides that distil it."""
     if not (folder / "teacher" / "model.safetensors").exists():
         call("train_teacher.py", config, [f"run_dir={folder}", "train.threads=1", *overrides], folder)
-    return [f"teacher.folder={folder / 'teacher'}"]
+    asked = [f"teacher.{text}" for text in overrides if text.split("=")[0] in ("calls", "ab2_calls")]
+    return [f"teacher.folder={folder / 'teacher'}", *asked]
+
+
+def kept_when_turned(folder: Path) -> float:
+    """Of the paths of the exported ring student in `folder` that succeed, the share that still does when scene and
+    noise are turned or mirrored, over the seven elements of D4 that move anything."""
+    student, (references, noise) = load_student(folder), RingTask()._references("all")
+    Z = references.Z.repeat_interleave(RingTask.SAMPLES, 0).float()
+
+    def succeed(g: torch.Tensor) -> torch.Tensor:
+        return succeeds(student.sample(Z @ g.T, noise=noise @ g.T), (Z @ g.T).double())
+
+    quarter, mirror = torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.diag(torch.tensor([1.0, -1.0]))
+    turns = [torch.linalg.matrix_power(quarter, k) for k in range(4)]
+    before = succeed(turns[0])
+    after = torch.stack([succeed(g) for g in (*turns[1:], *(turn @ mirror for turn in turns))])
+    return float(after[:, before].double().mean())
 
 
 def distil(folder: Path, config: str, overrides: list[str]) -> dict[str, Any]:
