@@ -65,14 +65,14 @@ class Case(NamedTuple):
 POINTS = ("energy_distance", "success", "coverage", "spread", "mode_error")
 # All scores of a weak teacher that its students' tables need: each call is over thousands of paths.
 FEW_CALLS = ["calls=[100]", "ab2_calls=[8]"]
-DATA = ["method=dmd2", "dmd.real_data_weight=1"]
+DATA = ["dmd.real_data_weight=1"]
 POINT_DATA = [
     *DATA,
     "dmd.real_data_kernel=mmd",
     "dmd.real_data_conditional=false",
     "dmd.real_data_samples=256",
 ]
-DMD = ["method=dmd2"]
+DMD = ["train.steps=300"]
 FOUR = ["dmd.student_steps=4", "train.kd_steps=3000"]  # each rung of four is easier to learn
 CASES = {
     "modes": Case(
