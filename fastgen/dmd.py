@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -484,20 +484,21 @@ class DMDPipeline:
         samples they are compared with): differentiable in the input, but not in any judge's weights."""
         # Frozen rather than no_grad: this gradient goes through both networks into the sample. The discriminator is
         # called without its wrapper: its weights get no gradient here, so there is nothing to synchronise.
-        discriminator = None if self.discriminator is None else unwrap(self.discriminator)
+        if self.discriminator is None:
+            raise ValueError("expected a pipeline with discriminator=, got none")
+        discriminator = unwrap(self.discriminator)
         judges = (self.teacher, self.fake_score, discriminator)
         with frozen(*judges), evaluating(*judges):
             return self._logits(discriminator, self._features(x_t, t, cond, rung), t, cond, mask)
 
     def _features(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> list[Tensor]:
-        if self.features is None:
-            raise ValueError("expected a pipeline with discriminator=, got none")
+        assert self.features is not None  # whoever has a discriminator has its features
         with evaluating(self.teacher, self.fake_score):
             # The blocks of a fake score that is told the rung are those of its network, which reads it off the time.
             return self.features(x_t, t + rung if self._rung_features else t, cond)
 
     @staticmethod
-    def _logits(discriminator: Any, features: list[Tensor], t: Tensor, cond: Cond, mask: Tensor | None) -> Tensor:
+    def _logits(discriminator: nn.Module, features: list[Tensor], t: Tensor, cond: Cond, mask: Tensor | None) -> Tensor:
         return discriminator(features, t, cond) if mask is None else discriminator(features, t, cond, mask=mask)
 
     @staticmethod

@@ -178,8 +178,10 @@ def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
         hellinger    2 (1 - sqrt r)^2                sqrt r         squared Hellinger, up to its factor
 
     The weight is h(r) / h(1): 1 where the laws agree, as in the plain VSD, and without a mean over the batch, which
-    would depend on how many processes share it. Since E_student r = 1, the mean weight over the student's law is 1 for
-    forward_kl and jeffreys whatever the laws are, and at most 1 for js and hellinger, whose h is concave.
+    would depend on how many processes share it. Where E_student r = 1 (the student has samples wherever data are, and
+    no ratio is bounded), the mean weight over the student's law is 1 for forward_kl and jeffreys, and at most 1 for js
+    and hellinger, whose h is concave. Where a discriminator tells nearly all samples apart the weights of forward_kl
+    are nearly 0.
 
     Args:
         kind: one of `F_DIVERGENCES`.

@@ -148,9 +148,8 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *
 def _check_used(cfg: DistillConfig) -> None:
     """Refuse what is asked of losses that the method does not train."""
     dmd, method = cfg.dmd, cfg.method
-    # Of methods that train nothing else; LADD's own, and what VSD needs, is refused before.
-    weights = ("gan_loss_weight_gen", "gan_r1_reg_weight", "gan_r2_reg_weight", "real_data_weight", "kd_weight")
     if method in ("kd", "consistency"):
+        weights = ("gan_loss_weight_gen", "gan_r1_reg_weight", "gan_r2_reg_weight", "real_data_weight", "kd_weight")
         if unused := [f"{name}={getattr(dmd, name):g}" for name in weights if getattr(dmd, name)]:
             raise ValueError(
                 f"expected no weight of a loss that method={method} does not train, got dmd.{', dmd.'.join(unused)}; "

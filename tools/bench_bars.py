@@ -125,5 +125,5 @@ def _seconds(row: dict[str, Any], stage: str) -> float:
 
 
 def _training_seconds(task: str) -> float:
-    """What the shipped teacher's training took."""
+    """What the shipped teacher's training took: wall seconds, which is what its description records."""
     return float(json.loads((TEACHERS / task / "config.json").read_text(encoding="utf-8"))["description"]["seconds"])

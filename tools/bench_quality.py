@@ -39,8 +39,6 @@ ON_SAMPLES = [*GAN, "dmd.gan_features=sample", "dmd.gan_t={time_dist_type: unifo
 ON_FEATURES = [*GAN, "dmd.gan_loss=softplus", "dmd.gan_t={time_dist_type: uniform, min_t: 0.02, max_t: 0.3}"]
 FAR = ["train.student_optimizer.lr=0.002", "train.student_optimizer.warmup_steps=30", "dmd.ema.decay=0.995"]
 NO_VSD = ["dmd.vsd_weight=0"]
-
-
 PATHS = ("energy_ratio", "success", "mode_error", "clearance", "spread")
 
 
@@ -116,6 +114,7 @@ CASES = {
             "KD + DMD + KD loss": [*DMD, "dmd.kd_weight=0.25", "train.kd_steps=4000"],
             "KD, 4 steps": FOUR,
         },
+        scores=(*PATHS, "success_near", "spread_near"),
     ),
     "two rings": Case(
         "two-rings.yaml",
@@ -149,7 +148,7 @@ CASES = {
             "ring-teacher.yaml",
             ["train.steps=2000", "train.ema_decay=0.99", "data.size=200", "calls=[]", "ab2_calls=[16]"],
         ),
-        (*PATHS, "kept"),
+        (*PATHS, "success_near", "kept"),
         {"equivariant": [], "dense": ["model.equivariant=false"]},
     ),
 }
@@ -162,6 +161,7 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
         case, folder = CASES[name], out_dir / name.replace(" ", "-")
         teacher = [] if case.weak is None or case.teachers else weak_teacher(folder / "teacher", *case.weak)
         rows: dict[str, Any] = {}
+        teachers: dict[str, Any] = {}
         reports: list[dict[str, Any]] = []
         for row, overrides in case.rows.items():
             label, reports = row.translate({ord(" "): None, ord("+"): "-", ord(","): "-"}), []
@@ -175,7 +175,10 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
                 if "kept" in case.scores:
                     reports[-1]["kd"]["1"]["kept"] = kept_when_turned(run / "student")
             rows[row] = summary(reports)
-        result[name] = {"rows": rows, "teacher": reports[0]["teacher"], "floor": reports[0]["floor"]}
+            # Of teachers that are trained with each seed, the first one's.
+            own = f"{row}, " if case.teachers else ""
+            teachers |= {own + calls: scores for calls, scores in reports[0]["teacher"].items()}
+        result[name] = {"rows": rows, "teacher": teachers, "floor": reports[0]["floor"]}
         show(name, case.scores, result[name])
         bars = bars_of(name, result[name])
         for bar, found in bars.items():
