@@ -19,6 +19,7 @@ from .config import DistillConfig, DMDConfig, EMAConfig
 from .data import Task, build_data
 from .declarations import judge_declaration
 from .dmd import DMDPipeline, create_fake_score
+from .draws import Draws
 from .evaluation import (
     Sampler,
     chunk_rows,
@@ -39,11 +40,10 @@ from .sources import fit_to_teacher, load_run_student, load_teacher
 from .stages import (
     ConsistencyDistillation,
     DistributionMatching,
-    Draws,
     KnowledgeDistillation,
     Stage,
-    TrainedNetwork,
 )
+from .trained_network import TrainedNetwork
 from .trainer import Stopwatch, Trainer, read_log, start_accelerator
 from .validation import teacher_note
 

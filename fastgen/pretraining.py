@@ -14,11 +14,13 @@ from ._tensor import cond_text
 from .cli import validate
 from .config import DataConfig, EMAConfig, TrainTeacherConfig
 from .data import SampleData, Task, build_data
+from .draws import Draws
 from .evaluation import evaluate_teacher, teacher_sampler
 from .export import SCORES, load_network, save_network
 from .models import build_model
 from .runs import claim_run, open_run
-from .stages import Draws, FlowMatching, Stage, TrainedNetwork
+from .stages import FlowMatching, Stage
+from .trained_network import TrainedNetwork
 from .trainer import Trainer, start_accelerator
 
 _VALIDATION_CALLS = 8

@@ -7,155 +7,24 @@ run makes the very draws of an uninterrupted one.
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ._tensor import cond_to, expand_like, generator_for, map_tensors, take_rows
-from .checkpoint import add_prefix, flatten_optimizer, unflatten_optimizer, with_prefix
-from .config import DMDConfig, EMAConfig, OptimizerConfig, TeacherTrainConfig
+from ._tensor import cond_to, expand_like, map_tensors, take_rows
+from .config import DMDConfig, TeacherTrainConfig
 from .consistency import consistency_loss, consistency_times
 from .diagnostics import diagnose
 from .dmd import DMDPipeline, Generated
-from .ema import ExponentialMovingAverage
+from .draws import Draws
 from .flow_matching import add_noise, sample_timesteps
 from .kd import kd_loss
 from .losses import check_guidance, dsm_loss
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
+from .trained_network import TrainedNetwork
 
 DIAGNOSED_ROWS = 256
-
-
-class Draws:
-    """The random numbers of one stage, each a pure function of (seed, stage, step, name).
-
-    The whole global batch is drawn everywhere and sliced, so what a sample sees does not depend on the number of
-    processes.
-    """
-
-    def __init__(self, seed: int, stage: str, accelerator: Accelerator, batch_size: int) -> None:
-        world, rank = accelerator.num_processes, accelerator.process_index
-        if batch_size % world:
-            raise ValueError(f"expected train.batch_size divisible by the {world} processes, got {batch_size}")
-        self.seed, self.stage, self.device, self.batch_size = seed, stage, accelerator.device, batch_size
-        self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        self._rank = rank
-        self._epoch: tuple[int, Tensor] | None = None
-
-    def generator(self, step: int, name: str, *, shared: bool = True) -> torch.Generator:
-        """Fresh CPU generator; `shared` ones are equal on all processes."""
-        return generator_for(self.seed, self.stage, name, step, 0 if shared else self._rank)
-
-    def rows(self, step: int, n: int) -> Tensor:
-        """This process' share of the rows of batch `step`: epochs of shuffled rows, each row once an epoch."""
-        sample, last, parts = step * self.batch_size, (step + 1) * self.batch_size, []
-        while sample < last:
-            epoch, offset = divmod(sample, n)
-            take = min(n - offset, last - sample)
-            parts.append(self._permutation(epoch, n)[offset : offset + take])
-            sample += take
-        return torch.cat(parts)[self.slice]
-
-    def normal(self, step: int, name: str, shape: tuple[int, ...]) -> Tensor:
-        """This process' share of standard normal noise of the global batch; `shape` without the batch."""
-        noise = torch.randn(self.batch_size, *shape, generator=self.generator(step, name))
-        return noise[self.slice].to(self.device)
-
-    def uniform(self, step: int, name: str) -> Tensor:
-        """This process' share of uniform numbers in [0, 1)."""
-        return torch.rand(self.batch_size, generator=self.generator(step, name))[self.slice].to(self.device)
-
-    def integers(self, step: int, name: str, high: int) -> Tensor:
-        """This process' share of uniform integers in [0, high)."""
-        return torch.randint(high, (self.batch_size,), generator=self.generator(step, name))[self.slice]
-
-    def _permutation(self, epoch: int, n: int) -> Tensor:
-        if self._epoch is None or self._epoch[0] != epoch or len(self._epoch[1]) != n:
-            self._epoch = (epoch, torch.randperm(n, generator=self.generator(epoch, "rows")))
-        return self._epoch[1]
-
-
-class TrainedNetwork:
-    """A network with its optimiser, its learning-rate law and, if asked for, its EMA.
-
-    `total` updates make one cosine. An update whose gradient is not finite is skipped; `most_skipped` of them in a row
-    end the run with FloatingPointError, since the weights cannot be going anywhere.
-    """
-
-    most_skipped = 10
-
-    def __init__(
-        self,
-        network: nn.Module,
-        optimizer: OptimizerConfig,
-        total: int,
-        accelerator: Accelerator,
-        *,
-        ema: EMAConfig | None = None,
-    ) -> None:
-        self.accelerator, self.cfg, self.total = accelerator, optimizer, total
-        self.bare = network.to(accelerator.device)
-        groups = getattr(network, "get_optim_groups", None)
-        parameters = groups(optimizer.weight_decay) if groups is not None else network.parameters()
-        adam = torch.optim.AdamW(
-            parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
-        )
-        self.network = accelerator.prepare(self.bare)
-        self.optimizer = accelerator.prepare(adam)
-        self.ema = None if ema is None else ExponentialMovingAverage(self.bare, ema)
-        self.skipped = 0
-
-    def update(self, loss: Tensor, step: int) -> dict[str, float]:
-        """One optimiser step on `loss`; returns the gradient norm and the learning rate."""
-        lr = self.cfg.lr_at(step, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.accelerator.backward(loss)
-        norm_tensor: Any = self.accelerator.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm)
-        norm = float(norm_tensor)
-        # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
-        if math.isfinite(norm):
-            self.skipped = 0
-            self.optimizer.step()
-        else:
-            self.skipped += 1
-            if self.skipped >= self.most_skipped:
-                raise FloatingPointError(
-                    f"the loss or its gradient was not finite in {self.skipped} updates in a row, up to {step}; "
-                    "lower the learning rate or look at the data; the last checkpoint is intact"
-                )
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.bare, iteration=step + 1)
-        return {"grad_norm": norm, "lr": lr}
-
-    def averaged(self) -> nn.Module:
-        """A copy with the EMA weights (the weights themselves without an EMA), in eval mode."""
-        network = copy.deepcopy(self.bare)
-        if self.ema is not None:
-            self.ema.copy_to(network)
-        return network.eval()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything a resume needs."""
-        state = add_prefix("weights", self.bare.state_dict()) | flatten_optimizer(self.optimizer, "optimizer")
-        if self.ema is not None:
-            state |= add_prefix("ema", self.ema.state_dict())
-        return state
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of :meth:`tensors`; a missing part is an error."""
-        self.bare.load_state_dict(with_prefix(tensors, "weights"))
-        unflatten_optimizer(self.optimizer, "optimizer", tensors)
-        if self.ema is not None:
-            self.ema.load_state_dict(with_prefix(tensors, "ema"))
 
 
 class Stage(Protocol):

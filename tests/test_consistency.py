@@ -16,9 +16,11 @@ from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig
 from fastgen.consistency import consistency_intervals, consistency_loss, consistency_times, teacher_step
 from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
+from fastgen.draws import Draws
 from fastgen.flow_matching import add_noise, convert_prediction
 from fastgen.samplers import sample_student, sample_teacher, teacher_velocity
-from fastgen.stages import ConsistencyDistillation, Draws, TrainedNetwork
+from fastgen.stages import ConsistencyDistillation
+from fastgen.trained_network import TrainedNetwork
 from fastgen.trainer import start_accelerator
 
 T_LIST = [0.999, 0.75, 0.5, 0.25, 0.0]

@@ -32,6 +32,7 @@ LAYERS = [
         "evaluation",
         "validation",
     },
+    {"draws", "trained_network"},
     {"stages"},
     {"trainer"},
     {"pretraining"},

@@ -14,15 +14,15 @@ from fastgen.checkpoint import load_tensors, save_tensors
 from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig, SampleTimestepConfig, TeacherTrainConfig
 from fastgen.discriminators import discriminator_for
 from fastgen.dmd import DMDPipeline, create_fake_score
+from fastgen.draws import Draws
 from fastgen.stages import (
     ConsistencyDistillation,
     DistributionMatching,
-    Draws,
     FlowMatching,
     KnowledgeDistillation,
     Stage,
-    TrainedNetwork,
 )
+from fastgen.trained_network import TrainedNetwork
 from fastgen.trainer import start_accelerator
 
 BATCH = 12
