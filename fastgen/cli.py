@@ -23,9 +23,12 @@ C = TypeVar("C", bound=BaseModel)
 
 # Keys whose value is a path; in a file they are relative to that file, in an override to the working directory.
 _FILE_RELATIVE = (
-    *("data.path", "teacher.folder", "teacher.weights"),
+    *("data.path", "teacher.folder", "teacher.weights", "teacher.null_cond"),
     *(f"data.symmetry.{rep}.matrices" for rep in ("in_rep", "cond_rep", "out_rep")),
 )
+
+# What such a key may hold that is no path.
+_WORDS = {"teacher.null_cond": ("zeros",)}
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def _make_absolute(values: dict[str, Any], base: Path) -> None:
         group: Any = values
         for parent in parents:
             group = group.get(parent) if isinstance(group, dict) else None
-        if isinstance(group, dict) and isinstance(group.get(last), str):
+        if isinstance(group, dict) and isinstance(group.get(last), str) and group[last] not in _WORDS.get(key, ()):
             group[last] = str((base / Path(group[last]).expanduser()).resolve())
 
 

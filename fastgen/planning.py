@@ -104,6 +104,11 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *
         raise ValueError(
             f"expected keep to be best or a stage that runs ({', '.join(map(str, stages))}), got {cfg.keep}"
         )
+    if cfg.method in ("ladd", "consistency") and not train.steps:
+        raise ValueError(
+            f"expected train.steps > 0 with method={cfg.method}, got 0, which leaves KD alone; say train.steps=300, or "
+            "method=kd"
+        )
     _check_used(cfg)
     if (dmd.guidance_scale is None) != (cfg.teacher.null_cond is None):
         raise ValueError(
@@ -160,12 +165,13 @@ def _check_used(cfg: DistillConfig) -> None:
             f"expected dmd.f_divergence=reverse_kl with method={method}, which has no VSD loss to weigh, got "
             f"{dmd.f_divergence}; or set method=dmd2"
         )
-    if method == "dmd2" and not dmd.vsd_weight:
+    if method != "dmd2" or not dmd.vsd_weight:
+        why = "dmd.vsd_weight=0" if method == "dmd2" else f"method={method}"
         asked = {"fake_score_weight": dmd.fake_score_weight, "fake_score_pred_type": dmd.fake_score_pred_type}
         if unused := [f"{name}={value}" for name, value in asked.items() if value not in (None, "none")]:
             raise ValueError(
-                f"expected no dmd.{' and dmd.'.join(unused)} with dmd.vsd_weight=0, without which no fake score is "
-                "trained; leave it out, or set dmd.vsd_weight > 0"
+                f"expected no dmd.{' and dmd.'.join(unused)} with {why}, which trains no fake score; leave it out, or "
+                "train one by method=dmd2 with dmd.vsd_weight > 0"
             )
 
 

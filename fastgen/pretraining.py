@@ -60,7 +60,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         trainer.run()
         if accelerator.is_main_process:
             initial.load_state_dict(trainer.result("flow_matching"))
-            hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds["flow_matching"])
+            hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds)
         accelerator.wait_for_everyone()
     return run_dir
 
@@ -91,8 +91,10 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
     return build_model({"class": "eCondTransformerRegressor", **symmetry, **options})
 
 
-def hand_over(cfg: TrainTeacherConfig, run_dir: Path, network: nn.Module, task: Task, seconds: float) -> None:
-    """Save the network with what it was trained on, then its scores beside it."""
+def hand_over(
+    cfg: TrainTeacherConfig, run_dir: Path, network: nn.Module, task: Task, seconds: dict[str, float]
+) -> None:
+    """Save the network with what it was trained on and how long that took, then its scores beside it."""
     folder = run_dir / "teacher"
     description = {
         "task": task.name,
@@ -101,7 +103,8 @@ def hand_over(cfg: TrainTeacherConfig, run_dir: Path, network: nn.Module, task: 
         "data": cfg.data.model_dump(mode="json"),
         "seed": cfg.seed,
         "steps": cfg.train.steps,
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds["flow_matching"], 1),
+        "seconds_cpu": round(seconds["flow_matching_cpu"], 1),
     }
     save_network(folder, network, description=description)
     score_teacher(folder, calls=cfg.calls, ab2_calls=cfg.ab2_calls)

@@ -157,7 +157,7 @@ def teacher_note(rows: Mapping[str, Mapping[str, float]], floor: Mapping[str, fl
     return (
         f"the teacher itself is far from the data: {primary} {scores[name]:.3g} at its best ({name}), {least:.3g} for "
         "fresh data; train it longer, or let the student learn from the data too (dmd.real_data_weight=1 with "
-        "dmd.vsd_weight=0, or a GAN), which of a good teacher costs coverage"
+        "dmd.vsd_weight=0, or a GAN; train.steps=1000), which of a good teacher costs coverage"
     )
 
 

@@ -63,6 +63,9 @@ def test_paths_in_a_file_are_relative_to_it_and_in_an_override_to_the_working_di
     here = str(Path.cwd() / "t")
     assert load_config(DistillConfig, path, ["teacher.folder=t"]).teacher.folder == here
     assert load_config(DistillConfig, path, ["teacher={folder: t}"]).teacher.folder == here
+    path = write(tmp_path, "teacher: {null_cond: null.npz}\n")
+    assert load_config(DistillConfig, path).teacher.null_cond == str((tmp_path / "null.npz").resolve())
+    assert load_config(DistillConfig, path, ["teacher.null_cond=zeros"]).teacher.null_cond == "zeros"
 
 
 def test_student_steps_and_t_list_must_agree():

@@ -124,6 +124,11 @@ NO_VSD = {"vsd_weight": 0, "real_data_weight": 1}
         ),
         ({"method": "kd", "dmd": JS}, "f_divergence=reverse_kl with method=kd"),
         ({"method": "ladd", "dmd": JS}, "f_divergence=reverse_kl with method=ladd"),
+        ({"method": "ladd", "dmd": {"fake_score_weight": "sigma"}}, "no dmd.fake_score_weight=sigma with method=ladd"),
+        *(
+            ({"method": method, "train": {"kd_steps": 4, "steps": 0}}, f"train.steps > 0 with method={method}, got 0")
+            for method in ("ladd", "consistency")
+        ),
         ({"method": "ladd", "dmd": {"vsd_weight": 0.5}}, "expected no dmd.vsd_weight with method=ladd"),
         ({"dmd": {**NO_VSD, "fake_score_weight": "sigma"}}, "no dmd.fake_score_weight=sigma with dmd.vsd_weight=0"),
         ({"dmd": {**NO_VSD, "fake_score_pred_type": "x0"}}, "no dmd.fake_score_pred_type=x0 with dmd.vsd_weight=0"),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
-TEACHERS = Path(__file__).parents[1] / "recipes" / "teachers"
 ENERGY_NOISE = 0.001  # ten standard deviations of `modes`' energy distance between data sets
 
 # Scores of a good law, with the sign of better; spread is best at 1. And what two runs of one recipe may differ by at
@@ -48,8 +45,9 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
                 label = f"{n} call{'s' * (n != '1')}"
                 found |= {f"{label}: {k}": b for k, b in _paths(_medians(stage[n]), teacher, floor, n).items()}
         for label, name, share in (("1 call", names[0], 0.8), ("4 calls", names[1], 0.35)):
-            trained = _training_seconds(case.replace(" ", "_"))
-            found[f"{label}: CPU seconds / the teacher's"] = Bar(_seconds(rows[name], "kd") / trained, share)
+            found[f"{label}: CPU seconds / the teacher's"] = Bar(
+                _seconds(rows[name], "kd") / result["teacher seconds"], share
+            )
     elif case in ("weak modes", "weak ring"):
         row, energy = ("KD + data", "energy_distance") if case == "weak modes" else ("KD + GAN + data", "energy_ratio")
         student, full = _medians(rows[row]["dmd"]["1"]), teacher["100"]
@@ -122,8 +120,3 @@ def _medians(scores: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def _seconds(row: dict[str, Any], stage: str) -> float:
     return sum(row["cpu seconds"].get(name, 0.0) for name in ("pairs", stage))
-
-
-def _training_seconds(task: str) -> float:
-    """What the shipped teacher's training took: wall seconds, which is what its description records."""
-    return float(json.loads((TEACHERS / task / "config.json").read_text(encoding="utf-8"))["description"]["seconds"])

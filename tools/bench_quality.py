@@ -4,8 +4,9 @@
 
 A case is a task with a teacher; its rows are recipes, each with every seed, and what is compared are medians over the
 seeds. Weak teachers are trained here: a quarter of the updates of the shipped teacher at the learning rates that these
-had, so that a student has something to gain from real data. Runs are kept: what an earlier call finished is not
-repeated, what it began goes on.
+had, so that a student has something to gain from real data. What a distillation costs is compared with what its
+teacher's training takes on the same machine, CPU seconds of one thread both, told from its first 200 updates. Runs are
+kept: what an earlier call finished is not repeated, what it began goes on, and another recipe needs another folder.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import torch
 from bench_bars import bars_of
 
 from fastgen import load_student
+from fastgen.cli import load_config
+from fastgen.config import TrainTeacherConfig
 from fastgen.data.ring import succeeds
 from fastgen.data.ring_task import RingTask
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
+TIMED = 200  # updates of a teacher whose seconds are measured
 
 # A discriminator that keeps modes: relativistic, R1 and R2 of weight 30 on perturbations of .05.
 GAN = [
@@ -179,6 +183,8 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
             own = f"{row}, " if case.teachers else ""
             teachers |= {own + calls: scores for calls, scores in reports[0]["teacher"].items()}
         result[name] = {"rows": rows, "teacher": teachers, "floor": reports[0]["floor"]}
+        if case.weak is None:
+            result[name]["teacher seconds"] = training_seconds(folder / "timed-teacher", case.config)
         show(name, case.scores, result[name])
         bars = bars_of(name, result[name])
         for bar, found in bars.items():
@@ -189,8 +195,8 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
 
 def weak_teacher(folder: Path, config: str, overrides: list[str]) -> list[str]:
     """Train a teacher; returns the overrides that distil it."""
-    if not (folder / "teacher" / "model.safetensors").exists():
-        call("train_teacher.py", config, [f"run_dir={folder}", "train.threads=1", *overrides], folder)
+    done = folder / "teacher" / "model.safetensors"
+    call("train_teacher.py", config, [f"run_dir={folder}", "train.threads=1", *overrides], done)
     asked = [f"teacher.{text}" for text in overrides if text.split("=")[0] in ("calls", "ab2_calls")]
     return [f"teacher.folder={folder / 'teacher'}", *asked]
 
@@ -198,7 +204,7 @@ def weak_teacher(folder: Path, config: str, overrides: list[str]) -> list[str]:
 def kept_when_turned(folder: Path) -> float:
     """Of the paths of the exported ring student in `folder` that succeed, the share that still does when scene and
     noise are turned or mirrored, over the seven elements of D4 that move anything."""
-    student, (references, noise) = load_student(folder), RingTask()._references("all")
+    student, (references, noise) = load_student(folder), RingTask().references("all")
     Z = references.Z.repeat_interleave(RingTask.SAMPLES, 0).float()
 
     def succeed(g: torch.Tensor) -> torch.Tensor:
@@ -214,16 +220,34 @@ def kept_when_turned(folder: Path) -> float:
 def distil(folder: Path, config: str, overrides: list[str]) -> dict[str, Any]:
     """One run, kept if it is there already; its report."""
     report = folder / "report" / "report.json"
-    if not report.exists():
-        call("distill.py", config, [f"run_dir={folder}", "train.threads=1", "keep=best", *overrides], folder)
+    call("distill.py", config, [f"run_dir={folder}", "train.threads=1", "keep=best", *overrides], report)
     return json.loads(report.read_text(encoding="utf-8"))
 
 
-def call(recipe: str, config: str, overrides: list[str], folder: Path) -> None:
-    resume = ["--resume"] if (folder / "config.yaml").exists() else []  # what an earlier call was stopped in goes on
+def call(recipe: str, config: str, overrides: list[str], done: Path) -> None:
+    """Run a recipe, or what is left of it; nothing if it has made the file `done`."""
+    folder = Path(overrides[0].removeprefix("run_dir="))
+    asked = {"recipe": recipe, "config": (CONFIGS / config).read_text(encoding="utf-8"), "overrides": overrides}
+    stamp = folder / "asked.json"
+    if folder.exists() and not (stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == asked):
+        raise ValueError(f"{folder} holds a run of another recipe: choose another --out, or remove it")
+    if done.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(json.dumps(asked), encoding="utf-8")
+    resume = ["--resume"] if (folder / "config.yaml").exists() else []
     subprocess.run(
         [sys.executable, str(ROOT / "recipes" / recipe), str(CONFIGS / config), *overrides, *resume], check=True
     )
+
+
+def training_seconds(folder: Path, config: str) -> float:
+    """CPU seconds of one thread that training the teacher of a distillation's `config` takes."""
+    config = config.replace(".yaml", "-teacher.yaml")
+    updates = load_config(TrainTeacherConfig, CONFIGS / config).train.steps
+    weak_teacher(folder, config, [f"train.steps={TIMED}", "calls=[]", "ab2_calls=[4]"])
+    described = json.loads((folder / "teacher" / "config.json").read_text(encoding="utf-8"))["description"]
+    return described["seconds_cpu"] / TIMED * updates
 
 
 def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:

@@ -92,14 +92,14 @@ class PathTask(ABC):
         return self.evaluate(again)
 
     def _score(self, sample: Callable[[Tensor, Tensor], Tensor], split: str) -> dict[str, float]:
-        references, noise = self._references(split)
+        references, noise = self.references(split)
         Z = references.Z.repeat_interleave(self.SAMPLES, 0).float()
         X = sample(Z, noise)
         if X.shape != noise.shape:
             raise ValueError(f"expected sample(Z, noise) to return {tuple(noise.shape)}, got {tuple(X.shape)}")
         return self.score(X.detach().double().cpu().view(-1, self.SAMPLES, HORIZON, 2), references)
 
-    def _references(self, split: str) -> tuple[References, Tensor]:
+    def references(self, split: str) -> tuple[References, Tensor]:
         """References and noise (C K, 16, 2) of a split, drawn once in a process."""
         conditions = self.QUICK_CONDITIONS if split == "validation" else self.CONDITIONS
         return _references(type(self), split, conditions, self.SAMPLES, self.POOL)

@@ -43,7 +43,7 @@ class RingTask(PathTask):
         """Full scores of one more set of demonstrations, and `mode_error_floor` (`_near`), their exact expectation."""
         scores = super().floor()
         for split, suffix in (("all", ""), ("near", "_near")):
-            scores[f"mode_error_floor{suffix}"] = mode_error_floor(self._references(split)[0].p, self.SAMPLES)
+            scores[f"mode_error_floor{suffix}"] = mode_error_floor(self.references(split)[0].p, self.SAMPLES)
         return scores
 
     def scene(self) -> dict:

@@ -33,7 +33,7 @@ class TwoRingsTask(PathTask):
 
     def floor(self) -> dict[str, float]:
         """Full scores of one more set of demonstrations, and `mode_error_floor`, their exact expectation."""
-        p = self._references("all")[0].p
+        p = self.references("all")[0].p
         return super().floor() | {"mode_error_floor": class_error_floor(p, self.SAMPLES)}
 
     def scene(self) -> dict:

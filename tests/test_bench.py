@@ -1,0 +1,149 @@
+"""What benchmarks conclude from scores: bars of hand-made results, and which runs are repeated."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import bench_quality
+import pytest
+import torch
+from bench_bars import Bar, bars_of
+
+from fastgen.data.ring import References
+
+
+def scores(**changes: float) -> dict[str, dict[str, float]]:
+    """Scores of three seeds that agree, those of a perfect student unless changed."""
+    perfect = {"success": 1.0, "success_near": 1.0, "energy_ratio": 1.0, "mode_error": 0.02, "clearance": 1.0}
+    return {
+        name: {"median": value, "least": value, "most": value}
+        for name, value in (perfect | {"spread": 1.0} | changes).items()
+    }
+
+
+def ring_result(kd: dict | None = None, dmd: dict | None = None, seconds: float = 10.0) -> dict:
+    one = {"kd": {"1": kd or scores()}, "dmd": {"1": dmd or scores()}, "cpu seconds": {"pairs": 1.0, "kd": seconds}}
+    four = {"kd": {"2": scores(), "4": scores()}, "cpu seconds": {"pairs": 1.0, "kd": seconds}}
+    full = {"success": 1.0, "success_near": 0.99, "energy_ratio": 1.09}
+    return {
+        "rows": {"KD": one, "KD + DMD + KD loss": one, "KD, 4 steps": four},
+        "teacher": {"100": full, "ab2-8": full | {"energy_ratio": 1.12}},
+        "floor": {"mode_error_floor": 0.02},
+        "teacher seconds": 100.0,
+    }
+
+
+def missed(result: dict) -> set[str]:
+    return {name for name, bar in bars_of("ring", result).items() if not bar.met()}
+
+
+def test_a_bar_is_met_at_its_value_and_missed_beyond_it():
+    assert Bar(0.98, 0.98, least=True).met() and not Bar(0.9799, 0.98, least=True).met()
+    assert Bar(1.12, 1.12).met() and not Bar(1.1201, 1.12).met()
+
+
+@pytest.mark.parametrize(
+    ("changes", "bar"),
+    [
+        ({"success_near": 0.979}, "1 call: success near"),
+        ({"energy_ratio": 1.121}, "1 call: energy ratio"),
+        ({"mode_error": 0.0301}, "1 call: mode error"),
+        ({"clearance": 0.969}, "1 call: |clearance - 1|"),
+        ({"clearance": 1.031}, "1 call: |clearance - 1|"),
+        ({"spread": 0.89}, "1 call: |spread - 1|"),
+    ],
+)
+def test_each_score_of_a_one_call_student_has_its_bar(changes, bar):
+    nothing_gained = "KD + DMD + KD loss: scores better than KD's"
+    assert missed(ring_result()) == {nothing_gained}
+    assert bar in missed(ring_result(kd=scores(**changes)))
+
+
+def test_cost_is_a_share_of_the_teachers_training():
+    assert "4 calls: CPU seconds / the teacher's" in missed(ring_result(seconds=34.1))
+    assert missed(ring_result(seconds=34.0)) == missed(ring_result())
+    assert "1 call: CPU seconds / the teacher's" in missed(ring_result(seconds=79.1))
+
+
+def test_a_gain_counts_beyond_the_noise_between_seeds_only():
+    name = "KD + DMD + KD loss: scores {} than KD's"
+    better = bars_of("ring", ring_result(kd=scores(spread=1.3), dmd=scores(spread=1.1)))
+    assert better[name.format("better")].got == 1 and better[name.format("worse")].got == 0
+    noisy = scores(spread=1.1)
+    noisy["spread"] |= {"least": 0.9, "most": 1.4}
+    assert bars_of("ring", ring_result(kd=scores(spread=1.3), dmd=noisy))[name.format("better")].got == 0
+    worse = bars_of("ring", ring_result(kd=scores(), dmd=scores(energy_ratio=1.03, spread=0.95)))
+    assert worse[name.format("worse")].got == 2
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(bench_quality.subprocess, "run", lambda command, check: started.append(command))
+    done, asked = tmp_path / "run" / "done", [f"run_dir={tmp_path / 'run'}", "seed=1"]
+    bench_quality.call("distill.py", "ring.yaml", asked, done)
+    assert started[0][:2] == [sys.executable, str(Path(bench_quality.ROOT) / "recipes" / "distill.py")]
+    assert "--resume" not in started[0]
+    (done.parent / "config.yaml").touch()  # what a run leaves that was killed
+    bench_quality.call("distill.py", "ring.yaml", asked, done)
+    assert started[1][-1] == "--resume"
+    done.touch()
+    bench_quality.call("distill.py", "ring.yaml", asked, done)
+    assert len(started) == 2
+    with pytest.raises(ValueError, match="another recipe"):
+        bench_quality.call("distill.py", "ring.yaml", [*asked, "train.kd_steps=1"], done)
+
+
+def test_medians_and_ranges_are_those_of_the_seeds():
+    reports = [
+        {
+            "selected": "kd",
+            "validation": {"kd": {}},
+            "kd": {"1": {"success": value}},
+            "seconds": {"kd": 9, "kd_cpu": cpu},
+        }
+        for value, cpu in ((0.9, 3.0), (0.7, 1.0), (0.8, 8.0))
+    ]
+    found = bench_quality.summary(reports)
+    assert found["kd"]["1"]["success"] == {"median": 0.8, "least": 0.7, "most": 0.9}
+    assert found["cpu seconds"] == {"kd": 3.0}
+
+
+class Straight:
+    """A student that ignores the scene: every path is one of the demonstrations of the scene as it is."""
+
+    def __init__(self, paths: torch.Tensor, equivariant: bool) -> None:
+        self.paths, self.equivariant = paths, equivariant
+
+    def sample(self, Z: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        if not self.equivariant:
+            return self.paths
+        # The turn that was made is read off the first row of the scenes.
+        g = torch.linalg.lstsq(self.Z[0], Z[0]).solution.T
+        return self.paths @ g.T
+
+
+@pytest.mark.parametrize("equivariant", [True, False])
+def test_paths_that_turn_with_the_scene_are_kept_and_others_are_not(monkeypatch, equivariant):
+    references, _ = bench_quality.RingTask().references("all")
+    Z = references.Z.repeat_interleave(bench_quality.RingTask.SAMPLES, 0).float()
+    generator = torch.Generator().manual_seed(0)
+    drawn = References.draw(references.Z, bench_quality.RingTask.SAMPLES, generator)
+    student = Straight(drawn.X.flatten(0, 1).float(), equivariant)
+    student.Z = Z
+    monkeypatch.setattr(bench_quality, "load_student", lambda folder: student)
+    kept = bench_quality.kept_when_turned(Path("anywhere"))
+    assert kept == 1.0 if equivariant else kept < 0.6
+
+
+def test_cases_of_several_calls_share_one_file(tmp_path, monkeypatch):
+    import bench
+
+    monkeypatch.setattr(
+        bench_quality, "run_quality", lambda cases, seeds, out: {case: {"seeds": seeds} for case in cases}
+    )
+    for case in ("modes", "ring"):
+        monkeypatch.setattr(sys, "argv", ["bench.py", "quality", "--cases", case, "--out", str(tmp_path)])
+        bench.main()
+    assert json.loads((tmp_path / "bench.json").read_text()).keys() == {"modes", "ring"}
