@@ -29,12 +29,15 @@ from torch import Tensor
 __all__ = [
     "TensorFile",
     "brief",
+    "check_file",
     "check_names",
     "check_tensor_entry",
     "first_names",
     "new_folder",
     "plain_json",
     "read_json",
+    "read_safetensors",
+    "read_text",
     "sha256",
     "write_file",
     "write_json",
@@ -204,13 +207,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: missing, not a file, too large, not JSON, a repeated key, NaN or infinity.
     """
-    _check_file(path)
-    try:
-        if (size := path.stat().st_size) > _MOST_JSON_BYTES:
-            raise ValueError(f"{path}: expected at most {_MOST_JSON_BYTES:,} bytes, got {size:,}; {_AGAIN}")
-        text = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    text = _read_bytes(path, _MOST_JSON_BYTES)
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
     # RecursionError: a few thousand opening brackets are enough for it.
@@ -220,6 +217,28 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}; {_AGAIN}")
     return value
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a UTF-8 file of at most `most` bytes.
+
+    Raises:
+        ValueError: missing, not a file, too large, not UTF-8.
+    """
+    try:
+        return _read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: cannot be read: {brief(error)}") from error
+
+
+def _read_bytes(path: Path, most: int) -> bytes:
+    check_file(path)
+    try:
+        if (size := path.stat().st_size) > most:
+            raise ValueError(f"{path}: expected at most {most:,} bytes, got {size:,}; {_AGAIN}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -311,7 +330,7 @@ class TensorFile:
     def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
         self.path = folder / entry["file"]
         self.dtype = _DTYPES[entry["dtype"]]
-        _check_file(self.path)
+        check_file(self.path)
         try:
             if (size := self.path.stat().st_size) != entry["bytes"]:
                 what = "truncated" if size < entry["bytes"] else "another one"
@@ -345,6 +364,31 @@ class TensorFile:
             return {name: file.get_tensor(name).clone() for name in expected}
 
 
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without a record of its size and checksum, each with memory of its own.
+
+    Raises:
+        ValueError: missing, not a file, truncated, not safetensors, a name given twice.
+    """
+    path = Path(path)
+    check_file(path)
+    try:
+        with open(path, "rb") as file:
+            size, most = int.from_bytes(file.read(8), "little"), min(path.stat().st_size - 8, _MOST_JSON_BYTES)
+            if not 2 <= size <= most:
+                raise ValueError(f"a header of {size:,} bytes")
+            # The library takes the last of two equal names without a word.
+            json.loads(file.read(size), object_pairs_hook=_unique_keys)
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in list(file.keys())}
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    # Numbers of a kind that torch has no dtype for are the library's AttributeError or KeyError.
+    except (SafetensorError, ValueError, RecursionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        what = f"expected a safetensors file, got one that can't be read: {brief(error)}"
+        raise ValueError(f"{path}: {what}; copy it anew") from error
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in blocks."""
     digest = hashlib.sha256()
@@ -357,7 +401,7 @@ def sha256(path: Path) -> str:
 # ---- Messages -----------------------------------------------------------------------------------------------------
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     try:
         found = "a file" if path.is_file() else "something that is not a file" if path.exists() else "none"
     except (OSError, ValueError) as error:  # a path that no file can have

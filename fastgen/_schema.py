@@ -260,13 +260,12 @@ def check_network(
             good, what = type(value) is int and 0 <= value <= most, f"within 0..{most}, which the tensors allow"
         elif kind == "group":
             # The order of C<n> and D<n> is a multiple of n, and embedding_dim is a multiple of the order.
-            good = isinstance(value, str) and len(value) <= 64
-            good = good and math.prod(map(int, re.findall(r"[0-9]+", value))) <= most
+            good = isinstance(value, str) and len(value) <= 64 and _order(value) <= most
             what = f"as a group of an order within 1..{most}, which the tensors allow"
         elif kind == "rep":
             good = isinstance(value, list) and 1 <= len(value) <= most
-            good = good and all(isinstance(part, dict) or len(str(part)) <= 64 for part in value)
-            what = f"as a list of at most {most} representations"
+            good = good and all(_is_representation(part, most) for part in value)
+            what = f"as a list of at most {most} representations, none of them from a file"
         else:
             good, what = type(value) is kind or (kind is float and type(value) is int), f"of type {kind.__name__}"
         if not good:
@@ -278,3 +277,19 @@ def check_network(
             f"{where}: expected network.embedding_dim that the tensors allow, got {config['embedding_dim']}"
         )
     return config
+
+
+def _order(group: str) -> int:
+    """A number that the order of the group so named doesn't exceed."""
+    named = 60 ** len(re.findall("(?i)icosahedral|octahedral", group))
+    numbered = re.findall("([A-Za-z]?)([0-9]+)", group)
+    return named * math.prod(2 * int(n) if kind == "D" else int(n) for kind, n in numbered)
+
+
+def _is_representation(part: Any, most: int) -> bool:
+    """Whether a representation is spelt out here: a name, or numbers no more than the tensors allow. A file that it
+    names would be any file of the machine."""
+    if not isinstance(part, dict):
+        return isinstance(part, str) and len(part) <= 64
+    copies = part.get("regular_by_irreps", 1)
+    return "matrices" not in part and type(copies) is int and copies <= most

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from ._files import new_folder, sha256, write_file, write_json
+from ._files import new_folder, read_safetensors, sha256, write_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +35,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file; ValueError if it is missing, truncated or something else."""
     try:
-        return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        return read_safetensors(path)
+    except ValueError as error:
+        raise ValueError(f"cannot read {error}") from error
 
 
 def save_checkpoint(

@@ -19,6 +19,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
+from ._yaml import parse_yaml, read_yaml
+
 C = TypeVar("C", bound=BaseModel)
 
 # Keys whose value is a path; in a file they are relative to that file, in an override to the working directory.
@@ -76,24 +78,13 @@ def load_config(schema: type[C], path: str | os.PathLike[str], overrides: list[s
         ValueError: file missing or not YAML, unknown key, wrong type; the message names the key in full.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read config {path}: {error}") from error
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        first = " ".join(str(error).split())
-        raise ValueError(f"config {path} is not valid YAML: {first}") from error
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"expected config {path} to be a mapping of keys, got {type(values).__name__}")
     _make_absolute(values, path.resolve().parent)
     for override in overrides or []:
         key, _, text = override.partition("=")
-        try:
-            _assign(values, key.strip(), yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ValueError(f"override {override!r} is not valid YAML after '='") from error
+        _assign(values, key.strip(), parse_yaml(text, f"override {override!r}"))
     # What the overrides brought; the file's own paths are absolute by now.
     _make_absolute(values, Path.cwd())
     # A group without entries in YAML is null.

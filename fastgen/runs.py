@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from ._files import write_file
+from ._yaml import read_yaml
 from .cli import dump_anywhere
 
 CONFIG = "config.yaml"
@@ -83,10 +84,7 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def _check_same(saved: Path, cfg: BaseModel) -> None:
-    try:
-        before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read {saved}: {' '.join(str(error).split())}") from error
+    before = read_yaml(saved)
     now = yaml.safe_load(dump_anywhere(cfg))
     before, now = _flatten(before), _flatten(now)
     different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ._files import brief, first_names
+from ._files import brief, first_names, read_safetensors
 from .cli import load_config, validate
 from .config import DistillConfig, DMDConfig, TeacherConfig
 from .export import has_custom_network, load_network, load_student
@@ -163,12 +161,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             f"expected teacher.weights as a .safetensors file, got {path.name}; convert it once: "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
         )
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"expected teacher.weights at {path}, got nothing there") from error
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: expected a safetensors file, got {brief(error)}; copy it anew") from error
+    if not path.exists():
+        raise ValueError(f"expected teacher.weights at {path}, got nothing there")
+    tensors = read_safetensors(path)
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     if any(value.is_meta for value in own.values()):
         raise ValueError(

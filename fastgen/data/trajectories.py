@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._files import read_safetensors
 from ..normalizer import Normalizer, pack_tokens
 
 __all__ = ["TrajectoryData", "check_trajectories", "fit_normalizers", "load_trajectories"]
@@ -268,31 +269,16 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             f"expected a data file at {path}, got nothing there; give the path of an .npz or .safetensors file"
         )
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"expected a safetensors file at {path}, got one that can't be read: {error}") from error
+        return read_safetensors(path)
     if path.suffix == ".npz":
-        import zipfile
-
+        # NumPy arrives with the file that needs it.
         import numpy as np
 
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"expected an .npz archive of plain arrays at {path}, got one that can't be read: {error}"
-            ) from error
-        for name, array in arrays.items():
-            if array.dtype.kind not in "fiub":
-                raise TypeError(f"expected numbers in {name} of {path}, got {array.dtype}")
+        from .._archives import read_npz
+
         return {
             name: torch.from_numpy(np.ascontiguousarray(array.astype(_torch_kind(array.dtype))))
-            for name, array in arrays.items()
+            for name, array in read_npz(path).items()
         }
     raise ValueError(f"expected a file that ends in .npz or .safetensors, got {path.name}")
 

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import io
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from escnn import group as escnn_group
 from escnn.group import Group, Representation, directsum
 
+from fastgen._archives import read_npz
 from fastgen.models.fourier import FourierStack, fourier_stack
 from fastgen.models.groups import RegularStack, regular_stack, representation
 
@@ -163,12 +163,7 @@ def _described(group: Group, spec: dict[str, Any]) -> Representation:
 def _from_file(group: Group, path: Path) -> Representation:
     if not path.is_file():
         raise FileNotFoundError(f"expected an .npz file of matrices at {path}, got nothing there")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    # A lone array (.npy) has neither `files` nor a context.
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"expected an .npz archive of plain arrays at {path}, got one that can't be read") from error
+    arrays = read_npz(path)
     if "matrices" not in arrays:
         raise ValueError(f"expected an array 'matrices' in {path}, got {sorted(arrays)}")
     matrices = arrays["matrices"]
