@@ -400,6 +400,9 @@ class LoopConfig(_Config):
         default=None, ge=1, description="validations in a row without improvement that end a stage; null = never"
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per process; null = all cores / processes")
+    tracker: Literal["tensorboard", "wandb"] | None = Field(
+        default=None, description="where numbers of the log go, too: tensorboard (in the run folder) or wandb"
+    )
 
 
 class DistillTrainConfig(LoopConfig):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ._tensor import cond_text, cond_to, generator_for, map_tensors, take_rows
 from .checkpoint import load_tensors, save_tensors
@@ -35,6 +34,7 @@ from .kd import teacher_pairs
 from .networks import network_dtype
 from .planning import STAGE_OF_METHOD, check_plan, guided_teacher, new_discriminator, stored_scores, with_method
 from .report import format_table, write_report
+from .run_log import progress_bar, read_log
 from .runs import claim_run, open_run
 from .sources import fit_to_teacher, load_run_student, load_teacher
 from .stages import (
@@ -44,7 +44,7 @@ from .stages import (
     Stage,
 )
 from .trained_network import TrainedNetwork
-from .trainer import Stopwatch, Trainer, read_log, start_accelerator
+from .trainer import Stopwatch, Trainer, start_accelerator
 from .validation import teacher_note
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
         ValueError: before any training, when config, data and teacher do not fit together or the folder holds another
             run.
     """
-    accelerator = start_accelerator(cfg.train.threads)
+    accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
     teacher = load_teacher(cfg, teacher)
     cfg, notes = fit_to_teacher(with_method(cfg), teacher)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
@@ -219,24 +219,26 @@ class Distillation:
             return states, cond
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         chunk = chunk_rows(self.task.train, _PAIR_CHUNK)
-        starts = range(0, n, chunk)
-        for start in tqdm(starts, desc="teacher pairs", disable=not self.accelerator.is_main_process):
-            size = min(chunk, n - start)
-            noise = torch.randn(size, *shape, generator=generator_for(cfg.seed, "pairs", start))
-            # Equal shares, filled up at the end of the last ones only, so that the gathered rows keep their order.
-            share = -(-size // world)
-            rows = torch.arange(rank * share, (rank + 1) * share).clamp(max=size - 1)
-            states = teacher_pairs(
-                self.teacher,
-                noise[rows].to(self.accelerator.device),
-                cond_to(take_rows(cond, start + rows), self.accelerator.device),
-                cfg.dmd.t_list,
-                calls=cfg.train.kd_teacher_calls,
-                pred_type=cfg.dmd.pred_type,
-            )
-            gathered = self.accelerator.gather(states)
-            assert isinstance(gathered, Tensor)  # a tensor in, a tensor out; this tells the type checker
-            parts.append(gathered[:size].cpu())
+        with progress_bar("teacher pairs", n, shown=self.accelerator.is_main_process) as bar:
+            for start in range(0, n, chunk):
+                size = min(chunk, n - start)
+                noise = torch.randn(size, *shape, generator=generator_for(cfg.seed, "pairs", start))
+                # Equal shares, filled up at the end of the last ones only, so that the gathered rows keep their order.
+                share = -(-size // world)
+                rows = torch.arange(rank * share, (rank + 1) * share).clamp(max=size - 1)
+                states = teacher_pairs(
+                    self.teacher,
+                    noise[rows].to(self.accelerator.device),
+                    cond_to(take_rows(cond, start + rows), self.accelerator.device),
+                    cfg.dmd.t_list,
+                    calls=cfg.train.kd_teacher_calls,
+                    pred_type=cfg.dmd.pred_type,
+                )
+                gathered = self.accelerator.gather(states)
+                assert isinstance(gathered, Tensor)  # a tensor in, a tensor out; this tells the type checker
+                parts.append(gathered[:size].cpu())
+                bar.update(size)
+                bar.set_postfix()
         states = torch.cat(parts)
         if self.accelerator.is_main_process:
             save_tensors(path, {"states": states})

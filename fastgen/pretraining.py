@@ -28,7 +28,7 @@ _VALIDATION_CALLS = 8
 
 def train_teacher(cfg: TrainTeacherConfig) -> Path:
     """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the run folder."""
-    accelerator = start_accelerator(cfg.train.threads)
+    accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
         task = build_data(cfg.data)
         torch.manual_seed(cfg.seed)

@@ -22,6 +22,7 @@ from .draws import Draws
 from .flow_matching import add_noise, sample_timesteps
 from .kd import kd_loss
 from .losses import check_guidance, dsm_loss
+from .run_log import PhaseClock
 from .trained_network import TrainedNetwork
 
 DIAGNOSED_ROWS = 256
@@ -32,11 +33,13 @@ class Stage(Protocol):
 
     Attributes:
         warmup: first updates that leave the network of `averaged` as it was.
+        clock: what counts the seconds of an update by phase; the trainer gives it its own.
     """
 
     name: str
     steps: int
     warmup: int = 0
+    clock: PhaseClock = PhaseClock()
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         """Do update `step` and return what is worth logging."""
@@ -64,6 +67,15 @@ class FlowMatching(Stage):
         self.network, self.x0, self.cond, self.cfg, self.draws, self.steps = network, x0, cond, cfg, draws, cfg.steps
 
     def update(self, step: int) -> dict[str, Tensor | float]:
+        with self.clock.phase("data"):
+            x0, eps, t, cond = self._batch(step)
+        with self.clock.phase("network"):
+            pred = self.network.network(add_noise(x0, eps, t), t, cond)
+            loss = dsm_loss("flow", pred, x0=x0, eps=eps, t=t)
+            return {"loss": loss.detach(), **self.network.update(loss, step)}
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """x0, noise, times and cond of update `step`."""
         rows = self.draws.rows(step, len(self.x0))
         x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         eps = self.draws.normal(step, "eps", tuple(x0.shape[1:]))
@@ -71,9 +83,7 @@ class FlowMatching(Stage):
         if self.cfg.cond_dropout:
             kept = self.draws.uniform(step, "cond") >= self.cfg.cond_dropout
             cond = map_tensors(lambda value: value * expand_like(kept.to(value), value), cond)
-        pred = self.network.network(add_noise(x0, eps, t), t, cond)
-        loss = dsm_loss("flow", pred, x0=x0, eps=eps, t=t)
-        return {"loss": loss.detach(), **self.network.update(loss, step)}
+        return x0, eps, t, cond
 
     def _times(self, step: int) -> Tensor:
         draws = self.draws
@@ -108,14 +118,17 @@ class KnowledgeDistillation(Stage):
         self.steps, self.huber_c, self.draws = steps, huber_c, draws
 
     def update(self, step: int) -> dict[str, Tensor | float]:
-        loss = self.loss(step)
-        return {"loss": loss.detach(), **self.student.update(loss, step)}
+        with self.clock.phase("student"):
+            loss = self.loss(step)
+            return {"loss": loss.detach(), **self.student.update(loss, step)}
 
     def loss(self, step: int) -> Tensor:
         """The loss of batch `step`."""
-        rows = self.draws.rows(step, len(self.states))
-        states, cond = self.states[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
-        rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(states.device)
+        device = self.draws.device
+        with self.clock.phase("data"):
+            rows = self.draws.rows(step, len(self.states))
+            states, cond = self.states[rows].to(device), cond_to(take_rows(self.cond, rows), device)
+            rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(device)
         return kd_loss(
             self.student.network,
             states,
@@ -210,12 +223,14 @@ class DistributionMatching(Stage):
         logs: dict[str, Tensor | float] = {}
         made: Generated | None = None
         if step >= self.warmup:
-            made = self._update_student(step, logs)
+            with self.clock.phase("student"):
+                made = self._update_student(step, logs)
         for judge in self.judges:
             for index in judge.updates(step, self.warmup):
                 first = step >= self.warmup and index == judge.updates(step, self.warmup)[0]
                 reused = made if first and self.dmd.fake_score_reuse_batch else None
-                self._update_judge(judge, step, index, reused, logs)
+                with self.clock.phase(judge.name):
+                    self._update_judge(judge, step, index, reused, logs)
         # What a stage is watched by: the student's first loss, in the warm-up a judge's.
         logs["loss"] = next(iter(logs.values()))
         return logs
@@ -252,9 +267,10 @@ class DistributionMatching(Stage):
 
     def _batch(self, step: int, name: str, index: int | None = None) -> tuple[Tensor, Tensor, Any]:
         """x0, noise and cond of one update; `index` counts the updates of its network, and so its batches."""
-        rows = self.draws.rows(step if index is None else index, len(self.x0))
-        x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
-        return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
+        with self.clock.phase("data"):
+            rows = self.draws.rows(step if index is None else index, len(self.x0))
+            x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
+            return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
 
     def trained(self) -> dict[str, TrainedNetwork]:
         names = {"fake": "fake_score", "disc": "discriminator"}
@@ -316,20 +332,27 @@ class ConsistencyDistillation(Stage):
         self._target: nn.Module | None = None
 
     def update(self, step: int) -> dict[str, Tensor | float]:
+        with self.clock.phase("student"):
+            loss = self.loss(step)
+            return {"loss": loss.detach(), **self.student.update(loss, step)}
+
+    def loss(self, step: int) -> Tensor:
+        """The loss of batch `step`."""
         draws, device = self.draws, self.draws.device
-        rows = draws.rows(step, len(self.x0))
-        x0 = self.x0[rows].to(device)
-        noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
-        t, s, end = (time.to(device) for time in self._times(step))
+        with self.clock.phase("data"):
+            rows = draws.rows(step, len(self.x0))
+            x0, cond = self.x0[rows].to(device), cond_to(take_rows(self.cond, rows), device)
+            noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
+            t, s, end = (time.to(device) for time in self._times(step))
         pure = (t == self.dmd.t_list[0]).view(-1, *(1,) * (x0.ndim - 1))
-        loss = consistency_loss(
+        return consistency_loss(
             self.student.network,
             self.teacher,
             torch.where(pure, 0.0, x0),
             noise,
             t,
             s,
-            cond_to(take_rows(self.cond, rows), device),
+            cond,
             end=end,
             pred_type=self.dmd.pred_type,
             target=self._judge(),
@@ -338,7 +361,6 @@ class ConsistencyDistillation(Stage):
             guidance_scale=self.dmd.guidance_scale,
             negative_cond=cond_to(take_rows(self.negative_cond, rows), device),
         )
-        return {"loss": loss.detach(), **self.student.update(loss, step)}
 
     def _judge(self) -> nn.Module | None:
         """The student's average as it is now, None without one: what a checkpoint holds is all there is to it."""

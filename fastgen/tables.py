@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from .run_log import CLOCKED
+
 __all__ = [
     "METHOD_TITLES",
     "SCORES",
@@ -50,7 +52,7 @@ SCORES = {
     "std_ratio": ("spread / that of the data", "1 = the data's", "linear"),
 }
 # Columns of a log row that are neither losses nor scores.
-_BOOKKEEPING = {"iteration", "step", "stage", "seconds", "lr"}
+_BOOKKEEPING = {"iteration", "step", "stage", "lr", *CLOCKED}
 
 Rows = Mapping[str, Mapping[str, Any]]
 

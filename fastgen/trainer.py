@@ -1,17 +1,15 @@
-"""The training loop: accelerate, progress, log, validation, checkpoints, interruption.
+"""The training loop: accelerate, validation, checkpoints, interruption.
 
 The only module that knows accelerate. What an update is stands in :mod:`fastgen.stages`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,9 +18,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.tracking import filter_trackers
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from tqdm import tqdm
 
 from ._files import plain_json, write_file
 from ._tensor import generator_for
@@ -35,20 +33,27 @@ from .checkpoint import (
     with_prefix,
 )
 from .config import LoopConfig
+from .run_log import RunLog, check_tracker, progress_bar, quiet, say
 from .stages import Stage
 from .validation import Progress
 
 
-def start_accelerator(threads: int | None = None) -> Accelerator:
-    """Accelerator of this process, with all cores in use on a CPU.
+def start_accelerator(threads: int | None = None, *, tracker: str | None = None) -> Accelerator:
+    """Accelerator of this process, with all cores in use on a CPU; only the main process will warn and log.
 
     `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU machine; `threads` = None shares the cores among the local
     processes.
+
+    Raises:
+        ValueError: fp16; no package of the `tracker` that will be asked for.
     """
+    check_tracker(tracker)
     # While the main process scores the teacher, the others wait for longer than the 10 minutes that are usual.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
     if accelerator.mixed_precision == "fp16":
         raise ValueError("expected mixed_precision no or bf16, got fp16, whose loss scale needs overflowing updates")
+    if not accelerator.is_main_process:
+        quiet()
     if accelerator.device.type == "cpu":
         use_all_cores(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", str(accelerator.num_processes))))
     return accelerator
@@ -58,6 +63,27 @@ def use_all_cores(threads: int | None = None, *, processes: int = 1) -> None:
     """Set torch's CPU threads: `threads`, or an equal share of the cores this process may run on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // processes))
+
+
+def start_tracker(
+    accelerator: Accelerator, name: str, run_dir: Path, iteration: int
+) -> Callable[[dict[str, float], int], None]:
+    """What sends numbers to the tracker `name` (accelerate's); a resumed run goes on in the run that it had there.
+
+    Args:
+        iteration: of the checkpoint that is gone on from; what was sent of later ones is sent again.
+    """
+    identity = run_dir / "tracker_id"
+    if accelerator.is_main_process and not identity.exists():
+        write_file(identity, os.urandom(8).hex().encode())
+    accelerator.project_configuration.set_directories(str(run_dir))
+    options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": iteration + 1}}
+    if name == "wandb" and accelerator.is_main_process:
+        saved = identity.read_text(encoding="utf-8")
+        options["wandb"] = {"id": saved, "name": run_dir.name, "dir": str(run_dir), "resume": "allow"}
+    accelerator.log_with = filter_trackers([name], accelerator.logging_dir)
+    accelerator.init_trackers("tensorboard" if name == "tensorboard" else "fastgen", init_kwargs=options)
+    return lambda values, step: accelerator.log(values, step=step)
 
 
 _BEST = "best"  # prefix of a stage's best weights in its checkpoints
@@ -133,7 +159,10 @@ class Trainer:
             self.position, self.step, self.iteration = meta["position"], meta["step"], meta["iteration"]
             self.scores, self.seconds = meta["scores"], meta["seconds"]
             self.progress = {name: Progress(**fields) for name, fields in meta["progress"].items()}
-        self._truncate_log()
+        main = accelerator.is_main_process
+        track = None if loop.tracker is None else start_tracker(accelerator, loop.tracker, run_dir, self.iteration)
+        self.log = RunLog(run_dir, batch_size=loop.batch_size, main_process=main, track=track)
+        self.log.truncate(list(stages), self.position, self.step)
 
     def run(self) -> None:
         """Train what is left to train."""
@@ -147,6 +176,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 self._restore_best(name)
             self._tensors = {}
+            stage.clock = self.log.clock
             with self._interruptible(), self._bar(stage) as bar:
                 self._run_stage(stage, bar)
             self.position, self.step = self.position + 1, 0
@@ -154,6 +184,8 @@ class Trainer:
                 save_tensors(self._result_path(name), stage.averaged().state_dict())
             self._save({})
             self.accelerator.free_memory()
+        if self.log.track is not None:
+            self.accelerator.end_training()
 
     def result(self, name: str) -> dict[str, torch.Tensor]:
         """EMA weights of the stage `name`: its best validated ones with `keep_best`, else those at its end.
@@ -171,6 +203,7 @@ class Trainer:
 
     def _run_stage(self, stage: Stage, bar: Any) -> None:
         loop, shown, progress = self.loop, {}, self.progress[stage.name]
+        self.log.clock.take()  # what led up to the stage is not its time
         if self.step == 0 and self.evaluate_start:
             self._log({"stage": stage.name, "step": 0, **self._validate(stage)})
         watch = Stopwatch(self.seconds, stage.name)
@@ -180,6 +213,7 @@ class Trainer:
             rank = self.accelerator.process_index
             torch.manual_seed(generator_for(self.seed, stage.name, "dropout", step, rank).initial_seed())
             logs = stage.update(step)
+            self.log.count()
             stop = self._should_stop()
             self.step, self.iteration = step + 1, self.iteration + 1
             watch.lap()
@@ -190,11 +224,8 @@ class Trainer:
                 watch.restart()  # validation is not training time
             if self.step % loop.log_every == 0 or last or shown:
                 logs = {key: float(value) for key, value in logs.items()}
-                self._log({"stage": stage.name, "step": self.step, **logs, **shown})
-                score = self.scores.get(stage.name, {}).get(self.primary)
-                bar.set_postfix(
-                    {"loss": f"{logs['loss']:.4g}"} | ({self.primary: f"{score:.3f}"} if score is not None else {})
-                )
+                row = self._log({"stage": stage.name, "step": self.step, **logs, **shown})
+                bar.set_postfix(self._postfix(row))
                 shown = {}
             bar.update()
             if self.step % loop.checkpoint_every == 0 and not last or stop:
@@ -205,6 +236,10 @@ class Trainer:
 
     def _validate(self, stage: Stage) -> dict[str, Any]:
         """Score the stage's averaged weights, keep them if they are the best; returns what is worth logging."""
+        with self.log.clock.phase("validation"):
+            return self._scored(stage)
+
+    def _scored(self, stage: Stage) -> dict[str, Any]:
         network, progress = stage.averaged(), self.progress[stage.name]
         scores = self.scores[stage.name] = self._agreed(self.evaluate(network))
         warnings = progress.add(self.step, scores, trained=self.step > stage.warmup)
@@ -223,7 +258,7 @@ class Trainer:
             row["stopped_early"] = progress.early_end(self.step)
         if self.accelerator.is_main_process:
             for text in [*(f"warning: {text}" for text in warnings), *filter(None, [row.get("stopped_early")])]:
-                tqdm.write(text, file=sys.stderr)
+                say(text)
         return row
 
     def _agreed(self, scores: dict[str, float]) -> dict[str, float]:
@@ -234,29 +269,25 @@ class Trainer:
 
     def _bar(self, stage: Stage) -> Any:
         title = f"{self.position + 1}/{len(self.stages)} {stage.name}"
-        return tqdm(
-            total=stage.steps,
-            initial=self.step,
-            desc=title,
-            disable=not self.accelerator.is_main_process,
-            mininterval=0.5,
-        )
+        return progress_bar(title, stage.steps, self.step, shown=self.accelerator.is_main_process)
 
-    def _log(self, row: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            row = {"iteration": self.iteration, "seconds": round(self.seconds.get(row["stage"], 0.0), 3), **row}
-            with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(plain_json(row, "row")) + "\n")
+    def _log(self, row: dict[str, Any]) -> dict[str, Any]:
+        seconds = round(self.seconds.get(row["stage"], 0.0), 3)
+        return self.log.write({"iteration": self.iteration, "seconds": seconds, **row})
 
-    def _truncate_log(self) -> None:
-        # Rows after the checkpoint are about to be made again, among them the start of a stage that hasn't begun.
-        path, stages = self.run_dir / "metrics.jsonl", list(self.stages)
-        if self.accelerator.is_main_process and path.exists():
-            done = self.position, self.step if self.step else -1
-            rows = [row for row in read_log(self.run_dir) if (stages.index(row["stage"]), row["step"]) <= done]
-            write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    def _postfix(self, row: dict[str, Any]) -> dict[str, str]:
+        """What of a row of the log is shown beside the progress."""
+        shown = {"loss": f"{row['loss']:.4g}"}
+        score = self.scores.get(row["stage"], {}).get(self.primary)
+        shown |= {} if score is None else {self.primary: f"{score:.3f}"}
+        shown |= {"samples/s": f"{row['samples_per_s']:.0f}"} if "samples_per_s" in row else {}
+        return shown | ({"MB": f"{row['peak_memory_mb']:.0f}"} if "peak_memory_mb" in row else {})
 
     def _save(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        with self.log.clock.phase("checkpoint"):
+            self._write_checkpoint(tensors)
+
+    def _write_checkpoint(self, tensors: Mapping[str, torch.Tensor]) -> None:
         if self.accelerator.is_main_process:
             meta = {
                 "position": self.position,
@@ -317,15 +348,6 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl; a last line that a kill cut short is left out."""
-    path = run_dir / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines: Sequence[str] = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
 
 
 def _named(part: str, network: Any) -> Iterator[tuple[str, torch.Tensor]]:

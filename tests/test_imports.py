@@ -28,6 +28,8 @@ LAYERS = [
         "pictures",
         "report",
         "checkpoint",
+        "memory",
+        "run_log",
         "runs",
         "evaluation",
         "validation",

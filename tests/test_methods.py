@@ -15,8 +15,8 @@ from fastgen import load_student
 from fastgen.config import DistillConfig
 from fastgen.distillation import distill
 from fastgen.planning import guided_teacher, with_method
+from fastgen.run_log import read_log
 from fastgen.stages import ConsistencyDistillation, DistributionMatching
-from fastgen.trainer import read_log
 
 LADD = {
     "student_steps": 2,

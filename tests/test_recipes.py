@@ -31,7 +31,7 @@ from fastgen.cli import load_config
 from fastgen.config import DistillConfig, TrainTeacherConfig
 from fastgen.distillation import Distillation, distill
 from fastgen.export import load_network
-from fastgen.trainer import read_log
+from fastgen.run_log import read_log, timeless
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PATIENCE = 300  # seconds: an end for tests that hang, not a promise of speed
@@ -454,8 +454,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(home, stopped, fi
 
 def test_a_resumed_run_has_the_log_and_the_scores_of_an_uninterrupted_one(home, stopped):
     whole, resumed = home / "runs" / "walks", stopped / "run"
-    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_log(run)] for run in (whole, resumed)]
-    assert timeless[0] == timeless[1]
+    rows = [[timeless(row) for row in read_log(run)] for run in (whole, resumed)]
+    assert rows[0] == rows[1]
     reports = [json.loads((run / "report" / "report.json").read_text()) for run in (whole, resumed)]
     for part in ("teacher", "student", "kd", "dmd", "validation", "selected"):
         assert reports[0][part] == reports[1][part]

@@ -14,9 +14,10 @@ from toy import Pulled, ToyTask, ToyTeacher, plug_pulled, toy_config
 from fastgen.checkpoint import checkpoint_folders, load_newest_checkpoint, load_tensors
 from fastgen.config import LoopConfig
 from fastgen.distillation import Distillation
+from fastgen.run_log import read_log, timeless
 from fastgen.runs import claim_run, open_run
 from fastgen.stages import DistributionMatching, KnowledgeDistillation, Stage
-from fastgen.trainer import Stopwatch, Trainer, read_log, start_accelerator
+from fastgen.trainer import Stopwatch, Trainer, start_accelerator
 
 
 def train(cfg) -> Distillation:
@@ -49,8 +50,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, stage
     whole, resumed = weights(uninterrupted), weights(tmp_path)
     assert whole.keys() == resumed.keys() and any(key.startswith("dmd") for key in whole)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(tmp_path)]
-    assert timeless == [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(uninterrupted)]
+    assert [*map(timeless, read_log(tmp_path))] == [*map(timeless, read_log(uninterrupted))]
 
 
 def test_other_seeds_give_other_weights(tmp_path, uninterrupted):
@@ -268,8 +268,8 @@ def test_a_killed_run_keeps_its_best_and_its_patience(tmp_path, pull_at):
     again = follow(tmp_path / "killed", SCORES, patience=3, resume=True)
     assert again.iteration == whole.iteration == 6 and kept(again) == kept(whole) == 3
     assert again.progress == whole.progress
-    logs = [read_log(tmp_path / name) for name in ("whole", "killed")]
-    assert [[{**row, "seconds": 0} for row in log] for log in logs] == [[{**row, "seconds": 0} for row in logs[0]]] * 2
+    whole_rows, killed_rows = (read_log(tmp_path / name) for name in ("whole", "killed"))
+    assert [*map(timeless, killed_rows)] == [*map(timeless, whole_rows)]
     # A finished run that is resumed has its best still.
     done = follow(tmp_path / "killed", SCORES, patience=3, resume=True)
     assert kept(done) == 3 and done.progress == whole.progress
