@@ -389,6 +389,9 @@ class LoopConfig(_Config):
     """What every training loop has."""
 
     batch_size: int = Field(default=128, gt=0, description="global batch, shared by all processes")
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="micro-batches of each process that add up to one update of the same batch"
+    )
     checkpoint_every: int = Field(default=500, gt=0, description="updates between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept")
     log_every: int = Field(default=25, gt=0, description="updates between rows of metrics.jsonl")

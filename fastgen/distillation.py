@@ -165,7 +165,7 @@ class Distillation:
             self.cond,
             dmd,
             train.steps,
-            Draws(cfg.seed, name, self.accelerator, train.batch_size),
+            self._draws(name),
             discriminator=discriminator,
             pairs=self._on_pairs(student, f"{name}-pairs", train.steps) if dmd.kd_weight > 0 else None,
             name=name,
@@ -174,7 +174,6 @@ class Distillation:
     def consistency_stage(self) -> Stage:
         """Consistency distillation from the KD student, without KD from the teacher's weights."""
         cfg = self.cfg
-        draws = Draws(cfg.seed, "consistency", self.accelerator, cfg.train.batch_size)
         return ConsistencyDistillation(
             self._next_student(),
             self.teacher,
@@ -183,7 +182,13 @@ class Distillation:
             self._unguided(),
             cfg.train.steps,
             cfg.train.kd_huber_c,
-            draws,
+            self._draws("consistency"),
+        )
+
+    def _draws(self, stage: str) -> Draws:
+        train = self.cfg.train
+        return Draws(
+            self.cfg.seed, stage, self.accelerator, train.batch_size, accumulation=train.gradient_accumulation_steps
         )
 
     def _unguided(self) -> DMDConfig:
@@ -202,8 +207,7 @@ class Distillation:
         cfg, watch = self.cfg, Stopwatch(self.trainer.seconds, "pairs")
         states, cond = self.pairs()
         watch.lap()
-        draws = Draws(cfg.seed, name, self.accelerator, cfg.train.batch_size)
-        return KnowledgeDistillation(student, states, cond, cfg.dmd, steps, cfg.train.kd_huber_c, draws)
+        return KnowledgeDistillation(student, states, cond, cfg.dmd, steps, cfg.train.kd_huber_c, self._draws(name))
 
     def pairs(self) -> tuple[Tensor, Any]:
         """States of the teacher's ODE at the student's rungs (N, K + 1, ...) with their conditions; kept in the run

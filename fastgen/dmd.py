@@ -162,8 +162,19 @@ class DMDPipeline:
 
     def alone(self) -> DMDPipeline:
         """The same pipeline for a batch that no other process has a part of."""
+        return self._sharing(0, 1)
+
+    def micro_batch(self, index: int, of: int) -> DMDPipeline:
+        """The same pipeline for part `index` of the `of` equal parts of this process's share.
+
+        Parts are to a global batch what processes are: with a generator in the same state for each, their losses
+        average to the loss of the share.
+        """
+        return self._sharing(self.rank * of + index, self.world_size * of)
+
+    def _sharing(self, rank: int, world_size: int) -> DMDPipeline:
         pipeline = copy.copy(self)
-        pipeline.rank, pipeline.world_size = 0, 1
+        pipeline.rank, pipeline.world_size = rank, world_size
         return pipeline
 
     # ---- Losses ---------------------------------------------------------------------------------------------------
@@ -374,7 +385,9 @@ class DMDPipeline:
             raise ValueError(f"expected x0 for real_data_weight={config.real_data_weight}, got None")
         check_shape("x0", x0, noise.shape)
         if len(x) % m:
-            raise ValueError(f"expected a batch (per process) that real_data_samples={m} divides, got {len(x)}")
+            raise ValueError(
+                f"expected a batch (per process and micro-batch) that real_data_samples={m} divides, got {len(x)}"
+            )
         groups, real = len(x) // m, x0
         if config.real_data_conditional and cond is not None:
             # Every m-th and not the first ones: a process that has a part of the batch takes its part of these.

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ._tensor import generator_for
+from ._tensor import generator_for, map_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Draws"]
+__all__ = ["Draws", "check_shares"]
+
+
+def check_shares(batch_size: int, processes: int, accumulation: int = 1) -> None:
+    """Refuse a global batch that does not divide among the processes and each one's micro-batches.
+
+    Raises:
+        ValueError: `batch_size` is no multiple of `processes * accumulation`.
+    """
+    if batch_size % (processes * accumulation):
+        times = f" times {accumulation} micro-batches" if accumulation > 1 else ""
+        raise ValueError(
+            f"expected train.batch_size to be a multiple of the {processes} processes{times}, got {batch_size}"
+        )
 
 
 class Draws:
     """The random numbers of one stage, each a pure function of (seed, stage, step, name).
 
     The whole global batch is drawn everywhere and sliced, so what a sample sees does not depend on the number of
-    processes.
+    processes, nor on the number of micro-batches in which a process goes through its share.
+
+    Args:
+        seed, stage: of the draws.
+        accelerator: of it the number of processes, which of them this one is, and its device.
+        batch_size: B, of all processes together.
+        accumulation: k, micro-batches of B / (k processes) samples whose gradients are added up to one update.
+
+    Raises:
+        ValueError: a batch that does not divide among the processes and their micro-batches.
     """
 
-    def __init__(self, seed: int, stage: str, accelerator: Accelerator, batch_size: int) -> None:
+    def __init__(
+        self, seed: int, stage: str, accelerator: Accelerator, batch_size: int, *, accumulation: int = 1
+    ) -> None:
         world, rank = accelerator.num_processes, accelerator.process_index
-        if batch_size % world:
-            raise ValueError(f"expected train.batch_size divisible by the {world} processes, got {batch_size}")
+        check_shares(batch_size, world, accumulation)
+        self.accumulation = accumulation
         self.seed, self.stage, self.device, self.batch_size = seed, stage, accelerator.device, batch_size
         self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._rank = rank
@@ -57,6 +81,12 @@ class Draws:
     def integers(self, step: int, name: str, high: int) -> Tensor:
         """This process' share of uniform integers in [0, high)."""
         return torch.randint(high, (self.batch_size,), generator=self.generator(step, name))[self.slice]
+
+    def micro_batches(self, value: Any) -> list[Any]:
+        """This process' share, a Tensor or a condition with a row per sample, in `accumulation` equal parts."""
+        k = self.accumulation
+        size = (self.slice.stop - self.slice.start) // k
+        return [map_tensors(lambda x, j=j: x[j * size : (j + 1) * size], value) for j in range(k)]
 
     def _permutation(self, epoch: int, n: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch or len(self._epoch[1]) != n:

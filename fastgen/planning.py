@@ -15,6 +15,7 @@ from .data import Data, build_data
 from .data.trajectories import load_conditions
 from .declarations import judge_declaration
 from .discriminators import discriminator_for
+from .draws import check_shares
 from .export import SCORES
 from .guidance import Guidance, GuidedNetwork
 from .networks import Cond, network_dtype
@@ -120,14 +121,12 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *
             "expected dmd.gan_loss_weight_gen > 0 with dmd.gan_r1_reg_weight or gan_r2_reg_weight, which are of a "
             "discriminator, got 0"
         )
-    if dmd.real_data_weight and (train.batch_size // processes) % dmd.real_data_samples:
+    check_shares(train.batch_size, processes, train.gradient_accumulation_steps)
+    size = train.batch_size // (processes * train.gradient_accumulation_steps)
+    if dmd.real_data_weight and size % dmd.real_data_samples:
+        of = "a process" if train.gradient_accumulation_steps == 1 else "a process' micro-batch"
         raise ValueError(
-            f"expected dmd.real_data_samples to divide the {train.batch_size // processes} samples of a process, got "
-            f"{dmd.real_data_samples}"
-        )
-    if train.batch_size % processes:
-        raise ValueError(
-            f"expected train.batch_size to be a multiple of the {processes} processes, got {train.batch_size}"
+            f"expected dmd.real_data_samples to divide the {size} samples of {of}, got {dmd.real_data_samples}"
         )
     check_fit(teacher, x0, cond)
     matches = bool(train.steps) and cfg.method in ("dmd2", "ladd")

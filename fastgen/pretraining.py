@@ -33,6 +33,8 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         task = build_data(cfg.data)
         torch.manual_seed(cfg.seed)
         initial = build_network(cfg, task)
+        parts = cfg.train.gradient_accumulation_steps
+        draws = Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size, accumulation=parts)
         if accelerator.is_main_process:
             claim_run(run_dir, cfg)
 
@@ -40,9 +42,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             x0, cond = task.train.network_inputs()
             ema = EMAConfig(decay=cfg.train.ema_decay)
             network = TrainedNetwork(initial, cfg.train.optimizer, cfg.train.steps, accelerator, ema=ema)
-            return FlowMatching(
-                network, x0, cond, cfg.train, Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size)
-            )
+            return FlowMatching(network, x0, cond, cfg.train, draws)
 
         def evaluate(network: nn.Module) -> dict[str, float]:
             return task.evaluate(teacher_sampler(network, task.train, _VALIDATION_CALLS, "ab2"), quick=True)

@@ -7,7 +7,8 @@ run makes the very draws of an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -58,6 +59,36 @@ class Stage(Protocol):
         return {}
 
 
+Losses = Callable[..., dict[str, Tensor]]  # of one micro-batch, by name; what is descended is "total", or "loss"
+
+
+def _split(draws: Draws, *batch: Any) -> list[tuple[Any, ...]]:
+    """The micro-batches of a process' share, each with its part of every part of the batch."""
+    parts = [draws.micro_batches(value) for value in batch]
+    return [tuple(part[j] for part in parts) for j in range(draws.accumulation)]
+
+
+def _update(network: TrainedNetwork, step: int, losses: Losses, draws: Draws, *batch: Any) -> dict[str, Any]:
+    """One update of `network` on `losses(*batch)`, micro-batch by micro-batch."""
+    return _accumulate(network, step, lambda part: losses(*part), (_split(draws, *batch),))
+
+
+def _accumulate(
+    network: TrainedNetwork, step: int, losses: Losses, parts: tuple[Sequence[Any], ...]
+) -> dict[str, Tensor | float]:
+    """One update of `network` on the mean of `losses(*part)` over the micro-batches; the means, norm and rate."""
+    logs: dict[str, Tensor | float] = {}
+
+    def of(part: tuple[Any, ...]) -> Tensor:
+        found = losses(*part)
+        for name, value in found.items():
+            logs[name] = logs.get(name, 0.0) + value.detach() / len(parts[0])
+        return found["total" if "total" in found else "loss"]
+
+    done = network.update([functools.partial(of, part) for part in zip(*parts, strict=True)], step)
+    return logs | done
+
+
 class FlowMatching(Stage):
     """Flow matching on data: regress v(x_t, t, cond) on eps - x0 (Lipman et al. 2023, arXiv:2210.02747)."""
 
@@ -70,9 +101,11 @@ class FlowMatching(Stage):
         with self.clock.phase("data"):
             x0, eps, t, cond = self._batch(step)
         with self.clock.phase("network"):
-            pred = self.network.network(add_noise(x0, eps, t), t, cond)
-            loss = dsm_loss("flow", pred, x0=x0, eps=eps, t=t)
-            return {"loss": loss.detach(), **self.network.update(loss, step)}
+            return _update(self.network, step, self._losses, self.draws, x0, eps, t, cond)
+
+    def _losses(self, x0: Tensor, eps: Tensor, t: Tensor, cond: Any) -> dict[str, Tensor]:
+        pred = self.network.network(add_noise(x0, eps, t), t, cond)
+        return {"loss": dsm_loss("flow", pred, x0=x0, eps=eps, t=t)}
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Any]:
         """x0, noise, times and cond of update `step`."""
@@ -119,16 +152,20 @@ class KnowledgeDistillation(Stage):
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
-            loss = self.loss(step)
-            return {"loss": loss.detach(), **self.student.update(loss, step)}
+            return _update(self.student, step, self._losses, self.draws, *self.batch(step))
 
-    def loss(self, step: int) -> Tensor:
-        """The loss of batch `step`."""
-        device = self.draws.device
+    def batch(self, step: int) -> tuple[Tensor, Any, Tensor]:
+        """States (B, K + 1, ...), cond and rungs (B,) of batch `step`."""
         with self.clock.phase("data"):
-            rows = self.draws.rows(step, len(self.states))
-            states, cond = self.states[rows].to(device), cond_to(take_rows(self.cond, rows), device)
+            rows, device = self.draws.rows(step, len(self.states)), self.draws.device
             rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(device)
+            return self.states[rows].to(device), cond_to(take_rows(self.cond, rows), device), rungs
+
+    def _losses(self, *batch: Any) -> dict[str, Tensor]:
+        return {"loss": self.loss(*batch)}
+
+    def loss(self, states: Tensor, cond: Any, rungs: Tensor) -> Tensor:
+        """The loss of such a batch, or of a part of it."""
         return kd_loss(
             self.student.network,
             states,
@@ -153,14 +190,14 @@ class Judge(NamedTuple):
     Attributes:
         name: prefix of its draws and logs.
         network: with its optimiser.
-        loss: of the pipeline.
+        loss: name of the pipeline's method.
         warmup: updates before the first student update.
         turns: updates after each student update.
     """
 
     name: str
     network: TrainedNetwork
-    loss: Callable[..., dict[str, Tensor]]
+    loss: str
     warmup: int
     turns: int
 
@@ -212,23 +249,23 @@ class DistributionMatching(Stage):
         self.judges: list[Judge] = []
         if fake_score is not None:
             updates = dmd.fake_score_warmup_steps, dmd.fake_steps_per_student_step
-            self.judges.append(Judge("fake", fake_score, pipeline.compute_fake_score_loss, *updates))
+            self.judges.append(Judge("fake", fake_score, "compute_fake_score_loss", *updates))
         if discriminator is not None:
             updates = dmd.gan_disc_warmup_steps, dmd.gan_disc_steps_per_student_step
-            self.judges.append(Judge("disc", discriminator, pipeline.compute_discriminator_loss, *updates))
+            self.judges.append(Judge("disc", discriminator, "compute_discriminator_loss", *updates))
         self.warmup = max((judge.warmup for judge in self.judges), default=0) if steps else 0
         self.steps = self.warmup + steps
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         logs: dict[str, Tensor | float] = {}
-        made: Generated | None = None
+        made: list[Generated] = []
         if step >= self.warmup:
             with self.clock.phase("student"):
                 made = self._update_student(step, logs)
         for judge in self.judges:
             for index in judge.updates(step, self.warmup):
                 first = step >= self.warmup and index == judge.updates(step, self.warmup)[0]
-                reused = made if first and self.dmd.fake_score_reuse_batch else None
+                reused = made if first and self.dmd.fake_score_reuse_batch else []
                 with self.clock.phase(judge.name):
                     self._update_judge(judge, step, index, reused, logs)
         # What a stage is watched by: the student's first loss, in the warm-up a judge's.
@@ -242,28 +279,54 @@ class DistributionMatching(Stage):
         x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         return diagnose(self.pipeline, x0, cond, generator=generator)
 
-    def _update_student(self, step: int, logs: dict[str, Tensor | float]) -> Generated:
-        batch, generator = self._batch(step, "student"), self.draws.generator(step, "student")
-        made = self.pipeline.generate(*batch, generator=generator)
-        losses = self.pipeline.compute_student_loss(*batch, generated=made, generator=generator)
-        if self.pairs is not None:
-            losses["kd"] = self.pairs.loss(step)
-            losses["total"] = losses["total"] + self.dmd.kd_weight * losses["kd"]
-        logs |= {name: value.detach() for name, value in losses.items()}
-        logs |= self.student.update(losses["total"], step - self.warmup)
-        return made.detach()
+    def _update_student(self, step: int, logs: dict[str, Tensor | float]) -> list[Generated]:
+        """One update; the samples it was made on, a micro-batch each."""
+        made: list[Generated] = []
+
+        def loss(pipeline: DMDPipeline, batch: tuple[Tensor, Tensor, Any], pairs: tuple[Any, ...]) -> dict[str, Tensor]:
+            generator = self.draws.generator(step, "student")
+            generated = pipeline.generate(*batch, generator=generator)
+            losses = pipeline.compute_student_loss(*batch, generated=generated, generator=generator)
+            made.append(generated.detach())
+            if self.pairs is not None:
+                losses["kd"] = self.pairs.loss(*pairs)
+                losses["total"] = losses["total"] + self.dmd.kd_weight * losses["kd"]
+            return losses
+
+        pairs = () if self.pairs is None else self.pairs.batch(step)
+        parts = self._pipelines(), self._split(*self._batch(step, "student")), self._split(*pairs)
+        logs |= _accumulate(self.student, step - self.warmup, loss, parts)
+        return made
 
     def _update_judge(
-        self, judge: Judge, step: int, index: int, made: Generated | None, logs: dict[str, Tensor | float]
+        self, judge: Judge, step: int, index: int, made: list[Generated], logs: dict[str, Tensor | float]
     ) -> None:
-        if made is None:
+        if made:
+            name, batch = f"{judge.name}0", self._batch(step, "student")
+        else:
             name = f"{judge.name}{index - judge.updates(step, self.warmup)[0]}"
             batch = self._batch(step, name, index)
-        else:
-            name, batch = f"{judge.name}0", self._batch(step, "student")
-        losses = judge.loss(*batch, generated=made, generator=self.draws.generator(step, name))
-        done = judge.network.update(losses.pop("total"), index)
-        logs |= {n: value.detach() for n, value in losses.items()} | {f"{judge.name}_grad_norm": done["grad_norm"]}
+
+        def loss(
+            pipeline: DMDPipeline, batch: tuple[Tensor, Tensor, Any], generated: Generated | None
+        ) -> dict[str, Tensor]:
+            # Each part of the batch starts from the same state, draws for the whole and keeps its own.
+            generator = self.draws.generator(step, name)
+            return getattr(pipeline, judge.loss)(*batch, generated=generated, generator=generator)
+
+        parts = self._pipelines(), self._split(*batch), made or [None] * self.draws.accumulation
+        done = _accumulate(judge.network, index, loss, parts)
+        norm = done.pop("grad_norm")
+        logs |= {key: value for key, value in done.items() if key not in ("total", "lr")}
+        logs[f"{judge.name}_grad_norm"] = norm
+
+    def _pipelines(self) -> list[DMDPipeline]:
+        """The pipeline of each micro-batch."""
+        k = self.draws.accumulation
+        return [self.pipeline.micro_batch(j, k) for j in range(k)]
+
+    def _split(self, *batch: Any) -> list[tuple[Any, ...]]:
+        return _split(self.draws, *batch)
 
     def _batch(self, step: int, name: str, index: int | None = None) -> tuple[Tensor, Tensor, Any]:
         """x0, noise and cond of one update; `index` counts the updates of its network, and so its batches."""
@@ -333,34 +396,42 @@ class ConsistencyDistillation(Stage):
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
-            loss = self.loss(step)
-            return {"loss": loss.detach(), **self.student.update(loss, step)}
+            losses = functools.partial(self._losses, self._judge())
+            return _update(self.student, step, losses, self.draws, *self._batch(step))
 
-    def loss(self, step: int) -> Tensor:
-        """The loss of batch `step`."""
+    def _batch(self, step: int) -> tuple[Any, ...]:
+        """x0 (0 at the first rung), noise, t, s, end, cond and the negative one of update `step`."""
         draws, device = self.draws, self.draws.device
         with self.clock.phase("data"):
             rows = draws.rows(step, len(self.x0))
-            x0, cond = self.x0[rows].to(device), cond_to(take_rows(self.cond, rows), device)
+            x0 = self.x0[rows].to(device)
+            cond, negative = (cond_to(take_rows(value, rows), device) for value in (self.cond, self.negative_cond))
             noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
             t, s, end = (time.to(device) for time in self._times(step))
         pure = (t == self.dmd.t_list[0]).view(-1, *(1,) * (x0.ndim - 1))
-        return consistency_loss(
+        return torch.where(pure, 0.0, x0), noise, t, s, end, cond, negative
+
+    def _losses(
+        self, target: nn.Module | None, x0: Tensor, noise: Tensor, t: Tensor, s: Tensor, end: Tensor, *conds: Any
+    ) -> dict[str, Tensor]:
+        cond, negative = conds
+        loss = consistency_loss(
             self.student.network,
             self.teacher,
-            torch.where(pure, 0.0, x0),
+            x0,
             noise,
             t,
             s,
             cond,
             end=end,
             pred_type=self.dmd.pred_type,
-            target=self._judge(),
+            target=target,
             huber_c=self.huber_c,
             method=self.method,
             guidance_scale=self.dmd.guidance_scale,
-            negative_cond=cond_to(take_rows(self.negative_cond, rows), device),
+            negative_cond=negative,
         )
+        return {"loss": loss}
 
     def _judge(self) -> nn.Module | None:
         """The student's average as it is now, None without one: what a checkpoint holds is all there is to it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,12 +50,22 @@ class TrainedNetwork:
         self.ema = None if ema is None else ExponentialMovingAverage(self.bare, ema)
         self.skipped = 0
 
-    def update(self, loss: Tensor, step: int) -> dict[str, float]:
-        """One optimiser step on `loss`; returns the gradient norm and the learning rate."""
+    def update(self, loss: Tensor | Sequence[Callable[[], Tensor]], step: int) -> dict[str, float]:
+        """One optimiser step; returns the gradient norm and the learning rate.
+
+        Args:
+            loss: a scalar; or a function for each of k micro-batches of equal size that gives its loss. Their mean is
+                what is descended: the functions are called one after the other, so that one graph is alive at a time,
+                and processes exchange gradients after the last alone.
+            step: of this network, from 0.
+
+        Raises:
+            ValueError: no micro-batch. FloatingPointError: too many updates in a row that are not finite.
+        """
         lr = self.cfg.lr_at(step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.accelerator.backward(loss)
+        self._backward(loss)
         norm_tensor: Any = self.accelerator.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm)
         norm = float(norm_tensor)
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
@@ -73,6 +83,19 @@ class TrainedNetwork:
         if self.ema is not None:
             self.ema.update(self.bare, iteration=step + 1)
         return {"grad_norm": norm, "lr": lr}
+
+    def _backward(self, loss: Tensor | Sequence[Callable[[], Tensor]]) -> None:
+        """Gradients of the loss, or of the mean of the micro-batches' losses."""
+        if isinstance(loss, Tensor):
+            self.accelerator.backward(loss)
+            return
+        if not loss:
+            raise ValueError("expected the loss of at least one micro-batch, got none")
+        for micro_batch in loss[:-1]:
+            # A wrapper decides in its forward whether the backward is to synchronise.
+            with self.accelerator.no_sync(self.network):
+                self.accelerator.backward(micro_batch() / len(loss))
+        self.accelerator.backward(loss[-1]() / len(loss))
 
     def averaged(self) -> nn.Module:
         """A copy with the EMA weights (the weights themselves without an EMA), in eval mode."""
