@@ -10,6 +10,7 @@ from __future__ import annotations
 import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,7 +25,15 @@ __all__ = ["read_npz"]
 # and zeros beside them to a hundredth. A bomb has 1000.
 _HARMLESS_BYTES, _MOST_RATIO = 1 << 24, 200
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_FOREIGN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, NotImplementedError, RuntimeError)
+_FOREIGN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    NotImplementedError,
+    RuntimeError,
+)
 _ERRORS = (*_FOREIGN, ValueError, OSError, EOFError, LookupError, TypeError, ArithmeticError, SyntaxError)
 
 

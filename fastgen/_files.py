@@ -412,7 +412,7 @@ def check_file(path: Path) -> None:
 
 def first_names(names: Iterable[str], most: int = 10) -> str:
     """The first few of `names`, for error messages."""
-    names = sorted(names)
+    names = sorted(name if name.isprintable() else repr(name)[1:-1] for name in names)
     shown = ", ".join(name if len(name) <= 80 else name[:77] + "..." for name in names[:most])
     return shown + (f", ... ({len(names)} in all)" if len(names) > most else "")
 

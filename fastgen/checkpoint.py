@@ -8,6 +8,7 @@ unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ._files import new_folder, read_safetensors, sha256, write_file, write_json
+from ._files import check_file, check_names, new_folder, read_json, read_safetensors, sha256, write_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def save_checkpoint(
         shutil.rmtree(left, ignore_errors=True)
     with new_folder(folder, (_TENSORS, _META)) as partial:
         save_tensors(partial / _TENSORS, tensors)
-        write_json(partial / _META, {"sha256": sha256(partial / _TENSORS), **meta})
+        digest = sha256(partial / _TENSORS)
+        write_json(partial / _META, {"sha256": digest, "meta_sha256": _digest(digest, meta), "meta": dict(meta)})
     # Newer ones are left from before a resume that found them damaged.
     folders = checkpoint_folders(run_dir)
     newer = [other for other in folders if other.name > folder.name]
@@ -73,15 +75,25 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, 
     folders = checkpoint_folders(run_dir)
     for folder in reversed(folders):
         try:
-            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-            if sha256(folder / _TENSORS) != meta["sha256"]:
+            record = read_json(folder / _META)
+            check_names(record, ("sha256", "meta_sha256", "meta"), _META)
+            check_file(folder / _TENSORS)
+            if record["meta_sha256"] != _digest(record["sha256"], record["meta"]):
+                raise ValueError(f"{_META} does not match its checksum")
+            tensors = load_tensors(folder / _TENSORS)
+            if sha256(folder / _TENSORS) != record["sha256"]:
                 raise ValueError("its tensors do not match their checksum")
-            return load_tensors(folder / _TENSORS), meta
+            return tensors, record["meta"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, error)
     if folders:
         raise ValueError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; remove the folder to start again")
     return None
+
+
+def _digest(tensors: Any, meta: Any) -> str:
+    text = json.dumps([tensors, meta], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

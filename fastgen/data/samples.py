@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .._files import brief
 from .._tensor import generator_for, map_tensors, take_rows, tensors_in
 from ..metrics import energy_distance, energy_score
 from .held_out import HeldOutTask, checked, split_rows
@@ -243,7 +244,7 @@ def file_task(
                 f"{found} in {path}; leave it out"
             )
     if "Z" not in tensors and len(tensors) > 1:
-        raise ValueError(f"expected X alone or with Z in {path}, got {sorted(tensors)}")
+        raise ValueError(f"expected X alone or with Z in {path}, got {brief(sorted(tensors))}")
     Z = floats("Z", tensors["Z"], labels=True) if "Z" in tensors else None
     return SampleTask("file", floats("X", tensors["X"]), Z, seed=seed)
 

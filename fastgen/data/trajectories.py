@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._files import read_safetensors
+from .._files import brief, read_safetensors
 from ..normalizer import Normalizer, pack_tokens
 
 __all__ = ["TrajectoryData", "check_trajectories", "fit_normalizers", "load_trajectories"]
@@ -176,7 +176,8 @@ def windows_of(
         return X, Z, torch.arange(X.shape[0])
     if not episodes <= set(tensors):
         raise ValueError(
-            f"expected X and Z, or actions, observations and episode_ends in {path}, got {sorted(tensors) or 'nothing'}"
+            f"expected X and Z, or actions, observations and episode_ends in {path}, "
+            f"got {brief(sorted(tensors)) if tensors else 'nothing'}"
         )
     actions, observations = floats("actions", tensors["actions"]), floats("observations", tensors["observations"])
     return cut_windows(
@@ -192,7 +193,7 @@ def load_conditions(path: str | Path) -> Tensor:
     """
     tensors = read_tensors(path)
     if "Z" not in tensors:
-        raise ValueError(f"expected Z in {path}, got {sorted(tensors) or 'nothing'}")
+        raise ValueError(f"expected Z in {path}, got {brief(sorted(tensors)) if tensors else 'nothing'}")
     Z = floats("Z", tensors["Z"], labels=True)
     if Z.ndim == 0 or Z.numel() == 0:
         raise ValueError(f"expected Z of shape (B, ...) with at least one row, got {tuple(Z.shape)}")

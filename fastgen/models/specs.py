@@ -16,6 +16,7 @@ from escnn import group as escnn_group
 from escnn.group import Group, Representation, directsum
 
 from fastgen._archives import read_npz
+from fastgen._files import brief
 from fastgen.models.fourier import FourierStack, fourier_stack
 from fastgen.models.groups import RegularStack, regular_stack, representation
 
@@ -165,7 +166,7 @@ def _from_file(group: Group, path: Path) -> Representation:
         raise FileNotFoundError(f"expected an .npz file of matrices at {path}, got nothing there")
     arrays = read_npz(path)
     if "matrices" not in arrays:
-        raise ValueError(f"expected an array 'matrices' in {path}, got {sorted(arrays)}")
+        raise ValueError(f"expected an array 'matrices' in {path}, got {brief(sorted(arrays))}")
     matrices = arrays["matrices"]
     try:
         return representation(group, matrices)
