@@ -1,69 +1,156 @@
 """Checkpoints of a run: safetensors and JSON, complete or not there.
 
-A checkpoint is a folder ``checkpoints/step_<n>/`` with ``state.safetensors`` and ``state.json``. It is written under
-another name, flushed to disk and renamed, so a kill at any moment leaves either the whole checkpoint or none; the JSON
-carries the tensor file's sha256, and a damaged newest checkpoint is named and the one before is used. Nothing is
-unpickled.
+A checkpoint is a folder ``checkpoints/step_<n>/`` with ``state.safetensors``, ``state.json`` and ``manifest.json``, the
+size and sha256 of each of its files. It is written under another name, flushed to disk and renamed, so a kill at any
+moment leaves either the whole checkpoint or none; a damaged newest one is named and the one before is used. A state
+that lacks a part is an error that names it. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
 from torch import Tensor
 
-from ._files import check_file, check_names, new_folder, read_json, read_safetensors, sha256, write_file, write_json
+from ._files import (
+    brief,
+    check_file,
+    first_names,
+    new_folder,
+    read_json,
+    read_safetensors,
+    sha256,
+    write_file,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
-_TENSORS, _META = "state.safetensors", "state.json"
+_TENSORS, _META, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_FILES = (_TENSORS, _META)
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+
+
+# ---- Files of tensors ---------------------------------------------------------------------------------------------
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Safetensors file, written aside and renamed; every tensor keeps its dtype."""
+    """Safetensors file with a checksum of its own, written aside and renamed; every tensor keeps its dtype."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}))
+    own = _own_memory(tensors)
+    write_file(path, save(own, metadata={"format": "pt", "sha256": _digest(own)}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; ValueError if it is missing, truncated or something else."""
+    """Tensors of a file of `save_tensors`; ValueError if it is missing, truncated, damaged or something else."""
     try:
-        return read_safetensors(path)
+        tensors = read_safetensors(path)
     except ValueError as error:
         raise ValueError(f"cannot read {error}") from error
+    with safe_open(str(path), framework="pt") as file:
+        expected = (file.metadata() or {}).get("sha256")
+    if _digest(tensors) != expected:
+        raise ValueError(f"cannot read {path}: it does not match its checksum; restore the file, or begin a new run")
+    return tensors
+
+
+def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses to write tensors that share memory.
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# ---- Checkpoints --------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
     run_dir: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int
 ) -> Path:
-    """Write ``checkpoints/step_<step>`` and drop all but the newest `keep`."""
+    """Write ``checkpoints/step_<step>`` and drop all but the newest `keep`.
+
+    Raises:
+        FloatingPointError: a tensor with NaN or infinity, by name; nothing is written.
+        OSError: it can't be written; the checkpoints before it stay as they were.
+    """
+    own = _own_memory(tensors)
+    check_finite(own)
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
-    # The run's lock is ours: whatever is half written here was left by a run that was killed.
-    for left in folder.parent.glob(".step_*.new-*"):
+    # The run's lock is ours: whatever is half written or half removed here was left by a run that was killed.
+    for left in folder.parent.glob(".step_*"):
         shutil.rmtree(left, ignore_errors=True)
-    with new_folder(folder, (_TENSORS, _META)) as partial:
-        save_tensors(partial / _TENSORS, tensors)
-        digest = sha256(partial / _TENSORS)
-        write_json(partial / _META, {"sha256": digest, "meta_sha256": _digest(digest, meta), "meta": dict(meta)})
+    with new_folder(folder, (*_FILES, _MANIFEST)) as partial:
+        _write_tensors(partial / _TENSORS, own)
+        write_json(partial / _META, meta)
+        files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in _FILES}
+        write_json(partial / _MANIFEST, {"files": files})
     # Newer ones are left from before a resume that found them damaged.
     folders = checkpoint_folders(run_dir)
     newer = [other for other in folders if other.name > folder.name]
     for old in newer + folders[: len(folders) - len(newer)][:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     return folder
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # safetensors makes files that only their owner can read; a file made by Python follows the user's umask.
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), str(path), metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {brief(error)}") from error
+    path.chmod(mode)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint: it is there or not, never in part, whatever moment a kill comes at."""
+    aside = folder.with_name(f".{folder.name}.old")
+    os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """FloatingPointError that names the tensors with NaN or infinity."""
+    bad = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise FloatingPointError(f"expected a finite state to save, got NaN or infinity in {first_names(bad, most=3)}")
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
     return sorted((run_dir / "checkpoints").glob("step_*"))
+
+
+def check_checkpoint(folder: Path) -> None:
+    """ValueError unless `folder` holds each file of its manifest and no other, of that size and checksum."""
+    files = read_json(folder / _MANIFEST).get("files")
+    if not isinstance(files, dict) or files.keys() != set(_FILES):
+        raise ValueError(f"expected {', '.join(_FILES)} in {_MANIFEST}, got {brief(files)}")
+    if foreign := {path.name for path in folder.iterdir()} - {*_FILES, _MANIFEST}:
+        raise ValueError(f"expected the files of {_MANIFEST}, got {first_names(foreign)} beside them")
+    for name, entry in files.items():
+        check_file(folder / name)
+        if (size := (folder / name).stat().st_size) != entry["bytes"]:
+            raise ValueError(f"expected {name} of {entry['bytes']} bytes, got {size}")
+        if sha256(folder / name) != entry["sha256"]:
+            raise ValueError(f"{name} does not match its checksum")
 
 
 def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -75,15 +162,8 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, 
     folders = checkpoint_folders(run_dir)
     for folder in reversed(folders):
         try:
-            record = read_json(folder / _META)
-            check_names(record, ("sha256", "meta_sha256", "meta"), _META)
-            check_file(folder / _TENSORS)
-            if record["meta_sha256"] != _digest(record["sha256"], record["meta"]):
-                raise ValueError(f"{_META} does not match its checksum")
-            tensors = load_tensors(folder / _TENSORS)
-            if sha256(folder / _TENSORS) != record["sha256"]:
-                raise ValueError("its tensors do not match their checksum")
-            return tensors, record["meta"]
+            check_checkpoint(folder)
+            return read_safetensors(folder / _TENSORS), read_json(folder / _META)
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, error)
     if folders:
@@ -91,32 +171,75 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, 
     return None
 
 
-def _digest(tensors: Any, meta: Any) -> str:
-    text = json.dumps([tensors, meta], sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+# ---- What a state is made of --------------------------------------------------------------------------------------
+
+
+def check_parts(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """ValueError unless names, shapes and dtypes of `got` are those of `expected`, before anything is loaded.
+
+    Args:
+        what: whose state it is, for the message.
+    """
+    different = (("without", expected.keys() - got.keys()), ("with the unknown", got.keys() - expected.keys()))
+    if said := [f"{how} {first_names(names)}" for how, names in different if names]:
+        raise ValueError(f"expected the whole state of {what}, got one {'; '.join(said)}; {_INCOMPLETE}")
+    for name, value in expected.items():
+        wanted, found = (f"{tuple(x.shape)} {x.dtype}" for x in (value, got[name]))
+        if wanted != found:
+            raise ValueError(f"expected {name} of {what} to be {wanted}, got {found}; {_INCOMPLETE}")
+
+
+_INCOMPLETE = "the checkpoint is of another network, or incomplete: go on with what wrote it, or begin a new run"
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """Adam's moments and step counts as flat tensors ``<prefix>.<parameter index>.<name>``."""
+    """Adam's moments and step counts as flat tensors ``<prefix>.<parameter index>.<name>``.
+
+    ``<prefix>.begun`` holds the indices that have a state (an optimiser before its first step has none, nor has a
+    parameter that never had a gradient), so that one that is lost can't pass for one that hasn't begun.
+    """
     state = optimizer.state_dict()["state"]
-    return {f"{prefix}.{i}.{name}": torch.as_tensor(v) for i, entry in state.items() for name, v in entry.items()}
+    flat = {f"{prefix}.{i}.{name}": torch.as_tensor(v) for i, entry in state.items() for name, v in entry.items()}
+    return flat | {f"{prefix}.begun": torch.tensor(sorted(state), dtype=torch.int64)}
 
 
-def unflatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of :func:`flatten_optimizer`, into an optimiser over the same parameters.
+def unflatten_optimizer(
+    optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor], *, what: str | None = None
+) -> None:
+    """Inverse of :func:`flatten_optimizer`, into an optimiser over the same parameters; `what` names it in messages.
 
     Raises:
-        ValueError: the state of some parameter is missing, or parts of it.
+        ValueError: the state of some parameter is missing, or parts of it, or has another shape.
     """
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in with_prefix(tensors, prefix).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    expected = {i for group in optimizer.state_dict()["param_groups"] for i in group["params"]}
-    # Before its first step an optimiser has no state.
-    if state and (state.keys() != expected or len({frozenset(entry) for entry in state.values()}) > 1):
-        raise ValueError(f"expected the state of {len(expected)} parameters in {prefix}, got parts of it")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    what = prefix if what is None else what
+    found = with_prefix(tensors, prefix)
+    begun = found.pop("begun", None)
+    if begun is None:
+        raise ValueError(f"expected the state of {what}, got none; {_INCOMPLETE}")
+    packed = optimizer.state_dict()["param_groups"]
+    parameters = dict(
+        zip(
+            (i for group in packed for i in group["params"]),
+            (p for group in optimizer.param_groups for p in group["params"]),
+            strict=True,
+        )
+    )
+    indices = begun.tolist()
+    if unknown := set(indices) - parameters.keys():
+        raise ValueError(f"expected the state of {len(parameters)} parameters in {what}, got {sorted(unknown)}")
+    steps = {value.dtype for name, value in found.items() if name.endswith(".step") and value.is_floating_point()}
+    check_parts(found, dict(_adam_state(parameters, indices, next(iter(steps), torch.float32))), what)
+    state = {i: {name: found[f"{i}.{name}"] for name in _ADAM} for i in indices}
+    optimizer.load_state_dict({"state": state, "param_groups": packed})
+
+
+def _adam_state(
+    parameters: Mapping[int, Tensor], indices: list[int], step_dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    for i in indices:
+        yield f"{i}.step", torch.empty((), dtype=step_dtype, device="meta")
+        for name in ("exp_avg", "exp_avg_sq"):
+            yield f"{i}.{name}", torch.empty_like(parameters[i], device="meta")
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

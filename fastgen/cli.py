@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from ._yaml import parse_yaml, read_yaml
+from .faults import stopped_by_sigterm
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -124,10 +125,11 @@ def describe(schema: type[BaseModel], prefix: str = "") -> str:
 def user_errors(*, resumable: bool = False) -> Iterator[None]:
     """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their traceback.
 
-    Ctrl-C is one line and exit code 130; `resumable` says that --resume goes on after it.
+    Ctrl-C is one line and exit code 130, SIGTERM likewise with 143; `resumable` says that --resume goes on after it.
     """
     try:
-        yield
+        with stopped_by_sigterm():
+            yield
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("FASTGEN_TRACEBACK"):
             raise
@@ -137,7 +139,7 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         said = str(interrupt) or ("what is done is in the run folder; --resume goes on" if resumable else "")
         print(f"\nstopped{': ' + said if said else ''}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(getattr(interrupt, "exit_code", 130)) from None
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

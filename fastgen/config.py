@@ -402,6 +402,9 @@ class LoopConfig(_Config):
     patience: int | None = Field(
         default=None, ge=1, description="validations in a row without improvement that end a stage; null = never"
     )
+    most_skipped: int = Field(
+        default=10, ge=1, description="updates in a row with a loss or gradient that is not finite, which end the run"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per process; null = all cores / processes")
     tracker: Literal["tensorboard", "wandb"] | None = Field(
         default=None, description="where numbers of the log go, too: tensorboard (in the run folder) or wandb"

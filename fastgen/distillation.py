@@ -30,6 +30,7 @@ from .evaluation import (
     teacher_sampler,
 )
 from .export import export_student
+from .faults import together
 from .kd import teacher_pairs
 from .networks import network_dtype
 from .planning import STAGE_OF_METHOD, check_plan, guided_teacher, new_discriminator, stored_scores, with_method
@@ -69,17 +70,18 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
     teacher = load_teacher(cfg, teacher)
     cfg, notes = fit_to_teacher(with_method(cfg), teacher)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
-        job = Distillation(cfg, run_dir, accelerator, teacher=teacher, task=task)
-        if accelerator.is_main_process:
-            notes += judge_declaration(job.network, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False)
-            if job.teacher_rows is not None:
-                notes += job.teacher_notes(*job.teacher_rows)
-            print("\n".join(notes), file=sys.stderr, flush=True)
-            claim_run(run_dir, cfg)
+        with together():
+            job = Distillation(cfg, run_dir, accelerator, teacher=teacher, task=task)
+            if accelerator.is_main_process:
+                notes += judge_declaration(job.network, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False)
+                if job.teacher_rows is not None:
+                    notes += job.teacher_notes(*job.teacher_rows)
+                print("\n".join(notes), file=sys.stderr, flush=True)
+                claim_run(run_dir, cfg)
         job.train()
-        if accelerator.is_main_process:
-            job.hand_over()
-        accelerator.wait_for_everyone()
+        with together():
+            if accelerator.is_main_process:
+                job.hand_over()
     return run_dir
 
 
@@ -244,8 +246,9 @@ class Distillation:
                 bar.update(size)
                 bar.set_postfix()
         states = torch.cat(parts)
-        if self.accelerator.is_main_process:
-            save_tensors(path, {"states": states})
+        with together():
+            if self.accelerator.is_main_process:
+                save_tensors(path, {"states": states})
         return states, cond
 
     def hand_over(self) -> None:

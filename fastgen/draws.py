@@ -60,14 +60,18 @@ class Draws:
         return generator_for(self.seed, self.stage, name, step, 0 if shared else self._rank)
 
     def rows(self, step: int, n: int) -> Tensor:
-        """This process' share of the rows of batch `step`: epochs of shuffled rows, each row once an epoch."""
+        """This process' share of the rows of batch `step`."""
+        return self.batch_rows(step, n)[self.slice]
+
+    def batch_rows(self, step: int, n: int) -> Tensor:
+        """All rows of batch `step` of n rows of data: epochs of shuffled rows, each row once an epoch."""
         sample, last, parts = step * self.batch_size, (step + 1) * self.batch_size, []
         while sample < last:
             epoch, offset = divmod(sample, n)
             take = min(n - offset, last - sample)
             parts.append(self._permutation(epoch, n)[offset : offset + take])
             sample += take
-        return torch.cat(parts)[self.slice]
+        return torch.cat(parts)
 
     def normal(self, step: int, name: str, shape: tuple[int, ...]) -> Tensor:
         """This process' share of standard normal noise of the global batch; `shape` without the batch."""

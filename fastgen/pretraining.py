@@ -17,6 +17,7 @@ from .data import SampleData, Task, build_data
 from .draws import Draws
 from .evaluation import evaluate_teacher, teacher_sampler
 from .export import SCORES, load_network, save_network
+from .faults import together
 from .models import build_model
 from .runs import claim_run, open_run
 from .stages import FlowMatching, Stage
@@ -35,8 +36,9 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         initial = build_network(cfg, task)
         parts = cfg.train.gradient_accumulation_steps
         draws = Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size, accumulation=parts)
-        if accelerator.is_main_process:
-            claim_run(run_dir, cfg)
+        with together():
+            if accelerator.is_main_process:
+                claim_run(run_dir, cfg)
 
         def stage() -> Stage:
             x0, cond = task.train.network_inputs()
@@ -58,10 +60,10 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             resume=cfg.resume,
         )
         trainer.run()
-        if accelerator.is_main_process:
-            initial.load_state_dict(trainer.result("flow_matching"))
-            hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds)
-        accelerator.wait_for_everyone()
+        with together():
+            if accelerator.is_main_process:
+                initial.load_state_dict(trainer.result("flow_matching"))
+                hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds)
     return run_dir
 
 

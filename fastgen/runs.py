@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from pydantic import BaseModel
 from ._files import write_file
 from ._yaml import read_yaml
 from .cli import dump_anywhere
+from .faults import together
 
 CONFIG = "config.yaml"
 # What a run writes: a folder that holds one of these without a config is not a run's.
 _OURS = ("metrics.jsonl", "checkpoints", "stages", "pairs.safetensors", "student", "teacher", "report")
 # Keys that may differ between a run and its resumption: they do not change what is computed.
-_FREE_KEYS = ("resume", "run_dir", "checkpoint_every", "keep_checkpoints", "log_every", "threads", "tracker")
+_FREE_KEYS = (
+    *("resume", "run_dir", "checkpoint_every", "keep_checkpoints", "log_every", "threads", "tracker", "most_skipped"),
+)
 
 
 def run_folder(cfg: Any) -> Path:
@@ -33,14 +36,20 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
 
     Raises:
         ValueError: the folder holds a run and `resume` is false; or it holds a run of another config, or files of
-            something else; or a run is going on in it.
+            something else; or a run is going on in it. In processes other than the main one: that it was refused.
         OSError: it cannot be written.
     """
+    with ExitStack() as stack:
+        # A refusal must reach the others, who would wait for the main process for ever.
+        with together():
+            folder = stack.enter_context(_locked_folder(cfg)) if main_process else run_folder(cfg)
+        yield folder
+
+
+@contextmanager
+def _locked_folder(cfg: Any) -> Iterator[Path]:
     folder = run_folder(cfg)
     saved = folder / CONFIG
-    if not main_process:
-        yield folder
-        return
     if saved.exists() and not cfg.resume:
         raise ValueError(f"{folder} holds a run already: add --resume to go on with it, or run_dir=... for a new one")
     if saved.exists():

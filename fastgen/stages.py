@@ -58,6 +58,10 @@ class Stage(Protocol):
         """What is logged beside the scores after `step` updates, drawn from generators of its own; nothing: {}."""
         return {}
 
+    def batch_rows(self, step: int, part: str) -> Tensor:
+        """Rows of the data in the batch, over all processes, of update `step` of the network `part` of `trained`."""
+        return torch.empty(0, dtype=torch.int64)
+
 
 Losses = Callable[..., dict[str, Tensor]]  # of one micro-batch, by name; what is descended is "total", or "loss"
 
@@ -125,6 +129,9 @@ class FlowMatching(Stage):
         )
         return t[draws.slice]
 
+    def batch_rows(self, step: int, part: str) -> Tensor:
+        return self.draws.batch_rows(step, len(self.x0))
+
     def trained(self) -> dict[str, TrainedNetwork]:
         return {"network": self.network}
 
@@ -176,6 +183,9 @@ class KnowledgeDistillation(Stage):
             huber_c=self.huber_c,
             sample_type=self.dmd.student_sample_type,
         )
+
+    def batch_rows(self, step: int, part: str) -> Tensor:
+        return self.draws.batch_rows(step, len(self.states))
 
     def trained(self) -> dict[str, TrainedNetwork]:
         return {"student": self.student}
@@ -335,6 +345,15 @@ class DistributionMatching(Stage):
             x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
             return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
 
+    def batch_rows(self, step: int, part: str) -> Tensor:
+        batches = [step]
+        for judge in self.judges:
+            if judge.network is self.trained()[part]:
+                batches = list(judge.updates(step, self.warmup))
+                if step >= self.warmup and self.dmd.fake_score_reuse_batch:
+                    batches[:1] = [step]
+        return torch.cat([self.draws.batch_rows(batch, len(self.x0)) for batch in batches])
+
     def trained(self) -> dict[str, TrainedNetwork]:
         names = {"fake": "fake_score", "disc": "discriminator"}
         return {"student": self.student} | {names[judge.name]: judge.network for judge in self.judges}
@@ -456,6 +475,9 @@ class ConsistencyDistillation(Stage):
             generator=draws.generator(step, "t"),
         )
         return t[draws.slice], s[draws.slice], end[draws.slice]
+
+    def batch_rows(self, step: int, part: str) -> Tensor:
+        return self.draws.batch_rows(step, len(self.x0))
 
     def trained(self) -> dict[str, TrainedNetwork]:
         return {"student": self.student}

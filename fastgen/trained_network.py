@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import add_prefix, flatten_optimizer, unflatten_optimizer, with_prefix
+from .checkpoint import add_prefix, check_parts, flatten_optimizer, unflatten_optimizer, with_prefix
 from .config import EMAConfig, OptimizerConfig
 from .ema import ExponentialMovingAverage
 
@@ -23,11 +23,12 @@ __all__ = ["TrainedNetwork"]
 class TrainedNetwork:
     """A network with its optimiser, its learning-rate law and, if asked for, its EMA.
 
-    `total` updates make one cosine. An update whose gradient is not finite is skipped; `most_skipped` of them in a row
-    end the run with FloatingPointError, since the weights cannot be going anywhere.
-    """
+    `total` updates make one cosine. An update whose loss or gradient is not finite is skipped on all processes: it
+    leaves weights, optimiser and average as they were.
 
-    most_skipped = 10
+    Attributes:
+        skipped: updates skipped in a row.      skipped_in_all: since the beginning.
+    """
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class TrainedNetwork:
         self.network = accelerator.prepare(self.bare)
         self.optimizer = accelerator.prepare(adam)
         self.ema = None if ema is None else ExponentialMovingAverage(self.bare, ema)
-        self.skipped = 0
+        self.skipped, self.skipped_in_all = 0, 0
 
     def update(self, loss: Tensor | Sequence[Callable[[], Tensor]], step: int) -> dict[str, float]:
         """One optimiser step; returns the gradient norm and the learning rate.
@@ -72,30 +73,25 @@ class TrainedNetwork:
         if math.isfinite(norm):
             self.skipped = 0
             self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.bare, iteration=step + 1)
         else:
-            self.skipped += 1
-            if self.skipped >= self.most_skipped:
-                raise FloatingPointError(
-                    f"the loss or its gradient was not finite in {self.skipped} updates in a row, up to {step}; "
-                    "lower the learning rate or look at the data; the last checkpoint is intact"
-                )
+            self.skipped, self.skipped_in_all = self.skipped + 1, self.skipped_in_all + 1
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.bare, iteration=step + 1)
         return {"grad_norm": norm, "lr": lr}
 
     def _backward(self, loss: Tensor | Sequence[Callable[[], Tensor]]) -> None:
         """Gradients of the loss, or of the mean of the micro-batches' losses."""
         if isinstance(loss, Tensor):
-            self.accelerator.backward(loss)
+            self.accelerator.backward(_finite_or_nan(loss))
             return
         if not loss:
             raise ValueError("expected the loss of at least one micro-batch, got none")
         for micro_batch in loss[:-1]:
             # A wrapper decides in its forward whether the backward is to synchronise.
             with self.accelerator.no_sync(self.network):
-                self.accelerator.backward(micro_batch() / len(loss))
-        self.accelerator.backward(loss[-1]() / len(loss))
+                self.accelerator.backward(_finite_or_nan(micro_batch()) / len(loss))
+        self.accelerator.backward(_finite_or_nan(loss[-1]()) / len(loss))
 
     def averaged(self) -> nn.Module:
         """A copy with the EMA weights (the weights themselves without an EMA), in eval mode."""
@@ -107,13 +103,28 @@ class TrainedNetwork:
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resume needs."""
         state = add_prefix("weights", self.bare.state_dict()) | flatten_optimizer(self.optimizer, "optimizer")
+        state["skipped"] = torch.tensor([self.skipped, self.skipped_in_all])
         if self.ema is not None:
             state |= add_prefix("ema", self.ema.state_dict())
         return state
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of :meth:`tensors`; a missing part is an error."""
+        """Inverse of :meth:`tensors`.
+
+        Raises:
+            ValueError: a part is missing, unknown, or of another shape or dtype; it is named, and nothing is loaded but
+                what comes before it.
+        """
+        expected = {name: value for name, value in self.tensors().items() if not name.startswith("optimizer.")}
+        found = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
+        check_parts(found, expected, "a network")
         self.bare.load_state_dict(with_prefix(tensors, "weights"))
-        unflatten_optimizer(self.optimizer, "optimizer", tensors)
+        unflatten_optimizer(self.optimizer, "optimizer", tensors, what="an optimiser")
         if self.ema is not None:
             self.ema.load_state_dict(with_prefix(tensors, "ema"))
+        self.skipped, self.skipped_in_all = tensors["skipped"].tolist()
+
+
+def _finite_or_nan(loss: Tensor) -> Tensor:
+    """The loss; where it is no number, so is its gradient, which all processes see, unlike each other's loss."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)

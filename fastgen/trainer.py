@@ -5,15 +5,14 @@ The only module that knows accelerate. What an update is stands in :mod:`fastgen
 
 from __future__ import annotations
 
+import itertools
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +25,8 @@ from ._files import plain_json, write_file
 from ._tensor import generator_for
 from .checkpoint import (
     add_prefix,
+    check_finite,
+    checkpoint_folders,
     load_newest_checkpoint,
     load_tensors,
     save_checkpoint,
@@ -33,6 +34,7 @@ from .checkpoint import (
     with_prefix,
 )
 from .config import LoopConfig
+from .faults import Stopped, StopRequest, gather_objects, together
 from .run_log import RunLog, check_tracker, progress_bar, quiet, say
 from .stages import Stage
 from .validation import Progress
@@ -147,18 +149,15 @@ class Trainer:
         self.seconds: dict[str, float] = {}
         self.position, self.step, self.iteration = 0, 0, 0
         self._tensors: Mapping[str, torch.Tensor] = {}
-        self._stop: int | None = None
-        if resume and (found := load_newest_checkpoint(run_dir)) is not None:
-            self._tensors, meta = found
-            needed = ("position", "step", "iteration", "scores", "seconds", "progress")
-            if missing := [key for key in needed if key not in meta]:
+        self._stop = StopRequest()
+        if resume:
+            with together():
+                self._restore()
+            if len(places := set(gather_objects((self.position, self.step, self.iteration)))) > 1:
                 raise ValueError(
-                    f"expected a checkpoint of this version in {run_dir}, got one of another, without "
-                    f"{', '.join(missing)}; go on with the version that wrote it, or start again in a new folder"
+                    f"expected all processes to find the same checkpoint in {run_dir}, got (stage, update, iteration) "
+                    f"{sorted(places)}; put the run on a disk that they share"
                 )
-            self.position, self.step, self.iteration = meta["position"], meta["step"], meta["iteration"]
-            self.scores, self.seconds = meta["scores"], meta["seconds"]
-            self.progress = {name: Progress(**fields) for name, fields in meta["progress"].items()}
         main = accelerator.is_main_process
         track = None if loop.tracker is None else start_tracker(accelerator, loop.tracker, run_dir, self.iteration)
         self.log = RunLog(run_dir, batch_size=loop.batch_size, main_process=main, track=track)
@@ -169,20 +168,21 @@ class Trainer:
         for name, factory in list(self.stages.items())[self.position :]:
             stage = factory()
             if self.step:
-                for part, network in stage.trained().items():
-                    network.load_tensors(with_prefix(self._tensors, part))
+                self._load(stage)
             else:
                 self.progress[name] = Progress(name, self.primary)
-            if self.accelerator.is_main_process:
-                self._restore_best(name)
-            self._tensors = {}
             stage.clock = self.log.clock
-            with self._interruptible(), self._bar(stage) as bar:
-                self._run_stage(stage, bar)
-            self.position, self.step = self.position + 1, 0
-            if self.accelerator.is_main_process:
-                save_tensors(self._result_path(name), stage.averaged().state_dict())
-            self._save({})
+            with self._saying_what_is_left():
+                if self.accelerator.is_main_process:
+                    self._restore_best(name)
+                self._tensors = {}
+                with self._stop.listening(), self._bar(stage) as bar:
+                    self._run_stage(stage, bar)
+                    self._keep(stage, self._result_path(name))
+                    self.position, self.step = self.position + 1, 0
+                    self._save({})
+                    if number := self._stopped_by():
+                        raise Stopped(f"state saved at the end of {name}; --resume goes on from there", number)
             self.accelerator.free_memory()
         if self.log.track is not None:
             self.accelerator.end_training()
@@ -212,27 +212,36 @@ class Trainer:
             # Dropout draws from torch's global state; every other draw has its own generator.
             rank = self.accelerator.process_index
             torch.manual_seed(generator_for(self.seed, stage.name, "dropout", step, rank).initial_seed())
+            before = {part: network.skipped_in_all for part, network in stage.trained().items()}
             logs = stage.update(step)
             self.log.count()
-            stop = self._should_stop()
+            stop = self._stopped_by()
             self.step, self.iteration = step + 1, self.iteration + 1
             watch.lap()
+            skipped, hopeless = self._skipped(stage, before)
             last = self.step == stage.steps
             # The end of a warm-up shows whether judges see anything, before the student follows them.
             if self.step % loop.evaluate_every == 0 or last or self.step == stage.warmup:
                 shown = self._validate(stage)
                 watch.restart()  # validation is not training time
-            if self.step % loop.log_every == 0 or last or shown:
+            if self.step % loop.log_every == 0 or last or shown or skipped:
                 logs = {key: float(value) for key, value in logs.items()}
-                row = self._log({"stage": stage.name, "step": self.step, **logs, **shown})
+                row = self._log({"stage": stage.name, "step": self.step, **logs, **shown, **skipped})
                 bar.set_postfix(self._postfix(row))
                 shown = {}
             bar.update()
-            if self.step % loop.checkpoint_every == 0 and not last or stop:
+            if self.step % loop.checkpoint_every == 0 and not last or stop or hopeless:
                 tensors = {k: v for part, network in stage.trained().items() for k, v in _named(part, network)}
                 self._save(tensors | self._best_tensors(stage.name))
+            if hopeless:
+                raise FloatingPointError(
+                    f"loss or gradient of the {hopeless} not finite in {loop.most_skipped} updates in a row, up to "
+                    f"{stage.name} update {self.step}; look at the rows that metrics.jsonl names, lower the learning "
+                    "rate in a new run, or raise train.most_skipped"
+                )
             if stop:
-                raise KeyboardInterrupt(f"state saved at {stage.name} update {self.step}; --resume goes on from there")
+                saved = f"state saved at {stage.name} update {self.step}"
+                raise Stopped(f"{saved}; --resume goes on from there", stop)
 
     def _validate(self, stage: Stage) -> dict[str, Any]:
         """Score the stage's averaged weights, keep them if they are the best; returns what is worth logging."""
@@ -243,8 +252,8 @@ class Trainer:
         network, progress = stage.averaged(), self.progress[stage.name]
         scores = self.scores[stage.name] = self._agreed(self.evaluate(network))
         warnings = progress.add(self.step, scores, trained=self.step > stage.warmup)
-        if self.loop.keep_best and progress.best_step == self.step and self.accelerator.is_main_process:
-            save_tensors(self._best_path(stage.name), network.state_dict())
+        if self.loop.keep_best and progress.best_step == self.step:
+            self._keep(stage, self._best_path(stage.name), network)
         row: dict[str, Any] = dict(scores)
         # Before the first update fake score and teacher are one: there is nothing to see.
         if self.step and (found := stage.diagnose(self.step)):
@@ -283,11 +292,19 @@ class Trainer:
         shown |= {"samples/s": f"{row['samples_per_s']:.0f}"} if "samples_per_s" in row else {}
         return shown | ({"MB": f"{row['peak_memory_mb']:.0f}"} if "peak_memory_mb" in row else {})
 
-    def _save(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        with self.log.clock.phase("checkpoint"):
-            self._write_checkpoint(tensors)
+    def _keep(self, stage: Stage, path: Path, network: nn.Module | None = None) -> None:
+        """Write the stage's averaged weights, once they are known to be numbers."""
+        weights = (stage.averaged() if network is None else network).state_dict()
+        with together():
+            check_finite(weights)
+            if self.accelerator.is_main_process:
+                save_tensors(path, weights)
 
-    def _write_checkpoint(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _save(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        with self.log.clock.phase("checkpoint"), together():
+            self._write(tensors)
+
+    def _write(self, tensors: Mapping[str, torch.Tensor]) -> None:
         if self.accelerator.is_main_process:
             meta = {
                 "position": self.position,
@@ -300,7 +317,83 @@ class Trainer:
             # Numbered so that the end of a stage does not replace a checkpoint of the same iteration.
             number = self.iteration + self.position
             save_checkpoint(self.run_dir, number, tensors, plain_json(meta, "meta"), keep=self.loop.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> None:
+        """Where the newest intact checkpoint stood; nothing if there is none."""
+        if (found := load_newest_checkpoint(self.run_dir)) is None:
+            return
+        self._tensors, meta = found
+        needed = ("position", "step", "iteration", "scores", "seconds", "progress")
+        missing = [key for key in needed if key not in meta]
+        if not missing:
+            self.position, self.step, self.iteration = meta["position"], meta["step"], meta["iteration"]
+            self.scores, self.seconds = meta["scores"], meta["seconds"]
+            begun = list(self.stages)[: self.position + bool(self.step)]
+            names = [field.name for field in fields(Progress)]
+            for stage, name in itertools.product(begun, names):
+                if name not in meta["progress"].get(stage, {}):
+                    missing.append(f"progress.{stage}.{name}")
+        if missing:
+            raise ValueError(
+                f"expected a checkpoint of this version in {self.run_dir}, got one of another, without "
+                f"{', '.join(missing)}; go on with the version that wrote it, or start again in a new folder"
+            )
+        self.progress = {stage: Progress(**{name: meta["progress"][stage][name] for name in names}) for stage in begun}
+        for stage in list(self.stages)[: self.position]:
+            self.result(stage)
+
+    def _load(self, stage: Stage) -> None:
+        """The state of the stage's networks as of the checkpoint."""
+        networks = stage.trained()
+        kept = {_BEST} if self.loop.keep_best and self.progress[stage.name].best_step is not None else set()
+        found = {name.partition(".")[0] for name in self._tensors}
+        for how, names in (("without", {*networks, *kept} - found), ("with the unknown", found - {*networks, _BEST})):
+            if names:
+                raise ValueError(
+                    f"expected a checkpoint of {', '.join(networks)} in {self.run_dir}, got one {how} "
+                    f"{', '.join(sorted(names))}; go on with what wrote it, or begin a new run"
+                )
+        for part, network in networks.items():
+            try:
+                network.load_tensors(with_prefix(self._tensors, part))
+            except ValueError as error:
+                raise ValueError(f"cannot resume the {part}: {error}") from error
+
+    def _skipped(self, stage: Stage, before: Mapping[str, int]) -> tuple[dict[str, Any], str | None]:
+        """What is logged of updates that were skipped just now, and the network that was skipped too often in a row.
+
+        Args:
+            before: updates skipped in all, of each network, before this update of the stage.
+        """
+        row: dict[str, Any] = {}
+        for part, network in stage.trained().items():
+            if network.skipped_in_all == before[part]:
+                continue
+            rows = stage.batch_rows(self.step - 1, part).tolist()
+            row[part] = {"in_a_row": network.skipped, "in_all": network.skipped_in_all, "rows": rows}
+            self.progress[stage.name].skip(part, self.step, network.skipped_in_all)
+            if self.accelerator.is_main_process:
+                counts = f"{network.skipped} in a row, {network.skipped_in_all} in all"
+                shown = ", ".join(map(str, rows[:8])) + (f", ... ({len(rows)} in metrics.jsonl)" if rows[8:] else "")
+                what = f"{stage.name} update {self.step}: loss or gradient of the {part} not finite, update skipped"
+                say(f"warning: {what} ({counts}); rows of its batch: {shown}")
+        most = self.loop.most_skipped
+        hopeless = next((part for part, network in stage.trained().items() if network.skipped >= most), None)
+        return {"skipped": row} if row else {}, hopeless
+
+    @contextmanager
+    def _saying_what_is_left(self) -> Iterator[None]:
+        """A write that fails, or a state that is no number, ends the run and says what to go on from."""
+        try:
+            yield
+        except (OSError, FloatingPointError) as error:
+            newest = checkpoint_folders(self.run_dir)
+            left = (
+                f"the state in {newest[-1]} is intact, --resume goes on from it" if newest else "nothing was saved yet"
+            )
+            if isinstance(error, OSError):
+                raise OSError(f"{error}; {left} once there is room and the run folder can be written") from error
+            raise FloatingPointError(f"{error}; {left}") from error
 
     def _result_path(self, name: str) -> Path:
         return self.run_dir / "stages" / f"{name}.safetensors"
@@ -319,35 +412,14 @@ class Trainer:
         if best := with_prefix(self._tensors, _BEST):
             save_tensors(self._best_path(name), best)
 
-    def _should_stop(self) -> bool:
-        """Whether any process was asked to stop: all of them must leave the loop after the same update."""
-        asked = self._stop is not None
+    def _stopped_by(self) -> int:
+        """Number of the signal that any process got, 0 if none: all leave the loop after the same update."""
+        number = self._stop.number
         if self.accelerator.num_processes == 1:
-            return asked
-        flag = self.accelerator.reduce(torch.tensor(int(asked), device=self.accelerator.device), "sum")
-        assert isinstance(flag, torch.Tensor)  # a tensor in, a tensor out; this tells the type checker
-        return bool(flag)
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends the update at hand and saves; a second one stops at once."""
-
-        def request_stop(number: int, frame: FrameType | None) -> None:
-            if self._stop is not None:
-                raise KeyboardInterrupt
-            self._stop = number
-
-        if threading.current_thread() is not threading.main_thread():
-            # Only the main thread may handle signals; whoever started this one decides about Ctrl-C.
-            yield
-            return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, request_stop) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            return number
+        numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        assert isinstance(numbers, torch.Tensor)  # a tensor in, a tensor out; this tells the type checker
+        return int(numbers.max())
 
 
 def _named(part: str, network: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -93,6 +93,14 @@ class Progress:
         )
         return [self.warnings["blind"]]
 
+    def skip(self, part: str, step: int, in_all: int) -> None:
+        """Note that an update of the network `part` was skipped in update `step`, and how many were `in_all`."""
+        plural = "update was" if in_all == 1 else "updates were"
+        self.warnings[f"skipped {part}"] = (
+            f"{self.stage}: {in_all} {plural} skipped, where the loss or the gradient of the {part} was not finite, "
+            f"the last in update {step}; metrics.jsonl holds the rows of each batch"
+        )
+
     def out_of_patience(self, patience: int | None) -> bool:
         """Whether the last `patience` validations brought no improvement; None: never."""
         return patience is not None and self.stale >= patience

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastgen import checkpoint
 from fastgen.checkpoint import (
     add_prefix,
+    check_checkpoint,
     checkpoint_folders,
     flatten_optimizer,
     load_newest_checkpoint,
@@ -105,10 +108,52 @@ def test_an_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path, make: Callable[
     assert not torch.equal(third.state_dict()["0.weight"], second.state_dict()["0.weight"])
 
 
-def test_an_optimiser_that_has_not_begun_has_nothing_to_save():
-    optimizer = torch.optim.AdamW(torch.nn.Linear(2, 1).parameters())
-    assert flatten_optimizer(optimizer, "adam") == {}
-    unflatten_optimizer(optimizer, "adam", {})
+def stepped(*parameters: torch.nn.Parameter, used: int = 2) -> torch.optim.Optimizer:
+    """AdamW after a step for which only the first `used` parameters had a gradient."""
+    optimizer = torch.optim.AdamW(parameters)
+    for parameter in parameters[:used]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def parameters() -> tuple[torch.nn.Parameter, ...]:
+    return tuple(torch.nn.Parameter(normal(n)) for n in (2, 3, 4))
+
+
+@pytest.mark.parametrize("used", [0, 2, 3])
+def test_parameters_that_have_not_begun_have_nothing_to_save_and_come_back_so(used):
+    state = flatten_optimizer(stepped(*parameters(), used=used), "adam")
+    assert len(state) == 1 + 3 * used and state["adam.begun"].tolist() == list(range(used))
+    other = stepped(*parameters(), used=1)  # whatever it was before
+    unflatten_optimizer(other, "adam", state)
+    back = flatten_optimizer(other, "adam")
+    assert back.keys() == state.keys() and all(same_bits(back[name], state[name]) for name in state)
+
+
+LOST: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "all of it": (lambda state: state.clear(), "expected the state of adam, got none"),
+    "all but what had begun": (
+        lambda state: [state.pop(name) for name in list(state)[:-1]],
+        "without 0.exp_avg, 0.exp",
+    ),
+    "one parameter": (lambda state: [state.pop(f"adam.1.{n}") for n in ("step", "exp_avg", "exp_avg_sq")], "1.step"),
+    "one moment of all": (lambda state: [state.pop(f"adam.{i}.exp_avg_sq") for i in (0, 1)], "without 0.exp_avg_sq, 1"),
+    "what had begun": (lambda state: state.pop("adam.begun"), "got none"),
+    "a shape": (lambda state: state.update({"adam.1.exp_avg": torch.zeros(1)}), r"1.exp_avg of adam to be \(3,\)"),
+    "a dtype": (lambda state: state.update({"adam.0.exp_avg": torch.zeros(2).half()}), "float32, got .*float16"),
+    "other parameters": (lambda state: state.update({"adam.begun": torch.tensor([0, 7])}), "got \\[7\\]"),
+}
+
+
+@pytest.mark.parametrize(("lose", "said"), LOST.values(), ids=LOST.keys())
+def test_an_optimiser_that_has_lost_something_is_refused_and_stays_what_it_was(lose, said):
+    state = flatten_optimizer(stepped(*parameters()), "adam")
+    lose(state)
+    other = torch.optim.AdamW(parameters())
+    with pytest.raises(ValueError, match=said) as raised:
+        unflatten_optimizer(other, "adam", state)
+    assert "\n" not in str(raised.value) and not other.state_dict()["state"]
 
 
 def test_a_prefix_taken_off_is_the_inverse_of_one_put_on():
@@ -157,6 +202,47 @@ def test_a_save_that_fails_leaves_those_before_it(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_never_saved(tmp_path, value):
+    saved(tmp_path, 1)
+    with pytest.raises(FloatingPointError, match="NaN or infinity in fake.w$"):
+        save_checkpoint(tmp_path, 2, {"x": normal(2), "fake.w": torch.tensor([0.0, value])}, {}, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_a_checkpoint_is_removed_at_once_or_not_at_all(tmp_path, monkeypatch):
+    """Where the plug is pulled while an old one is removed, no folder is left that looks like one and is half gone."""
+    saved(tmp_path, 1)
+    rmtree = shutil.rmtree
+
+    def half(folder: Path, **options: object) -> None:
+        if folder.name.endswith(".old"):
+            next(folder.iterdir()).unlink()
+        else:
+            rmtree(folder, **options)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", half)
+    saved(tmp_path, 2, keep=1)
+    monkeypatch.undo()
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step_00000002"]
+    saved(tmp_path, 3, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+
+
+def test_a_checkpoint_is_renamed_only_when_all_of_it_is_there(tmp_path, monkeypatch):
+    rename, seen = os.rename, []
+
+    def look(old: Path, new: Path) -> None:
+        seen.append(new.name)
+        check_checkpoint(Path(old))
+        assert not Path(new).exists()
+        rename(old, new)
+
+    monkeypatch.setattr("os.rename", look)
+    saved(tmp_path, 1)
+    assert seen == ["step_00000001"]
+
+
 # ---- Damage -------------------------------------------------------------------------------------------------------
 
 
@@ -170,10 +256,14 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def without_checksum(path: Path) -> None:
-    meta = json.loads(path.read_text())
-    del meta["sha256"]
-    path.write_text(json.dumps(meta))
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def manifest(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    return lambda folder: edit(folder / "manifest.json", change)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -181,12 +271,20 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "tensors empty": lambda folder: cut(folder / "state.safetensors", 0),
     "one bit flipped": lambda folder: flip(folder / "state.safetensors"),
     "tensors gone": lambda folder: (folder / "state.safetensors").unlink(),
-    "JSON cut": lambda folder: cut(folder / "state.json", 20),
+    "JSON cut": lambda folder: cut(folder / "state.json", 5),
     "JSON empty": lambda folder: cut(folder / "state.json", 0),
     "JSON gone": lambda folder: (folder / "state.json").unlink(),
     "JSON is a list": lambda folder: (folder / "state.json").write_text("[]"),
     "JSON is no text": lambda folder: (folder / "state.json").write_bytes(b"\xff\xfe\x00"),
-    "no checksum": lambda folder: without_checksum(folder / "state.json"),
+    "JSON says another number": lambda folder: edit(folder / "state.json", lambda meta: meta.update(step=1)),
+    "manifest gone": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest cut": lambda folder: cut(folder / "manifest.json", 60),
+    "manifest is a list": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "no checksum": manifest(lambda value: value["files"]["state.json"].pop("sha256")),
+    "no entry": manifest(lambda value: value["files"].pop("state.json")),
+    "an entry too many": manifest(lambda value: value["files"].update({"../x": {}})),
+    "an entry that is a number": manifest(lambda value: value["files"].update({"state.json": 3})),
+    "a file too many": lambda folder: (folder / "other.json").write_text("{}"),
     "nothing in it": lambda folder: [path.unlink() for path in folder.iterdir()],
     "a file": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
 }
@@ -216,6 +314,29 @@ def test_a_truncated_tensor_file_is_refused_with_its_name(tmp_path, size):
     cut(tmp_path / "x.safetensors", size)
     with pytest.raises(ValueError, match="cannot read .*x.safetensors"):
         load_tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("at", [9, 20, -60, -1])
+def test_a_flipped_bit_in_a_tensor_file_is_refused_with_its_name(tmp_path, at):
+    save_tensors(tmp_path / "x.safetensors", {"x": normal(50)})
+    data = bytearray((tmp_path / "x.safetensors").read_bytes())
+    data[at] ^= 1
+    (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match="cannot read .*x.safetensors"):
+        load_tensors(tmp_path / "x.safetensors")
+
+
+def test_a_tensor_file_without_a_checksum_is_refused(tmp_path):
+    save_file({"x": normal(50)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="cannot read .*x.safetensors: it does not match its checksum"):
+        load_tensors(tmp_path / "x.safetensors")
+
+
+def test_what_was_loaded_does_not_change_with_its_file(tmp_path):
+    save_tensors(tmp_path / "x", {"x": normal(1000)})
+    back = load_tensors(tmp_path / "x")["x"]
+    flip(tmp_path / "x")
+    assert same_bits(back, normal(1000))
 
 
 def test_a_missing_or_foreign_tensor_file_is_refused_with_its_name(tmp_path):

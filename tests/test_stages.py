@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
@@ -153,13 +154,34 @@ def test_a_network_whose_state_went_through_a_file_goes_on_bit_for_bit(tmp_path,
     assert not equal(trained().tensors(), whole.tensors())
 
 
-@pytest.mark.parametrize("part", ["weights", "weights.0.bias", "ema", "optimizer.0", "optimizer.1.exp_avg_sq"])
-def test_a_state_that_lacks_a_part_is_refused(part):
+PARTS = ["weights", "weights.0.bias", "ema", "ema.2.weight", "optimizer", "optimizer.0", "optimizer.1.exp_avg_sq"]
+
+
+@pytest.mark.parametrize("part", [*PARTS, "skipped"])
+def test_a_state_that_lacks_a_part_is_refused_by_its_name(part):
     network = trained()
     train(network, range(3))
     state = {key: value for key, value in network.tensors().items() if not key.startswith(part)}
-    with pytest.raises((ValueError, RuntimeError, KeyError)):
+    with pytest.raises(ValueError, match=part.removeprefix("optimizer.").replace("optimizer", "optimiser")) as raised:
         trained().load_tensors(state)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["weights.0.bias", "ema.0.bias", "optimizer.1.exp_avg"])
+@pytest.mark.parametrize("change", [lambda value: value[:1], lambda value: value.double(), lambda value: value[None]])
+def test_a_state_of_another_shape_or_dtype_is_refused_by_its_name(name, change):
+    network = trained()
+    train(network, range(3))
+    state = network.tensors()
+    state[name] = change(state[name])
+    with pytest.raises(ValueError, match=f"expected {name.removeprefix('optimizer.')} of .* to be .*, got"):
+        trained().load_tensors(state)
+
+
+def test_what_a_state_has_too_much_of_is_refused():
+    network = trained(ema=False)
+    with pytest.raises(ValueError, match="with the unknown ema.0.bias"):
+        network.load_tensors(trained().tensors())
 
 
 def test_the_rate_is_that_of_the_step_and_the_norm_is_reported_before_clipping():
@@ -217,7 +239,7 @@ POISONED = {
 
 
 @pytest.mark.parametrize("poison", POISONED.values(), ids=POISONED.keys())
-def test_an_update_that_is_not_finite_is_skipped_and_too_many_in_a_row_end_the_run(poison):
+def test_an_update_that_is_not_finite_leaves_everything_as_it_was_and_is_counted(poison):
     class Both(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             return self[0](x)
@@ -225,22 +247,41 @@ def test_an_update_that_is_not_finite_is_skipped_and_too_many_in_a_row_end_the_r
     network = trained(network=Both(nn.Linear(3, 1), Rooted()))
     network.root = network.bare[1]
     train(network, range(3))
+    for times, step in ((4, 3), (2, 8)):
+        before = copy.deepcopy(network.tensors())
+        for skipped in range(times):
+            done = network.update(poison(network), step + skipped)
+            assert done["lr"] == network.cfg.lr_at(step + skipped, 20)
+        after = network.tensors()
+        assert after.pop("skipped").tolist() == [times, int(before.pop("skipped")[1]) + times]
+        assert equal(after, before)  # weights, moments, average
+        train(network, range(step + times, step + times + 1))
+        # One that is finite starts the count anew, with gradients of its own.
+        assert network.tensors()["skipped"].tolist() == [0, 4 if step == 3 else 6]
+        assert not equal(network.tensors(), before)
+        assert all(bool(torch.isfinite(value).all()) for value in network.tensors().values())
+
+
+def test_a_loss_that_is_no_number_is_noticed_though_its_gradient_is_one():
+    network = trained()
+    train(network, range(3))
     before = copy.deepcopy(network.tensors())
-    weights = {key: value for key, value in before.items() if not key.startswith("ema")}
+    loss = loss_at(network, 3) + torch.tensor(float("nan"))
+    assert all(
+        bool(g.isfinite().all()) for g in torch.autograd.grad(loss, [*network.bare.parameters()], retain_graph=True)
+    )
+    assert not math.isfinite(network.update(loss, 3)["grad_norm"])
+    assert equal({**network.tensors(), "skipped": before["skipped"]}, before) and network.skipped == 1
 
-    def poisoned(times: int, start: int) -> None:
-        for step in range(start, start + times):
-            assert network.update(poison(network), step)["lr"] > 0
 
-    poisoned(TrainedNetwork.most_skipped - 1, 3)
-    after = network.tensors()
-    assert equal({key: after[key] for key in weights}, weights)
-    train(network, range(3, 4))  # one that is finite, and the count starts anew, with gradients of its own
-    assert all(bool(torch.isfinite(value).all()) for value in network.tensors().values())
-    poisoned(TrainedNetwork.most_skipped - 1, 4)
-    with pytest.raises(FloatingPointError, match="not finite in 10 updates in a row, up to 77"):
-        network.update(poison(network), 77)
-    assert all(bool(torch.isfinite(value).all()) for value in network.tensors().values())
+def test_updates_that_were_skipped_are_counted_on_after_a_resume(tmp_path):
+    network, again = trained(), trained()
+    train(network, range(3))
+    for step in range(3, 6):
+        network.update(loss_at(network, step) * float("nan"), step)
+    save_tensors(tmp_path / "x", network.tensors())
+    again.load_tensors(load_tensors(tmp_path / "x"))
+    assert (again.skipped, again.skipped_in_all) == (3, 3)
 
 
 def test_decay_is_for_the_groups_a_network_asks_for():

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from toy import Pulled, ToyTask, ToyTeacher, plug_pulled, toy_config
+from toy import Pulled, ToyTask, ToyTeacher, plug_pulled, toy_config, with_everything
 
-from fastgen.checkpoint import checkpoint_folders, load_newest_checkpoint, load_tensors
+from fastgen.checkpoint import checkpoint_folders, load_newest_checkpoint, load_tensors, save_checkpoint
 from fastgen.config import LoopConfig
 from fastgen.distillation import Distillation
 from fastgen.run_log import read_log, timeless
@@ -30,6 +33,15 @@ def train(cfg) -> Distillation:
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return {f"{f.stem}.{k}": v for f in sorted((run_dir / "stages").iterdir()) for k, v in load_file(f).items()}
+
+
+@contextmanager
+def changed_checkpoint(run_dir: Path) -> Iterator[tuple[dict[str, Tensor], dict]]:
+    """Tensors and JSON of the newest checkpoint, to change; it is written again with checksums that are right."""
+    newest, found = checkpoint_folders(run_dir)[-1], load_newest_checkpoint(run_dir)
+    assert found is not None
+    yield found
+    save_checkpoint(run_dir, int(newest.name.removeprefix("step_")), *found, keep=9)
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +103,64 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, unint
 def test_a_checkpoint_of_another_version_is_refused_by_what_it_lacks(tmp_path):
     with pytest.raises(Pulled):
         follow(tmp_path, SCORES, pull_at=6)
-    newest = checkpoint_folders(tmp_path)[-1] / "state.json"
-    meta = json.loads(newest.read_text())
-    del meta["progress"], meta["seconds"]
-    newest.write_text(json.dumps(meta))
+    with changed_checkpoint(tmp_path) as (_, meta):
+        del meta["progress"], meta["seconds"]
     with pytest.raises(ValueError, match="got one of another, without seconds, progress; go on with the version"):
         follow(tmp_path, SCORES, resume=True)
+
+
+def spoil(tensors: dict[str, Tensor], meta: dict, what: str) -> None:
+    """Take out of a checkpoint what `what` names: a prefix of tensors, or a key of the JSON after "meta."."""
+    if what.startswith("meta."):
+        *groups, last = what.split(".")[1:]
+        for key in groups:
+            meta = meta[key]
+        del meta[last]
+        return
+    names = [name for name in tensors if name.startswith(f"{what}.") or name == what]
+    assert names
+    for name in names:
+        del tensors[name]
+
+
+PARTS = [
+    *("student", "fake_score", "discriminator", "best", "student.ema", "student.weights", "fake_score.optimizer"),
+    *("student.optimizer.0", "discriminator.optimizer", "fake_score.optimizer.1.exp_avg", "student.skipped"),
+    *("meta.position", "meta.step", "meta.scores", "meta.progress.dmd", "meta.progress.dmd.stale"),
+    *("meta.progress.dmd.best", "meta.progress.kd.best_step", "meta.iteration"),
+]
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory) -> Path:
+    """A run with everything on, of which the plug was pulled in DMD."""
+    run_dir = tmp_path_factory.mktemp("broken-off")
+    with plug_pulled(DistributionMatching, 7):
+        train(with_everything(run_dir, evaluate_every=1))
+    return run_dir
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_a_checkpoint_that_lacks_a_part_is_an_error_that_names_it(tmp_path, broken_off, what):
+    shutil.copytree(broken_off, tmp_path / "run")
+    with changed_checkpoint(tmp_path / "run") as (tensors, meta):
+        spoil(tensors, meta, what)
+    cfg = with_everything(tmp_path / "run", evaluate_every=1).model_copy(update={"resume": True})
+    with pytest.raises(ValueError) as raised:
+        train(cfg)
+    for word in what.removeprefix("meta.").split("."):
+        assert word.replace("optimizer", "optimiser") in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["stages/kd.best.safetensors", "pairs.safetensors"])
+def test_what_lies_beside_the_checkpoints_is_checked_too(tmp_path, broken_off, file):
+    shutil.copytree(broken_off, tmp_path / "run")
+    data = bytearray((tmp_path / "run" / file).read_bytes())
+    data[-2] ^= 1
+    (tmp_path / "run" / file).write_bytes(data)
+    with pytest.raises(ValueError, match=f"cannot read .*{file}: it does not match its checksum"):
+        train(with_everything(tmp_path / "run", evaluate_every=1).model_copy(update={"resume": True}))
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, uninterrupted):
@@ -170,6 +234,7 @@ class Counter(Stage):
 
     def __init__(self, name: str = "dmd", steps: int = 8, warmup: int = 0) -> None:
         self.name, self.steps, self.warmup = name, steps, warmup
+        self.skipped = self.skipped_in_all = 0
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
 

@@ -1,0 +1,108 @@
+"""What ends a run early: signals, and errors of one process that the others must hear of.
+
+Ctrl-C and SIGTERM, which a cluster sends before it takes a machine back, end a run after the update at hand, with its
+state saved. Exit codes are those of a shell, 128 + the signal's number: 130 and 143.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from torch import distributed
+
+__all__ = ["StopRequest", "Stopped", "gather_objects", "stopped_by_sigterm", "together"]
+
+
+class Stopped(KeyboardInterrupt):
+    """A run ended by a signal.
+
+    Attributes:
+        exit_code: 128 + the signal's number.
+    """
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class StopRequest:
+    """Notes the first Ctrl-C or SIGTERM; a second one stops at once.
+
+    Attributes:
+        number: of the signal that came, 0 before one.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, signals are noted instead of stopping the process."""
+        with _handled((signal.SIGINT, signal.SIGTERM), self._note):
+            yield
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise Stopped(number=number)
+        self.number = number
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM raises `Stopped`, as Ctrl-C raises KeyboardInterrupt."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number=number)
+
+    with _handled((signal.SIGTERM,), stop):
+        yield
+
+
+@contextmanager
+def _handled(numbers: tuple[signal.Signals, ...], handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may handle signals; whoever started this one decides about them.
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of each process, in their order; `[value]` where there is one process alone."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """All processes come to the end of the block, or all leave with an error: none waits for one that is gone.
+
+    For blocks in which processes don't meet, such as what the main process alone writes.
+
+    Raises:
+        ValueError: in processes without an error of their own, if another one had one; it is quoted.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    said = gather_objects(None if error is None else str(error) or type(error).__name__)
+    if error is not None:
+        raise error
+    for rank, text in enumerate(said):
+        if text is not None:
+            raise ValueError(f"process {rank} stopped: {text}")
