@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import Pulled, ToyTask, ToyTeacher, plug_pulled, toy_config
 
-from fastgen.checkpoint import checkpoint_folders, load_newest_checkpoint, load_tensors
+from fastgen.checkpoint import checkpoint_folders, load_newest_checkpoint, load_tensors, save_checkpoint
 from fastgen.config import LoopConfig
 from fastgen.distillation import Distillation
 from fastgen.runs import claim_run, open_run
@@ -91,10 +91,11 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, unint
 def test_a_checkpoint_of_another_version_is_refused_by_what_it_lacks(tmp_path):
     with pytest.raises(Pulled):
         follow(tmp_path, SCORES, pull_at=6)
-    newest = checkpoint_folders(tmp_path)[-1] / "state.json"
-    meta = json.loads(newest.read_text())
+    found = load_newest_checkpoint(tmp_path)
+    assert found is not None
+    tensors, meta = found
     del meta["progress"], meta["seconds"]
-    newest.write_text(json.dumps(meta))
+    save_checkpoint(tmp_path, int(checkpoint_folders(tmp_path)[-1].name.removeprefix("step_")), tensors, meta, keep=9)
     with pytest.raises(ValueError, match="got one of another, without seconds, progress; go on with the version"):
         follow(tmp_path, SCORES, resume=True)
 
