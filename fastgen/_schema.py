@@ -186,10 +186,12 @@ def check_student(config: Mapping[str, Any], where: str) -> tuple[Normalizer | N
         # A network may be made for longer samples than these.
         fits = _is_size(sizes[0]) and horizon[0] // pack <= sizes[0] and sizes[1:] == [horizon[1] * pack] * 2
         expect(
-            fits, f"horizon and pack = {pack} that fit the network's in_horizon, in_dim, out_dim = {sizes}", "horizon"
+            fits,
+            f"horizon and pack = {pack} that fit the network's in_horizon, in_dim, out_dim = {brief(sizes)}",
+            "horizon",
         )
         sizes = [network.get(key) for key in ("cond_horizon", "cond_dim")]
-        expect(cond_horizon == sizes, f"cond_horizon {sizes}, the network's", "cond_horizon")
+        expect(cond_horizon == sizes, f"cond_horizon {brief(sizes)}, the network's", "cond_horizon")
     x_normalizer = _read_normalizer(config, "x_normalizer", horizon[-1], where)
     z_dim = None if cond_horizon is None else cond_horizon[1]
     return x_normalizer, _read_normalizer(config, "z_normalizer", z_dim, where)

@@ -19,10 +19,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
+from ._files import brief
 from ._yaml import parse_yaml, read_yaml
 from .faults import stopped_by_sigterm
 
 C = TypeVar("C", bound=BaseModel)
+
+_MOST_ERRORS = 8
 
 # Keys whose value is a path; in a file they are relative to that file, in an override to the working directory.
 _FILE_RELATIVE = (
@@ -98,7 +101,9 @@ def validate(schema: type[C], values: dict[str, Any]) -> C:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(schema, item) for item in error.errors(include_url=False))) from None
+        said = [_explain(schema, item) for item in error.errors(include_url=False)]
+        more = [f"and {len(said) - _MOST_ERRORS} more"] if len(said) > _MOST_ERRORS else []
+        raise ValueError("; ".join(said[:_MOST_ERRORS] + more)) from None
 
 
 def dump_yaml(config: BaseModel) -> str:
@@ -199,4 +204,4 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}, got {brief(item['input'])}"

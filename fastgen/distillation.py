@@ -16,6 +16,7 @@ from .checkpoint import load_tensors, save_tensors
 from .cli import load_config
 from .config import DistillConfig, DMDConfig, EMAConfig
 from .data import Task, build_data
+from .data.checks import data_notes
 from .declarations import judge_declaration
 from .dmd import DMDPipeline, create_fake_score
 from .draws import Draws
@@ -73,6 +74,7 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
         with together():
             job = Distillation(cfg, run_dir, accelerator, teacher=teacher, task=task)
             if accelerator.is_main_process:
+                notes += data_notes(job.task, cfg.train.batch_size)
                 notes += judge_declaration(job.network, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False)
                 if job.teacher_rows is not None:
                     notes += job.teacher_notes(*job.teacher_rows)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Normalizer", "pack_tokens", "unpack_tokens"]
+__all__ = ["Normalizer", "is_constant", "pack_tokens", "unpack_tokens"]
 
 # A standard deviation below this share of the largest magnitude in the data is rounding of a constant, not a spread.
 _CONSTANT_SHARE = 1e-7
@@ -83,9 +83,11 @@ class Normalizer:
                 is what makes the map commute with the group. Without blocks every channel has its own mean and standard
                 deviation.
 
+        A channel or block without spread is divided by 1: nothing but its mean is taken off.
+
         Raises:
             TypeError: x is not a floating-point Tensor.
-            ValueError: no rows, NaN, a channel or block without spread (its index is named), blocks that don't fit d.
+            ValueError: no rows, NaN, blocks that don't fit d.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"expected x to be a floating-point Tensor, got {getattr(x, 'dtype', type(x).__name__)}")
@@ -103,12 +105,8 @@ class Normalizer:
             if not is_trivial:
                 centre[start:stop] = 0.0
             sd = float((y[:, start:stop] - centre[start:stop]).square().mean().sqrt())
-            if sd <= _CONSTANT_SHARE * float(y[:, start:stop].abs().max()):
-                what = f"channel {start}" if blocks is None else f"irrep block {start}:{stop}"
-                raise ValueError(
-                    f"expected data that varies in every channel, got a constant {what}; drop it from the data"
-                )
-            spread[start:stop] = sd
+            # Rounding of a constant, blown up to one, would be noise to learn.
+            spread[start:stop] = 1.0 if sd <= _CONSTANT_SHARE * float(y[:, start:stop].abs().max()) else sd
         if blocks is None:
             return cls(centre, spread.diag())
         # Rounding of Q diag Q^T is made symmetric, so that scale commutes with the group as well as float64 can say.
@@ -148,6 +146,13 @@ class Normalizer:
 
     def __repr__(self) -> str:
         return f"Normalizer(mean={self.mean.tolist()}, scale={self.scale.tolist()})"
+
+
+def is_constant(rows: Tensor) -> Tensor:
+    """Which channels of rows (N, d) have one value, but for rounding: (d,) of bool."""
+    wide = rows.double()
+    sd = (wide - wide.mean(0)).square().mean(0).sqrt()
+    return sd <= _CONSTANT_SHARE * wide.abs().amax(0)
 
 
 def _check_blocks(blocks: Blocks, d: int) -> tuple[Tensor, list[tuple[int, int, bool]]]:

@@ -12,6 +12,7 @@ from ._tensor import cond_text, cond_to, evaluating, map_tensors, take_rows, ten
 from .cli import dump_yaml, validate
 from .config import DataConfig, DistillConfig, DMDConfig, TrainTeacherConfig
 from .data import Data, build_data
+from .data.checks import data_notes
 from .data.trajectories import load_conditions
 from .declarations import judge_declaration
 from .discriminators import discriminator_for
@@ -228,6 +229,7 @@ def plan_distillation(cfg: DistillConfig) -> str:
     task = build_data(cfg.data)
     x0, cond = task.train.network_inputs()
     check_plan(cfg, teacher, x0, cond)
+    notes += data_notes(task, cfg.train.batch_size)
     notes += judge_declaration(teacher, x0, cond, pred_type=cfg.dmd.pred_type, search=True)
     parts = [("teacher", teacher, _FROZEN), ("student", teacher, _TRAINED_EMA)]
     if cfg.train.steps and cfg.method == "dmd2" and cfg.dmd.vsd_weight:
@@ -242,10 +244,11 @@ def plan_distillation(cfg: DistillConfig) -> str:
 
 
 def plan_teacher(cfg: TrainTeacherConfig) -> str:
-    """Parameters and memory of the training of a teacher."""
+    """Parameters and memory of the training of a teacher, and what is odd about its data."""
     task = build_data(cfg.data)
     x0, cond = task.train.network_inputs()
-    return _plan([("network", build_network(cfg, task), _TRAINED_EMA)], {"data": _bytes(x0, cond)})
+    plan = _plan([("network", build_network(cfg, task), _TRAINED_EMA)], {"data": _bytes(x0, cond)})
+    return "\n".join([plan, "", *data_notes(task, cfg.train.batch_size)]).rstrip()
 
 
 def _bytes(x0: Tensor, cond: Cond) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ._tensor import cond_text
 from .cli import validate
 from .config import DataConfig, EMAConfig, TrainTeacherConfig
 from .data import SampleData, Task, build_data
+from .data.checks import data_notes
 from .draws import Draws
 from .evaluation import evaluate_teacher, teacher_sampler
 from .export import SCORES, load_network, save_network
@@ -38,6 +40,8 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         draws = Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size, accumulation=parts)
         with together():
             if accelerator.is_main_process:
+                for line in data_notes(task, cfg.train.batch_size):
+                    print(line, file=sys.stderr, flush=True)
                 claim_run(run_dir, cfg)
 
         def stage() -> Stage:

@@ -10,18 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from hostile import (
-    Mutation,
-    altered,
-    instead_of,
-    npz_of,
-    of_any_file,
-    of_json,
-    of_yaml,
-    run,
-    safetensors_of,
-    split,
-)
+from hostile import Mutation, instead_of, of_any_file, run
+from hostile_formats import altered, npz_of, of_json, of_yaml, safetensors_of, split
 from safetensors.torch import save_file
 from toy import PointTeacher
 

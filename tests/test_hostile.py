@@ -57,7 +57,7 @@ def fault(row: dict[str, str]) -> str | None:
     if "\n" in text or len(text) > 2000:
         return "not one line"
     # What a caller turns into a ValueError is a lack of memory all the same.
-    return "memory" if "alloc" in text.lower() or "memory" in text.lower() else None
+    return "memory" if "alloc" in text.lower() or "MemoryError" in text else None
 
 
 @pytest.mark.parametrize(

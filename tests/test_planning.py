@@ -197,3 +197,54 @@ def test_the_networks_of_this_package_are_trained_on_trajectories(tmp_path):
     cfg = TrainTeacherConfig.model_validate({"data": {"name": "file", "path": str(tmp_path / "images.npz")}})
     with pytest.raises(ValueError, match=r"expected trajectories .* got X \(28, 3, 4, 4\) and Z integers \(28,\)"):
         plan_teacher(cfg)
+
+
+# ---- Data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd_file(tmp_path) -> str:
+    """Trajectories with a constant channel and a row that is there twice."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    X, Z = rng.normal(size=(60, 4, 2)).astype("f4"), rng.normal(size=(60, 1, 2)).astype("f4")
+    X[:, :, 1] = 4
+    X[1::2], Z[1::2] = X[::2], Z[::2]
+    np.savez(tmp_path / "odd.npz", X=X, Z=Z)
+    return str(tmp_path / "odd.npz")
+
+
+def test_a_dry_run_says_what_is_odd_about_the_data(odd_file, monkeypatch):
+    data = {"name": "file", "path": odd_file, "pack": 2}
+    expected = ("warning: X is constant in channel 1", "training rows repeat an earlier one", "train.batch_size = 64")
+    monkeypatch.setattr("fastgen.planning.load_teacher", lambda cfg: ToyTeacher())
+    text = plan_distillation(config(data=data, train=train(batch_size=64)))
+    assert all(words in text for words in expected)
+    cfg = TrainTeacherConfig.model_validate(
+        {"data": data, "model": {"equivariant": False}, "train": {"batch_size": 64}}
+    )
+    text = plan_teacher(cfg)
+    assert all(words in text for words in expected)
+
+
+def test_a_run_says_it_once_before_its_first_step(odd_file, tmp_path, monkeypatch, capsys):
+    from fastgen import distillation, pretraining
+
+    class Began(Exception):
+        """The first step."""
+
+    def begin(self):
+        raise Began
+
+    monkeypatch.setattr("fastgen.trainer.Trainer.run", begin)
+    data = {"name": "file", "path": odd_file, "pack": 2}
+    with pytest.raises(Began):
+        distillation.distill(config(data=data, run_dir=str(tmp_path / "d")), teacher=ToyTeacher())
+    assert capsys.readouterr().err.count("warning: X is constant in channel 1") == 1
+    cfg = TrainTeacherConfig.model_validate(
+        {"data": data, "model": {"equivariant": False}, "run_dir": str(tmp_path / "t")}
+    )
+    with pytest.raises(Began):
+        pretraining.train_teacher(cfg)
+    assert capsys.readouterr().err.count("warning: X is constant in channel 1") == 1

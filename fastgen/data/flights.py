@@ -21,6 +21,7 @@ import gzip
 import importlib.util
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ _QUICKSTART = Path("data/samples/collections/quickstart.json.gz")
 STEP, GAP = 10.0, 60.0  # s
 PAST, FUTURE, STRIDE = 8, 16, 8
 SLOWEST, FASTEST = 100 / 360, 1100 / 360  # km in 10 s
+# The quickstart's JSON has 66 MB; a few hundred bytes of gzip can unpack to any size.
+_MOST_BYTES = 1 << 28
 _EQUATOR, _FLATTENING = 6378.137, 1 / 298.257223563  # WGS84, km
 
 Track = tuple[Tensor, Tensor]
@@ -71,9 +74,12 @@ def read_tracks(path: str | Path) -> list[Track]:
     if not path.is_file():
         raise FileNotFoundError(f"expected recorded flights at {path}, got nothing there; to get some: {INSTALL}")
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES:,} bytes")
         rows = json.loads(raw)
-    except (gzip.BadGzipFile, EOFError, ValueError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError) as error:
         raise ValueError(
             f"expected JSON (.json or .json.gz) at {path}, got a file that can't be read: {error}"
         ) from error

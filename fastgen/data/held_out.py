@@ -51,7 +51,7 @@ class HeldOutTask:
         check_pack(pack, X.shape[1])
         self._normalize = normalize
         self.name, self.primary, self.pack, self.symmetry = name, primary, pack, symmetry
-        self._X, self._Z = X, Z
+        self._X, self._Z, self.episodes = X, Z, episodes
         self.rows = split_rows(episodes, seed, self.LIMITS)
 
     def split(self, part: str) -> tuple[Tensor, Tensor]:
