@@ -25,7 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ._files import plain_json, write_file
-from ._tensor import generator_for
+from ._tensor import generator_for, wide_dtype
 from .checkpoint import (
     add_prefix,
     load_newest_checkpoint,
@@ -46,7 +46,11 @@ def start_accelerator(threads: int | None = None) -> Accelerator:
     processes.
     """
     # While the main process scores the teacher, the others wait for longer than the 10 minutes that are usual.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
+    accelerator = Accelerator(
+        # Accelerate makes no group of the processes that torchrun starts on a CPU unless it is told that it is on one.
+        cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+    )
     if accelerator.mixed_precision == "fp16":
         raise ValueError("expected mixed_precision no or bf16, got fp16, whose loss scale needs overflowing updates")
     if accelerator.device.type == "cpu":
@@ -189,7 +193,7 @@ class Trainer:
                 shown = self._validate(stage)
                 watch.restart()  # validation is not training time
             if self.step % loop.log_every == 0 or last or shown:
-                logs = {key: float(value) for key, value in logs.items()}
+                logs = self._means(logs)
                 self._log({"stage": stage.name, "step": self.step, **logs, **shown})
                 score = self.scores.get(stage.name, {}).get(self.primary)
                 bar.set_postfix(
@@ -231,6 +235,16 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return scores
         return broadcast_object_list([scores])[0]
+
+    def _means(self, logs: Mapping[str, torch.Tensor | float]) -> dict[str, float]:
+        """Means over the processes, each of which has the losses of its own share of the batch."""
+        values = [float(value) for value in logs.values()]
+        if self.accelerator.num_processes > 1:
+            own = torch.tensor(values, dtype=wide_dtype(self.accelerator.device), device=self.accelerator.device)
+            mean = self.accelerator.reduce(own, "mean")
+            assert isinstance(mean, torch.Tensor)  # a tensor in, a tensor out; this tells the type checker
+            values = mean.tolist()
+        return dict(zip(logs, values, strict=True))
 
     def _bar(self, stage: Stage) -> Any:
         title = f"{self.position + 1}/{len(self.stages)} {stage.name}"
