@@ -18,7 +18,15 @@ CONFIG = "config.yaml"
 # What a run writes: a folder that holds one of these without a config is not a run's.
 _OURS = ("metrics.jsonl", "checkpoints", "stages", "pairs.safetensors", "student", "teacher", "report")
 # Keys that may differ between a run and its resumption: they do not change what is computed.
-_FREE_KEYS = ("resume", "run_dir", "checkpoint_every", "keep_checkpoints", "log_every", "threads")
+_FREE_KEYS = (
+    "resume",
+    "run_dir",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "threads",
+    "gradient_accumulation_steps",
+)
 
 
 def run_folder(cfg: Any) -> Path:

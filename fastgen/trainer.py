@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from tqdm import tqdm
 
 from ._files import plain_json, write_file
@@ -35,6 +36,7 @@ from .checkpoint import (
     with_prefix,
 )
 from .config import LoopConfig
+from .launching import warn_of_launch
 from .stages import Stage
 from .validation import Progress
 
@@ -51,8 +53,16 @@ def start_accelerator(threads: int | None = None) -> Accelerator:
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
+    warn_of_launch(accelerator.num_processes)
     if accelerator.mixed_precision == "fp16":
         raise ValueError("expected mixed_precision no or bf16, got fp16, whose loss scale needs overflowing updates")
+    if accelerator.is_fsdp2:
+        if accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+            raise ValueError("expected fsdp_cpu_ram_efficient_loading: false, got true: networks are in memory anyway")
+        # Shards are gathered and gradients summed in float32, and inputs stay what they are: bf16 would round times.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    elif accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("expected fsdp_version: 2, got 1, which cannot freeze parts of a network")
     if accelerator.device.type == "cpu":
         use_all_cores(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", str(accelerator.num_processes))))
     return accelerator
@@ -154,8 +164,9 @@ class Trainer:
             with self._interruptible(), self._bar(stage) as bar:
                 self._run_stage(stage, bar)
             self.position, self.step = self.position + 1, 0
+            result = stage.averaged().state_dict()  # of shards, which all processes gather
             if self.accelerator.is_main_process:
-                save_tensors(self._result_path(name), stage.averaged().state_dict())
+                save_tensors(self._result_path(name), result)
             self._save({})
             self.accelerator.free_memory()
 

@@ -13,8 +13,12 @@ import pytest
 import torch
 from processes import RUNS, name
 from safetensors.torch import load_file
+from torch import nn
 
-from fastgen.trainer import read_log
+from fastgen.config import OptimizerConfig
+from fastgen.launching import launch_warning
+from fastgen.trained_network import TrainedNetwork
+from fastgen.trainer import read_log, start_accelerator
 
 TESTS = Path(__file__).parent
 PATIENCE = 900
@@ -99,3 +103,80 @@ def test_another_seed_makes_another_run(tmp_path, one):
     a, b = tensors(one / name(torch.float64, 1)), tensors(other)
     moved = [key for key in a if ".weights." in key and (a[key] - b[key]).abs().max() > 1e-3]
     assert {key.split()[1].partition(".")[0] for key in moved} == {"student", "fake_score", "discriminator"}
+
+
+# ---- Launches -----------------------------------------------------------------------------------------------------
+
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+STARTED = "import sys; from fastgen.trainer import start_accelerator; print(start_accelerator(1).num_processes)"
+
+
+@pytest.mark.parametrize(
+    ("started", "environment", "parent", "said"),
+    [
+        (1, LAUNCHED, ["accelerate", "launch", "--num_processes", "3", "x.py"], "asked for 3 processes and started 1"),
+        (1, LAUNCHED, ["accelerate", "launch", "--num-processes=3", "x.py"], "torchrun --nproc_per_node 3 x.py a=1"),
+        (1, LAUNCHED, ["accelerate", "launch", "--config_file", "c.yaml"], "torchrun --nproc_per_node N x.py a=1"),
+        (1, LAUNCHED, [], "asked for several processes"),
+        (1, LAUNCHED, ["accelerate", "launch", "--num_processes", "1", "x.py"], None),
+        (2, LAUNCHED, ["accelerate", "launch", "--num_processes", "2", "x.py"], None),
+        (1, {**LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}, [], None),
+        (1, {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}, ["bash"], None),
+        (1, {"ACCELERATE_MIXED_PRECISION": "no"}, ["accelerate", "launch", "x.py"], None),
+    ],
+)
+def test_a_launch_that_got_fewer_processes_than_it_asked_for_is_told(started, environment, parent, said):
+    found = launch_warning(started, environment=environment, parent=parent, script=["x.py", "a=1"])
+    assert found is None if said is None else said in (found or "") and "\n" not in found
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_accelerate_on_a_cpu_starts_one_process_and_the_run_says_so(tmp_path, asked):
+    (tmp_path / "script.py").write_text(STARTED)
+    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", asked)
+    done = launched(*launch, tmp_path / "script.py")
+    assert done.returncode == 0 and done.stdout.split() == ["1"], done.stderr
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: accelerate launch")]
+    assert len(warned) == (asked > 1)
+    assert asked == 1 or f"torchrun --nproc_per_node 2 {tmp_path / 'script.py'}" in warned[0]
+
+
+def test_torchrun_on_a_cpu_makes_a_group(tmp_path):
+    (tmp_path / "script.py").write_text(STARTED)
+    done = torchrun(tmp_path / "script.py")
+    assert done.returncode == 0 and done.stdout.split() == ["2", "2"], done.stderr
+    assert "warning: accelerate" not in done.stderr
+
+
+# ---- Micro-batches of one network ---------------------------------------------------------------------------------
+
+
+def trained(network: nn.Module) -> TrainedNetwork:
+    return TrainedNetwork(network, OptimizerConfig(lr=0.1, clip_grad_norm=0.1), 9, start_accelerator(1))
+
+
+def test_micro_batches_are_clipped_as_one():
+    x = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    networks = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        network = trained(nn.Linear(3, 1).double())
+        alive = [lambda rows=rows, n=network: n.network(rows).square().mean() for rows in x.chunk(parts)]
+        done = [network.update(alive, step) for step in range(3)]
+        networks.append((network.bare.state_dict(), done[-1]["grad_norm"]))
+    (one, norm), (many, other) = networks
+    assert all(torch.allclose(one[key], many[key], rtol=0, atol=1e-14) for key in one)
+    assert norm == pytest.approx(other, rel=1e-12) and norm > 0.1
+    with pytest.raises(ValueError, match="at least one micro-batch"):
+        network.update([], 0)
+
+
+def test_statistics_of_a_part_of_the_batch_are_refused():
+    network = trained(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    losses = [lambda rows=rows: network.network(rows).square().mean() for rows in x.chunk(2)]
+    with pytest.raises(ValueError, match="expected no batch normalisation in train mode .* BatchNorm1d at '1'"):
+        network.update(losses, 0)
+    network.update(losses[:1], 0)
+    network.bare.eval()
+    network.update(losses, 1)
