@@ -13,6 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ._shards import settle
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -294,12 +296,14 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
     Unlike `torch.no_grad` this lets a loss reach what *feeds* the network. Each parameter gets its own flag back on
     exit, also after an error. `None` entries are skipped.
     """
+    settle(*modules)
     flags = {p: p.requires_grad for module in modules if module is not None for p in module.parameters()}
     try:
         for parameter in flags:
             parameter.requires_grad_(False)
         yield
     finally:
+        settle(*modules)
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
 

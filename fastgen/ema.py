@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ._shards import gathered, is_shard, own, settle, shared_like
 from ._tensor import check_choice, unwrap
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class ExponentialMovingAverage:
 
     The shadow is kept in float32 (or float64): in bfloat16 an update by (1 - beta) of a small difference rounds to
     nothing. Parameters are averaged; buffers that belong to the state dict are copied. Wrappers
-    (DistributedDataParallel, torch.compile) are looked through, so that names are those of the bare network.
+    (DistributedDataParallel, torch.compile) are looked through, so that names are those of the bare network. Of a
+    sharded network (FSDP2) each process averages its own shards; writing them to a network that is not is collective.
 
     Args:
         model: network whose present weights start the shadow.
@@ -88,7 +90,7 @@ class ExponentialMovingAverage:
         self._check_names(weights)
         averaged = {name for name, _ in unwrap(model).named_parameters()}
         for name, shadow in self.shadow.items():
-            value = weights[name].detach()
+            value, shadow = own(weights[name].detach()), own(shadow)
             if name in averaged and beta > 0.0:
                 # torch's lerp answers the end point exactly at weight 1, so a constant network stays itself.
                 shadow.lerp_(value.to(shadow.device, shadow.dtype), 1.0 - beta)
@@ -101,7 +103,8 @@ class ExponentialMovingAverage:
         weights = dict(_weights(model))
         self._check_names(weights)
         for name, value in weights.items():
-            value.copy_(self.shadow[name])
+            shadow = self.shadow[name]
+            value.copy_(shadow if is_shard(value) else gathered(shadow))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The shadow by weight name, as tensors that share its memory; made for safetensors."""
@@ -116,7 +119,7 @@ class ExponentialMovingAverage:
         """
         self._check_names(state)
         for name, shadow in self.shadow.items():
-            shadow.copy_(state[name])
+            shadow.copy_(shared_like(state[name], shadow))
 
     def _copy(self, x: Tensor) -> Tensor:
         return x.detach().to(self.dtype if x.is_floating_point() else x.dtype, copy=True)
@@ -136,6 +139,7 @@ class ExponentialMovingAverage:
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and those buffers that belong to the state dict, by name; tied parameters once."""
     bare = unwrap(model)
+    settle(bare)
     yield from bare.named_parameters()
     stored = bare.state_dict().keys()
     yield from ((name, x) for name, x in bare.named_buffers() if name in stored)

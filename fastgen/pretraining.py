@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         def stage() -> Stage:
             x0, cond = task.train.network_inputs()
             ema = EMAConfig(decay=cfg.train.ema_decay)
-            network = TrainedNetwork(initial, cfg.train.optimizer, cfg.train.steps, accelerator, ema=ema)
+            # A copy: preparing changes a network for good (autocast, shards), and `initial` is what is handed over.
+            network = TrainedNetwork(copy.deepcopy(initial), cfg.train.optimizer, cfg.train.steps, accelerator, ema=ema)
             return FlowMatching(network, x0, cond, cfg.train, draws)
 
         def evaluate(network: nn.Module) -> dict[str, float]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ._shards import gathered, settle, shared_like
 from .checkpoint import add_prefix, check_parts, flatten_optimizer, unflatten_optimizer, with_prefix
 from .config import EMAConfig, OptimizerConfig
 from .ema import ExponentialMovingAverage
@@ -18,6 +19,22 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["TrainedNetwork"]
+
+
+def check_batch_statistics(network: nn.Module, *, shared: bool) -> None:
+    """Refuse a network that would normalise by the statistics of a part of the batch.
+
+    Raises:
+        ValueError: the batch is shared among processes or micro-batches, and a batch normalisation is in train mode.
+    """
+    if not shared:
+        return
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"expected no batch normalisation in train mode where processes or micro-batches share a batch, got "
+                f"{type(module).__name__} at {name!r}; call its eval() (running statistics), or train in one piece"
+            )
 
 
 class TrainedNetwork:
@@ -39,15 +56,22 @@ class TrainedNetwork:
         *,
         ema: EMAConfig | None = None,
     ) -> None:
+        check_batch_statistics(network, shared=accelerator.num_processes > 1)
         self.accelerator, self.cfg, self.total = accelerator, optimizer, total
+        sharded = getattr(accelerator, "is_fsdp2", False)
+        # Sharding turns the network itself into shards: what is handed out is made from a copy.
+        self._plain = copy.deepcopy(network) if sharded else None
         self.bare = network.to(accelerator.device)
         groups = getattr(network, "get_optim_groups", None)
         parameters = groups(optimizer.weight_decay) if groups is not None else network.parameters()
         adam = torch.optim.AdamW(
             parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
         )
-        self.network = accelerator.prepare(self.bare)
-        self.optimizer = accelerator.prepare(adam)
+        if sharded and accelerator.mixed_precision == "bf16":
+            # Accelerate leaves half precision to FSDP, which would cast times as well; see `start_accelerator`.
+            self.bare.forward = accelerator.autocast()(self.bare.forward)
+        # In one call, so that sharding can put its new parameters into the optimiser.
+        self.network, self.optimizer = accelerator.prepare(self.bare, adam)
         self.ema = None if ema is None else ExponentialMovingAverage(self.bare, ema)
         self.skipped, self.skipped_in_all = 0, 0
 
@@ -67,8 +91,8 @@ class TrainedNetwork:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._backward(loss)
-        norm_tensor: Any = self.accelerator.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm)
-        norm = float(norm_tensor)
+        # Torch's own: accelerate looks for the network among all by comparing parameters, which shards don't like.
+        norm = float(gathered(nn.utils.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm)))
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
         if math.isfinite(norm):
             self.skipped = 0
@@ -85,6 +109,7 @@ class TrainedNetwork:
         if isinstance(loss, Tensor):
             self.accelerator.backward(_finite_or_nan(loss))
             return
+        check_batch_statistics(self.bare, shared=len(loss) > 1)
         if not loss:
             raise ValueError("expected the loss of at least one micro-batch, got none")
         for micro_batch in loss[:-1]:
@@ -94,19 +119,30 @@ class TrainedNetwork:
         self.accelerator.backward(_finite_or_nan(loss[-1]()) / len(loss))
 
     def averaged(self) -> nn.Module:
-        """A copy with the EMA weights (the weights themselves without an EMA), in eval mode."""
-        network = copy.deepcopy(self.bare)
+        """A copy with the EMA weights (the weights themselves without an EMA), in eval mode and in full precision.
+
+        Full and plain also where the network is sharded; all processes must then ask for it.
+        """
+        if self._plain is not None:
+            network = copy.deepcopy(self._plain).to(self.accelerator.device)
+            network.load_state_dict({name: gathered(value) for name, value in self.bare.state_dict().items()})
+        else:
+            network = copy.deepcopy(self.bare)
+            # Accelerate's autocast, which no student is sampled with after its export.
+            for name in ("forward", "_original_forward"):
+                network.__dict__.pop(name, None)
         if self.ema is not None:
             self.ema.copy_to(network)
         return network.eval()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a resume needs."""
+        """Everything a resume needs, as full tensors; of a sharded network all processes must ask for it."""
+        settle(self.bare)
         state = add_prefix("weights", self.bare.state_dict()) | flatten_optimizer(self.optimizer, "optimizer")
         state["skipped"] = torch.tensor([self.skipped, self.skipped_in_all])
         if self.ema is not None:
             state |= add_prefix("ema", self.ema.state_dict())
-        return state
+        return {name: gathered(value) for name, value in state.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Inverse of :meth:`tensors`.
@@ -115,11 +151,18 @@ class TrainedNetwork:
             ValueError: a part is missing, unknown, or of another shape or dtype; it is named, and nothing is loaded but
                 what comes before it.
         """
+        settle(self.bare)
         expected = {name: value for name, value in self.tensors().items() if not name.startswith("optimizer.")}
         found = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
         check_parts(found, expected, "a network")
-        self.bare.load_state_dict(with_prefix(tensors, "weights"))
-        unflatten_optimizer(self.optimizer, "optimizer", tensors, what="an optimiser")
+        weights, now = with_prefix(tensors, "weights"), self.bare.state_dict()
+        self.bare.load_state_dict({name: shared_like(value, now[name]) for name, value in weights.items()})
+        moments = {
+            f"optimizer.{i}.{name}": shared_like(value, parameter) if value.shape == parameter.shape else value
+            for i, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"])
+            for name, value in with_prefix(tensors, f"optimizer.{i}").items()
+        }
+        unflatten_optimizer(self.optimizer, "optimizer", {**tensors, **moments}, what="an optimiser")
         if self.ema is not None:
             self.ema.load_state_dict(with_prefix(tensors, "ema"))
         self.skipped, self.skipped_in_all = tensors["skipped"].tolist()

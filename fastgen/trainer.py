@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import filter_trackers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ._files import plain_json, write_file
-from ._tensor import generator_for
+from ._tensor import generator_for, wide_dtype
 from .checkpoint import (
     add_prefix,
     check_finite,
@@ -35,6 +36,7 @@ from .checkpoint import (
 )
 from .config import LoopConfig
 from .faults import Stopped, StopRequest, gather_objects, together
+from .launching import warn_of_launch
 from .run_log import RunLog, check_tracker, progress_bar, quiet, say
 from .stages import Stage
 from .validation import Progress
@@ -51,11 +53,23 @@ def start_accelerator(threads: int | None = None, *, tracker: str | None = None)
     """
     check_tracker(tracker)
     # While the main process scores the teacher, the others wait for longer than the 10 minutes that are usual.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
+    accelerator = Accelerator(
+        # Accelerate makes no group of the processes that torchrun starts on a CPU unless it is told that it is on one.
+        cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+    )
+    warn_of_launch(accelerator.num_processes)
     if accelerator.mixed_precision == "fp16":
         raise ValueError("expected mixed_precision no or bf16, got fp16, whose loss scale needs overflowing updates")
     if not accelerator.is_main_process:
         quiet()
+    if accelerator.is_fsdp2 and (sharding := accelerator.state.fsdp_plugin) is not None:
+        if sharding.cpu_ram_efficient_loading:
+            raise ValueError("expected fsdp_cpu_ram_efficient_loading: false, got true: networks are in memory anyway")
+        # Shards are gathered and gradients summed in float32, and inputs stay what they are: bf16 would round times.
+        sharding.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    elif accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("expected fsdp_version: 2, got 1, which cannot freeze parts of a network")
     if accelerator.device.type == "cpu":
         use_all_cores(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", str(accelerator.num_processes))))
     return accelerator
@@ -225,7 +239,7 @@ class Trainer:
                 shown = self._validate(stage)
                 watch.restart()  # validation is not training time
             if self.step % loop.log_every == 0 or last or shown or skipped:
-                logs = {key: float(value) for key, value in logs.items()}
+                logs = self._means(logs)
                 row = self._log({"stage": stage.name, "step": self.step, **logs, **shown, **skipped})
                 bar.set_postfix(self._postfix(row))
                 shown = {}
@@ -275,6 +289,16 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return scores
         return broadcast_object_list([scores])[0]
+
+    def _means(self, logs: Mapping[str, torch.Tensor | float]) -> dict[str, float]:
+        """Means over the processes, each of which has the losses of its own share of the batch."""
+        values = [float(value) for value in logs.values()]
+        if self.accelerator.num_processes > 1:
+            own = torch.tensor(values, dtype=wide_dtype(self.accelerator.device), device=self.accelerator.device)
+            mean = self.accelerator.reduce(own, "mean")
+            assert isinstance(mean, torch.Tensor)  # a tensor in, a tensor out; this tells the type checker
+            values = mean.tolist()
+        return dict(zip(logs, values, strict=True))
 
     def _bar(self, stage: Stage) -> Any:
         title = f"{self.position + 1}/{len(self.stages)} {stage.name}"

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "fastgen"
 
 # Layers from left to right: a module imports its own layer or those before it.
 LAYERS = [
-    {"_tensor", "_files", "_yaml", "_archives", "config", "cli", "faults"},
+    {"_shards", "_tensor", "_files", "_yaml", "_archives", "config", "cli", "faults"},
     {"flow_matching", "interpolants", "losses", "clocks", "solvers", "normalizer", "metrics", "ema", "models"},
     {"networks", "samplers", "teachers", "discriminators", "data", "guidance", "two_sample"},
     {
@@ -34,7 +34,7 @@ LAYERS = [
         "evaluation",
         "validation",
     },
-    {"draws", "trained_network"},
+    {"draws", "trained_network", "launching"},
     {"stages"},
     {"trainer"},
     {"pretraining"},

@@ -23,13 +23,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from toy import FAR, ToyTask, ToyTeacher, toy_config, with_everything
 
 from fastgen import load_student
 from fastgen.checkpoint import checkpoint_folders
 from fastgen.cli import load_config
 from fastgen.config import DistillConfig, TrainTeacherConfig
-from fastgen.distillation import Distillation, distill
+from fastgen.distillation import Distillation
 from fastgen.export import load_network
 from fastgen.run_log import read_log, timeless
 
@@ -459,61 +458,6 @@ def test_a_resumed_run_has_the_log_and_the_scores_of_an_uninterrupted_one(home, 
     reports = [json.loads((run / "report" / "report.json").read_text()) for run in (whole, resumed)]
     for part in ("teacher", "student", "kd", "dmd", "validation", "selected"):
         assert reports[0][part] == reports[1][part]
-
-
-# ---- Two processes ------------------------------------------------------------------------------------------------
-
-TWO = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from accelerate import debug_launcher
-from fastgen.distillation import distill
-from toy import FAR, ToyTask, ToyTeacher, toy_config, with_everything
-
-def job():
-    for make, name in ((toy_config, "plain"), (with_everything, "everything")):
-        distill(make(f"two/{{name}}", **FAR), teacher=ToyTeacher(), task=ToyTask())
-
-if __name__ == "__main__":
-    debug_launcher(job, num_processes=2)
-"""
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
-    """A folder with runs of two processes, `plain` and with `everything`."""
-    folder = tmp_path_factory.mktemp("two-processes")
-    (folder / "job.py").write_text(TWO)
-    done = python("job.py", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "two"
-
-
-@pytest.mark.parametrize(("make", "name"), [(toy_config, "plain"), (with_everything, "everything")])
-def test_two_processes_make_the_student_of_one(tmp_path, two, make, name):
-    distill(make(tmp_path / "one", **FAR), teacher=ToyTeacher(), task=ToyTask())
-    distill(make(tmp_path / "other", **FAR).model_copy(update={"seed": 1}), teacher=ToyTeacher(), task=ToyTask())
-    folders = (tmp_path / "one", two / name, tmp_path / "other")
-    # The last checkpoint with tensors holds fake score and discriminator beside the student.
-    newest = max(file.parent.name for file in folders[0].glob("checkpoints/*/*.safetensors") if load_file(file))
-    judges = f"checkpoints/{newest}/state.safetensors"
-    parts = {key.partition(".")[0] for key in load_file(folders[0] / judges)}
-    assert {"student", "fake_score"} <= parts and ("discriminator" in parts) == (name == "everything")
-    for file in ("pairs.safetensors", "stages/kd.safetensors", "stages/dmd.safetensors", judges):
-        one, both, other = (load_file(folder / file) for folder in folders)
-        assert one.keys() == both.keys()
-        for key, value in one.items():
-            # Two halves of a batch add up to the whole but for rounding; another seed shows how far apart runs can be.
-            distance, scale = ((value.double() - run[key]).abs().max() for run in (both, other))
-            assert distance <= 1e-3 * scale, f"{file}: {key}"
-    logs = [read_log(folder) for folder in folders[:2]]
-    rows = [[(row["stage"], row["step"]) for row in log] for log in logs]
-    assert rows[0] == rows[1]  # one process logs, as often as one alone
-    found = [[row["diagnostics"] for row in log if "diagnostics" in row] for log in logs]
-    assert found[0] and [list(row) for row in found[0]] == [list(row) for row in found[1]]
-    for one, both in zip(*found, strict=True):
-        for key, values in one.items():
-            assert np.asarray(both[key]) == pytest.approx(np.asarray(values), rel=1e-3, abs=1e-4), key
 
 
 # ---- Refused ------------------------------------------------------------------------------------------------------

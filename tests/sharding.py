@@ -1,0 +1,131 @@
+"""Networks shared by two processes, through accelerate's own FSDP2 code, as a script for `torchrun`.
+
+Accelerate shards on accelerators alone; told afterwards that it shards, it does so on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import processes
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from toy import ToyTeacher
+
+from fastgen import trainer
+from fastgen._shards import gathered, is_shard, settle
+from fastgen._tensor import frozen
+from fastgen.config import EMAConfig, OptimizerConfig
+from fastgen.ema import ExponentialMovingAverage
+from fastgen.trained_network import TrainedNetwork
+
+
+class Sharding(Accelerator):
+    """An accelerator that shards on a CPU."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+        self.state.distributed_type = DistributedType.FSDP
+
+
+def new(dtype: torch.dtype = torch.float64) -> tuple[TrainedNetwork, nn.Module]:
+    """A sharded network in training and, apart from it, the very same one in one piece."""
+    plain = ToyTeacher().to(dtype)
+    cfg = OptimizerConfig(lr=0.05, warmup_steps=0, clip_grad_norm=0.1)
+    accelerator = trainer.start_accelerator(1)
+    return TrainedNetwork(ToyTeacher().to(dtype), cfg, 9, accelerator, ema=EMAConfig(decay=0.5, dtype="float64")), plain
+
+
+def loss(network: nn.Module, step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(step)
+    x, z = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((6, 2, 4), (6, 1, 2)))
+    return network(x, torch.full((6,), 0.5, dtype=torch.float64), z).square().mean()
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys() and not any(map(is_shard, a.values()))
+    return max(float((value - b[name]).abs().max()) for name, value in a.items())
+
+
+def parts() -> dict[str, Any]:
+    """What the tests ask of networks, averages and states that are shared."""
+    found: dict[str, Any] = {}
+    network, plain = new()
+    ema = ExponentialMovingAverage(plain, EMAConfig(decay=0.5, dtype="float64"))
+    adam = torch.optim.AdamW(
+        plain.parameters(), lr=0.05, betas=network.cfg.betas, weight_decay=network.cfg.weight_decay
+    )
+    found["first parameters are shards"] = all(map(is_shard, network.bare.parameters()))
+    assert network.ema is not None
+    found["shadow is shards"] = all(map(is_shard, network.ema.shadow.values()))
+    for step in range(4):
+        network.update([lambda s=step: loss(network.network, s), lambda s=step: loss(network.network, s + 9)], step)
+        ((loss(plain, step) + loss(plain, step + 9)) / 2).backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        for group in adam.param_groups:
+            group["lr"] = network.cfg.lr_at(step, 9)
+        adam.step()
+        adam.zero_grad()
+        ema.update(plain, iteration=step + 1)
+    # A forward without backward leaves the gathered weights in place.
+    with torch.no_grad():
+        loss(network.network, 0)
+    state = network.tensors()
+    found["weights"] = distance(
+        {key[8:]: value for key, value in state.items() if key.startswith("weights.")}, plain.state_dict()
+    )
+    found["moments"] = max(
+        float((state[f"optimizer.{i}.{name}"] - adam.state[p][name]).abs().max())
+        for i, p in enumerate(plain.parameters())
+        for name in ("exp_avg", "exp_avg_sq")
+    )
+    found["average"] = distance(network.averaged().state_dict(), ema.state_dict())
+    average = ToyTeacher().double()
+    network.ema.copy_to(average)
+    found["copy"] = distance(average.state_dict(), ema.state_dict())
+
+    other, _ = new()
+    other.update(loss(other.network, 3), 0)
+    other.load_tensors({key: value.clone() for key, value in state.items()})
+    for one in (network, other):
+        one.update(loss(one.network, 7), 4)
+    found["resumed"] = distance(network.tensors(), other.tensors())
+    found["optimiser holds shards"] = all(
+        is_shard(v["exp_avg"]) for v in other.optimizer.state_dict()["state"].values()
+    )
+
+    # A network whose first forward is frozen, forwards within and without `frozen` in turn.
+    judge, alone = new()
+    x = torch.ones(6, 2, 4, dtype=torch.float64, requires_grad=True)
+    z, t = torch.ones(6, 1, 2, dtype=torch.float64), torch.full((6,), 0.5, dtype=torch.float64)
+    for _ in range(2):
+        with frozen(judge.bare):
+            made = judge.bare(x, t, z).square().mean()
+        made.backward()
+        settle(judge.bare)
+        found.setdefault("leaked", []).append(sum(p.grad is not None for p in judge.bare.parameters()))
+        loss(judge.network, 1).backward()
+        alone.zero_grad()
+        loss(alone, 1).backward()
+        grads = {name: gathered(p.grad) for name, p in judge.bare.named_parameters()}
+        wanted = {name: p.grad for name, p in alone.named_parameters()}
+        found.setdefault("gradient after frozen", []).append(distance(grads, wanted))
+        judge.optimizer.zero_grad()
+    return found
+
+
+if __name__ == "__main__":
+    trainer.Accelerator = Sharding
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    if "parts" in sys.argv:
+        found = parts()
+        (folder / f"found-{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
+    if "run" in sys.argv:
+        processes.run(folder, torch.float32, 2)
