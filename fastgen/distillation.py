@@ -105,6 +105,10 @@ class Distillation:
         self.x0, cond = self.task.train.network_inputs()
         self.cond = cond_to(cond, dtype=network_dtype(self.network, self.x0.dtype))
         check_plan(cfg, self.network, self.x0, self.cond, processes=accelerator.num_processes)
+        if accelerator.is_fsdp2 and cfg.dmd.gan_features == "fake_score" and cfg.dmd.trains_discriminator:
+            raise ValueError(
+                "expected dmd.gan_features teacher or sample with FSDP, which shards the fake score, got fake_score"
+            )
         # What is distilled, scored and drawn is the guided teacher; what starts from its weights is the plain network.
         self.teacher = guided_teacher(cfg, self.network, self.task.train)
         self.teacher_rows = stored_scores(cfg)

@@ -63,11 +63,12 @@ def start_accelerator(threads: int | None = None, *, tracker: str | None = None)
         raise ValueError("expected mixed_precision no or bf16, got fp16, whose loss scale needs overflowing updates")
     if not accelerator.is_main_process:
         quiet()
-    if accelerator.is_fsdp2 and (sharding := accelerator.state.fsdp_plugin) is not None:
-        if sharding.cpu_ram_efficient_loading:
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if accelerator.is_fsdp2 and plugin is not None:
+        if plugin.cpu_ram_efficient_loading:
             raise ValueError("expected fsdp_cpu_ram_efficient_loading: false, got true: networks are in memory anyway")
         # Shards are gathered and gradients summed in float32, and inputs stay what they are: bf16 would round times.
-        sharding.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     elif accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("expected fsdp_version: 2, got 1, which cannot freeze parts of a network")
     if accelerator.device.type == "cpu":

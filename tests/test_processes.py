@@ -11,6 +11,10 @@ import numpy as np
 import processes
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from processes import RUNS, name
 from safetensors.torch import load_file
 from torch import nn
@@ -41,9 +45,9 @@ def launched(*arguments: object, **variables: str) -> subprocess.CompletedProces
     )
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+def torchrun(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """What the command of this name does, on a port of its own."""
-    return launched("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *arguments)
+    return launched("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *arguments, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +185,37 @@ def test_statistics_of_a_part_of_the_batch_are_refused():
     network.update(losses[:1], 0)
     network.bare.eval()
     network.update(losses, 1)
+
+
+# ---- Example configs of accelerate --------------------------------------------------------------------------------
+
+EXAMPLES = TESTS.parent / "recipes" / "accelerate"
+KINDS = {"gpus8": ("MULTI_GPU", 1, 8), "nodes2x8": ("MULTI_GPU", 2, 16), "fsdp2": ("FSDP", 1, 8)}
+
+
+def test_every_example_is_tested():
+    assert {file.stem for file in EXAMPLES.glob("*.yaml")} == KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accelerate_launches_by_the_example_configs(monkeypatch, kind):
+    distributed, machines, number = KINDS[kind]
+    file = str(EXAMPLES / f"{kind}.yaml")
+    config = load_config_from_file(file)
+    assert config.distributed_type == distributed
+    arguments = launch_command_parser().parse_args(["--config_file", file, "recipes/distill.py"])
+    # The very path of `accelerate launch`, up to where it would start processes.
+    asked = []
+    monkeypatch.setattr("accelerate.commands.launch.multi_gpu_launcher", asked.append)
+    launch_command(arguments)
+    (arguments,) = asked
+    environment = prepare_multi_gpu_env(arguments)
+    assert (arguments.num_machines, arguments.num_processes) == (machines, number)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert (environment.get("FSDP_VERSION") == "2") == (kind == "fsdp2")
+    if kind == "fsdp2":
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+        assert not plugin.cpu_ram_efficient_loading and plugin.auto_wrap_policy is None
