@@ -1,0 +1,245 @@
+"""Kill a small distillation at random moments, resume it each time, and compare its end with an uninterrupted one's.
+
+    python tools/kill.py [--kills 20] [--seed 0] [--out runs/kill]
+
+Every branch is on: KD, DMD2 with a fake score, a discriminator, KD beside VSD, EMA, the best kept, patience counted. A
+kill is SIGKILL to a process of its own, one after the other: while a checkpoint is written (every second one), anywhere
+in training, and the last while the student is scored and exported. After each, whatever looks like a checkpoint has to
+be a whole one. At the end the student, the results of all stages, the newest checkpoints (weights, averages, optimisers
+of all networks, best, patience) and the rows of metrics.jsonl have to be those of the uninterrupted run, bit for bit
+but for clocks. Exit code 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from fastgen.checkpoint import check_checkpoint, checkpoint_folders
+from fastgen.config import DistillConfig
+from fastgen.data.modes import ModesTask
+from fastgen.distillation import distill
+from fastgen.models import build_model
+from fastgen.trainer import read_log
+
+PATIENCE = 300.0  # seconds until a run that makes no checkpoint counts as hung
+# What two equal runs don't share.
+CLOCKED = ("seconds", "samples_per_s", "phases", "peak_memory_mb")
+CONFIG: dict[str, Any] = {
+    "name": "kill",
+    "data": {"name": "modes"},
+    "teacher": {"calls": [1], "ab2_calls": [4]},
+    "dmd": {
+        "student_steps": 2,
+        "fake_score_warmup_steps": 6,
+        "vsd_norm": "rms",
+        "gan_loss_weight_gen": 0.1,
+        "gan_t": {"time_dist_type": "uniform", "min_t": 0.02, "max_t": 0.98},
+        "gan_r1_reg_weight": 0.1,
+        "gan_disc_warmup_steps": 4,
+        "real_data_weight": 0.5,
+        "kd_weight": 0.2,
+    },
+    "train": {
+        "batch_size": 16,
+        "kd_steps": 20,
+        "kd_pairs": 64,
+        "kd_teacher_calls": 4,
+        "steps": 20,
+        "checkpoint_every": 2,
+        "keep_checkpoints": 3,
+        "evaluate_every": 4,
+        "log_every": 3,
+        "patience": 100,
+        "threads": 1,
+    },
+}
+TEACHER = {"in_dim": 2, "out_dim": 2, "cond_dim": 1, "in_horizon": 1, "cond_horizon": 1}
+NETWORK = {"num_layers": 1, "num_attention_heads": 2, "embedding_dim": 64}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", type=Path, default=Path("runs/kill"))
+    options = parser.parse_args()
+    shutil.rmtree(options.out, ignore_errors=True)
+    options.out.mkdir(parents=True)
+    report = kill_and_compare(options.out, kills=options.kills, seed=options.seed)
+    print(table(report))
+    print(json.dumps(report))
+    (options.out / "kill.json").write_text(json.dumps(report, indent=2) + "\n")
+    sys.exit(0 if report["passed"] else 1)
+
+
+def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
+    """Run once to the end in `out/whole`, once with `kills` kills in `out/killed`, and compare.
+
+    Returns:
+        {"kills": [{"moment", "at", "half_written", "damaged"}], "compared": {what: number}, "different": [what],
+        "passed"}.
+    """
+    whole, killed, draw = out / "whole", out / "killed", random.Random(seed)
+    code = join(started(whole, out / "whole.log"))
+    if code != 0:
+        raise RuntimeError(f"the uninterrupted run ended with {code}: see {out / 'whole.log'}")
+    total = newest(whole)
+    done: list[dict[str, Any]] = []
+    for number in tqdm(range(kills), desc="kills"):
+        left = kills - number
+        last = left == 1 and kills > 1
+        moment = "hand-over" if last else ("write", "anywhere")[number % 2]
+        # On the average the kills before the last share what is left to train.
+        there = newest(killed)
+        further = total - there if last else draw.randint(0, max(0, 2 * (total - 2 - there) // left))
+        done.append(kill_once(killed, out / "killed.log", moment, there + further, draw))
+    if (code := join(started(killed, out / "killed.log"))) != 0:
+        raise RuntimeError(f"the run that was resumed last ended with {code}: see {out / 'killed.log'}")
+    compared, different = compare(whole, killed)
+    passed = not different and not any(kill["damaged"] for kill in done)
+    return {"seed": seed, "kills": done, "compared": compared, "different": different, "passed": passed}
+
+
+def kill_once(run: Path, log: Path, moment: str, at: int, draw: random.Random) -> dict[str, Any]:
+    """Start or resume the run, kill it at a random `moment` after checkpoint `at`, and look at what is left."""
+    process = started(run, log)
+    wait(process, lambda: newest(run) >= at)
+    if moment == "write":
+        wait(process, lambda: bool(half_written(run)))
+        time.sleep(draw.uniform(0.0, 0.002))
+    else:
+        time.sleep(draw.uniform(0.0, 1.0 if moment == "hand-over" else 0.3))
+    process.kill()
+    if (code := join(process)) != -signal.SIGKILL:
+        raise RuntimeError(f"the run ended by itself with {code} before it was killed: see {log}")
+    damaged = []
+    for folder in checkpoint_folders(run):
+        try:
+            check_checkpoint(folder)
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            damaged.append(f"{folder.name}: {error}")
+    return {"moment": moment, "at": newest(run), "half_written": len(half_written(run)), "damaged": damaged}
+
+
+# ---- The run ------------------------------------------------------------------------------------------------------
+
+
+def started(run: Path, log: Path) -> BaseProcess:
+    """The distillation in a process of its own, from its newest checkpoint if there is one."""
+    # Forked: the seconds that imports take are no training to be killed in.
+    process = multiprocessing.get_context("fork").Process(target=work, args=(run, log))
+    process.start()
+    return process
+
+
+def work(run: Path, log: Path) -> None:
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.manual_seed(0)
+    cfg = DistillConfig.model_validate({**CONFIG, "run_dir": str(run), "resume": True})
+    teacher = build_model({"class": "CondTransformerRegressor", **TEACHER, **NETWORK})
+    task = ModesTask(size=256)
+    # Scores of so few samples say nothing, and take no time.
+    task.SAMPLES, task.QUICK_SAMPLES, task.FLOOR_DRAWS = 128, 64, 1
+    distill(cfg, teacher=teacher, task=task)
+
+
+def join(process: BaseProcess) -> int | None:
+    process.join(PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        raise RuntimeError("the run hangs")
+    return process.exitcode
+
+
+def wait(process: BaseProcess, until: Callable[[], bool]) -> None:
+    """Return when `until()` or when the process has ended."""
+    deadline = time.monotonic() + PATIENCE
+    while not until() and process.exitcode is None:
+        time.sleep(0.0005)
+        if time.monotonic() > deadline:
+            process.kill()
+            raise RuntimeError("the run hangs")
+
+
+def newest(run: Path) -> int:
+    """Number of the newest checkpoint, 0 before one."""
+    return max((int(folder.name.removeprefix("step_")) for folder in checkpoint_folders(run)), default=0)
+
+
+def half_written(run: Path) -> list[Path]:
+    """What a checkpoint is called while it is written."""
+    return list((run / "checkpoints").glob(".step_*.new-*"))
+
+
+# ---- Comparing ----------------------------------------------------------------------------------------------------
+
+
+def compare(whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
+    """({what was compared: how many}, [what differs]) of two finished runs."""
+    compared = {"tensors": 0, "checkpoints": 0, "rows": 0, "scores": 0}
+    different: list[str] = []
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*.safetensors"))
+    if files != sorted(path.relative_to(other) for path in other.rglob("*.safetensors")):
+        different.append("names of the files")
+    for file in files:
+        if not (other / file).exists():
+            continue
+        one, two = load_file(whole / file), load_file(other / file)
+        different += [f"{file}: {name}" for name in sorted(one.keys() ^ two.keys())]
+        common = sorted(one.keys() & two.keys())
+        different += [f"{file}: {name}" for name in common if not same_bits(one[name], two[name])]
+        compared["tensors"] += len(common)
+    for folder in checkpoint_folders(whole):
+        names = (run / "checkpoints" / folder.name / "state.json" for run in (whole, other))
+        one, two = (json.loads(name.read_text()) if name.exists() else {} for name in names)
+        different += [f"{folder.name}: {key}" for key in one if key != "seconds" and one[key] != two.get(key)]
+        compared["checkpoints"] += 1
+    logs = [[{k: v for k, v in row.items() if k not in CLOCKED} for row in read_log(run)] for run in (whole, other)]
+    if len(logs[0]) != len(logs[1]):
+        different.append(f"rows of metrics.jsonl: {len(logs[0])} and {len(logs[1])}")
+    different += [f"metrics.jsonl row {i}" for i, (a, b) in enumerate(zip(*logs, strict=False)) if a != b]
+    compared["rows"] = len(logs[0])
+    one, two = (json.loads((run / "report" / "report.json").read_text()) for run in (whole, other))
+    for key in ("teacher", "student", "kd", "dmd", "validation", "selected", "warnings"):
+        compared["scores"] += 1
+        different += [f"report.json: {key}"] if one[key] != two[key] else []
+    return compared, different
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+
+
+def table(report: dict[str, Any]) -> str:
+    """The kills by moment, then what was compared."""
+    lines = [f"{'moment':<12}{'kills':>6}{'half-written':>14}{'damaged':>9}"]
+    for moment in ("write", "anywhere", "hand-over"):
+        rows = [kill for kill in report["kills"] if kill["moment"] == moment]
+        cut, damaged = (sum(bool(kill[key]) for kill in rows) for key in ("half_written", "damaged"))
+        lines.append(f"{moment:<12}{len(rows):>6}{cut:>14}{damaged:>9}")
+    lines.append("compared bit for bit: " + ", ".join(f"{count} {what}" for what, count in report["compared"].items()))
+    lines.append(f"different: {'; '.join(report['different'][:10]) or 'nothing'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
