@@ -36,11 +36,10 @@ from fastgen.config import DistillConfig
 from fastgen.data.modes import ModesTask
 from fastgen.distillation import distill
 from fastgen.models import build_model
-from fastgen.trainer import read_log
+from fastgen.run_log import read_log, timeless
 
 PATIENCE = 300.0  # seconds until a run that makes no checkpoint counts as hung
 # What two equal runs don't share.
-CLOCKED = ("seconds", "samples_per_s", "phases", "peak_memory_mb")
 CONFIG: dict[str, Any] = {
     "name": "kill",
     "data": {"name": "modes"},
@@ -213,7 +212,7 @@ def compare(whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
         one, two = (json.loads(name.read_text()) if name.exists() else {} for name in names)
         different += [f"{folder.name}: {key}" for key in one if key != "seconds" and one[key] != two.get(key)]
         compared["checkpoints"] += 1
-    logs = [[{k: v for k, v in row.items() if k not in CLOCKED} for row in read_log(run)] for run in (whole, other)]
+    logs = [[timeless(row) for row in read_log(run)] for run in (whole, other)]
     if len(logs[0]) != len(logs[1]):
         different.append(f"rows of metrics.jsonl: {len(logs[0])} and {len(logs[1])}")
     different += [f"metrics.jsonl row {i}" for i, (a, b) in enumerate(zip(*logs, strict=False)) if a != b]
