@@ -88,10 +88,9 @@ class ExponentialMovingAverage:
         beta = self.beta(iteration)
         weights = dict(_weights(model))
         self._check_names(weights)
-        averaged = {name for name, _ in unwrap(model).named_parameters()}
         for name, shadow in self.shadow.items():
             value, shadow = own(weights[name].detach()), own(shadow)
-            if name in averaged and beta > 0.0:
+            if isinstance(weights[name], nn.Parameter) and beta > 0.0:
                 # torch's lerp answers the end point exactly at weight 1, so a constant network stays itself.
                 shadow.lerp_(value.to(shadow.device, shadow.dtype), 1.0 - beta)
             else:
@@ -141,5 +140,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     bare = unwrap(model)
     settle(bare)
     yield from bare.named_parameters()
-    stored = bare.state_dict().keys()
-    yield from ((name, x) for name, x in bare.named_buffers() if name in stored)
+    for name, x in bare.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        # Asked of its module rather than of a state dict: making one at every update took longer than the average.
+        if leaf not in bare.get_submodule(owner)._non_persistent_buffers_set:
+            yield name, x

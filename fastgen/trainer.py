@@ -221,12 +221,14 @@ class Trainer:
         self.log.clock.take()  # what led up to the stage is not its time
         if self.step == 0 and self.evaluate_start:
             self._log({"stage": stage.name, "step": 0, **self._validate(stage)})
-        watch = Stopwatch(self.seconds, stage.name)
+        watch, on_cpu = Stopwatch(self.seconds, stage.name), self.accelerator.device.type == "cpu"
         while self.step < stage.steps and not progress.out_of_patience(loop.patience):
             step = self.step
             # Dropout draws from torch's global state; every other draw has its own generator.
             rank = self.accelerator.process_index
-            torch.manual_seed(generator_for(self.seed, stage.name, "dropout", step, rank).initial_seed())
+            seed = generator_for(self.seed, stage.name, "dropout", step, rank).initial_seed()
+            # On a CPU torch.manual_seed would look for devices of every kind each time.
+            (torch.default_generator if on_cpu else torch).manual_seed(seed)
             before = {part: network.skipped_in_all for part, network in stage.trained().items()}
             logs = stage.update(step)
             self.log.count()

@@ -5,11 +5,13 @@
         [--parts exact size speed] [--out runs/bench-backbone]
     python tools/bench.py quality [--cases modes "weak modes" ...] [--seeds 0 1 2] [--out runs/bench-quality]
     python tools/bench.py step [--rounds 25] [--out runs/bench-step]
+    python tools/bench.py trainer [--rounds 25] [--out runs/bench-trainer]
 
 `teachers` distils networks that were trained on other paths, predictions and clocks, and sets their students beside
 those of a native one. `backbone` sets the equivariant networks against their bars, beside dense ones of their width,
 torch's and, if it can be imported, symm-learning's. `quality` compares methods on tasks whose law is known, the default
 recipe among them. `step` times an iteration of DMD2 beside one of NVIDIA's modelopt, if it can be imported.
+`trainer` sets what the training loop costs beyond forward, backward and optimiser against its bar.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import bench_backbone
 import bench_quality
 import bench_step
 import bench_teachers
+import bench_trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +50,9 @@ def main() -> None:
     of_step = benchmarks.add_parser("step")
     of_step.add_argument("--rounds", type=int, default=25)
     of_step.add_argument("--out", type=Path, default=Path("runs/bench-step"))
+    of_trainer = benchmarks.add_parser("trainer")
+    of_trainer.add_argument("--rounds", type=int, default=25)
+    of_trainer.add_argument("--out", type=Path, default=Path("runs/bench-trainer"))
     args = parser.parse_args()
     if args.benchmark == "teachers":
         bench_teachers.run_teachers(args.seeds, args.out)
@@ -55,6 +61,8 @@ def main() -> None:
         result = bench_quality.run_quality(args.cases, args.seeds, args.out)
     elif args.benchmark == "step":
         result = bench_step.run_step(args.rounds)
+    elif args.benchmark == "trainer":
+        result = bench_trainer.run_trainer(args.rounds)
     else:
         result = bench_backbone.backbone(args.groups, args.batches, args.rounds, args.parts)
     args.out.mkdir(parents=True, exist_ok=True)
