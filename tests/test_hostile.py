@@ -25,7 +25,7 @@ def outcomes(tmp_path_factory) -> list[dict[str, str]]:
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=300,
     )
     rows = [json.loads(line) for line in child.stdout.splitlines()]
     last = rows[-1] if rows else None
