@@ -60,7 +60,7 @@ class TrainedNetwork:
         self.accelerator, self.cfg, self.total = accelerator, optimizer, total
         sharded = getattr(accelerator, "is_fsdp2", False)
         # Sharding turns the network itself into shards: what is handed out is made from a copy.
-        self._plain = copy.deepcopy(network) if sharded else None
+        self._plain = copy.deepcopy(network).cpu() if sharded else None
         self.bare = network.to(accelerator.device)
         groups = getattr(network, "get_optim_groups", None)
         parameters = groups(optimizer.weight_decay) if groups is not None else network.parameters()

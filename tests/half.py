@@ -20,12 +20,14 @@ seen: dict[str, set[str]] = {"times": set(), "products": set(), "answers": set()
 
 
 class Watched(ToyTeacher):
-    """Notes the dtypes of its time and of its matrix product."""
+    """Notes the dtypes of its time and, where it is trained, of its matrix product."""
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         seen["times"].add(str(t.dtype))
         answer = super().forward(x_t, t, cond)
-        seen["products"].add(str(answer.dtype))
+        # In training: judges of a sample are called without gradients, or with one in their input.
+        if answer.requires_grad and not x_t.requires_grad:
+            seen["products"].add(str(answer.dtype))
         return answer
 
 

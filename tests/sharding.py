@@ -21,7 +21,6 @@ from fastgen import trainer
 from fastgen._shards import gathered, is_shard, settle
 from fastgen._tensor import frozen
 from fastgen.config import EMAConfig, OptimizerConfig
-from fastgen.ema import ExponentialMovingAverage
 from fastgen.trained_network import TrainedNetwork
 
 
@@ -34,12 +33,12 @@ class Sharding(Accelerator):
         self.state.distributed_type = DistributedType.FSDP
 
 
-def new(dtype: torch.dtype = torch.float64) -> tuple[TrainedNetwork, nn.Module]:
+def new(*, averaged: bool = True) -> tuple[TrainedNetwork, nn.Module]:
     """A sharded network in training and, apart from it, the very same one in one piece."""
-    plain = ToyTeacher().to(dtype)
+    ema = EMAConfig(decay=0.5, dtype="float64") if averaged else None
     cfg = OptimizerConfig(lr=0.05, warmup_steps=0, clip_grad_norm=0.1)
     accelerator = trainer.start_accelerator(1)
-    return TrainedNetwork(ToyTeacher().to(dtype), cfg, 9, accelerator, ema=EMAConfig(decay=0.5, dtype="float64")), plain
+    return TrainedNetwork(ToyTeacher().double(), cfg, 9, accelerator, ema=ema), ToyTeacher().double()
 
 
 def loss(network: nn.Module, step: int) -> Tensor:
@@ -57,7 +56,7 @@ def parts() -> dict[str, Any]:
     """What the tests ask of networks, averages and states that are shared."""
     found: dict[str, Any] = {}
     network, plain = new()
-    ema = ExponentialMovingAverage(plain, EMAConfig(decay=0.5, dtype="float64"))
+    average = {name: value.clone() for name, value in plain.state_dict().items()}
     adam = torch.optim.AdamW(
         plain.parameters(), lr=0.05, betas=network.cfg.betas, weight_decay=network.cfg.weight_decay
     )
@@ -72,7 +71,7 @@ def parts() -> dict[str, Any]:
             group["lr"] = network.cfg.lr_at(step, 9)
         adam.step()
         adam.zero_grad()
-        ema.update(plain, iteration=step + 1)
+        average = {name: 0.5 * average[name] + 0.5 * value for name, value in plain.state_dict().items()}
     # A forward without backward leaves the gathered weights in place.
     with torch.no_grad():
         loss(network.network, 0)
@@ -85,10 +84,10 @@ def parts() -> dict[str, Any]:
         for i, p in enumerate(plain.parameters())
         for name in ("exp_avg", "exp_avg_sq")
     )
-    found["average"] = distance(network.averaged().state_dict(), ema.state_dict())
-    average = ToyTeacher().double()
-    network.ema.copy_to(average)
-    found["copy"] = distance(average.state_dict(), ema.state_dict())
+    found["average"] = distance(network.averaged().state_dict(), average)
+    other = ToyTeacher().double()
+    network.ema.copy_to(other)
+    found["copy"] = distance(other.state_dict(), average)
 
     other, _ = new()
     other.update(loss(other.network, 3), 0)
@@ -101,7 +100,7 @@ def parts() -> dict[str, Any]:
     )
 
     # A network whose first forward is frozen, forwards within and without `frozen` in turn.
-    judge, alone = new()
+    judge, alone = new(averaged=False)
     x = torch.ones(6, 2, 4, dtype=torch.float64, requires_grad=True)
     z, t = torch.ones(6, 1, 2, dtype=torch.float64), torch.full((6,), 0.5, dtype=torch.float64)
     for _ in range(2):
@@ -110,6 +109,12 @@ def parts() -> dict[str, Any]:
         made.backward()
         settle(judge.bare)
         found.setdefault("leaked", []).append(sum(p.grad is not None for p in judge.bare.parameters()))
+        # What FSDP notes at the first forward of what is to be reduced: nothing, if all was frozen then.
+        groups = judge.bare._get_fsdp_state()._fsdp_param_groups
+        found["noted at the first forward"] = [str(group._orig_dtype) for group in groups]
+        # Judged without a backward, its gathered weights stay in place: with the flags that they had.
+        with frozen(judge.bare):
+            judge.bare(x.detach(), t, z)
         loss(judge.network, 1).backward()
         alone.zero_grad()
         loss(alone, 1).backward()

@@ -46,6 +46,7 @@ def test_a_state_gathered_from_shards_goes_on_in_shards(found):
 def test_a_network_that_runs_frozen_first_learns_afterwards_and_nothing_leaks_into_it(found):
     assert found["leaked"] == [0, 0]
     assert max(found["gradient after frozen"]) < 1e-14
+    assert found["noted at the first forward"] == ["torch.float64"]
 
 
 def test_a_sharded_distillation_is_that_of_one_process(tmp_path, sharded):
