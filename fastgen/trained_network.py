@@ -56,9 +56,7 @@ class TrainedNetwork:
         lr = self.cfg.lr_at(step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # A loss that is no number leaves no number in its gradient, which all processes see, unlike each other's loss.
-        finite = loss.detach().isfinite()
-        self.accelerator.backward(loss * torch.where(finite, 1.0, math.nan).to(loss.dtype))
+        self.accelerator.backward(_told(loss))
         norm_tensor: Any = self.accelerator.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm)
         norm = float(norm_tensor)
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
@@ -102,3 +100,8 @@ class TrainedNetwork:
         if self.ema is not None:
             self.ema.load_state_dict(with_prefix(tensors, "ema"))
         self.skipped, self.skipped_in_all = tensors["skipped"].tolist()
+
+
+def _told(loss: Tensor) -> Tensor:
+    """`loss`; if it is no number, its gradient is none either, which all processes see, unlike each other's loss."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)
