@@ -204,8 +204,8 @@ class Trainer:
                 self._save(tensors | self._best_tensors(stage.name))
             if hopeless:
                 raise FloatingPointError(
-                    f"loss or gradient of the {hopeless} updates in a row, up to {stage.name} update {self.step}; look at "
-                    "the rows that metrics.jsonl names, lower the learning rate in a new run, or raise "
+                    f"loss or gradient of the {hopeless} updates in a row, up to {stage.name} update {self.step}; "
+                    "look at the rows that metrics.jsonl names, lower the learning rate in a new run, or raise "
                     "train.most_skipped"
                 )
             if stop:

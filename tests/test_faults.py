@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -106,6 +107,32 @@ def run(folder: Path, fault: str = "none", **options) -> subprocess.CompletedPro
         timeout=PATIENCE,
         check=False,
     )
+
+
+def pair(folder: Path, fault: str, **options) -> list[tuple[int, str]]:
+    """(exit code, stderr) of two processes that share the job, without a launcher that would end one for the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [environment() | shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    both = [
+        subprocess.Popen(
+            command(folder, fault, **options),
+            env=env,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for env in ranks
+    ]
+    try:
+        said = [process.communicate(timeout=PATIENCE)[1] for process in both]
+        return [(process.returncode, err) for process, err in zip(both, said, strict=True)]
+    finally:
+        for process in both:
+            process.kill()
 
 
 def the_line(stderr: str) -> str:
@@ -274,11 +301,11 @@ def test_a_second_run_in_a_folder_is_refused_and_leaves_the_first_alone(folder):
         said = f"another process is running in {folder / 'run'}"
         alone = run(folder, resume=True)
         assert alone.returncode == 2 and the_line(alone.stderr).startswith(f"error: {said}")
-        # Of two, the other one doesn't wait for the main process: it says why it leaves.
-        for options, said in (({"resume": True}, said), ({}, "holds a run already")):
-            done = run(folder, processes=2, **options)
-            assert done.returncode != 0 and f"error: process 0 stopped: {said}"[:30] in done.stderr
-            assert done.stderr.count(said) >= 2
+        for options, why in (({"resume": True}, said), ({}, f"{folder / 'run'} holds a run already")):
+            (code, err), (other_code, other_err) = pair(folder, "none", **options)
+            assert (code, other_code) == (2, 2)
+            assert the_line(err).startswith(f"error: {why}")
+            assert the_line(other_err).startswith(f"error: process 0 stopped: {why}")
         assert first.poll() is None
         assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == before
     finally:
@@ -287,9 +314,17 @@ def test_a_second_run_in_a_folder_is_refused_and_leaves_the_first_alone(folder):
 
 
 def test_an_error_of_one_process_ends_all_of_them(folder):
-    done = run(folder, "error", processes=2)
-    assert done.returncode != 0 and "a broken sample" in done.stderr
+    (code, err), (other_code, other_err) = pair(folder, "error")
+    assert other_code == 2 and the_line(other_err).startswith("error: a broken sample")
+    assert code != 0
     assert 0 < state(folder / "run")[1]["step"] <= 9
+
+
+def test_a_failed_write_of_the_main_process_ends_all_of_them_with_a_line(folder):
+    (code, err), (other_code, other_err) = pair(folder, "full")
+    assert (code, other_code) == (2, 2)
+    assert "checkpoints/step_" in the_line(err) and "is intact" in the_line(err)
+    assert the_line(other_err).startswith("error: process 0 stopped: cannot write")
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
