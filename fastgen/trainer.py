@@ -252,9 +252,9 @@ class Trainer:
                 self._save(tensors | self._best_tensors(stage.name))
             if hopeless:
                 raise FloatingPointError(
-                    f"loss or gradient of the {hopeless} not finite in {loop.most_skipped} updates in a row, up to "
-                    f"{stage.name} update {self.step}; look at the rows that metrics.jsonl names, lower the learning "
-                    "rate in a new run, or raise train.most_skipped"
+                    f"loss or gradient of the {hopeless} updates in a row, up to {stage.name} update {self.step}; "
+                    "look at the rows that metrics.jsonl names, lower the learning rate in a new run, or raise "
+                    "train.most_skipped"
                 )
             if stop:
                 saved = f"state saved at {stage.name} update {self.step}"
@@ -387,7 +387,7 @@ class Trainer:
                 raise ValueError(f"cannot resume the {part}: {error}") from error
 
     def _skipped(self, stage: Stage, before: Mapping[str, int]) -> tuple[dict[str, Any], str | None]:
-        """What is logged of updates that were skipped just now, and the network that was skipped too often in a row.
+        """What is logged of updates that were skipped just now, and what is said of a network whose are too many.
 
         Args:
             before: updates skipped in all, of each network, before this update of the stage.
@@ -405,7 +405,8 @@ class Trainer:
                 what = f"{stage.name} update {self.step}: loss or gradient of the {part} not finite, update skipped"
                 say(f"warning: {what} ({counts}); rows of its batch: {shown}")
         most = self.loop.most_skipped
-        hopeless = next((part for part, network in stage.trained().items() if network.skipped >= most), None)
+        often = [(part, network.skipped) for part, network in stage.trained().items() if network.skipped >= most]
+        hopeless = f"{often[0][0]} not finite in {often[0][1]}" if often else None
         return {"skipped": row} if row else {}, hopeless
 
     @contextmanager
@@ -419,7 +420,10 @@ class Trainer:
                 f"the state in {newest[-1]} is intact, --resume goes on from it" if newest else "nothing was saved yet"
             )
             if isinstance(error, OSError):
-                raise OSError(f"{error}; {left} once there is room and the run folder can be written") from error
+                # Those of Python itself have a number; ours say all there is to say.
+                where = f"cannot write {error.filename or self.run_dir}: {error.strerror}"
+                said = error if error.errno is None else where
+                raise OSError(f"{said}; {left} once there is room and the run folder can be written") from error
             raise FloatingPointError(f"{error}; {left}") from error
 
     def _result_path(self, name: str) -> Path:

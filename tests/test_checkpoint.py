@@ -216,7 +216,7 @@ def test_a_checkpoint_is_removed_at_once_or_not_at_all(tmp_path, monkeypatch):
     rmtree = shutil.rmtree
 
     def half(folder: Path, **options: object) -> None:
-        if folder.name.endswith(".old"):
+        if ".new-" not in folder.name:
             next(folder.iterdir()).unlink()
         else:
             rmtree(folder, **options)

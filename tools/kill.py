@@ -73,6 +73,12 @@ TEACHER = {"in_dim": 2, "out_dim": 2, "cond_dim": 1, "in_horizon": 1, "cond_hori
 NETWORK = {"num_layers": 1, "num_attention_heads": 2, "embedding_dim": 64}
 
 
+class FewModes(ModesTask):
+    """Scores of so few samples say nothing, and take no time."""
+
+    SAMPLES, QUICK_SAMPLES, FLOOR_DRAWS = 128, 64, 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
@@ -155,9 +161,7 @@ def work(run: Path, log: Path) -> None:
     torch.manual_seed(0)
     cfg = DistillConfig.model_validate({**CONFIG, "run_dir": str(run), "resume": True})
     teacher = build_model({"class": "CondTransformerRegressor", **TEACHER, **NETWORK})
-    task = ModesTask(size=256)
-    # Scores of so few samples say nothing, and take no time.
-    task.SAMPLES, task.QUICK_SAMPLES, task.FLOOR_DRAWS = 128, 64, 1
+    task = FewModes(size=256)
     distill(cfg, teacher=teacher, task=task)
 
 
