@@ -46,12 +46,13 @@ class ExponentialMovingAverage:
     Args:
         model: network whose present weights start the shadow.
         cfg: `fastgen.config.EMAConfig`, or any object with its attributes.
+        device: where the shadow is kept; None: where the weights are.
 
     Raises:
         ValueError: for an unknown `type` or `dtype`, or a decay outside [0, 1).
     """
 
-    def __init__(self, model: nn.Module, cfg: EMAConfig) -> None:
+    def __init__(self, model: nn.Module, cfg: EMAConfig, *, device: torch.device | str | None = None) -> None:
         check_choice("EMA type", cfg.type, EMA_TYPES)
         dtype = str(cfg.dtype).removeprefix("torch.")
         if dtype not in SHADOW_DTYPES:
@@ -60,6 +61,7 @@ class ExponentialMovingAverage:
             raise ValueError(f"expected EMA decay in [0, 1), got {cfg.decay}")
         self.cfg = cfg
         self.dtype = SHADOW_DTYPES[dtype]
+        self.device = device
         self.shadow = {name: self._copy(x) for name, x in _weights(model)}
         self._seen: tuple[weakref.ref[nn.Module], list[Place]] | None = None
 
@@ -136,7 +138,7 @@ class ExponentialMovingAverage:
             shadow.copy_(state[name])
 
     def _copy(self, x: Tensor) -> Tensor:
-        return x.detach().to(self.dtype if x.is_floating_point() else x.dtype, copy=True)
+        return x.detach().to(self.device, self.dtype if x.is_floating_point() else x.dtype, copy=True)
 
     def _check_names(self, weights: Mapping[str, Tensor]) -> None:
         if weights.keys() != self.shadow.keys():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .recompute import keep_blocks, recompute_blocks, recomputed
 
 __all__ = ["Footprint", "activation_bytes", "footprint", "memory_table"]
 
@@ -76,13 +78,32 @@ def footprint(
     )
 
 
-def activation_bytes(forward: Callable[[], Any], networks: Iterable[nn.Module]) -> int:
+def activation_bytes(forward: Callable[[], Any], networks: Sequence[nn.Module]) -> int:
     """Bytes that the graph of `forward()` keeps for its backward: distinct storages, without the networks' own.
 
+    Where blocks are recomputed (:mod:`fastgen.recompute`) the backward holds those of one block at a time in addition:
+    the largest one's are counted.
+
     Args:
-        forward: returns a loss; called once, nothing is differentiated.
+        forward: returns a loss; called once, or twice where blocks are recomputed. Nothing is differentiated.
         networks: whose parameters and buffers are not activations.
     """
+    total, _ = _saved_bytes(forward, networks, ())
+    if blocks := [block for network in networks for block in recomputed(network)]:
+        for network in networks:
+            keep_blocks(network)
+        try:
+            total += _saved_bytes(forward, networks, blocks)[1]
+        finally:
+            for network in networks:
+                recompute_blocks(network)
+    return total
+
+
+def _saved_bytes(
+    forward: Callable[[], Any], networks: Sequence[nn.Module], blocks: Sequence[nn.Module]
+) -> tuple[int, int]:
+    """(bytes that are saved in all, the most that one of `blocks` adds)."""
     own = {
         tensor.untyped_storage().data_ptr()
         for network in networks
@@ -90,6 +111,11 @@ def activation_bytes(forward: Callable[[], Any], networks: Iterable[nn.Module]) 
     }
     # The storages themselves, so that no other tensor takes the address of one that was let go.
     found: dict[int, torch.UntypedStorage] = {}
+    before: list[int] = []
+    most = 0
+
+    def size() -> int:
+        return sum(storage.nbytes() for storage in found.values())
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -97,11 +123,22 @@ def activation_bytes(forward: Callable[[], Any], networks: Iterable[nn.Module]) 
             found[storage.data_ptr()] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = forward()
-    total = sum(storage.nbytes() for storage in found.values())
-    del loss
-    return total
+    def enter(*_: object) -> None:
+        before.append(size())
+
+    def leave(*_: object) -> None:
+        nonlocal most
+        most = max(most, size() - before.pop())
+
+    handles = [block.register_forward_pre_hook(enter) for block in blocks]
+    handles += [block.register_forward_hook(leave) for block in blocks]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return size(), most
 
 
 def memory_table(rows: Sequence[Footprint], tensors: Mapping[str, int]) -> str:

@@ -18,9 +18,10 @@ from .draws import Draws
 from .evaluation import evaluate_teacher, teacher_sampler
 from .export import SCORES, load_network, save_network
 from .models import build_model
+from .recompute import keep_blocks, recompute_blocks
 from .runs import claim_run, open_run
 from .stages import FlowMatching, Stage
-from .trained_network import TrainedNetwork
+from .trained_network import TrainedNetwork, check_compiler
 from .trainer import Trainer, start_accelerator
 
 _VALIDATION_CALLS = 8
@@ -29,6 +30,7 @@ _VALIDATION_CALLS = 8
 def train_teacher(cfg: TrainTeacherConfig) -> Path:
     """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the run folder."""
     accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
+    check_compiler(accelerator.device, wanted=cfg.train.compile)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
         task = build_data(cfg.data)
         torch.manual_seed(cfg.seed)
@@ -39,7 +41,16 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         def stage() -> Stage:
             x0, cond = task.train.network_inputs()
             ema = EMAConfig(decay=cfg.train.ema_decay)
-            network = TrainedNetwork(initial, cfg.train.optimizer, cfg.train.steps, accelerator, ema=ema)
+            train = cfg.train
+            network = TrainedNetwork(
+                recompute_blocks(initial) if train.gradient_checkpointing else initial,
+                train.optimizer,
+                train.steps,
+                accelerator,
+                ema=ema,
+                ema_on_cpu=train.ema_on_cpu,
+                compiled=train.compile,
+            )
             return FlowMatching(
                 network, x0, cond, cfg.train, Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size)
             )
@@ -60,7 +71,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         trainer.run()
         if accelerator.is_main_process:
             initial.load_state_dict(trainer.result("flow_matching"))
-            hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds["flow_matching"])
+            hand_over(cfg, run_dir, keep_blocks(initial).eval(), task, trainer.seconds["flow_matching"])
         accelerator.wait_for_everyone()
     return run_dir
 

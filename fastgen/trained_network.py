@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,27 @@ from .ema import ExponentialMovingAverage
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TrainedNetwork"]
+__all__ = ["TrainedNetwork", "check_compiler"]
+
+
+def check_compiler(device: torch.device, *, wanted: bool) -> None:
+    """Refuse to compile where nothing is there that compiles.
+
+    Raises:
+        ValueError: no C++ compiler for a CPU, no triton for a GPU.
+    """
+    if not wanted:
+        return
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            f"expected a C++ compiler for train.compile=true, got none ({', '.join(compilers)}); install one, name it "
+            "in CXX, or set train.compile=false"
+        )
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ValueError(
+            "expected the package triton for train.compile=true, got none; install it, or set train.compile=false"
+        )
 
 
 class TrainedNetwork:
@@ -37,6 +60,8 @@ class TrainedNetwork:
         accelerator: Accelerator,
         *,
         ema: EMAConfig | None = None,
+        ema_on_cpu: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.accelerator, self.cfg, self.total = accelerator, optimizer, total
         self.bare = network.to(accelerator.device)
@@ -45,9 +70,14 @@ class TrainedNetwork:
         adam = torch.optim.AdamW(
             parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
         )
-        self.network = accelerator.prepare(self.bare)
+        self.network: Any = accelerator.prepare(self.bare)
+        if compiled:
+            # Around the bare network, whose weights keep their names; what unwraps it runs uncompiled.
+            self.network = torch.compile(self.network)
         self.optimizer = accelerator.prepare(adam)
-        self.ema = None if ema is None else ExponentialMovingAverage(self.bare, ema)
+        self.ema = (
+            None if ema is None else ExponentialMovingAverage(self.bare, ema, device="cpu" if ema_on_cpu else None)
+        )
         self.skipped = 0
 
     def update(self, loss: Tensor, step: int) -> dict[str, float]:
