@@ -406,6 +406,12 @@ class LoopConfig(_Config):
         default=10, ge=1, description="updates in a row with a loss or gradient that is not finite, which end the run"
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads per process; null = all cores / processes")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute the activations of a network's blocks again in the backward instead of keeping them",
+    )
+    ema_on_cpu: bool = Field(default=False, description="keep averages in CPU memory")
+    compile: bool = Field(default=False, description="torch.compile the networks; a minute or more before it pays")
     tracker: Literal["tensorboard", "wandb"] | None = Field(
         default=None, description="where numbers of the log go, too: tensorboard (in the run folder) or wandb"
     )
@@ -428,6 +434,11 @@ class DistillTrainConfig(LoopConfig):
     fake_score_optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=5e-4, betas=(0.0, 0.99), final_lr_ratio=0.05),
         description="optimiser of the fake score",
+    )
+    fake_score_rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="fake score: train corrections of this rank to the teacher's own weights; null = a whole copy",
     )
     discriminator_optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=1e-3, betas=(0.0, 0.99), warmup_steps=0, final_lr_ratio=1.0),
@@ -468,6 +479,10 @@ class TeacherConfig(_Config):
     )
     data_at: Literal[0, 1] = Field(default=0, description="end of its clock where the data are")
     time_scale: float = Field(default=1.0, gt=0.0, description="what its clock is multiplied by when it is called")
+    dtype: Literal["bfloat16"] | None = Field(
+        default=None,
+        description="keep the teacher's weights in bfloat16, from which students start; null = as they are",
+    )
     null_cond: str | None = Field(
         default=None,
         description="the condition that dmd.guidance_scale guides away from: `zeros` (normalised), or an .npz or "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ._tensor import cond_text, cond_to, generator_for, map_tensors, take_rows
 from .checkpoint import load_tensors, save_tensors
 from .cli import load_config
-from .config import DistillConfig, DMDConfig, EMAConfig
+from .config import DistillConfig, DMDConfig, EMAConfig, OptimizerConfig
 from .data import Task, build_data
 from .data.checks import data_notes
 from .declarations import judge_declaration
@@ -33,8 +33,17 @@ from .evaluation import (
 from .export import export_student
 from .faults import together
 from .kd import teacher_pairs
-from .networks import network_dtype
-from .planning import STAGE_OF_METHOD, check_plan, guided_teacher, new_discriminator, stored_scores, with_method
+from .networks import network_dtype, parameters_to
+from .planning import (
+    STAGE_OF_METHOD,
+    check_plan,
+    frozen_teacher,
+    guided_teacher,
+    new_discriminator,
+    stored_scores,
+    with_method,
+)
+from .recompute import keep_blocks
 from .report import format_table, write_report
 from .run_log import progress_bar, read_log
 from .runs import claim_run, open_run
@@ -45,7 +54,7 @@ from .stages import (
     KnowledgeDistillation,
     Stage,
 )
-from .trained_network import TrainedNetwork
+from .trained_network import TrainedNetwork, check_compiler
 from .trainer import Stopwatch, Trainer, start_accelerator
 from .validation import teacher_note
 
@@ -68,6 +77,7 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
             run.
     """
     accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
+    check_compiler(accelerator.device, wanted=cfg.train.compile)
     teacher = load_teacher(cfg, teacher)
     cfg, notes = fit_to_teacher(with_method(cfg), teacher)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
@@ -75,7 +85,7 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
             job = Distillation(cfg, run_dir, accelerator, teacher=teacher, task=task)
             if accelerator.is_main_process:
                 notes += data_notes(job.task, cfg.train.batch_size)
-                notes += judge_declaration(job.network, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False)
+                notes += judge_declaration(job.frozen, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False)
                 if job.teacher_rows is not None:
                     notes += job.teacher_notes(*job.teacher_rows)
                 print("\n".join(notes), file=sys.stderr, flush=True)
@@ -110,7 +120,8 @@ class Distillation:
                 "expected dmd.gan_features teacher or sample with FSDP, which shards the fake score, got fake_score"
             )
         # What is distilled, scored and drawn is the guided teacher; what starts from its weights is the plain network.
-        self.teacher = guided_teacher(cfg, self.network, self.task.train)
+        self.dtype, self.network, self.frozen = frozen_teacher(cfg, self.network)
+        self.teacher = guided_teacher(cfg, self.frozen, self.task.train)
         self.teacher_rows = stored_scores(cfg)
 
     def train(self) -> None:
@@ -137,7 +148,7 @@ class Distillation:
         """Student from the teacher's weights, regressed on the teacher's ODE pairs."""
         cfg = self.cfg
         ema = EMAConfig(decay=cfg.train.kd_ema_decay)
-        student = TrainedNetwork(self._student(), cfg.train.kd_optimizer, cfg.train.kd_steps, self.accelerator, ema=ema)
+        student = self._trainable(self._student(), cfg.train.kd_optimizer, cfg.train.kd_steps, ema=ema)
         return self._on_pairs(student, "kd", cfg.train.kd_steps)
 
     def matching_stage(self) -> Stage:
@@ -150,12 +161,13 @@ class Distillation:
         if dmd.vsd_weight > 0:
             updates = dmd.fake_score_warmup_steps + train.steps * dmd.fake_steps_per_student_step
             rungs = dmd.student_steps if dmd.fake_score_rung_conditioned else 1
-            network = create_fake_score(self.network, num_rungs=rungs)
-            fake_score = TrainedNetwork(network, train.fake_score_optimizer, updates, self.accelerator)
+            source = self._student() if train.fake_score_rank is None else self.frozen
+            network = create_fake_score(source, num_rungs=rungs, rank=train.fake_score_rank, seed=cfg.seed)
+            fake_score = self._trainable(network, train.fake_score_optimizer, updates)
         if dmd.trains_discriminator:
             updates = dmd.gan_disc_warmup_steps + train.steps * dmd.gan_disc_steps_per_student_step
-            network = new_discriminator(cfg, self.network, self.x0, self.cond)
-            discriminator = TrainedNetwork(network, train.discriminator_optimizer, updates, self.accelerator)
+            network = new_discriminator(cfg, self._student(), self.x0, self.cond)
+            discriminator = self._trainable(network, train.discriminator_optimizer, updates)
         pipeline = DMDPipeline(
             student.network,
             self.teacher,
@@ -208,7 +220,21 @@ class Distillation:
         cfg, network = self.cfg, self._student()
         if cfg.train.kd_steps:
             network.load_state_dict(self.trainer.result("kd"))
-        return TrainedNetwork(network, cfg.train.student_optimizer, cfg.train.steps, self.accelerator, ema=cfg.dmd.ema)
+        return self._trainable(network, cfg.train.student_optimizer, cfg.train.steps, ema=cfg.dmd.ema)
+
+    def _trainable(
+        self, network: nn.Module, optimizer: OptimizerConfig, updates: int, ema: EMAConfig | None = None
+    ) -> TrainedNetwork:
+        train = self.cfg.train
+        return TrainedNetwork(
+            network,
+            optimizer,
+            updates,
+            self.accelerator,
+            ema=ema,
+            ema_on_cpu=train.ema_on_cpu,
+            compiled=train.compile,
+        )
 
     def _on_pairs(self, student: TrainedNetwork, name: str, steps: int) -> KnowledgeDistillation:
         """KD of `student` on the teacher's pairs, with draws of their own."""
@@ -379,8 +405,8 @@ class Distillation:
         return {"Z": z, "X_true": x_true, **drawn, "scene": scene, "labels": labels}
 
     def _student(self) -> nn.Module:
-        """The teacher's weights to start from, trainable whatever the caller froze."""
-        return copy.deepcopy(self.network).requires_grad_(True)
+        """The teacher's weights to start from, in full precision and trainable whatever the caller froze."""
+        return parameters_to(copy.deepcopy(self.network), self.dtype).requires_grad_(True)
 
     def _teacher_sampler(self, calls: int) -> Sampler:
         return teacher_sampler(self.teacher, self.task.train, calls, pred_type=self.cfg.dmd.pred_type)
@@ -392,9 +418,9 @@ class Distillation:
         )
 
     def _trained(self, name: str) -> nn.Module:
-        network = copy.deepcopy(self.network)
+        network = self._student()
         network.load_state_dict(self.trainer.result(name))
-        return network.eval()
+        return keep_blocks(network).eval()
 
 
 def score_student(run_dir: Path, factory: str | None = None) -> dict[str, dict[str, float]]:

@@ -37,7 +37,7 @@ from ._tensor import (
     wide_dtype,
 )
 from .discriminators import Features, block_features, sample_features
-from .fake_scores import RungConditioned, create_fake_score
+from .fake_scores import LowRankFakeScore, RungConditioned, create_fake_score
 from .flow_matching import add_noise, check_pred_type, convert_prediction, sample_timesteps
 from .guidance import Guidance, GuidedNetwork, guide_x0
 from .losses import (
@@ -51,7 +51,7 @@ from .losses import (
     time_weight,
     vsd_loss,
 )
-from .networks import Cond, call_network, network_dtype, predict_x0, teacher_x0
+from .networks import Bfloat16Network, Cond, call_network, network_dtype, predict_x0, teacher_x0
 from .samplers import check_student, unroll
 from .teachers import check_prediction, loss_space
 from .two_sample import two_sample_loss
@@ -138,7 +138,7 @@ class DMDPipeline:
             raise ValueError(f"expected a fake_score for vsd_weight={config.vsd_weight}, got None")
         self.fake_score_pred_type = config.fake_score_pred_type or config.pred_type
         if fake_score is not None and config.fake_score_pred_type is None:
-            self.fake_score_pred_type = loss_space(unwrap(fake_score)) or config.pred_type
+            self.fake_score_pred_type = loss_space(_plain_network(fake_score)[0]) or config.pred_type
         check_pred_type(self.fake_score_pred_type, "fake_score_pred_type")
         if discriminator is None and config.trains_discriminator:
             raise ValueError(
@@ -522,10 +522,15 @@ class DMDPipeline:
         network = teacher if config.gan_features == "teacher" else fake_score
         if network is None:
             raise ValueError("expected a fake_score for gan_features='fake_score', got None")
-        network = unwrap(network)
-        if isinstance(network, RungConditioned | GuidedNetwork):
-            network = network.network  # the blocks' names are its own, and a guided teacher calls it twice
-        return block_features(network, config.gan_blocks or None)
+        # The blocks' names are the plain network's own, and a guided teacher calls it twice.
+        plain, in_bfloat16 = _plain_network(network)
+        features = block_features(plain, config.gan_blocks or None)
+
+        def as_given(x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+            with torch.autocast(x_t.device.type, torch.bfloat16):
+                return [feature.to(x_t.dtype) for feature in features(x_t, t, cond)]
+
+        return as_given if in_bfloat16 else features
 
     # ---- Draws ----------------------------------------------------------------------------------------------------
 
@@ -560,3 +565,12 @@ class DMDPipeline:
         """This process's part of a draw for the global batch."""
         size = len(x) // self.world_size
         return x[self.rank * size : (self.rank + 1) * size]
+
+
+def _plain_network(network: nn.Module) -> tuple[nn.Module, bool]:
+    """The network inside what this package wraps one in, and whether it computes in bfloat16."""
+    network, in_bfloat16 = unwrap(network), False
+    while isinstance(network, RungConditioned | GuidedNetwork | LowRankFakeScore | Bfloat16Network):
+        in_bfloat16 = in_bfloat16 or isinstance(network, Bfloat16Network)
+        network = network.network
+    return network, in_bfloat16

@@ -17,8 +17,9 @@ References:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["ExponentialMovingAverage"]
 
 EMA_TYPES = ("constant", "halflife", "power")
+Place = tuple[str, dict[str, Any], str]
 SHADOW_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -46,12 +48,13 @@ class ExponentialMovingAverage:
     Args:
         model: network whose present weights start the shadow.
         cfg: `fastgen.config.EMAConfig`, or any object with its attributes.
+        device: where the shadow is kept; None: where the weights are.
 
     Raises:
         ValueError: for an unknown `type` or `dtype`, or a decay outside [0, 1).
     """
 
-    def __init__(self, model: nn.Module, cfg: EMAConfig) -> None:
+    def __init__(self, model: nn.Module, cfg: EMAConfig, *, device: torch.device | str | None = None) -> None:
         check_choice("EMA type", cfg.type, EMA_TYPES)
         dtype = str(cfg.dtype).removeprefix("torch.")
         if dtype not in SHADOW_DTYPES:
@@ -60,7 +63,9 @@ class ExponentialMovingAverage:
             raise ValueError(f"expected EMA decay in [0, 1), got {cfg.decay}")
         self.cfg = cfg
         self.dtype = SHADOW_DTYPES[dtype]
+        self.device = device
         self.shadow = {name: self._copy(x) for name, x in _weights(model)}
+        self._seen: tuple[weakref.ref[nn.Module], list[Place]] | None = None
 
     def beta(self, iteration: int) -> float:
         """The decay of update number `iteration`; 0 where the update is a copy."""
@@ -86,15 +91,31 @@ class ExponentialMovingAverage:
             ValueError: if `model` has other weights than the shadow.
         """
         beta = self.beta(iteration)
-        weights = dict(_weights(model))
-        self._check_names(weights)
-        for name, shadow in self.shadow.items():
-            value, shadow = own(weights[name].detach()), own(shadow)
-            if isinstance(weights[name], nn.Parameter) and beta > 0.0:
-                # torch's lerp answers the end point exactly at weight 1, so a constant network stays itself.
-                shadow.lerp_(value.to(shadow.device, shadow.dtype), 1.0 - beta)
+        settle(unwrap(model))
+        shadows: list[Tensor] = []
+        values: list[Tensor] = []
+        for name, place, leaf in self._places_of(model):
+            shadow, value = own(self.shadow[name]), own(place[leaf].detach())
+            if isinstance(place[leaf], nn.Parameter) and beta > 0.0:
+                shadows.append(shadow)
+                values.append(value.to(shadow.device, shadow.dtype))
             else:
                 shadow.copy_(value)
+        if shadows:
+            # torch's lerp answers the end point exactly at weight 1, so a constant network stays itself.
+            torch._foreach_lerp_(shadows, values, 1.0 - beta)  # pyright: ignore[reportPrivateImportUsage]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy would look at copies of these places.
+        return {**self.__dict__, "_seen": None}
+
+    def _places_of(self, model: nn.Module) -> list[Place]:
+        """Where the weights of `model` are; looking for them at each update would take longer than averaging them."""
+        if self._seen is None or self._seen[0]() is not model:
+            places = list(_places(model))
+            self._check_names({name: place[leaf] for name, place, leaf in places})
+            self._seen = weakref.ref(model), places
+        return self._seen[1]
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -121,7 +142,7 @@ class ExponentialMovingAverage:
             shadow.copy_(shared_like(state[name], shadow))
 
     def _copy(self, x: Tensor) -> Tensor:
-        return x.detach().to(self.dtype if x.is_floating_point() else x.dtype, copy=True)
+        return x.detach().to(self.device, self.dtype if x.is_floating_point() else x.dtype, copy=True)
 
     def _check_names(self, weights: Mapping[str, Tensor]) -> None:
         if weights.keys() != self.shadow.keys():
@@ -137,11 +158,18 @@ class ExponentialMovingAverage:
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and those buffers that belong to the state dict, by name; tied parameters once."""
+    yield from ((name, place[leaf]) for name, place, leaf in _places(model))
+
+
+def _places(model: nn.Module) -> Iterator[Place]:
+    """(name, the dict of its module that holds it, its key there) of each of these weights."""
     bare = unwrap(model)
     settle(bare)
-    yield from bare.named_parameters()
-    for name, x in bare.named_buffers():
-        owner, _, leaf = name.rpartition(".")
-        # Asked of its module rather than of a state dict: making one at every update took longer than the average.
-        if leaf not in bare.get_submodule(owner)._non_persistent_buffers_set:
-            yield name, x
+    for named in (bare.named_parameters(), bare.named_buffers()):
+        for name, x in named:
+            path, _, leaf = name.rpartition(".")
+            owner = bare.get_submodule(path)
+            if isinstance(x, nn.Parameter):
+                yield name, owner._parameters, leaf
+            elif leaf not in owner._non_persistent_buffers_set:
+                yield name, owner._buffers, leaf

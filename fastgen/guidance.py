@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ._tensor import cond_to, expand_like, expand_mask, map_tensors, masked_mean, wide_dtype
 from .flow_matching import convert_prediction
 from .losses import classifier_free_guidance
-from .networks import Cond, NetworkWrapper, network_dtype, teacher_x0
+from .networks import DECLARED, Cond, NetworkWrapper, network_dtype, teacher_x0
 
 __all__ = ["Guidance", "GuidedNetwork", "guide_x0"]
 
@@ -92,8 +92,7 @@ class GuidedNetwork(NetworkWrapper):
     def __init__(self, network: nn.Module, guidance: Guidance, null_cond: Cond, *, pred_type: str = "flow") -> None:
         super().__init__(network)
         self.guidance, self.null_cond, self.pred_type = guidance, null_cond, pred_type
-        # What samplers and checks read off a converted network holds for the guided one.
-        for name in ("t_min", "t_max", "predicts_noise"):
+        for name in (*DECLARED, "call_dtype"):
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import os
 from pathlib import Path
 
 import torch
@@ -10,25 +13,29 @@ from torch import Tensor, nn
 from ._files import brief, check_names, read_json
 from ._tensor import cond_text, cond_to, evaluating, map_tensors, take_rows, tensors_in
 from .cli import dump_yaml, validate
-from .config import DataConfig, DistillConfig, DMDConfig, TrainTeacherConfig
+from .config import DataConfig, DistillConfig, DMDConfig, LoopConfig, TrainTeacherConfig
+from .consistency import consistency_loss, consistency_times
 from .data import Data, build_data
 from .data.checks import data_notes
 from .data.trajectories import load_conditions
 from .declarations import judge_declaration
 from .discriminators import discriminator_for
+from .dmd import DMDPipeline, create_fake_score
 from .draws import check_shares
+from .ema import SHADOW_DTYPES
 from .export import SCORES
+from .flow_matching import add_noise
 from .guidance import Guidance, GuidedNetwork
-from .networks import Cond, network_dtype
+from .kd import kd_loss
+from .losses import dsm_loss
+from .memory import Footprint, activation_bytes, footprint, memory_table
+from .networks import Bfloat16Network, Cond, network_dtype, parameters_to
 from .pretraining import build_network
+from .recompute import recompute_blocks
 from .sources import fit_to_teacher, is_changed, load_teacher
 from .stages import ConsistencyDistillation
 
 __all__ = ["check_fit", "check_plan", "plan_distillation", "plan_teacher", "stored_scores"]
-
-# Copies of each weight that training holds: the weight, its gradient, two Adam moments; an EMA adds a fifth.
-_TRAINED, _TRAINED_EMA, _FROZEN = 4, 5, 1
-
 
 STAGE_OF_METHOD = {"dmd2": "dmd", "kd": None, "ladd": "ladd", "consistency": "consistency"}
 
@@ -138,6 +145,13 @@ def check_plan(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond, *
     if train.steps and cfg.method == "consistency" and dmd.t_list[0] < ConsistencyDistillation.least_first_rung:
         least = ConsistencyDistillation.least_first_rung
         raise ValueError(f"expected dmd.t_list[0] >= {least} for method=consistency, got {dmd.t_list[0]}")
+    if train.fake_score_rank is not None:
+        if not matches or not dmd.vsd_weight:
+            raise ValueError(
+                f"expected train.fake_score_rank=null where no fake score is trained, got {train.fake_score_rank}; "
+                "leave it out, or set method=dmd2 with train.steps > 0 and dmd.vsd_weight > 0"
+            )
+        create_fake_score(teacher, rank=train.fake_score_rank)
     rungs = len(dmd.t_list) - 1
     if matches and dmd.vsd_weight and dmd.fake_score_rung_conditioned and rungs > 1:
         hint = "a fake score that knows its rung is called with times up to the number of rungs; set "
@@ -221,50 +235,137 @@ def stored_scores(cfg: DistillConfig) -> tuple[dict[str, dict[str, float]], dict
     return {row: known["teacher"][row] for row in rows}, known["floor"]
 
 
-def plan_distillation(cfg: DistillConfig) -> str:
-    """The resolved config, parameters and memory of the networks, and how well the teacher denoises the data, after
-    everything was seen to fit together."""
+def frozen_teacher(cfg: DistillConfig, network: nn.Module) -> tuple[torch.dtype, nn.Module, nn.Module]:
+    """(the dtype it had, the plain network, what is called as the teacher), with `network` changed in place as
+    `teacher.dtype` and `train.gradient_checkpointing` ask."""
+    dtype = network_dtype(network, torch.float32)
+    if cfg.train.gradient_checkpointing:
+        recompute_blocks(network)
+    return dtype, network, network if cfg.teacher.dtype is None else Bfloat16Network(network).eval()
+
+
+def plan_distillation(cfg: DistillConfig, *, processes: int | None = None) -> str:
+    """The resolved config, the memory that the networks take in a process with what their losses keep for one
+    micro-batch, measured, and how well the teacher denoises the data, after everything was seen to fit together.
+
+    Args:
+        processes: that share the batch; None: as many as were launched.
+    """
     teacher = load_teacher(cfg)
     cfg, notes = fit_to_teacher(with_method(cfg), teacher)
     task = build_data(cfg.data)
     x0, cond = task.train.network_inputs()
-    check_plan(cfg, teacher, x0, cond)
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
+    check_plan(cfg, teacher, x0, cond, processes=processes)
     notes += data_notes(task, cfg.train.batch_size)
     notes += judge_declaration(teacher, x0, cond, pred_type=cfg.dmd.pred_type, search=True)
-    parts = [("teacher", teacher, _FROZEN), ("student", teacher, _TRAINED_EMA)]
-    if cfg.train.steps and cfg.method == "dmd2" and cfg.dmd.vsd_weight:
-        parts.append(("fake score", teacher, _TRAINED))
+    rows = distillation_footprints(cfg, teacher, task.train, processes=processes)
     matches = bool(cfg.train.steps) and cfg.method in ("dmd2", "ladd")
-    if matches and cfg.dmd.trains_discriminator:
-        parts.append(("discriminator", new_discriminator(cfg, teacher, x0, cond), _TRAINED))
     paired = cfg.train.kd_steps or (matches and cfg.dmd.kd_weight)
     pair_bytes = cfg.train.kd_pairs * (len(cfg.dmd.t_list)) * x0[0].numel() * 4 if paired else 0
-    plan = _plan(parts, {"data": _bytes(x0, cond), "teacher pairs": pair_bytes})
-    return "\n".join([dump_yaml(cfg) + plan, "", *notes])
+    plan = memory_table(rows, {"data": _bytes(x0, cond), "teacher pairs": pair_bytes})
+    return "\n".join([dump_yaml(cfg) + plan, _micro_batch_note(cfg.train, processes), "", *notes])
 
 
-def plan_teacher(cfg: TrainTeacherConfig) -> str:
-    """Parameters and memory of the training of a teacher, and what is odd about its data."""
-    task = build_data(cfg.data)
+def distillation_footprints(
+    cfg: DistillConfig, teacher: nn.Module, data: Data, *, processes: int = 1
+) -> list[Footprint]:
+    """What teacher, student, fake score and discriminator take in a process, those that the config asks for. `teacher`
+    is changed as `frozen_teacher` says."""
+    train, dmd = cfg.train, cfg.dmd
+    x0, cond = data.network_inputs()
+    cond = cond_to(cond, dtype=network_dtype(teacher, x0.dtype))
+    dtype, plain, frozen = frozen_teacher(cfg, teacher)
+    student = parameters_to(copy.deepcopy(plain), dtype).requires_grad_(True)
+    guided = guided_teacher(cfg, frozen, data)
+    size = micro_batch(train, processes)
+    rows = torch.arange(size) % len(x0)
+    x0, cond = x0[rows], take_rows(cond, rows)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+    method = STAGE_OF_METHOD[cfg.method] if train.steps else None
+
+    def kd() -> Tensor:
+        states = torch.stack([noise] * len(dmd.t_list), 1)
+        rungs, kind = torch.zeros(size, dtype=torch.int64), dmd.student_sample_type
+        options = {"pred_type": dmd.pred_type, "huber_c": train.kd_huber_c, "sample_type": kind}
+        return kd_loss(student, states, dmd.t_list, cond, rungs, **options)
+
+    def consistent() -> Tensor:
+        kind = dmd.student_sample_type
+        t, s, end = consistency_times(size, 0.0, dmd.t_list, sample_type=kind, first=4, last=16, generator=generator)
+        options = {"pred_type": dmd.pred_type, "huber_c": train.kd_huber_c}
+        return consistency_loss(student, guided, x0, noise, t, s, cond, end=end, **options)
+
+    shadow = SHADOW_DTYPES[dmd.ema.dtype] if method and dmd.ema is not None else torch.float32
+    averaged = shadow if method is None or dmd.ema is not None else None
+    kept = activation_bytes(kd, [student]) if train.kd_steps else 0
+    if method == "consistency":
+        kept = max(kept, activation_bytes(consistent, [student, guided]))
+    found: list[Footprint] = []
+    if method in ("dmd", "ladd"):
+        fake: nn.Module | None = None
+        discriminator: nn.Module | None = None
+        if dmd.vsd_weight:
+            rungs = dmd.student_steps if dmd.fake_score_rung_conditioned else 1
+            rank = train.fake_score_rank
+            fake = create_fake_score(student if rank is None else frozen, num_rungs=rungs or 1, rank=rank)
+        if dmd.trains_discriminator:
+            discriminator = new_discriminator(cfg, student, x0, cond)
+        unguided = dmd.model_copy(update={"guidance_scale": None})
+        pipeline = DMDPipeline(student, guided, fake, unguided, discriminator=discriminator)
+        networks = [network for network in (student, guided, fake, discriminator) if network is not None]
+
+        def matched() -> Tensor:
+            total = pipeline.compute_student_loss(x0, noise, cond, generator=generator)["total"]
+            return total + kd() if dmd.kd_weight else total
+
+        kept = max(kept, activation_bytes(matched, networks))
+        losses = {"fake score": pipeline.compute_fake_score_loss, "discriminator": pipeline.compute_discriminator_loss}
+        for (name, loss), network in zip(losses.items(), (fake, discriminator), strict=True):
+            if network is not None:
+                run = functools.partial(loss, x0, noise, cond, generator=generator)
+                found.append(footprint(name, network, activations=activation_bytes(run, networks)))
+    own = footprint("student", student, ema=averaged, ema_on_cpu=train.ema_on_cpu, activations=kept)
+    return [footprint("teacher", frozen, trained=False), own, *found]
+
+
+def plan_teacher(cfg: TrainTeacherConfig, *, processes: int | None = None) -> str:
+    """Memory of the training of a teacher, with what its loss keeps for one micro-batch; and notes on its data."""
+    task, train = build_data(cfg.data), cfg.train
     x0, cond = task.train.network_inputs()
-    plan = _plan([("network", build_network(cfg, task), _TRAINED_EMA)], {"data": _bytes(x0, cond)})
-    return "\n".join([plan, "", *data_notes(task, cfg.train.batch_size)]).rstrip()
+    data = _bytes(x0, cond)
+    network = build_network(cfg, task)
+    if train.gradient_checkpointing:
+        recompute_blocks(network)
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
+    rows = torch.arange(micro_batch(train, processes)) % len(x0)
+    x0, cond, t = x0[rows], take_rows(cond, rows), torch.full((len(rows),), 0.5)
+    eps = torch.ones_like(x0)
+
+    def loss() -> Tensor:
+        return dsm_loss("flow", network(add_noise(x0, eps, t), t, cond), x0=x0, eps=eps, t=t)
+
+    row = footprint(
+        "network",
+        network,
+        ema=torch.float32,
+        ema_on_cpu=train.ema_on_cpu,
+        activations=activation_bytes(loss, [network]),
+    )
+    plan = [memory_table([row], {"data": data}), _micro_batch_note(train, processes)]
+    return "\n".join([*plan, "", *data_notes(task, train.batch_size)]).rstrip()
+
+
+def micro_batch(train: LoopConfig, processes: int) -> int:
+    """Samples whose losses are differentiated at once in a process."""
+    return max(1, train.batch_size // (processes * train.gradient_accumulation_steps))
+
+
+def _micro_batch_note(train: LoopConfig, processes: int) -> str:
+    size = micro_batch(train, processes)
+    return f"in each of {processes} process(es); activations of one loss at a time, measured on {size} samples"
 
 
 def _bytes(x0: Tensor, cond: Cond) -> int:
     return sum(value.numel() * value.element_size() for value in (x0, *tensors_in(cond)))
-
-
-def _plan(parts: list[tuple[str, nn.Module, int]], tensors: dict[str, int]) -> str:
-    head = f"{'':<14}{'parameters':>12}{'memory, MB':>12}   weights, gradients, Adam, EMA; activations come on top"
-    lines, total = ["", head], 0
-    for name, network, copies in parts:
-        numbers = sum(p.numel() for p in network.parameters())
-        size = copies * sum(p.numel() * p.element_size() for p in network.parameters())
-        total += size
-        lines.append(f"{name:<14}{numbers:>12,}{size / 1e6:>12.2f}")
-    for name, size in tensors.items():
-        total += size
-        lines.append(f"{name:<14}{'':>12}{size / 1e6:>12.2f}")
-    lines.append(f"{'total':<14}{'':>12}{total / 1e6:>12.2f}")
-    return "\n".join(lines)

@@ -22,9 +22,10 @@ from .evaluation import evaluate_teacher, teacher_sampler
 from .export import SCORES, load_network, save_network
 from .faults import together
 from .models import build_model
+from .recompute import recompute_blocks
 from .runs import claim_run, open_run
 from .stages import FlowMatching, Stage
-from .trained_network import TrainedNetwork
+from .trained_network import TrainedNetwork, check_compiler
 from .trainer import Trainer, start_accelerator
 
 _VALIDATION_CALLS = 8
@@ -33,6 +34,7 @@ _VALIDATION_CALLS = 8
 def train_teacher(cfg: TrainTeacherConfig) -> Path:
     """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the run folder."""
     accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
+    check_compiler(accelerator.device, wanted=cfg.train.compile)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
         task = build_data(cfg.data)
         torch.manual_seed(cfg.seed)
@@ -48,8 +50,18 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         def stage() -> Stage:
             x0, cond = task.train.network_inputs()
             ema = EMAConfig(decay=cfg.train.ema_decay)
+            train = cfg.train
             # A copy: preparing changes a network for good (autocast, shards), and `initial` is what is handed over.
-            network = TrainedNetwork(copy.deepcopy(initial), cfg.train.optimizer, cfg.train.steps, accelerator, ema=ema)
+            copied = copy.deepcopy(initial)
+            network = TrainedNetwork(
+                recompute_blocks(copied) if train.gradient_checkpointing else copied,
+                train.optimizer,
+                train.steps,
+                accelerator,
+                ema=ema,
+                ema_on_cpu=train.ema_on_cpu,
+                compiled=train.compile,
+            )
             return FlowMatching(network, x0, cond, cfg.train, draws)
 
         def evaluate(network: nn.Module) -> dict[str, float]:

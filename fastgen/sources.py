@@ -65,8 +65,8 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
 
 
 def is_changed(source: TeacherConfig) -> bool:
-    """Whether something beside its folder or factory says what the teacher is: other weights, or a declaration."""
-    return _is_declared(source) or source.weights is not None or source.keywords is not None
+    """Whether something beside its folder or factory says what the teacher is: other weights, dtype or declaration."""
+    return _is_declared(source) or any(value is not None for value in (source.weights, source.keywords, source.dtype))
 
 
 def _is_declared(source: TeacherConfig) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,27 @@ from .ema import ExponentialMovingAverage
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TrainedNetwork"]
+__all__ = ["TrainedNetwork", "check_compiler"]
+
+
+def check_compiler(device: torch.device, *, wanted: bool) -> None:
+    """Refuse to compile where nothing is there that compiles.
+
+    Raises:
+        ValueError: no C++ compiler for a CPU, no triton for a GPU.
+    """
+    if not wanted:
+        return
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            f"expected a C++ compiler for train.compile=true, got none ({', '.join(compilers)}); install one, name it "
+            "in CXX, or set train.compile=false"
+        )
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ValueError(
+            "expected the package triton for train.compile=true, got none; install it, or set train.compile=false"
+        )
 
 
 def check_batch_statistics(network: nn.Module, *, shared: bool) -> None:
@@ -55,6 +78,8 @@ class TrainedNetwork:
         accelerator: Accelerator,
         *,
         ema: EMAConfig | None = None,
+        ema_on_cpu: bool = False,
+        compiled: bool = False,
     ) -> None:
         check_batch_statistics(network, shared=accelerator.num_processes > 1)
         self.accelerator, self.cfg, self.total = accelerator, optimizer, total
@@ -67,12 +92,18 @@ class TrainedNetwork:
         adam = torch.optim.AdamW(
             parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
         )
+        if sharded and ema_on_cpu:
+            raise ValueError("expected train.ema_on_cpu=false with FSDP, which shares the average as it does weights")
         if sharded and accelerator.mixed_precision == "bf16":
             # Accelerate leaves half precision to FSDP, which would cast times as well; see `start_accelerator`.
             self.bare.forward = accelerator.autocast()(self.bare.forward)
         # In one call, so that sharding can put its new parameters into the optimiser.
-        self.network, self.optimizer = accelerator.prepare(self.bare, adam)
-        self.ema = None if ema is None else ExponentialMovingAverage(self.bare, ema)
+        prepared, self.optimizer = accelerator.prepare(self.bare, adam)
+        # Compiled around the bare network, whose weights keep their names; what unwraps it runs uncompiled.
+        self.network: Any = torch.compile(prepared) if compiled else prepared
+        self.ema = (
+            None if ema is None else ExponentialMovingAverage(self.bare, ema, device="cpu" if ema_on_cpu else None)
+        )
         self.skipped, self.skipped_in_all = 0, 0
 
     def update(self, loss: Tensor | Sequence[Callable[[], Tensor]], step: int) -> dict[str, float]:

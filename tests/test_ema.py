@@ -136,3 +136,22 @@ def test_other_networks_are_refused_by_name_and_shape():
 def test_bad_configs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ExponentialMovingAverage(scalar(0.0), config(**changes))
+
+
+def test_a_weight_that_is_replaced_in_its_network_is_followed():
+    model = nn.Linear(2, 1, bias=False).double()
+    ema = ExponentialMovingAverage(model, config(decay=0.5, dtype="float64"))
+    start = model.weight.detach().clone()
+    ema.update(model, iteration=1)
+    model.weight = nn.Parameter(start + 2.0)
+    ema.update(model, iteration=2)
+    torch.testing.assert_close(ema.shadow["weight"], start + 1.0, rtol=0, atol=1e-15)
+    twin = copy.deepcopy(ema)
+    nn.init.constant_(model.weight, 9.0)
+    twin.update(model, iteration=3)
+    torch.testing.assert_close(twin.shadow["weight"], 0.5 * (start + 1.0) + 4.5, rtol=0, atol=1e-15)
+    # Another network of the same weights is another one.
+    other = copy.deepcopy(model)
+    nn.init.constant_(other.weight, 7.0)
+    ema.update(other, iteration=3)
+    torch.testing.assert_close(ema.shadow["weight"], 0.5 * (start + 1.0) + 3.5, rtol=0, atol=1e-15)

@@ -29,6 +29,7 @@ LAYERS = [
         "report",
         "checkpoint",
         "memory",
+        "recompute",
         "run_log",
         "runs",
         "evaluation",

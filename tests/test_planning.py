@@ -44,20 +44,25 @@ def test_runs_that_could_not_end_as_configured_are_refused(changes, processes, w
         check_plan(config(**changes), ToyTeacher(), X0, COND, processes=processes)
 
 
+def table(plan: str) -> dict[str, list[str]]:
+    """Rows of the memory table, by name."""
+    lines = plan.partition("memory, MB")[2].splitlines()[1:]
+    rows = {line[:16].strip(): line[16:].split() for line in lines}
+    return {name: numbers for name, numbers in rows.items() if numbers and name}
+
+
 def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(monkeypatch):
     monkeypatch.setattr(planning, "load_teacher", lambda cfg: ToyTeacher())
     monkeypatch.setattr(planning, "build_data", lambda cfg: ToyTask())
 
     def rows(dmd: dict, **loop) -> dict[str, list[str]]:
-        text = plan_distillation(config(dmd={"student_steps": 2, **dmd}, train=train(**loop)))
-        lines = text.partition("memory, MB")[2].splitlines()[1:]
-        return {line[:14].strip(): line[14:].split() for line in lines if line[:14].strip()}
+        return table(plan_distillation(config(dmd={"student_steps": 2, **dmd}, train=train(**loop))))
 
     gan = {"gan_loss_weight_gen": 0.1, "gan_blocks": ["linear"]}
     heads = heads_for(ToyTeacher(), X0, torch.full((len(X0),), 0.5), COND, blocks=["linear"])
     numbers = sum(p.numel() for p in heads.parameters())
-    found = rows(gan)
-    assert found["discriminator"] == [f"{numbers:,}", f"{4 * 4 * numbers / 1e6:.2f}"]
+    size = 4 * numbers / 1e6
+    assert rows(gan)["discriminator"][:5] == [f"{numbers:,}", *(f"{k * size:.2f}" for k in (1, 1, 2, 0))]
     assert "discriminator" not in rows({}) and "discriminator" not in rows(gan, steps=0)
     pairs = f"{10_000 * 3 * X0[0].numel() * 4 / 1e6:.2f}"
     assert rows({"kd_weight": 0.1}, kd_steps=0, kd_pairs=10_000)["teacher pairs"] == [pairs]

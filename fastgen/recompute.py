@@ -1,0 +1,101 @@
+"""Blocks whose activations are computed a second time in the backward instead of being kept (gradient checkpointing).
+
+References:
+    Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["keep_blocks", "recompute_blocks", "recomputed"]
+
+
+class Recomputed:
+    """Mark of a block whose forward runs again in the backward; its class is otherwise the block's own."""
+
+
+def recompute_blocks(network: nn.Module) -> nn.Module:
+    """`network`, changed in place: the entries of its outermost `nn.ModuleList`s keep their inputs only.
+
+    Names of weights and results stay what they are, dropout included: the second forward has the random state, the
+    train and eval modes and the frozen weights of the first.
+
+    Raises:
+        ValueError: a network without such blocks.
+    """
+    blocks = list(_blocks(network))
+    if not blocks:
+        raise ValueError(
+            f"expected a network with blocks in an nn.ModuleList for train.gradient_checkpointing, got "
+            f"{type(network).__name__}; set it to false"
+        )
+    for block in blocks:
+        if not isinstance(block, Recomputed):
+            block.__class__ = _recomputing(type(block))
+    return network
+
+
+def keep_blocks(network: nn.Module) -> nn.Module:
+    """Inverse of :func:`recompute_blocks`."""
+    for block in recomputed(network):
+        block.__class__ = type(block).plain  # pyright: ignore[reportAttributeAccessIssue]
+    return network
+
+
+def recomputed(network: nn.Module) -> list[nn.Module]:
+    """The blocks of `network` that are computed twice."""
+    return [module for module in network.modules() if isinstance(module, Recomputed)]
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield child  # and nothing inside it, which would be computed a third time
+        else:
+            yield from _blocks(child)
+
+
+@functools.cache
+def _recomputing(plain: type[nn.Module]) -> type[nn.Module]:
+    """Subclass of a block's class; a class rather than a wrapper leaves names alone and follows copies."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain.forward(self, *args, **kwargs)
+        modes = [(module, module.training) for module in self.modules()]
+        flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            with _as_then(modes, flags):
+                return plain.forward(self, *args, **kwargs)
+
+        return checkpoint(again, *args, use_reentrant=False, **kwargs)
+
+    members = {"forward": forward, "plain": plain, "__module__": plain.__module__}
+    return type(plain.__name__, (Recomputed, plain), members)
+
+
+@contextmanager
+def _as_then(modes: list[tuple[nn.Module, bool]], flags: list[tuple[nn.Parameter, bool]]) -> Iterator[None]:
+    """Inside, modules are in the modes and parameters as frozen as they were when the loss was computed."""
+    modes_now, flags_now = [(m, m.training) for m, _ in modes], [(p, p.requires_grad) for p, _ in flags]
+    try:
+        _set(modes, flags)
+        yield
+    finally:
+        _set(modes_now, flags_now)
+
+
+def _set(modes: list[tuple[nn.Module, bool]], flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
