@@ -162,7 +162,7 @@ class Distillation:
             discriminator = self._trainable(network, train.discriminator_optimizer, updates)
         pipeline = DMDPipeline(
             student.network,
-            self.teacher,
+            self._teacher_in_training(),
             None if fake_score is None else fake_score.network,
             self._unguided(),
             discriminator=None if discriminator is None else discriminator.network,
@@ -189,7 +189,7 @@ class Distillation:
         draws = Draws(cfg.seed, "consistency", self.accelerator, cfg.train.batch_size)
         return ConsistencyDistillation(
             self._next_student(),
-            self.teacher,
+            self._teacher_in_training(),
             self.x0,
             self.cond,
             self._unguided(),
@@ -197,6 +197,11 @@ class Distillation:
             cfg.train.kd_huber_c,
             draws,
         )
+
+    def _teacher_in_training(self) -> nn.Module:
+        """The teacher as losses call it: compiled if asked for, which would not pay for the sizes that samplers use."""
+        compiled: Any = torch.compile(self.teacher) if self.cfg.train.compile else self.teacher
+        return compiled
 
     def _unguided(self) -> DMDConfig:
         """The method's config for losses: the teacher guides itself already."""
