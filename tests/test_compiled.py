@@ -22,7 +22,7 @@ def test_compiling_needs_a_compiler_and_says_so_before_anything_is_written(tmp_p
 
 @pytest.fixture
 def traced(monkeypatch):
-    """torch.compile as it is, but for the code generator, which needs a compiler: graphs are run as they were traced."""
+    """torch.compile without its code generator, which needs a compiler: graphs are run as they were traced."""
     compiled, plain = [], torch.compile
 
     def compile(network, **options):

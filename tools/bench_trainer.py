@@ -165,8 +165,8 @@ def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str
         share = 1.0 - 1.0 / row["ratio"]
         row["overhead"] = share
         print(
-            f"{stage_name}, {kind}: trainer {1e3 * row['first']:.2f} ms, bare {1e3 * row['second']:.2f} ms an iteration; "
-            f"overhead {100 * share:.1f} % (bar {100 * BAR:.0f} %, {'met' if share <= BAR else 'MISSED'})",
+            f"{stage_name}, {kind}: trainer {1e3 * row['first']:.2f} ms, bare {1e3 * row['second']:.2f} ms an "
+            f"iteration; overhead {100 * share:.1f} % (bar {100 * BAR:.0f} %, {'met' if share <= BAR else 'MISSED'})",
             flush=True,
         )
     if not any(map(shutil.which, ("g++", "clang++"))):
@@ -193,8 +193,8 @@ def compiled_beside_bare(stage_name: str, bare: Any, stage: Any, cfg: DistillCon
     row = {"stage": stage_name, "what": "plain, compiled", "compilation_seconds": first, **compared(pairs)}
     for kind in ("wall", "cpu"):
         print(
-            f"{stage_name}, {kind}: plain {1e3 * row[kind]['first']:.2f} ms, compiled {1e3 * row[kind]['second']:.2f} ms an "
-            f"iteration: {row[kind]['ratio']:.2f} times as fast, after {first:.0f} s of compilation",
+            f"{stage_name}, {kind}: plain {1e3 * row[kind]['first']:.2f} ms, compiled {1e3 * row[kind]['second']:.2f} "
+            f"ms an iteration: {row[kind]['ratio']:.2f} times as fast, after {first:.0f} s of compilation",
             flush=True,
         )
     return row
