@@ -170,7 +170,7 @@ class Distillation:
             discriminator = self._trainable(network, train.discriminator_optimizer, updates)
         pipeline = DMDPipeline(
             student.network,
-            self.teacher,
+            self._teacher_in_training(),
             None if fake_score is None else fake_score.network,
             self._unguided(),
             discriminator=None if discriminator is None else discriminator.network,
@@ -196,7 +196,7 @@ class Distillation:
         cfg = self.cfg
         return ConsistencyDistillation(
             self._next_student(),
-            self.teacher,
+            self._teacher_in_training(),
             self.x0,
             self.cond,
             self._unguided(),
@@ -210,6 +210,11 @@ class Distillation:
         return Draws(
             self.cfg.seed, stage, self.accelerator, train.batch_size, accumulation=train.gradient_accumulation_steps
         )
+
+    def _teacher_in_training(self) -> nn.Module:
+        """The teacher as losses call it: compiled if asked for, which would not pay for the sizes that samplers use."""
+        compiled: Any = torch.compile(self.teacher) if self.cfg.train.compile else self.teacher
+        return compiled
 
     def _unguided(self) -> DMDConfig:
         """The method's config for losses: the teacher guides itself already."""

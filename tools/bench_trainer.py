@@ -10,6 +10,7 @@ changes less; it runs on one thread.
 from __future__ import annotations
 
 import copy
+import shutil
 import statistics
 import tempfile
 import time
@@ -39,10 +40,12 @@ BAR = 0.03
 class Bare:
     """A network with its optimiser and nothing else."""
 
-    def __init__(self, network: nn.Module, cfg: OptimizerConfig) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(True)
+    def __init__(self, network: nn.Module, cfg: OptimizerConfig, *, compiled: bool = False) -> None:
+        self.network: Any = copy.deepcopy(network).requires_grad_(True)
         groups: Any = getattr(self.network, "get_optim_groups", None)
         parameters = groups(cfg.weight_decay) if groups is not None else self.network.parameters()
+        if compiled:
+            self.network = torch.compile(self.network)
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=cfg.betas, fused=True)
         self.parameters, self.clip = list(self.network.parameters()), cfg.clip_grad_norm
 
@@ -53,9 +56,10 @@ class Bare:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def bare_kd(stage: KnowledgeDistillation, cfg: DistillConfig) -> Callable[[int], None]:
+def bare_kd(stage: KnowledgeDistillation, cfg: DistillConfig, *, compiled: bool = False) -> Callable[[int], None]:
     """One bare update of KD."""
-    student, dmd, batch = Bare(stage.student.bare, cfg.train.kd_optimizer), cfg.dmd, cfg.train.batch_size
+    student = Bare(stage.student.bare, cfg.train.kd_optimizer, compiled=compiled)
+    dmd, batch = cfg.dmd, cfg.train.batch_size
     rungs = torch.zeros(batch, dtype=torch.int64)
     batches = [(stage.states[n * batch : (n + 1) * batch], stage.cond[n * batch : (n + 1) * batch]) for n in range(8)]
 
@@ -67,13 +71,14 @@ def bare_kd(stage: KnowledgeDistillation, cfg: DistillConfig) -> Callable[[int],
     return update
 
 
-def bare_dmd(stage: DistributionMatching, cfg: DistillConfig) -> Callable[[int], None]:
+def bare_dmd(stage: DistributionMatching, cfg: DistillConfig, *, compiled: bool = False) -> Callable[[int], None]:
     """One bare iteration of DMD: an update of the student and those of the fake score after it."""
     train, pipeline, batch = cfg.train, stage.pipeline, cfg.train.batch_size
     fake_score = stage.judges[0].network.bare
-    student = Bare(stage.student.bare, train.student_optimizer)
-    fake = Bare(fake_score, train.fake_score_optimizer)
-    twin = DMDPipeline(student.network, pipeline.teacher, fake.network, pipeline.config)
+    student = Bare(stage.student.bare, train.student_optimizer, compiled=compiled)
+    fake = Bare(fake_score, train.fake_score_optimizer, compiled=compiled)
+    teacher: Any = torch.compile(pipeline.teacher) if compiled else pipeline.teacher
+    twin = DMDPipeline(student.network, teacher, fake.network, pipeline.config)
     generator = torch.Generator().manual_seed(0)
     slices = [slice(n * batch, (n + 1) * batch) for n in range(PRELOADED)]
     batches = [(stage.x0[s], torch.randn(stage.x0[s].shape, generator=generator), stage.cond[s]) for s in slices]
@@ -129,8 +134,12 @@ class Halted:
         return timed
 
 
-def measure(overrides: list[str], stage_name: str, rounds: int) -> dict[str, Any]:
-    """Seconds of an iteration of one stage: of the trainer and of the bare loop, and the trainer's share beyond."""
+def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of an iteration of one stage: of the trainer beside the bare loop, and of the bare loop beside a compiled
+    one."""
+    maker, bare = ("kd_stage", bare_kd) if stage_name == "kd" else ("matching_stage", bare_dmd)
+    found: list[Halted] = []
+    stages: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         cfg: Any = load_config(DistillConfig, CONFIG, [f"run_dir={folder}/run", "train.threads=1", *overrides])
         teacher = load_teacher(cfg)
@@ -138,12 +147,11 @@ def measure(overrides: list[str], stage_name: str, rounds: int) -> dict[str, Any
         with open_run(cfg) as run_dir:
             job = Distillation(cfg, run_dir, start_accelerator(1), teacher=teacher)
             claim_run(run_dir, cfg)
-            found: list[Halted] = []
-            maker, bare = ("kd_stage", bare_kd) if stage_name == "kd" else ("matching_stage", bare_dmd)
             make = getattr(job, maker)
 
             def halted() -> Any:
                 stage: Any = make()
+                stages.append(stage)
                 found.append(Halted(stage, bare(stage, cfg), skip=stage.warmup + UPDATES))
                 job.trainer.evaluate = found[0].pause(job.trainer.evaluate)
                 return stage
@@ -151,22 +159,55 @@ def measure(overrides: list[str], stage_name: str, rounds: int) -> dict[str, Any
             setattr(job, maker, halted)
             job.train()
     pairs = list(zip(*found[0].seconds.values(), strict=False))[:rounds]
-    row: dict[str, Any] = {"stage": stage_name, "rounds": len(pairs), "bar": BAR}
-    for n, kind in enumerate(("wall", "cpu")):
-        trainer, bare_loop = ([float(seconds[n]) / UPDATES for seconds in side] for side in zip(*pairs, strict=True))
-        overhead = statistics.median(1.0 - b / a for a, b in zip(trainer, bare_loop, strict=True))
-        row[kind] = {
-            "trainer": statistics.median(trainer),
-            "bare": statistics.median(bare_loop),
-            "overhead": overhead,
-        }
+    overhead = {"stage": stage_name, "what": "trainer, bare", "bar": BAR, **compared(pairs)}
+    for kind in ("wall", "cpu"):
+        row = overhead[kind]
+        share = 1.0 - 1.0 / row["ratio"]
+        row["overhead"] = share
         print(
-            f"{stage_name}, {kind}: trainer {1e3 * row[kind]['trainer']:.2f} ms, bare {1e3 * row[kind]['bare']:.2f} ms "
-            f"an iteration; overhead {100 * overhead:.1f} % (bar {100 * BAR:.0f} %, "
-            f"{'met' if overhead <= BAR else 'MISSED'})",
+            f"{stage_name}, {kind}: trainer {1e3 * row['first']:.2f} ms, bare {1e3 * row['second']:.2f} ms an "
+            f"iteration; overhead {100 * share:.1f} % (bar {100 * BAR:.0f} %, {'met' if share <= BAR else 'MISSED'})",
+            flush=True,
+        )
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        print("no C++ compiler: train.compile is left out")
+        return [overhead]
+    return [overhead, compiled_beside_bare(stage_name, bare, stages[0], cfg, rounds)]
+
+
+def compiled_beside_bare(stage_name: str, bare: Any, stage: Any, cfg: DistillConfig, rounds: int) -> dict[str, Any]:
+    """What `train.compile` gains: compiled networks in the bare loop beside plain ones."""
+    loops = [bare(stage, cfg, compiled=compiled) for compiled in (False, True)]
+    started = time.perf_counter()
+    for _ in range(3):
+        loops[1](0)
+    first = time.perf_counter() - started
+    pairs = []
+    for _ in range(rounds):
+        marks = [now()]
+        for loop in loops:
+            for n in range(UPDATES):
+                loop(n)
+            marks.append(now())
+        pairs.append((marks[1] - marks[0], marks[2] - marks[1]))
+    row = {"stage": stage_name, "what": "plain, compiled", "compilation_seconds": first, **compared(pairs)}
+    for kind in ("wall", "cpu"):
+        print(
+            f"{stage_name}, {kind}: plain {1e3 * row[kind]['first']:.2f} ms, compiled {1e3 * row[kind]['second']:.2f} "
+            f"ms an iteration: {row[kind]['ratio']:.2f} times as fast, after {first:.0f} s of compilation",
             flush=True,
         )
     return row
+
+
+def compared(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Medians of an iteration's seconds and of the ratios first / second of the pairs, by wall and by CPU clock."""
+    found: dict[str, Any] = {"rounds": len(pairs)}
+    for n, kind in enumerate(("wall", "cpu")):
+        first, second = ([float(seconds[n]) / UPDATES for seconds in side] for side in zip(*pairs, strict=True))
+        ratio = statistics.median(a / b for a, b in zip(first, second, strict=True))
+        found[kind] = {"first": statistics.median(first), "second": statistics.median(second), "ratio": ratio}
+    return found
 
 
 def run_trainer(rounds: int) -> dict[str, Any]:
@@ -176,4 +217,4 @@ def run_trainer(rounds: int) -> dict[str, Any]:
     pairs = f"train.kd_pairs={PRELOADED * 128}"
     kd = measure([f"train.kd_steps={updates}", "train.steps=0", pairs], "kd", rounds)
     dmd = measure(["train.kd_steps=0", f"train.steps={updates}", "dmd.fake_score_warmup_steps=0"], "dmd", rounds)
-    return {"torch": torch.__version__, "updates": UPDATES, "rows": [kd, dmd]}
+    return {"torch": torch.__version__, "updates": UPDATES, "rows": [*kd, *dmd]}
