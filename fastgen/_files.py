@@ -207,7 +207,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: missing, not a file, too large, not JSON, a repeated key, NaN or infinity.
     """
-    text = _read_bytes(path, _MOST_JSON_BYTES)
+    text = _read_bytes(path, _MOST_JSON_BYTES, _AGAIN)
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
     # RecursionError: a few thousand opening brackets are enough for it.
@@ -219,23 +219,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_text(path: Path, most: int) -> str:
-    """The text of a UTF-8 file of at most `most` bytes.
+def read_text(path: Path, most: int, hint: str) -> str:
+    """The text of a UTF-8 file of at most `most` bytes; `hint` says what to do about another.
 
     Raises:
         ValueError: missing, not a file, too large, not UTF-8.
     """
     try:
-        return _read_bytes(path, most).decode()
+        return _read_bytes(path, most, hint).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read: {brief(error)}") from error
 
 
-def _read_bytes(path: Path, most: int) -> bytes:
-    check_file(path)
+def _read_bytes(path: Path, most: int, hint: str) -> bytes:
+    check_file(path, hint)
     try:
         if (size := path.stat().st_size) > most:
-            raise ValueError(f"{path}: expected at most {most:,} bytes, got {size:,}; {_AGAIN}")
+            raise ValueError(f"{path}: expected at most {most:,} bytes, got {size:,}; {hint}")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -330,7 +330,7 @@ class TensorFile:
     def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
         self.path = folder / entry["file"]
         self.dtype = _DTYPES[entry["dtype"]]
-        check_file(self.path)
+        check_file(self.path, _AGAIN)
         try:
             if (size := self.path.stat().st_size) != entry["bytes"]:
                 what = "truncated" if size < entry["bytes"] else "another one"
@@ -401,13 +401,14 @@ def sha256(path: Path) -> str:
 # ---- Messages -----------------------------------------------------------------------------------------------------
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, hint: str = "copy it anew") -> None:
+    """ValueError unless `path` is a file; `hint` says what to do."""
     try:
         found = "a file" if path.is_file() else "something that is not a file" if path.exists() else "none"
     except (OSError, ValueError) as error:  # a path that no file can have
         raise ValueError(f"{brief(str(path))}: cannot be read: {brief(error)}") from error
     if found != "a file":
-        raise ValueError(f"{path}: expected a file, found {found}; {_AGAIN}")
+        raise ValueError(f"{path}: expected a file, found {found}; {hint}")
 
 
 def first_names(names: Iterable[str], most: int = 10) -> str:

@@ -23,7 +23,12 @@ _TAGS = (None, "!", "tag:yaml.org,2002:str")
 def read_yaml(path: str | Path) -> Any:
     """The values of a YAML file; errors as `parse_yaml`, and for a file that is missing, no file, or larger than a
     page of config (256 kB)."""
-    return parse_yaml(read_text(Path(path), _MOST_BYTES), str(path))
+    path = Path(path)
+    try:
+        text = read_text(path, _MOST_BYTES, "name one that is there, and a page of YAML")
+    except ValueError as error:
+        raise ValueError(f"cannot read config {error}") from error
+    return parse_yaml(text, f"config {path}")
 
 
 def parse_yaml(text: str, where: str) -> Any:

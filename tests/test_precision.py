@@ -31,8 +31,8 @@ from fastgen.flow_matching import (
     x0_to_flow,
 )
 from fastgen.kd import kd_loss
+from fastgen.run_log import read_log
 from fastgen.samplers import FlowMatching, sample_student, sample_teacher
-from fastgen.trainer import read_log
 from fastgen.two_sample import two_sample_loss
 
 

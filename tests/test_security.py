@@ -41,7 +41,7 @@ def offences(tree: ast.AST, path: str) -> list[str]:
             found += [f"{line}: import {name}" for name in names if name.split(".")[0] in UNPICKLING | {"builtins"}]
             whole = [f"{getattr(node, 'module', '')}.{a.name}" for a in node.names]
             found += [f"{line}: import {name}" for name in whole if name in CALLS | {"importlib.import_module"}]
-        if isinstance(node, ast.Name) and node.id in BUILTINS | {"__builtins__"}:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in BUILTINS | {"__builtins__"}:
             found.append(f"{line}: {node.id}")
         if isinstance(node, ast.Attribute):
             owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")

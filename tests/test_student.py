@@ -115,9 +115,9 @@ def test_without_a_generator_torch_decides():
     assert torch.equal(first, model.sample(z))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 5e-5), (torch.bfloat16, 0.2)])
 def test_students_of_any_dtype_start_from_the_same_noise(dtype, tolerance):
-    z = torch.randn(3, 2, 2)
+    z = torch.randn(3, 2, 2, generator=seeded(1))
     exact = student(dense(), pack=2, sample_type="ode").sample(z, generator=seeded())
     other = student(dense().to(dtype), pack=2, sample_type="ode").sample(z, generator=seeded())
     assert other.dtype == dtype

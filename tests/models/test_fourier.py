@@ -212,6 +212,9 @@ def test_the_root_mean_square_norm_is_torchs_with_exact_gradients(weighted):
     assert torch.autograd.gradcheck(f, arguments) and torch.autograd.gradgradcheck(f, arguments)
 
 
+ROUNDING = 32 * torch.finfo(torch.float32).eps  # of sums in another order, over the layers of a network
+
+
 # ---- The network --------------------------------------------------------------------------------------------------
 
 
@@ -238,12 +241,12 @@ def test_the_network_is_the_same_function_of_the_same_state(name, causal_attn, n
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in other.state_dict().items()}
     assert distance(model(*inputs(model)), other(*inputs(other))) < 1e-13
     assert max(check_equivariance(model).values()) < 1e-12
-    assert max(check_equivariance(model.float()).values()) < 2e-6
+    assert max(check_equivariance(model.float()).values()) < ROUNDING
     twin = fold(model)
-    assert distance(twin(*inputs(model)), model(*inputs(model))) < 2e-6
+    assert distance(twin(*inputs(model)), model(*inputs(model))) < ROUNDING
     assert all(torch.equal(v, fold(other.float()).state_dict()[k]) for k, v in twin.state_dict().items())
     X, t, Z = inputs(model)
-    assert distance(model(X[:, :2], t, Z[:, :1]), other(X[:, :2], t, Z[:, :1])) < 2e-6
+    assert distance(model(X[:, :2], t, Z[:, :1]), other(X[:, :2], t, Z[:, :1])) < ROUNDING
 
 
 def test_a_seed_gives_the_same_network_and_the_same_training_in_every_basis(distance):
