@@ -127,7 +127,9 @@ def kill_once(run: Path, log: Path, moment: str, at: int, draw: random.Random) -
     process = started(run, log)
     wait(process, lambda: newest(run) >= at)
     if moment == "write":
-        wait(process, lambda: bool(half_written(run)))
+        # Whatever it is called: a new name is a checkpoint that has begun to be written.
+        before = names(run)
+        wait(process, lambda: bool(names(run) - before))
         time.sleep(draw.uniform(0.0, 0.002))
     else:
         time.sleep(draw.uniform(0.0, 1.0 if moment == "hand-over" else 0.3))
@@ -186,6 +188,11 @@ def wait(process: BaseProcess, until: Callable[[], bool]) -> None:
 def newest(run: Path) -> int:
     """Number of the newest checkpoint, 0 before one."""
     return max((int(folder.name.removeprefix("step_")) for folder in checkpoint_folders(run)), default=0)
+
+
+def names(run: Path) -> set[str]:
+    """Checkpoints, and what is being written beside them, but not what is being removed."""
+    return {path.name for path in (run / "checkpoints").glob("*") if not path.name.endswith(".old")}
 
 
 def half_written(run: Path) -> list[Path]:
