@@ -75,6 +75,7 @@ class TrainedNetwork:
             # Around the bare network, whose weights keep their names; what unwraps it runs uncompiled.
             self.network = torch.compile(self.network)
         self.optimizer = accelerator.prepare(adam)
+        self._parameters = list(self.bare.parameters())
         self.ema = (
             None if ema is None else ExponentialMovingAverage(self.bare, ema, device="cpu" if ema_on_cpu else None)
         )
@@ -86,12 +87,13 @@ class TrainedNetwork:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.accelerator.backward(loss)
-        norm_tensor: Any = self.accelerator.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm)
+        norm_tensor: Any = self.accelerator.clip_grad_norm_(self._parameters, self.cfg.clip_grad_norm)
         norm = float(norm_tensor)
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
         if math.isfinite(norm):
             self.skipped = 0
-            self.optimizer.step()
+            # Accelerate's wrapper serves a loss scale, which there is none of, and looks for packages at every step.
+            self.optimizer.optimizer.step()
         else:
             self.skipped += 1
             if self.skipped >= self.most_skipped:
