@@ -83,6 +83,7 @@ def test_the_losses_take_it_and_differ_by_its_rounding(guided):
     for judge in (net, Bfloat16Network(copy.deepcopy(net))):
         given = GuidedNetwork(judge, Guidance(1.5), torch.zeros(1, 2, 2)) if guided else judge
         pipeline = DMDPipeline(student, given, fake, config, discriminator=heads)
+        assert all(feature.dtype == torch.float32 for feature in pipeline.features(X, T, Z))
         generator = torch.Generator().manual_seed(3)
         losses = pipeline.compute_student_loss(X, torch.randn(X.shape, generator=generator), Z, generator=generator)
         losses["total"].backward()
