@@ -164,10 +164,17 @@ def take_rows(cond: Any, rows: Tensor | slice) -> Any:
 
 
 def cond_to(cond: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
-    """A condition on `device`, its floating tensors in `dtype`; None: as they are. Labels keep their integer dtype."""
+    """A condition on `device`, its floating tensors in `dtype`; None: as they are. Labels keep their integer dtype.
+
+    From CPU memory to a GPU it goes by page-locked memory, so that the host need not wait for what the GPU is doing.
+    """
+    to_gpu = device is not None and device.type == "cuda"
 
     def move(value: Tensor) -> Tensor:
-        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+        wanted = dtype if value.is_floating_point() else None
+        if to_gpu and value.device.type == "cpu":
+            return value.pin_memory().to(device=device, dtype=wanted, non_blocking=True)
+        return value.to(device=device, dtype=wanted)
 
     return map_tensors(move, cond)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._tensor import generator_for, map_tensors
+from ._tensor import cond_to, generator_for, map_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,11 +76,11 @@ class Draws:
     def normal(self, step: int, name: str, shape: tuple[int, ...]) -> Tensor:
         """This process' share of standard normal noise of the global batch; `shape` without the batch."""
         noise = torch.randn(self.batch_size, *shape, generator=self.generator(step, name))
-        return noise[self.slice].to(self.device)
+        return cond_to(noise[self.slice], self.device)
 
     def uniform(self, step: int, name: str) -> Tensor:
         """This process' share of uniform numbers in [0, 1)."""
-        return torch.rand(self.batch_size, generator=self.generator(step, name))[self.slice].to(self.device)
+        return cond_to(torch.rand(self.batch_size, generator=self.generator(step, name))[self.slice], self.device)
 
     def integers(self, step: int, name: str, high: int) -> Tensor:
         """This process' share of uniform integers in [0, high)."""

@@ -114,7 +114,7 @@ class FlowMatching(Stage):
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Any]:
         """x0, noise, times and cond of update `step`."""
         rows = self.draws.rows(step, len(self.x0))
-        x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
+        x0, cond = cond_to(self.x0[rows], self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         eps = self.draws.normal(step, "eps", tuple(x0.shape[1:]))
         t = self._times(step).to(x0.device)
         if self.cfg.cond_dropout:
@@ -166,7 +166,7 @@ class KnowledgeDistillation(Stage):
         with self.clock.phase("data"):
             rows, device = self.draws.rows(step, len(self.states)), self.draws.device
             rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(device)
-            return self.states[rows].to(device), cond_to(take_rows(self.cond, rows), device), rungs
+            return cond_to(self.states[rows], device), cond_to(take_rows(self.cond, rows), device), rungs
 
     def _losses(self, *batch: Any) -> dict[str, Tensor]:
         return {"loss": self.loss(*batch)}
@@ -286,7 +286,7 @@ class DistributionMatching(Stage):
         """What shows a collapse (:mod:`fastgen.diagnostics`), on rows and draws that (seed, step) alone decide."""
         generator = self.draws.generator(step, "diagnose")
         rows = torch.randperm(len(self.x0), generator=generator)[:DIAGNOSED_ROWS]
-        x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
+        x0, cond = cond_to(self.x0[rows], self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
         return diagnose(self.pipeline, x0, cond, generator=generator)
 
     def _update_student(self, step: int, logs: dict[str, Tensor | float]) -> list[Generated]:
@@ -342,7 +342,7 @@ class DistributionMatching(Stage):
         """x0, noise and cond of one update; `index` counts the updates of its network, and so its batches."""
         with self.clock.phase("data"):
             rows = self.draws.rows(step if index is None else index, len(self.x0))
-            x0, cond = self.x0[rows].to(self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
+            x0, cond = cond_to(self.x0[rows], self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
             return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
 
     def batch_rows(self, step: int, part: str) -> Tensor:
@@ -423,7 +423,7 @@ class ConsistencyDistillation(Stage):
         draws, device = self.draws, self.draws.device
         with self.clock.phase("data"):
             rows = draws.rows(step, len(self.x0))
-            x0 = self.x0[rows].to(device)
+            x0 = cond_to(self.x0[rows], device)
             cond, negative = (cond_to(take_rows(value, rows), device) for value in (self.cond, self.negative_cond))
             noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
             t, s, end = (time.to(device) for time in self._times(step))

@@ -101,6 +101,7 @@ class TrainedNetwork:
         prepared, self.optimizer = accelerator.prepare(self.bare, adam)
         # Compiled around the bare network, whose weights keep their names; what unwraps it runs uncompiled.
         self.network: Any = torch.compile(prepared) if compiled else prepared
+        self._parameters = list(self.bare.parameters())
         self.ema = (
             None if ema is None else ExponentialMovingAverage(self.bare, ema, device="cpu" if ema_on_cpu else None)
         )
@@ -116,18 +117,19 @@ class TrainedNetwork:
             step: of this network, from 0.
 
         Raises:
-            ValueError: no micro-batch. FloatingPointError: too many updates in a row that are not finite.
+            ValueError: no micro-batch.
         """
         lr = self.cfg.lr_at(step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._backward(loss)
         # Torch's own: accelerate looks for the network among all by comparing parameters, which shards don't like.
-        norm = float(gathered(nn.utils.clip_grad_norm_(self.bare.parameters(), self.cfg.clip_grad_norm)))
+        norm = float(gathered(nn.utils.clip_grad_norm_(self._parameters, self.cfg.clip_grad_norm)))
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
         if math.isfinite(norm):
             self.skipped = 0
-            self.optimizer.step()
+            # Accelerate's wrapper serves a loss scale, which there is none of, and looks for packages at every step.
+            self.optimizer.optimizer.step()
             if self.ema is not None:
                 self.ema.update(self.bare, iteration=step + 1)
         else:

@@ -55,16 +55,16 @@ def test_times_are_not_rounded():
             return super().forward(x_t, t, cond)
 
     net = Times()
+    net.register_buffer("table", torch.tensor([0.999, 0.9971], dtype=torch.float64))
     t = torch.tensor([0.999, 0.9971])
     with torch.no_grad():
         Bfloat16Network(net)(torch.ones(2, 2), t, None)
     assert net.seen.dtype == torch.float32 and torch.equal(net.seen, t)
-    # A converted teacher's arithmetic and tables stay as they are, too.
+    assert net.table.dtype == torch.float64 and net.table.tolist() == [0.999, 0.9971]
+    # A converted teacher's arithmetic stays as it is, too.
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     plain = as_rectified_flow(PointTeacher(), path=betas, prediction="eps")
     half = Bfloat16Network(copy.deepcopy(plain))
-    buffers = dict(plain.named_buffers())
-    assert all(torch.equal(buffers[name], value) for name, value in half.network.named_buffers())
     x, t = torch.randn(32, 2, generator=torch.Generator().manual_seed(1)), T[:32]  # up to 1/2: x0 divides by 1 - t
     with torch.no_grad():
         assert relative(half.predict_x0(x, t, None), plain.predict_x0(x, t, None)) < 8 * 2**-8
@@ -83,6 +83,7 @@ def test_the_losses_take_it_and_differ_by_its_rounding(guided):
     for judge in (net, Bfloat16Network(copy.deepcopy(net))):
         given = GuidedNetwork(judge, Guidance(1.5), torch.zeros(1, 2, 2)) if guided else judge
         pipeline = DMDPipeline(student, given, fake, config, discriminator=heads)
+        assert all(feature.dtype == torch.float32 for feature in pipeline.features(X, T, Z))
         generator = torch.Generator().manual_seed(3)
         losses = pipeline.compute_student_loss(X, torch.randn(X.shape, generator=generator), Z, generator=generator)
         losses["total"].backward()

@@ -60,6 +60,8 @@ def test_gradients_reach_the_corrections_alone_and_the_teacher_stays():
         fake(X, T, Z, rung=1).square().mean().backward()
         assert all(p.grad is None for p in net.parameters()) and all(p.grad is not None for p in fake.parameters())
         optimizer.step()
+    own = {id(p) for p in fake.parameters()}
+    assert not any(p.requires_grad for p in fake.network.network.parameters() if id(p) not in own)
     assert any(p.grad.abs().max() > 0 for name, p in fake.named_parameters() if name.endswith("down"))
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     # Its memory is the teacher's: what changes there changes here.

@@ -216,3 +216,22 @@ def test_what_is_no_condition_is_refused():
             map_tensors(lambda x: x, wrong)
     with pytest.raises(ValueError, match="a scalar Tensor"):
         tensors_in((A, torch.tensor(1)))
+
+
+@pytest.mark.parametrize(("source", "target", "pinned"), [("cpu", "cuda", 1), ("cuda", "cuda", 0), ("cpu", "cpu", 0)])
+def test_only_what_goes_from_the_host_to_a_gpu_is_page_locked_and_not_waited_for(monkeypatch, source, target, pinned):
+    seen: list[tuple[str, bool]] = []
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device(source)
+
+        def pin_memory(self):
+            seen.append(("pinned", True))
+            return self
+
+        def to(self, *, non_blocking=False, **_):
+            seen.append(("moved", non_blocking))
+            return self
+
+    cond_to(torch.ones(2).as_subclass(Elsewhere), torch.device(target))
+    assert seen == [("pinned", True)] * pinned + [("moved", bool(pinned))]
