@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import ToyTask, ToyTeacher, toy_config
 
-from fastgen.checkpoint import load_tensors
+from fastgen._files import read_safetensors
 from fastgen.distillation import distill
 from fastgen.trained_network import check_compiler
 
@@ -41,7 +41,7 @@ def test_networks_are_compiled_and_a_run_and_its_names_stay_what_they_are(tmp_pa
     # The student of each stage, then of DMD fake score and teacher.
     assert traced == ["ToyTeacher", "ToyTeacher", "RungConditioned", "ToyTeacher"]
     for file in ("stages/kd.safetensors", "stages/dmd.safetensors", "student/student.safetensors"):
-        one, two = load_tensors(plain / file), load_tensors(run / file)
+        one, two = read_safetensors(plain / file), read_safetensors(run / file)
         assert one.keys() == two.keys()
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)

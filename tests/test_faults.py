@@ -22,7 +22,7 @@ from toy import ToyTask, ToyTeacher, with_everything
 from fastgen.checkpoint import check_checkpoint, checkpoint_folders, load_newest_checkpoint
 from fastgen.distillation import distill
 from fastgen.faults import Stopped, StopRequest, gather_objects, stopped_by_sigterm, together
-from fastgen.trainer import read_log
+from fastgen.run_log import read_log
 
 TOOLS = Path(__file__).parents[1] / "tools"
 PATIENCE = 300  # seconds: an end for tests that hang, not a promise of speed
