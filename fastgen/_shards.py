@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 
-def _sharing() -> bool:
+def sharing() -> bool:
+    """Whether there are other processes at all."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def is_shard(x: Any) -> bool:
     """Whether `x` is a DTensor."""
-    if not _sharing():
+    if not sharing():
         return False
     from torch.distributed.tensor import DTensor
 
@@ -51,7 +52,7 @@ def settle(*modules: nn.Module | None) -> None:
     a flag set on them would stay with them. A network that has not run yet is initialised: at its first forward FSDP
     notes for good which parameters are trained, which must not be while it is frozen.
     """
-    if not _sharing():
+    if not sharing():
         return
     from torch.distributed.fsdp import FSDPModule
 

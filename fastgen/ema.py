@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._shards import gathered, is_shard, own, settle, shared_like
+from ._shards import gathered, is_shard, own, settle, shared_like, sharing
 from ._tensor import check_choice, unwrap
 
 if TYPE_CHECKING:
@@ -92,10 +92,12 @@ class ExponentialMovingAverage:
         """
         beta = self.beta(iteration)
         settle(unwrap(model))
+        # Asked once, not of each weight.
+        part = own if sharing() else _itself
         shadows: list[Tensor] = []
         values: list[Tensor] = []
         for name, place, leaf in self._places_of(model):
-            shadow, value = own(self.shadow[name]), own(place[leaf].detach())
+            shadow, value = part(self.shadow[name]), part(place[leaf].detach())
             if isinstance(place[leaf], nn.Parameter) and beta > 0.0:
                 shadows.append(shadow)
                 values.append(value.to(shadow.device, shadow.dtype))
@@ -173,3 +175,7 @@ def _places(model: nn.Module) -> Iterator[Place]:
                 yield name, owner._parameters, leaf
             elif leaf not in owner._non_persistent_buffers_set:
                 yield name, owner._buffers, leaf
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x

@@ -106,15 +106,20 @@ def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
     if code != 0:
         raise RuntimeError(f"the uninterrupted run ended with {code}: see {out / 'whole.log'}")
     total = newest(whole)
+    # From the last checkpoint to the end of the report: a kill must come before.
+    ends = whole / "report" / "report.json", checkpoint_folders(whole)[-1]
+    hand_over = ends[0].stat().st_mtime - ends[1].stat().st_mtime
     done: list[dict[str, Any]] = []
     for number in tqdm(range(kills), desc="kills"):
         left = kills - number
         last = left == 1 and kills > 1
+        there = newest(killed)
+        # A kill soon after the last checkpoint leaves none to be killed in.
+        last = last or there >= total
         moment = "hand-over" if last else ("write", "anywhere")[number % 2]
         # On the average the kills before the last share what is left to train.
-        there = newest(killed)
-        further = total - there if last else draw.randint(0, max(0, 2 * (total - 2 - there) // left))
-        done.append(kill_once(killed, out / "killed.log", moment, there + further, draw))
+        further = total - there if last else draw.randint(0, max(0, 2 * (total - 8 - there) // left))
+        done.append(kill_once(killed, out / "killed.log", moment, there + further, hand_over, draw))
     if (code := join(started(killed, out / "killed.log"))) != 0:
         raise RuntimeError(f"the run that was resumed last ended with {code}: see {out / 'killed.log'}")
     compared, different = compare(whole, killed)
@@ -122,8 +127,12 @@ def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
     return {"seed": seed, "kills": done, "compared": compared, "different": different, "passed": passed}
 
 
-def kill_once(run: Path, log: Path, moment: str, at: int, draw: random.Random) -> dict[str, Any]:
-    """Start or resume the run, kill it at a random `moment` after checkpoint `at`, and look at what is left."""
+def kill_once(run: Path, log: Path, moment: str, at: int, hand_over: float, draw: random.Random) -> dict[str, Any]:
+    """Start or resume the run, kill it at a random `moment` after checkpoint `at`, and look at what is left.
+
+    Args:
+        hand_over: seconds that a run takes after its last checkpoint.
+    """
     process = started(run, log)
     wait(process, lambda: newest(run) >= at)
     if moment == "write":
@@ -132,7 +141,7 @@ def kill_once(run: Path, log: Path, moment: str, at: int, draw: random.Random) -
         wait(process, lambda: bool(names(run) - before))
         time.sleep(draw.uniform(0.0, 0.002))
     else:
-        time.sleep(draw.uniform(0.0, 1.0 if moment == "hand-over" else 0.3))
+        time.sleep(draw.uniform(0.0, 0.7) * (hand_over if moment == "hand-over" else min(0.4, hand_over)))
     process.kill()
     if (code := join(process)) != -signal.SIGKILL:
         raise RuntimeError(f"the run ended by itself with {code} before it was killed: see {log}")
