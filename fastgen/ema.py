@@ -97,10 +97,11 @@ class ExponentialMovingAverage:
         shadows: list[Tensor] = []
         values: list[Tensor] = []
         for name, place, leaf in self._places_of(model):
-            shadow, value = part(self.shadow[name]), part(place[leaf].detach())
+            shadow, value = part(self.shadow[name]), part(place[leaf])
             if isinstance(place[leaf], nn.Parameter) and beta > 0.0:
                 shadows.append(shadow)
-                values.append(value.to(shadow.device, shadow.dtype))
+                alike = value.dtype == shadow.dtype and value.device == shadow.device
+                values.append(value if alike else value.to(shadow.device, shadow.dtype))
             else:
                 shadow.copy_(value)
         if shadows:

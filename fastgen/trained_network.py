@@ -134,7 +134,7 @@ class TrainedNetwork:
                 self.ema.update(self.bare, iteration=step + 1)
         else:
             self.skipped, self.skipped_in_all = self.skipped + 1, self.skipped_in_all + 1
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr}
 
     def _backward(self, loss: Tensor | Sequence[Callable[[], Tensor]]) -> None:
