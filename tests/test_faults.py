@@ -22,11 +22,10 @@ from toy import ToyTask, ToyTeacher, with_everything
 from fastgen.checkpoint import check_checkpoint, checkpoint_folders, load_newest_checkpoint
 from fastgen.distillation import distill
 from fastgen.faults import Stopped, StopRequest, gather_objects, stopped_by_sigterm, together
-from fastgen.run_log import read_log
+from fastgen.run_log import read_log, timeless
 
 TOOLS = Path(__file__).parents[1] / "tools"
 PATIENCE = 300  # seconds: an end for tests that hang, not a promise of speed
-CLOCKED = ("seconds", "samples_per_s", "phases", "peak_memory_mb")
 
 # `python job.py <run_dir> <fault> [key=value ...]`: a distillation of toy.py, in which a fault comes about.
 JOB = f"""
@@ -160,7 +159,7 @@ def assert_equal_runs(whole: Path, other: Path) -> None:
     for file in ("student/student.safetensors", "stages/kd.safetensors", "stages/dmd.safetensors"):
         one, two = load_file(whole / file), load_file(other / file)
         assert one.keys() == two.keys() and all(torch.equal(value, two[key]) for key, value in one.items()), file
-    logs = [[{k: v for k, v in row.items() if k not in CLOCKED} for row in read_log(run)] for run in (whole, other)]
+    logs = [[timeless(row) for row in read_log(run)] for run in (whole, other)]
     assert logs[0] == logs[1]
 
 
@@ -180,7 +179,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_pat
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "kill" / "kill.json").read_text())
-    assert [kill["moment"] for kill in report["kills"]] == ["write", "anywhere", "hand-over"]
+    *moments, last = [kill["moment"] for kill in report["kills"]]
+    assert moments == ["write", "anywhere"] and last in ("hand-over", "too late")  # a quick machine may be done by then
     assert not report["different"] and not any(kill["damaged"] for kill in report["kills"])
     assert all(count > 0 for count in report["compared"].values())
 

@@ -38,6 +38,7 @@ from fastgen.distillation import distill
 from fastgen.models import build_model
 from fastgen.run_log import read_log, timeless
 
+TOO_LATE = "too late"
 PATIENCE = 300.0  # seconds until a run that makes no checkpoint counts as hung
 # What two equal runs don't share.
 CONFIG: dict[str, Any] = {
@@ -120,6 +121,8 @@ def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
         # On the average the kills before the last share what is left to train.
         further = total - there if last else draw.randint(0, max(0, 2 * (total - 8 - there) // left))
         done.append(kill_once(killed, out / "killed.log", moment, there + further, hand_over, draw))
+        if done[-1]["moment"] == TOO_LATE:
+            break
     if (code := join(started(killed, out / "killed.log"))) != 0:
         raise RuntimeError(f"the run that was resumed last ended with {code}: see {out / 'killed.log'}")
     compared, different = compare(whole, killed)
@@ -143,7 +146,10 @@ def kill_once(run: Path, log: Path, moment: str, at: int, hand_over: float, draw
     else:
         time.sleep(draw.uniform(0.0, 0.7) * (hand_over if moment == "hand-over" else min(0.4, hand_over)))
     process.kill()
-    if (code := join(process)) != -signal.SIGKILL:
+    code = join(process)
+    if code == 0 and moment == "hand-over":
+        moment = TOO_LATE  # it was quicker than the run that was measured
+    elif code != -signal.SIGKILL:
         raise RuntimeError(f"the run ended by itself with {code} before it was killed: see {log}")
     damaged = []
     for folder in checkpoint_folders(run):
@@ -251,7 +257,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def table(report: dict[str, Any]) -> str:
     """The kills by moment, then what was compared."""
     lines = [f"{'moment':<12}{'kills':>6}{'half-written':>14}{'damaged':>9}"]
-    for moment in ("write", "anywhere", "hand-over"):
+    for moment in ("write", "anywhere", "hand-over", TOO_LATE):
         rows = [kill for kill in report["kills"] if kill["moment"] == moment]
         cut, damaged = (sum(bool(kill[key]) for kill in rows) for key in ("half_written", "damaged"))
         lines.append(f"{moment:<12}{len(rows):>6}{cut:>14}{damaged:>9}")
