@@ -411,7 +411,11 @@ class LoopConfig(_Config):
         description="compute the activations of a network's blocks again in the backward instead of keeping them",
     )
     ema_on_cpu: bool = Field(default=False, description="keep averages in CPU memory")
-    compile: bool = Field(default=False, description="torch.compile the networks; a minute or more before it pays")
+    compile: bool = Field(
+        default=False,
+        description="torch.compile the trained networks and a teacher of this package; converted and guided teachers, "
+        "discriminator features and rollouts run as they are; a minute or more before it pays",
+    )
     tracker: Literal["tensorboard", "wandb"] | None = Field(
         default=None, description="where numbers of the log go, too: tensorboard (in the run folder) or wandb"
     )

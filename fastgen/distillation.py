@@ -78,6 +78,8 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
     """
     accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
     check_compiler(accelerator.device, wanted=cfg.train.compile)
+    if teacher is not None and (cfg.teacher.dtype is not None or cfg.train.gradient_checkpointing):
+        teacher = copy.deepcopy(teacher)  # these change a network in place, and this one is the caller's
     teacher = load_teacher(cfg, teacher)
     cfg, notes = fit_to_teacher(with_method(cfg), teacher)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
@@ -118,6 +120,11 @@ class Distillation:
         if accelerator.is_fsdp2 and cfg.dmd.gan_features == "fake_score" and cfg.dmd.trains_discriminator:
             raise ValueError(
                 "expected dmd.gan_features teacher or sample with FSDP, which shards the fake score, got fake_score"
+            )
+        if accelerator.is_fsdp2 and cfg.train.fake_score_rank is not None:
+            raise ValueError(
+                "expected train.fake_score_rank=null with FSDP, where corrections in shards would not be trained, got "
+                f"{cfg.train.fake_score_rank}"
             )
         # What is distilled, scored and drawn is the guided teacher; what starts from its weights is the plain network.
         self.dtype, self.network, self.frozen = frozen_teacher(cfg, self.network)

@@ -7,7 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["launch_warning", "parent_command", "warn_of_launch"]
+__all__ = ["is_first_process", "launch_warning", "parent_command", "warn_of_launch"]
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of its launch, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def launch_warning(

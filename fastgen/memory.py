@@ -90,12 +90,13 @@ def activation_bytes(forward: Callable[[], Any], networks: Sequence[nn.Module]) 
     """
     total, _ = _saved_bytes(forward, networks, ())
     if blocks := [block for network in networks for block in recomputed(network)]:
-        for network in networks:
+        recomputing = [network for network in networks if recomputed(network)]
+        for network in recomputing:
             keep_blocks(network)
         try:
             total += _saved_bytes(forward, networks, blocks)[1]
         finally:
-            for network in networks:
+            for network in recomputing:
                 recompute_blocks(network)
     return total
 

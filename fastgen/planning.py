@@ -237,8 +237,14 @@ def stored_scores(cfg: DistillConfig) -> tuple[dict[str, dict[str, float]], dict
 
 def frozen_teacher(cfg: DistillConfig, network: nn.Module) -> tuple[torch.dtype, nn.Module, nn.Module]:
     """(the dtype it had, the plain network, what is called as the teacher), with `network` changed in place as
-    `teacher.dtype` and `train.gradient_checkpointing` ask."""
+    `teacher.dtype` and `train.gradient_checkpointing` ask.
+
+    Raises:
+        ValueError: a teacher in float64 that is to be in bfloat16; no blocks to compute twice.
+    """
     dtype = network_dtype(network, torch.float32)
+    if cfg.teacher.dtype is not None and dtype == torch.float64:
+        raise ValueError(f"expected teacher.dtype=null for a teacher in float64, got {cfg.teacher.dtype}")
     if cfg.train.gradient_checkpointing:
         recompute_blocks(network)
     return dtype, network, network if cfg.teacher.dtype is None else Bfloat16Network(network).eval()

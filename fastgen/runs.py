@@ -22,7 +22,7 @@ _OURS = ("metrics.jsonl", "checkpoints", "stages", "pairs.safetensors", "student
 # Keys that may differ between a run and its resumption: they do not change what is computed.
 _FREE_KEYS = (
     *("resume", "run_dir", "checkpoint_every", "keep_checkpoints", "log_every", "threads", "tracker", "most_skipped"),
-    "gradient_accumulation_steps",
+    *("gradient_accumulation_steps", "gradient_checkpointing", "ema_on_cpu"),
 )
 
 

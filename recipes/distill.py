@@ -13,6 +13,7 @@ from pathlib import Path
 from fastgen.cli import parse_command_line, user_errors
 from fastgen.config import DistillConfig
 from fastgen.distillation import distill
+from fastgen.launching import is_first_process
 from fastgen.planning import plan_distillation
 
 DEFAULT = Path(__file__).parent / "configs" / "ring.yaml"
@@ -22,7 +23,8 @@ def main() -> None:
     with user_errors(resumable=True):
         command = parse_command_line(DistillConfig, default=DEFAULT, doc=__doc__)
         if command.dry_run:
-            print(plan_distillation(command.config))
+            if is_first_process():
+                print(plan_distillation(command.config))
         else:
             distill(command.config)
 

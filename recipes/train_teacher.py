@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastgen.cli import dump_yaml, parse_command_line, user_errors
 from fastgen.config import TrainTeacherConfig
+from fastgen.launching import is_first_process
 from fastgen.planning import plan_teacher
 from fastgen.pretraining import train_teacher
 
@@ -22,7 +23,8 @@ def main() -> None:
     with user_errors(resumable=True):
         command = parse_command_line(TrainTeacherConfig, default=DEFAULT, doc=__doc__)
         if command.dry_run:
-            print(dump_yaml(command.config) + plan_teacher(command.config))
+            if is_first_process():
+                print(dump_yaml(command.config) + plan_teacher(command.config))
         else:
             train_teacher(command.config)
 

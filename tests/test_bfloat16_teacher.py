@@ -110,4 +110,23 @@ def test_a_run_with_it_trains_float32_students_from_its_weights(tmp_path):
     assert start.dtype == torch.float32 and torch.equal(start, before.bfloat16().float())
     run = distill(cfg, teacher=given, task=ToyTask())
     assert {v.dtype for v in load_tensors(run / "stages" / "dmd.safetensors").values()} == {torch.float32}
-    assert given.linear.weight.dtype == torch.bfloat16 and (run / "student").exists()
+    assert given.linear.weight.dtype == torch.float32 and (run / "student").exists()
+
+
+@pytest.mark.parametrize("options", [{"teacher": {"dtype": "bfloat16"}}, {"train": {"gradient_checkpointing": True}}])
+def test_a_teacher_that_was_handed_over_stays_what_it_was(tmp_path, options):
+    teacher = CondTransformerRegressor(4, 4, 2, 2, 1, 1, 2, 16, 0.0, 0.0).eval()
+    before, kinds = copy.deepcopy(teacher.state_dict()), [type(module) for module in teacher.modules()]
+    values = toy_config(tmp_path / "run").model_dump()
+    cfg = DistillConfig.model_validate(values | {key: values[key] | changed for key, changed in options.items()})
+    distill(cfg, teacher=teacher, task=ToyTask())
+    assert [type(module) for module in teacher.modules()] == kinds
+    after = teacher.state_dict()
+    assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_teacher_in_float64_is_not_made_one_in_bfloat16(tmp_path):
+    values = toy_config(tmp_path / "run").model_dump()
+    cfg = DistillConfig.model_validate(values | {"teacher": values["teacher"] | {"dtype": "bfloat16"}})
+    with pytest.raises(ValueError, match="teacher.dtype=null for a teacher in float64"):
+        distill(cfg, teacher=ToyTeacher().double(), task=ToyTask())

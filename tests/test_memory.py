@@ -135,3 +135,12 @@ def test_an_average_may_be_kept_on_the_cpu_of_a_network_that_is_elsewhere():
             ema.update(net, iteration=1)
             assert {x.device.type for x in ema.shadow.values()} == {device}
             assert {p.device.type for p in net.parameters()} == {"cuda"}
+
+
+def test_options_that_a_run_takes_together_have_a_plan():
+    torch.manual_seed(0)
+    network = CondTransformerRegressor(4, 4, 2, 2, 1, 2, 2, 16, 0.0, 0.0).eval()
+    values = toy_config("nowhere", gradient_checkpointing=True, fake_score_rank=2).model_dump()
+    cfg = with_method(DistillConfig.model_validate(values))
+    found = {row.name: row for row in distillation_footprints(cfg, network, ToyTask().train)}
+    assert all(found[name].activations > 0 for name in ("student", "fake score"))

@@ -1,10 +1,11 @@
 """What the trainer costs: an iteration of its loop beside forward, backward and optimiser alone, in turns.
 
-The default recipe (recipes/configs/ring.yaml) runs as it does for a user, draws, gathers, averages, log rows, progress
-and checkpoints included. After every few updates it is halted while a bare loop makes as many of its own: the same
-losses on twins of the networks with batches that were drawn before, backward, clipping and AdamW. Validations, which
-are work of the task, don't count. Beside wall seconds stand CPU seconds of the process, which other work on the machine
-changes less; it runs on one thread.
+The default recipe (recipes/configs/ring.yaml) runs as it does for a user: draws, gathers, averages, log rows and
+progress are included; of a checkpoint every few hundred updates a median over rounds shows nothing. After every few
+updates it is halted while a bare loop makes as many of its own: the same losses on twins of the networks, backward,
+clipping and AdamW, on batches that were drawn before (of DMD the times and noise of its losses are drawn in both).
+Validations, which are work of the task, don't count. Beside wall seconds stand CPU seconds of the process, which other
+work on the machine changes less; it runs on one thread.
 """
 
 from __future__ import annotations

@@ -129,7 +129,8 @@ def repeated_rows(data: TrajectoryData | SampleData) -> list[tuple[int, int]]:
     for part in parts:
         weights = torch.rand(part.shape[1], dtype=torch.float64, generator=generator)
         # In blocks: a copy of the data in float64 may be more than fits.
-        key += torch.cat([block.double() @ weights for block in part.split(4096)])
+        # And row by row: a matrix product rounds equal rows of two blocks differently.
+        key += torch.cat([(block.double() * weights).sum(1) for block in part.split(4096)])
     order = key.argsort(stable=True)
     first, pairs = int(order[0]), []
     for row in order[1:].tolist() if len(key.unique()) < len(key) else []:
@@ -150,7 +151,8 @@ def moment_violations(data: TrajectoryData, episodes: Tensor | None = None) -> l
     and of channels. Up to 2000 rows are looked at, spread over the data, and of long trajectories some waypoints.
 
     Args:
-        data: with a `symmetry`.      episodes: (N,), rows with one number are not independent; None: all are.
+        data: with a `symmetry`.      episodes: (N,), rows with one number are not independent; None:
+            those of one condition aren't, unless there is but one.
     """
     # Groups load escnn, which data without a symmetry doesn't need.
     from ..models import parse_group, parse_representation
@@ -163,7 +165,10 @@ def moment_violations(data: TrajectoryData, episodes: Tensor | None = None) -> l
     if [rep.size for rep in reps] != [data.X.shape[-1], data.Z.shape[-1]]:
         return []  # the task has a stand-in for its condition
     rows = torch.linspace(0, len(data.X) - 1, min(len(data.X), _MOST_ROWS)).round().long()
-    draws = torch.arange(len(rows)) if episodes is None else episodes[rows].unique(return_inverse=True)[1]
+    scenes = data.Z[rows].flatten(1).unique(dim=0, return_inverse=True)[1]
+    draws = torch.arange(len(rows)) if int(scenes.max()) == 0 else scenes
+    if episodes is not None:
+        draws = episodes[rows].unique(return_inverse=True)[1]
     # One unit for all channels of an irrep, which commutes with the group, so that none drowns the others.
     units = fit_normalizers(data.X, data.Z, symmetry)
     parts = [_spread(unit.normalize(part[rows].double())) for unit, part in zip(units, (data.X, data.Z), strict=True)]

@@ -125,8 +125,18 @@ def test_windows_of_an_episode_are_one_draw():
     """Twelve episodes of a hundred windows each say as much as twelve rows."""
     X, Z = (part.repeat_interleave(100, 0) for part in drawn(PLANE, 12, seed=5))
     noise = 0.01 * torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
-    data, episodes = declared(X + noise, Z, PLANE), torch.arange(12).repeat_interleave(100)
+    data, episodes = declared(X + noise, Z + noise[:, :1], PLANE), torch.arange(12).repeat_interleave(100)
     assert not moment_violations(data, episodes) and moment_violations(data)
+
+
+def test_demonstrations_of_one_condition_are_one_draw():
+    """Five rows of each of 100 conditions say of the law of conditions what 100 rows do."""
+    alarms = 0
+    for seed in range(20):
+        X, Z = (part.repeat_interleave(5, 0) for part in drawn(PLANE, 100, seed))
+        X = X + torch.randn(X.shape, generator=torch.Generator().manual_seed(seed))
+        alarms += bool(moment_violations(declared(X, Z, PLANE)))
+    assert alarms == 0
 
 
 @pytest.mark.parametrize("name", ["ring", "two_rings", "modes", "flights"])
@@ -186,6 +196,12 @@ def test_repeated_rows_are_numbered_as_in_the_file(tmp_path):
 def _saved(folder, X, Z):
     np.savez(folder / "data.npz", X=X, Z=Z)
     return folder / "data.npz"
+
+
+def test_repeats_are_found_across_blocks():
+    X = torch.randn(5000, 37, generator=torch.Generator().manual_seed(0))
+    X[-2000:] = X[:2000]
+    assert repeated_rows(SampleData(X)) == [(row, 3000 + row) for row in range(2000)]
 
 
 def test_repeats_are_pairs_with_the_first_of_their_kind():
