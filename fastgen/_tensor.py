@@ -28,6 +28,11 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def at_hand(x: Tensor) -> bool:
+    """Whether the host can read `x` for nothing; for a number on a GPU it waits until all before it is computed."""
+    return x.device.type == "cpu"
+
+
 def time_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of times that travel beside data of `dtype`: float64 for float64, else float32, never less."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from ._files import brief
 from ._yaml import parse_yaml, read_yaml
-from .faults import stopped_by_sigterm
+from .faults import leave, stopped_by_sigterm
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -140,11 +140,11 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
             raise
         message = " ".join(str(error).split())
         print(f"error: {message} (FASTGEN_TRACEBACK=1 shows where)", file=sys.stderr)
-        raise SystemExit(2) from None
+        leave(2)
     except KeyboardInterrupt as interrupt:
         said = str(interrupt) or ("what is done is in the run folder; --resume goes on" if resumable else "")
         print(f"\nstopped{': ' + said if said else ''}", file=sys.stderr)
-        raise SystemExit(getattr(interrupt, "exit_code", 130)) from None
+        leave(getattr(interrupt, "exit_code", 130))
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

@@ -181,6 +181,7 @@ class Distillation:
             None if fake_score is None else fake_score.network,
             self._unguided(),
             discriminator=None if discriminator is None else discriminator.network,
+            same_draws=True,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )

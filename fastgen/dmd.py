@@ -92,7 +92,8 @@ class DMDPipeline:
     rollout, then t and eps of the loss. Across processes give every process a generator in the same state, with `rank`
     and `world_size`: each loss then draws for the global batch and keeps its own part, so results don't depend on the
     number of processes. The rung is drawn once for the global batch; with torch.distributed running, rank 0's draw is
-    used everywhere, whatever the generators: processes on different rungs would make different numbers of calls.
+    used everywhere, whatever the generators, unless `same_draws`: processes on different rungs would make different
+    numbers of calls.
 
     Samples of different lengths are padded and given a `mask` (B, T), True at real tokens, over the first axis of a
     sample: padding counts in no mean. It says nothing to the networks, whose condition must tell them (or whose
@@ -107,6 +108,8 @@ class DMDPipeline:
         features: `features(x_t, t, cond) -> list of Tensors`, differentiable in x_t: what the discriminator sees; None:
             what `config.gan_features` and `config.gan_blocks` name.
         rank, world_size: this process's part of the global batch.
+        same_draws: whether all processes are sure to give generators in the same state: nothing is broadcast then, for
+            which a GPU would have to be waited for.
 
     Raises:
         ValueError: if the config names unknown types, if t_list contradicts student_steps, if the config needs a
@@ -124,6 +127,7 @@ class DMDPipeline:
         features: Features | None = None,
         rank: int = 0,
         world_size: int = 1,
+        same_draws: bool = False,
     ) -> None:
         self.t_list = check_student(config.t_list, config.student_sample_type, config.pred_type)
         self.num_rungs = len(self.t_list) - 1
@@ -158,7 +162,7 @@ class DMDPipeline:
         self.student, self.teacher, self.fake_score = student, teacher, fake_score
         self.config = config
         self.discriminator, self.features = discriminator, features
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.same_draws = rank, world_size, same_draws
 
     def alone(self) -> DMDPipeline:
         """The same pipeline for a batch that no other process has a part of."""
@@ -548,7 +552,7 @@ class DMDPipeline:
         if self.num_rungs == 1:
             return 0
         rung = self._rungs(1, device, generator)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if not self.same_draws and torch.distributed.is_available() and torch.distributed.is_initialized():
             rung = rung.to(device)
             torch.distributed.broadcast(rung, src=0)
         return int(rung)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ._shards import gathered, is_shard, own, settle, shared_like, sharing
-from ._tensor import check_choice, unwrap
+from ._tensor import at_hand, check_choice, unwrap
 
 if TYPE_CHECKING:
     from .config import EMAConfig
@@ -84,12 +84,20 @@ class ExponentialMovingAverage:
                 return 0.5 ** (self.cfg.batch_size / half_life)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, *, iteration: int) -> None:
+    def update(self, model: nn.Module, *, iteration: int, skip: Tensor | None = None) -> None:
         """Take in the weights after student update number `iteration` (1 for the first).
+
+        Args:
+            skip: a scalar, True: leave the average as it is. On a GPU that is decided there, without waiting for it;
+                one that is kept elsewhere than the scalar waits.
 
         Raises:
             ValueError: if `model` has other weights than the shadow.
         """
+        if skip is not None and (at_hand(skip) or self.device is not None):
+            if skip:
+                return
+            skip = None
         beta = self.beta(iteration)
         settle(unwrap(model))
         # Asked once, not of each weight.
@@ -103,8 +111,12 @@ class ExponentialMovingAverage:
                 alike = value.dtype == shadow.dtype and value.device == shadow.device
                 values.append(value if alike else value.to(shadow.device, shadow.dtype))
             else:
-                shadow.copy_(value)
-        if shadows:
+                shadow.copy_(value if skip is None else torch.where(skip, shadow, value))
+        if shadows and skip is not None:
+            # A weight of 0 leaves a number exactly as it is. As tensors: a number would have to be known here.
+            weight = torch.where(skip, 0.0, 1.0 - beta).to(self.dtype)
+            torch._foreach_lerp_(shadows, values, [weight] * len(shadows))  # pyright: ignore[reportPrivateImportUsage]
+        elif shadows:
             # torch's lerp answers the end point exactly at weight 1, so a constant network stays itself.
             torch._foreach_lerp_(shadows, values, 1.0 - beta)  # pyright: ignore[reportPrivateImportUsage]
 

@@ -6,16 +6,19 @@ state saved. Exit codes are those of a shell, 128 + the signal's number: 130 and
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import distributed
 
-__all__ = ["StopRequest", "Stopped", "gather_objects", "stopped_by_sigterm", "together"]
+__all__ = ["StopRequest", "Stopped", "gather_objects", "leave", "stopped_by_sigterm", "together"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -77,11 +80,30 @@ def _handled(numbers: tuple[signal.Signals, ...], handler: Any) -> Iterator[None
             signal.signal(number, former)
 
 
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    One of several processes may leave the others in the middle of an exchange. It ends without tearing its connections
+    down, which they may be using and which then aborts now and then: with another exit code.
+    """
+    if _processes() > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
+def _processes() -> int:
+    """Processes that share the work."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def gather_objects(value: Any) -> list[Any]:
     """`value` of each process, in their order; `[value]` where there is one process alone."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if _processes() == 1:
         return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
+    values: list[Any] = [None] * _processes()
     distributed.all_gather_object(values, value)
     return values
 

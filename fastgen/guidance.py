@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._tensor import cond_to, expand_like, expand_mask, map_tensors, masked_mean, wide_dtype
+from ._tensor import at_hand, cond_to, expand_like, expand_mask, map_tensors, masked_mean, wide_dtype
 from .flow_matching import convert_prediction
 from .losses import classifier_free_guidance
 from .networks import DECLARED, Cond, NetworkWrapper, network_dtype, teacher_x0
@@ -114,8 +114,9 @@ class GuidedNetwork(NetworkWrapper):
         return convert_prediction(self.predict_x0(x_t, t, cond), x_t, t, "x0", self.pred_type)
 
     def _guides(self, t: Tensor) -> bool:
+        """Whether the null condition may be needed; on a GPU always, rather than waiting for it to read times."""
         lo, hi = self.guidance.interval
-        return self.guidance.scale != 1.0 and bool(((t >= lo) & (t <= hi)).any())
+        return self.guidance.scale != 1.0 and (not at_hand(t) or bool(((t >= lo) & (t <= hi)).any()))
 
     def _null(self, x_t: Tensor) -> Cond:
         """The null condition, a row for each sample."""

@@ -139,12 +139,16 @@ class RunLog:
         row = {**row, "phases": {name: round(value, 4) for name, value in phases.items()}}
         if (peak := peak_memory()) is not None:
             row["peak_memory_mb"] = round(peak / 1e6, 1)
+        self.note(row)
+        return row
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Add a row as it is, such as one of an update that only now is known to have been skipped."""
         if self.main_process:
             with open(self.run_dir / LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain_json(row, "row")) + "\n")
             if self.track is not None:
                 self.track(numbers(row), row["iteration"])
-        return row
 
     def truncate(self, stages: Sequence[str], position: int, step: int) -> None:
         """Drop the rows after `step` updates of stage number `position`, which are about to be made again; at the

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from .ema import ExponentialMovingAverage
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TrainedNetwork", "check_compiler"]
+__all__ = ["Skip", "TrainedNetwork", "check_compiler"]
 
 
 def check_compiler(device: torch.device, *, wanted: bool) -> None:
@@ -60,14 +60,28 @@ def check_batch_statistics(network: nn.Module, *, shared: bool) -> None:
             )
 
 
+class Skip(NamedTuple):
+    """An update that was skipped.
+
+    Attributes:
+        at: of the network when it was made.
+        in_a_row, in_all: updates skipped up to this one.
+    """
+
+    at: int
+    in_a_row: int
+    in_all: int
+
+
 class TrainedNetwork:
     """A network with its optimiser, its learning-rate law and, if asked for, its EMA.
 
     `total` updates make one cosine. An update whose loss or gradient is not finite is skipped on all processes: it
-    leaves weights, optimiser and average as they were.
+    leaves weights, optimiser and average as they were. Whether it was is decided on the device, which an update doesn't
+    wait for; `take_skipped` does.
 
     Attributes:
-        skipped: updates skipped in a row.      skipped_in_all: since the beginning.
+        at: what updates are told by in `take_skipped`, such as the number of the stage's update that they belong to.
     """
 
     def __init__(
@@ -105,10 +119,13 @@ class TrainedNetwork:
         self.ema = (
             None if ema is None else ExponentialMovingAverage(self.bare, ema, device="cpu" if ema_on_cpu else None)
         )
-        self.skipped, self.skipped_in_all = 0, 0
+        self.at = 0
+        self._counts = 0, 0  # updates skipped in a row and in all, of those that are read
+        self._unread: list[tuple[int, Tensor]] = []
+        self._skips: list[Skip] = []
 
-    def update(self, loss: Tensor | Sequence[Callable[[], Tensor]], step: int) -> dict[str, float]:
-        """One optimiser step; returns the gradient norm and the learning rate.
+    def update(self, loss: Tensor | Sequence[Callable[[], Tensor]], step: int) -> dict[str, Tensor | float]:
+        """One optimiser step; returns the gradient norm, a scalar on the device, and the learning rate.
 
         Args:
             loss: a scalar; or a function for each of k micro-batches of equal size that gives its loss. Their mean is
@@ -124,17 +141,18 @@ class TrainedNetwork:
             group["lr"] = lr
         self._backward(loss)
         # Torch's own: accelerate looks for the network among all by comparing parameters, which shards don't like.
-        norm = float(gathered(nn.utils.clip_grad_norm_(self._parameters, self.cfg.clip_grad_norm)))
+        norm = gathered(nn.utils.clip_grad_norm_(self._parameters, self.cfg.clip_grad_norm))
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
-        if math.isfinite(norm):
-            self.skipped = 0
-            # Accelerate's wrapper serves a loss scale, which there is none of, and looks for packages at every step.
-            self.optimizer.optimizer.step()
-            if self.ema is not None:
-                self.ema.update(self.bare, iteration=step + 1)
-        else:
-            self.skipped, self.skipped_in_all = self.skipped + 1, self.skipped_in_all + 1
-        self.optimizer.optimizer.zero_grad(set_to_none=True)
+        skip = ~norm.isfinite()
+        self._unread.append((self.at, skip))
+        # Accelerate's wrapper serves a loss scale, which there is none of, and looks for packages at every step. Torch
+        # offers its kernel what a loss scale needs: a step that the device itself leaves out.
+        adam = self.optimizer.optimizer
+        adam.found_inf = skip.to(torch.float32)
+        adam.step()
+        if self.ema is not None:
+            self.ema.update(self.bare, iteration=step + 1, skip=skip)
+        adam.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr}
 
     def _backward(self, loss: Tensor | Sequence[Callable[[], Tensor]]) -> None:
@@ -150,6 +168,23 @@ class TrainedNetwork:
             with self.accelerator.no_sync(self.network):
                 self.accelerator.backward(_finite_or_nan(micro_batch()) / len(loss))
         self.accelerator.backward(_finite_or_nan(loss[-1]()) / len(loss))
+
+    def take_skipped(self) -> list[Skip]:
+        """The updates skipped since the last call, in order; waits for the device."""
+        self._read()
+        taken, self._skips = self._skips, []
+        return taken
+
+    def _read(self) -> None:
+        """Count the updates that nobody has looked at yet."""
+        if not self._unread:
+            return
+        updates, flags = zip(*self._unread, strict=True)
+        self._unread = []
+        for at, skipped in zip(updates, torch.stack(flags).tolist(), strict=True):
+            self._counts = (self._counts[0] + 1, self._counts[1] + 1) if skipped else (0, self._counts[1])
+            if skipped:
+                self._skips.append(Skip(at, *self._counts))
 
     def averaged(self) -> nn.Module:
         """A copy with the EMA weights (the weights themselves without an EMA), in eval mode and in full precision.
@@ -171,8 +206,9 @@ class TrainedNetwork:
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resume needs, as full tensors; of a sharded network all processes must ask for it."""
         settle(self.bare)
+        self._read()
         state = add_prefix("weights", self.bare.state_dict()) | flatten_optimizer(self.optimizer, "optimizer")
-        state["skipped"] = torch.tensor([self.skipped, self.skipped_in_all])
+        state["skipped"] = torch.tensor(self._counts)
         if self.ema is not None:
             state |= add_prefix("ema", self.ema.state_dict())
         return {name: gathered(value) for name, value in state.items()}
@@ -198,7 +234,8 @@ class TrainedNetwork:
         unflatten_optimizer(self.optimizer, "optimizer", {**tensors, **moments}, what="an optimiser")
         if self.ema is not None:
             self.ema.load_state_dict(with_prefix(tensors, "ema"))
-        self.skipped, self.skipped_in_all = tensors["skipped"].tolist()
+        in_a_row, in_all = tensors["skipped"].tolist()
+        self._counts, self._unread, self._skips = (in_a_row, in_all), [], []
 
 
 def _finite_or_nan(loss: Tensor) -> Tensor:

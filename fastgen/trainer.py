@@ -229,32 +229,40 @@ class Trainer:
             seed = generator_for(self.seed, stage.name, "dropout", step, rank).initial_seed()
             # On a CPU torch.manual_seed would look for devices of every kind each time.
             (torch.default_generator if on_cpu else torch).manual_seed(seed)
-            before = {part: network.skipped_in_all for part, network in stage.trained().items()}
+            for network in stage.trained().values():
+                network.at = step + 1
             logs = stage.update(step)
             self.log.count()
-            stop = self._stopped_by()
             self.step, self.iteration = step + 1, self.iteration + 1
-            watch.lap()
-            skipped, hopeless = self._skipped(stage, before)
             last = self.step == stage.steps
+            save = self.step % loop.checkpoint_every == 0 and not last
             # The end of a warm-up shows whether judges see anything, before the student follows them.
-            if self.step % loop.evaluate_every == 0 or last or self.step == stage.warmup:
+            validate = self.step % loop.evaluate_every == 0 or last or self.step == stage.warmup
+            log = self.step % loop.log_every == 0 or last or validate
+            # A GPU would have to catch up with the host first; a CPU is asked at once.
+            look = on_cpu or log or save
+            stop = self._stopped_by() if look or self.accelerator.num_processes == 1 else 0
+            skips, hopeless = self._skipped(stage) if look or stop else ({}, None)
+            skipped = skips.pop(self.step, {})
+            watch.lap()
+            for at, row in skips.items():
+                self.log.note({"iteration": self.iteration + at - self.step, "stage": stage.name, "step": at, **row})
+            if validate:
                 shown = self._validate(stage)
                 watch.restart()  # validation is not training time
-            if self.step % loop.log_every == 0 or last or shown or skipped:
+            if log or skipped:
                 logs = self._means(logs)
                 row = self._log({"stage": stage.name, "step": self.step, **logs, **shown, **skipped})
                 bar.set_postfix(self._postfix(row))
                 shown = {}
             bar.update()
-            if self.step % loop.checkpoint_every == 0 and not last or stop or hopeless:
+            if save or stop or hopeless:
                 tensors = {k: v for part, network in stage.trained().items() for k, v in _named(part, network)}
                 self._save(tensors | self._best_tensors(stage.name))
             if hopeless:
                 raise FloatingPointError(
-                    f"loss or gradient of the {hopeless} updates in a row, up to {stage.name} update {self.step}; "
-                    "look at the rows that metrics.jsonl names, lower the learning rate in a new run, or raise "
-                    "train.most_skipped"
+                    f"loss or gradient of the {hopeless}; look at the rows that metrics.jsonl names, lower the "
+                    "learning rate in a new run, or raise train.most_skipped"
                 )
             if stop:
                 saved = f"state saved at {stage.name} update {self.step}"
@@ -386,28 +394,29 @@ class Trainer:
             except ValueError as error:
                 raise ValueError(f"cannot resume the {part}: {error}") from error
 
-    def _skipped(self, stage: Stage, before: Mapping[str, int]) -> tuple[dict[str, Any], str | None]:
-        """What is logged of updates that were skipped just now, and what is said of a network whose are too many.
-
-        Args:
-            before: updates skipped in all, of each network, before this update of the stage.
-        """
-        row: dict[str, Any] = {}
+    def _skipped(self, stage: Stage) -> tuple[dict[int, dict[str, Any]], str | None]:
+        """What is logged of the updates that were found to be skipped just now, by the stage's update, and what is said
+        of a network whose are too many."""
+        found: dict[int, dict[str, Any]] = {}
+        hopeless: str | None = None
         for part, network in stage.trained().items():
-            if network.skipped_in_all == before[part]:
-                continue
-            rows = stage.batch_rows(self.step - 1, part).tolist()
-            row[part] = {"in_a_row": network.skipped, "in_all": network.skipped_in_all, "rows": rows}
-            self.progress[stage.name].skip(part, self.step, network.skipped_in_all)
-            if self.accelerator.is_main_process:
-                counts = f"{network.skipped} in a row, {network.skipped_in_all} in all"
-                shown = ", ".join(map(str, rows[:8])) + (f", ... ({len(rows)} in metrics.jsonl)" if rows[8:] else "")
-                what = f"{stage.name} update {self.step}: loss or gradient of the {part} not finite, update skipped"
-                say(f"warning: {what} ({counts}); rows of its batch: {shown}")
-        most = self.loop.most_skipped
-        often = [(part, network.skipped) for part, network in stage.trained().items() if network.skipped >= most]
-        hopeless = f"{often[0][0]} not finite in {often[0][1]}" if often else None
-        return {"skipped": row} if row else {}, hopeless
+            for at, in_a_row, in_all in network.take_skipped():
+                rows = stage.batch_rows(at - 1, part).tolist()
+                parts = found.setdefault(at, {"skipped": {}})["skipped"]
+                parts[part] = {"in_a_row": in_a_row, "in_all": in_all, "rows": rows}
+                if in_a_row >= self.loop.most_skipped:
+                    hopeless = f"{part} not finite in {in_a_row} updates in a row, up to {stage.name} update {at}"
+        for at in sorted(found):
+            for part, row in found[at]["skipped"].items():
+                self.progress[stage.name].skip(part, at, row["in_all"])
+                if self.accelerator.is_main_process:
+                    counts, rows = f"{row['in_a_row']} in a row, {row['in_all']} in all", row["rows"]
+                    shown = ", ".join(map(str, rows[:8])) + (
+                        f", ... ({len(rows)} in metrics.jsonl)" if rows[8:] else ""
+                    )
+                    what = f"{stage.name} update {at}: loss or gradient of the {part} not finite, update skipped"
+                    say(f"warning: {what} ({counts}); rows of its batch: {shown}")
+        return dict(sorted(found.items())), hopeless
 
     @contextmanager
     def _saying_what_is_left(self) -> Iterator[None]:

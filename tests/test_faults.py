@@ -315,8 +315,9 @@ def test_a_second_run_in_a_folder_is_refused_and_leaves_the_first_alone(folder):
 
 def test_an_error_of_one_process_ends_all_of_them(folder):
     (code, err), (other_code, other_err) = pair(folder, "error")
-    assert other_code == 2 and the_line(other_err).startswith("error: a broken sample")
-    assert code != 0
+    assert other_code == 2, other_err
+    assert the_line(other_err).startswith("error: a broken sample")
+    assert code != 0, err
     assert 0 < state(folder / "run")[1]["step"] <= 9
 
 

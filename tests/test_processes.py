@@ -168,7 +168,7 @@ def test_micro_batches_are_clipped_as_one():
         network = trained(nn.Linear(3, 1).double())
         alive = [lambda rows=rows, n=network: n.network(rows).square().mean() for rows in x.chunk(parts)]
         done = [network.update(alive, step) for step in range(3)]
-        networks.append((network.bare.state_dict(), done[-1]["grad_norm"]))
+        networks.append((network.bare.state_dict(), float(done[-1]["grad_norm"])))
     (one, norm), (many, other) = networks
     assert all(torch.allclose(one[key], many[key], rtol=0, atol=1e-14) for key in one)
     assert norm == pytest.approx(other, rel=1e-12) and norm > 0.1

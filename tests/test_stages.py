@@ -24,7 +24,7 @@ from fastgen.stages import (
     KnowledgeDistillation,
     Stage,
 )
-from fastgen.trained_network import TrainedNetwork
+from fastgen.trained_network import Skip, TrainedNetwork
 from fastgen.trainer import start_accelerator
 
 BATCH = 12
@@ -246,7 +246,8 @@ def test_an_update_that_is_not_finite_leaves_everything_as_it_was_and_is_counted
 
     network = trained(network=Both(nn.Linear(3, 1), Rooted()))
     network.root = network.bare[1]
-    train(network, range(3))
+    network.update(loss_at(network, 0) + 0.0 * network.root.w.sum(), 0)  # a gradient that leaves the root at 0
+    train(network, range(1, 3))
     for times, step in ((4, 3), (2, 8)):
         before = copy.deepcopy(network.tensors())
         for skipped in range(times):
@@ -271,7 +272,8 @@ def test_a_loss_that_is_no_number_is_noticed_though_its_gradient_is_one():
         bool(g.isfinite().all()) for g in torch.autograd.grad(loss, [*network.bare.parameters()], retain_graph=True)
     )
     assert not math.isfinite(network.update(loss, 3)["grad_norm"])
-    assert equal({**network.tensors(), "skipped": before["skipped"]}, before) and network.skipped == 1
+    assert equal({**network.tensors(), "skipped": before["skipped"]}, before)
+    assert network.take_skipped() == [Skip(0, 1, 1)]
 
 
 def test_updates_that_were_skipped_are_counted_on_after_a_resume(tmp_path):
@@ -281,7 +283,23 @@ def test_updates_that_were_skipped_are_counted_on_after_a_resume(tmp_path):
         network.update(loss_at(network, step) * float("nan"), step)
     save_tensors(tmp_path / "x", network.tensors())
     again.load_tensors(load_tensors(tmp_path / "x"))
-    assert (again.skipped, again.skipped_in_all) == (3, 3)
+    again.at = 7
+    again.update(loss_at(again, 6) * float("nan"), 6)
+    assert again.take_skipped() == [Skip(7, 4, 4)] and again.take_skipped() == []
+
+
+def test_updates_that_were_skipped_are_told_with_what_they_belong_to():
+    """Whenever they are asked for, each is told once, and all that came since count."""
+    network, told = trained(), []
+    broken, asked = {2, 3, 6, 8, 9, 10}, {4, 9, 12}
+    for step in range(12):
+        network.at = step // 2 + 1
+        network.update(loss_at(network, step) * (float("nan") if step in broken else 1.0), step)
+        told += network.take_skipped() if step in asked else []
+        if step == 10:
+            assert network.tensors()["skipped"].tolist() == [3, 6]
+    told += network.take_skipped()
+    assert told == [Skip(2, 1, 1), Skip(2, 2, 2), Skip(4, 1, 3), Skip(5, 1, 4), Skip(5, 2, 5), Skip(6, 3, 6)]
 
 
 def test_decay_is_for_the_groups_a_network_asks_for():

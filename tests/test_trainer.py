@@ -20,6 +20,7 @@ from fastgen.distillation import Distillation
 from fastgen.run_log import read_log, timeless
 from fastgen.runs import claim_run, open_run
 from fastgen.stages import DistributionMatching, KnowledgeDistillation, Stage
+from fastgen.trained_network import Skip
 from fastgen.trainer import Stopwatch, Trainer, start_accelerator
 
 
@@ -234,7 +235,7 @@ class Counter(Stage):
 
     def __init__(self, name: str = "dmd", steps: int = 8, warmup: int = 0) -> None:
         self.name, self.steps, self.warmup = name, steps, warmup
-        self.skipped = self.skipped_in_all = 0
+        self.at = 0
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
 
@@ -249,6 +250,9 @@ class Counter(Stage):
 
     def trained(self) -> dict:
         return {"student": self}
+
+    def take_skipped(self) -> list[Skip]:
+        return []
 
     def tensors(self) -> dict[str, Tensor]:
         return self.network.state_dict()
