@@ -94,13 +94,16 @@ class LowRankFakeScore(nn.Module):
     def __init__(self, teacher: nn.Module, rank: int, *, alpha: float | None = None, seed: int = 0) -> None:
         super().__init__()
         check_count("rank", rank)
-        network, linears = _sharing_memory(teacher), {}
+        network = _sharing_memory(teacher)
+        linears: dict[nn.Linear, str] = {}  # and their first paths
+        places: list[tuple[nn.Module, str, nn.Linear]] = []
         for path, module in list(network.named_modules()):
             for name, child in module.named_children():
                 # Subclasses may be read rather than called, as in nn.MultiheadAttention.
                 if type(child) is nn.Linear:
-                    linears[f"{path}.{name}".lstrip(".")] = (module, name, child)
-        reached = sum(child.weight.numel() for _, _, child in linears.values())
+                    linears.setdefault(child, f"{path}.{name}".lstrip("."))
+                    places.append((module, name, child))
+        reached = sum(child.weight.numel() for child in linears)
         total = sum(parameter.numel() for parameter in network.parameters())
         if 2 * reached < total:
             raise ValueError(
@@ -109,11 +112,12 @@ class LowRankFakeScore(nn.Module):
             )
         generator, scale = generator_for(seed, "low rank"), 1.0 if alpha is None else alpha / rank
         self.corrections = nn.ParameterDict()
-        for path, (module, name, child) in linears.items():
-            made = LowRankLinear(child, rank, scale, generator)
-            setattr(module, name, made)
-            for part, parameter in (("down", made.down), ("up", made.up)):
-                self.corrections[f"{path.replace('.', '/')}/{part}"] = parameter
+        made = {linear: LowRankLinear(linear, rank, scale, generator) for linear in linears}
+        for linear, path in linears.items():
+            for part in ("down", "up"):
+                self.corrections[f"{path.replace('.', '/')}/{part}"] = getattr(made[linear], part)
+        for module, name, linear in places:
+            setattr(module, name, made[linear])
         self.call_dtype = network_dtype(teacher, torch.float32)
         for name in DECLARED:
             if hasattr(teacher, name):

@@ -150,9 +150,13 @@ class Normalizer:
 
 def is_constant(rows: Tensor) -> Tensor:
     """Which channels of rows (N, d) have one value, but for rounding: (d,) of bool."""
-    wide = rows.double()
-    sd = (wide - wide.mean(0)).square().mean(0).sqrt()
-    return sd <= _CONSTANT_SHARE * wide.abs().amax(0)
+    # Channel by channel: no second copy of all the data.
+    found = []
+    for channel in rows.unbind(1):
+        wide = channel.double()
+        sd = (wide - wide.mean()).square().mean().sqrt()
+        found.append(sd <= _CONSTANT_SHARE * wide.abs().amax())
+    return torch.stack(found)
 
 
 def _check_blocks(blocks: Blocks, d: int) -> tuple[Tensor, list[tuple[int, int, bool]]]:

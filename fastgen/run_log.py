@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ._files import plain_json, write_file
+from ._files import brief, plain_json, write_file
 
 __all__ = [
     "CLOCKED",
@@ -50,12 +50,22 @@ def timeless(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl; a last line that a kill cut short is left out."""
+    """Rows of metrics.jsonl; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: another line that is no JSON, with its number.
+    """
     path = run_dir / LOG
     if not path.exists():
         return []
     lines: Sequence[str] = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise ValueError(f"expected a row of JSON in line {number} of {path}, got {brief(line)}") from error
+    return rows
 
 
 def peak_memory() -> int | None:

@@ -21,8 +21,9 @@ CONFIG = "config.yaml"
 _OURS = ("metrics.jsonl", "checkpoints", "stages", "pairs.safetensors", "student", "teacher", "report")
 # Keys that may differ between a run and its resumption: they do not change what is computed.
 _FREE_KEYS = (
-    *("resume", "run_dir", "checkpoint_every", "keep_checkpoints", "log_every", "threads", "tracker", "most_skipped"),
-    *("gradient_accumulation_steps", "gradient_checkpointing", "ema_on_cpu"),
+    *("resume", "run_dir", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.threads"),
+    *("train.tracker", "train.most_skipped", "train.gradient_accumulation_steps", "train.gradient_checkpointing"),
+    "train.ema_on_cpu",
 )
 
 
@@ -98,7 +99,7 @@ def _check_same(saved: Path, cfg: BaseModel) -> None:
     now = yaml.safe_load(dump_anywhere(cfg))
     before, now = _flatten(before), _flatten(now)
     different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    different = [key for key in different if key.rsplit(".", 1)[-1] not in _FREE_KEYS]
+    different = [key for key in different if key not in _FREE_KEYS]
     if different:
         said = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in different[:5])
         raise ValueError(

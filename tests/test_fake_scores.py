@@ -50,6 +50,27 @@ def test_a_map_is_the_frozen_one_plus_alpha_over_r_times_b_a():
     assert torch.linalg.matrix_rank(low.weight - linear.weight) == 2
 
 
+class Shared(nn.Module):
+    """One map in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict({"one": nn.Linear(4, 4), "two": nn.Linear(4, 4)})
+        self.tied = self.net["one"]
+
+    def forward(self, x_t, t, cond=None):
+        return self.tied(self.net["two"](self.net["one"](x_t)))
+
+
+def test_a_map_in_two_places_has_one_correction():
+    net = Shared().double()
+    fake = LowRankFakeScore(net, 2)
+    assert {*fake.corrections} == {f"{path}/{part}" for path in ("tied", "net/two") for part in ("up", "down")}
+    inner = fake.network
+    assert inner.tied is inner.net["one"] and isinstance(inner.tied, LowRankLinear)
+    assert torch.equal(fake(X, T), net(X, T)) and not torch.equal(trained(fake)(X, T), net(X, T))
+
+
 def test_gradients_reach_the_corrections_alone_and_the_teacher_stays():
     net = teacher()
     before = copy.deepcopy(net.state_dict())

@@ -110,6 +110,7 @@ def test_resuming_where_nothing_is_begins(tmp_path):
         ("dmd.ema.decay", 0.5, "dmd.ema.decay: 0.99 then, 0.5 now"),
         ("data.seed", 3, "data.seed: 0 then, 3 now"),
         ("teacher.folder", "t", "teacher.folder: None then, .*/t now"),
+        ("teacher.arguments", {"threads": 2}, "teacher.arguments.threads: None then, 2 now"),
         ("keep", "kd", "keep: best then, kd now"),
     ],
 )
@@ -123,7 +124,9 @@ def test_resuming_with_another_config_is_refused_by_the_key_that_differs(run, ke
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("train.checkpoint_every", 1), ("train.keep_checkpoints", 9), ("train.log_every", 1), ("train.threads", 2)],
+    [("train.checkpoint_every", 1), ("train.keep_checkpoints", 9), ("train.log_every", 1), ("train.threads", 2)]
+    + [("train.tracker", "wandb"), ("train.most_skipped", 1), ("train.gradient_accumulation_steps", 2)]
+    + [("train.gradient_checkpointing", True), ("train.ema_on_cpu", True)],
 )
 def test_keys_that_change_nothing_that_is_computed_may_differ(run, key, value):
     before = content(Path(run.run_dir))
