@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from ._files import brief
 from ._yaml import parse_yaml, read_yaml
-from .faults import leave, stopped_by_sigterm
+from .faults import leave, part, stopped_by_sigterm
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -135,6 +135,7 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
     try:
         with stopped_by_sigterm():
             yield
+            part()
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("FASTGEN_TRACEBACK"):
             raise

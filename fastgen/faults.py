@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from torch import distributed
 
-__all__ = ["StopRequest", "Stopped", "gather_objects", "leave", "stopped_by_sigterm", "together"]
+__all__ = ["StopRequest", "Stopped", "gather_objects", "leave", "part", "stopped_by_sigterm", "together"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -92,6 +92,13 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     raise SystemExit(code)
+
+
+def part() -> None:
+    """Leave the group of processes, once all of them come to this: connections close while nobody uses them."""
+    if _processes() > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _processes() -> int:

@@ -21,7 +21,7 @@ from toy import ToyTask, ToyTeacher, with_everything
 
 from fastgen.checkpoint import check_checkpoint, checkpoint_folders, load_newest_checkpoint
 from fastgen.distillation import distill
-from fastgen.faults import Stopped, StopRequest, gather_objects, stopped_by_sigterm, together
+from fastgen.faults import Stopped, StopRequest, gather_objects, leave, part, stopped_by_sigterm, together
 from fastgen.run_log import read_log, timeless
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -350,3 +350,7 @@ def test_alone_a_process_hears_itself():
         raise KeyError
     with together():
         pass
+    with pytest.raises(SystemExit) as left:
+        leave(7)
+    assert left.value.code == 7
+    part()
