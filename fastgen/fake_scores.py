@@ -122,13 +122,13 @@ class LowRankFakeScore(nn.Module):
         for name in DECLARED:
             if hasattr(teacher, name):
                 setattr(self, name, getattr(teacher, name))
-        # Not registered: what is frozen is the teacher's, not this module's.
-        self._shared = (network,)
+        # What is frozen is the teacher's, not this module's: out of `parameters()` and the state dict.
+        self.unregistered = (network,)
 
     @property
     def network(self) -> nn.Module:
         """The teacher's modules with the corrections in them."""
-        return self._shared[0]
+        return self.unregistered[0]
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """Predict from `x_t` (B, ...) at `t` (B,)."""

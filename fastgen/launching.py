@@ -1,4 +1,4 @@
-"""Whether a launch got the processes that it asked for."""
+"""What a launch gives a process, and whether it got the processes that it asked for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,48 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["is_first_process", "launch_warning", "parent_command", "warn_of_launch"]
+import torch
+
+__all__ = ["Launch", "is_first_process", "launch_of", "launch_warning", "parent_command", "warn_of_launch"]
+
+
+class Launch(NamedTuple):
+    """What a process will have once accelerate has started.
+
+    Attributes:
+        processes: that share the batch.
+        device: type of the device that networks are on.
+        sharded: whether processes share the weights of trained networks (FSDP2), too.
+    """
+
+    processes: int = 1
+    device: str = "cpu"
+    sharded: bool = False
+
+    @property
+    def shards(self) -> int | None:
+        """Parts that trained networks are in, None where they are in one piece."""
+        return self.processes if self.sharded else None
+
+
+def launch_of(environment: Mapping[str, str], accelerator: torch.device | None) -> Launch:
+    """The launch that these variables are of, by what accelerate reads of them; for who doesn't want to start it, which
+    waits for all processes.
+
+    Args:
+        environment: variables of this process.
+        accelerator: what `torch.accelerator.current_accelerator` finds here.
+    """
+
+    def on(name: str) -> bool:
+        return environment.get(name, "").lower() in ("1", "true", "yes", "on", "y", "t")
+
+    device = "cpu" if accelerator is None or on("ACCELERATE_USE_CPU") else accelerator.type
+    # On a CPU accelerate does not shard, and it needs a group of processes, be it of one.
+    shares = device != "cpu" and "RANK" in environment and environment.get("FSDP_VERSION") == "2"
+    return Launch(int(environment.get("WORLD_SIZE", "1")), device, shares and on("ACCELERATE_USE_FSDP"))
 
 
 def is_first_process() -> bool:

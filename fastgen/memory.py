@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from .recompute import keep_blocks, recompute_blocks, recomputed
 __all__ = ["Footprint", "activation_bytes", "footprint", "memory_table"]
 
 COLUMNS = ("weights", "gradients", "Adam", "EMA", "activations")
+LABEL = 28
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class Footprint:
 
     Attributes:
         name: of the row.
-        parameters: their number.
+        parameters: their number, in all processes together where they share the network.
         weights, gradients, adam, ema: bytes of parameters and buffers, gradients, two moments, shadow weights.
         activations: bytes that the graph of its loss keeps for one micro-batch.
-        host_ema: bytes of an average that is kept in CPU memory, not among the rest.
+        host: bytes that are kept in CPU memory wherever the network is, not among the rest.
     """
 
     name: str
@@ -35,11 +36,11 @@ class Footprint:
     adam: int = 0
     ema: int = 0
     activations: int = 0
-    host_ema: int = 0
+    host: int = 0
 
     @property
     def held(self) -> int:
-        """Bytes that are there all the time: without activations."""
+        """Bytes that are there all the time: without activations and `host`."""
         return self.weights + self.gradients + self.adam + self.ema
 
 
@@ -51,6 +52,7 @@ def footprint(
     ema: torch.dtype | None = None,
     ema_on_cpu: bool = False,
     activations: int = 0,
+    shards: int | None = None,
 ) -> Footprint:
     """What `network` takes, with AdamW over all of its parameters if `trained`.
 
@@ -61,11 +63,17 @@ def footprint(
         ema: dtype of its average, None without one.
         ema_on_cpu: the average is kept in CPU memory.
         activations: bytes, as `activation_bytes` measures them.
+        shards: processes that share parameters and all that is shaped like them (FSDP2); buffers each has whole, and
+            a copy of the network in CPU memory (:class:`fastgen.trained_network.TrainedNetwork`). None: not shared.
     """
-    parameters = list(network.parameters())
-    own = sum(p.numel() * p.element_size() for p in parameters)
-    buffers = sum(b.numel() * b.element_size() for b in network.buffers())
-    shadow = 0 if ema is None else sum(p.numel() for p in parameters) * ema.itemsize
+    parameters, parts = list(network.parameters()), shards or 1
+    own = sum(_shard(p, parts) * p.element_size() for p in parameters)
+    buffers = sum(map(_bytes, network.buffers()))
+    shadow = 0
+    if ema is not None:
+        shadow = sum(_shard(p, parts) for p in parameters) * ema.itemsize
+        shadow += sum(b.numel() * (ema if b.is_floating_point() else b.dtype).itemsize for b in _persistent(network))
+    whole = 0 if shards is None else sum(map(_bytes, parameters)) + buffers
     return Footprint(
         name,
         sum(p.numel() for p in parameters),
@@ -74,8 +82,28 @@ def footprint(
         adam=2 * own if trained else 0,
         ema=0 if ema_on_cpu else shadow,
         activations=activations,
-        host_ema=shadow if ema_on_cpu else 0,
+        host=whole + (shadow if ema_on_cpu else 0),
     )
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _shard(parameter: Tensor, shards: int) -> int:
+    """Numbers of `parameter` in the largest of its shards: FSDP2 cuts the first axis."""
+    rows = max(1, len(parameter) if parameter.ndim else 1)
+    return -(-rows // shards) * (parameter.numel() // rows)
+
+
+def _persistent(network: nn.Module) -> Iterable[Tensor]:
+    """The buffers of the state dict, which averages copy; each once."""
+    return {
+        id(buffer): buffer
+        for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }.values()
 
 
 def activation_bytes(forward: Callable[[], Any], networks: Sequence[nn.Module]) -> int:
@@ -142,28 +170,35 @@ def _saved_bytes(
     return size(), most
 
 
-def memory_table(rows: Sequence[Footprint], tensors: Mapping[str, int]) -> str:
+def memory_table(rows: Sequence[Footprint], tensors: Mapping[str, int], *, title: str = "", device: str = "cpu") -> str:
     """A line for each network, one for each entry of `tensors` (bytes), and the total of a process, in MB.
 
-    Losses are differentiated one after the other, so the total holds the largest of their activations.
+    Losses are differentiated one after the other, so the total holds the largest of their activations. What is in CPU
+    memory wherever networks are, `tensors` among it, has a total of its own unless `device` is the CPU.
+
+    Args:
+        title: of what.
+        device: the type of device that networks are on.
     """
     columns = ("parameters", *COLUMNS, "total")
-    lines = ["", f"{'memory, MB':<16}" + "".join(f"{name:>13}" for name in columns)]
+    head = f"{title}: memory, MB" if title else "memory, MB"
+    lines = ["", f"{head:<{LABEL}}" + "".join(f"{name:>12}" for name in columns)]
 
     def line(name: str, number: int | None, sizes: Sequence[int | None]) -> str:
         counted = "" if number is None else f"{number:,}"
-        return f"{name:<16}{counted:>13}" + "".join(
-            f"{'' if size is None else f'{size / 1e6:.2f}':>13}" for size in sizes
+        return f"{name:<{LABEL}}{counted:>12}" + "".join(
+            f"{'' if size is None else f'{size / 1e6:.2f}':>12}" for size in sizes
         )
 
     for row in rows:
         parts = (row.weights, row.gradients, row.adam, row.ema, row.activations)
         lines.append(line(row.name, row.parameters, (*parts, sum(parts))))
-    lines += [line(name, None, (*[None] * len(COLUMNS), size)) for name, size in tensors.items()]
+    host = {f"{row.name}, in CPU memory": row.host for row in rows if row.host} | dict(tensors)
+    lines += [line(name, None, (*[None] * len(COLUMNS), size)) for name, size in host.items()]
     sums = [sum(getattr(row, part) for row in rows) for part in ("weights", "gradients", "adam", "ema")]
     largest = max((row.activations for row in rows), default=0)
-    total = sum(sums) + largest + sum(tensors.values())
-    lines.append(line("total", sum(row.parameters for row in rows), (*sums, largest, total)))
-    if host := sum(row.host_ema for row in rows):
-        lines.append(f"and {host / 1e6:.2f} of EMA in CPU memory")
-    return "\n".join(lines)
+    numbers, there, here = sum(row.parameters for row in rows), sum(sums) + largest, sum(host.values())
+    if device == "cpu":
+        return "\n".join([*lines, line("total", numbers, (*sums, largest, there + here))])
+    lines.append(line(f"total on {device}", numbers, (*sums, largest, there)))
+    return "\n".join([*lines, line("total in CPU memory", None, (*[None] * len(COLUMNS), here))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ._files import brief, check_names, read_json
 from ._tensor import cond_text, cond_to, evaluating, map_tensors, take_rows, tensors_in
 from .cli import dump_yaml, validate
-from .config import DataConfig, DistillConfig, DMDConfig, LoopConfig, TrainTeacherConfig
+from .config import DataConfig, DistillConfig, DMDConfig, EMAConfig, LoopConfig, TrainTeacherConfig
 from .consistency import consistency_loss, consistency_times
 from .data import Data, build_data
 from .data.checks import data_notes
@@ -27,6 +28,7 @@ from .export import SCORES
 from .flow_matching import add_noise
 from .guidance import Guidance, GuidedNetwork
 from .kd import kd_loss
+from .launching import Launch, launch_of
 from .losses import dsm_loss
 from .memory import Footprint, activation_bytes, footprint, memory_table
 from .networks import Bfloat16Network, Cond, network_dtype, parameters_to
@@ -250,41 +252,48 @@ def frozen_teacher(cfg: DistillConfig, network: nn.Module) -> tuple[torch.dtype,
     return dtype, network, network if cfg.teacher.dtype is None else Bfloat16Network(network).eval()
 
 
-def plan_distillation(cfg: DistillConfig, *, processes: int | None = None) -> str:
-    """The resolved config, the memory that the networks take in a process with what their losses keep for one
-    micro-batch, measured, and how well the teacher denoises the data, after everything was seen to fit together.
+def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> str:
+    """The resolved config, the memory that each stage takes in a process with what its losses keep for one micro-batch,
+    measured, and how well the teacher denoises the data, after everything was seen to fit together.
 
     Args:
-        processes: that share the batch; None: as many as were launched.
+        launch: None: the one that this process is of.
     """
     teacher = load_teacher(cfg)
     cfg, notes = fit_to_teacher(with_method(cfg), teacher)
-    task = build_data(cfg.data)
+    task, launch = build_data(cfg.data), launch or _launch()
     x0, cond = task.train.network_inputs()
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
-    check_plan(cfg, teacher, x0, cond, processes=processes)
+    cond = cond_to(cond, dtype=network_dtype(teacher, x0.dtype))
+    check_plan(cfg, teacher, x0, cond, processes=launch.processes)
     notes += data_notes(task, cfg.train.batch_size)
     notes += judge_declaration(teacher, x0, cond, pred_type=cfg.dmd.pred_type, search=True)
-    rows = distillation_footprints(cfg, teacher, task.train, processes=processes)
-    matches = bool(cfg.train.steps) and cfg.method in ("dmd2", "ladd")
-    paired = cfg.train.kd_steps or (matches and cfg.dmd.kd_weight)
-    pair_bytes = cfg.train.kd_pairs * (len(cfg.dmd.t_list)) * x0[0].numel() * 4 if paired else 0
-    plan = memory_table(rows, {"data": _bytes(x0, cond), "teacher pairs": pair_bytes})
-    return "\n".join([dump_yaml(cfg) + plan, _micro_batch_note(cfg.train, processes), "", *notes])
+    tables: list[str] = []
+    for stage, rows in distillation_footprints(cfg, teacher, task.train, launch=launch).items():
+        tensors = {"data": _bytes(x0, cond)}
+        if stage == "kd" or (stage != "consistency" and cfg.dmd.kd_weight):
+            tensors["teacher pairs"] = pair_bytes(cfg, x0, cond)
+        tables.append(memory_table(rows, tensors, title=stage, device=launch.device))
+    return "\n".join([dump_yaml(cfg) + "\n".join(tables), _process_note(cfg.train, launch), "", *notes])
+
+
+def pair_bytes(cfg: DistillConfig, x0: Tensor, cond: Cond) -> int:
+    """Bytes of the teacher's pairs: states in the dtype that noise is drawn in, and a row of `cond` for each."""
+    states = len(cfg.dmd.t_list) * x0[0].numel() * torch.get_default_dtype().itemsize
+    return cfg.train.kd_pairs * (states + _bytes(x0[:0], take_rows(cond, slice(1))))
 
 
 def distillation_footprints(
-    cfg: DistillConfig, teacher: nn.Module, data: Data, *, processes: int = 1
-) -> list[Footprint]:
-    """What teacher, student, fake score and discriminator take in a process, those that the config asks for. `teacher`
-    is changed as `frozen_teacher` says."""
-    train, dmd = cfg.train, cfg.dmd
+    cfg: DistillConfig, teacher: nn.Module, data: Data, *, launch: Launch | None = None
+) -> dict[str, list[Footprint]]:
+    """What teacher, student and the networks trained or kept beside it take in a process, by stage; without a launch in
+    the only one, on a CPU. `teacher` is changed as `frozen_teacher` says."""
+    train, dmd, launch = cfg.train, cfg.dmd, launch or Launch()
     x0, cond = data.network_inputs()
     cond = cond_to(cond, dtype=network_dtype(teacher, x0.dtype))
     dtype, plain, frozen = frozen_teacher(cfg, teacher)
     student = parameters_to(copy.deepcopy(plain), dtype).requires_grad_(True)
     guided = guided_teacher(cfg, frozen, data)
-    size = micro_batch(train, processes)
+    size = micro_batch(train, launch.processes)
     rows = torch.arange(size) % len(x0)
     x0, cond = x0[rows], take_rows(cond, rows)
     generator = torch.Generator().manual_seed(0)
@@ -303,13 +312,20 @@ def distillation_footprints(
         options = {"pred_type": dmd.pred_type, "huber_c": train.kd_huber_c}
         return consistency_loss(student, guided, x0, noise, t, s, cond, end=end, **options)
 
-    shadow = SHADOW_DTYPES[dmd.ema.dtype] if method and dmd.ema is not None else torch.float32
-    averaged = shadow if method is None or dmd.ema is not None else None
-    kept = activation_bytes(kd, [student]) if train.kd_steps else 0
+    def stage(activations: int, ema: EMAConfig | None, others: Sequence[Footprint] = ()) -> list[Footprint]:
+        shadow = None if ema is None else SHADOW_DTYPES[ema.dtype]
+        on_cpu = train.ema_on_cpu and launch.device != "cpu"
+        kept = {"ema": shadow, "ema_on_cpu": on_cpu, "activations": activations, "shards": launch.shards}
+        return [footprint("teacher", frozen, trained=False), footprint("student", student, **kept), *others]
+
+    found: dict[str, list[Footprint]] = {}
+    if train.kd_steps:
+        found["kd"] = stage(activation_bytes(kd, [student]), EMAConfig())
     if method == "consistency":
-        kept = max(kept, activation_bytes(consistent, [student, guided]))
-    found: list[Footprint] = []
-    if method in ("dmd", "ladd"):
+        # A whole copy even of a sharded student, on its device.
+        target = [] if dmd.ema is None else [footprint("target", student, trained=False)]
+        found[method] = stage(activation_bytes(consistent, [student, guided]), dmd.ema, target)
+    elif method is not None:
         fake: nn.Module | None = None
         discriminator: nn.Module | None = None
         if dmd.vsd_weight:
@@ -326,26 +342,26 @@ def distillation_footprints(
             total = pipeline.compute_student_loss(x0, noise, cond, generator=generator)["total"]
             return total + kd() if dmd.kd_weight else total
 
-        kept = max(kept, activation_bytes(matched, networks))
+        judges: list[Footprint] = []
         losses = {"fake score": pipeline.compute_fake_score_loss, "discriminator": pipeline.compute_discriminator_loss}
         for (name, loss), network in zip(losses.items(), (fake, discriminator), strict=True):
             if network is not None:
                 run = functools.partial(loss, x0, noise, cond, generator=generator)
-                found.append(footprint(name, network, activations=activation_bytes(run, networks)))
-    own = footprint("student", student, ema=averaged, ema_on_cpu=train.ema_on_cpu, activations=kept)
-    return [footprint("teacher", frozen, trained=False), own, *found]
+                kept = activation_bytes(run, networks)
+                judges.append(footprint(name, network, activations=kept, shards=launch.shards))
+        found[method] = stage(activation_bytes(matched, networks), dmd.ema, judges)
+    return found
 
 
-def plan_teacher(cfg: TrainTeacherConfig, *, processes: int | None = None) -> str:
+def plan_teacher(cfg: TrainTeacherConfig, *, launch: Launch | None = None) -> str:
     """Memory of the training of a teacher, with what its loss keeps for one micro-batch; and notes on its data."""
-    task, train = build_data(cfg.data), cfg.train
+    task, train, launch = build_data(cfg.data), cfg.train, launch or _launch()
     x0, cond = task.train.network_inputs()
     data = _bytes(x0, cond)
     network = build_network(cfg, task)
     if train.gradient_checkpointing:
         recompute_blocks(network)
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
-    rows = torch.arange(micro_batch(train, processes)) % len(x0)
+    rows = torch.arange(micro_batch(train, launch.processes)) % len(x0)
     x0, cond, t = x0[rows], take_rows(cond, rows), torch.full((len(rows),), 0.5)
     eps = torch.ones_like(x0)
 
@@ -355,11 +371,12 @@ def plan_teacher(cfg: TrainTeacherConfig, *, processes: int | None = None) -> st
     row = footprint(
         "network",
         network,
-        ema=torch.float32,
-        ema_on_cpu=train.ema_on_cpu,
+        ema=SHADOW_DTYPES[EMAConfig().dtype],
+        ema_on_cpu=train.ema_on_cpu and launch.device != "cpu",
         activations=activation_bytes(loss, [network]),
+        shards=launch.shards,
     )
-    plan = [memory_table([row], {"data": data}), _micro_batch_note(train, processes)]
+    plan = [memory_table([row], {"data": data}, device=launch.device), _process_note(train, launch)]
     return "\n".join([*plan, "", *data_notes(task, train.batch_size)]).rstrip()
 
 
@@ -368,9 +385,15 @@ def micro_batch(train: LoopConfig, processes: int) -> int:
     return max(1, train.batch_size // (processes * train.gradient_accumulation_steps))
 
 
-def _micro_batch_note(train: LoopConfig, processes: int) -> str:
-    size = micro_batch(train, processes)
-    return f"in each of {processes} process(es); activations of one loss at a time, measured on {size} samples"
+def _process_note(train: LoopConfig, launch: Launch) -> str:
+    size = micro_batch(train, launch.processes)
+    note = f"in each of {launch.processes} process(es); activations of one loss at a time, measured on {size} samples"
+    return note + "; what is gathered of sharded networks while they run comes on top" * launch.sharded
+
+
+def _launch() -> Launch:
+    there = torch.accelerator.is_available()
+    return launch_of(os.environ, torch.accelerator.current_accelerator() if there else None)
 
 
 def _bytes(x0: Tensor, cond: Cond) -> int:

@@ -51,12 +51,23 @@ def keep_blocks(network: nn.Module) -> nn.Module:
 
 
 def recomputed(network: nn.Module) -> list[nn.Module]:
-    """The blocks of `network` that are computed twice."""
-    return [module for module in network.modules() if isinstance(module, Recomputed)]
+    """The blocks of `network` that are computed twice, once each."""
+    found: dict[nn.Module, None] = {}
+    for module in network.modules():
+        if isinstance(module, Recomputed):
+            found[module] = None
+        for other in _unregistered(module):
+            found |= dict.fromkeys(recomputed(other))
+    return list(found)
+
+
+def _unregistered(module: nn.Module) -> tuple[nn.Module, ...]:
+    """Networks that a module calls and whose weights are not its own, such as that of a fake score of low rank."""
+    return getattr(module, "unregistered", ())
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
+    for child in (*module.children(), *_unregistered(module)):
         if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
             yield child  # and nothing inside it, which would be computed a third time
         else:

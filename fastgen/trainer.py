@@ -198,6 +198,8 @@ class Trainer:
                     self._save({})
                     if number := self._stopped_by():
                         raise Stopped(f"state saved at the end of {name}; --resume goes on from there", number)
+            # Before the next stage makes its own.
+            del stage
             self.accelerator.free_memory()
         if self.log.track is not None:
             self.accelerator.end_training()

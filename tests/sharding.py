@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toy import ToyTeacher
 
 from fastgen import trainer
-from fastgen._shards import gathered, is_shard, settle
+from fastgen._shards import gathered, is_shard, own, settle
 from fastgen._tensor import frozen
 from fastgen.config import EMAConfig, OptimizerConfig
 from fastgen.trained_network import TrainedNetwork
@@ -88,6 +88,14 @@ def parts() -> dict[str, Any]:
     other = ToyTeacher().double()
     network.ema.copy_to(other)
     found["copy"] = distance(other.state_dict(), average)
+
+    # Five rows don't halve.
+    uneven = TrainedNetwork(nn.Linear(3, 5), network.cfg, 9, trainer.start_accelerator(1), ema=EMAConfig())
+    (uneven.network(torch.ones(2, 3)).sum()).backward()
+    assert uneven.ema is not None and uneven._plain is not None
+    held = {"weights": list(uneven.bare.parameters()), "ema": list(uneven.ema.shadow.values())}
+    held |= {"gradients": [p.grad for p in held["weights"]], "host": list(uneven._plain.parameters())}
+    found["bytes"] = {name: sum(own(value).nbytes for value in values) for name, values in held.items()}
 
     other, _ = new()
     other.update(loss(other.network, 3), 0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import bench_quality
+import bench_trainer
 import pytest
 import torch
 from bench_bars import Bar, bars_of
@@ -147,3 +149,86 @@ def test_cases_of_several_calls_share_one_file(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["bench.py", "quality", "--cases", case, "--out", str(tmp_path)])
         bench.main()
     assert json.loads((tmp_path / "bench.json").read_text()).keys() == {"modes", "ring"}
+
+
+# ---- What the trainer costs ---------------------------------------------------------------------------------------
+
+
+def seconds(*rounds: tuple[float, float]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Rounds of (trainer, bare) by their wall seconds an iteration; on the CPU clock both take half as long."""
+    unit = bench_trainer.UPDATES * torch.tensor([1.0, 0.5], dtype=torch.float64)
+    return [(first * unit, second * unit) for first, second in rounds]
+
+
+def overhead(rounds: list[tuple[float, float]], saving: float = 0.0, every: int = 500) -> dict:
+    """The row of these rounds with a checkpoint of `saving` wall seconds, the median of three, each `every` updates."""
+    saved = [torch.tensor([wall, 0.0], dtype=torch.float64) for wall in (0.0, saving, 9e9)]
+    return bench_trainer.overhead_row("kd", seconds(*rounds), {"checkpoint": (saved, every)})
+
+
+def test_loops_are_compared_by_the_median_round_and_by_their_sums():
+    found = bench_trainer.compared(seconds((2.0, 1.0), (3.0, 1.0), (9.0, 2.0)), torch.tensor([0.5, 0.25]))
+    assert found["rounds"] == 3
+    assert found["wall"] == pytest.approx({"first": 3, "second": 1, "ratio": 3, "ratio_of_sums": 15.5 / 4})
+    assert found["cpu"] == pytest.approx({"first": 1.5, "second": 0.5, "ratio": 3, "ratio_of_sums": 7.75 / 2})
+
+
+@pytest.mark.parametrize(
+    ("rounds", "saving", "met"),
+    [
+        ([(1.0, 0.98)] * 3, 0.0, True),
+        ([(1.0, 0.96)] * 3, 0.0, False),
+        # The median doesn't see one slow round of five, nor what is in no round.
+        ([(1.0, 0.98)] * 4 + [(1.2, 0.98)], 0.0, False),
+        ([(1.0, 0.98)] * 3, 20.0, False),
+        ([(1.0, 0.98)] * 3, 2.0, True),
+        # Nor do the sums see that most rounds are slow.
+        ([(1.0, 0.96)] * 4 + [(0.8, 0.98)], 0.0, False),
+    ],
+)
+def test_the_bar_of_the_trainer_is_met_in_the_median_and_by_the_sums(rounds, saving, met):
+    row = overhead(rounds, saving)
+    assert row["wall"]["met"] is met
+    assert ("(bar 3 %, met)" in bench_trainer.overhead_text(row, "wall")) is met
+
+
+def test_a_checkpoint_has_its_share_of_the_sums_by_the_clock_that_it_took():
+    """1 in 100 updates of 1 second, saved in 5 seconds: 1.05 beside the bare 0.98, no CPU seconds."""
+    row = overhead([(1.0, 0.98)] * 3, 5.0, every=100)
+    assert row["wall"]["checkpoint_share"] == 0.05 and row["cpu"]["checkpoint_share"] == 0.0
+    assert row["wall"]["overhead_of_sums"] == pytest.approx(1 - 0.98 / 1.05)
+    assert row["cpu"]["overhead_of_sums"] == pytest.approx(0.02) == row["wall"]["overhead"]
+    assert "checkpoints 50.000 ms" in bench_trainer.overhead_text(row, "wall")
+
+
+class Counted:
+    """A clock that each look at moves on by a second."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def __call__(self) -> torch.Tensor:
+        self.looks += 1
+        return torch.full((2,), float(self.looks), dtype=torch.float64)
+
+
+def test_checkpoints_and_validations_are_in_no_round(monkeypatch):
+    """Between two looks at the clock passes a second: a round takes one, a checkpoint of a network three pieces of one,
+    a validation three of which scoring takes one."""
+    monkeypatch.setattr(bench_trainer, "now", Counted())
+    network = SimpleNamespace(tensors=lambda: {"w": torch.zeros(1)})
+    stage = SimpleNamespace(update=lambda step: None, trained=lambda: {"student": network})
+    trainer = SimpleNamespace(evaluate=lambda net: {}, _best_tensors=lambda name: {}, _save=lambda tensors: None)
+    trainer._validate = lambda stage: trainer.evaluate(None)
+    halted = bench_trainer.Halted(stage, lambda n: None, skip=bench_trainer.UPDATES)
+    halted.watch(trainer)
+    for step in range(4 * bench_trainer.UPDATES):
+        stage.update(step)
+        if step % bench_trainer.UPDATES == 7:
+            trainer._validate(stage)
+            trainer._save(network.tensors() | trainer._best_tensors("kd"))
+    trainer._save({})
+    rounds = [[float(wall) for wall, _ in halted.seconds[who]] for who in ("trainer", "bare")]
+    # A look at each end of a piece: of what lies between pieces a second each counts.
+    assert rounds == [[5.0, 5.0], [1.0, 1.0, 1.0]]
+    assert [[float(wall) for wall, _ in found] for found in halted.events.values()] == [[3.0] * 3, [2.0] * 3]

@@ -12,8 +12,13 @@ from toy import LabelTeacher, PointTeacher, ToyTask, ToyTeacher, toy_config
 from fastgen import planning
 from fastgen.config import DistillConfig, TrainTeacherConfig
 from fastgen.discriminators import heads_for
-from fastgen.planning import check_fit, check_plan, plan_distillation, plan_teacher, stored_scores
+from fastgen.distillation import Distillation
+from fastgen.launching import Launch
+from fastgen.memory import LABEL
+from fastgen.planning import check_fit, check_plan, pair_bytes, plan_distillation, plan_teacher, stored_scores
 from fastgen.pretraining import build_network
+from fastgen.runs import open_run
+from fastgen.trainer import start_accelerator
 
 X0, COND = ToyTask().train.network_inputs()
 
@@ -44,19 +49,28 @@ def test_runs_that_could_not_end_as_configured_are_refused(changes, processes, w
         check_plan(config(**changes), ToyTeacher(), X0, COND, processes=processes)
 
 
-def table(plan: str) -> dict[str, list[str]]:
-    """Rows of the memory table, by name."""
-    lines = plan.partition("memory, MB")[2].splitlines()[1:]
-    rows = {line[:16].strip(): line[16:].split() for line in lines}
-    return {name: numbers for name, numbers in rows.items() if numbers and name}
+def tables(plan: str) -> dict[str, dict[str, list[str]]]:
+    """Rows of the memory tables by name, by stage."""
+    found: dict[str, dict[str, list[str]]] = {}
+    rows: dict[str, list[str]] = {}
+    for line in plan.splitlines():
+        if "memory, MB" in line:
+            rows = found[line.partition(":")[0]] = {}
+        rows[line[:LABEL].strip()] = line[LABEL:].split()
+    return found
 
 
-def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(monkeypatch):
+@pytest.fixture
+def toy(monkeypatch) -> None:
+    """The toy problem in place of what a config names."""
     monkeypatch.setattr(planning, "load_teacher", lambda cfg: ToyTeacher())
     monkeypatch.setattr(planning, "build_data", lambda cfg: ToyTask())
 
+
+def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(toy):
     def rows(dmd: dict, **loop) -> dict[str, list[str]]:
-        return table(plan_distillation(config(dmd={"student_steps": 2, **dmd}, train=train(**loop))))
+        plan = plan_distillation(config(dmd={"student_steps": 2, **dmd}, train=train(**loop)))
+        return list(tables(plan).values())[-1]
 
     gan = {"gan_loss_weight_gen": 0.1, "gan_blocks": ["linear"]}
     heads = heads_for(ToyTeacher(), X0, torch.full((len(X0),), 0.5), COND, blocks=["linear"])
@@ -64,9 +78,37 @@ def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(monkeypatch):
     size = 4 * numbers / 1e6
     assert rows(gan)["discriminator"][:5] == [f"{numbers:,}", *(f"{k * size:.2f}" for k in (1, 1, 2, 0))]
     assert "discriminator" not in rows({}) and "discriminator" not in rows(gan, steps=0)
-    pairs = f"{10_000 * 3 * X0[0].numel() * 4 / 1e6:.2f}"
+    pairs = f"{10_000 * 4 * (3 * X0[0].numel() + COND[0].numel()) / 1e6:.2f}"
     assert rows({"kd_weight": 0.1}, kd_steps=0, kd_pairs=10_000)["teacher pairs"] == [pairs]
-    assert rows({}, kd_steps=0, kd_pairs=10_000)["teacher pairs"] == ["0.00"]
+    assert rows({}, steps=0, kd_pairs=10_000)["teacher pairs"] == [pairs]
+    assert "teacher pairs" not in rows({}, kd_pairs=10_000)
+
+
+@pytest.mark.parametrize("drawn", [torch.float32, torch.float64])
+@pytest.mark.parametrize("called", [torch.float32, torch.float64])
+def test_pairs_take_the_bytes_that_a_run_holds(tmp_path, drawn, called):
+    """States have the dtype that noise is drawn in, conditions that of the teacher."""
+    cfg, task, teacher = config(run_dir=str(tmp_path / "run")), ToyTask(), ToyTeacher().to(called)
+    with open_run(cfg) as run_dir:
+        job = Distillation(cfg, run_dir, start_accelerator(1), teacher=teacher, task=task)
+        torch.set_default_dtype(drawn)
+        try:
+            (states, cond), planned = job.pairs(), pair_bytes(cfg, job.x0, job.cond)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert (states.dtype, cond.dtype) == (drawn, called)
+    assert planned == states.nbytes + cond.nbytes
+
+
+def test_a_plan_tells_the_memory_of_a_gpu_from_that_of_its_host(toy):
+    one, two = (tables(plan_distillation(config(), launch=launch)) for launch in (None, Launch(1, "cuda")))
+    assert one.keys() == two.keys() == {"kd", "dmd"}
+    for stage in one:
+        sums = [float(two[stage][name][-1]) for name in ("total on cuda", "total in CPU memory")]
+        assert float(one[stage]["total"][-1]) == pytest.approx(sum(sums), abs=0.02) and "total" not in two[stage]
+    note = "gathered of sharded networks"
+    assert note in plan_distillation(config(), launch=Launch(2, "cuda", sharded=True))
+    assert note not in plan_distillation(config(), launch=Launch(2, "cuda"))
 
 
 class Answers(nn.Module):

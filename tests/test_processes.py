@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastgen.config import OptimizerConfig
-from fastgen.launching import launch_warning
+from fastgen.launching import Launch, launch_of, launch_warning
 from fastgen.run_log import read_log, timeless
 from fastgen.trained_network import TrainedNetwork
 from fastgen.trainer import start_accelerator
@@ -213,9 +213,32 @@ def test_accelerate_launches_by_the_example_configs(monkeypatch, kind):
     assert (arguments.num_machines, arguments.num_processes) == (machines, number)
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
     assert (environment.get("FSDP_VERSION") == "2") == (kind == "fsdp2")
+    found = launch_of({**environment, "RANK": "0", "WORLD_SIZE": str(number)}, torch.device("cuda"))
+    assert found == Launch(number, "cuda", sharded=kind == "fsdp2")
     if kind == "fsdp2":
         for key, value in environment.items():
             monkeypatch.setenv(key, value)
         plugin = FullyShardedDataParallelPlugin()
         assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
         assert not plugin.cpu_ram_efficient_loading and plugin.auto_wrap_policy is None
+
+
+SHARDED = {"RANK": "0", "WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "accelerator", "expected"),
+    [
+        ({}, None, Launch()),
+        ({"WORLD_SIZE": "8", "RANK": "0"}, "cuda", Launch(8, "cuda")),
+        (SHARDED, "cuda", Launch(8, "cuda", sharded=True)),
+        (SHARDED | {"FSDP_VERSION": "1"}, "cuda", Launch(8, "cuda")),
+        (SHARDED | {"ACCELERATE_USE_FSDP": "false"}, "cuda", Launch(8, "cuda")),
+        (SHARDED, None, Launch(8)),
+        (SHARDED | {"ACCELERATE_USE_CPU": "True"}, "cuda", Launch(8)),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "cuda", Launch(1, "cuda")),
+    ],
+)
+def test_a_launch_is_known_from_its_variables(environment, accelerator, expected):
+    found = launch_of(environment, None if accelerator is None else torch.device(accelerator))
+    assert found == expected and found.shards == (8 if expected.sharded else None)

@@ -10,6 +10,7 @@ from torch import nn
 from toy import PointTeacher
 
 from fastgen._tensor import evaluating, frozen
+from fastgen.fake_scores import create_fake_score
 from fastgen.memory import activation_bytes
 from fastgen.models import CondTransformerRegressor
 from fastgen.recompute import keep_blocks, recompute_blocks, recomputed
@@ -76,6 +77,25 @@ def test_fewer_activations_are_kept():
     kept, again = (activation_bytes(lambda net=net: net(X, T, Z).sum(), [net]) for net in (plain, twice))
     assert again < 0.75 * kept
     assert len(recomputed(twice)) == 3  # as before the measurement
+
+
+def test_blocks_of_a_network_that_is_called_but_not_registered_are_seen():
+    """A fake score of low rank takes what its teacher's modules take, whoever is asked for them."""
+    teacher = recompute_blocks(network(0.0)).eval()
+    fake = create_fake_score(teacher, num_rungs=2, rank=2)
+    inner = fake.network.network
+    assert recomputed(fake) == recomputed(inner) and len(recomputed(fake)) == 3
+
+    def loss() -> torch.Tensor:
+        return fake(X, T, Z).sum()
+
+    seen = activation_bytes(loss, [teacher, fake])
+    assert seen == activation_bytes(loss, [teacher, fake, inner])
+    assert len(recomputed(fake)) == 3  # as before the measurement
+    # What a block keeps beyond its inputs is counted once, for the largest of the three.
+    kept = activation_bytes(loss, [teacher, keep_blocks(fake)])
+    assert not recomputed(inner) and seen < 0.75 * kept
+    assert len(recomputed(recompute_blocks(fake))) == 3
 
 
 def test_a_network_without_blocks_is_refused():

@@ -11,6 +11,9 @@ import pytest
 import torch
 from processes import name
 from test_processes import TESTS, compare, torchrun
+from torch import nn
+
+from fastgen.memory import footprint
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,15 @@ def found(sharded, request) -> dict:
 
 def test_weights_moments_and_their_average_are_shards(found):
     assert found["first parameters are shards"] and found["shadow is shards"] and found["optimiser holds shards"]
+
+
+def test_a_plan_counts_the_bytes_of_the_larger_shard(sharded):
+    found = [json.loads((sharded / f"found-{rank}.json").read_text())["bytes"] for rank in (0, 1)]
+    row = footprint("network", nn.Linear(3, 5), ema=torch.float32, shards=2)
+    assert {name: max(one[name] for one in found) for name in found[0]} == {
+        name: getattr(row, name) for name in ("weights", "gradients", "ema", "host")
+    }
+    assert found[0]["weights"] > found[1]["weights"]
 
 
 def test_updates_in_micro_batches_are_those_of_a_network_in_one_piece(found):
