@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def save_checkpoint(
     run_dir: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int
 ) -> Path:
-    """Write ``checkpoints/step_<step>`` and drop all but the newest `keep`.
+    """Write ``checkpoints/step_<step>`` and drop all but the newest `keep` up to it.
 
     Raises:
         FloatingPointError: a tensor with NaN or infinity, by name; nothing is written.
@@ -100,10 +101,8 @@ def save_checkpoint(
         write_json(partial / _META, meta)
         files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in _FILES}
         write_json(partial / _MANIFEST, {"files": files})
-    # Newer ones are left from before a resume that found them damaged.
-    folders = checkpoint_folders(run_dir)
-    newer = [other for other in folders if other.name > folder.name]
-    for old in newer + folders[: len(folders) - len(newer)][:-keep]:
+    # Newer ones, if any, are damaged: not among those that are kept, and not ours to remove.
+    for old in [other for other in checkpoint_folders(run_dir) if _number(other) <= step][:-keep]:
         _remove(old)
     return folder
 
@@ -134,16 +133,34 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    return sorted((run_dir / "checkpoints").glob("step_*"))
+    """Checkpoints of a run, oldest first. What has another name is not one, such as a copy that a user made."""
+    found = [path for path in (run_dir / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
+    return sorted(found, key=_number)
+
+
+def set_aside(run_dir: Path, number: int) -> None:
+    """Rename checkpoints after `number`, which could not be read, to damaged_<n>: kept, and in nobody's way."""
+    for folder in checkpoint_folders(run_dir):
+        if _number(folder) > number:
+            name = folder.name.replace("step", "damaged")
+            while (folder.parent / name).exists():
+                name += "-again"
+            os.rename(folder, folder.parent / name)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def check_checkpoint(folder: Path) -> None:
-    """ValueError unless `folder` holds each file of its manifest and no other, of that size and checksum."""
+    """ValueError unless `folder` holds each file of its manifest and no other, of that size and checksum.
+
+    Hidden files are a file manager's or a network disk's, and no part of it.
+    """
     files = read_json(folder / _MANIFEST).get("files")
     if not isinstance(files, dict) or files.keys() != set(_FILES):
         raise ValueError(f"expected {', '.join(_FILES)} in {_MANIFEST}, got {brief(files)}")
-    if foreign := {path.name for path in folder.iterdir()} - {*_FILES, _MANIFEST}:
+    if foreign := {path.name for path in folder.glob("[!.]*")} - {*_FILES, _MANIFEST}:
         raise ValueError(f"expected the files of {_MANIFEST}, got {first_names(foreign)} beside them")
     for name, entry in files.items():
         check_file(folder / name)

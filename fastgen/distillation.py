@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._tensor import cond_text, cond_to, generator_for, map_tensors, take_rows
+from ._tensor import cond_text, cond_to, generator_for, map_tensors, take_rows, tensors_in, time_dtype
 from .checkpoint import load_tensors, save_tensors
 from .cli import load_config
 from .config import DistillConfig, DMDConfig, EMAConfig, OptimizerConfig
@@ -33,7 +33,8 @@ from .evaluation import (
 from .export import export_student
 from .faults import together
 from .kd import teacher_pairs
-from .networks import network_dtype, parameters_to
+from .networks import idle_parameters, network_dtype, parameters_to
+from .origins import fingerprint
 from .planning import (
     STAGE_OF_METHOD,
     check_plan,
@@ -91,7 +92,7 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
                 if job.teacher_rows is not None:
                     notes += job.teacher_notes(*job.teacher_rows)
                 print("\n".join(notes), file=sys.stderr, flush=True)
-                claim_run(run_dir, cfg)
+                claim_run(run_dir, cfg, job.origin())
         job.train()
         with together():
             if accelerator.is_main_process:
@@ -126,10 +127,24 @@ class Distillation:
                 "expected train.fake_score_rank=null with FSDP, where corrections in shards would not be trained, got "
                 f"{cfg.train.fake_score_rank}"
             )
+        self._idle: set[str] = set()
+        if accelerator.num_processes > 1:
+            two = cond_to((self.x0[:2], take_rows(self.cond, slice(2))), accelerator.device)
+            t = torch.full((len(two[0]),), 0.5, dtype=time_dtype(self.x0.dtype), device=accelerator.device)
+            with accelerator.autocast():
+                self._idle = idle_parameters(self.network, two[0], t, two[1])
         # What is distilled, scored and drawn is the guided teacher; what starts from its weights is the plain network.
         self.dtype, self.network, self.frozen = frozen_teacher(cfg, self.network)
         self.teacher = guided_teacher(cfg, self.frozen, self.task.train)
         self.teacher_rows = stored_scores(cfg)
+
+    def origin(self) -> dict[str, Any]:
+        """What a run that is resumed must go on with, beside its config."""
+        return {
+            "data": fingerprint([self.x0, *tensors_in(self.cond)]),
+            "teacher": fingerprint(self.network.state_dict().values()),
+            "mixed precision": str(self.accelerator.mixed_precision),
+        }
 
     def train(self) -> None:
         """Run what is left of the stages."""
@@ -170,7 +185,7 @@ class Distillation:
             rungs = dmd.student_steps if dmd.fake_score_rung_conditioned else 1
             source = self._student() if train.fake_score_rank is None else self.frozen
             network = create_fake_score(source, num_rungs=rungs, rank=train.fake_score_rank, seed=cfg.seed)
-            fake_score = self._trainable(network, train.fake_score_optimizer, updates)
+            fake_score = self._trainable(self._used(network), train.fake_score_optimizer, updates)
         if dmd.trains_discriminator:
             updates = dmd.gan_disc_warmup_steps + train.steps * dmd.gan_disc_steps_per_student_step
             network = new_discriminator(cfg, self._student(), self.x0, self.cond)
@@ -419,7 +434,15 @@ class Distillation:
 
     def _student(self) -> nn.Module:
         """The teacher's weights to start from, in full precision and trainable whatever the caller froze."""
-        return parameters_to(copy.deepcopy(self.network), self.dtype).requires_grad_(True)
+        return self._used(parameters_to(copy.deepcopy(self.network), self.dtype).requires_grad_(True))
+
+    def _used(self, network: nn.Module) -> nn.Module:
+        """`network`, a copy of the teacher, of which parameters that nothing uses are frozen: processes that share a
+        batch would wait for their gradients."""
+        for name, parameter in network.named_parameters():
+            if {name, name.removeprefix("network.")} & self._idle:
+                parameter.requires_grad_(False)
+        return network
 
     def _teacher_sampler(self, calls: int) -> Sampler:
         return teacher_sampler(self.teacher, self.task.train, calls, pred_type=self.cfg.dmd.pred_type)

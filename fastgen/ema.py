@@ -114,7 +114,7 @@ class ExponentialMovingAverage:
                 shadow.copy_(value if skip is None else torch.where(skip, shadow, value))
         if shadows and skip is not None:
             # A weight of 0 leaves a number exactly as it is. As tensors: a number would have to be known here.
-            weight = torch.where(skip, 0.0, 1.0 - beta).to(self.dtype)
+            weight = torch.where(skip, 0.0, torch.tensor(1.0 - beta, dtype=self.dtype))
             torch._foreach_lerp_(shadows, values, [weight] * len(shadows))  # pyright: ignore[reportPrivateImportUsage]
         elif shadows:
             # torch's lerp answers the end point exactly at weight 1, so a constant network stays itself.

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,7 +19,16 @@ from typing import Any, NoReturn
 
 from torch import distributed
 
-__all__ = ["StopRequest", "Stopped", "gather_objects", "leave", "part", "stopped_by_sigterm", "together"]
+__all__ = [
+    "StopRequest",
+    "Stopped",
+    "gather_objects",
+    "leave",
+    "part",
+    "part_at_exit",
+    "stopped_by_sigterm",
+    "together",
+]
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,25 +44,39 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Notes the first Ctrl-C or SIGTERM; a second one stops at once.
+    """Notes the first Ctrl-C or SIGTERM. A Ctrl-C after it stops at once.
+
+    A SIGTERM after it says nothing new: a cluster sends it to all processes of a job, and a launcher hands its own on.
+    A Ctrl-C, too, comes from the terminal and from the launcher: within `SAME` seconds it is the same one.
 
     Attributes:
         number: of the signal that came, 0 before one.
     """
 
+    SAME = 1.0
+
     def __init__(self) -> None:
         self.number = 0
+        self._since = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, signals are noted instead of stopping the process."""
+        """Inside, signals are noted instead of stopping the process.
+
+        Raises:
+            Stopped: at the end, if one came and nobody has stopped because of it.
+        """
         with _handled((signal.SIGINT, signal.SIGTERM), self._note):
             yield
+        if self.number:
+            raise Stopped(number=self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._since = number, now
+        elif number == signal.SIGINT and (self.number != number or now - self._since > self.SAME):
             raise Stopped(number=number)
-        self.number = number
 
 
 @contextmanager
@@ -87,6 +111,7 @@ def leave(code: int) -> NoReturn:
     down, which they may be using and which then aborts now and then: with another exit code.
     """
     if _processes() > 1:
+        atexit.unregister(part_at_exit)
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -98,6 +123,12 @@ def part() -> None:
     """Leave the group of processes, once all of them come to this: connections close while nobody uses them."""
     if _processes() > 1:
         distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def part_at_exit() -> None:
+    """Close this process' connections before the interpreter ends: threads that are still at them would abort it."""
+    if _processes() > 1:
         distributed.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,13 @@ def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
             if parameter.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
                 return parameter.dtype
     return default
+
+
+def idle_parameters(network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> set[str]:
+    """Names of the parameters that a prediction at `x_t` (B, ...), `t` (B,) doesn't use: they get no gradient."""
+    trial = copy.deepcopy(network).requires_grad_(True)
+    call_network(trial, x_t, t, cond, dtype=x_t.dtype).sum().backward()
+    return {name for name, parameter in trial.named_parameters() if parameter.grad is None}
 
 
 def call_network(network: Network, x_t: Tensor, t: float | Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:

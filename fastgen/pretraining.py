@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ._files import write_json
-from ._tensor import cond_text
+from ._tensor import cond_text, tensors_in
 from .cli import validate
 from .config import DataConfig, EMAConfig, TrainTeacherConfig
 from .data import SampleData, Task, build_data
@@ -22,6 +22,7 @@ from .evaluation import evaluate_teacher, teacher_sampler
 from .export import SCORES, load_network, save_network
 from .faults import together
 from .models import build_model
+from .origins import fingerprint
 from .recompute import recompute_blocks
 from .runs import claim_run, open_run
 from .stages import FlowMatching, Stage
@@ -45,7 +46,8 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             if accelerator.is_main_process:
                 for line in data_notes(task, cfg.train.batch_size):
                     print(line, file=sys.stderr, flush=True)
-                claim_run(run_dir, cfg)
+                data = fingerprint(tensors_in(task.train.network_inputs()))
+                claim_run(run_dir, cfg, {"data": data, "mixed precision": str(accelerator.mixed_precision)})
 
         def stage() -> Stage:
             x0, cond = task.train.network_inputs()

@@ -166,7 +166,12 @@ class RunLog:
         path = self.run_dir / LOG
         if self.main_process and path.exists():
             done = position, step if step else -1
-            rows = [row for row in read_log(self.run_dir) if (stages.index(row["stage"]), row["step"]) <= done]
+            rows = []
+            for row in read_log(self.run_dir):
+                if not isinstance(row, dict) or row.get("stage") not in stages or not isinstance(row.get("step"), int):
+                    raise ValueError(f"expected rows of {', '.join(stages)} in {path}, got {brief(row)}")
+                if (stages.index(row["stage"]), row["step"]) <= done:
+                    rows.append(row)
             write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 

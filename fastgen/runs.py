@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from ._files import write_file
 from ._yaml import read_yaml
 from .cli import dump_anywhere
 from .faults import together
+from .origins import check_origin, write_origin
 
-CONFIG = "config.yaml"
+CONFIG, _LOCK = "config.yaml", ".lock"
 # What a run writes: a folder that holds one of these without a config is not a run's.
 _OURS = ("metrics.jsonl", "checkpoints", "stages", "pairs.safetensors", "student", "teacher", "report")
 # Keys that may differ between a run and its resumption: they do not change what is computed.
@@ -45,6 +47,11 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
         # A refusal must reach the others, who would wait for the main process for ever.
         with together():
             folder = stack.enter_context(_locked_folder(cfg)) if main_process else run_folder(cfg)
+        with together():
+            if not (folder / _LOCK).exists():
+                raise ValueError(
+                    f"expected all processes to see {folder}, got one that doesn't; put it on a shared disk"
+                )
         yield folder
 
 
@@ -60,27 +67,50 @@ def _locked_folder(cfg: Any) -> Iterator[Path]:
         raise ValueError(f"{folder} holds {', '.join(foreign)} but no {CONFIG} of a run: choose another run_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise OSError(f"cannot write in {folder}: {error.strerror or error}; choose another run_dir") from error
     try:
         _lock(lock, folder)
         try:
+            _remove_unfinished(folder)
             yield folder
         finally:
             if not saved.exists():
                 # Nothing came of it: the folder goes as it came.
                 with suppress(OSError):
-                    (folder / ".lock").unlink()
+                    (folder / _LOCK).unlink()
                     folder.rmdir()
     finally:
         os.close(lock)
 
 
-def claim_run(folder: Path, cfg: BaseModel) -> None:
-    """Write the resolved config, which makes `folder` the folder of this run."""
+def claim_run(folder: Path, cfg: BaseModel, origin: Mapping[str, Any] | None = None) -> None:
+    """Write the resolved config, which makes `folder` the folder of this run.
+
+    Args:
+        origin: what else the run is begun with (:mod:`fastgen.origins`); written beside the config, and of a run that
+            is resumed compared.
+
+    Raises:
+        ValueError: the run was begun with other data, another teacher or another precision.
+    """
     if not (folder / CONFIG).exists():
+        if origin is not None:
+            write_origin(folder, origin)
         write_file(folder / CONFIG, dump_anywhere(cfg).encode())
+    elif origin is not None:
+        check_origin(folder, origin)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a run that was killed was writing; the lock is ours, so nobody writes it now."""
+    for parent in (folder, folder / "stages"):
+        for left in parent.glob(".*.new-*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _lock(handle: int, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import math
 import os
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ._shards import gathered, settle, shared_like
+from ._tensor import map_tensors
 from .checkpoint import add_prefix, check_parts, flatten_optimizer, unflatten_optimizer, with_prefix
 from .config import EMAConfig, OptimizerConfig
 from .ema import ExponentialMovingAverage
@@ -77,8 +79,8 @@ class TrainedNetwork:
     """A network with its optimiser, its learning-rate law and, if asked for, its EMA.
 
     `total` updates make one cosine. An update whose loss or gradient is not finite is skipped on all processes: it
-    leaves weights, optimiser and average as they were. Whether it was is decided on the device, which an update doesn't
-    wait for; `take_skipped` does.
+    leaves weights, optimiser, average and running statistics as they were. Whether it was is decided on the device,
+    which an update doesn't wait for; `take_skipped` does.
 
     Attributes:
         at: what updates are told by in `take_skipped`, such as the number of the stage's update that they belong to.
@@ -110,7 +112,7 @@ class TrainedNetwork:
             raise ValueError("expected train.ema_on_cpu=false with FSDP, which shares the average as it does weights")
         if sharded and accelerator.mixed_precision == "bf16":
             # Accelerate leaves half precision to FSDP, which would cast times as well; see `start_accelerator`.
-            self.bare.forward = accelerator.autocast()(self.bare.forward)
+            self.bare.forward = _in_bfloat16(self.bare.forward, accelerator)
         # In one call, so that sharding can put its new parameters into the optimiser.
         prepared, self.optimizer = accelerator.prepare(self.bare, adam)
         # Compiled around the bare network, whose weights keep their names; what unwraps it runs uncompiled.
@@ -119,6 +121,12 @@ class TrainedNetwork:
         self.ema = (
             None if ema is None else ExponentialMovingAverage(self.bare, ema, device="cpu" if ema_on_cpu else None)
         )
+        self._statistics = [
+            (buffer, buffer.clone())
+            for module in self.bare.modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase)
+            for buffer in module.buffers(recurse=False)
+        ]
         self.at = 0
         self._counts = 0, 0  # updates skipped in a row and in all, of those that are read
         self._unread: list[tuple[int, Tensor]] = []
@@ -150,6 +158,9 @@ class TrainedNetwork:
         adam = self.optimizer.optimizer
         adam.found_inf = skip.to(torch.float32)
         adam.step()
+        for buffer, before in self._statistics:
+            buffer.copy_(torch.where(skip, before, buffer))
+            before.copy_(buffer)
         if self.ema is not None:
             self.ema.update(self.bare, iteration=step + 1, skip=skip)
         adam.zero_grad(set_to_none=True)
@@ -232,10 +243,24 @@ class TrainedNetwork:
             for name, value in with_prefix(tensors, f"optimizer.{i}").items()
         }
         unflatten_optimizer(self.optimizer, "optimizer", {**tensors, **moments}, what="an optimiser")
+        for buffer, before in self._statistics:
+            before.copy_(buffer)
         if self.ema is not None:
             self.ema.load_state_dict(with_prefix(tensors, "ema"))
         in_a_row, in_all = tensors["skipped"].tolist()
         self._counts, self._unread, self._skips = (in_a_row, in_all), [], []
+
+
+def _in_bfloat16(forward: Callable[..., Any], accelerator: Accelerator) -> Callable[..., Any]:
+    """`forward` under accelerate's autocast, whose answer is float32 again."""
+
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with accelerator.autocast():
+            answer = forward(*args, **kwargs)
+        return map_tensors(lambda x: x.float() if x.dtype == torch.bfloat16 else x, answer)
+
+    return call
 
 
 def _finite_or_nan(loss: Tensor) -> Tensor:

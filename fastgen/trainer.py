@@ -5,11 +5,12 @@ The only module that knows accelerate. What an update is stands in :mod:`fastgen
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -32,10 +33,11 @@ from .checkpoint import (
     load_tensors,
     save_checkpoint,
     save_tensors,
+    set_aside,
     with_prefix,
 )
 from .config import LoopConfig
-from .faults import Stopped, StopRequest, gather_objects, together
+from .faults import Stopped, StopRequest, gather_objects, part_at_exit, together
 from .launching import warn_of_launch
 from .run_log import RunLog, check_tracker, progress_bar, quiet, say
 from .stages import Stage
@@ -58,6 +60,9 @@ def start_accelerator(threads: int | None = None, *, tracker: str | None = None)
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
+    if accelerator.num_processes > 1:
+        atexit.unregister(part_at_exit)  # once
+        atexit.register(part_at_exit)
     warn_of_launch(accelerator.num_processes)
     if accelerator.mixed_precision == "fp16":
         raise ValueError("expected mixed_precision no or bf16, got fp16, whose loss scale needs overflowing updates")
@@ -103,6 +108,7 @@ def start_tracker(
     return lambda values, step: accelerator.log(values, step=step)
 
 
+HEARD_WITHIN = 5.0  # seconds, about, in which processes on GPUs hear that one of them got a signal
 _BEST = "best"  # prefix of a stage's best weights in its checkpoints
 
 
@@ -165,18 +171,24 @@ class Trainer:
         self.position, self.step, self.iteration = 0, 0, 0
         self._tensors: Mapping[str, torch.Tensor] = {}
         self._stop = StopRequest()
+        self._stride, self._since = 1, (time.monotonic(), 0)  # of looks at a GPU; the seconds and updates before them
         if resume:
             with together():
                 self._restore()
+            if not (self.step or self.position) and accelerator.is_main_process:
+                say(f"nothing to resume in {run_dir}: the run starts at its beginning")
             if len(places := set(gather_objects((self.position, self.step, self.iteration)))) > 1:
                 raise ValueError(
                     f"expected all processes to find the same checkpoint in {run_dir}, got (stage, update, iteration) "
                     f"{sorted(places)}; put the run on a disk that they share"
                 )
         main = accelerator.is_main_process
-        track = None if loop.tracker is None else start_tracker(accelerator, loop.tracker, run_dir, self.iteration)
-        self.log = RunLog(run_dir, batch_size=loop.batch_size, main_process=main, track=track)
-        self.log.truncate(list(stages), self.position, self.step)
+        with together():
+            if resume and main:
+                set_aside(run_dir, self._number())
+            track = None if loop.tracker is None else start_tracker(accelerator, loop.tracker, run_dir, self.iteration)
+            self.log = RunLog(run_dir, batch_size=loop.batch_size, main_process=main, track=track)
+            self.log.truncate(list(stages), self.position, self.step)
 
     def run(self) -> None:
         """Train what is left to train."""
@@ -188,8 +200,9 @@ class Trainer:
                 self.progress[name] = Progress(name, self.primary)
             stage.clock = self.log.clock
             with self._saying_what_is_left():
-                if self.accelerator.is_main_process:
-                    self._restore_best(name)
+                with together():
+                    if self.accelerator.is_main_process:
+                        self._restore_best(name)
                 self._tensors = {}
                 with self._stop.listening(), self._bar(stage) as bar:
                     self._run_stage(stage, bar)
@@ -242,17 +255,20 @@ class Trainer:
             validate = self.step % loop.evaluate_every == 0 or last or self.step == stage.warmup
             log = self.step % loop.log_every == 0 or last or validate
             # A GPU would have to catch up with the host first; a CPU is asked at once.
-            look = on_cpu or log or save
+            look = on_cpu or log or save or self.step % self._stride == 0
             stop = self._stopped_by() if look or self.accelerator.num_processes == 1 else 0
             skips, hopeless = self._skipped(stage) if look or stop else ({}, None)
-            skipped = skips.pop(self.step, {})
+            # Where it is read later, which updates have rows must not depend on when.
+            skipped = skips.pop(self.step, {}) if log or on_cpu else {}
             watch.lap()
-            for at, row in skips.items():
-                self.log.note({"iteration": self.iteration + at - self.step, "stage": stage.name, "step": at, **row})
+            with together() if skips else nullcontext():
+                for at, row in skips.items():
+                    place = {"iteration": self.iteration + at - self.step, "stage": stage.name, "step": at}
+                    self.log.note({**place, **row})
             if validate:
                 shown = self._validate(stage)
                 watch.restart()  # validation is not training time
-            if log or skipped:
+            if log or skipped and on_cpu:
                 logs = self._means(logs)
                 row = self._log({"stage": stage.name, "step": self.step, **logs, **shown, **skipped})
                 bar.set_postfix(self._postfix(row))
@@ -260,7 +276,7 @@ class Trainer:
             bar.update()
             if save or stop or hopeless:
                 tensors = {k: v for part, network in stage.trained().items() for k, v in _named(part, network)}
-                self._save(tensors | self._best_tensors(stage.name))
+                self._save(tensors, best_of=stage.name)
             if hopeless:
                 raise FloatingPointError(
                     f"loss or gradient of the {hopeless}; look at the rows that metrics.jsonl names, lower the "
@@ -319,7 +335,9 @@ class Trainer:
 
     def _log(self, row: dict[str, Any]) -> dict[str, Any]:
         seconds = round(self.seconds.get(row["stage"], 0.0), 3)
-        return self.log.write({"iteration": self.iteration, "seconds": seconds, **row})
+        with together():
+            row = self.log.write({"iteration": self.iteration, "seconds": seconds, **row})
+        return row
 
     def _postfix(self, row: dict[str, Any]) -> dict[str, str]:
         """What of a row of the log is shown beside the progress."""
@@ -337,12 +355,13 @@ class Trainer:
             if self.accelerator.is_main_process:
                 save_tensors(path, weights)
 
-    def _save(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _save(self, tensors: Mapping[str, torch.Tensor], *, best_of: str | None = None) -> None:
+        """Write a checkpoint of `tensors`, with the best weights so far of the stage `best_of`."""
         with self.log.clock.phase("checkpoint"), together():
-            self._write(tensors)
-
-    def _write(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        if self.accelerator.is_main_process:
+            if not self.accelerator.is_main_process:
+                return
+            if best_of is not None and (path := self._best_path(best_of)).exists():
+                tensors = {**tensors, **add_prefix(_BEST, load_tensors(path))}
             meta = {
                 "position": self.position,
                 "step": self.step,
@@ -351,9 +370,12 @@ class Trainer:
                 "seconds": self.seconds,
                 "progress": {name: progress.to_json() for name, progress in self.progress.items()},
             }
-            # Numbered so that the end of a stage does not replace a checkpoint of the same iteration.
-            number = self.iteration + self.position
-            save_checkpoint(self.run_dir, number, tensors, plain_json(meta, "meta"), keep=self.loop.keep_checkpoints)
+            kept = self.loop.keep_checkpoints
+            save_checkpoint(self.run_dir, self._number(), tensors, plain_json(meta, "meta"), keep=kept)
+
+    def _number(self) -> int:
+        """Of the checkpoint: the end of a stage must not replace one of the same iteration."""
+        return self.iteration + self.position
 
     def _restore(self) -> None:
         """Where the newest intact checkpoint stood; nothing if there is none."""
@@ -430,6 +452,8 @@ class Trainer:
             left = (
                 f"the state in {newest[-1]} is intact, --resume goes on from it" if newest else "nothing was saved yet"
             )
+            if isinstance(error, OSError) and error.filename and self.run_dir not in Path(error.filename).parents:
+                raise OSError(f"{error}; {left}") from error  # somebody else's file
             if isinstance(error, OSError):
                 # Those of Python itself have a number; ours say all there is to say.
                 where = f"cannot write {error.filename or self.run_dir}: {error.strerror}"
@@ -443,11 +467,6 @@ class Trainer:
     def _best_path(self, name: str) -> Path:
         return self.run_dir / "stages" / f"{name}.best.safetensors"
 
-    def _best_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The best weights so far, for a checkpoint; it is the main process that writes it."""
-        path = self._best_path(name)
-        return add_prefix(_BEST, load_tensors(path)) if self.accelerator.is_main_process and path.exists() else {}
-
     def _restore_best(self, name: str) -> None:
         """The best weights as of the checkpoint: those in the folder may be of an update that hasn't happened yet."""
         self._best_path(name).unlink(missing_ok=True)
@@ -459,9 +478,15 @@ class Trainer:
         number = self._stop.number
         if self.accelerator.num_processes == 1:
             return number
-        numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
-        assert isinstance(numbers, torch.Tensor)  # a tensor in, a tensor out; this tells the type checker
-        return int(numbers.max())
+        now, (before, updates) = time.monotonic(), self._since
+        self._since = now, self.iteration
+        stride = int(HEARD_WITHIN * max(1, self.iteration - updates) / max(1e-3, now - before))
+        own = torch.tensor([[number, max(1, stride)]], device=self.accelerator.device)
+        both = self.accelerator.gather(own)
+        assert isinstance(both, torch.Tensor)  # a tensor in, a tensor out; this tells the type checker
+        # The clock of one of them, so that all look after the same updates.
+        self._stride = int(both[0, 1])
+        return int(both[:, 0].max())
 
 
 def _named(part: str, network: Any) -> Iterator[tuple[str, torch.Tensor]]:

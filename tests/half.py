@@ -14,6 +14,7 @@ from torch import Tensor
 from toy import ToyTeacher
 
 from fastgen import trainer
+from fastgen.faults import part
 from fastgen.stages import DistributionMatching
 
 seen: dict[str, set[str]] = {"times": set(), "products": set(), "answers": set(), "losses": set()}
@@ -63,9 +64,10 @@ class Watch(DistributionMatching):
 if __name__ == "__main__":
     folder, sharded = Path(sys.argv[1]), "shards" in sys.argv
     trainer.Accelerator = WatchingShards if sharded else Watching
-    processes.ToyTeacher = Watched
+    processes.Idling = Watched
     processes.distill.__globals__["DistributionMatching"] = Watch
     processes.run(folder, torch.float32, 2)
     found = {key: sorted(values) for key, values in seen.items()}
     if trainer.start_accelerator(1).is_main_process:
         (folder / "found.json").write_text(json.dumps(found))
+    part()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from toy import ToyTask, ToyTeacher, with_everything
 
 from fastgen.config import DistillConfig
 from fastgen.data import TrajectoryData
 from fastgen.distillation import distill
+from fastgen.faults import part
 
 # (dtype, micro-batches of a process)
 RUNS = [(torch.float32, 1), (torch.float32, 2), (torch.float64, 1), (torch.float64, 2)]
@@ -39,6 +41,16 @@ def config(run_dir: Path, accumulation: int, **changes) -> DistillConfig:
     return cfg.model_copy(update=changes)
 
 
+class Idling(ToyTeacher):
+    """A part of it is never called, as an auxiliary head of somebody's teacher."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.idle = nn.Linear(3, 3)
+        nn.init.constant_(self.idle.weight, 0.5)
+        nn.init.constant_(self.idle.bias, 0.5)
+
+
 def run(folder: Path, dtype: torch.dtype, accumulation: int, **changes) -> Path:
     """One run in `dtype`; noise is drawn in torch's default, which is `dtype` for the time being."""
     before, task = torch.get_default_dtype(), ToyTask()
@@ -48,7 +60,7 @@ def run(folder: Path, dtype: torch.dtype, accumulation: int, **changes) -> Path:
     torch.set_default_dtype(dtype)
     try:
         cfg = config(folder / name(dtype, accumulation), accumulation, **changes)
-        return distill(cfg, teacher=ToyTeacher().to(dtype), task=task)
+        return distill(cfg, teacher=Idling().to(dtype), task=task)
     finally:
         torch.set_default_dtype(before)
 
@@ -56,3 +68,4 @@ def run(folder: Path, dtype: torch.dtype, accumulation: int, **changes) -> Path:
 if __name__ == "__main__":
     for each in RUNS:
         run(Path(sys.argv[1]), *each)
+    part()

@@ -13,6 +13,7 @@ from typing import Any
 import processes
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from toy import ToyTeacher
@@ -21,6 +22,7 @@ from fastgen import trainer
 from fastgen._shards import gathered, is_shard, own, settle
 from fastgen._tensor import frozen
 from fastgen.config import EMAConfig, OptimizerConfig
+from fastgen.faults import part
 from fastgen.trained_network import TrainedNetwork
 
 
@@ -31,6 +33,8 @@ class Sharding(Accelerator):
         super().__init__(*args, **kwargs)
         self.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
         self.state.distributed_type = DistributedType.FSDP
+        # Every later `AcceleratorState()` is made of this.
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def new(*, averaged: bool = True) -> tuple[TrainedNetwork, nn.Module]:
@@ -133,6 +137,16 @@ def parts() -> dict[str, Any]:
     return found
 
 
+update, sharded, networks = TrainedNetwork.update, set(), set()
+
+
+def watched(self: TrainedNetwork, *args: Any) -> Any:
+    """`update`, which notes whether all that it trains is in shards."""
+    networks.add(self)
+    sharded.add(all(map(is_shard, self._parameters)))
+    return update(self, *args)
+
+
 if __name__ == "__main__":
     trainer.Accelerator = Sharding
     folder = Path(sys.argv[1])
@@ -141,4 +155,7 @@ if __name__ == "__main__":
         found = parts()
         (folder / f"found-{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
     if "run" in sys.argv:
+        TrainedNetwork.update = watched
         processes.run(folder, torch.float32, 2)
+        assert sharded == {True} and len(networks) == 4, (sharded, len(networks))
+    part()

@@ -22,6 +22,7 @@ from fastgen.checkpoint import (
     load_tensors,
     save_checkpoint,
     save_tensors,
+    set_aside,
     unflatten_optimizer,
     with_prefix,
 )
@@ -344,6 +345,35 @@ def test_a_missing_or_foreign_tensor_file_is_refused_with_its_name(tmp_path):
     for name in ("text", "nothing"):
         with pytest.raises(ValueError, match=f"cannot read .*{name}"):
             load_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_one_is_set_aside_and_its_number_saved_again(tmp_path, damage):
+    """Twice: whatever it is, it stays for whoever wants to look at it."""
+    saved(tmp_path, 1)
+    for _ in range(2):
+        damage(saved(tmp_path, 2))
+        set_aside(tmp_path, 1)
+        assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step_00000001"]
+        saved(tmp_path, 2, keep=2)
+        found = load_newest_checkpoint(tmp_path)
+        assert found is not None and found[1]["step"] == 2
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()} - {"step_00000001", "step_00000002"}
+    assert names == {"damaged_00000002", "damaged_00000002-again"}
+
+
+def test_a_copy_that_a_user_made_is_no_checkpoint_of_the_run(tmp_path):
+    copied = saved(tmp_path, 1).with_name("step_before_change")
+    shutil.copytree(copied.with_name("step_00000001"), copied)
+    saved(tmp_path, 2, 3, keep=1)
+    found = load_newest_checkpoint(tmp_path)
+    assert found is not None and found[1]["step"] == 3 and (copied / "state.json").exists()
+
+
+def test_one_that_is_newer_takes_no_place_among_those_that_are_kept(tmp_path):
+    saved(tmp_path, 1, 2, 9, keep=3)
+    saved(tmp_path, 3, keep=2)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == [f"step_{n:08d}" for n in (2, 3, 9)]
 
 
 def test_going_on_from_the_one_before_a_damaged_newest_keeps_what_is_saved_then(tmp_path):

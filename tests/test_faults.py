@@ -47,6 +47,10 @@ def faulty(self, at):
     if at == 9:
         if fault == "sigterm" and rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
+        if fault == "sigterm to all":
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.2)
         if fault == "sigint" and rank == 0:
             os.kill(os.getpid(), signal.SIGINT)
         if fault == "error" and rank == 1:
@@ -205,20 +209,53 @@ def test_sigterm_between_the_stages_is_a_line_too(folder):
     assert the_line(done.stderr) == "stopped: what is done is in the run folder; --resume goes on"
 
 
-def test_a_second_signal_does_not_wait_for_the_end_of_the_update(folder):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_sigterm_that_comes_again_and_again_saves_once(folder, processes):
+    """A cluster sends it to every process of a job, and a launcher hands its own on."""
+    ends = pair(folder, "sigterm to all") if processes == 2 else [(done := run(folder, "sigterm to all")).returncode]
+    codes = [code for code, _ in ends] if processes == 2 else ends
+    assert codes == [143] * processes
+    err = ends[0][1] if processes == 2 else done.stderr
+    assert "state saved at dmd update 10" in the_line(err) and state(folder / "run")[1]["step"] == 10
+
+
+def test_ctrl_c_after_a_signal_does_not_wait_for_the_end_of_the_update(folder):
     process = subprocess.Popen(
         command(folder, "long update"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None and "begun" in process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        time.sleep(1)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1)
         assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 143 and the_line(err).startswith("stopped")
+        assert process.returncode == 130 and the_line(err).startswith("stopped")
     finally:
         process.kill()
+
+
+def test_a_ctrl_c_that_comes_twice_at_once_is_one_and_a_later_one_another(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    request = StopRequest()
+    with pytest.raises(Stopped) as raised, request.listening():
+        for _ in range(3):  # of the terminal, and of the launcher
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        now[0] += 1.5
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.number == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError
+    assert raised.value.exit_code == 130
+
+
+def test_a_signal_that_nobody_acted_upon_is_not_forgotten():
+    with pytest.raises(Stopped) as raised, StopRequest().listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert raised.value.exit_code == 143
 
 
 def test_requests_are_noted_once_and_handlers_are_given_back():

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "fastgen"
 
 # Layers from left to right: a module imports its own layer or those before it.
 LAYERS = [
-    {"_shards", "_tensor", "_files", "_yaml", "_archives", "config", "cli", "faults"},
+    {"_shards", "_tensor", "_files", "_yaml", "_archives", "config", "cli", "faults", "origins"},
     {"flow_matching", "interpolants", "losses", "clocks", "solvers", "normalizer", "metrics", "ema", "models"},
     {"networks", "samplers", "teachers", "discriminators", "data", "guidance", "two_sample"},
     {

@@ -74,6 +74,16 @@ def test_throughput_counts_training_alone(tmp_path, clock):
     assert [row["step"] for row in read_log(tmp_path)] == [3, 0]
 
 
+@pytest.mark.parametrize("row", ["{}", "[]", '{"stage": "x", "step": 1}', '{"stage": "kd", "step": "1"}'])
+def test_rows_of_something_else_are_not_cut(tmp_path, row):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text := f'{{"stage": "kd", "step": 1}}\n{row}\n')
+    log = RunLog(tmp_path, batch_size=1, main_process=True)
+    with pytest.raises(ValueError, match=r"expected rows of kd, dmd in .*metrics\.jsonl, got"):
+        log.truncate(["kd", "dmd"], 0, 1)
+    assert path.read_text() == text
+
+
 def test_peak_memory_sees_what_is_held():
     before, more = peak_memory(), 1 << 26
     assert before is not None and before > 1e7

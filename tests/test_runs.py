@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from toy import toy_config
 
 from fastgen.cli import load_config
 from fastgen.config import DistillConfig
+from fastgen.origins import fingerprint
 from fastgen.runs import claim_run, open_run, run_folder
 
 
@@ -149,6 +153,62 @@ def test_a_damaged_config_of_the_run_is_one_line_with_its_folder(run, text):
     assert "\n" not in str(raised.value) and str(run.run_dir) in str(raised.value)
 
 
+# ---- What it was begun with ---------------------------------------------------------------------------------------
+
+DATA = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+
+
+def origin(data: Tensor = DATA, **changes: Any) -> dict[str, Any]:
+    return {"data": fingerprint([data, data[:5]]), "mixed precision": "no", **changes}
+
+
+OTHERS = {
+    "scaled": 1.001 * DATA,
+    "shifted": DATA + 0.001,
+    "one row": torch.cat([DATA[:-1], -DATA[-1:]]),
+    "reordered": DATA.flip(0),
+    "fewer": DATA[1:],
+    "none": DATA[:0],
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_other_data_are_not_gone_on_with(tmp_path, other):
+    cfg = toy_config(tmp_path)
+    claim_run(tmp_path, cfg, origin())
+    claim_run(tmp_path, cfg, origin(DATA.clone()))
+    claim_run(tmp_path, cfg, origin(DATA * (1 + 1e-7)))  # the last digits of another machine
+    with pytest.raises(ValueError, match="begun with another data: resume with its own, or choose another run_dir"):
+        claim_run(tmp_path, cfg, origin(other))
+
+
+def test_another_precision_or_a_run_that_does_not_say_is_refused(tmp_path):
+    cfg = toy_config(tmp_path)
+    claim_run(tmp_path, cfg, origin())
+    with pytest.raises(ValueError, match=r"another mixed precision \(no then, bf16 now\)"):
+        claim_run(tmp_path, cfg, origin(**{"mixed precision": "bf16"}))
+    with pytest.raises(ValueError, match="another teacher"):
+        claim_run(tmp_path, cfg, origin(teacher=[1.0, 2.0]))
+    (tmp_path / "origin.json").unlink()
+    with pytest.raises(ValueError, match=r"expected origin\.json in"):
+        claim_run(tmp_path, cfg, origin())
+
+
+def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(run):
+    folder = Path(run.run_dir)
+    (folder / ".student.new-12ab").mkdir()
+    for name in (".student.new-12ab/student.safetensors", ".metrics.jsonl.new-3", "stages/.kd.safetensors.new-4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("half")
+    for name in ("notes.new-1", "stages/mine"):
+        (folder / name).write_text("mine")
+    with open_run(resumed(run)):
+        pass
+    left = content(folder)
+    assert left.keys() >= {"notes.new-1", "stages/mine"} and b"half" not in left.values()
+    assert not (folder / ".student.new-12ab").exists()
+
+
 # ---- One at a time ------------------------------------------------------------------------------------------------
 
 HOLDER = """
@@ -184,8 +244,10 @@ def test_a_run_that_fails_lets_go_of_its_folder(run):
 
 def test_one_process_of_many_writes_and_locks(tmp_path):
     cfg = toy_config(tmp_path / "run")
-    with open_run(cfg, main_process=False) as folder:
-        assert not folder.exists()
+    with pytest.raises(ValueError, match="expected all processes to see .*run, got one"):
+        with open_run(cfg, main_process=False):
+            pass
+    assert not (tmp_path / "run").exists()
     with open_run(cfg), open_run(cfg, main_process=False) as folder:
         assert folder == tmp_path / "run"
 

@@ -276,6 +276,19 @@ def test_a_loss_that_is_no_number_is_noticed_though_its_gradient_is_one():
     assert network.take_skipped() == [Skip(0, 1, 1)]
 
 
+def test_a_skipped_update_leaves_no_trace_in_running_statistics():
+    network = trained(network=nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)))
+    train(network, range(2))
+    before = copy.deepcopy(network.tensors())
+    loss = [lambda: network.network(torch.full((8, 3), float("nan"))).square().mean()]
+    network.update(loss, 2)
+    after = network.tensors()
+    assert after.pop("skipped").tolist() == [1, 1] and before.pop("skipped").tolist() == [0, 0]
+    assert equal(after, before)
+    train(network, range(2, 3))
+    assert not torch.equal(network.tensors()["weights.1.running_mean"], before["weights.1.running_mean"])
+
+
 def test_updates_that_were_skipped_are_counted_on_after_a_resume(tmp_path):
     network, again = trained(), trained()
     train(network, range(3))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import Pulled, ToyTask, ToyTeacher, plug_pulled, toy_config, with_everything
 
+import fastgen.trainer as trainer_module
 from fastgen.checkpoint import checkpoint_folders, load_newest_checkpoint, load_tensors, save_checkpoint
 from fastgen.config import LoopConfig
-from fastgen.distillation import Distillation
+from fastgen.distillation import Distillation, distill
 from fastgen.run_log import read_log, timeless
 from fastgen.runs import claim_run, open_run
 from fastgen.stages import DistributionMatching, KnowledgeDistillation, Stage
@@ -64,6 +66,95 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, stage
     assert whole.keys() == resumed.keys() and any(key.startswith("dmd") for key in whole)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert [*map(timeless, read_log(tmp_path))] == [*map(timeless, read_log(uninterrupted))]
+
+
+class Dropping(ToyTeacher):
+    """A network that drops half of its inputs where it learns."""
+
+    def forward(self, x_t: Tensor, t: Tensor | float, cond: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x_t, 0.5, torch.is_grad_enabled()), t, cond)
+
+
+@pytest.mark.parametrize(("stage", "step"), [(KnowledgeDistillation, 5), (DistributionMatching, 7)])
+def test_dropout_is_drawn_again_as_it_was(tmp_path, stage, step):
+    def dropped(name: str, resume: bool = False) -> dict[str, Tensor]:
+        cfg = toy_config(tmp_path / name).model_copy(update={"resume": resume})
+        distill(cfg, teacher=Dropping(), task=ToyTask())
+        return weights(tmp_path / name)
+
+    torch.manual_seed(0)
+    whole = dropped("whole")
+    torch.manual_seed(1)
+    with plug_pulled(stage, step):
+        dropped("killed")
+    torch.manual_seed(2)
+    again = dropped("killed", resume=True)
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("what", ["data", "teacher"])
+def test_a_run_does_not_go_on_with_other_data_or_another_teacher(tmp_path, what):
+    with plug_pulled(KnowledgeDistillation, 4):
+        distill(toy_config(tmp_path), teacher=ToyTeacher(), task=ToyTask())
+    task, teacher = ToyTask(), ToyTeacher()
+    if what == "data":
+        task.train.X[:] *= 3.0
+    else:
+        nn.init.normal_(teacher.linear.bias)
+    cfg = toy_config(tmp_path).model_copy(update={"resume": True})
+    with pytest.raises(ValueError, match=f"begun with another {what}: resume with its own"):
+        distill(cfg, teacher=teacher, task=task)
+    distill(cfg, teacher=ToyTeacher(), task=ToyTask())
+
+
+def test_a_damaged_checkpoint_that_is_passed_again_is_in_nobodys_way(tmp_path, uninterrupted):
+    with plug_pulled(DistributionMatching, 7):
+        train(toy_config(tmp_path))
+    newest = checkpoint_folders(tmp_path)[-1]
+    (newest / "notes.txt").write_bytes(b"x")
+    train(toy_config(tmp_path).model_copy(update={"resume": True}))
+    assert all(torch.equal(v, weights(tmp_path)[k]) for k, v in weights(uninterrupted).items())
+    assert (newest.parent / newest.name.replace("step", "damaged") / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(("name", "said"), [("elsewhere.npz", "[Errno 2] No such file"), (None, "cannot write")])
+def test_an_error_about_a_file_of_somebody_else_is_not_called_a_failed_write(tmp_path, name, said):
+    def broken(step: int) -> dict:
+        raise FileNotFoundError(2, "No such file", name and str(tmp_path.parent / name))
+
+    stage = Counter()
+    stage.update = broken
+    with pytest.raises(OSError, match=re.escape(said)) as raised:
+        follow(tmp_path, SCORES, stages=[stage])
+    assert "nothing was saved yet" in str(raised.value) and ("room" in str(raised.value)) == (name is None)
+
+
+def test_a_resume_of_nothing_says_so(tmp_path, capsys):
+    follow(tmp_path, SCORES, resume=True)
+    assert f"nothing to resume in {tmp_path}: the run starts at its beginning" in capsys.readouterr().err
+    follow(tmp_path, SCORES, resume=True)
+    assert "nothing to resume" not in capsys.readouterr().err
+
+
+def test_processes_that_find_different_checkpoints_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastgen.trainer.gather_objects", lambda value: [value, (1, 2, 3)])
+    with pytest.raises(ValueError, match="expected all processes to find the same checkpoint in"):
+        follow(tmp_path, SCORES, resume=True)
+
+
+def test_all_processes_decide_by_the_scores_of_the_main_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module.Trainer, "_means", lambda self, logs: dict(logs))
+    monkeypatch.setattr(trainer_module.Trainer, "_stopped_by", lambda self: 0)
+    monkeypatch.setattr(trainer_module.Accelerator, "num_processes", 2)
+    monkeypatch.setattr("fastgen.trainer.broadcast_object_list", lambda own: [{"energy": -own[0]["energy"]}])
+    assert kept(follow(tmp_path, SCORES)) == 1  # the largest of its own scores
+
+
+def test_a_resumed_run_knows_the_scores_and_seconds_of_what_was_done(tmp_path):
+    whole = follow(tmp_path, SCORES, stages=[Counter("kd", 3), Counter("dmd", 3)])
+    again = follow(tmp_path, SCORES, stages=[Counter("kd", 3), Counter("dmd", 3)], resume=True)
+    assert again.scores == whole.scores == {"kd": {"energy": 0.6}, "dmd": {"energy": 0.6}}
+    assert again.seconds == whole.seconds and whole.seconds["dmd"] > 0
 
 
 def test_other_seeds_give_other_weights(tmp_path, uninterrupted):

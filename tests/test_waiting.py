@@ -135,7 +135,7 @@ def test_equivariant_networks_read_nothing_from_the_device(basis):
 
 @pytest.mark.parametrize("start_iter", [0, 9])
 def test_an_average_is_left_alone_on_the_device_exactly_as_on_the_host(monkeypatch, start_iter):
-    cfg = EMAConfig(decay=0.75, start_iter=start_iter, dtype="float64")
+    cfg = EMAConfig(decay=0.999, start_iter=start_iter, dtype="float64")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
     device, host = (ExponentialMovingAverage(model, cfg) for _ in range(2))
@@ -195,16 +195,27 @@ def on_a_device(monkeypatch):
 SIZES = {"evaluate_every": 100, "log_every": 5, "checkpoint_every": 3, "keep_best": False}
 
 
+def without_looking(self) -> int:
+    self._stride = 100
+    return 0
+
+
 @pytest.mark.usefixtures("on_a_device")
 def test_the_loop_asks_a_device_only_where_it_logs_or_saves(tmp_path, monkeypatch):
     heard: list[int] = []
     stage = Skipping()
-    monkeypatch.setattr(fastgen.trainer.Trainer, "_stopped_by", lambda self: heard.append(stage.at) or 0)
+
+    def stopped_by(self) -> int:
+        self._stride = 100  # updates until somebody wants to hear of signals
+        heard.append(stage.at)
+        return 0
+
+    monkeypatch.setattr(fastgen.trainer.Trainer, "_stopped_by", stopped_by)
     monkeypatch.setattr(fastgen.trainer.Trainer, "_means", lambda self, logs: dict(logs))
     follow_two = {"num_processes": property(lambda self: 2 if self.device == NOWHERE else 1)}
     monkeypatch.setattr(fastgen.trainer.Accelerator, "num_processes", follow_two["num_processes"])
     follow(tmp_path, [0.0] * 9, stages=[stage], **SIZES)
-    assert stage.asked == [3, 5, 6, 8] and heard == [3, 5, 6, 8, 8]
+    assert stage.asked == [1, 3, 5, 6, 8] and heard == [1, 3, 5, 6, 8, 8]
 
 
 def test_the_loop_asks_a_cpu_at_once(tmp_path):
@@ -214,14 +225,21 @@ def test_the_loop_asks_a_cpu_at_once(tmp_path):
 
 
 @pytest.mark.usefixtures("on_a_device")
-def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, capsys):
-    follow(tmp_path, [0.0] * 9, stages=[Skipping(1, 2, 5)], **SIZES)
+def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fastgen.trainer.Trainer, "_stopped_by", without_looking)
+    follow(tmp_path, [0.0] * 9, stages=[Skipping(1, 2, 3, 5)], **SIZES)
     rows = {row["step"]: row for row in read_log(tmp_path)}
-    assert list(rows) == [0, 1, 2, 5, 8] and [row["iteration"] for row in rows.values()] == [0, 1, 2, 5, 8]
+    assert list(rows) == [0, 1, 2, 3, 5, 8] and [row["iteration"] for row in rows.values()] == list(rows)
     told = {at: row["skipped"]["student"] for at, row in rows.items() if "skipped" in row}
-    assert {at: (row["in_a_row"], row["in_all"]) for at, row in told.items()} == {1: (1, 1), 2: (2, 2), 5: (1, 3)}
-    assert {at: row["rows"] for at, row in told.items()} == {1: [0, 100], 2: [1, 100], 5: [4, 100]}
-    assert "loss" in rows[5] and "loss" not in rows[2] and "samples_per_s" in rows[5]
+    assert {at: (row["in_a_row"], row["in_all"]) for at, row in told.items()} == {
+        1: (1, 1),
+        2: (2, 2),
+        3: (3, 3),
+        5: (1, 4),
+    }
+    assert {at: row["rows"] for at, row in told.items()} == {1: [0, 100], 2: [1, 100], 3: [2, 100], 5: [4, 100]}
+    # One at a checkpoint, 3, is no row of the log: how often there are checkpoints must not show.
+    assert "loss" in rows[5] and not {"loss"} & (rows[2].keys() | rows[3].keys()) and "samples_per_s" in rows[5]
     assert (
         "dmd update 2: loss or gradient of the student not finite, update skipped (2 in a row"
         in capsys.readouterr().err
