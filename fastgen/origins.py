@@ -1,9 +1,9 @@
 """What a run was begun with, told by a few numbers: its data, its teacher, its precision. It must go on with the same.
 
-The numbers of tensors x_1, x_2, ... are how many there are, their root mean square r, and sums s . x / (r sqrt(n)) over
-random signs s, one sum for each of a few draws of signs. They agree to `TOLERANCE` where the last digits of data differ
+The numbers of tensors x_1, x_2, ... are how many there are, their root mean square r, and sums w . x / (r sqrt(n)) with
+random weights w, one for each of a few draws of weights. They agree to `TOLERANCE` where the last digits of data differ
 that were computed anew on another machine; other data, other weights or another order of rows change them by about as
-much as they change the data.
+much as they change the data. What is no number counts as 0, an infinity as 1 or -1 (masks hold such).
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ def fingerprint(tensors: Iterable[Tensor]) -> list[float]:
     """[n, r, sums ...] of all numbers in `tensors`, in their order; [0.0] where there is none."""
     generator = generator_for(0, "fingerprint")
     n, squares, sums = 0, 0.0, torch.zeros(_PROJECTIONS, dtype=torch.float64)
+    # The same signs for each part, whose number comes in by a factor: drawing is what takes time.
+    signs = torch.randint(2, (_PROJECTIONS, _CHUNK), generator=generator).double() * 2.0 - 1.0
     for tensor in tensors:
         for part in tensor.detach().reshape(-1).split(_CHUNK):
-            signs = torch.randint(2, (_PROJECTIONS, len(part)), generator=generator).double() * 2.0 - 1.0
-            wide = part.cpu().double()
-            n, squares, sums = n + len(part), squares + float(wide.square().sum()), sums + signs @ wide
+            factors = torch.randn(_PROJECTIONS, dtype=torch.float64, generator=generator)
+            wide = part.cpu().double().nan_to_num(0.0, 1.0, -1.0)
+            n, squares = n + len(part), squares + float(wide.square().sum())
+            sums += factors * (signs[:, : len(part)] @ wide)
     scale = squares**0.5
     return [float(n), (squares / n) ** 0.5, *(sums / (scale or 1.0)).tolist()] if n else [0.0]
 

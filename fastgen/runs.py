@@ -73,7 +73,8 @@ def _locked_folder(cfg: Any) -> Iterator[Path]:
     try:
         _lock(lock, folder)
         try:
-            _remove_unfinished(folder)
+            if saved.exists():
+                _remove_unfinished(folder)
             yield folder
         finally:
             if not saved.exists():

@@ -171,7 +171,7 @@ class Trainer:
         self.position, self.step, self.iteration = 0, 0, 0
         self._tensors: Mapping[str, torch.Tensor] = {}
         self._stop = StopRequest()
-        self._stride, self._since = 1, (time.monotonic(), 0)  # of looks at a GPU; the seconds and updates before them
+        self._stride, self._since = 1, (0.0, 0)  # of looks at a GPU; the time and the iteration of the last one
         if resume:
             with together():
                 self._restore()
@@ -234,6 +234,7 @@ class Trainer:
     def _run_stage(self, stage: Stage, bar: Any) -> None:
         loop, shown, progress = self.loop, {}, self.progress[stage.name]
         self.log.clock.take()  # what led up to the stage is not its time
+        self._stride, self._since = 1, (time.monotonic(), self.iteration)
         if self.step == 0 and self.evaluate_start:
             self._log({"stage": stage.name, "step": 0, **self._validate(stage)})
         watch, on_cpu = Stopwatch(self.seconds, stage.name), self.accelerator.device.type == "cpu"
@@ -452,7 +453,7 @@ class Trainer:
             left = (
                 f"the state in {newest[-1]} is intact, --resume goes on from it" if newest else "nothing was saved yet"
             )
-            if isinstance(error, OSError) and error.filename and self.run_dir not in Path(error.filename).parents:
+            if isinstance(error, OSError) and error.filename and self.run_dir not in Path(str(error.filename)).parents:
                 raise OSError(f"{error}; {left}") from error  # somebody else's file
             if isinstance(error, OSError):
                 # Those of Python itself have a number; ours say all there is to say.

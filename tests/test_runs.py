@@ -182,6 +182,12 @@ def test_other_data_are_not_gone_on_with(tmp_path, other):
         claim_run(tmp_path, cfg, origin(other))
 
 
+def test_what_is_no_number_can_be_gone_on_with_too():
+    mask = torch.full((4, 4), -torch.inf).triu(1)
+    assert fingerprint([DATA, mask]) == fingerprint([DATA.clone(), mask.clone()]) != fingerprint([DATA, mask.T])
+    assert fingerprint([DATA, torch.tensor([torch.nan])])[1] < 2.0
+
+
 def test_another_precision_or_a_run_that_does_not_say_is_refused(tmp_path):
     cfg = toy_config(tmp_path)
     claim_run(tmp_path, cfg, origin())
