@@ -269,7 +269,7 @@ class Trainer:
             if validate:
                 shown = self._validate(stage)
                 watch.restart()  # validation is not training time
-            if log or skipped and on_cpu:
+            if log or skipped:
                 logs = self._means(logs)
                 row = self._log({"stage": stage.name, "step": self.step, **logs, **shown, **skipped})
                 bar.set_postfix(self._postfix(row))

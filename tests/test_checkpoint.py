@@ -370,6 +370,15 @@ def test_a_copy_that_a_user_made_is_no_checkpoint_of_the_run(tmp_path):
     assert found is not None and found[1]["step"] == 3 and (copied / "state.json").exists()
 
 
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs0000001"])
+def test_a_hidden_file_of_somebody_else_harms_nothing(tmp_path, name, caplog):
+    (saved(tmp_path, 1, 2) / name).write_bytes(b"x")
+    found = load_newest_checkpoint(tmp_path)
+    assert found is not None and found[1]["step"] == 2 and not caplog.records
+    saved(tmp_path, 3, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+
+
 def test_one_that_is_newer_takes_no_place_among_those_that_are_kept(tmp_path):
     saved(tmp_path, 1, 2, 9, keep=3)
     saved(tmp_path, 3, keep=2)

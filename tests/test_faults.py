@@ -237,19 +237,31 @@ def test_ctrl_c_after_a_signal_does_not_wait_for_the_end_of_the_update(folder):
 
 
 def test_a_ctrl_c_that_comes_twice_at_once_is_one_and_a_later_one_another(monkeypatch):
-    now = [10.0]
+    now, reached = [10.0], []
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     request = StopRequest()
     with pytest.raises(Stopped) as raised, request.listening():
         for _ in range(3):  # of the terminal, and of the launcher
             os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append("the same one")
         now[0] += 1.5
         os.kill(os.getpid(), signal.SIGTERM)
         assert request.number == signal.SIGINT
+        reached.append("nothing new")
         os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError
-    assert raised.value.exit_code == 130
+        reached.append("too far")
+    assert raised.value.exit_code == 130 and reached == ["the same one", "nothing new"]
+
+
+def test_a_later_sigterm_says_nothing_new(monkeypatch):
+    now, reached = [10.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with pytest.raises(Stopped), StopRequest().listening():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            now[0] += 20.0
+            reached.append("still there")
+    assert len(reached) == 3
 
 
 def test_a_signal_that_nobody_acted_upon_is_not_forgotten():
