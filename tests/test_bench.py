@@ -213,12 +213,12 @@ class Counted:
 
 
 def test_checkpoints_and_validations_are_in_no_round(monkeypatch):
-    """Between two looks at the clock passes a second: a round takes one, a checkpoint of a network three pieces of one,
+    """Between two looks at the clock passes a second: a round takes one, a checkpoint of a network two pieces of one,
     a validation three of which scoring takes one."""
     monkeypatch.setattr(bench_trainer, "now", Counted())
     network = SimpleNamespace(tensors=lambda: {"w": torch.zeros(1)})
     stage = SimpleNamespace(update=lambda step: None, trained=lambda: {"student": network})
-    trainer = SimpleNamespace(evaluate=lambda net: {}, _best_tensors=lambda name: {}, _save=lambda tensors: None)
+    trainer = SimpleNamespace(evaluate=lambda net: {}, _save=lambda tensors, best_of=None: None)
     trainer._validate = lambda stage: trainer.evaluate(None)
     halted = bench_trainer.Halted(stage, lambda n: None, skip=bench_trainer.UPDATES)
     halted.watch(trainer)
@@ -226,9 +226,9 @@ def test_checkpoints_and_validations_are_in_no_round(monkeypatch):
         stage.update(step)
         if step % bench_trainer.UPDATES == 7:
             trainer._validate(stage)
-            trainer._save(network.tensors() | trainer._best_tensors("kd"))
+            trainer._save(network.tensors(), best_of="kd")
     trainer._save({})
     rounds = [[float(wall) for wall, _ in halted.seconds[who]] for who in ("trainer", "bare")]
     # A look at each end of a piece: of what lies between pieces a second each counts.
-    assert rounds == [[5.0, 5.0], [1.0, 1.0, 1.0]]
-    assert [[float(wall) for wall, _ in found] for found in halted.events.values()] == [[3.0] * 3, [2.0] * 3]
+    assert rounds == [[4.0, 4.0], [1.0, 1.0, 1.0]]
+    assert [[float(wall) for wall, _ in found] for found in halted.events.values()] == [[2.0] * 3, [2.0] * 3]

@@ -130,7 +130,7 @@ class Halted:
     def watch(self, trainer: Trainer) -> None:
         """Take what `trainer` does between updates out of the rounds."""
         trainer.evaluate = self._timed(trainer.evaluate, self._scored)
-        for name, then in (("_validate", self._validated), ("_best_tensors", self._saved), ("_save", self._wrote)):
+        for name, then in (("_validate", self._validated), ("_save", self._wrote)):
             setattr(trainer, name, self._timed(getattr(trainer, name), then))
 
     def update(self, step: int) -> Any:
@@ -149,10 +149,10 @@ class Halted:
     def _timed(self, function: Callable[..., Any], then: Callable[..., None]) -> Callable[..., Any]:
         """`function`, after which `then` is told its seconds and its arguments."""
 
-        def timed(*args: Any) -> Any:
+        def timed(*args: Any, **options: Any) -> Any:
             started = now()
             try:
-                return function(*args)
+                return function(*args, **options)
             finally:
                 then(now() - started, *args)
 
