@@ -131,6 +131,7 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
     """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their traceback.
 
     Ctrl-C is one line and exit code 130, SIGTERM likewise with 143; `resumable` says that --resume goes on after it.
+    One of several processes ends with the block, also where nothing went wrong (see `fastgen.faults.part`).
     """
     try:
         with stopped_by_sigterm():

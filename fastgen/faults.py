@@ -107,8 +107,8 @@ def _handled(numbers: tuple[signal.Signals, ...], handler: Any) -> Iterator[None
 def leave(code: int) -> NoReturn:
     """End this process with an exit code.
 
-    One of several processes may leave the others in the middle of an exchange. It ends without tearing its connections
-    down, which they may be using and which then aborts now and then: with another exit code.
+    One of several processes ends without the interpreter's teardown: it aborts, with another exit code, where a thread
+    of the group still holds the tensors of an exchange, or others are in the middle of one.
     """
     if _processes() > 1:
         atexit.unregister(part_at_exit)
@@ -120,16 +120,18 @@ def leave(code: int) -> NoReturn:
 
 
 def part() -> None:
-    """Leave the group of processes, once all of them come to this: connections close while nobody uses them."""
+    """The end of the work, to which all processes come together: each of several ends here, with exit code 0."""
     if _processes() > 1:
         distributed.barrier()
-        distributed.destroy_process_group()
+        leave(0)
 
 
 def part_at_exit() -> None:
-    """Close this process' connections before the interpreter ends: threads that are still at them would abort it."""
+    """Close this process' connections before the interpreter's teardown, and let the group's threads drop what they
+    hold: one that does so later aborts it."""
     if _processes() > 1:
         distributed.destroy_process_group()
+        time.sleep(0.2)
 
 
 def _processes() -> int:
