@@ -54,7 +54,7 @@ def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
     """
     path = folder / ORIGIN
     if not path.exists():
-        raise ValueError(f"expected {ORIGIN} in {folder}, which says what the run was begun with, got none: begin anew")
+        raise ValueError(f"expected {ORIGIN} in {folder}, got none: go on with the version that began the run")
     before = read_json(path)
     for name in sorted(before.keys() | origin.keys()):
         then, now = before.get(name), origin.get(name)
@@ -71,5 +71,6 @@ def _agree(then: Any, now: Any) -> bool:
         return then == now
     if len(then) != len(now) or then[0] != now[0]:
         return False
-    size = max([1.0, *map(abs, then[1:2])])
-    return all(abs(a - b) <= TOLERANCE * size for a, b in zip(then[1:], now[1:], strict=True))
+    # The root mean square has a unit, the sums have none.
+    sizes = [abs(then[1]), *[1.0] * _PROJECTIONS] if len(then) > 1 else []
+    return all(abs(a - b) <= TOLERANCE * size for a, b, size in zip(then[1:], now[1:], sizes, strict=True))

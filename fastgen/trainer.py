@@ -214,8 +214,8 @@ class Trainer:
             # Before the next stage makes its own.
             del stage
             self.accelerator.free_memory()
-        if self.log.track is not None:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # not end_training, which leaves the group of processes
+            tracker.finish()
 
     def result(self, name: str) -> dict[str, torch.Tensor]:
         """EMA weights of the stage `name`: its best validated ones with `keep_best`, else those at its end.
