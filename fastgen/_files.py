@@ -38,6 +38,7 @@ __all__ = [
     "read_json",
     "read_safetensors",
     "read_text",
+    "remove_unfinished",
     "sha256",
     "write_file",
     "write_json",
@@ -121,6 +122,15 @@ def new_folder(path: str | Path, owned: Collection[str]) -> Iterator[Path]:
     finally:
         # After an exchange this name holds the earlier export, after a failure what was written so far.
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_unfinished(*folders: Path) -> None:
+    """Remove what writers that were killed left in these folders; for who knows that nobody writes there now."""
+    for left in (path for folder in folders for path in folder.glob(".*.new-*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _check_replaceable(target: Path, path: str | Path, owned: Collection[str]) -> None:

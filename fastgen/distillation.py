@@ -127,12 +127,6 @@ class Distillation:
                 "expected train.fake_score_rank=null with FSDP, where corrections in shards would not be trained, got "
                 f"{cfg.train.fake_score_rank}"
             )
-        self._idle: set[str] = set()
-        if accelerator.num_processes > 1:
-            two = cond_to((self.x0[:2], take_rows(self.cond, slice(2))), accelerator.device)
-            t = torch.full((len(two[0]),), 0.5, dtype=time_dtype(self.x0.dtype), device=accelerator.device)
-            with accelerator.autocast():
-                self._idle = idle_parameters(self.network, two[0], t, two[1])
         # What is distilled, scored and drawn is the guided teacher; what starts from its weights is the plain network.
         self.dtype, self.network, self.frozen = frozen_teacher(cfg, self.network)
         self.teacher = guided_teacher(cfg, self.frozen, self.task.train)
@@ -170,7 +164,7 @@ class Distillation:
         """Student from the teacher's weights, regressed on the teacher's ODE pairs."""
         cfg = self.cfg
         ema = EMAConfig(decay=cfg.train.kd_ema_decay)
-        student = self._trainable(self._student(), cfg.train.kd_optimizer, cfg.train.kd_steps, ema=ema)
+        student = self._trainable(self._used(self._student()), cfg.train.kd_optimizer, cfg.train.kd_steps, ema=ema)
         return self._on_pairs(student, "kd", cfg.train.kd_steps)
 
     def matching_stage(self) -> Stage:
@@ -248,7 +242,7 @@ class Distillation:
         cfg, network = self.cfg, self._student()
         if cfg.train.kd_steps:
             network.load_state_dict(self.trainer.result("kd"))
-        return self._trainable(network, cfg.train.student_optimizer, cfg.train.steps, ema=cfg.dmd.ema)
+        return self._trainable(self._used(network), cfg.train.student_optimizer, cfg.train.steps, ema=cfg.dmd.ema)
 
     def _trainable(
         self, network: nn.Module, optimizer: OptimizerConfig, updates: int, ema: EMAConfig | None = None
@@ -434,13 +428,17 @@ class Distillation:
 
     def _student(self) -> nn.Module:
         """The teacher's weights to start from, in full precision and trainable whatever the caller froze."""
-        return self._used(parameters_to(copy.deepcopy(self.network), self.dtype).requires_grad_(True))
+        return parameters_to(copy.deepcopy(self.network), self.dtype).requires_grad_(True)
 
     def _used(self, network: nn.Module) -> nn.Module:
-        """`network`, a copy of the teacher, of which parameters that nothing uses are frozen: processes that share a
+        """`network`, called as the teacher is, of which parameters that nothing uses are frozen: processes that share a
         batch would wait for their gradients."""
-        for name, parameter in network.named_parameters():
-            if {name, name.removeprefix("network.")} & self._idle:
+        if self.accelerator.num_processes > 1:
+            x0, cond = cond_to((self.x0[:2], take_rows(self.cond, slice(2))), self.accelerator.device)
+            t = torch.full((len(x0),), 0.5, dtype=time_dtype(x0.dtype), device=x0.device)
+            with self.accelerator.autocast():
+                idle = idle_parameters(network, x0, t, cond)
+            for parameter in idle:
                 parameter.requires_grad_(False)
         return network
 

@@ -30,7 +30,7 @@ from ._tensor import at_hand, check_choice, unwrap
 if TYPE_CHECKING:
     from .config import EMAConfig
 
-__all__ = ["ExponentialMovingAverage"]
+__all__ = ["ExponentialMovingAverage", "averaged_weights"]
 
 EMA_TYPES = ("constant", "halflife", "power")
 Place = tuple[str, dict[str, Any], str]
@@ -64,7 +64,7 @@ class ExponentialMovingAverage:
         self.cfg = cfg
         self.dtype = SHADOW_DTYPES[dtype]
         self.device = device
-        self.shadow = {name: self._copy(x) for name, x in _weights(model)}
+        self.shadow = {name: self._copy(x) for name, x in averaged_weights(model)}
         self._seen: tuple[weakref.ref[nn.Module], list[Place]] | None = None
 
     def beta(self, iteration: int) -> float:
@@ -135,7 +135,7 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Write the shadow into the weights of `model`, cast to their dtypes."""
-        weights = dict(_weights(model))
+        weights = dict(averaged_weights(model))
         self._check_names(weights)
         for name, value in weights.items():
             shadow = self.shadow[name]
@@ -171,7 +171,7 @@ class ExponentialMovingAverage:
                 raise ValueError(f"expected {name} of shape {tuple(shadow.shape)}, got {tuple(weights[name].shape)}")
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def averaged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and those buffers that belong to the state dict, by name; tied parameters once."""
     yield from ((name, place[leaf]) for name, place, leaf in _places(model))
 

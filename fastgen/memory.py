@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .ema import averaged_weights
 from .recompute import keep_blocks, recompute_blocks, recomputed
 
 __all__ = ["Footprint", "activation_bytes", "footprint", "memory_table"]
@@ -71,8 +72,9 @@ def footprint(
     buffers = sum(map(_bytes, network.buffers()))
     shadow = 0
     if ema is not None:
-        shadow = sum(_shard(p, parts) for p in parameters) * ema.itemsize
-        shadow += sum(b.numel() * (ema if b.is_floating_point() else b.dtype).itemsize for b in _persistent(network))
+        for _, value in averaged_weights(network):
+            numbers = _shard(value, parts) if isinstance(value, nn.Parameter) else value.numel()
+            shadow += numbers * (ema if value.is_floating_point() else value.dtype).itemsize
     whole = 0 if shards is None else sum(map(_bytes, parameters)) + buffers
     return Footprint(
         name,
@@ -94,16 +96,6 @@ def _shard(parameter: Tensor, shards: int) -> int:
     """Numbers of `parameter` in the largest of its shards: FSDP2 cuts the first axis."""
     rows = max(1, len(parameter) if parameter.ndim else 1)
     return -(-rows // shards) * (parameter.numel() // rows)
-
-
-def _persistent(network: nn.Module) -> Iterable[Tensor]:
-    """The buffers of the state dict, which averages copy; each once."""
-    return {
-        id(buffer): buffer
-        for module in network.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if name not in module._non_persistent_buffers_set
-    }.values()
 
 
 def activation_bytes(forward: Callable[[], Any], networks: Sequence[nn.Module]) -> int:

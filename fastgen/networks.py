@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -96,11 +95,12 @@ def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
     return default
 
 
-def idle_parameters(network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> set[str]:
-    """Names of the parameters that a prediction at `x_t` (B, ...), `t` (B,) doesn't use: they get no gradient."""
-    trial = copy.deepcopy(network).requires_grad_(True)
-    call_network(trial, x_t, t, cond, dtype=x_t.dtype).sum().backward()
-    return {name for name, parameter in trial.named_parameters() if parameter.grad is None}
+def idle_parameters(network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> list[nn.Parameter]:
+    """Trained parameters that a prediction at `x_t` (B, ...), `t` (B,) doesn't use: they get no gradient."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    answer = call_network(network, x_t, t, cond, dtype=network_dtype(network, x_t.dtype)).sum()
+    gradients = torch.autograd.grad(answer, parameters, allow_unused=True)
+    return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
 def call_network(network: Network, x_t: Tensor, t: float | Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:

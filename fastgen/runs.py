@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from ._files import write_file
+from ._files import remove_unfinished, write_file
 from ._yaml import read_yaml
 from .cli import dump_anywhere
 from .faults import together
@@ -74,7 +73,7 @@ def _locked_folder(cfg: Any) -> Iterator[Path]:
         _lock(lock, folder)
         try:
             if saved.exists():
-                _remove_unfinished(folder)
+                remove_unfinished(folder, folder / "stages")
             yield folder
         finally:
             if not saved.exists():
@@ -102,16 +101,6 @@ def claim_run(folder: Path, cfg: BaseModel, origin: Mapping[str, Any] | None = N
         write_file(folder / CONFIG, dump_anywhere(cfg).encode())
     elif origin is not None:
         check_origin(folder, origin)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what a run that was killed was writing; the lock is ours, so nobody writes it now."""
-    for parent in (folder, folder / "stages"):
-        for left in parent.glob(".*.new-*"):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
 
 
 def _lock(handle: int, folder: Path) -> None:

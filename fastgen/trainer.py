@@ -431,17 +431,16 @@ class Trainer:
                 parts[part] = {"in_a_row": in_a_row, "in_all": in_all, "rows": rows}
                 if in_a_row >= self.loop.most_skipped:
                     hopeless = f"{part} not finite in {in_a_row} updates in a row, up to {stage.name} update {at}"
-        for at in sorted(found):
-            for part, row in found[at]["skipped"].items():
+        found = dict(sorted(found.items()))
+        for at, told in found.items():
+            for part, row in told["skipped"].items():
                 self.progress[stage.name].skip(part, at, row["in_all"])
                 if self.accelerator.is_main_process:
                     counts, rows = f"{row['in_a_row']} in a row, {row['in_all']} in all", row["rows"]
-                    shown = ", ".join(map(str, rows[:8])) + (
-                        f", ... ({len(rows)} in metrics.jsonl)" if rows[8:] else ""
-                    )
+                    shown = [*map(str, rows[:8]), *([f"... ({len(rows)} in metrics.jsonl)"] if rows[8:] else [])]
                     what = f"{stage.name} update {at}: loss or gradient of the {part} not finite, update skipped"
-                    say(f"warning: {what} ({counts}); rows of its batch: {shown}")
-        return dict(sorted(found.items())), hopeless
+                    say(f"warning: {what} ({counts}); rows of its batch: {', '.join(shown)}")
+        return found, hopeless
 
     @contextmanager
     def _saying_what_is_left(self) -> Iterator[None]:

@@ -252,7 +252,7 @@ YAMLS = {
     "deep dashes": "- " * 50_000 + "1",
     "deep mappings": "".join(" " * i + "a:\n" for i in range(300)),
     "deep braces": "{a: " * 20_000,
-    "code": "name: !!python/object/apply:os.system ['touch /tmp/hostile']\n",
+    "code": "name: !!python/object/apply:os.system ['touch hostile']\n",
     "a name of code": "name: !!python/name:os.system\n",
     "a module of code": "name: !!python/module:os\n",
     "new object": "name: !!python/object/new:os.system [x]\n",

@@ -14,6 +14,7 @@ from fastgen.distillation import distill
 from fastgen.dmd import create_fake_score
 from fastgen.fake_scores import LowRankFakeScore, LowRankLinear, RungConditioned
 from fastgen.models import CondTransformerRegressor, build_model
+from fastgen.networks import idle_parameters
 from fastgen.planning import check_plan
 from fastgen.stages import DistributionMatching
 
@@ -69,6 +70,18 @@ def test_a_map_in_two_places_has_one_correction():
     inner = fake.network
     assert inner.tied is inner.net["one"] and isinstance(inner.tied, LowRankLinear)
     assert torch.equal(fake(X, T), net(X, T)) and not torch.equal(trained(fake)(X, T), net(X, T))
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("num_rungs", [1, 2])
+def test_what_no_prediction_uses_is_known_in_every_kind_of_fake_score(rank, num_rungs):
+    net = Shared().double()
+    net.idle = nn.Linear(4, 4).double()
+    fake = create_fake_score(net, rank=rank, num_rungs=num_rungs)
+    idle = {id(parameter) for parameter in idle_parameters(fake, X, T, None)}
+    names = {name for name, parameter in fake.named_parameters() if id(parameter) in idle}
+    assert len(names) == 2 and all("idle" in name for name in names)
+    assert all(parameter.grad is None for parameter in fake.parameters())
 
 
 def test_gradients_reach_the_corrections_alone_and_the_teacher_stays():
