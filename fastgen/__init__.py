@@ -1,6 +1,8 @@
-"""fastgen: few-step students from diffusion and flow-matching teachers, by distribution matching (DMD2).
+"""fastgen: few-step students from diffusion and flow-matching teachers, by distribution matching
+(DMD2).
 
-Importing the package loads torch and safetensors only; what needs more is imported where it is used.
+Importing the package loads torch and safetensors only; what needs more is imported where it is
+used.
 """
 
 from fastgen.export import export_student as export_student

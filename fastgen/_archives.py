@@ -1,8 +1,9 @@
 """NumPy archives (.npz) whose arrays are no larger than the file that brings them.
 
-A zip says of each member how large it unpacks, and each .npy header says how large its array is. Both are compared with
-the file before anything is unpacked or allocated, so that neither a header of a few bytes nor a decompression bomb
-costs more than reading it. The bytes of each array carry a CRC-32, which `zipfile` checks. Nothing is unpickled.
+A zip says of each member how large it unpacks, and each .npy header says how large its array is.
+Both are compared with the file before anything is unpacked or allocated, so that neither a header
+of a few bytes nor a decompression bomb costs more than reading it. The bytes of each array carry a
+CRC-32, which `zipfile` checks. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from ._files import brief, check_file, first_names
 
 __all__ = ["read_npz"]
 
-# What unpacks to this size is harmless at any ratio; above it, numbers that were measured compress to a tenth, labels
-# and zeros beside them to a hundredth. A bomb has 1000.
+# What unpacks to this size is harmless at any ratio; above it, numbers that were measured compress
+# to a tenth, labels and zeros beside them to a hundredth. A bomb has 1000.
 _HARMLESS_BYTES, _MOST_RATIO = 1 << 24, 200
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _FOREIGN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -34,15 +38,25 @@ _FOREIGN = (
     NotImplementedError,
     RuntimeError,
 )
-_ERRORS = (*_FOREIGN, ValueError, OSError, EOFError, LookupError, TypeError, ArithmeticError, SyntaxError)
+_ERRORS = (
+    *_FOREIGN,
+    ValueError,
+    OSError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    SyntaxError,
+)
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz archive, {name: array}.
 
     Raises:
-        ValueError: missing, not an archive of plain arrays, damaged, a name given twice, an array that isn't as large
-            as its place in the archive, or one that unpacks to more than 200 times the file (and 16 MB).
+        ValueError: missing, not an archive of plain arrays, damaged, a name given twice, an array
+            that isn't as large as its place in the archive, or one that unpacks to more than 200
+            times the file (and 16 MB).
         TypeError: an array of something else than numbers or yes-or-no values.
     """
     path = Path(path)
@@ -56,12 +70,17 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             unpacked, most = sum(m.file_size for m in members), path.stat().st_size * _MOST_RATIO
             if unpacked > max(most, _HARMLESS_BYTES):
                 raise ValueError(f"{unpacked:,} bytes packed into {path.stat().st_size:,}")
-            return {name: _read(archive, member) for name, member in zip(names, members, strict=True)}
+            return {
+                name: _read(archive, member) for name, member in zip(names, members, strict=True)
+            }
     except _NotNumbers as error:
-        raise TypeError(f"expected numbers in {error.args[0]} of {path}, got {error.args[1]}") from error
+        raise TypeError(
+            f"expected numbers in {error.args[0]} of {path}, got {error.args[1]}"
+        ) from error
     except _ERRORS as error:
         raise ValueError(
-            f"expected an .npz archive of plain arrays at {path}, got one that can't be read: {brief(error)}"
+            f"expected an .npz archive of plain arrays at {path}, got one that can't be read: "
+            f"{brief(error)}"
         ) from error
 
 
@@ -81,10 +100,13 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             raise _NotNumbers(member.filename.removesuffix(".npy")[:80], brief(dtype))
         expected, found = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if min(shape, default=1) < 0 or expected != found:
-            raise ValueError(f"{found:,} bytes for {brief(shape)} of {dtype} in {brief(member.filename)}")
+            raise ValueError(
+                f"{found:,} bytes for {brief(shape)} of {dtype} in {brief(member.filename)}"
+            )
     with archive.open(member) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
-        # The checksum is compared at the end of the member, which the last read need not have reached.
+        # The checksum is compared at the end of the member, which the last read need not have
+        # reached.
         if file.read(1):
             raise ValueError(f"more than its array in {brief(member.filename)}")
         return array

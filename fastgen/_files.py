@@ -1,8 +1,9 @@
-"""Files that are complete or not there, and JSON and safetensors that are checked before they are trusted.
+"""Files that are complete or not there, and JSON and safetensors that are checked before they are
+trusted.
 
-A folder is written beside its destination, flushed to disk and exchanged with what stands there, so that a kill at any
-moment leaves the old folder or the new one. Every refusal is a ValueError of one line: which file, what was expected,
-what was found, what to do.
+A folder is written beside its destination, flushed to disk and exchanged with what stands there, so
+that a kill at any moment leaves the old folder or the new one. Every refusal is a ValueError of one
+line: which file, what was expected, what was found, what to do.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ __all__ = [
 
 # A config is a page; anything larger is something else and isn't worth parsing.
 _MOST_JSON_BYTES = 1 << 24
-_DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 _HEADER_DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -64,11 +70,12 @@ _AGAIN = "export it again or copy it anew"
 _ABANDONED_SECONDS = 3600.0
 
 
-# ---- Writing ------------------------------------------------------------------------------------------------------
+# ---- Writing -------------------------------------------------------------------------------------
 
 
 def write_file(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`: a reader sees the old content or the new, never a part. OSError names the path."""
+    """Write `data` to `path`: a reader sees the old content or the new, never a part. OSError names
+    the path."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
     try:
@@ -86,16 +93,21 @@ def write_file(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
-    """`write_file` of readable JSON; floats read back exactly, NaN and infinity are a ValueError."""
-    write_file(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    """`write_file` of readable JSON; floats read back exactly, NaN and infinity are a
+    ValueError."""
+    write_file(
+        path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    )
 
 
 @contextmanager
 def new_folder(path: str | Path, owned: Collection[str]) -> Iterator[Path]:
-    """Write a folder whole: `with new_folder("student", names) as folder:` fills `folder`, which then becomes `path`.
+    """Write a folder whole: `with new_folder("student", names) as folder:` fills `folder`, which
+    then becomes `path`.
 
-    If the body raises, `path` stays as it was. A folder that stands there is replaced only if it is empty or holds
-    nothing but files named in `owned`, so that exporting into a home folder by mistake deletes nothing.
+    If the body raises, `path` stays as it was. A folder that stands there is replaced only if it is
+    empty or holds nothing but files named in `owned`, so that exporting into a home folder by
+    mistake deletes nothing.
 
     Raises:
         ValueError: `path` is a file, or a folder with entries that aren't in `owned`.
@@ -103,7 +115,8 @@ def new_folder(path: str | Path, owned: Collection[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     _check_replaceable(target, path, owned)
-    # Beside the target, not in the system's temporary folder: a rename is atomic only within one file system.
+    # Beside the target, not in the system's temporary folder: a rename is atomic only within one
+    # file system.
     partial = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
@@ -118,14 +131,18 @@ def new_folder(path: str | Path, owned: Collection[str]) -> Iterator[Path]:
         _sync(target.parent)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(f"cannot write {path}: {reason}; choose a folder that is writable and has room") from error
+        raise OSError(
+            f"cannot write {path}: {reason}; choose a folder that is writable and has room"
+        ) from error
     finally:
-        # After an exchange this name holds the earlier export, after a failure what was written so far.
+        # After an exchange this name holds the earlier export, after a failure what was written so
+        # far.
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_unfinished(*folders: Path) -> None:
-    """Remove what writers that were killed left in these folders; for who knows that nobody writes there now."""
+    """Remove what writers that were killed left in these folders; for who knows that nobody writes
+    there now."""
     for left in (path for folder in folders for path in folder.glob(".*.new-*")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -144,7 +161,8 @@ def _check_replaceable(target: Path, path: str | Path, owned: Collection[str]) -
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what a writer of the same folder left that was killed; a recent one may still be writing."""
+    """Remove what a writer of the same folder left that was killed; a recent one may still be
+    writing."""
     for left in target.parent.glob(f".{target.name}.new-*"):
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
@@ -156,7 +174,8 @@ def _take_place(partial: Path, target: Path) -> None:
     if not target.exists():
         os.rename(partial, target)
     elif not _exchange(partial, target):
-        # Where two names can't be exchanged there is a moment without a folder; a failure puts the old one back.
+        # Where two names can't be exchanged there is a moment without a folder; a failure puts the
+        # old one back.
         old = target.with_name(f".{target.name}.old-{secrets.token_hex(4)}")
         os.rename(target, old)
         try:
@@ -168,16 +187,23 @@ def _take_place(partial: Path, target: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Exchange two names in one step (Linux: renameat2 with RENAME_EXCHANGE); False where that isn't possible."""
+    """Exchange two names in one step (Linux: renameat2 with RENAME_EXCHANGE); False where that
+    isn't possible."""
     if not sys.platform.startswith("linux"):
         return False
-    renameat2: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    renameat2: Callable[..., int] | None = getattr(
+        ctypes.CDLL(None, use_errno=True), "renameat2", None
+    )
     at_cwd, rename_exchange = -100, 2
-    return renameat2 is not None and renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), rename_exchange) == 0
+    return (
+        renameat2 is not None
+        and renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), rename_exchange) == 0
+    )
 
 
 def _sync(path: Path) -> None:
-    # A folder must be flushed too, or the rename itself may not survive a power cut; only POSIX can open one.
+    # A folder must be flushed too, or the rename itself may not survive a power cut; only POSIX can
+    # open one.
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -187,11 +213,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-# ---- JSON ---------------------------------------------------------------------------------------------------------
+# ---- JSON ----------------------------------------------------------------------------------------
 
 
 def plain_json(value: Any, where: str) -> Any:
-    """`value` as JSON can hold it: tuples to lists, tensors and arrays to numbers and lists, NaN and infinity to None.
+    """`value` as JSON can hold it: tuples to lists, tensors and arrays to numbers and lists, NaN
+    and infinity to None.
 
     Raises:
         TypeError: something JSON has no word for; `where` names its place.
@@ -208,7 +235,9 @@ def plain_json(value: Any, where: str) -> Any:
         return [plain_json(v, f"{where}[{i}]") for i, v in enumerate(value)]
     if hasattr(value, "tolist"):
         return plain_json(value.tolist(), where)
-    raise TypeError(f"expected {where} to hold numbers, text, lists and dicts, got {type(value).__name__}")
+    raise TypeError(
+        f"expected {where} to hold numbers, text, lists and dicts, got {type(value).__name__}"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -219,11 +248,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     text = _read_bytes(path, _MOST_JSON_BYTES, _AGAIN)
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+        )
     # RecursionError: a few thousand opening brackets are enough for it.
     except (ValueError, RecursionError) as error:
         what = "expected JSON of finite numbers without repeated keys"
-        raise ValueError(f"{path}: {what}, got: {brief(error)}; the file is truncated or edited, {_AGAIN}") from error
+        raise ValueError(
+            f"{path}: {what}, got: {brief(error)}; the file is truncated or edited, {_AGAIN}"
+        ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}; {_AGAIN}")
     return value
@@ -270,9 +303,14 @@ def _finite(text: str) -> float:
 def check_names(value: Any, names: Collection[str], where: str) -> None:
     """ValueError unless `value` is a dict with exactly the keys `names`."""
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object with the keys {', '.join(names)}, got {brief(value)}; {_AGAIN}")
+        raise ValueError(
+            f"{where}: expected an object with the keys {', '.join(names)}, got {brief(value)}; "
+            f"{_AGAIN}"
+        )
     if said := _differences(set(names), set(value)):
-        raise ValueError(f"{where}: expected the keys {', '.join(names)}, got them with {said}; {_AGAIN}")
+        raise ValueError(
+            f"{where}: expected the keys {', '.join(names)}, got them with {said}; {_AGAIN}"
+        )
 
 
 def _differences(expected: set[str], got: set[str]) -> str:
@@ -280,7 +318,7 @@ def _differences(expected: set[str], got: set[str]) -> str:
     return "; ".join(f"{what} {first_names(names)}" for what, names in said if names)
 
 
-# ---- Tensors ------------------------------------------------------------------------------------------------------
+# ---- Tensors -------------------------------------------------------------------------------------
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
@@ -298,13 +336,22 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         if value.is_meta:
-            raise ValueError(f"expected tensors with data, got {name} on the meta device; load the weights first")
+            raise ValueError(
+                f"expected tensors with data, got {name} on the meta device; load the weights first"
+            )
         # A copy of its own for each name: safetensors refuses tensors that share memory.
-        value = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
+        value = (
+            value.detach()
+            .to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True)
+            .contiguous()
+        )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"expected finite weights, got NaN or infinity in {name}; the training has diverged")
+            raise ValueError(
+                f"expected finite weights, got NaN or infinity in {name}; the training has diverged"
+            )
         tensors[name] = value
-    # safetensors makes files that only their owner can read; a file made by Python follows the user's umask.
+    # safetensors makes files that only their owner can read; a file made by Python follows the
+    # user's umask.
     path.touch()
     mode = path.stat().st_mode
     try:
@@ -320,13 +367,23 @@ def check_tensor_entry(entry: Any, name: str, where: str) -> None:
     """ValueError unless `entry` is what `write_tensors` returns for the file `name`."""
     check_names(entry, ("file", "bytes", "sha256", "dtype"), f"{where}: tensors")
     if entry["file"] != name:
-        raise ValueError(f"{where}: expected the tensor file {name!r}, got {brief(entry['file'])}; {_AGAIN}")
-    if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str) or entry["dtype"] not in tuple(_DTYPES):
-        raise ValueError(f"{where}: expected bytes, sha256, dtype ({', '.join(_DTYPES)}), got {brief(entry)}; {_AGAIN}")
+        raise ValueError(
+            f"{where}: expected the tensor file {name!r}, got {brief(entry['file'])}; {_AGAIN}"
+        )
+    if (
+        type(entry["bytes"]) is not int
+        or not isinstance(entry["sha256"], str)
+        or entry["dtype"] not in tuple(_DTYPES)
+    ):
+        raise ValueError(
+            f"{where}: expected bytes, sha256, dtype ({', '.join(_DTYPES)}), got {brief(entry)}; "
+            f"{_AGAIN}"
+        )
 
 
 class TensorFile:
-    """A safetensors file whose size and checksum are those recorded; its shapes are known before anything is allocated.
+    """A safetensors file whose size and checksum are those recorded; its shapes are known before
+    anything is allocated.
 
     Args:
         folder: where it is.      entry: what `write_tensors` returned.
@@ -356,26 +413,36 @@ class TensorFile:
         except OSError as error:
             raise ValueError(f"{self.path}: cannot be read: {error.strerror or error}") from error
         except SafetensorError as error:
-            raise ValueError(f"{self.path}: expected a safetensors file, got {brief(error)}; {_AGAIN}") from error
+            raise ValueError(
+                f"{self.path}: expected a safetensors file, got {brief(error)}; {_AGAIN}"
+            ) from error
 
     def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors, once their names, shapes and dtypes are those of `expected`, which may be on the meta device."""
+        """The tensors, once their names, shapes and dtypes are those of `expected`, which may be on
+        the meta device."""
         if said := _differences(set(expected), set(self.shapes)):
             what = f"expected the {len(expected)} tensors of the network in config.json"
             raise ValueError(f"{self.path}: {what}, got them with {said}")
         for name, value in expected.items():
             if self.shapes[name] != tuple(value.shape):
-                raise ValueError(f"{self.path}: expected {name} of shape {tuple(value.shape)}, got {self.shapes[name]}")
+                raise ValueError(
+                    f"{self.path}: expected {name} of shape {tuple(value.shape)}, got "
+                    f"{self.shapes[name]}"
+                )
             dtype = self.dtype if value.is_floating_point() else value.dtype
             if self._dtypes[name] != _HEADER_DTYPES.get(dtype, str(dtype)):
-                raise ValueError(f"{self.path}: expected {name} of dtype {dtype}, got {self._dtypes[name]}")
+                raise ValueError(
+                    f"{self.path}: expected {name} of dtype {dtype}, got {self._dtypes[name]}"
+                )
         with safe_open(str(self.path), framework="pt") as file:
-            # Clones, because the tensors handed out map the file and would change (or crash) with it.
+            # Clones, because the tensors handed out map the file and would change (or crash) with
+            # it.
             return {name: file.get_tensor(name).clone() for name in expected}
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file without a record of its size and checksum, each with memory of its own.
+    """The tensors of a safetensors file without a record of its size and checksum, each with memory
+    of its own.
 
     Raises:
         ValueError: missing, not a file, truncated, not safetensors, a name given twice.
@@ -384,7 +451,10 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     check_file(path)
     try:
         with open(path, "rb") as file:
-            size, most = int.from_bytes(file.read(8), "little"), min(path.stat().st_size - 8, _MOST_JSON_BYTES)
+            size, most = (
+                int.from_bytes(file.read(8), "little"),
+                min(path.stat().st_size - 8, _MOST_JSON_BYTES),
+            )
             if not 2 <= size <= most:
                 raise ValueError(f"a header of {size:,} bytes")
             # The library takes the last of two equal names without a word.
@@ -394,7 +464,15 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
     # Numbers of a kind that torch has no dtype for are the library's AttributeError or KeyError.
-    except (SafetensorError, ValueError, RecursionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        RecursionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+    ) as error:
         what = f"expected a safetensors file, got one that can't be read: {brief(error)}"
         raise ValueError(f"{path}: {what}; copy it anew") from error
 
@@ -408,13 +486,19 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# ---- Messages -----------------------------------------------------------------------------------------------------
+# ---- Messages ------------------------------------------------------------------------------------
 
 
 def check_file(path: Path, hint: str = "copy it anew") -> None:
     """ValueError unless `path` is a file; `hint` says what to do."""
     try:
-        found = "a file" if path.is_file() else "something that is not a file" if path.exists() else "none"
+        found = (
+            "a file"
+            if path.is_file()
+            else "something that is not a file"
+            if path.exists()
+            else "none"
+        )
     except (OSError, ValueError) as error:  # a path that no file can have
         raise ValueError(f"{brief(str(path))}: cannot be read: {brief(error)}") from error
     if found != "a file":

@@ -1,7 +1,8 @@
 """What a config.json of this package may say: keys, types, limits, checksum.
 
-The checksum is against damage and slips of the hand. Against a hostile folder, whose checksums agree, stand the list of
-built-in classes and the limits on every number: a size is believed only as far as the tensors beside it allow.
+The checksum is against damage and slips of the hand. Against a hostile folder, whose checksums
+agree, stand the list of built-in classes and the limits on every number: a size is believed only as
+far as the tensors beside it allow.
 """
 
 from __future__ import annotations
@@ -39,16 +40,33 @@ __all__ = [
 CONFIG = "config.json"
 NETWORK_FORMAT, STUDENT_FORMAT = "fastgen-network", "fastgen-student"
 _VERSION = 1
-_COMMON_KEYS = ("format", "format_version", "package_version", "network", "description", "tensors", "checksum")
+_COMMON_KEYS = (
+    "format",
+    "format_version",
+    "package_version",
+    "network",
+    "description",
+    "tensors",
+    "checksum",
+)
 _STUDENT_KEYS = (
-    *("parameterization", "t_list", "steps", "sample_type", "pred_type", "horizon", "cond_horizon", "pack"),
+    *(
+        "parameterization",
+        "t_list",
+        "steps",
+        "sample_type",
+        "pred_type",
+        "horizon",
+        "cond_horizon",
+        "pack",
+    ),
     *("x_normalizer", "z_normalizer", "group"),
 )
 _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT_KEYS)}
 
-# Arguments of the built-in networks: int (a dimension or horizon, which is an axis of some tensor), "width", "layers"
-# (each has tensors of its own), "rep" (a representation), "group", or another type. A config has all of them and
-# nothing else.
+# Arguments of the built-in networks: int (a dimension or horizon, which is an axis of some tensor),
+# "width", "layers" (each has tensors of its own), "rep" (a representation), "group", or another
+# type. A config has all of them and nothing else.
 _ARGUMENTS: dict[str, Any] = {
     "in_horizon": int,
     "cond_horizon": int,
@@ -73,7 +91,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-# ---- The file -----------------------------------------------------------------------------------------------------
+# ---- The file ------------------------------------------------------------------------------------
 
 
 def config_head(format_name: str, network: nn.Module) -> dict[str, Any]:
@@ -88,7 +106,8 @@ def config_head(format_name: str, network: nn.Module) -> dict[str, Any]:
 
 
 def built_in_config(network: nn.Module) -> Mapping[str, Any]:
-    """The config of a network of `fastgen.models`; {} for a module from elsewhere, whatever its `config` may be."""
+    """The config of a network of `fastgen.models`; {} for a module from elsewhere, whatever its
+    `config` may be."""
     config = getattr(network, "config", None)
     return config if isinstance(config, Mapping) and config.get("class") in NETWORKS else {}
 
@@ -106,7 +125,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _checksum(config: Mapping[str, Any]) -> str:
-    """sha256 of the canonical JSON of all other entries; spaces and the order of keys don't matter."""
+    """sha256 of the canonical JSON of all other entries; spaces and the order of keys don't
+    matter."""
     rest = {key: value for key, value in config.items() if key != "checksum"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -122,27 +142,33 @@ def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path,
     config = read_json(file)
     if config.get("format") != format_name:
         raise ValueError(
-            f"{file}: expected format {format_name!r}, got {brief(config.get('format'))}; look for another folder"
+            f"{file}: expected format {format_name!r}, got {brief(config.get('format'))}; look "
+            "for another folder"
         )
     if config.get("format_version") != _VERSION:
         got = brief(config.get("format_version"))
         raise ValueError(
-            f"{file}: expected format_version {_VERSION}, got {got}; use the fastgen-distill that wrote it"
+            f"{file}: expected format_version {_VERSION}, got {got}; use the fastgen-distill that "
+            "wrote it"
         )
     check_names(config, _KEYS[format_name], str(file))
     if config["checksum"] != _checksum(config):
         what = f"expected a content with the checksum {brief(config['checksum'])}, got another one"
         raise ValueError(f"{file}: {what}; the file was edited, export it again or copy it anew")
     if not isinstance(config["description"], dict):
-        raise ValueError(f"{file}: expected description as an object, got {brief(config['description'])}")
+        raise ValueError(
+            f"{file}: expected description as an object, got {brief(config['description'])}"
+        )
     check_tensor_entry(config["tensors"], tensor_file, str(file))
     return file, config
 
 
-# ---- Students -----------------------------------------------------------------------------------------------------
+# ---- Students ------------------------------------------------------------------------------------
 
 
-def check_student(config: Mapping[str, Any], where: str) -> tuple[Normalizer | None, Normalizer | None]:
+def check_student(
+    config: Mapping[str, Any], where: str
+) -> tuple[Normalizer | None, Normalizer | None]:
     """Check every value that only students have.
 
     Args:
@@ -159,18 +185,41 @@ def check_student(config: Mapping[str, Any], where: str) -> tuple[Normalizer | N
             raise ValueError(f"{where}: expected {what}, got {key}={brief(config[key])}")
 
     kind = config["parameterization"]
-    expect(kind is None or isinstance(kind, dict), "parameterization as an object or null", "parameterization")
+    expect(
+        kind is None or isinstance(kind, dict),
+        "parameterization as an object or null",
+        "parameterization",
+    )
     t_list, steps, pred_type = config["t_list"], config["steps"], config["pred_type"]
     expect(pred_type in ("flow", "x0", "eps"), "pred_type flow, x0 or eps", "pred_type")
     expect(config["sample_type"] in ("ode", "sde"), "sample_type ode or sde", "sample_type")
-    numbers = isinstance(t_list, list) and len(t_list) >= 2 and all(type(t) is float for t in t_list)
-    ordered = numbers and t_list[0] <= 1.0 and t_list[-1] == 0.0 and all(t > s for t, s in pairwise(t_list))
+    numbers = (
+        isinstance(t_list, list) and len(t_list) >= 2 and all(type(t) is float for t in t_list)
+    )
+    ordered = (
+        numbers
+        and t_list[0] <= 1.0
+        and t_list[-1] == 0.0
+        and all(t > s for t, s in pairwise(t_list))
+    )
     expect(ordered, "t_list strictly decreasing from at most 1.0 to 0.0", "t_list")
-    expect(pred_type != "eps" or t_list[0] < 1.0, "t_list[0] < 1 for pred_type eps (x0 needs 1 / (1 - t))", "t_list")
-    known = isinstance(steps, list) and len(steps) > 0 and all(type(k) is int and k >= 1 for k in steps)
-    known = known and len(set(steps)) == len(steps) and all((len(t_list) - 1) % k == 0 for k in steps)
+    expect(
+        pred_type != "eps" or t_list[0] < 1.0,
+        "t_list[0] < 1 for pred_type eps (x0 needs 1 / (1 - t))",
+        "t_list",
+    )
+    known = (
+        isinstance(steps, list) and len(steps) > 0 and all(type(k) is int and k >= 1 for k in steps)
+    )
+    known = (
+        known and len(set(steps)) == len(steps) and all((len(t_list) - 1) % k == 0 for k in steps)
+    )
     expect(known, f"steps that divide len(t_list) - 1 = {len(t_list) - 1}, each once", "steps")
-    expect(config["group"] is None or isinstance(config["group"], str), "group as text or null", "group")
+    expect(
+        config["group"] is None or isinstance(config["group"], str),
+        "group as text or null",
+        "group",
+    )
     expect(_is_size(config["pack"]), "pack as a whole number >= 1", "pack")
     horizon, cond_horizon, pack = config["horizon"], config["cond_horizon"], config["pack"]
     network = config["network"]
@@ -180,14 +229,23 @@ def check_student(config: Mapping[str, Any], where: str) -> tuple[Normalizer | N
         expect(_is_pair(horizon), "horizon [T_x, d_x]", "horizon")
         expect(horizon[0] % pack == 0, f"T_x a multiple of pack = {pack}", "horizon")
     expect(_is_shape(horizon), "horizon, the shape of a sample, as whole numbers >= 1", "horizon")
-    expect(cond_horizon is None or _is_pair(cond_horizon), "cond_horizon [T_z, d_z] or null", "cond_horizon")
+    expect(
+        cond_horizon is None or _is_pair(cond_horizon),
+        "cond_horizon [T_z, d_z] or null",
+        "cond_horizon",
+    )
     if dense:
         sizes = [network.get(key) for key in ("in_horizon", "in_dim", "out_dim")]
         # A network may be made for longer samples than these.
-        fits = _is_size(sizes[0]) and horizon[0] // pack <= sizes[0] and sizes[1:] == [horizon[1] * pack] * 2
+        fits = (
+            _is_size(sizes[0])
+            and horizon[0] // pack <= sizes[0]
+            and sizes[1:] == [horizon[1] * pack] * 2
+        )
         expect(
             fits,
-            f"horizon and pack = {pack} that fit the network's in_horizon, in_dim, out_dim = {brief(sizes)}",
+            f"horizon and pack = {pack} that fit the network's in_horizon, in_dim, out_dim = "
+            f"{brief(sizes)}",
             "horizon",
         )
         sizes = [network.get(key) for key in ("cond_horizon", "cond_dim")]
@@ -197,7 +255,9 @@ def check_student(config: Mapping[str, Any], where: str) -> tuple[Normalizer | N
     return x_normalizer, _read_normalizer(config, "z_normalizer", z_dim, where)
 
 
-def _read_normalizer(config: Mapping[str, Any], key: str, dim: int | None, where: str) -> Normalizer | None:
+def _read_normalizer(
+    config: Mapping[str, Any], key: str, dim: int | None, where: str
+) -> Normalizer | None:
     if (state := config[key]) is None:
         return None
     try:
@@ -224,44 +284,58 @@ def _is_pair(value: Any) -> bool:
 def served_steps(rungs: int, sample_type: str) -> list[int]:
     """The numbers of calls that a student of so many rungs is trained for.
 
-    Under "sde" every rung predicts the sample itself, so each divisor k of K takes every (K / k)-th rung. Under "ode" a
-    rung is trained to reach the next one, and only K calls make a sample.
+    Under "sde" every rung predicts the sample itself, so each divisor k of K takes every (K / k)-th
+    rung. Under "ode" a rung is trained to reach the next one, and only K calls make a sample.
     """
-    return [k for k in range(1, rungs + 1) if rungs % k == 0 and (k == rungs or sample_type != "ode")]
+    return [
+        k for k in range(1, rungs + 1) if rungs % k == 0 and (k == rungs or sample_type != "ode")
+    ]
 
 
-# ---- Networks -----------------------------------------------------------------------------------------------------
+# ---- Networks ------------------------------------------------------------------------------------
 
 
 def check_network(
     config: Any, where: str, shapes: Mapping[str, Sequence[int]], classes: Iterable[str]
 ) -> dict[str, Any]:
-    """The config of a network that may be built: of one of `classes`, no larger than the tensors that lie beside it.
+    """The config of a network that may be built: of one of `classes`, no larger than the tensors
+    that lie beside it.
 
     Args:
         config: {"class": ..., constructor arguments}.      where: begins the messages.
         shapes: {name: shape} of the tensors.      classes: names among `NETWORKS`.
 
     Raises:
-        ValueError: another class, arguments that are missing, unknown, of a wrong type or beyond their limit.
+        ValueError: another class, arguments that are missing, unknown, of a wrong type or beyond
+            their limit.
     """
     name = config.get("class") if isinstance(config, dict) else None
     if name == CUSTOM:
         got = brief(config.get("name"))
-        raise ValueError(f"{where}: expected a built-in network, got the class {got}; build one and pass network=")
+        raise ValueError(
+            f"{where}: expected a built-in network, got the class {got}; build one and pass "
+            "network="
+        )
     if name not in (classes := tuple(classes)):
-        raise ValueError(f"{where}: expected network.class among {', '.join(classes)}, got {brief(name)}")
+        raise ValueError(
+            f"{where}: expected network.class among {', '.join(classes)}, got {brief(name)}"
+        )
     arguments = NETWORKS[name]
     check_names(config, ("class", *arguments), f"{where}: network")
     axis = max((size for shape in shapes.values() for size in shape), default=0)
-    # Of an equivariant network the tensors are kernels: a width is copies times group order, both of which are axes.
+    # Of an equivariant network the tensors are kernels: a width is copies times group order, both
+    # of which are axes.
     width = axis if name == DENSE else axis**2
     for key, kind in arguments.items():
         value, most = config[key], {"layers": len(shapes), "width": width}.get(kind, axis)
         if kind in (int, "layers", "width"):
-            good, what = type(value) is int and 0 <= value <= most, f"within 0..{most}, which the tensors allow"
+            good, what = (
+                type(value) is int and 0 <= value <= most,
+                f"within 0..{most}, which the tensors allow",
+            )
         elif kind == "group":
-            # The order of C<n> and D<n> is a multiple of n, and embedding_dim is a multiple of the order.
+            # The order of C<n> and D<n> is a multiple of n, and embedding_dim is a multiple of the
+            # order.
             good = isinstance(value, str) and len(value) <= 64 and _order(value) <= most
             what = f"as a group of an order within 1..{most}, which the tensors allow"
         elif kind == "rep":
@@ -269,14 +343,18 @@ def check_network(
             good = good and all(_is_representation(part, most) for part in value)
             what = f"as a list of at most {most} representations, none of them from a file"
         else:
-            good, what = type(value) is kind or (kind is float and type(value) is int), f"of type {kind.__name__}"
+            good, what = (
+                type(value) is kind or (kind is float and type(value) is int),
+                f"of type {kind.__name__}",
+            )
         if not good:
             raise ValueError(f"{where}: expected network.{key} {what}, got {brief(value)}")
     # Some map is as wide on both sides; its kernel has a number for each |G| entries of the matrix.
     numbers = sum(map(math.prod, shapes.values()))
     if config["embedding_dim"] ** 2 > (numbers if name == DENSE else numbers * axis):
         raise ValueError(
-            f"{where}: expected network.embedding_dim that the tensors allow, got {config['embedding_dim']}"
+            f"{where}: expected network.embedding_dim that the tensors allow, got "
+            f"{config['embedding_dim']}"
         )
     return config
 
@@ -289,8 +367,8 @@ def _order(group: str) -> int:
 
 
 def _is_representation(part: Any, most: int) -> bool:
-    """Whether a representation is spelt out here: a name, or numbers no more than the tensors allow. A file that it
-    names would be any file of the machine."""
+    """Whether a representation is spelt out here: a name, or numbers no more than the tensors
+    allow. A file that it names would be any file of the machine."""
     if not isinstance(part, dict):
         return isinstance(part, str) and len(part) <= 64
     copies = part.get("regular_by_irreps", 1)

@@ -1,5 +1,5 @@
-"""Weights that processes share (FSDP2, torch's `fully_shard`): shards to full tensors and back. All that is not a shard
-is left as it is, so that nobody needs to ask.
+"""Weights that processes share (FSDP2, torch's `fully_shard`): shards to full tensors and back. All
+that is not a shard is left as it is, so that nobody needs to ask.
 
 Gathering and distributing are collective: all processes must do them, in one order.
 """
@@ -48,9 +48,10 @@ def shared_like(x: Tensor, like: Any) -> Tensor:
 def settle(*modules: nn.Module | None) -> None:
     """Bring sharded networks into the state in which their parameters are the shards.
 
-    A root keeps its gathered weights after a forward without backward. They would then be taken for the parameters, and
-    a flag set on them would stay with them. A network that has not run yet is initialised: at its first forward FSDP
-    notes for good which parameters are trained, which must not be while it is frozen.
+    A root keeps its gathered weights after a forward without backward. They would then be taken for
+    the parameters, and a flag set on them would stay with them. A network that has not run yet is
+    initialised: at its first forward FSDP notes for good which parameters are trained, which must
+    not be while it is frozen.
     """
     if not sharing():
         return

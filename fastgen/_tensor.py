@@ -1,5 +1,5 @@
-"""Helpers under every formula: broadcasting, the float64 border, argument checks, conditions, frozen networks, seeded
-draws."""
+"""Helpers under every formula: broadcasting, the float64 border, argument checks, conditions,
+frozen networks, seeded draws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ._shards import settle
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Slack for times that were computed rather than typed: a few float32 roundings around the ends of [0, 1].
+# Slack for times that were computed rather than typed: a few float32 roundings around the ends of
+# [0, 1].
 TIME_SLACK = 1e-6
 PRED_TYPES = ("flow", "x0", "eps")
 
@@ -29,12 +30,14 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 
 def at_hand(x: Tensor) -> bool:
-    """Whether the host can read `x` for nothing; for a number on a GPU it waits until all before it is computed."""
+    """Whether the host can read `x` for nothing; for a number on a GPU it waits until all before it
+    is computed."""
     return x.device.type == "cpu"
 
 
 def time_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of times that travel beside data of `dtype`: float64 for float64, else float32, never less."""
+    """The dtype of times that travel beside data of `dtype`: float64 for float64, else float32,
+    never less."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -44,8 +47,8 @@ def check_shape(name: str, x: Tensor, expected: Sequence[int | str]) -> None:
     Args:
         name: the argument's name, as the caller spells it.
         x: tensor of any shape.
-        expected: one entry per axis: an int is the size required, a string names a free axis (`"B"`) or, written
-            `"T_z <= 2"`, an axis of at least 1 and at most that size.
+        expected: one entry per axis: an int is the size required, a string names a free axis
+            (`"B"`) or, written `"T_z <= 2"`, an axis of at least 1 and at most that size.
 
     Raises:
         ValueError: such as `expected Z of shape (B, T_z <= 2, 2), got (8, 3, 2)`.
@@ -82,8 +85,8 @@ def check_pred_type(pred_type: str, name: str = "pred_type") -> None:
     """
     if pred_type == "v":
         raise ValueError(
-            f"unknown {name} 'v': say 'flow' for eps - x0; for networks trained on v = alpha eps - sigma x0 wrap "
-            "the network with as_rectified_flow(prediction='v')"
+            f"unknown {name} 'v': say 'flow' for eps - x0; for networks trained on v = alpha eps "
+            "- sigma x0 wrap the network with as_rectified_flow(prediction='v')"
         )
     check_choice(name, pred_type, PRED_TYPES)
 
@@ -92,7 +95,8 @@ def check_count(name: str, value: object) -> int:
     """`value` as the count it is.
 
     Raises:
-        ValueError: unless it is an int of at least 1; such as `expected steps to be an int >= 1, got 0`.
+        ValueError: unless it is an int of at least 1; such as `expected steps to be an int >= 1,
+            got 0`.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"expected {name} to be an int >= 1, got {value!r}")
@@ -102,8 +106,8 @@ def check_count(name: str, value: object) -> int:
 def check_time(t: float | Tensor, name: str = "t") -> None:
     """Refuse a time that is not a float or a float32/float64 tensor, or that lies outside [0, 1].
 
-    Floats and tensors in CPU memory are range-checked. Tensors on an accelerator are not: reading their extremes would
-    make the host wait for the device at every formula.
+    Floats and tensors in CPU memory are range-checked. Tensors on an accelerator are not: reading
+    their extremes would make the host wait for the device at every formula.
 
     Raises:
         TypeError: for bfloat16, float16 and integer tensors, and for anything that is not a number.
@@ -111,22 +115,33 @@ def check_time(t: float | Tensor, name: str = "t") -> None:
     """
     if isinstance(t, Tensor):
         if t.dtype not in (torch.float32, torch.float64):
-            reason = "; bfloat16 rounds 0.999 to 1.0, so times are never kept in it" if t.is_floating_point() else ""
-            raise TypeError(f"expected {name} to be a float or a float32/float64 tensor, got {t.dtype}{reason}")
+            reason = (
+                "; bfloat16 rounds 0.999 to 1.0, so times are never kept in it"
+                if t.is_floating_point()
+                else ""
+            )
+            raise TypeError(
+                f"expected {name} to be a float or a float32/float64 tensor, got {t.dtype}{reason}"
+            )
         if t.device.type != "cpu" or t.numel() == 0 or torch.compiler.is_compiling():
             return
         low, high = (float(bound) for bound in torch.aminmax(t.detach()))
     elif isinstance(t, int | float) and not isinstance(t, bool):
         low = high = float(t)
     else:
-        raise TypeError(f"expected {name} to be a float or a float32/float64 tensor, got {type(t).__name__}")
+        raise TypeError(
+            f"expected {name} to be a float or a float32/float64 tensor, got {type(t).__name__}"
+        )
     if not (low >= -TIME_SLACK and high <= 1.0 + TIME_SLACK):
         shown = f"{low:g}" if low == high else f"values from {low:g} to {high:g}"
-        raise ValueError(f"expected {name} in [0, 1], got {shown}; divide times counted to 1000 by 1000")
+        raise ValueError(
+            f"expected {name} in [0, 1], got {shown}; divide times counted to 1000 by 1000"
+        )
 
 
 def map_tensors(function: Callable[[Tensor], Any], cond: Any) -> Any:
-    """`cond` with `function` applied to each Tensor in it: a Tensor, a tuple, list or mapping of such, or None.
+    """`cond` with `function` applied to each Tensor in it: a Tensor, a tuple, list or mapping of
+    such, or None.
 
     Raises:
         TypeError: for anything else in it.
@@ -140,8 +155,8 @@ def map_tensors(function: Callable[[Tensor], Any], cond: Any) -> Any:
     if isinstance(cond, tuple | list):
         return tuple(map_tensors(function, value) for value in cond)
     raise TypeError(
-        f"expected cond as a Tensor, a tuple or mapping of Tensors, or None, got {type(cond).__name__}; labels are an "
-        "integer Tensor (B,)"
+        "expected cond as a Tensor, a tuple or mapping of Tensors, or None, got "
+        f"{type(cond).__name__}; labels are an integer Tensor (B,)"
     )
 
 
@@ -169,9 +184,11 @@ def take_rows(cond: Any, rows: Tensor | slice) -> Any:
 
 
 def cond_to(cond: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
-    """A condition on `device`, its floating tensors in `dtype`; None: as they are. Labels keep their integer dtype.
+    """A condition on `device`, its floating tensors in `dtype`; None: as they are. Labels keep
+    their integer dtype.
 
-    From CPU memory to a GPU it goes by page-locked memory, so that the host need not wait for what the GPU is doing.
+    From CPU memory to a GPU it goes by page-locked memory, so that the host need not wait for what
+    the GPU is doing.
     """
     to_gpu = device is not None and device.type == "cuda"
 
@@ -185,7 +202,8 @@ def cond_to(cond: Any, device: torch.device | None = None, dtype: torch.dtype | 
 
 
 def cond_text(cond: Any, rows: str | None = None) -> str:
-    """A condition for people: "(8, 1, 2)", "integers (8,)", "{a: (8, 3), b: integers (8,)}", "None".
+    """A condition for people: "(8, 1, 2)", "integers (8,)", "{a: (8, 3), b: integers (8,)}",
+    "None".
 
     Args:
         rows: written in place of the number of rows.
@@ -194,7 +212,9 @@ def cond_text(cond: Any, rows: str | None = None) -> str:
         sizes = ", ".join(map(str, cond.shape if rows is None else (rows, *cond.shape[1:])))
         return f"{'' if cond.is_floating_point() else 'integers '}({sizes}{',' if cond.ndim == 1 else ''})"
     if isinstance(cond, Mapping):
-        return "{" + ", ".join(f"{key}: {cond_text(value, rows)}" for key, value in cond.items()) + "}"
+        return (
+            "{" + ", ".join(f"{key}: {cond_text(value, rows)}" for key, value in cond.items()) + "}"
+        )
     if isinstance(cond, tuple | list):
         return "(" + ", ".join(cond_text(value, rows) for value in cond) + ")"
     return str(cond)
@@ -220,7 +240,10 @@ def expand_like(t: float | Tensor, x: Tensor) -> Tensor:
     if t.numel() == 1:
         return t.reshape((1,) * x.ndim)
     if t.ndim > x.ndim or t.shape[0] != x.shape[0] or t.numel() != t.shape[0]:
-        raise ValueError(f"expected t of shape ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(t.shape)}")
+        raise ValueError(
+            f"expected t of shape ({x.shape[0]},) for x of shape {tuple(x.shape)}, got "
+            f"{tuple(t.shape)}"
+        )
     return t.reshape(-1, *(1,) * (x.ndim - 1))
 
 
@@ -235,24 +258,32 @@ def expand_mask(mask: Tensor, x: Tensor) -> Tensor:
         bool, the shape of `x`.
 
     Raises:
-        ValueError: for another dtype or shape, or a row without anything real (CPU only: on an accelerator reading it
-            would make the host wait, and the mean over nothing is NaN).
+        ValueError: for another dtype or shape, or a row without anything real (CPU only: on an
+            accelerator reading it would make the host wait, and the mean over nothing is NaN).
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise ValueError(f"expected mask to be a bool Tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
-    sizes = tuple(x.shape[: mask.ndim])
-    if not 2 <= mask.ndim <= x.ndim or any(size not in (1, want) for size, want in zip(mask.shape, sizes, strict=True)):
         raise ValueError(
-            f"expected mask of shape {tuple(x.shape[:2])}, or one that broadcasts to {tuple(x.shape)} from its leading "
-            f"axes, got {tuple(mask.shape)}"
+            f"expected mask to be a bool Tensor, got {getattr(mask, 'dtype', type(mask).__name__)}"
+        )
+    sizes = tuple(x.shape[: mask.ndim])
+    if not 2 <= mask.ndim <= x.ndim or any(
+        size not in (1, want) for size, want in zip(mask.shape, sizes, strict=True)
+    ):
+        raise ValueError(
+            f"expected mask of shape {tuple(x.shape[:2])}, or one that broadcasts to "
+            f"{tuple(x.shape)} from its leading axes, got {tuple(mask.shape)}"
         )
     if mask.device.type == "cpu" and not (real := mask.flatten(1).any(1)).all():
-        raise ValueError(f"expected mask to have a real token in each row, got none in row {int(real.int().argmin())}")
+        raise ValueError(
+            "expected mask to have a real token in each row, got none in row "
+            f"{int(real.int().argmin())}"
+        )
     return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)).expand(x.shape)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-    """Mean of `x` over the axis `dim`, of the entries where `mask` (bool, the shape of `x`) is True; of all for None.
+    """Mean of `x` over the axis `dim`, of the entries where `mask` (bool, the shape of `x`) is
+    True; of all for None.
 
     What is masked out counts as nothing, also if it is not finite, and gets no gradient.
     """
@@ -264,9 +295,10 @@ def masked_mean(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
 def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: compute in float64, answer in the dtype of the argument named `like`.
 
-    Floating tensors among the arguments are cast to float64 (gradients pass through the casts), Python floats stay
-    exact. A parameter called `t` is a time and goes through `check_time` before it is cast: a bfloat16 time has already
-    lost what float64 is for. If the `like` argument is a Python float the result keeps the dtype it was computed in.
+    Floating tensors among the arguments are cast to float64 (gradients pass through the casts),
+    Python floats stay exact. A parameter called `t` is a time and goes through `check_time` before
+    it is cast: a bfloat16 time has already lost what float64 is for. If the `like` argument is a
+    Python float the result keeps the dtype it was computed in.
 
     Raises (the decorated function):
         TypeError: if the `like` argument is not a floating point tensor (or a float).
@@ -281,9 +313,13 @@ def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             reference = bound.arguments[like]
             if isinstance(reference, Tensor):
                 if not reference.is_floating_point():
-                    raise TypeError(f"expected {like} to be a floating point tensor, got {reference.dtype}")
+                    raise TypeError(
+                        f"expected {like} to be a floating point tensor, got {reference.dtype}"
+                    )
             elif not isinstance(reference, int | float):
-                raise TypeError(f"expected {like} to be a floating point tensor, got {type(reference).__name__}")
+                raise TypeError(
+                    f"expected {like} to be a floating point tensor, got {type(reference).__name__}"
+                )
             if "t" in bound.arguments:
                 check_time(bound.arguments["t"])
             for name, value in bound.arguments.items():
@@ -303,13 +339,16 @@ def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 @contextlib.contextmanager
 def frozen(*modules: nn.Module | None) -> Iterator[None]:
-    """Inside, no parameter of `modules` collects gradients, while gradients still flow through to their inputs.
+    """Inside, no parameter of `modules` collects gradients, while gradients still flow through to
+    their inputs.
 
-    Unlike `torch.no_grad` this lets a loss reach what *feeds* the network. Each parameter gets its own flag back on
-    exit, also after an error. `None` entries are skipped.
+    Unlike `torch.no_grad` this lets a loss reach what *feeds* the network. Each parameter gets its
+    own flag back on exit, also after an error. `None` entries are skipped.
     """
     settle(*modules)
-    flags = {p: p.requires_grad for module in modules if module is not None for p in module.parameters()}
+    flags = {
+        p: p.requires_grad for module in modules if module is not None for p in module.parameters()
+    }
     try:
         for parameter in flags:
             parameter.requires_grad_(False)
@@ -322,10 +361,18 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Inside, `modules` are in eval mode (no dropout); every submodule gets its own mode back on exit."""
-    # Into the dicts themselves: a module's own setattr first looks through parameters and buffers, which over all
-    # submodules, several times an update, is a twentieth of the update of a small network.
-    training = [m.__dict__ for module in modules if module is not None for m in module.modules() if m.training]
+    """Inside, `modules` are in eval mode (no dropout); every submodule gets its own mode back on
+    exit."""
+    # Into the dicts themselves: a module's own setattr first looks through parameters and buffers,
+    # which over all submodules, several times an update, is a twentieth of the update of a small
+    # network.
+    training = [
+        m.__dict__
+        for module in modules
+        if module is not None
+        for m in module.modules()
+        if m.training
+    ]
     try:
         for attributes in training:
             attributes["training"] = False
@@ -338,9 +385,9 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
 def generator_for(seed: int, *stream: int | str) -> torch.Generator:
     """A fresh CPU generator whose state is a pure function of `seed` and the names in `stream`.
 
-    `generator_for(seed, "noise", step)` gives the same draws in every process and after every resume. The hash is
-    blake2b over the typed names, the same in every Python (`hash` of a string is not); the CPU generator keeps its low
-    32 bits.
+    `generator_for(seed, "noise", step)` gives the same draws in every process and after every
+    resume. The hash is blake2b over the typed names, the same in every Python (`hash` of a string
+    is not); the CPU generator keeps its low 32 bits.
     """
     text = "\0".join(f"{type(name).__name__}:{name}" for name in (int(seed), *stream))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -350,7 +397,8 @@ def generator_for(seed: int, *stream: int | str) -> torch.Generator:
 def draw_uniform(
     shape: Sequence[int], *, device: torch.device | str, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Uniform numbers in [0, 1), float64 where the device has it, drawn where `generator` lives and then moved."""
+    """Uniform numbers in [0, 1), float64 where the device has it, drawn where `generator` lives and
+    then moved."""
     place = torch.device(device) if generator is None else generator.device
     u = torch.rand(tuple(shape), dtype=wide_dtype(place), device=place, generator=generator)
     return u.to(device=device, dtype=wide_dtype(torch.device(device)))
@@ -363,13 +411,17 @@ def draw_normal(
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Standard normal numbers, drawn where `generator` lives and then moved; below float32 drawn in float32."""
+    """Standard normal numbers, drawn where `generator` lives and then moved; below float32 drawn in
+    float32."""
     place = torch.device(device) if generator is None else generator.device
-    return torch.randn(tuple(shape), dtype=time_dtype(dtype), device=place, generator=generator).to(device, dtype)
+    return torch.randn(tuple(shape), dtype=time_dtype(dtype), device=place, generator=generator).to(
+        device, dtype
+    )
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel and torch.compile wrappers; the module itself if there are none."""
+    """The network inside DistributedDataParallel and torch.compile wrappers; the module itself if
+    there are none."""
     while True:
         if isinstance(module, nn.parallel.DistributedDataParallel):
             module = module.module

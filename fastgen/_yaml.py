@@ -1,8 +1,9 @@
 """YAML that is measured before it is built: a page of plain values, whoever wrote it.
 
-`yaml.safe_load` makes no foreign objects, but it lets an alias stand for any amount of text (nine lines become 10^9
-values once they are validated or printed), takes the last of two equal keys without a word, and leaves some malformed
-values to whatever Python raises. Here the events are counted first, as they come, and only then are values made.
+`yaml.safe_load` makes no foreign objects, but it lets an alias stand for any amount of text (nine
+lines become 10^9 values once they are validated or printed), takes the last of two equal keys
+without a word, and leaves some malformed values to whatever Python raises. Here the events are
+counted first, as they come, and only then are values made.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _TAGS = (None, "!", "tag:yaml.org,2002:str")
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The values of a YAML file; errors as `parse_yaml`, and for a file that is missing, no file, or larger than a
-    page of config (256 kB)."""
+    """The values of a YAML file; errors as `parse_yaml`, and for a file that is missing, no file,
+    or larger than a page of config (256 kB)."""
     path = Path(path)
     try:
         text = read_text(path, _MOST_BYTES, "name one that is there, and a page of YAML")
@@ -38,11 +39,13 @@ def parse_yaml(text: str, where: str) -> Any:
         where: begins the messages.
 
     Raises:
-        ValueError: not YAML, a key given twice, a tag, an alias inside what it stands for, more than 50,000 values once
-            aliases are written out, or more than 32 levels.
+        ValueError: not YAML, a key given twice, a tag, an alias inside what it stands for, more
+            than 50,000 values once aliases are written out, or more than 32 levels.
     """
     if len(text) > _MOST_BYTES:
-        raise ValueError(f"{where}: expected at most {_MOST_BYTES:,} letters of YAML, got {len(text):,}")
+        raise ValueError(
+            f"{where}: expected at most {_MOST_BYTES:,} letters of YAML, got {len(text):,}"
+        )
     try:
         _measure(text, where)
         return yaml.safe_load(text)
@@ -51,7 +54,14 @@ def parse_yaml(text: str, where: str) -> Any:
     except _Refused as error:
         raise ValueError(f"{where}: {error}") from error
     # A date such as 2024-13-45 or a number of ten thousand digits is what Python says it is.
-    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{where} is not valid YAML: {brief(error)}") from error
 
 
@@ -60,7 +70,8 @@ class _Refused(Exception):
 
 
 def _measure(text: str, where: str) -> None:
-    """Raise `_Refused` for what `parse_yaml` doesn't take; events come as they are read, so nothing is built."""
+    """Raise `_Refused` for what `parse_yaml` doesn't take; events come as they are read, so nothing
+    is built."""
     sizes: dict[str, int | None] = {}  # of what an anchor names; None while it is still open
     levels: list[_Level] = [_Level(None)]
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -69,7 +80,9 @@ def _measure(text: str, where: str) -> None:
         if getattr(event, "tag", None) not in _TAGS:
             raise _Refused(f"expected values without a tag, got {brief(event.tag)} in line {line}")
         if isinstance(event, yaml.CollectionStartEvent):
-            levels.append(_Level(anchor, set() if isinstance(event, yaml.MappingStartEvent) else None))
+            levels.append(
+                _Level(anchor, set() if isinstance(event, yaml.MappingStartEvent) else None)
+            )
             if anchor is not None:
                 sizes[anchor] = None
             if len(levels) > _MOST_DEPTH:
@@ -83,7 +96,8 @@ def _measure(text: str, where: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if sizes.get(event.anchor, 0) is None:
                 raise _Refused(
-                    f"expected no alias inside what it stands for, got *{brief(event.anchor)} in line {line}"
+                    f"expected no alias inside what it stands for, got *{brief(event.anchor)} in "
+                    f"line {line}"
                 )
             size, anchor, key = sizes.get(event.anchor) or 0, None, None
         else:
@@ -93,7 +107,10 @@ def _measure(text: str, where: str) -> None:
         if (repeated := levels[-1].add(size, key)) is not None:
             raise _Refused(f"expected each key once, got {brief(repeated)} again in line {line}")
         if sum(level.size for level in levels) > _MOST_VALUES:
-            raise _Refused(f"expected at most {_MOST_VALUES:,} values, aliases written out, got more in line {line}")
+            raise _Refused(
+                f"expected at most {_MOST_VALUES:,} values, aliases written out, got more in line "
+                f"{line}"
+            )
 
 
 class _Level:

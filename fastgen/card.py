@@ -21,7 +21,10 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
     z_code, z_shape = "...  # what the network takes", "cond"
     if config["cond_horizon"] is not None:
         t_z, d_z = config["cond_horizon"]
-        z_code, z_shape = f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units", f"z (B, T_z <= {t_z}, {d_z})"
+        z_code, z_shape = (
+            f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units",
+            f"z (B, T_z <= {t_z}, {d_z})",
+        )
     elif description.get("condition") == "none":
         z_code, z_shape = "None  # nothing to condition on", "no condition"
     elif isinstance(description.get("condition"), str):
@@ -31,7 +34,9 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
     trajectories = config["cond_horizon"] is not None or config["x_normalizer"] is not None
     what = "trajectories" if trajectories else f"of shape ({shape})"
     summary = description.get("summary") or f"Samples {what} in {calls}; distilled with fastgen."
-    noise = {"sde": "fresh noise at every rung", "ode": "every rung keeps the implied noise"}[config["sample_type"]]
+    noise = {"sde": "fresh noise at every rung", "ode": "every rung keeps the implied noise"}[
+        config["sample_type"]
+    ]
     facts = {
         "input -> output": f"{z_shape} -> x (B, {shape}), original units",
         "network calls on offer": ", ".join(map(str, steps)),
@@ -39,7 +44,9 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         "sampler": f"{config['sample_type']}: {noise}",
         "prediction": f"{config['pred_type']}, with t = 0 data and t = 1 noise",
         "network": f"{name}, {numbers:,} numbers in plain dense tensors",
-        "group": f"{config['group']}, folded into the weights" if config["group"] else "none declared",
+        "group": f"{config['group']}, folded into the weights"
+        if config["group"]
+        else "none declared",
         "waypoints per token": str(config["pack"]),
         "trained as": _trained_as(config["parameterization"]),
         "guidance trained in": _guidance(description),
@@ -58,17 +65,20 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         "import fastgen, torch",
         f'student = fastgen.load_student("path/to/this/folder"{"" if built_in else f", network={name}(...)"})',
         f"z = {z_code}",
-        f"x = student.sample(z, steps={max(steps)})  # (1, {shape}); num_samples=K gives (1, K, {shape})",
+        f"x = student.sample(z, steps={max(steps)})  # (1, {shape}); num_samples=K gives (1, K, "
+        f"{shape})",
         "```",
         "",
-        f"Loading and sampling need torch and safetensors only{'' if built_in else f', and your class {name}'}.",
+        "Loading and sampling need torch and safetensors "
+        f"only{'' if built_in else f', and your class {name}'}.",
         "",
         "| | |",
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in facts.items()),
         "",
         *_score_lines(description.get("scores")),
-        "`config.json` says all this for machines and holds the sha256 of the weights; edited files are refused.",
+        "`config.json` says all this for machines and holds the sha256 of the weights; edited "
+        "files are refused.",
         "",
         "Licence: not stated. Whoever publishes these weights replaces this line.",
         "",
@@ -86,7 +96,8 @@ def _trained_as(parameterization: Mapping[str, Any] | None) -> str:
 
 
 def _guidance(description: Mapping[str, Any]) -> str | None:
-    """The guidance of the teacher: always its scale, and the rest where it is known; None without guidance."""
+    """The guidance of the teacher: always its scale, and the rest where it is known; None without
+    guidance."""
     scale, interval = description.get("guidance_scale"), description.get("guidance_interval")
     if scale is None:
         return None

@@ -1,9 +1,10 @@
 """Checkpoints of a run: safetensors and JSON, complete or not there.
 
-A checkpoint is a folder ``checkpoints/step_<n>/`` with ``state.safetensors``, ``state.json`` and ``manifest.json``, the
-size and sha256 of each of its files. It is written under another name, flushed to disk and renamed, so a kill at any
-moment leaves either the whole checkpoint or none; a damaged newest one is named and the one before is used. A state
-that lacks a part is an error that names it. Nothing is unpickled.
+A checkpoint is a folder ``checkpoints/step_<n>/`` with ``state.safetensors``, ``state.json`` and
+``manifest.json``, the size and sha256 of each of its files. It is written under another name,
+flushed to disk and renamed, so a kill at any moment leaves either the whole checkpoint or none; a
+damaged newest one is named and the one before is used. A state that lacks a part is an error that
+names it. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -41,18 +42,20 @@ _FILES = (_TENSORS, _META)
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
 
-# ---- Files of tensors ---------------------------------------------------------------------------------------------
+# ---- Files of tensors ----------------------------------------------------------------------------
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Safetensors file with a checksum of its own, written aside and renamed; every tensor keeps its dtype."""
+    """Safetensors file with a checksum of its own, written aside and renamed; every tensor keeps
+    its dtype."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = _own_memory(tensors)
     write_file(path, save(own, metadata={"format": "pt", "sha256": _digest(own)}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file of `save_tensors`; ValueError if it is missing, truncated, damaged or something else."""
+    """Tensors of a file of `save_tensors`; ValueError if it is missing, truncated, damaged or
+    something else."""
     try:
         tensors = read_safetensors(path)
     except ValueError as error:
@@ -60,7 +63,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     with safe_open(str(path), framework="pt") as file:
         expected = (file.metadata() or {}).get("sha256")
     if _digest(tensors) != expected:
-        raise ValueError(f"cannot read {path}: it does not match its checksum; restore the file, or begin a new run")
+        raise ValueError(
+            f"cannot read {path}: it does not match its checksum; restore the file, or begin a "
+            "new run"
+        )
     return tensors
 
 
@@ -78,7 +84,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-# ---- Checkpoints --------------------------------------------------------------------------------------------------
+# ---- Checkpoints ---------------------------------------------------------------------------------
 
 
 def save_checkpoint(
@@ -93,13 +99,17 @@ def save_checkpoint(
     own = _own_memory(tensors)
     check_finite(own)
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
-    # The run's lock is ours: whatever is half written or half removed here was left by a run that was killed.
+    # The run's lock is ours: whatever is half written or half removed here was left by a run that
+    # was killed.
     for left in folder.parent.glob(".step_*"):
         shutil.rmtree(left, ignore_errors=True)
     with new_folder(folder, (*_FILES, _MANIFEST)) as partial:
         _write_tensors(partial / _TENSORS, own)
         write_json(partial / _META, meta)
-        files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in _FILES}
+        files = {
+            name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)}
+            for name in _FILES
+        }
         write_json(partial / _MANIFEST, {"files": files})
     # Newer ones, if any, are damaged: not among those that are kept, and not ours to remove.
     for old in [other for other in checkpoint_folders(run_dir) if _number(other) <= step][:-keep]:
@@ -108,7 +118,8 @@ def save_checkpoint(
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # safetensors makes files that only their owner can read; a file made by Python follows the user's umask.
+    # safetensors makes files that only their owner can read; a file made by Python follows the
+    # user's umask.
     path.touch()
     mode = path.stat().st_mode
     try:
@@ -127,19 +138,31 @@ def _remove(folder: Path) -> None:
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """FloatingPointError that names the tensors with NaN or infinity."""
-    bad = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    bad = [
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
     if bad:
-        raise FloatingPointError(f"expected a finite state to save, got NaN or infinity in {first_names(bad, most=3)}")
+        raise FloatingPointError(
+            f"expected a finite state to save, got NaN or infinity in {first_names(bad, most=3)}"
+        )
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first. What has another name is not one, such as a copy that a user made."""
-    found = [path for path in (run_dir / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
+    """Checkpoints of a run, oldest first. What has another name is not one, such as a copy that a
+    user made."""
+    found = [
+        path
+        for path in (run_dir / "checkpoints").glob("step_*")
+        if re.fullmatch(r"step_\d{8,}", path.name)
+    ]
     return sorted(found, key=_number)
 
 
 def set_aside(run_dir: Path, number: int) -> None:
-    """Rename checkpoints after `number`, which could not be read, to damaged_<n>: kept, and in nobody's way."""
+    """Rename checkpoints after `number`, which could not be read, to damaged_<n>: kept, and in
+    nobody's way."""
     for folder in checkpoint_folders(run_dir):
         if _number(folder) > number:
             name = folder.name.replace("step", "damaged")
@@ -153,7 +176,8 @@ def _number(folder: Path) -> int:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """ValueError unless `folder` holds each file of its manifest and no other, of that size and checksum.
+    """ValueError unless `folder` holds each file of its manifest and no other, of that size and
+    checksum.
 
     Hidden files are a file manager's or a network disk's, and no part of it.
     """
@@ -161,7 +185,9 @@ def check_checkpoint(folder: Path) -> None:
     if not isinstance(files, dict) or files.keys() != set(_FILES):
         raise ValueError(f"expected {', '.join(_FILES)} in {_MANIFEST}, got {brief(files)}")
     if foreign := {path.name for path in folder.glob("[!.]*")} - {*_FILES, _MANIFEST}:
-        raise ValueError(f"expected the files of {_MANIFEST}, got {first_names(foreign)} beside them")
+        raise ValueError(
+            f"expected the files of {_MANIFEST}, got {first_names(foreign)} beside them"
+        )
     for name, entry in files.items():
         check_file(folder / name)
         if (size := (folder / name).stat().st_size) != entry["bytes"]:
@@ -184,26 +210,37 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, 
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, error)
     if folders:
-        raise ValueError(f"no checkpoint in {run_dir / 'checkpoints'} is intact; remove the folder to start again")
+        raise ValueError(
+            f"no checkpoint in {run_dir / 'checkpoints'} is intact; remove the folder to start "
+            "again"
+        )
     return None
 
 
-# ---- What a state is made of --------------------------------------------------------------------------------------
+# ---- What a state is made of ---------------------------------------------------------------------
 
 
 def check_parts(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """ValueError unless names, shapes and dtypes of `got` are those of `expected`, before anything is loaded.
+    """ValueError unless names, shapes and dtypes of `got` are those of `expected`, before anything
+    is loaded.
 
     Args:
         what: whose state it is, for the message.
     """
-    different = (("without", expected.keys() - got.keys()), ("with the unknown", got.keys() - expected.keys()))
+    different = (
+        ("without", expected.keys() - got.keys()),
+        ("with the unknown", got.keys() - expected.keys()),
+    )
     if said := [f"{how} {first_names(names)}" for how, names in different if names]:
-        raise ValueError(f"expected the whole state of {what}, got one {'; '.join(said)}; {_INCOMPLETE}")
+        raise ValueError(
+            f"expected the whole state of {what}, got one {'; '.join(said)}; {_INCOMPLETE}"
+        )
     for name, value in expected.items():
         wanted, found = (f"{tuple(x.shape)} {x.dtype}" for x in (value, got[name]))
         if wanted != found:
-            raise ValueError(f"expected {name} of {what} to be {wanted}, got {found}; {_INCOMPLETE}")
+            raise ValueError(
+                f"expected {name} of {what} to be {wanted}, got {found}; {_INCOMPLETE}"
+            )
 
 
 _INCOMPLETE = "the checkpoint is of another network, or incomplete: go on with what wrote it, or begin a new run"
@@ -212,18 +249,28 @@ _INCOMPLETE = "the checkpoint is of another network, or incomplete: go on with w
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """Adam's moments and step counts as flat tensors ``<prefix>.<parameter index>.<name>``.
 
-    ``<prefix>.begun`` holds the indices that have a state (an optimiser before its first step has none, nor has a
-    parameter that never had a gradient), so that one that is lost can't pass for one that hasn't begun.
+    ``<prefix>.begun`` holds the indices that have a state (an optimiser before its first step has
+    none, nor has a parameter that never had a gradient), so that one that is lost can't pass for
+    one that hasn't begun.
     """
     state = optimizer.state_dict()["state"]
-    flat = {f"{prefix}.{i}.{name}": torch.as_tensor(v) for i, entry in state.items() for name, v in entry.items()}
+    flat = {
+        f"{prefix}.{i}.{name}": torch.as_tensor(v)
+        for i, entry in state.items()
+        for name, v in entry.items()
+    }
     return flat | {f"{prefix}.begun": torch.tensor(sorted(state), dtype=torch.int64)}
 
 
 def unflatten_optimizer(
-    optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor], *, what: str | None = None
+    optimizer: torch.optim.Optimizer,
+    prefix: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    what: str | None = None,
 ) -> None:
-    """Inverse of :func:`flatten_optimizer`, into an optimiser over the same parameters; `what` names it in messages.
+    """Inverse of :func:`flatten_optimizer`, into an optimiser over the same parameters; `what`
+    names it in messages.
 
     Raises:
         ValueError: the state of some parameter is missing, or parts of it, or has another shape.
@@ -243,9 +290,17 @@ def unflatten_optimizer(
     )
     indices = begun.tolist()
     if unknown := set(indices) - parameters.keys():
-        raise ValueError(f"expected the state of {len(parameters)} parameters in {what}, got {sorted(unknown)}")
-    steps = {value.dtype for name, value in found.items() if name.endswith(".step") and value.is_floating_point()}
-    check_parts(found, dict(_adam_state(parameters, indices, next(iter(steps), torch.float32))), what)
+        raise ValueError(
+            f"expected the state of {len(parameters)} parameters in {what}, got {sorted(unknown)}"
+        )
+    steps = {
+        value.dtype
+        for name, value in found.items()
+        if name.endswith(".step") and value.is_floating_point()
+    }
+    check_parts(
+        found, dict(_adam_state(parameters, indices, next(iter(steps), torch.float32))), what
+    )
     state = {i: {name: found[f"{i}.{name}"] for name in _ADAM} for i in indices}
     optimizer.load_state_dict({"state": state, "param_groups": packed})
 
@@ -261,7 +316,11 @@ def _adam_state(
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Entries below ``<prefix>.``, with the prefix taken off."""
-    return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + ".")}
+    return {
+        key[len(prefix) + 1 :]: value
+        for key, value in tensors.items()
+        if key.startswith(prefix + ".")
+    }
 
 
 def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

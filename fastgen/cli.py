@@ -1,7 +1,8 @@
 """Config files and command lines: read, override, explain, refuse, save.
 
-A recipe is called as ``recipe.py [file.yaml] [key.sub=value ...] [--resume] [--dry-run] [--help]``. A file holds only
-what differs from the schema's defaults; overrides win over the file. Nothing here is specific to one recipe.
+A recipe is called as ``recipe.py [file.yaml] [key.sub=value ...] [--resume] [--dry-run] [--help]``.
+A file holds only what differs from the schema's defaults; overrides win over the file. Nothing here
+is specific to one recipe.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ C = TypeVar("C", bound=BaseModel)
 
 _MOST_ERRORS = 8
 
-# Keys whose value is a path; in a file they are relative to that file, in an override to the working directory.
+# Keys whose value is a path; in a file they are relative to that file, in an override to the
+# working directory.
 _FILE_RELATIVE = (
     *("data.path", "teacher.folder", "teacher.weights", "teacher.null_cond"),
     *(f"data.symmetry.{rep}.matrices" for rep in ("in_rep", "cond_rep", "out_rep")),
@@ -64,7 +66,9 @@ def parse_command_line(
         raise SystemExit(0)
     flags = {a for a in argv if a.startswith("-")}
     if unknown := flags - {"--resume", "--dry-run"}:
-        raise ValueError(f"unknown option {sorted(unknown)[0]}, expected --resume, --dry-run or --help")
+        raise ValueError(
+            f"unknown option {sorted(unknown)[0]}, expected --resume, --dry-run or --help"
+        )
     overrides = [a for a in argv if not a.startswith("-") and "=" in a]
     files = [a for a in argv if not a.startswith("-") and "=" not in a]
     if len(files) > 1:
@@ -75,16 +79,21 @@ def parse_command_line(
     return CommandLine(load_config(schema, path, overrides), "--dry-run" in flags)
 
 
-def load_config(schema: type[C], path: str | os.PathLike[str], overrides: list[str] | None = None) -> C:
+def load_config(
+    schema: type[C], path: str | os.PathLike[str], overrides: list[str] | None = None
+) -> C:
     """Config from a YAML file and ``key.sub=value`` overrides (values are YAML).
 
     Raises:
-        ValueError: file missing or not YAML, unknown key, wrong type; the message names the key in full.
+        ValueError: file missing or not YAML, unknown key, wrong type; the message names the key in
+            full.
     """
     path = Path(path)
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
-        raise ValueError(f"expected config {path} to be a mapping of keys, got {type(values).__name__}")
+        raise ValueError(
+            f"expected config {path} to be a mapping of keys, got {type(values).__name__}"
+        )
     _make_absolute(values, path.resolve().parent)
     for override in overrides or []:
         key, _, text = override.partition("=")
@@ -92,8 +101,15 @@ def load_config(schema: type[C], path: str | os.PathLike[str], overrides: list[s
     # What the overrides brought; the file's own paths are absolute by now.
     _make_absolute(values, Path.cwd())
     # A group without entries in YAML is null.
-    empty = {key for key, field in schema.model_fields.items() if _sub_schema(field.annotation) and key in values}
-    return validate(schema, {key: value for key, value in values.items() if value is not None or key not in empty})
+    empty = {
+        key
+        for key, field in schema.model_fields.items()
+        if _sub_schema(field.annotation) and key in values
+    }
+    return validate(
+        schema,
+        {key: value for key, value in values.items() if value is not None or key not in empty},
+    )
 
 
 def validate(schema: type[C], values: dict[str, Any]) -> C:
@@ -112,7 +128,8 @@ def dump_yaml(config: BaseModel) -> str:
 
 
 def dump_anywhere(config: BaseModel) -> str:
-    """`dump_yaml` with absolute paths: what it says doesn't depend on the working directory or on where it lies."""
+    """`dump_yaml` with absolute paths: what it says doesn't depend on the working directory or on
+    where it lies."""
     values = config.model_dump(mode="json")
     _make_absolute(values, Path.cwd())
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -128,10 +145,12 @@ def describe(schema: type[BaseModel], prefix: str = "") -> str:
 
 @contextlib.contextmanager
 def user_errors(*, resumable: bool = False) -> Iterator[None]:
-    """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their traceback.
+    """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their
+    traceback.
 
-    Ctrl-C is one line and exit code 130, SIGTERM likewise with 143; `resumable` says that --resume goes on after it.
-    One of several processes ends with the block, also where nothing went wrong (see `fastgen.faults.part`).
+    Ctrl-C is one line and exit code 130, SIGTERM likewise with 143; `resumable` says that --resume
+    goes on after it. One of several processes ends with the block, also where nothing went wrong
+    (see `fastgen.faults.part`).
     """
     try:
         with stopped_by_sigterm():
@@ -144,7 +163,9 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
         print(f"error: {message} (FASTGEN_TRACEBACK=1 shows where)", file=sys.stderr)
         leave(2)
     except KeyboardInterrupt as interrupt:
-        said = str(interrupt) or ("what is done is in the run folder; --resume goes on" if resumable else "")
+        said = str(interrupt) or (
+            "what is done is in the run folder; --resume goes on" if resumable else ""
+        )
         print(f"\nstopped{': ' + said if said else ''}", file=sys.stderr)
         leave(getattr(interrupt, "exit_code", 130))
 
@@ -168,7 +189,11 @@ def _make_absolute(values: dict[str, Any], base: Path) -> None:
         group: Any = values
         for parent in parents:
             group = group.get(parent) if isinstance(group, dict) else None
-        if isinstance(group, dict) and isinstance(group.get(last), str) and group[last] not in _WORDS.get(key, ()):
+        if (
+            isinstance(group, dict)
+            and isinstance(group.get(last), str)
+            and group[last] not in _WORDS.get(key, ())
+        ):
             group[last] = str((base / Path(group[last]).expanduser()).resolve())
 
 
@@ -184,17 +209,26 @@ def _fields(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, st
             if default is None:
                 yield f"{prefix}{name}", "null", field.description or ""
             # The instance's values, not the class' defaults: a group may start from its own.
-            own = {key: getattr(default, key) for key in sub.model_fields} if default is not None else {}
+            own = (
+                {key: getattr(default, key) for key in sub.model_fields}
+                if default is not None
+                else {}
+            )
             for key, value, meaning in _fields(sub, f"{prefix}{name}."):
                 leaf = key[len(prefix) + len(name) + 1 :]
                 yield key, str(own[leaf]) if leaf in own else value, meaning
         else:
             required = field.default is PydanticUndefined
-            yield f"{prefix}{name}", "required" if required else str(default), field.description or ""
+            yield (
+                f"{prefix}{name}",
+                "required" if required else str(default),
+                field.description or "",
+            )
 
 
 def _explain(schema: type[BaseModel], item: Any) -> str:
-    # Of a field with several types the location also names the one that was tried, `list[str]`: not the user's key.
+    # Of a field with several types the location also names the one that was tried, `list[str]`: not
+    # the user's key.
     key = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
     if item["type"] == "extra_forbidden":
         known = [name for name, _, _ in _fields(schema, "")]
@@ -202,7 +236,11 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
         near = difflib.get_close_matches(key, sorted({*known, *groups}), n=1, cutoff=0.5)
         last = key.rsplit(".", 1)[-1]
         near = near or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
-        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "") + " (--help lists all keys)"
+        return (
+            f"unknown key {key!r}"
+            + (f", did you mean {near[0]!r}?" if near else "")
+            + " (--help lists all keys)"
+        )
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{key}: {message}" if key else message

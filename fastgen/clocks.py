@@ -2,8 +2,9 @@
 
     x_s = alpha(s) x0 + sigma(s) eps
 
-A clock gives alpha and sigma at s and, the other way round, the s of a noise ratio sigma / alpha. The ratio is what two
-paths have in common: x_s / (alpha + sigma) is the rectified-flow sample x_t at t = sigma / (alpha + sigma).
+A clock gives alpha and sigma at s and, the other way round, the s of a noise ratio sigma / alpha.
+The ratio is what two paths have in common: x_s / (alpha + sigma) is the rectified-flow sample x_t
+at t = sigma / (alpha + sigma).
 
 | clock                          | s                              | alpha             | sigma             |
 |--------------------------------|--------------------------------|-------------------|-------------------|
@@ -14,10 +15,10 @@ paths have in common: x_s / (alpha + sigma) is the rectified-flow sample x_t at 
 All arithmetic is float64.
 
 References:
-    Ho et al., DDPM, 2020, arXiv:2006.11239 (linear betas). Nichol & Dhariwal, Improved DDPM, 2021, arXiv:2102.09672
-    (squared cosine). Rombach et al., Latent Diffusion, 2021, arXiv:2112.10752 (scaled-linear betas).
-    Karras et al., EDM, 2022, arXiv:2206.00364 (sigma as the clock). Kingma et al., Variational Diffusion Models, 2021,
-    arXiv:2107.00630 (log-SNR).
+    Ho et al., DDPM, 2020, arXiv:2006.11239 (linear betas). Nichol & Dhariwal, Improved DDPM, 2021,
+    arXiv:2102.09672 (squared cosine). Rombach et al., Latent Diffusion, 2021, arXiv:2112.10752
+    (scaled-linear betas). Karras et al., EDM, 2022, arXiv:2206.00364 (sigma as the clock). Kingma
+    et al., Variational Diffusion Models, 2021, arXiv:2107.00630 (log-SNR).
 """
 
 from __future__ import annotations
@@ -31,13 +32,27 @@ import torch
 from torch import Tensor
 
 from ._tensor import check_choice, check_count, wide_dtype
-from .interpolants import BaseInterpolant, CosineInterpolant, LinearInterpolant, VariancePreservingInterpolant
+from .interpolants import (
+    BaseInterpolant,
+    CosineInterpolant,
+    LinearInterpolant,
+    VariancePreservingInterpolant,
+)
 
-__all__ = ["BETA_SCHEDULES", "Clock", "PathClock", "SigmaClock", "TableClock", "beta_table", "parse_clock"]
+__all__ = [
+    "BETA_SCHEDULES",
+    "Clock",
+    "PathClock",
+    "SigmaClock",
+    "TableClock",
+    "beta_table",
+    "parse_clock",
+]
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squared_cosine")
 PATHS = ("linear", "cosine", "vp", "edm", "betas")
-# A table whose last row is pure noise is treated as ending at this alpha^2: log-SNR has no row at minus infinity.
+# A table whose last row is pure noise is treated as ending at this alpha^2: log-SNR has no row at
+# minus infinity.
 _LAST_ALPHA_BAR = 1e-10
 _MOST_ROWS = 100_000
 
@@ -69,16 +84,20 @@ class Clock(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What `parse_clock` builds this clock from again, apart from `data_at`: JSON with the key "name"."""
+        """What `parse_clock` builds this clock from again, apart from `data_at`: JSON with the key
+        "name"."""
 
 
 class PathClock(Clock):
-    """An interpolant with the network's data at s = 0 or at s = 1; an interpolant itself has its data at 1."""
+    """An interpolant with the network's data at s = 0 or at s = 1; an interpolant itself has its
+    data at 1."""
 
     def __init__(self, interpolant: BaseInterpolant, data_at: int) -> None:
         self.interpolant, self.data_at = interpolant, data_at
         tau = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        low, high = (interpolant.compute_sigma_t(tau)[0] / interpolant.compute_alpha_t(tau)[0]).tolist()
+        low, high = (
+            interpolant.compute_sigma_t(tau)[0] / interpolant.compute_alpha_t(tau)[0]
+        ).tolist()
         self.ratios = (low, high)
 
     def _tau(self, s: Tensor) -> Tensor:
@@ -90,7 +109,9 @@ class PathClock(Clock):
 
     def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
         tau, sign = self._tau(s), 1.0 if self.data_at == 1 else -1.0
-        return sign * self.interpolant.compute_alpha_t(tau)[1], sign * self.interpolant.compute_sigma_t(tau)[1]
+        return sign * self.interpolant.compute_alpha_t(tau)[
+            1
+        ], sign * self.interpolant.compute_sigma_t(tau)[1]
 
     def time_of_ratio(self, ratio: Tensor) -> Tensor:
         tau = self.interpolant.time_of_noise_ratio(ratio)
@@ -110,11 +131,14 @@ class PathClock(Clock):
 
 
 class TableClock(Clock):
-    """A discrete DDPM schedule: abar_i = prod_{j <= i} (1 - beta_j), log-SNR linear between the rows.
+    """A discrete DDPM schedule: abar_i = prod_{j <= i} (1 - beta_j), log-SNR linear between the
+    rows.
 
     Args:
-        betas: shape (N,), N >= 2, each in (0, 1); the last may be 1 (pure noise, taken as alpha = 1e-5).
-        nearest: networks get the nearest whole row, as an integer, for those that look it up in a table of N.
+        betas: shape (N,), N >= 2, each in (0, 1); the last may be 1 (pure noise, taken as alpha =
+            1e-5).
+        nearest: networks get the nearest whole row, as an integer, for those that look it up in a
+            table of N.
     """
 
     smooth = False
@@ -122,19 +146,23 @@ class TableClock(Clock):
     def __init__(self, betas: Tensor | Sequence[float], *, nearest: bool = False) -> None:
         table = torch.as_tensor(betas, dtype=torch.float64).detach().to("cpu", copy=True)
         if table.ndim != 1 or not 2 <= len(table) <= _MOST_ROWS:
-            raise ValueError(f"expected betas of shape (N,) with 2 <= N <= {_MOST_ROWS}, got {tuple(table.shape)}")
+            raise ValueError(
+                f"expected betas of shape (N,) with 2 <= N <= {_MOST_ROWS}, got "
+                f"{tuple(table.shape)}"
+            )
         inside = (table > 0) & (table < 1)
         if not bool(inside[:-1].all()) or not 0 < table[-1] <= 1:
             row = int((~inside).nonzero()[0])
             raise ValueError(
-                f"expected every beta in (0, 1), got {table[row]:g} in row {row}; alphas_cumprod is not betas: "
-                "betas = 1 - abar[1:] / abar[:-1], after beta_0 = 1 - abar[0]"
+                f"expected every beta in (0, 1), got {table[row]:g} in row {row}; alphas_cumprod "
+                "is not betas: betas = 1 - abar[1:] / abar[:-1], after beta_0 = 1 - abar[0]"
             )
         self.betas, self.whole = table, bool(nearest)
         log_abar = torch.log1p(-table).cumsum(0)
         if torch.isinf(log_abar[-1]):
             log_abar[-1] = min(math.log(_LAST_ALPHA_BAR), float(log_abar[-2]) - 1.0)
-        # Minus the log-SNR, 2 log(sigma / alpha): increasing, with 1 - abar taken without cancellation near the data.
+        # Minus the log-SNR, 2 log(sigma / alpha): increasing, with 1 - abar taken without
+        # cancellation near the data.
         self._tables = {torch.device("cpu"): torch.log(-torch.expm1(log_abar)) - log_abar}
         ends = self._tables[torch.device("cpu")][[0, -1]]
         self.ratios = (math.exp(ends[0] / 2), math.exp(ends[1] / 2))
@@ -160,18 +188,24 @@ class TableClock(Clock):
         high = torch.searchsorted(table, level).clamp(1, len(table) - 1)
         start, end = table[high - 1], table[high]
         # A beta too small for float64 makes two rows equal.
-        return (high - 1) + ((level - start) / (end - start).clamp(min=torch.finfo(table.dtype).tiny)).clamp(0.0, 1.0)
+        return (high - 1) + (
+            (level - start) / (end - start).clamp(min=torch.finfo(table.dtype).tiny)
+        ).clamp(0.0, 1.0)
 
     def describe(self) -> dict[str, Any]:
         return {"name": "betas", "betas": self.betas.tolist(), "nearest": self.whole}
 
 
 class SigmaClock(Clock):
-    """EDM's clock: x = x0 + sigma eps, and the network is told sigma. Scalings of its input are the network's own."""
+    """EDM's clock: x = x0 + sigma eps, and the network is told sigma. Scalings of its input are the
+    network's own."""
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, "
+                f"sigma_max={sigma_max}"
+            )
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.ratios = (self.sigma_min, self.sigma_max)
 
@@ -188,14 +222,17 @@ class SigmaClock(Clock):
         return {"name": "edm", "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
 
 
-def beta_table(schedule: str, rows: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+def beta_table(
+    schedule: str, rows: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> Tensor:
     """The betas (rows,) of a DDPM schedule, float64.
 
     | schedule       | beta_i                                                                          |
     |----------------|---------------------------------------------------------------------------------|
     | linear         | linspace(beta_start, beta_end)                                                  |
     | scaled_linear  | linspace(sqrt(beta_start), sqrt(beta_end))^2                                    |
-    | squared_cosine | min(1 - f((i + 1) / N) / f(i / N), .999), f(u) = cos^2(pi/2 (u + .008) / 1.008) |
+    | squared_cosine | min(1 - f((i + 1) / N) / f(i / N), .999), f(u) = cos^2(pi/2 (u + .008) /
+    1.008) |
 
     Raises:
         ValueError: an unknown schedule, fewer than 2 rows, betas outside (0, 1).
@@ -204,25 +241,44 @@ def beta_table(schedule: str, rows: int = 1000, beta_start: float = 1e-4, beta_e
     if check_count("rows", rows) < 2 or rows > _MOST_ROWS:
         raise ValueError(f"expected rows in 2..{_MOST_ROWS}, got {rows}")
     if schedule == "squared_cosine":
-        level = torch.cos(math.pi / 2 * (torch.arange(rows + 1, dtype=torch.float64) / rows + 0.008) / 1.008) ** 2
+        level = (
+            torch.cos(
+                math.pi / 2 * (torch.arange(rows + 1, dtype=torch.float64) / rows + 0.008) / 1.008
+            )
+            ** 2
+        )
         return (1.0 - level[1:] / level[:-1]).clamp(max=0.999)
     if not 0 < beta_start <= beta_end < 1:
-        raise ValueError(f"expected 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
+        raise ValueError(
+            f"expected 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
+        )
     power = 2.0 if schedule == "scaled_linear" else 1.0
-    return torch.linspace(beta_start ** (1 / power), beta_end ** (1 / power), rows, dtype=torch.float64) ** power
+    return (
+        torch.linspace(
+            beta_start ** (1 / power), beta_end ** (1 / power), rows, dtype=torch.float64
+        )
+        ** power
+    )
 
 
-def _table_clock(betas: Any = None, schedule: str | None = None, nearest: bool = False, **arguments: Any) -> TableClock:
+def _table_clock(
+    betas: Any = None, schedule: str | None = None, nearest: bool = False, **arguments: Any
+) -> TableClock:
     if (betas is None) == (schedule is None):
         raise ValueError("expected betas (a list of numbers) or schedule, one of the two")
     if not isinstance(nearest, bool):
         raise ValueError(f"expected nearest: true or false, got {nearest!r}")
     if schedule == "squared_cosine" and arguments.keys() & {"beta_start", "beta_end"}:
-        raise ValueError("expected no beta_start and beta_end for the schedule squared_cosine, which has its own")
+        raise ValueError(
+            "expected no beta_start and beta_end for the schedule squared_cosine, which has its own"
+        )
     if schedule is not None:
         betas = beta_table(schedule, **arguments)
     elif arguments:
-        raise ValueError(f"expected no {sorted(arguments)[0]} beside betas, got {arguments[sorted(arguments)[0]]!r}")
+        raise ValueError(
+            f"expected no {sorted(arguments)[0]} beside betas, got "
+            f"{arguments[sorted(arguments)[0]]!r}"
+        )
     return TableClock(betas, nearest=nearest)
 
 
@@ -230,13 +286,16 @@ def parse_clock(path: object, data_at: int = 0) -> Clock:
     """The clock that a path means.
 
     Args:
-        path: "linear", "cosine", "vp" or "edm"; an interpolant; betas (N,) as a Tensor or list; or a mapping with the
-            path's `name` and arguments: `sigma_min`, `sigma_max` of "vp" and "edm"; of "betas" either `betas` or
-            `schedule` (of `BETA_SCHEDULES`) with `rows`, `beta_start`, `beta_end`; and `nearest`.
-        data_at: the end of the network's clock where the data are, 0 or 1; 0 for "edm" and betas, which count noise.
+        path: "linear", "cosine", "vp" or "edm"; an interpolant; betas (N,) as a Tensor or list; or
+            a mapping with the path's `name` and arguments: `sigma_min`, `sigma_max` of "vp" and
+            "edm"; of "betas" either `betas` or `schedule` (of `BETA_SCHEDULES`) with `rows`,
+            `beta_start`, `beta_end`; and `nearest`.
+        data_at: the end of the network's clock where the data are, 0 or 1; 0 for "edm" and betas,
+            which count noise.
 
     Raises:
-        ValueError: an unknown name, arguments that the path doesn't have or refuses, `data_at` not 0 or 1.
+        ValueError: an unknown name, arguments that the path doesn't have or refuses, `data_at` not
+            0 or 1.
         TypeError: anything else as a path.
     """
     if isinstance(data_at, bool) or data_at not in (0, 1):
@@ -251,14 +310,16 @@ def parse_clock(path: object, data_at: int = 0) -> Clock:
         return PathClock(path, data_at)
     if not isinstance(path, Mapping):
         raise TypeError(
-            f"expected path as one of {', '.join(PATHS)}, an interpolant, betas or a mapping with a name, "
-            f"got {type(path).__name__}"
+            f"expected path as one of {', '.join(PATHS)}, an interpolant, betas or a mapping with "
+            f"a name, got {type(path).__name__}"
         )
     arguments: dict[str, Any] = dict(path)
     name = str(arguments.pop("name", None))
     check_choice("path", name, PATHS)
     if name in ("edm", "betas") and data_at != 0:
-        raise ValueError(f"expected data_at=0 for the path {name!r}, which counts from the data, got {data_at}")
+        raise ValueError(
+            f"expected data_at=0 for the path {name!r}, which counts from the data, got {data_at}"
+        )
     builders: dict[str, Callable[..., Any]] = {
         "linear": LinearInterpolant,
         "cosine": CosineInterpolant,
@@ -271,5 +332,7 @@ def parse_clock(path: object, data_at: int = 0) -> Clock:
     except (TypeError, OverflowError) as error:
         known = {"vp": "sigma_min, sigma_max", "edm": "sigma_min, sigma_max"}.get(name, "none")
         known = "betas, schedule, rows, beta_start, beta_end, nearest" if name == "betas" else known
-        raise ValueError(f"expected arguments of the path {name!r} among: {known}; got {arguments}") from error
+        raise ValueError(
+            f"expected arguments of the path {name!r} among: {known}; got {arguments}"
+        ) from error
     return PathClock(built, data_at) if isinstance(built, BaseInterpolant) else built

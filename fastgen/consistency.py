@@ -1,30 +1,35 @@
-"""Consistency distillation: the student learns to give one answer all along each of the teacher's trajectories.
+"""Consistency distillation: the student learns to give one answer all along each of the teacher's
+trajectories.
 
-The teacher's ODE carries x_t to x_s, s < t, and both lie on one trajectory, so a student that maps each to the
-trajectory's end must answer the same for both. With F the student's map to the time `end`,
+The teacher's ODE carries x_t to x_s, s < t, and both lie on one trajectory, so a student that maps
+each to the trajectory's end must answer the same for both. With F the student's map to the time
+`end`,
 
     F(x_t, t) = x_t + (1 - end / t) (x0_student(x_t, t) - x_t)        (= x_t - (t - end) flow),
     x_t       = (1 - t) x0 + t eps,    x_s = one solver step of the teacher from x_t,
     loss      = mean_B ( sqrt(mean_d r^2 + c^2) - c ),    r = F(x_t, t) - stopgrad F_target(x_s, s).
 
-F(x, end) = x whatever the network, so truth enters at `end` and spreads to larger t, step by step. No trajectory is
-solved or stored: an update costs one teacher step, one call of the target and one training call of the student.
+F(x, end) = x whatever the network, so truth enters at `end` and spreads to larger t, step by step.
+No trajectory is solved or stored: an update costs one teacher step, one call of the target and one
+training call of the student.
 
-The map is the one the student's sampler makes. `sde` re-noises a predicted x0, so every time looks to end = 0. `ode`
-moves along the flow to the next rung, so every time looks to the next rung below it: consistency in segments (Heek et
-al.), each of which starts at its rung with the very step the sampler takes. One rung is the same case of both.
+The map is the one the student's sampler makes. `sde` re-noises a predicted x0, so every time looks
+to end = 0. `ode` moves along the flow to the next rung, so every time looks to the next rung below
+it: consistency in segments (Heek et al.), each of which starts at its rung with the very step the
+sampler takes. One rung is the same case of both.
 
-It is discrete in time, on a grid that is refined while training goes on: a coarse one spreads the truth fast, a fine
-one has little solver error. It stays coarse here, 16 intervals at the end: with a step of second order the solver's
-error is small already, while each interval adds an error of the student's. Those errors add up to samples that spread
-too far, the more so the higher the learning rate; an average of the student as target damps them. The continuous limit
-(Lu & Song) and MeanFlow need forward-mode derivatives, and MeanFlow a student with a second time.
+It is discrete in time, on a grid that is refined while training goes on: a coarse one spreads the
+truth fast, a fine one has little solver error. It stays coarse here, 16 intervals at the end: with
+a step of second order the solver's error is small already, while each interval adds an error of the
+student's. Those errors add up to samples that spread too far, the more so the higher the learning
+rate; an average of the student as target damps them. The continuous limit (Lu & Song) and MeanFlow
+need forward-mode derivatives, and MeanFlow a student with a second time.
 
 References:
-    Song et al., Consistency Models, 2023, arXiv:2303.01469. Song & Dhariwal, Improved Techniques for Training
-    Consistency Models, 2023, arXiv:2310.14189 (refined grid, pseudo-Huber).
-    Heek et al., Multistep Consistency Models, 2024, arXiv:2403.06807. Lu & Song, 2024, arXiv:2410.11081.
-    Geng et al., Mean Flows, 2025, arXiv:2505.13447.
+    Song et al., Consistency Models, 2023, arXiv:2303.01469. Song & Dhariwal, Improved Techniques
+    for Training Consistency Models, 2023, arXiv:2310.14189 (refined grid, pseudo-Huber).
+    Heek et al., Multistep Consistency Models, 2024, arXiv:2403.06807. Lu & Song, 2024,
+    arXiv:2410.11081. Geng et al., Mean Flows, 2025, arXiv:2505.13447.
 """
 
 from __future__ import annotations
@@ -36,7 +41,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._tensor import check_choice, check_count, check_shape, check_time, evaluating, expand_like, unwrap, wide_dtype
+from ._tensor import (
+    check_choice,
+    check_count,
+    check_shape,
+    check_time,
+    evaluating,
+    expand_like,
+    unwrap,
+    wide_dtype,
+)
 from .flow_matching import EPSILON, add_noise, check_pred_type, check_t_list
 from .kd import rung_grid
 from .losses import check_guidance
@@ -44,18 +58,26 @@ from .networks import Cond, Network, predict_x0
 from .samplers import SAMPLE_TYPES, guided_flow, trusted_time
 from .solvers import SOLVERS
 
-__all__ = ["ONE_STEP_SOLVERS", "consistency_intervals", "consistency_loss", "consistency_times", "teacher_step"]
+__all__ = [
+    "ONE_STEP_SOLVERS",
+    "consistency_intervals",
+    "consistency_loss",
+    "consistency_times",
+    "teacher_step",
+]
 
 ONE_STEP_SOLVERS = ("euler", "midpoint", "heun", "rk4")
 
 
-# ---- Times --------------------------------------------------------------------------------------------------------
+# ---- Times ---------------------------------------------------------------------------------------
 
 
 def consistency_intervals(progress: float, *, first: int = 4, last: int = 16) -> int:
-    """Number of intervals of the time grid: `first`, doubled at equal parts of the training, at most `last`.
+    """Number of intervals of the time grid: `first`, doubled at equal parts of the training, at
+    most `last`.
 
-    With D = ceil(log2(last / first)) doublings, N = min(last, first 2^floor((D + 1) progress)); at the end N = last.
+    With D = ceil(log2(last / first)) doublings, N = min(last, first 2^floor((D + 1) progress)); at
+    the end N = last.
 
     Args:
         progress: part of the training that is done, in [0, 1].
@@ -83,29 +105,33 @@ def consistency_times(
     last: int = 16,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw `n` intervals (s, t) of a grid from t_list[0] to 0, uniformly, each with the `end` its map looks to.
+    """Draw `n` intervals (s, t) of a grid from t_list[0] to 0, uniformly, each with the `end` its
+    map looks to.
 
-    The grid is that of :func:`fastgen.kd.rung_grid`: every rung is a point of it, so each rung is trained at the very
-    float the sampler calls it with, the first one included.
+    The grid is that of :func:`fastgen.kd.rung_grid`: every rung is a point of it, so each rung is
+    trained at the very float the sampler calls it with, the first one included.
 
     Args:
         n: number of draws.
         progress: part of the training that is done, in [0, 1].
         t_list: the student's trajectory [t_1 > ... > 0.0].
         sample_type: "sde": end = 0; "ode": end = the next rung below t.
-        first, last: intervals at the start and at the end of the training, see `consistency_intervals`. Each segment
-            between rungs has at least one.
+        first, last: intervals at the start and at the end of the training, see
+            `consistency_intervals`. Each segment between rungs has at least one.
         generator: source of the draws.
 
     Returns:
         `(t, s, end)`: float64 on the CPU, shape (n,), t_1 >= t > s >= end >= 0.
 
     Raises:
-        ValueError: for an invalid `t_list`, an unknown `sample_type`, and as `consistency_intervals`.
+        ValueError: for an invalid `t_list`, an unknown `sample_type`, and as
+            `consistency_intervals`.
     """
     check_choice("sample_type", sample_type, SAMPLE_TYPES)
     times = check_t_list(t_list)
-    grid, index = rung_grid(times, consistency_intervals(progress, first=first, last=last), t_max=times[0])
+    grid, index = rung_grid(
+        times, consistency_intervals(progress, first=first, last=last), t_max=times[0]
+    )
     points = torch.tensor(grid, dtype=torch.float64)
     ends = torch.zeros(len(grid) - 1, dtype=torch.float64)
     if sample_type == "ode":
@@ -115,7 +141,7 @@ def consistency_times(
     return points[drawn], points[drawn + 1], ends[drawn]
 
 
-# ---- The teacher's step -------------------------------------------------------------------------------------------
+# ---- The teacher's step --------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -132,17 +158,21 @@ def teacher_step(
     negative_cond: Cond = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """One solver step of the teacher's ODE from time t to time s, each sample with times of its own.
+    """One solver step of the teacher's ODE from time t to time s, each sample with times of its
+    own.
 
-    Beyond the time T up to which :func:`fastgen.samplers.teacher_velocity` follows a teacher (its `t_max`; .95 for
-    noise predictions), its x0 is the one at T for the same noise, found by three rounds from x0 = 0 as there.
+    Beyond the time T up to which :func:`fastgen.samplers.teacher_velocity` follows a teacher (its
+    `t_max`; .95 for noise predictions), its x0 is the one at T for the same noise, found by three
+    rounds from x0 = 0 as there.
 
     Args:
         teacher: called `teacher(x_t, t, cond)`.
         x_t: shape (B, ...).
-        t, s: shape (B,), 0 <= s <= t <= 1. "midpoint" never asks at s, so no prediction is divided by s = 0.
+        t, s: shape (B,), 0 <= s <= t <= 1. "midpoint" never asks at s, so no prediction is divided
+            by s = 0.
         cond: condition.
-        method: euler (order 1, one call), midpoint or heun (order 2, two calls), rk4 (order 4, four calls).
+        method: euler (order 1, one call), midpoint or heun (order 2, two calls), rk4 (order 4, four
+            calls).
         pred_type, guidance_scale, negative_cond: as in :func:`fastgen.samplers.sample_teacher`.
         dtype: what a network without parameters is given; None: the dtype of `x_t`.
 
@@ -150,7 +180,8 @@ def teacher_step(
         x_s, without a graph, in the dtype of `x_t`.
 
     Raises:
-        ValueError: for an unknown method or prediction, times of other shapes, or guidance without `negative_cond`.
+        ValueError: for an unknown method or prediction, times of other shapes, or guidance without
+            `negative_cond`.
     """
     check_choice("method", method, ONE_STEP_SOLVERS)
     check_pred_type(pred_type)
@@ -160,7 +191,14 @@ def teacher_step(
 
     def flow(x: Tensor, t: Tensor) -> Tensor:
         return guided_flow(
-            teacher, x, t.flatten(), cond, negative_cond, guidance_scale, pred_type=pred_type, dtype=seen_dtype
+            teacher,
+            x,
+            t.flatten(),
+            cond,
+            negative_cond,
+            guidance_scale,
+            pred_type=pred_type,
+            dtype=seen_dtype,
         )
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -183,7 +221,7 @@ def teacher_step(
         return step(velocity, x_t.to(wide), *times).to(x_t.dtype)
 
 
-# ---- Loss ---------------------------------------------------------------------------------------------------------
+# ---- Loss ----------------------------------------------------------------------------------------
 
 
 def consistency_loss(
@@ -203,10 +241,11 @@ def consistency_loss(
     guidance_scale: float | None = None,
     negative_cond: Cond = None,
 ) -> Tensor:
-    """Pseudo-Huber distance between the student's answers at two neighbours on a trajectory; formulas stand above.
+    """Pseudo-Huber distance between the student's answers at two neighbours on a trajectory;
+    formulas stand above.
 
-    Gradients reach the student at (x_t, t) only, with nothing frozen by the caller. Teacher and target judge in eval
-    mode; the student is in the caller's.
+    Gradients reach the student at (x_t, t) only, with nothing frozen by the caller. Teacher and
+    target judge in eval mode; the student is in the caller's.
 
     Args:
         student: called `student(x_t, t, cond)`.
@@ -217,7 +256,8 @@ def consistency_loss(
         cond: condition of all networks.
         end: where the student's map ends, a float or (B,): 0 for x0, or the next rung.
         pred_type: what all networks predict.
-        target: network that answers at (x_s, s), such as an average of the student; None: the student as it is.
+        target: network that answers at (x_s, s), such as an average of the student; None: the
+            student as it is.
         huber_c: c > 0: residuals well above it count linearly, well below it quadratically.
         method: solver of the teacher's step, see `teacher_step`.
         guidance_scale, negative_cond: of the teacher alone.
@@ -226,7 +266,8 @@ def consistency_loss(
         scalar, at least float32.
 
     Raises:
-        ValueError: for shapes or times that don't fit each other, huber_c <= 0, or what `teacher_step` refuses.
+        ValueError: for shapes or times that don't fit each other, huber_c <= 0, or what
+            `teacher_step` refuses.
         TypeError: for times below float32.
     """
     batch, wide = x0.shape[:1], wide_dtype(x0.device)
@@ -259,7 +300,13 @@ def consistency_loss(
             dtype=x0.dtype,
         )
         # Without its wrapper: nothing is to be synchronised for an answer that has no gradient.
-        judge = target if target is not None else unwrap(student) if isinstance(student, nn.Module) else student
+        judge = (
+            target
+            if target is not None
+            else unwrap(student)
+            if isinstance(student, nn.Module)
+            else student
+        )
         with evaluating(*_modules(judge)):
             wanted = _end_of(judge, x_s, s, ends, cond, pred_type, x0.dtype)
     residual = (answer - wanted).to(torch.promote_types(x0.dtype, torch.float32))
@@ -268,7 +315,13 @@ def consistency_loss(
 
 
 def _end_of(
-    network: Network, x_t: Tensor, t: Tensor, end: Tensor, cond: Cond, pred_type: str, dtype: torch.dtype
+    network: Network,
+    x_t: Tensor,
+    t: Tensor,
+    end: Tensor,
+    cond: Cond,
+    pred_type: str,
+    dtype: torch.dtype,
 ) -> Tensor:
     """F(x_t, t) = x_t + (1 - end / t) (x0 - x_t), and x_t itself at t = end, zero included."""
     x0 = predict_x0(network, x_t, t, cond, pred_type=pred_type, dtype=dtype)

@@ -1,10 +1,12 @@
-"""Whether a teacher is what it was declared to be: its denoising error on the data, against that of other declarations.
+"""Whether a teacher is what it was declared to be: its denoising error on the data, against that of
+other declarations.
 
 A network trained on the data finds x0 in x_t better than the mean of the data does, at every t:
 
     error(t) = E |x0_hat(x_t, t) - x0|^2 / E |x0 - mean|^2,    1 for the mean.
 
-Declared wrongly, it is asked at other times or its answer is read as something else, and the error shows it.
+Declared wrongly, it is asked at other times or its answer is read as something else, and the error
+shows it.
 """
 
 from __future__ import annotations
@@ -29,17 +31,25 @@ TIMES = (0.2, 0.5, 0.8)
 _ROWS = 128
 # Of large samples fewer rows say as much: each is an average over its own numbers.
 _MOST_NUMBERS, _LEAST_ROWS = 2**20, 8
-# At large t little of x0 is left to be seen, and an honest error on so few rows can come out a little above 1.
+# At large t little of x0 is left to be seen, and an honest error on so few rows can come out a
+# little above 1.
 _CLEARLY_WORSE = 1.1
-# Another declaration is worth a word when it leaves less than this share of the error. Errors are taken together by
-# their geometric mean: what is hard to see at a large t must not drown what is plain at a small one.
+# Another declaration is worth a word when it leaves less than this share of the error. Errors are
+# taken together by their geometric mean: what is hard to see at a large t must not drown what is
+# plain at a small one.
 _CLEARLY_BETTER = 0.5
 
 
 def denoising_errors(
-    teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: str = "flow", times: tuple[float, ...] = TIMES
+    teacher: nn.Module,
+    x0: Tensor,
+    cond: Cond,
+    *,
+    pred_type: str = "flow",
+    times: tuple[float, ...] = TIMES,
 ) -> list[float]:
-    """error(t) of `teacher` at each of `times`, on up to 128 rows of the data; infinity where it isn't finite.
+    """error(t) of `teacher` at each of `times`, on up to 128 rows of the data; infinity where it
+    isn't finite.
 
     Args:
         teacher: called `teacher(x_t, t, cond)` in RF time.
@@ -65,7 +75,8 @@ def denoising_errors(
 def best_declaration(
     network: nn.Module, x0: Tensor, cond: Cond, declared: dict[str, Any]
 ) -> tuple[dict[str, Any], list[float]]:
-    """The declaration under which a bare network denoises best, and its errors; `declared` is among those tried.
+    """The declaration under which a bare network denoises best, and its errors; `declared` is among
+    those tried.
 
     Every prediction is read out of the same call, so a path, a clock and a time cost one call each.
     """
@@ -85,7 +96,9 @@ def best_declaration(
     return best
 
 
-def judge_declaration(teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: str, search: bool) -> list[str]:
+def judge_declaration(
+    teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: str, search: bool
+) -> list[str]:
     """Lines that say how well the teacher denoises the data, the last ones warnings.
 
     Args:
@@ -94,12 +107,15 @@ def judge_declaration(teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: 
     """
     errors = denoising_errors(teacher, x0, cond, pred_type=pred_type)
     shown = ", ".join(f"{error:.3g}" for error in errors)
-    lines = [f"denoising error of the teacher at t = {', '.join(map(str, TIMES))}: {shown} (the data's mean: 1)"]
+    lines = [
+        f"denoising error of the teacher at t = {', '.join(map(str, TIMES))}: {shown} (the data's "
+        "mean: 1)"
+    ]
     if max(errors) > _CLEARLY_WORSE:
         lines.append(
-            "warning: the teacher denoises these data worse than their mean does: are they its training data, in its "
-            "units (data.normalize), and is it declared as it was trained (teacher.path, prediction, data_at, "
-            "time_scale)?"
+            "warning: the teacher denoises these data worse than their mean does: are they its "
+            "training data, in its units (data.normalize), and is it declared as it was trained "
+            "(teacher.path, prediction, data_at, time_scale)?"
         )
     if search:
         bare = teacher.network if isinstance(teacher, RectifiedFlow) else teacher
@@ -107,7 +123,9 @@ def judge_declaration(teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: 
         declared = teacher.describe() if isinstance(teacher, RectifiedFlow) else plain
         found, least = best_declaration(bare, x0, cond, declared)
         if _typical(least) < _CLEARLY_BETTER * _typical(errors) and found != declared:
-            said = ", ".join(f"{key}={_spelt(value)}" for key, value in found.items() if value != declared[key])
+            said = ", ".join(
+                f"{key}={_spelt(value)}" for key, value in found.items() if value != declared[key]
+            )
             lines.append(
                 f"warning: declared with {said} the teacher would denoise them better: "
                 + ", ".join(f"{error:.3g}" for error in least)
@@ -116,7 +134,8 @@ def judge_declaration(teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: 
 
 
 def _typical(errors: list[float]) -> float:
-    """Geometric mean; of anything infinite a number that is merely enormous, so that shares of it can be taken."""
+    """Geometric mean; of anything infinite a number that is merely enormous, so that shares of it
+    can be taken."""
     return math.exp(sum(math.log(min(max(error, 1e-9), 1e12)) for error in errors) / len(errors))
 
 
@@ -128,7 +147,11 @@ def _clocks(declared: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for time_scale in (1.0, 1000.0):
                 yield {"path": path, "data_at": data_at, "time_scale": time_scale}
     yield {"path": {"name": "edm"}, "data_at": 0, "time_scale": 1.0}
-    yield {"path": {"name": "betas", "schedule": "squared_cosine", "rows": 100}, "data_at": 0, "time_scale": 1.0}
+    yield {
+        "path": {"name": "betas", "schedule": "squared_cosine", "rows": 100},
+        "data_at": 0,
+        "time_scale": 1.0,
+    }
     for schedule in ("linear", "scaled_linear", "squared_cosine"):
         ends = {"beta_start": 0.00085, "beta_end": 0.012} if schedule == "scaled_linear" else {}
         for nearest in (False, True):
@@ -159,7 +182,8 @@ class _Remembered:
 
 
 def _probe(x0: Tensor, cond: Cond, like: Tensor) -> tuple[Tensor, Tensor, Cond]:
-    """Up to 128 rows (fewer of large samples) spread over the data with noise of a fixed seed, where `like` is."""
+    """Up to 128 rows (fewer of large samples) spread over the data with noise of a fixed seed,
+    where `like` is."""
     most = max(_LEAST_ROWS, min(_ROWS, _MOST_NUMBERS // x0[0].numel()))
     rows = torch.linspace(0, len(x0) - 1, min(most, len(x0))).round().long()
     x0, cond = (cond_to(take_rows(part, rows), like.device, like.dtype) for part in (x0, cond))

@@ -1,12 +1,14 @@
-"""Discriminators, and what they see of a sample: features of the teacher's own blocks, or the sample itself.
+"""Discriminators, and what they see of a sample: features of the teacher's own blocks, or the
+sample itself.
 
-A discriminator is called `discriminator(features, t, cond)` and returns logits (B, heads). Features are passed on as
-arguments; nothing is kept between two calls, on the network or anywhere else. Invariant discriminators for equivariant
-networks stand in :mod:`fastgen.models.ediscriminators`.
+A discriminator is called `discriminator(features, t, cond)` and returns logits (B, heads). Features
+are passed on as arguments; nothing is kept between two calls, on the network or anywhere else.
+Invariant discriminators for equivariant networks stand in :mod:`fastgen.models.ediscriminators`.
 
 References:
     Yin et al., DMD2, 2024, arXiv:2405.14867 (heads on a network's features).
-    Tancik et al., Fourier Features Let Networks Learn High Frequency Functions, 2020, arXiv:2006.10739.
+    Tancik et al., Fourier Features Let Networks Learn High Frequency Functions, 2020,
+    arXiv:2006.10739.
 """
 
 from __future__ import annotations
@@ -17,29 +19,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._tensor import cond_text, cond_to, expand_mask, generator_for, map_tensors, masked_mean, take_rows
+from ._tensor import (
+    cond_text,
+    cond_to,
+    expand_mask,
+    generator_for,
+    map_tensors,
+    masked_mean,
+    take_rows,
+)
 from .models.heads import FeatureHeads, FourierBase, check_scale, check_width
 from .models.layers import NORM_EPS
 from .models.regressor import check_positive_int
 from .models.transformer import CondTransformerRegressor
 from .networks import Cond, NetworkWrapper, call_network
 
-__all__ = ["FourierDiscriminator", "TokenHeads", "block_features", "discriminator_for", "heads_for", "sample_features"]
+__all__ = [
+    "FourierDiscriminator",
+    "TokenHeads",
+    "block_features",
+    "discriminator_for",
+    "heads_for",
+    "sample_features",
+]
 
 Features = Callable[[Tensor, Tensor, Cond], list[Tensor]]
 
 
 def block_features(network: nn.Module, blocks: Sequence[str] | None = None) -> Features:
-    """A function `features(x_t, t, cond)` -> outputs of `blocks`, in the order in which they are called.
+    """A function `features(x_t, t, cond)` -> outputs of `blocks`, in the order in which they are
+    called.
 
     Args:
-        network: called `network(x_t, t, cond)`; its call is differentiable in x_t, and so are the features.
-        blocks: names of submodules as in `network.named_modules()`; None: the entries of its last `nn.ModuleList`
-            (the decoder layers of the transformers here), or its direct children if it has none.
+        network: called `network(x_t, t, cond)`; its call is differentiable in x_t, and so are the
+            features.
+        blocks: names of submodules as in `network.named_modules()`; None: the entries of its last
+            `nn.ModuleList` (the decoder layers of the transformers here), or its direct children if
+            it has none.
 
     Raises:
-        ValueError: a name that the network doesn't have, or a network without submodules; when called, a block that
-            returns no Tensor with the rows of x_t.
+        ValueError: a name that the network doesn't have, or a network without submodules; when
+            called, a block that returns no Tensor with the rows of x_t.
     """
     blocks, modules = _find_blocks(network, blocks)
 
@@ -49,25 +69,41 @@ def block_features(network: nn.Module, blocks: Sequence[str] | None = None) -> F
     return features
 
 
-def _find_blocks(network: nn.Module, blocks: Sequence[str] | None) -> tuple[list[str], dict[str, nn.Module]]:
+def _find_blocks(
+    network: nn.Module, blocks: Sequence[str] | None
+) -> tuple[list[str], dict[str, nn.Module]]:
     """Names of the blocks, and the network's modules by name."""
     modules = dict(network.named_modules())
     if blocks is None:
-        lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)]
+        lists = [
+            name
+            for name, module in modules.items()
+            if isinstance(module, nn.ModuleList) and len(module)
+        ]
         # A wrapper's only child is the network, whose output is the prediction.
-        wrapped = [name for name, module in modules.items() if not isinstance(module, NetworkWrapper)]
+        wrapped = [
+            name for name, module in modules.items() if not isinstance(module, NetworkWrapper)
+        ]
         parent = lists[-1] if lists else wrapped[0]
         prefix = f"{parent}." if parent else ""
         blocks = [prefix + name for name, _ in modules[parent].named_children()]
     if unknown := [name for name in blocks if name not in modules]:
         raise ValueError(f"expected blocks among the network's named_modules(), got {unknown[:5]}")
     if not blocks:
-        raise ValueError(f"expected a network with submodules to take features from, got {type(network).__name__}")
+        raise ValueError(
+            "expected a network with submodules to take features from, got "
+            f"{type(network).__name__}"
+        )
     return list(blocks), modules
 
 
 def _outputs(
-    network: nn.Module, modules: dict[str, nn.Module], blocks: list[str], x_t: Tensor, t: Tensor, cond: Cond
+    network: nn.Module,
+    modules: dict[str, nn.Module],
+    blocks: list[str],
+    x_t: Tensor,
+    t: Tensor,
+    cond: Cond,
 ) -> list[tuple[str, Tensor]]:
     """Names and outputs of the blocks in the order in which the network calls them."""
     found: list[tuple[str, Tensor]] = []
@@ -77,7 +113,9 @@ def _outputs(
             first = output[0] if isinstance(output, tuple | list) and output else output
             if not isinstance(first, Tensor) or first.ndim == 0 or first.shape[0] != x_t.shape[0]:
                 got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-                raise ValueError(f"expected Tensors (B, ...) from the blocks {blocks}, got {got}; name others")
+                raise ValueError(
+                    f"expected Tensors (B, ...) from the blocks {blocks}, got {got}; name others"
+                )
             found.append((name, first))
 
         return keep
@@ -109,8 +147,8 @@ class TokenHead(nn.Module):
         self.out = nn.Linear(width, 1)
 
     def forward(self, x: Tensor, time: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that `mask` (B, T)
-        keeps."""
+        """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that
+        `mask` (B, T) keeps."""
         y = self.second(nn.functional.silu(self.first(self.norm(x)))) + self.time(time)[:, None]
         y = nn.functional.silu(y)
         return self.out(masked_mean(y, None if mask is None else expand_mask(mask, y), 1))
@@ -119,8 +157,8 @@ class TokenHead(nn.Module):
 class TokenHeads(FeatureHeads):
     """Small heads on a network's features, one logit each.
 
-    Each token of a feature goes through LayerNorm, Linear, SiLU, Linear, plus a linear map of the time features, SiLU;
-    the mean over the tokens goes through a Linear.
+    Each token of a feature goes through LayerNorm, Linear, SiLU, Linear, plus a linear map of the
+    time features, SiLU; the mean over the tokens goes through a Linear.
 
     Args:
         dims: channels of the features, in their order.
@@ -151,34 +189,45 @@ def heads_for(
     blocks: Sequence[str] | None = None,
     width: int | None = None,
 ) -> FeatureHeads:
-    """Heads that fit `block_features(network, blocks)`: `InvariantHeads` of :mod:`fastgen.models` for an equivariant
-    network (one whose blocks say how their output transforms, by `out_rep`), else `TokenHeads`.
+    """Heads that fit `block_features(network, blocks)`: `InvariantHeads` of :mod:`fastgen.models`
+    for an equivariant network (one whose blocks say how their output transforms, by `out_rep`),
+    else `TokenHeads`.
 
     Args:
-        network: called `network(x_t, t, cond)`, once, with the first two samples of what is given here.
+        network: called `network(x_t, t, cond)`, once, with the first two samples of what is given
+            here.
         x_t: (B, ...), t: (B,), cond: as the network takes them.
         blocks: as in `block_features`.
         width: of the heads, None for the default of their class.
 
     Returns:
-        new heads, in the dtype and on the device of the network's first feature (float32 if that is below).
+        new heads, in the dtype and on the device of the network's first feature (float32 if that is
+        below).
 
     Raises:
-        ValueError: as `block_features`; a block without `out_rep` in an equivariant network, since heads on it could
-            not be invariant.
+        ValueError: as `block_features`; a block without `out_rep` in an equivariant network, since
+            heads on it could not be invariant.
     """
     blocks, modules = _find_blocks(network, blocks)
     with torch.no_grad():
-        found = _outputs(network, modules, blocks, x_t[:2], t[:2], map_tensors(lambda z: z[:2], cond))
+        found = _outputs(
+            network, modules, blocks, x_t[:2], t[:2], map_tensors(lambda z: z[:2], cond)
+        )
     if not found:
-        raise ValueError(f"expected blocks that the network calls, got {blocks[:5]}, of which it called none")
+        raise ValueError(
+            f"expected blocks that the network calls, got {blocks[:5]}, of which it called none"
+        )
     options = {} if width is None else {"width": width}
     if any(hasattr(module, "out_rep") for module in modules.values()):
         if untyped := [name for name, _ in found if not hasattr(modules[name], "out_rep")]:
-            raise ValueError(f"expected blocks with out_rep in an equivariant network, got {untyped[:5]} without")
+            raise ValueError(
+                f"expected blocks with out_rep in an equivariant network, got {untyped[:5]} without"
+            )
         from .models import InvariantHeads
 
-        heads: FeatureHeads = InvariantHeads([modules[name].out_rep for name, _ in found], **options)  # pyright: ignore[reportArgumentType]
+        heads: FeatureHeads = InvariantHeads(
+            [modules[name].out_rep for name, _ in found], **options
+        )  # pyright: ignore[reportArgumentType]
     else:
         heads = TokenHeads([f.shape[1 if f.ndim == 4 else -1] for _, f in found], **options)
     first = found[0][1]
@@ -186,12 +235,18 @@ def heads_for(
 
 
 class FourierFeatures(nn.Module):
-    """x -> [x, cos(x W), sin(x W)], (..., d) -> (..., d + 2 num_frequencies), W with entries scale * N(0, 1)."""
+    """x -> [x, cos(x W), sin(x W)], (..., d) -> (..., d + 2 num_frequencies), W with entries scale
+    * N(0, 1)."""
 
     frequencies: Tensor
 
     def __init__(
-        self, dim: int, num_frequencies: int, scale: float, *, generator: torch.Generator | None = None
+        self,
+        dim: int,
+        num_frequencies: int,
+        scale: float,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         check_positive_int("dim", dim)
@@ -208,7 +263,8 @@ class FourierFeatures(nn.Module):
 
 
 class FourierHead(nn.Module):
-    """Mean over tokens (those that a mask (B, T) keeps), LayerNorm, Linear, SiLU, Linear: (B, T, width) -> (B, 1)."""
+    """Mean over tokens (those that a mask (B, T) keeps), LayerNorm, Linear, SiLU, Linear: (B, T,
+    width) -> (B, 1)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -222,12 +278,13 @@ class FourierHead(nn.Module):
 
 
 class FourierDiscriminator(FourierBase):
-    """A discriminator of its own for low-dimensional data, called `discriminator([x_t], t, cond)`: use it with
-    `features=sample_features`.
+    """A discriminator of its own for low-dimensional data, called `discriminator([x_t], t, cond)`:
+    use it with `features=sample_features`.
 
-    Tokens [x, cos(x W), sin(x W)] with fixed random frequencies W, a `CondTransformerRegressor` over them, modulated by
-    t and reading Z, then the mean over tokens, LayerNorm, Linear, SiLU, Linear. On raw coordinates such a network sees
-    coarse differences only, and features of a teacher lack what the teacher did not learn.
+    Tokens [x, cos(x W), sin(x W)] with fixed random frequencies W, a `CondTransformerRegressor`
+    over them, modulated by t and reading Z, then the mean over tokens, LayerNorm, Linear, SiLU,
+    Linear. On raw coordinates such a network sees coarse differences only, and features of a
+    teacher lack what the teacher did not learn.
 
     Args:
         dim: channels d of an x token.
@@ -286,29 +343,36 @@ def discriminator_for(
     blocks: Sequence[str] | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """The discriminator of a recipe, invariant where the network is equivariant; its weights depend on `seed` alone.
+    """The discriminator of a recipe, invariant where the network is equivariant; its weights depend
+    on `seed` alone.
 
     Args:
         network: teacher, or whatever else the features are taken from.
         x0, cond: data as the network takes them, at least two rows.
-        on_samples: a network of its own on the noised sample (`FourierDiscriminator`), in place of `heads_for` the
-            network's blocks. It reads a condition of tokens (B, T_z, d_z).
+        on_samples: a network of its own on the noised sample (`FourierDiscriminator`), in place of
+            `heads_for` the network's blocks. It reads a condition of tokens (B, T_z, d_z).
         blocks: of the network; None: its last list of layers.
 
     Raises:
-        ValueError: as `heads_for`; with `on_samples` data that aren't vectors (B, d) or tokens (B, T, d), or a
-            condition that is neither tokens nor None.
+        ValueError: as `heads_for`; with `on_samples` data that aren't vectors (B, d) or tokens (B,
+            T, d), or a condition that is neither tokens nor None.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed, "discriminator").initial_seed())
         if not on_samples:
             parameter = next(network.parameters())
-            x, z = x0[:2].to(parameter), cond_to(take_rows(cond, slice(2)), parameter.device, parameter.dtype)
+            x, z = (
+                x0[:2].to(parameter),
+                cond_to(take_rows(cond, slice(2)), parameter.device, parameter.dtype),
+            )
             return heads_for(network, x, x.new_full((len(x),), 0.5), z, blocks=blocks)
-        if x0.ndim not in (2, 3) or not (cond is None or (isinstance(cond, Tensor) and cond.ndim == 3)):
+        if x0.ndim not in (2, 3) or not (
+            cond is None or (isinstance(cond, Tensor) and cond.ndim == 3)
+        ):
             raise ValueError(
-                f"expected samples (B, d) or (B, T, d) and a condition (B, T_z, d_z) or None for a discriminator on "
-                f"samples, got {tuple(x0.shape)} and {cond_text(cond)}; take features of the teacher instead"
+                "expected samples (B, d) or (B, T, d) and a condition (B, T_z, d_z) or None for a "
+                f"discriminator on samples, got {tuple(x0.shape)} and {cond_text(cond)}; take "
+                "features of the teacher instead"
             )
         horizons = (x0.shape[1] if x0.ndim == 3 else 1, 1 if cond is None else cond.shape[1])
         for module in network.modules():
@@ -317,4 +381,6 @@ def discriminator_for(
 
                 cond_rep: Any = None if cond is None else module.cond_rep
                 return eFourierDiscriminator(module.in_rep, cond_rep, *horizons)  # pyright: ignore[reportArgumentType]
-        return FourierDiscriminator(x0.shape[-1], None if cond is None else cond.shape[-1], *horizons)
+        return FourierDiscriminator(
+            x0.shape[-1], None if cond is None else cond.shape[-1], *horizons
+        )

@@ -1,4 +1,5 @@
-"""From a teacher to an exported few-step student, its pictures and its numbers: the job behind recipes/distill.py."""
+"""From a teacher to an exported few-step student, its pictures and its numbers: the job behind
+recipes/distill.py."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._tensor import cond_text, cond_to, generator_for, map_tensors, take_rows, tensors_in, time_dtype
+from ._tensor import (
+    cond_text,
+    cond_to,
+    generator_for,
+    map_tensors,
+    take_rows,
+    tensors_in,
+    time_dtype,
+)
 from .checkpoint import load_tensors, save_tensors
 from .cli import load_config
 from .config import DistillConfig, DMDConfig, EMAConfig, OptimizerConfig
@@ -65,22 +74,26 @@ if TYPE_CHECKING:
 _PAIR_CHUNK = 2048
 
 
-def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task | None = None) -> Path:
+def distill(
+    cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task | None = None
+) -> Path:
     """Distil `teacher` on `task` as `cfg` says; returns the run folder.
 
     Args:
-        teacher: network called as ``net(x_t, t, cond)``, in RF time and predicting the flow unless ``cfg.teacher``
-            declares otherwise (or :func:`fastgen.teachers.as_rectified_flow` has converted it); None loads what
-            ``cfg.teacher`` names.
+        teacher: network called as ``net(x_t, t, cond)``, in RF time and predicting the flow unless
+            ``cfg.teacher`` declares otherwise (or :func:`fastgen.teachers.as_rectified_flow` has
+            converted it); None loads what ``cfg.teacher`` names.
         task: data and scores; None builds ``cfg.data``.
     Raises:
-        ValueError: before any training, when config, data and teacher do not fit together or the folder holds another
-            run.
+        ValueError: before any training, when config, data and teacher do not fit together or the
+            folder holds another run.
     """
     accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
     check_compiler(accelerator.device, wanted=cfg.train.compile)
     if teacher is not None and (cfg.teacher.dtype is not None or cfg.train.gradient_checkpointing):
-        teacher = copy.deepcopy(teacher)  # these change a network in place, and this one is the caller's
+        teacher = copy.deepcopy(
+            teacher
+        )  # these change a network in place, and this one is the caller's
     teacher = load_teacher(cfg, teacher)
     cfg, notes = fit_to_teacher(with_method(cfg), teacher)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
@@ -88,7 +101,9 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
             job = Distillation(cfg, run_dir, accelerator, teacher=teacher, task=task)
             if accelerator.is_main_process:
                 notes += data_notes(job.task, cfg.train.batch_size)
-                notes += judge_declaration(job.frozen, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False)
+                notes += judge_declaration(
+                    job.frozen, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False
+                )
                 if job.teacher_rows is not None:
                     notes += job.teacher_notes(*job.teacher_rows)
                 print("\n".join(notes), file=sys.stderr, flush=True)
@@ -101,7 +116,8 @@ def distill(cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task 
 
 
 class Distillation:
-    """The steps of one run, in their order: pairs, KD, fake-score warm-up and DMD, choice, export, report."""
+    """The steps of one run, in their order: pairs, KD, fake-score warm-up and DMD, choice, export,
+    report."""
 
     def __init__(
         self,
@@ -118,16 +134,22 @@ class Distillation:
         self.x0, cond = self.task.train.network_inputs()
         self.cond = cond_to(cond, dtype=network_dtype(self.network, self.x0.dtype))
         check_plan(cfg, self.network, self.x0, self.cond, processes=accelerator.num_processes)
-        if accelerator.is_fsdp2 and cfg.dmd.gan_features == "fake_score" and cfg.dmd.trains_discriminator:
+        if (
+            accelerator.is_fsdp2
+            and cfg.dmd.gan_features == "fake_score"
+            and cfg.dmd.trains_discriminator
+        ):
             raise ValueError(
-                "expected dmd.gan_features teacher or sample with FSDP, which shards the fake score, got fake_score"
+                "expected dmd.gan_features teacher or sample with FSDP, which shards the fake "
+                "score, got fake_score"
             )
         if accelerator.is_fsdp2 and cfg.train.fake_score_rank is not None:
             raise ValueError(
-                "expected train.fake_score_rank=null with FSDP, where corrections in shards would not be trained, got "
-                f"{cfg.train.fake_score_rank}"
+                "expected train.fake_score_rank=null with FSDP, where corrections in shards would "
+                f"not be trained, got {cfg.train.fake_score_rank}"
             )
-        # What is distilled, scored and drawn is the guided teacher; what starts from its weights is the plain network.
+        # What is distilled, scored and drawn is the guided teacher; what starts from its weights is
+        # the plain network.
         self.dtype, self.network, self.frozen = frozen_teacher(cfg, self.network)
         self.teacher = guided_teacher(cfg, self.frozen, self.task.train)
         self.teacher_rows = stored_scores(cfg)
@@ -164,12 +186,14 @@ class Distillation:
         """Student from the teacher's weights, regressed on the teacher's ODE pairs."""
         cfg = self.cfg
         ema = EMAConfig(decay=cfg.train.kd_ema_decay)
-        student = self._trainable(self._used(self._student()), cfg.train.kd_optimizer, cfg.train.kd_steps, ema=ema)
+        student = self._trainable(
+            self._used(self._student()), cfg.train.kd_optimizer, cfg.train.kd_steps, ema=ema
+        )
         return self._on_pairs(student, "kd", cfg.train.kd_steps)
 
     def matching_stage(self) -> Stage:
-        """DMD2 or LADD from the KD student (without KD from the teacher's weights): fake score from the teacher's
-        weights, discriminator from scratch, each where the losses need it."""
+        """DMD2 or LADD from the KD student (without KD from the teacher's weights): fake score from
+        the teacher's weights, discriminator from scratch, each where the losses need it."""
         cfg, dmd, train = self.cfg, self.cfg.dmd, self.cfg.train
         name = STAGE_OF_METHOD[cfg.method] or "dmd"
         student = self._next_student()
@@ -178,7 +202,9 @@ class Distillation:
             updates = dmd.fake_score_warmup_steps + train.steps * dmd.fake_steps_per_student_step
             rungs = dmd.student_steps if dmd.fake_score_rung_conditioned else 1
             source = self._student() if train.fake_score_rank is None else self.frozen
-            network = create_fake_score(source, num_rungs=rungs, rank=train.fake_score_rank, seed=cfg.seed)
+            network = create_fake_score(
+                source, num_rungs=rungs, rank=train.fake_score_rank, seed=cfg.seed
+            )
             fake_score = self._trainable(self._used(network), train.fake_score_optimizer, updates)
         if dmd.trains_discriminator:
             updates = dmd.gan_disc_warmup_steps + train.steps * dmd.gan_disc_steps_per_student_step
@@ -204,7 +230,9 @@ class Distillation:
             train.steps,
             self._draws(name),
             discriminator=discriminator,
-            pairs=self._on_pairs(student, f"{name}-pairs", train.steps) if dmd.kd_weight > 0 else None,
+            pairs=self._on_pairs(student, f"{name}-pairs", train.steps)
+            if dmd.kd_weight > 0
+            else None,
             name=name,
         )
 
@@ -225,11 +253,16 @@ class Distillation:
     def _draws(self, stage: str) -> Draws:
         train = self.cfg.train
         return Draws(
-            self.cfg.seed, stage, self.accelerator, train.batch_size, accumulation=train.gradient_accumulation_steps
+            self.cfg.seed,
+            stage,
+            self.accelerator,
+            train.batch_size,
+            accumulation=train.gradient_accumulation_steps,
         )
 
     def _teacher_in_training(self) -> nn.Module:
-        """The teacher as losses call it: compiled if asked for, which would not pay for the sizes that samplers use."""
+        """The teacher as losses call it: compiled if asked for, which would not pay for the sizes
+        that samplers use."""
         compiled: Any = torch.compile(self.teacher) if self.cfg.train.compile else self.teacher
         return compiled
 
@@ -242,10 +275,16 @@ class Distillation:
         cfg, network = self.cfg, self._student()
         if cfg.train.kd_steps:
             network.load_state_dict(self.trainer.result("kd"))
-        return self._trainable(self._used(network), cfg.train.student_optimizer, cfg.train.steps, ema=cfg.dmd.ema)
+        return self._trainable(
+            self._used(network), cfg.train.student_optimizer, cfg.train.steps, ema=cfg.dmd.ema
+        )
 
     def _trainable(
-        self, network: nn.Module, optimizer: OptimizerConfig, updates: int, ema: EMAConfig | None = None
+        self,
+        network: nn.Module,
+        optimizer: OptimizerConfig,
+        updates: int,
+        ema: EMAConfig | None = None,
     ) -> TrainedNetwork:
         train = self.cfg.train
         return TrainedNetwork(
@@ -263,11 +302,13 @@ class Distillation:
         cfg, watch = self.cfg, Stopwatch(self.trainer.seconds, "pairs")
         states, cond = self.pairs()
         watch.lap()
-        return KnowledgeDistillation(student, states, cond, cfg.dmd, steps, cfg.train.kd_huber_c, self._draws(name))
+        return KnowledgeDistillation(
+            student, states, cond, cfg.dmd, steps, cfg.train.kd_huber_c, self._draws(name)
+        )
 
     def pairs(self) -> tuple[Tensor, Any]:
-        """States of the teacher's ODE at the student's rungs (N, K + 1, ...) with their conditions; kept in the run
-        folder."""
+        """States of the teacher's ODE at the student's rungs (N, K + 1, ...) with their conditions;
+        kept in the run folder."""
         cfg, path = self.cfg, self.run_dir / "pairs.safetensors"
         n = cfg.train.kd_pairs
         cond = take_rows(self.cond, torch.arange(n) % len(self.x0))
@@ -275,7 +316,9 @@ class Distillation:
         if path.exists():
             states = load_tensors(path).get("states")
             if states is None or states.shape != (n, len(cfg.dmd.t_list), *shape):
-                raise ValueError(f"expected the teacher pairs of this run in {path}, got others; delete the file")
+                raise ValueError(
+                    f"expected the teacher pairs of this run in {path}, got others; delete the file"
+                )
             return states, cond
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         chunk = chunk_rows(self.task.train, _PAIR_CHUNK)
@@ -283,7 +326,8 @@ class Distillation:
             for start in range(0, n, chunk):
                 size = min(chunk, n - start)
                 noise = torch.randn(size, *shape, generator=generator_for(cfg.seed, "pairs", start))
-                # Equal shares, filled up at the end of the last ones only, so that the gathered rows keep their order.
+                # Equal shares, filled up at the end of the last ones only, so that the gathered
+                # rows keep their order.
                 share = -(-size // world)
                 rows = torch.arange(rank * share, (rank + 1) * share).clamp(max=size - 1)
                 states = teacher_pairs(
@@ -295,7 +339,9 @@ class Distillation:
                     pred_type=cfg.dmd.pred_type,
                 )
                 gathered = self.accelerator.gather(states)
-                assert isinstance(gathered, Tensor)  # a tensor in, a tensor out; this tells the type checker
+                assert isinstance(
+                    gathered, Tensor
+                )  # a tensor in, a tensor out; this tells the type checker
                 parts.append(gathered[:size].cpu())
                 bar.update(size)
                 bar.set_postfix()
@@ -311,12 +357,17 @@ class Distillation:
         watch = Stopwatch(seconds, "hand_over")
         candidates = {name: self._trained(name) for name in self.trainer.stages}
         validation = {
-            name: self.task.evaluate(self._sampler(network), quick=True) for name, network in candidates.items()
+            name: self.task.evaluate(self._sampler(network), quick=True)
+            for name, network in candidates.items()
         }
         selected = self.choose(validation)
         rows = {
             name: evaluate_student(
-                network, task, cfg.dmd.t_list, sample_type=cfg.dmd.student_sample_type, pred_type=cfg.dmd.pred_type
+                network,
+                task,
+                cfg.dmd.t_list,
+                sample_type=cfg.dmd.student_sample_type,
+                pred_type=cfg.dmd.pred_type,
             )
             for name, network in candidates.items()
         }
@@ -347,17 +398,25 @@ class Distillation:
         watch.lap()
         self.export(student, results)
         print(format_table(results))
-        write_report(self.run_dir, results=results, curves=read_log(self.run_dir), examples=self.examples(student))
+        write_report(
+            self.run_dir,
+            results=results,
+            curves=read_log(self.run_dir),
+            examples=self.examples(student),
+        )
         print(f"student: {self.run_dir / 'student'}   report: {self.run_dir / 'report'}")
 
     def choose(self, validation: dict[str, dict[str, float]]) -> str:
-        """The stage whose student is exported: as configured, or the one with the better validation score."""
+        """The stage whose student is exported: as configured, or the one with the better validation
+        score."""
         if self.cfg.keep != "best":
             return self.cfg.keep
         scores = {name: row[self.task.primary] for name, row in validation.items()}
         return min(scores, key=lambda name: math.inf if math.isnan(scores[name]) else scores[name])
 
-    def teacher_notes(self, rows: dict[str, dict[str, float]], floor: dict[str, float]) -> list[str]:
+    def teacher_notes(
+        self, rows: dict[str, dict[str, float]], floor: dict[str, float]
+    ) -> list[str]:
         """Whether the teacher is one that its student may pass."""
         note = teacher_note(rows, floor, self.task.primary)
         return [] if note is None else [note]
@@ -398,7 +457,8 @@ class Distillation:
         )
 
     def _guidance(self) -> dict[str, Any]:
-        """How the teacher was guided that the student learned from, for the description of an export."""
+        """How the teacher was guided that the student learned from, for the description of an
+        export."""
         dmd, source = self.cfg.dmd, self.cfg.teacher.null_cond
         if dmd.guidance_scale is None or source is None:
             return {}
@@ -415,7 +475,9 @@ class Distillation:
         (z, x_true), scene = self.task.examples(), self.task.scene()
         samples = scene.get("samples", 16)
         n = len(x_true)
-        noise = torch.randn(n * samples, *x_true.shape[1:], generator=generator_for(self.cfg.seed, "examples"))
+        noise = torch.randn(
+            n * samples, *x_true.shape[1:], generator=generator_for(self.cfg.seed, "examples")
+        )
         repeated = map_tensors(lambda value: value.repeat_interleave(samples, 0), z)
         drawn = {
             "teacher": self._teacher_sampler(100)(repeated, noise),
@@ -423,18 +485,24 @@ class Distillation:
         }
         drawn = {who: x.unflatten(0, (n, samples)) for who, x in drawn.items()}
         calls = self.cfg.dmd.student_steps
-        labels = {"teacher": "teacher, 100 calls", "student": f"student, {calls} call{'s' * (calls > 1)}"}
+        labels = {
+            "teacher": "teacher, 100 calls",
+            "student": f"student, {calls} call{'s' * (calls > 1)}",
+        }
         return {"Z": z, "X_true": x_true, **drawn, "scene": scene, "labels": labels}
 
     def _student(self) -> nn.Module:
-        """The teacher's weights to start from, in full precision and trainable whatever the caller froze."""
+        """The teacher's weights to start from, in full precision and trainable whatever the caller
+        froze."""
         return parameters_to(copy.deepcopy(self.network), self.dtype).requires_grad_(True)
 
     def _used(self, network: nn.Module) -> nn.Module:
-        """`network`, called as the teacher is, of which parameters that nothing uses are frozen: processes that share a
-        batch would wait for their gradients."""
+        """`network`, called as the teacher is, of which parameters that nothing uses are frozen:
+        processes that share a batch would wait for their gradients."""
         if self.accelerator.num_processes > 1:
-            x0, cond = cond_to((self.x0[:2], take_rows(self.cond, slice(2))), self.accelerator.device)
+            x0, cond = cond_to(
+                (self.x0[:2], take_rows(self.cond, slice(2))), self.accelerator.device
+            )
             t = torch.full((len(x0),), 0.5, dtype=time_dtype(x0.dtype), device=x0.device)
             with self.accelerator.autocast():
                 idle = idle_parameters(network, x0, t, cond)
@@ -443,12 +511,18 @@ class Distillation:
         return network
 
     def _teacher_sampler(self, calls: int) -> Sampler:
-        return teacher_sampler(self.teacher, self.task.train, calls, pred_type=self.cfg.dmd.pred_type)
+        return teacher_sampler(
+            self.teacher, self.task.train, calls, pred_type=self.cfg.dmd.pred_type
+        )
 
     def _sampler(self, network: nn.Module) -> Sampler:
         dmd = self.cfg.dmd
         return student_sampler(
-            network, self.task.train, dmd.t_list, sample_type=dmd.student_sample_type, pred_type=dmd.pred_type
+            network,
+            self.task.train,
+            dmd.t_list,
+            sample_type=dmd.student_sample_type,
+            pred_type=dmd.pred_type,
         )
 
     def _trained(self, name: str) -> nn.Module:
@@ -458,11 +532,14 @@ class Distillation:
 
 
 def score_student(run_dir: Path, factory: str | None = None) -> dict[str, dict[str, float]]:
-    """Scores of the exported student of a run, through the very sampler that its users call; keyed by network calls."""
+    """Scores of the exported student of a run, through the very sampler that its users call; keyed
+    by network calls."""
     cfg = load_config(DistillConfig, run_dir / "config.yaml")
     task, student = build_data(cfg.data), load_run_student(run_dir / "student", factory)
 
     def sampler(steps: int) -> Sampler:
-        return lambda z, noise: student.sample(z, noise=noise, steps=steps, generator=generator_for(0, "sampler"))
+        return lambda z, noise: student.sample(
+            z, noise=noise, steps=steps, generator=generator_for(0, "sampler")
+        )
 
     return {str(steps): task.evaluate(sampler(steps)) for steps in student.steps}

@@ -1,6 +1,7 @@
 """Exponential moving average of a network's weights; the average is what is evaluated and exported.
 
-Iterations count *student* updates, starting at 1. With n = iteration - start_iter, an update with n >= 1 does
+Iterations count *student* updates, starting at 1. With n = iteration - start_iter, an update with n
+>= 1 does
 
     shadow <- beta_n shadow + (1 - beta_n) weights
 
@@ -8,11 +9,13 @@ Iterations count *student* updates, starting at 1. With n = iteration - start_it
     halflife  beta_n = 0.5^(batch_size / H),  H = min(1000 halflife_kimg, rampup_ratio n batch_size)
     power     beta_n = (1 - 1/n)^(gamma + 1)
 
-and an update with n <= 0 copies the weights. beta_1 of `power` is 0: the average forgets the initialisation.
+and an update with n <= 0 copies the weights. beta_1 of `power` is 0: the average forgets the
+initialisation.
 
 References:
-    Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, 2023, arXiv:2312.02696 (power).
-    Karras et al., EDM, 2022, arXiv:2206.00364 (half-life in samples with ramp-up).
+    Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, 2023,
+    arXiv:2312.02696 (power). Karras et al., EDM, 2022, arXiv:2206.00364 (half-life in samples with
+    ramp-up).
 """
 
 from __future__ import annotations
@@ -40,10 +43,11 @@ SHADOW_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class ExponentialMovingAverage:
     """Shadow weights of one network.
 
-    The shadow is kept in float32 (or float64): in bfloat16 an update by (1 - beta) of a small difference rounds to
-    nothing. Parameters are averaged; buffers that belong to the state dict are copied. Wrappers
-    (DistributedDataParallel, torch.compile) are looked through, so that names are those of the bare network. Of a
-    sharded network (FSDP2) each process averages its own shards; writing them to a network that is not is collective.
+    The shadow is kept in float32 (or float64): in bfloat16 an update by (1 - beta) of a small
+    difference rounds to nothing. Parameters are averaged; buffers that belong to the state dict are
+    copied. Wrappers (DistributedDataParallel, torch.compile) are looked through, so that names are
+    those of the bare network. Of a sharded network (FSDP2) each process averages its own shards;
+    writing them to a network that is not is collective.
 
     Args:
         model: network whose present weights start the shadow.
@@ -54,11 +58,15 @@ class ExponentialMovingAverage:
         ValueError: for an unknown `type` or `dtype`, or a decay outside [0, 1).
     """
 
-    def __init__(self, model: nn.Module, cfg: EMAConfig, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, cfg: EMAConfig, *, device: torch.device | str | None = None
+    ) -> None:
         check_choice("EMA type", cfg.type, EMA_TYPES)
         dtype = str(cfg.dtype).removeprefix("torch.")
         if dtype not in SHADOW_DTYPES:
-            raise ValueError(f"expected EMA dtype float32 or float64 (less loses small updates), got {dtype}")
+            raise ValueError(
+                f"expected EMA dtype float32 or float64 (less loses small updates), got {dtype}"
+            )
         if not 0.0 <= cfg.decay < 1.0:
             raise ValueError(f"expected EMA decay in [0, 1), got {cfg.decay}")
         self.cfg = cfg
@@ -88,8 +96,8 @@ class ExponentialMovingAverage:
         """Take in the weights after student update number `iteration` (1 for the first).
 
         Args:
-            skip: a scalar, True: leave the average as it is. On a GPU that is decided there, without waiting for it;
-                one that is kept elsewhere than the scalar waits.
+            skip: a scalar, True: leave the average as it is. On a GPU that is decided there,
+                without waiting for it; one that is kept elsewhere than the scalar waits.
 
         Raises:
             ValueError: if `model` has other weights than the shadow.
@@ -113,11 +121,13 @@ class ExponentialMovingAverage:
             else:
                 shadow.copy_(value if skip is None else torch.where(skip, shadow, value))
         if shadows and skip is not None:
-            # A weight of 0 leaves a number exactly as it is. As tensors: a number would have to be known here.
+            # A weight of 0 leaves a number exactly as it is. As tensors: a number would have to be
+            # known here.
             weight = torch.where(skip, 0.0, torch.tensor(1.0 - beta, dtype=self.dtype))
             torch._foreach_lerp_(shadows, values, [weight] * len(shadows))  # pyright: ignore[reportPrivateImportUsage]
         elif shadows:
-            # torch's lerp answers the end point exactly at weight 1, so a constant network stays itself.
+            # torch's lerp answers the end point exactly at weight 1, so a constant network stays
+            # itself.
             torch._foreach_lerp_(shadows, values, 1.0 - beta)  # pyright: ignore[reportPrivateImportUsage]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,7 +135,8 @@ class ExponentialMovingAverage:
         return {**self.__dict__, "_seen": None}
 
     def _places_of(self, model: nn.Module) -> list[Place]:
-        """Where the weights of `model` are; looking for them at each update would take longer than averaging them."""
+        """Where the weights of `model` are; looking for them at each update would take longer than
+        averaging them."""
         if self._seen is None or self._seen[0]() is not model:
             places = list(_places(model))
             self._check_names({name: place[leaf] for name, place, leaf in places})
@@ -157,18 +168,24 @@ class ExponentialMovingAverage:
             shadow.copy_(shared_like(state[name], shadow))
 
     def _copy(self, x: Tensor) -> Tensor:
-        return x.detach().to(self.device, self.dtype if x.is_floating_point() else x.dtype, copy=True)
+        return x.detach().to(
+            self.device, self.dtype if x.is_floating_point() else x.dtype, copy=True
+        )
 
     def _check_names(self, weights: Mapping[str, Tensor]) -> None:
         if weights.keys() != self.shadow.keys():
             missing = sorted(self.shadow.keys() - weights.keys())[:10]
             unexpected = sorted(weights.keys() - self.shadow.keys())[:10]
             raise ValueError(
-                f"expected the weights of the averaged network; missing {missing}, unexpected {unexpected}"
+                f"expected the weights of the averaged network; missing {missing}, unexpected "
+                f"{unexpected}"
             )
         for name, shadow in self.shadow.items():
             if weights[name].shape != shadow.shape:
-                raise ValueError(f"expected {name} of shape {tuple(shadow.shape)}, got {tuple(weights[name].shape)}")
+                raise ValueError(
+                    f"expected {name} of shape {tuple(shadow.shape)}, got "
+                    f"{tuple(weights[name].shape)}"
+                )
 
 
 def averaged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

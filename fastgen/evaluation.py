@@ -1,6 +1,7 @@
 """Scores and latency of a network as a sampler in original units.
 
-Teacher and student, at every number of network calls, go through the same normalisation, packing, conditions and noise.
+Teacher and student, at every number of network calls, go through the same normalisation, packing,
+conditions and noise.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ _CHUNK, _CHUNK_NUMBERS = 4096, 2**22
 def teacher_sampler(
     network: nn.Module, data: Data, calls: int, method: str = "euler", *, pred_type: str = "flow"
 ) -> Sampler:
-    """Sampler that solves the teacher's ODE in `calls` steps of `method`, from t = 1 (.999 for "eps") to 0."""
+    """Sampler that solves the teacher's ODE in `calls` steps of `method`, from t = 1 (.999 for
+    "eps") to 0."""
     # At t = 1 a noise prediction says nothing about x0.
     grid = [T_MAX_EPS * (1.0 - i / calls) for i in range(calls + 1)] if pred_type == "eps" else None
 
     def generate(noise: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
-        x = sample_teacher(network, noise, calls, cond, method=method, pred_type=pred_type, t_grid=grid)
+        x = sample_teacher(
+            network, noise, calls, cond, method=method, pred_type=pred_type, t_grid=grid
+        )
         assert isinstance(x, Tensor)  # a pair only with return_all_steps
         return x
 
@@ -48,11 +52,18 @@ def student_sampler(
     pred_type: str = "flow",
     seed: int = 0,
 ) -> Sampler:
-    """Sampler that calls the student once per rung of `t_list`; the fresh noise of `sde` is drawn from `seed`."""
+    """Sampler that calls the student once per rung of `t_list`; the fresh noise of `sde` is drawn
+    from `seed`."""
 
     def generate(noise: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
         x = sample_student(
-            network, noise, t_list, cond, sample_type=sample_type, pred_type=pred_type, generator=generator
+            network,
+            noise,
+            t_list,
+            cond,
+            sample_type=sample_type,
+            pred_type=pred_type,
+            generator=generator,
         )
         assert isinstance(x, Tensor)  # a pair only with return_all_steps
         return x
@@ -70,9 +81,14 @@ def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[in
 def evaluate_student(
     network: nn.Module, task: Task, t_list: Sequence[float], *, sample_type: str, pred_type: str
 ) -> dict[str, dict[str, float]]:
-    """Scores at every step count of :func:`nested_t_lists`, keyed by the number of calls as text."""
+    """Scores at every step count of :func:`nested_t_lists`, keyed by the number of calls as
+    text."""
     return {
-        str(k): task.evaluate(student_sampler(network, task.train, rungs, sample_type=sample_type, pred_type=pred_type))
+        str(k): task.evaluate(
+            student_sampler(
+                network, task.train, rungs, sample_type=sample_type, pred_type=pred_type
+            )
+        )
         for k, rungs in nested_t_lists(t_list, sample_type).items()
     }
 
@@ -86,11 +102,16 @@ def evaluate_teacher(
     pred_type: str = "flow",
     progress: Callable[[str], None],
 ) -> dict[str, dict[str, float]]:
-    """Scores of the teacher by Euler (keys "1", "2", ...) and two-step Adams-Bashforth ("ab2-4", ...)."""
+    """Scores of the teacher by Euler (keys "1", "2", ...) and two-step Adams-Bashforth ("ab2-4",
+    ...)."""
     rows = {}
-    for n, method, name in [(n, "euler", str(n)) for n in calls] + [(n, "ab2", f"ab2-{n}") for n in ab2_calls]:
+    for n, method, name in [(n, "euler", str(n)) for n in calls] + [
+        (n, "ab2", f"ab2-{n}") for n in ab2_calls
+    ]:
         progress(name)
-        rows[name] = task.evaluate(teacher_sampler(network, task.train, n, method, pred_type=pred_type))
+        rows[name] = task.evaluate(
+            teacher_sampler(network, task.train, n, method, pred_type=pred_type)
+        )
     return rows
 
 
@@ -107,8 +128,13 @@ def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> 
 
 
 def chunk_rows(data: Data, most: int) -> int:
-    """Rows that a network is given at once: `most` trajectories, fewer samples where these are large."""
-    return most if isinstance(data, TrajectoryData) else max(1, min(most, _CHUNK_NUMBERS // data.X[0].numel()))
+    """Rows that a network is given at once: `most` trajectories, fewer samples where these are
+    large."""
+    return (
+        most
+        if isinstance(data, TrajectoryData)
+        else max(1, min(most, _CHUNK_NUMBERS // data.X[0].numel()))
+    )
 
 
 def _in_original_units(
@@ -126,7 +152,8 @@ def _in_original_units(
         start = noise if data.pack == 1 else pack_tokens(noise, data.pack)
         start = start.to(parameter.device, parameter.dtype)
         generator = generator_for(seed, "sampler")
-        # Chunks bound the memory; the first noise is drawn before, so that a one-step sample does not depend on them.
+        # Chunks bound the memory; the first noise is drawn before, so that a one-step sample does
+        # not depend on them.
         rows = chunk_rows(data, _CHUNK)
         chunks = [slice(first, first + rows) for first in range(0, len(start), rows)]
         with evaluating(network):

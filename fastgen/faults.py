@@ -1,7 +1,8 @@
 """What ends a run early: signals, and errors of one process that the others must hear of.
 
-Ctrl-C and SIGTERM, which a cluster sends before it takes a machine back, end a run after the update at hand, with its
-state saved. Exit codes are those of a shell, 128 + the signal's number: 130 and 143.
+Ctrl-C and SIGTERM, which a cluster sends before it takes a machine back, end a run after the update
+at hand, with its state saved. Exit codes are those of a shell, 128 + the signal's number: 130 and
+143.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """Notes the first Ctrl-C or SIGTERM. A Ctrl-C after it stops at once.
 
-    A SIGTERM after it says nothing new: a cluster sends it to all processes of a job, and a launcher hands its own on.
-    A Ctrl-C, too, comes from the terminal and from the launcher: within `SAME` seconds it is the same one.
+    A SIGTERM after it says nothing new: a cluster sends it to all processes of a job, and a
+    launcher hands its own on. A Ctrl-C, too, comes from the terminal and from the launcher: within
+    `SAME` seconds it is the same one.
 
     Attributes:
         number: of the signal that came, 0 before one.
@@ -107,8 +109,9 @@ def _handled(numbers: tuple[signal.Signals, ...], handler: Any) -> Iterator[None
 def leave(code: int) -> NoReturn:
     """End this process with an exit code.
 
-    One of several processes ends without the interpreter's teardown: it aborts, with another exit code, where a thread
-    of the group still holds the tensors of an exchange, or others are in the middle of one.
+    One of several processes ends without the interpreter's teardown: it aborts, with another exit
+    code, where a thread of the group still holds the tensors of an exchange, or others are in the
+    middle of one.
     """
     if _processes() > 1:
         atexit.unregister(part_at_exit)
@@ -120,15 +123,16 @@ def leave(code: int) -> NoReturn:
 
 
 def part() -> None:
-    """The end of the work, to which all processes come together: each of several ends here, with exit code 0."""
+    """The end of the work, to which all processes come together: each of several ends here, with
+    exit code 0."""
     if _processes() > 1:
         distributed.barrier()
         leave(0)
 
 
 def part_at_exit() -> None:
-    """Close this process' connections before the interpreter's teardown, and let the group's threads drop what they
-    hold: one that does so later aborts it."""
+    """Close this process' connections before the interpreter's teardown, and let the group's
+    threads drop what they hold: one that does so later aborts it."""
     # Others than gloo wait here for work that the processes which are gone will never do.
     if _processes() > 1 and distributed.get_backend() == "gloo":
         distributed.destroy_process_group()
@@ -137,7 +141,11 @@ def part_at_exit() -> None:
 
 def _processes() -> int:
     """Processes that share the work."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -151,12 +159,14 @@ def gather_objects(value: Any) -> list[Any]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """All processes come to the end of the block, or all leave with an error: none waits for one that is gone.
+    """All processes come to the end of the block, or all leave with an error: none waits for one
+    that is gone.
 
     For blocks in which processes don't meet, such as what the main process alone writes.
 
     Raises:
-        ValueError: in processes without an error of their own, if another one had one; it is quoted.
+        ValueError: in processes without an error of their own, if another one had one; it is
+            quoted.
     """
     error: Exception | None = None
     try:

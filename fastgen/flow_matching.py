@@ -1,24 +1,28 @@
 """Rectified flow: the convention of this package and the formulas that follow from it.
 
-Time `t` lives in [0, 1]: **t = 0 is data, t = 1 is noise**. With data x0 and standard normal noise eps,
+Time `t` lives in [0, 1]: **t = 0 is data, t = 1 is noise**. With data x0 and standard normal noise
+eps,
 
     x_t  = alpha_t x0 + sigma_t eps,    alpha_t = 1 - t,    sigma_t = t,
     flow = dx_t/dt = eps - x0.
 
-A network predicts one of three quantities, `pred_type`: "x0", "eps" or "flow". With x_t and t each gives the others:
+A network predicts one of three quantities, `pred_type`: "x0", "eps" or "flow". With x_t and t each
+gives the others:
 
     x0 = x_t - t flow,    eps = x_t + (1 - t) flow,    x0 = (x_t - t eps) / (1 - t),    flow = (x_t - x0) / t.
 
-`t` is a Python float or a float32/float64 tensor of shape (B,), never bfloat16, which rounds 0.999 to 1. All arithmetic
-runs in float64 and is cast back to the dtype each function names. A division by t or by 1 - t clamps its denominator at
-`EPSILON` = 1e-6: results are finite at both ends, and exact wherever the denominator is larger.
+`t` is a Python float or a float32/float64 tensor of shape (B,), never bfloat16, which rounds 0.999
+to 1. All arithmetic runs in float64 and is cast back to the dtype each function names. A division
+by t or by 1 - t clamps its denominator at `EPSILON` = 1e-6: results are finite at both ends, and
+exact wherever the denominator is larger.
 
-There is no scheduler object: these are plain functions, and foreign clocks and paths are turned into this convention at
-the border, where a teacher is loaded.
+There is no scheduler object: these are plain functions, and foreign clocks and paths are turned
+into this convention at the border, where a teacher is loaded.
 
 References:
-    Liu et al., Flow Straight and Fast, 2022, arXiv:2209.03003. Lipman et al., Flow Matching, 2022, arXiv:2210.02747.
-    Esser et al., Scaling Rectified Flow Transformers, 2024, arXiv:2403.03206 (time samplers, the shift).
+    Liu et al., Flow Straight and Fast, 2022, arXiv:2209.03003. Lipman et al., Flow Matching, 2022,
+    arXiv:2210.02747. Esser et al., Scaling Rectified Flow Transformers, 2024, arXiv:2403.03206
+    (time samplers, the shift).
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ TIME_DISTRIBUTIONS = ("uniform", "logitnormal", "lognormal", "shifted", "polynom
 POLYNOMIAL_GRID = 1000
 
 
-# ---- The path -----------------------------------------------------------------------------------------------------
+# ---- The path ------------------------------------------------------------------------------------
 
 
 def rf_alpha(t: float | Tensor) -> float | Tensor:
@@ -109,7 +113,7 @@ def add_noise(x0: Tensor, eps: Tensor, t: float | Tensor) -> Tensor:
     return (1.0 - t) * x0 + t * eps
 
 
-# ---- Its inversions -----------------------------------------------------------------------------------------------
+# ---- Its inversions ------------------------------------------------------------------------------
 
 
 @in_float64(like="noisy_latents")
@@ -119,7 +123,8 @@ def pred_noise_to_pred_x0(pred_noise: Tensor, noisy_latents: Tensor, t: float | 
     Args:
         pred_noise: predicted eps, shape (B, ...).
         noisy_latents: x_t, the same shape.
-        t: float or (B,), in [0, 1]. Near t = 1 an error of the prediction is amplified by t / (1 - t).
+        t: float or (B,), in [0, 1]. Near t = 1 an error of the prediction is amplified by t / (1 -
+            t).
 
     Returns:
         x0 in the dtype of `noisy_latents`.
@@ -179,7 +184,9 @@ def x0_to_flow(x0: Tensor, x_t: Tensor, t: float | Tensor) -> Tensor:
 
 
 @in_float64(like="x_t")
-def convert_prediction(pred: Tensor, x_t: Tensor, t: float | Tensor, source: str, target: str) -> Tensor:
+def convert_prediction(
+    pred: Tensor, x_t: Tensor, t: float | Tensor, source: str, target: str
+) -> Tensor:
     """Turn a prediction of `source` into the prediction of `target` that says the same about x_t.
 
     Args:
@@ -212,17 +219,20 @@ def convert_prediction(pred: Tensor, x_t: Tensor, t: float | Tensor, source: str
             return (pred - x_t) / (1.0 - t).clamp(min=EPSILON)
 
 
-# ---- Times --------------------------------------------------------------------------------------------------------
+# ---- Times ---------------------------------------------------------------------------------------
 
 
 def check_t_list(t_list: Sequence[float]) -> list[float]:
     """The student's trajectory as a list of floats, t_list = [t_1 > t_2 > ... > 0.0] with t_1 <= 1.
 
     Raises:
-        ValueError: if it is too short, not strictly decreasing, starts outside (0, 1] or does not end at 0.
+        ValueError: if it is too short, not strictly decreasing, starts outside (0, 1] or does not
+            end at 0.
         TypeError: if it is not a sequence of numbers.
     """
-    hint = "expected t_list such as [0.999, 0.5, 0.0]: strictly decreasing, first in (0, 1], last 0.0"
+    hint = (
+        "expected t_list such as [0.999, 0.5, 0.0]: strictly decreasing, first in (0, 1], last 0.0"
+    )
     try:
         times = [float(t) for t in t_list]
     except (TypeError, ValueError) as error:
@@ -268,17 +278,18 @@ def sample_timesteps(
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw `n` training times in [min_t, max_t] from the distribution `cfg` names; `cfg.t_list` is ignored.
+    """Draw `n` training times in [min_t, max_t] from the distribution `cfg` names; `cfg.t_list` is
+    ignored.
 
     With u uniform, z standard normal and Phi its distribution function:
 
     * `uniform`: t = min_t + (max_t - min_t) u.
     * `logitnormal`: t = min_t + (max_t - min_t) sigmoid(p_mean + p_std z).
     * `lognormal`: log t = p_mean + p_std z, truncated to [min_t, max_t] by inverting Phi.
-    * `shifted`: t = s u / (1 + (s - 1) u) with s = `shift`, u uniform over the pre-image of [min_t, max_t]: the law of
-      the shifted time conditioned on the range, with no atom at either bound.
-    * `polynomial`: uniform over the 1000 points of linspace(min_t, max_t) (what the polynomial sigma grid of other
-      noise schedules degenerates to on this path).
+    * `shifted`: t = s u / (1 + (s - 1) u) with s = `shift`, u uniform over the pre-image of [min_t,
+      max_t]: the law of the shifted time conditioned on the range, with no atom at either bound.
+    * `polynomial`: uniform over the 1000 points of linspace(min_t, max_t) (what the polynomial
+      sigma grid of other noise schedules degenerates to on this path).
 
     Drawn in float64. The result never leaves [min_t, max_t], also after rounding to `dtype`.
 
@@ -292,8 +303,8 @@ def sample_timesteps(
         times of shape (n,).
 
     Raises:
-        ValueError: for an unknown `time_dist_type`, a range that is not 0 <= min_t < max_t <= 1, shift <= 0,
-            p_std <= 0, or a lognormal without mass in the range.
+        ValueError: for an unknown `time_dist_type`, a range that is not 0 <= min_t < max_t <= 1,
+            shift <= 0, p_std <= 0, or a lognormal without mass in the range.
         TypeError: for a dtype below float32.
     """
     _check_time_dtype(dtype)
@@ -306,7 +317,9 @@ def sample_timesteps(
         case "uniform":
             t = low + (high - low) * u
         case "logitnormal":
-            t = low + (high - low) * torch.sigmoid(cfg.p_mean + _positive("p_std", cfg.p_std) * torch.special.ndtri(u))
+            t = low + (high - low) * torch.sigmoid(
+                cfg.p_mean + _positive("p_std", cfg.p_std) * torch.special.ndtri(u)
+            )
         case "lognormal":
             t = _truncated_lognormal(u, low, high, cfg.p_mean, _positive("p_std", cfg.p_std))
         case "shifted":
@@ -324,12 +337,14 @@ def _truncated_lognormal(u: Tensor, low: float, high: float, mean: float, std: f
     """exp of a normal truncated to [log low, log high], by CDF inversion of the uniform `u`."""
     a = -math.inf if low == 0.0 else (math.log(low) - mean) / std
     b = (math.log(high) - mean) / std
-    # In the upper tail Phi is 1 up to rounding; the mirrored interval has the same mass and all its digits.
+    # In the upper tail Phi is 1 up to rounding; the mirrored interval has the same mass and all its
+    # digits.
     sign = -1.0 if a + b > 0 else 1.0
     p_a, p_b = (0.5 * math.erfc(-sign * z / math.sqrt(2.0)) for z in (a, b))
     if p_a == p_b:
         raise ValueError(
-            f"expected a lognormal with mass in [{low}, {high}], got none for p_mean={mean}, p_std={std} in float64"
+            f"expected a lognormal with mass in [{low}, {high}], got none for p_mean={mean}, "
+            f"p_std={std} in float64"
         )
     return torch.exp(mean + std * sign * torch.special.ndtri(p_a + (p_b - p_a) * u))
 
@@ -343,7 +358,11 @@ def _round_inwards(bound: float, dtype: torch.dtype, inside: float) -> float:
     """The number of `dtype` nearest to `bound` that does not pass it, seen from `inside`."""
     nearest = torch.tensor(bound, dtype=dtype)
     passed = nearest.item() > bound if inside < bound else nearest.item() < bound
-    return torch.nextafter(nearest, torch.tensor(inside, dtype=dtype)).item() if passed else nearest.item()
+    return (
+        torch.nextafter(nearest, torch.tensor(inside, dtype=dtype)).item()
+        if passed
+        else nearest.item()
+    )
 
 
 def _check_time_dtype(dtype: torch.dtype) -> None:

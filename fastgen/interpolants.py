@@ -1,4 +1,5 @@
-"""Interpolants: Gaussian paths between noise and data on their own clock, **noise at t = 0 and data at t = 1**.
+"""Interpolants: Gaussian paths between noise and data on their own clock, **noise at t = 0 and data
+at t = 1**.
 
     x_t = alpha(t) x1 + sigma(t) x0,    x0 noise, x1 data,    alpha: 0 -> 1,    sigma: 1 -> 0,
     velocity u_t = alpha'(t) x1 + sigma'(t) x0.
@@ -9,16 +10,18 @@
 | CosineInterpolant             | sin(pi t / 2)                                     | cos(pi t / 2)       |
 | VariancePreservingInterpolant | exp(-(1-t)^2 (s_max - s_min)/4 - (1-t) s_min / 2) | sqrt(1 - alpha^2)   |
 
-The rest of the package runs the other way (noise at 1); a path meets it through the noise ratio sigma / alpha, which
-every interpolant can invert.
+The rest of the package runs the other way (noise at 1); a path meets it through the noise ratio
+sigma / alpha, which every interpolant can invert.
 
-Times are floats or float32/float64 tensors, (B,) where an x of shape (B, ...) is given. All arithmetic is float64 and
-is cast back. Every method is finite on all of [0, 1]: where a formula divides by something that vanishes at an end, the
-denominator is clamped at `EPSILON` = 1e-6, which is said at the method.
+Times are floats or float32/float64 tensors, (B,) where an x of shape (B, ...) is given. All
+arithmetic is float64 and is cast back. Every method is finite on all of [0, 1]: where a formula
+divides by something that vanishes at an end, the denominator is clamped at `EPSILON` = 1e-6, which
+is said at the method.
 
 References:
-    Albergo et al., Stochastic Interpolants, 2023, arXiv:2303.08797. Ma et al., SiT, 2024, arXiv:2401.08740.
-    Song et al., Score-Based Generative Modeling through SDEs, 2020, arXiv:2011.13456 (VP).
+    Albergo et al., Stochastic Interpolants, 2023, arXiv:2303.08797. Ma et al., SiT, 2024,
+    arXiv:2401.08740. Song et al., Score-Based Generative Modeling through SDEs, 2020,
+    arXiv:2011.13456 (VP).
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ BISECTIONS = 60
 class BaseInterpolant(abc.ABC):
     """A path x_t = alpha(t) x1 + sigma(t) x0; subclasses give alpha, sigma and their derivatives.
 
-    `alpha` must increase and `sigma` decrease strictly, so that the noise ratio sigma / alpha decreases.
+    `alpha` must increase and `sigma` decrease strictly, so that the noise ratio sigma / alpha
+    decreases.
     """
 
     @abc.abstractmethod
@@ -65,7 +69,8 @@ class BaseInterpolant(abc.ABC):
         return d_alpha / alpha.clamp(min=EPSILON)
 
     def _noise(self, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """x0 = (alpha' x - alpha v) / (alpha' sigma - alpha sigma'), whose determinant is positive."""
+        """x0 = (alpha' x - alpha v) / (alpha' sigma - alpha sigma'), whose determinant is
+        positive."""
         alpha, d_alpha = self._alpha(t)
         sigma, d_sigma = self._sigma(t)
         return (d_alpha * x - alpha * velocity) / (d_alpha * sigma - alpha * d_sigma)
@@ -80,12 +85,14 @@ class BaseInterpolant(abc.ABC):
         return self._alpha_ratio(t) * sigma**2 - sigma * d_sigma
 
     def _sbdm(self, t: Tensor) -> Tensor:
-        """drift_var / sigma = (alpha' / alpha) sigma - sigma', with sigma divided out rather than by."""
+        """drift_var / sigma = (alpha' / alpha) sigma - sigma', with sigma divided out rather than
+        by."""
         sigma, d_sigma = self._sigma(t)
         return self._alpha_ratio(t) * sigma - d_sigma
 
     def _time_of_ratio(self, ratio: Tensor) -> Tensor:
-        """Root of sigma(t) = ratio alpha(t) by bisection of the decreasing function sigma - ratio alpha."""
+        """Root of sigma(t) = ratio alpha(t) by bisection of the decreasing function sigma - ratio
+        alpha."""
         low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
@@ -93,7 +100,7 @@ class BaseInterpolant(abc.ABC):
             low, high = torch.where(later, middle, low), torch.where(later, high, middle)
         return 0.5 * (low + high)
 
-    # ---- Public methods -------------------------------------------------------------------------------------------
+    # ---- Public methods --------------------------------------------------------------------------
 
     @in_float64(like="t")
     def compute_alpha_t(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,12 +114,14 @@ class BaseInterpolant(abc.ABC):
 
     @in_float64(like="t")
     def compute_d_alpha_alpha_ratio_t(self, t: Tensor) -> Tensor:
-        """alpha' / alpha, shaped like `t`; the denominator is clamped at 1e-6 where alpha vanishes (t = 0)."""
+        """alpha' / alpha, shaped like `t`; the denominator is clamped at 1e-6 where alpha vanishes
+        (t = 0)."""
         return self._alpha_ratio(_tensor(t))
 
     @in_float64(like="x1")
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Point on the path and its velocity: x_t = alpha x1 + sigma x0, u_t = alpha' x1 + sigma' x0.
+        """Point on the path and its velocity: x_t = alpha x1 + sigma x0, u_t = alpha' x1 + sigma'
+        x0.
 
         Args:
             x0: noise, shape (B, ...).
@@ -147,7 +156,9 @@ class BaseInterpolant(abc.ABC):
         return -self._alpha_ratio(t) * x, self._drift_var(t)
 
     @in_float64(like="x")
-    def compute_diffusion(self, x: Tensor, t: Tensor, form: str = "SBDM", norm: float = 1.0) -> Tensor:
+    def compute_diffusion(
+        self, x: Tensor, t: Tensor, form: str = "SBDM", norm: float = 1.0
+    ) -> Tensor:
         """Diffusion coefficient of a stochastic sampler.
 
         | form                  | value                                                       |
@@ -205,7 +216,8 @@ class BaseInterpolant(abc.ABC):
 
     @in_float64(like="x")
     def velocity_to_score(self, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Score implied by a velocity: -x0 / sigma, sigma clamped at 1e-6 (t = 1). Arguments as `velocity_to_noise`."""
+        """Score implied by a velocity: -x0 / sigma, sigma clamped at 1e-6 (t = 1). Arguments as
+        `velocity_to_noise`."""
         check_shape("velocity", velocity, x.shape)
         return self._score(velocity, x, expand_like(t, x))
 
@@ -213,7 +225,8 @@ class BaseInterpolant(abc.ABC):
     def score_to_velocity(self, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Velocity implied by a score: (alpha' / alpha) x + drift_var * score.
 
-        At t = 0 a score says nothing about the velocity; there alpha in the denominator is clamped at 1e-6.
+        At t = 0 a score says nothing about the velocity; there alpha in the denominator is clamped
+        at 1e-6.
 
         Args:
             score: predicted score of x_t, shape (B, ...).
@@ -234,7 +247,8 @@ class BaseInterpolant(abc.ABC):
             ratio: non-negative, any shape; infinity is pure noise.
 
         Returns:
-            t in [0, 1], of the type, shape and dtype of `ratio`. A ratio beyond the path's own at t = 0 gives t = 0.
+            t in [0, 1], of the type, shape and dtype of `ratio`. A ratio beyond the path's own at t
+            = 0 gives t = 0.
 
         Raises:
             ValueError: for a negative ratio (floats and CPU tensors are checked).
@@ -281,8 +295,9 @@ class VariancePreservingInterpolant(BaseInterpolant):
 
         log alpha = -(1 - t)^2 (sigma_max - sigma_min) / 4 - (1 - t) sigma_min / 2,    sigma = sqrt(1 - alpha^2).
 
-    It does not reach pure noise: at t = 0 the noise ratio is finite (152 with the defaults). sigma' and the SBDM
-    coefficient are infinite at t = 1; there sigma in the denominator is clamped at 1e-6.
+    It does not reach pure noise: at t = 0 the noise ratio is finite (152 with the defaults). sigma'
+    and the SBDM coefficient are infinite at t = 1; there sigma in the denominator is clamped at
+    1e-6.
 
     Args:
         sigma_min, sigma_max: beta at the data and at the noise end, 0 < sigma_min <= sigma_max.
@@ -290,14 +305,20 @@ class VariancePreservingInterpolant(BaseInterpolant):
 
     def __init__(self, sigma_min: float = 0.1, sigma_max: float = 20.0) -> None:
         if not 0 < sigma_min <= sigma_max < math.inf:
-            raise ValueError(f"expected 0 < sigma_min <= sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
+            raise ValueError(
+                f"expected 0 < sigma_min <= sigma_max, got sigma_min={sigma_min}, "
+                f"sigma_max={sigma_max}"
+            )
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.sigma_min + (1.0 - t) * (self.sigma_max - self.sigma_min)
 
     def _log_alpha(self, t: Tensor) -> Tensor:
-        return -((1.0 - t) ** 2) * (self.sigma_max - self.sigma_min) / 4 - (1.0 - t) * self.sigma_min / 2
+        return (
+            -((1.0 - t) ** 2) * (self.sigma_max - self.sigma_min) / 4
+            - (1.0 - t) * self.sigma_min / 2
+        )
 
     def _alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha = torch.exp(self._log_alpha(t))
@@ -305,14 +326,16 @@ class VariancePreservingInterpolant(BaseInterpolant):
 
     def _sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha = self._log_alpha(t)
-        sigma = torch.sqrt(-torch.expm1(2 * log_alpha))  # 1 - alpha^2 without cancellation near the data
+        sigma = torch.sqrt(
+            -torch.expm1(2 * log_alpha)
+        )  # 1 - alpha^2 without cancellation near the data
         return sigma, -torch.exp(2 * log_alpha) * self._beta(t) / 2 / sigma.clamp(min=EPSILON)
 
     def _alpha_ratio(self, t: Tensor) -> Tensor:
         return self._beta(t) / 2
 
-    # The conversions in closed form: with alpha'/alpha = beta/2 the determinant is alpha beta / (2 sigma), and sigma
-    # cancels everywhere.
+    # The conversions in closed form: with alpha'/alpha = beta/2 the determinant is alpha beta / (2
+    # sigma), and sigma cancels everywhere.
 
     def _noise(self, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return -self._sigma(t)[0] * self._score(velocity, x, t)
@@ -327,7 +350,8 @@ class VariancePreservingInterpolant(BaseInterpolant):
         return self._beta(t) / 2 / self._sigma(t)[0].clamp(min=EPSILON)
 
     def _time_of_ratio(self, ratio: Tensor) -> Tensor:
-        # log alpha = -L with L = log(1 + ratio^2) / 2 is a quadratic in u = 1 - t; this root doesn't cancel.
+        # log alpha = -L with L = log(1 + ratio^2) / 2 is a quadratic in u = 1 - t; this root
+        # doesn't cancel.
         large = torch.hypot(torch.ones_like(ratio), ratio).log()
         level = torch.where(ratio < 1.0, 0.5 * torch.log1p(ratio.clamp(max=1.0) ** 2), large)
         half, slope = self.sigma_min / 2, self.sigma_max - self.sigma_min

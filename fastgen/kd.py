@@ -1,12 +1,14 @@
-"""Knowledge distillation: regress the student on the teacher's own ODE trajectories, the warm start of distillation.
+"""Knowledge distillation: regress the student on the teacher's own ODE trajectories, the warm start
+of distillation.
 
-The teacher carries each noise to one sample along its ODE. Storing the states at the student's rungs costs nothing
-extra, and the student learns at each rung where that trajectory goes. Two-step Adams-Bashforth with 16 calls is as good
-a target as 100 Euler steps.
+The teacher carries each noise to one sample along its ODE. Storing the states at the student's
+rungs costs nothing extra, and the student learns at each rung where that trajectory goes. Two-step
+Adams-Bashforth with 16 calls is as good a target as 100 Euler steps.
 
 References:
     Luhman & Luhman, Knowledge Distillation in Iterative Generative Models, 2021, arXiv:2101.02388.
-    Song & Dhariwal, Improved Techniques for Consistency Models, 2023, arXiv:2310.14189 (pseudo-Huber loss).
+    Song & Dhariwal, Improved Techniques for Consistency Models, 2023, arXiv:2310.14189
+    (pseudo-Huber loss).
 """
 
 from __future__ import annotations
@@ -25,20 +27,23 @@ from .solvers import SOLVERS, integrate
 __all__ = ["kd_loss", "rung_grid", "teacher_pairs"]
 
 
-def rung_grid(t_list: Sequence[float], calls: int = 16, *, t_max: float = 1.0) -> tuple[list[float], list[int]]:
+def rung_grid(
+    t_list: Sequence[float], calls: int = 16, *, t_max: float = 1.0
+) -> tuple[list[float], list[int]]:
     """A time grid from `t_max` to 0 on which every inner rung is a point.
 
-    Each segment between neighbouring rungs is cut into equal intervals, their number proportional to its length and at
-    least 1. The first segment starts at `t_max`, where the teacher starts.
+    Each segment between neighbouring rungs is cut into equal intervals, their number proportional
+    to its length and at least 1. The first segment starts at `t_max`, where the teacher starts.
 
     Args:
         t_list: the student's trajectory [t_1 > ... > 0.0].
-        calls: number of intervals wanted; the grid has about as many, never fewer than there are rungs.
+        calls: number of intervals wanted; the grid has about as many, never fewer than there are
+            rungs.
         t_max: the teacher's first time, in [t_1, 1].
 
     Returns:
-        `(grid, index)`: decreasing floats, and where in it each entry of `t_list` stands (0 for the first rung, which
-        stands for the start). `grid[index[k]] == t_list[k]` exactly for 0 < k.
+        `(grid, index)`: decreasing floats, and where in it each entry of `t_list` stands (0 for the
+        first rung, which stands for the start). `grid[index[k]] == t_list[k]` exactly for 0 < k.
 
     Raises:
         ValueError: for calls < 1, an invalid `t_list`, or a t_max outside [t_1, 1].
@@ -72,7 +77,8 @@ def teacher_pairs(
     """The teacher's ODE states at the student's rungs.
 
     Args:
-        teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1, for "eps" at t_1.
+        teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1,
+            for "eps" at t_1.
         noise: standard normal, shape (B, ...).
         cond: condition.
         t_list: the student's trajectory, K rungs and 0.0.
@@ -80,12 +86,13 @@ def teacher_pairs(
         pred_type, guidance_scale, negative_cond: as in `sample_teacher`.
 
     Returns:
-        shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input t_1 noise, `[:, k]` the state
-        at t_list[k], `[:, -1]` the sample x0.
+        shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input t_1
+        noise, `[:, k]` the state at t_list[k], `[:, -1]` the sample x0.
     """
     check_choice("method", method, tuple(SOLVERS))
     times = check_t_list(t_list)
-    # At t = 1 a noise prediction says nothing about x0, so such a teacher starts where the student does.
+    # At t = 1 a noise prediction says nothing about x0, so such a teacher starts where the student
+    # does.
     t_max = times[0] if pred_type == "eps" else max(times[0], float(getattr(teacher, "t_max", 1.0)))
     grid, index = rung_grid(times, calls, t_max=t_max)
     velocity = teacher_velocity(
@@ -122,9 +129,10 @@ def kd_loss(
 
         loss = mean_B ( sqrt(mean_d r^2 + c^2) - c ).
 
-    The target is what the student's sampler needs at that rung. `sde` re-noises the predicted x0, so the target is the
-    end of the trajectory, states[:, -1]. `ode` moves along the chord to the next rung s, so the target is the x0 for
-    which that move lands on the next state: x_t - t (x_t - x_s) / (t - s). At the last rung both are the end point.
+    The target is what the student's sampler needs at that rung. `sde` re-noises the predicted x0,
+    so the target is the end of the trajectory, states[:, -1]. `ode` moves along the chord to the
+    next rung s, so the target is the x0 for which that move lands on the next state: x_t - t (x_t -
+    x_s) / (t - s). At the last rung both are the end point.
 
     Args:
         student: called `student(x_t, t, cond)`.
@@ -140,15 +148,21 @@ def kd_loss(
         scalar, at least float32.
 
     Raises:
-        ValueError: for shapes that do not fit each other, huber_c <= 0, or what `sample_student` would refuse.
+        ValueError: for shapes that do not fit each other, huber_c <= 0, or what `sample_student`
+            would refuse.
     """
     check_choice("sample_type", sample_type, SAMPLE_TYPES)
     times = check_student(t_list, sample_type, pred_type)
     batch = states.shape[0]
     if states.ndim < 3 or states.shape[1] != len(times):
-        raise ValueError(f"expected states of shape (B, {len(times)}, ...), got {tuple(states.shape)}")
+        raise ValueError(
+            f"expected states of shape (B, {len(times)}, ...), got {tuple(states.shape)}"
+        )
     if rungs.shape != (batch,) or rungs.is_floating_point():
-        raise ValueError(f"expected rungs to be integers of shape ({batch},), got {rungs.dtype} {tuple(rungs.shape)}")
+        raise ValueError(
+            f"expected rungs to be integers of shape ({batch},), got {rungs.dtype} "
+            f"{tuple(rungs.shape)}"
+        )
     if not huber_c > 0:
         raise ValueError(f"expected huber_c > 0, got {huber_c}")
 

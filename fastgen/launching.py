@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Launch", "is_first_process", "launch_of", "launch_warning", "parent_command", "warn_of_launch"]
+__all__ = [
+    "Launch",
+    "is_first_process",
+    "launch_of",
+    "launch_warning",
+    "parent_command",
+    "warn_of_launch",
+]
 
 
 class Launch(NamedTuple):
@@ -33,8 +40,8 @@ class Launch(NamedTuple):
 
 
 def launch_of(environment: Mapping[str, str], accelerator: torch.device | None) -> Launch:
-    """The launch that these variables are of, by what accelerate reads of them; for who doesn't want to start it, which
-    waits for all processes.
+    """The launch that these variables are of, by what accelerate reads of them; for who doesn't
+    want to start it, which waits for all processes.
 
     Args:
         environment: variables of this process.
@@ -47,7 +54,9 @@ def launch_of(environment: Mapping[str, str], accelerator: torch.device | None) 
     device = "cpu" if accelerator is None or on("ACCELERATE_USE_CPU") else accelerator.type
     # On a CPU accelerate does not shard, and it needs a group of processes, be it of one.
     shares = device != "cpu" and "RANK" in environment and environment.get("FSDP_VERSION") == "2"
-    return Launch(int(environment.get("WORLD_SIZE", "1")), device, shares and on("ACCELERATE_USE_FSDP"))
+    return Launch(
+        int(environment.get("WORLD_SIZE", "1")), device, shares and on("ACCELERATE_USE_FSDP")
+    )
 
 
 def is_first_process() -> bool:
@@ -58,12 +67,14 @@ def is_first_process() -> bool:
 def launch_warning(
     started: int, *, environment: Mapping[str, str], parent: Sequence[str], script: Sequence[str]
 ) -> str | None:
-    """One line if `accelerate launch` was asked for several processes and started one, None otherwise.
+    """One line if `accelerate launch` was asked for several processes and started one, None
+    otherwise.
 
-    Without mpirun, `accelerate launch --cpu --num_processes N` runs the script once. It leaves MASTER_ADDR and
-    MASTER_PORT, which it sets for N > 1 alone, beside ACCELERATE_MIXED_PRECISION, and no rank. A cluster may export the
-    addresses, too, so `--num_processes 1` on the command line of the launcher has the last word; it is the launcher's
-    number where it stands there. One from a config file is not known.
+    Without mpirun, `accelerate launch --cpu --num_processes N` runs the script once. It leaves
+    MASTER_ADDR and MASTER_PORT, which it sets for N > 1 alone, beside ACCELERATE_MIXED_PRECISION,
+    and no rank. A cluster may export the addresses, too, so `--num_processes 1` on the command line
+    of the launcher has the last word; it is the launcher's number where it stands there. One from a
+    config file is not known.
 
     Args:
         started: processes that share the batch.
@@ -79,15 +90,21 @@ def launch_warning(
         return None
     number = "several" if asked is None else str(asked)
     return (
-        f"accelerate launch was asked for {number} processes and started 1, as it does on a CPU without mpirun; "
-        f"for {number}: torchrun --nproc_per_node {'N' if asked is None else asked} {' '.join(script)}"
+        f"accelerate launch was asked for {number} processes and started 1, as it does on a CPU "
+        f"without mpirun; for {number}: torchrun --nproc_per_node "
+        f"{'N' if asked is None else asked} {' '.join(script)}"
     )
 
 
 def parent_command() -> list[str]:
     """Words of the command line of the parent process; empty where /proc doesn't tell."""
     try:
-        return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        return (
+            Path(f"/proc/{os.getppid()}/cmdline")
+            .read_bytes()
+            .decode(errors="replace")
+            .split("\0")[:-1]
+        )
     except OSError:
         return []
 

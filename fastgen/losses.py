@@ -6,8 +6,8 @@ References:
     Yin et al., DMD, 2023, arXiv:2311.18828, and DMD2, 2024, arXiv:2405.14867.
     Lin et al., Diffusion Adversarial Post-Training, 2025, arXiv:2501.08316 (approximate R1).
     Jolicoeur-Martineau, The Relativistic Discriminator, 2018, arXiv:1807.00734.
-    Xu, Nie & Vahdat, One-step Diffusion Models with f-Divergence Distribution Matching, 2025, arXiv:2502.15681.
-    Ho & Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598.
+    Xu, Nie & Vahdat, One-step Diffusion Models with f-Divergence Distribution Matching, 2025,
+    arXiv:2502.15681. Ho & Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ __all__ = [
     "vsd_loss",
 ]
 
-# Added to the VSD normaliser: a generator that already sits on the teacher's x0 gets a bounded weight.
+# Added to the VSD normaliser: a generator that already sits on the teacher's x0 gets a bounded
+# weight.
 NORM_EPSILON = 1e-6
 VSD_NORMS = ("mean_abs", "rms")
 TIME_WEIGHTS = ("none", "sigma", "alpha", "min_snr")
 MIN_SNR_GAMMA = 5.0
 GAN_KINDS = ("softplus", "relativistic")
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js", "jeffreys", "hellinger")
-# A discriminator sees about e^5 = 148 samples at a time, a ratio beyond is its extrapolation. Bounded there, no sample
-# outweighs a batch, and even infinite logits give finite weights.
+# A discriminator sees about e^5 = 148 samples at a time, a ratio beyond is its extrapolation.
+# Bounded there, no sample outweighs a batch, and even infinite logits give finite weights.
 MAX_LOG_RATIO = 5.0
 
 
@@ -58,8 +59,9 @@ def dsm_loss(
 ) -> Tensor:
     """Denoising score matching: mean over the batch of weight * mean_d (net_pred - target)^2.
 
-    The target is x0, eps or flow = eps - x0, by `pred_type`. At one t the three are the same loss up to a factor (x0 is
-    t^2 times flow, eps is (1 - t)^2 times flow), so the choice weights the times.
+    The target is x0, eps or flow = eps - x0, by `pred_type`. At one t the three are the same loss
+    up to a factor (x0 is t^2 times flow, eps is (1 - t)^2 times flow), so the choice weights the
+    times.
 
     Args:
         pred_type: "flow", "x0" or "eps".
@@ -67,16 +69,16 @@ def dsm_loss(
         x0, eps: data and noise, the same shape; those that the target needs.
         t: times (B,), needed if `weight` is a function.
         weight: (B,), or a function of t giving (B,). Not normalised.
-        mask: bool, (B, T) or broadcastable to `net_pred` (B, T, ...), True = real token; mean_d is then over what is
-            real. A padded batch has the mean loss of its samples cut to their lengths, each counted once; padding
-            gets no gradient.
+        mask: bool, (B, T) or broadcastable to `net_pred` (B, T, ...), True = real token; mean_d is
+            then over what is real. A padded batch has the mean loss of its samples cut to their
+            lengths, each counted once; padding gets no gradient.
 
     Returns:
         scalar, at least float32.
 
     Raises:
-        ValueError: for an unknown `pred_type` ("v" names two quantities and is refused), a missing x0, eps or t,
-            shapes that differ, or a mask without a real token in some row.
+        ValueError: for an unknown `pred_type` ("v" names two quantities and is refused), a missing
+            x0, eps or t, shapes that differ, or a mask without a real token in some row.
     """
     check_pred_type(pred_type)
     needed = {"x0": ("x0",), "eps": ("eps",), "flow": ("x0", "eps")}[pred_type]
@@ -85,7 +87,9 @@ def dsm_loss(
     if missing:
         raise ValueError(f"expected {' and '.join(missing)} for pred_type {pred_type!r}, got None")
     net_pred = _wide(net_pred)
-    parts = {name: _wide(value) for name, value in given.items() if value is not None and name in needed}
+    parts = {
+        name: _wide(value) for name, value in given.items() if value is not None and name in needed
+    }
     for name, value in parts.items():
         check_shape(name, value, net_pred.shape)
     target = parts["eps"] - parts["x0"] if pred_type == "flow" else parts[pred_type]
@@ -111,15 +115,17 @@ def vsd_loss(
     clamp: float | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Variational score distillation: a scalar whose gradient in `gen_data` is the distribution matching direction.
+    """Variational score distillation: a scalar whose gradient in `gen_data` is the distribution
+    matching direction.
 
     With g = fake_score_x0 - teacher_x0 and one weight per sample
 
         w = 1 / (mean_d |gen - teacher_x0| + 1e-6)            norm="mean_abs"
         w = 1 / (sqrt(mean_d (gen - teacher_x0)^2) + 1e-6)    norm="rms"
 
-    the loss is 0.5 * mse(gen, stopgrad(gen - w g)), so that d loss / d gen = w g / (number of elements). The rms weight
-    is invariant under rotations of the data, the mean-abs weight (the original) is not.
+    the loss is 0.5 * mse(gen, stopgrad(gen - w g)), so that d loss / d gen = w g / (number of
+    elements). The rms weight is invariant under rotations of the data, the mean-abs weight (the
+    original) is not.
 
     Args:
         gen_data: generated sample, shape (B, ...), with gradient.
@@ -127,17 +133,19 @@ def vsd_loss(
         fake_score_x0: the fake score's, the same shape.
         additional_scale: factor on w, float or (B,).
         norm: "mean_abs" or "rms".
-        clamp: largest root mean square of a sample's direction w g, which is shortened to it; None: no bound. Being a
-            norm's, the bound keeps what invariance the weight has.
-        mask: bool, (B, T) or broadcastable to `gen_data` (B, T, ...), True = real token. Both mean_d in w and mse are
-            then over what is real: 0.5 times the batch mean of the per-sample mean squares, d loss / d gen = w g /
+        clamp: largest root mean square of a sample's direction w g, which is shortened to it; None:
+            no bound. Being a norm's, the bound keeps what invariance the weight has.
+        mask: bool, (B, T) or broadcastable to `gen_data` (B, T, ...), True = real token. Both
+            mean_d in w and mse are then over what is real: 0.5 times the batch mean of the
+                per-sample mean squares, d loss / d gen = w g /
             (B * real numbers of the sample), and 0 at padding.
 
     Returns:
         scalar, at least float32. Gradients reach `gen_data` only.
 
     Raises:
-        ValueError: for shapes that differ, an unknown norm, or a mask without a real token in some row.
+        ValueError: for shapes that differ, an unknown norm, or a mask without a real token in some
+            row.
     """
     check_choice("norm", norm, VSD_NORMS)
     check_shape("teacher_x0", teacher_x0, gen_data.shape)
@@ -147,14 +155,24 @@ def vsd_loss(
     with torch.no_grad():
         teacher, fake = _wide(teacher_x0), _wide(fake_score_x0)
         distance = gen - teacher
-        size = _mean(distance.abs(), mask) if norm == "mean_abs" else _mean_square(distance, mask).sqrt()
+        size = (
+            _mean(distance.abs(), mask)
+            if norm == "mean_abs"
+            else _mean_square(distance, mask).sqrt()
+        )
         w = 1.0 / (size + NORM_EPSILON)
         if additional_scale is not None:
-            w = w * (_wide(additional_scale) if isinstance(additional_scale, Tensor) else additional_scale)
+            w = w * (
+                _wide(additional_scale)
+                if isinstance(additional_scale, Tensor)
+                else additional_scale
+            )
         direction = expand_like(w, gen) * (fake - teacher)
         if clamp is not None:
             length = _mean_square(direction, mask).sqrt()
-            direction = direction * expand_like((clamp / length.clamp(min=NORM_EPSILON)).clamp(max=1.0), gen)
+            direction = direction * expand_like(
+                (clamp / length.clamp(min=NORM_EPSILON)).clamp(max=1.0), gen
+            )
         target = gen - direction
     if mask is None:
         return 0.5 * (gen - target).square().mean()
@@ -162,13 +180,15 @@ def vsd_loss(
 
 
 def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
-    """Weight of the distribution matching gradient that minimises another f-divergence than the reverse KL.
+    """Weight of the distribution matching gradient that minimises another f-divergence than the
+    reverse KL.
 
     With r = p_data / p_student at (x_t, t), D_f = E_student f(r) has the gradient
 
         grad D_f = - E_student h(r) (score_data - score_student) dx_t,    h(r) = f''(r) r^2
 
-    (the variation of D_f in p_student is f(r) - r f'(r), whose gradient is -r f''(r) grad r = -h(r) grad log r).
+    (the variation of D_f in p_student is f(r) - r f'(r), whose gradient is -r f''(r) grad r = -h(r)
+    grad log r).
 
         kind         f(r)                            h(r)
         reverse_kl   -log r                          1              D = KL(student | data), the plain VSD
@@ -177,21 +197,21 @@ def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
         jeffreys     (r - 1) log r                   1 + r          both KLs
         hellinger    2 (1 - sqrt r)^2                sqrt r         squared Hellinger, up to its factor
 
-    The weight is h(r) / h(1): 1 where the laws agree, as in the plain VSD, and without a mean over the batch, which
-    would depend on how many processes share it. Where E_student r = 1 (the student has samples wherever data are, and
-    no ratio is bounded), the mean weight over the student's law is 1 for forward_kl and jeffreys, and at most 1 for js
-    and hellinger, whose h is concave. Where a discriminator tells nearly all samples apart the weights of forward_kl
-    are nearly 0.
+    The weight is h(r) / h(1): 1 where the laws agree, as in the plain VSD, and without a mean over
+    the batch, which would depend on how many processes share it. Where E_student r = 1 (the student
+    has samples wherever data are, and no ratio is bounded), the mean weight over the student's law
+    is 1 for forward_kl and jeffreys, and at most 1 for js and hellinger, whose h is concave. Where
+    a discriminator tells nearly all samples apart the weights of forward_kl are nearly 0.
 
     Args:
         kind: one of `F_DIVERGENCES`.
-        log_ratio: log r, shape (B,), or logits (B, heads), whose mean over the heads is taken. At its optimum the logit
-            of a softplus discriminator is log r; a relativistic one's is so up to a constant, which would scale the
-            loss and won't do. Bounded to +-`MAX_LOG_RATIO`.
+        log_ratio: log r, shape (B,), or logits (B, heads), whose mean over the heads is taken. At
+            its optimum the logit of a softplus discriminator is log r; a relativistic one's is so
+            up to a constant, which would scale the loss and won't do. Bounded to +-`MAX_LOG_RATIO`.
 
     Returns:
-        h(r) / h(1) of each sample by itself: shape (B,), at least float32, without gradient; made for
-        `additional_scale` of `vsd_loss`.
+        h(r) / h(1) of each sample by itself: shape (B,), at least float32, without gradient; made
+        for `additional_scale` of `vsd_loss`.
 
     Raises:
         ValueError: an unknown kind, or another shape.
@@ -200,7 +220,9 @@ def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
     """
     check_choice("kind", kind, F_DIVERGENCES)
     if log_ratio.ndim not in (1, 2) or log_ratio.numel() == 0:
-        raise ValueError(f"expected log_ratio of shape (B,) or (B, heads), got {tuple(log_ratio.shape)}")
+        raise ValueError(
+            f"expected log_ratio of shape (B,) or (B, heads), got {tuple(log_ratio.shape)}"
+        )
     u = _rows(_wide(log_ratio.detach())).mean(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     match kind:
         case "forward_kl":
@@ -215,12 +237,15 @@ def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
             return torch.ones_like(u)
 
 
-def gan_gen_loss(fake_logits: Tensor, real_logits: Tensor | None = None, *, kind: str = "softplus") -> Tensor:
+def gan_gen_loss(
+    fake_logits: Tensor, real_logits: Tensor | None = None, *, kind: str = "softplus"
+) -> Tensor:
     """Generator's loss: mean softplus(-fake), or relativistic mean softplus(real - fake).
 
     Args:
         fake_logits: (B, heads), with gradient.
-        real_logits: the same shape, row i beside row i of `fake_logits`; used by "relativistic" only.
+        real_logits: the same shape, row i beside row i of `fake_logits`; used by "relativistic"
+            only.
         kind: one of `GAN_KINDS`.
 
     Returns:
@@ -239,9 +264,11 @@ def gan_gen_loss(fake_logits: Tensor, real_logits: Tensor | None = None, *, kind
 
 
 def gan_disc_loss(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "softplus") -> Tensor:
-    """Discriminator's loss: mean softplus(fake) + mean softplus(-real), or relativistic mean softplus(fake - real).
+    """Discriminator's loss: mean softplus(fake) + mean softplus(-real), or relativistic mean
+    softplus(fake - real).
 
-    The optimum of the first is the logit log(p_data / p_student), of the second the same up to a constant.
+    The optimum of the first is the logit log(p_data / p_student), of the second the same up to a
+    constant.
 
     Args:
         real_logits, fake_logits: (B, heads); of one shape and paired row by row if "relativistic".
@@ -261,11 +288,13 @@ def gan_disc_loss(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "soft
     return F.softplus(fake - real).mean()
 
 
-def discriminator_accuracy(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "softplus") -> Tensor:
+def discriminator_accuracy(
+    real_logits: Tensor, fake_logits: Tensor, *, kind: str = "softplus"
+) -> Tensor:
     """Share of samples that the discriminator tells correctly: 0.5 is blind, 1 is never wrong.
 
-    "softplus": the mean of the shares real > 0 and fake < 0. "relativistic": the share of pairs real > fake, since the
-    logits of such a discriminator have no zero. Ties count half.
+    "softplus": the mean of the shares real > 0 and fake < 0. "relativistic": the share of pairs
+    real > fake, since the logits of such a discriminator have no zero. Ties count half.
 
     Args:
         real_logits, fake_logits: (B, heads); of one shape if "relativistic".
@@ -288,14 +317,18 @@ def discriminator_accuracy(real_logits: Tensor, fake_logits: Tensor, *, kind: st
 def r1_loss(real_logits: Tensor, perturbed_real_logits: Tensor) -> Tensor:
     """Approximate R1: mean (D(x) - D(x + a n))^2, about a^2 |grad D|^2 for standard normal n.
 
-    Both logits belong to the same t and the same noise; weight it by gamma / (2 a^2) to stand for gamma/2 |grad D|^2.
+    Both logits belong to the same t and the same noise; weight it by gamma / (2 a^2) to stand for
+    gamma/2 |grad D|^2.
     """
     check_shape("perturbed_real_logits", perturbed_real_logits, real_logits.shape)
     return (_wide(real_logits) - _wide(perturbed_real_logits)).square().mean()
 
 
-def classifier_free_guidance(cond_pred: Tensor, uncond_pred: Tensor, guidance_scale: float) -> Tensor:
-    """Guided prediction c + (s - 1) (c - u): s = 1 is the conditional one, s = 0 the unconditional one.
+def classifier_free_guidance(
+    cond_pred: Tensor, uncond_pred: Tensor, guidance_scale: float
+) -> Tensor:
+    """Guided prediction c + (s - 1) (c - u): s = 1 is the conditional one, s = 0 the unconditional
+    one.
 
     Any linear parameterisation (flow, x0, eps at one x_t and t) gives the same guided model.
 
@@ -311,13 +344,14 @@ def classifier_free_guidance(cond_pred: Tensor, uncond_pred: Tensor, guidance_sc
 
 
 def time_weight(kind: str, t: Tensor) -> Tensor:
-    """A weight (B,) of a denoising loss over the time t (B,): "sigma" t, "alpha" 1 - t, "min_snr" min(snr, 5) with
-    snr = ((1 - t) / t)^2, "none" 1.
+    """A weight (B,) of a denoising loss over the time t (B,): "sigma" t, "alpha" 1 - t, "min_snr"
+    min(snr, 5) with snr = ((1 - t) / t)^2, "none" 1.
 
     Raises:
         ValueError: for an unknown kind.
 
-    References: Hang et al., Efficient Diffusion Training via Min-SNR Weighting, 2023, arXiv:2303.09556.
+    References: Hang et al., Efficient Diffusion Training via Min-SNR Weighting, 2023,
+    arXiv:2303.09556.
     """
     check_choice("kind", kind, TIME_WEIGHTS)
     match kind:
@@ -352,7 +386,8 @@ def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mean_square(x: Tensor, mask: Tensor | None) -> Tensor:
-    """As `_mean`, of the squares; padding leaves before it is squared: its gradient is zero whatever it holds."""
+    """As `_mean`, of the squares; padding leaves before it is squared: its gradient is zero
+    whatever it holds."""
     return _mean((x if mask is None else x.masked_fill(~mask, 0.0)).square(), mask)
 
 

@@ -25,7 +25,8 @@ class Footprint:
     Attributes:
         name: of the row.
         parameters: their number, in all processes together where they share the network.
-        weights, gradients, adam, ema: bytes of parameters and buffers, gradients, two moments, shadow weights.
+        weights, gradients, adam, ema: bytes of parameters and buffers, gradients, two moments,
+            shadow weights.
         activations: bytes that the graph of its loss keeps for one micro-batch.
         host: bytes that are kept in CPU memory wherever the network is, not among the rest.
     """
@@ -59,13 +60,15 @@ def footprint(
 
     Args:
         name: of the row.
-        network: its parameters and buffers are counted once each, those on other networks' memory too.
+        network: its parameters and buffers are counted once each, those on other networks' memory
+            too.
         trained: it has gradients and two moments in the dtype of its weights.
         ema: dtype of its average, None without one.
         ema_on_cpu: the average is kept in CPU memory.
         activations: bytes, as `activation_bytes` measures them.
-        shards: processes that share parameters and all that is shaped like them (FSDP2); buffers each has whole, and
-            a copy of the network in CPU memory (:class:`fastgen.trained_network.TrainedNetwork`). None: not shared.
+        shards: processes that share parameters and all that is shaped like them (FSDP2); buffers
+            each has whole, and a copy of the network in CPU memory
+            (:class:`fastgen.trained_network.TrainedNetwork`). None: not shared.
     """
     parameters, parts = list(network.parameters()), shards or 1
     own = sum(_shard(p, parts) * p.element_size() for p in parameters)
@@ -99,13 +102,15 @@ def _shard(parameter: Tensor, shards: int) -> int:
 
 
 def activation_bytes(forward: Callable[[], Any], networks: Sequence[nn.Module]) -> int:
-    """Bytes that the graph of `forward()` keeps for its backward: distinct storages, without the networks' own.
+    """Bytes that the graph of `forward()` keeps for its backward: distinct storages, without the
+    networks' own.
 
-    Where blocks are recomputed (:mod:`fastgen.recompute`) the backward holds those of one block at a time in addition:
-    the largest one's are counted.
+    Where blocks are recomputed (:mod:`fastgen.recompute`) the backward holds those of one block at
+    a time in addition: the largest one's are counted.
 
     Args:
-        forward: returns a loss; called once, or twice where blocks are recomputed. Nothing is differentiated.
+        forward: returns a loss; called once, or twice where blocks are recomputed. Nothing is
+            differentiated.
         networks: whose parameters and buffers are not activations.
     """
     total, _ = _saved_bytes(forward, networks, ())
@@ -162,11 +167,15 @@ def _saved_bytes(
     return size(), most
 
 
-def memory_table(rows: Sequence[Footprint], tensors: Mapping[str, int], *, title: str = "", device: str = "cpu") -> str:
-    """A line for each network, one for each entry of `tensors` (bytes), and the total of a process, in MB.
+def memory_table(
+    rows: Sequence[Footprint], tensors: Mapping[str, int], *, title: str = "", device: str = "cpu"
+) -> str:
+    """A line for each network, one for each entry of `tensors` (bytes), and the total of a process,
+    in MB.
 
-    Losses are differentiated one after the other, so the total holds the largest of their activations. What is in CPU
-    memory wherever networks are, `tensors` among it, has a total of its own unless `device` is the CPU.
+    Losses are differentiated one after the other, so the total holds the largest of their
+    activations. What is in CPU memory wherever networks are, `tensors` among it, has a total of its
+    own unless `device` is the CPU.
 
     Args:
         title: of what.
@@ -187,9 +196,15 @@ def memory_table(rows: Sequence[Footprint], tensors: Mapping[str, int], *, title
         lines.append(line(row.name, row.parameters, (*parts, sum(parts))))
     host = {f"{row.name}, in CPU memory": row.host for row in rows if row.host} | dict(tensors)
     lines += [line(name, None, (*[None] * len(COLUMNS), size)) for name, size in host.items()]
-    sums = [sum(getattr(row, part) for row in rows) for part in ("weights", "gradients", "adam", "ema")]
+    sums = [
+        sum(getattr(row, part) for row in rows) for part in ("weights", "gradients", "adam", "ema")
+    ]
     largest = max((row.activations for row in rows), default=0)
-    numbers, there, here = sum(row.parameters for row in rows), sum(sums) + largest, sum(host.values())
+    numbers, there, here = (
+        sum(row.parameters for row in rows),
+        sum(sums) + largest,
+        sum(host.values()),
+    )
     if device == "cpu":
         return "\n".join([*lines, line("total", numbers, (*sums, largest, there + here))])
     lines.append(line(f"total on {device}", numbers, (*sums, largest, there)))

@@ -1,5 +1,5 @@
-"""Distances between samples and data: energy distance, energy score, coverage, displacement errors. Tensors in, tensors
-out, float64 inside."""
+"""Distances between samples and data: energy distance, energy score, coverage, displacement errors.
+Tensors in, tensors out, float64 inside."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ _ROWS = 1024  # of a distance matrix that are in memory at once
 
 def pairwise_distances(x: Tensor, y: Tensor) -> Tensor:
     """|x_i - y_j| of x (..., N, d) and y (..., M, d): (..., N, M)."""
-    # The matrix-product shortcut of cdist loses half of the digits for close points, which are the ones that matter
-    # here.
+    # The matrix-product shortcut of cdist loses half of the digits for close points, which are the
+    # ones that matter here.
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False, paired: bool = False) -> Tensor:
-    """Squared energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of two samples, zero if and only if the laws are
-    equal.
+def energy_distance(
+    x: Tensor, y: Tensor, *, unbiased: bool = False, paired: bool = False
+) -> Tensor:
+    """Squared energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of two samples, zero if and only
+    if the laws are equal.
 
     Args:
         x: (..., N, d).      y: (..., M, d), the same leading axes.
-        unbiased: leave out i = j in the two within-sample means (U-statistic, can be negative); else the V-statistic,
-            >= 0.
-        paired: row i of x and row i of y share something (a condition that is part of the row): i = j is left out of
-            the cross term too, since those pairs are closer than independent ones. Needs N = M.
+        unbiased: leave out i = j in the two within-sample means (U-statistic, can be negative);
+            else the V-statistic, >= 0.
+        paired: row i of x and row i of y share something (a condition that is part of the row): i =
+            j is left out of the cross term too, since those pairs are closer than independent ones.
+            Needs N = M.
 
     Returns: (...), float64.
     Raises:
@@ -43,10 +46,14 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False, paired: boo
     Source: Szekely & Rizzo 2013, "Energy statistics: a class of statistics based on distances".
     """
     if x.ndim < 2 or y.ndim != x.ndim or x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
-        raise ValueError(f"expected x (..., N, d) and y (..., M, d), got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(
+            f"expected x (..., N, d) and y (..., M, d), got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     n, m = x.shape[-2], y.shape[-2]
     if min(n, m) < (2 if unbiased or paired else 1):
-        raise ValueError(f"expected at least {2 if unbiased or paired else 1} rows in x and y, got {n} and {m}")
+        raise ValueError(
+            f"expected at least {2 if unbiased or paired else 1} rows in x and y, got {n} and {m}"
+        )
     if paired and n != m:
         raise ValueError(f"expected as many rows in x as in y when paired, got {n} and {m}")
     x, y = x.double(), y.double()
@@ -62,10 +69,11 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False, paired: boo
 
 
 def coverage(samples: Tensor, data: Tensor, *, k: int = 5, radius: Tensor | None = None) -> Tensor:
-    """Share of the data that have a sample at least as near as their own k-th nearest neighbour among the data.
+    """Share of the data that have a sample at least as near as their own k-th nearest neighbour
+    among the data.
 
-    Data without a sample nearby are a mode that was lost; samples far from all data don't count. For M samples of the
-    data's own law beside M data about 1 - 2^-k, and more for more samples.
+    Data without a sample nearby are a mode that was lost; samples far from all data don't count.
+    For M samples of the data's own law beside M data about 1 - 2^-k, and more for more samples.
 
     Args:
         samples: (N, d).      data: (M, d).      k: >= 1, < M.      radius: None, or (M,), `neighbour_radius(data, k)`
@@ -74,10 +82,19 @@ def coverage(samples: Tensor, data: Tensor, *, k: int = 5, radius: Tensor | None
     Returns: scalar in [0, 1], float64.
     Raises:
         ValueError: shapes that don't fit, no samples, too few data for k.
-    Source: Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models", arXiv:2002.09797.
+    Source: Naeem et al. 2020, "Reliable fidelity and diversity metrics for generative models",
+    arXiv:2002.09797.
     """
-    if samples.ndim != 2 or data.ndim != 2 or samples.shape[1] != data.shape[1] or len(samples) == 0:
-        raise ValueError(f"expected samples (N, d) and data (M, d), got {tuple(samples.shape)} and {tuple(data.shape)}")
+    if (
+        samples.ndim != 2
+        or data.ndim != 2
+        or samples.shape[1] != data.shape[1]
+        or len(samples) == 0
+    ):
+        raise ValueError(
+            f"expected samples (N, d) and data (M, d), got {tuple(samples.shape)} and "
+            f"{tuple(data.shape)}"
+        )
     radius = neighbour_radius(data, k) if radius is None else radius
     if radius.shape != data.shape[:1]:
         raise ValueError(f"expected radius of shape ({len(data)},), got {tuple(radius.shape)}")
@@ -92,19 +109,24 @@ def neighbour_radius(data: Tensor, k: int = 5) -> Tensor:
     Raises ValueError for another shape or k outside [1, M).
     """
     if data.ndim != 2 or not 1 <= k < len(data):
-        raise ValueError(f"expected data (M, d) and k from 1 to below M, got {tuple(data.shape)} and k={k}")
+        raise ValueError(
+            f"expected data (M, d) and k from 1 to below M, got {tuple(data.shape)} and k={k}"
+        )
     data = data.double()
-    # The nearest of the data to each of them is itself, so the k-th neighbour is the (k + 1)-th value.
-    parts = [pairwise_distances(rows, data).kthvalue(k + 1, dim=1).values for rows in data.split(_ROWS)]
+    # The nearest of the data to each of them is itself, so the k-th neighbour is the (k + 1)-th
+    # value.
+    parts = [
+        pairwise_distances(rows, data).kthvalue(k + 1, dim=1).values for rows in data.split(_ROWS)
+    ]
     return torch.cat(parts)
 
 
 def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
-    """Energy score mean_k |x_k - y| - 1/2 mean_{k != l} |x_k - x_l|, a strictly proper score of K samples against one
-    observation.
+    """Energy score mean_k |x_k - y| - 1/2 mean_{k != l} |x_k - x_l|, a strictly proper score of K
+    samples against one observation.
 
-    Lower is better; its expectation is least when the samples have the conditional law of the observation. Unbiased in
-    K.
+    Lower is better; its expectation is least when the samples have the conditional law of the
+    observation. Unbiased in K.
 
     Args:
         samples: (B, K, T, d) with K >= 2.      truth: (B, T, d). Norms are over all T d numbers.
@@ -112,7 +134,8 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
     Returns: (B,), float64.
     Raises:
         ValueError: shapes that don't fit, K < 2.
-    Source: Gneiting & Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", section 4.2.
+    Source: Gneiting & Raftery 2007, "Strictly proper scoring rules, prediction, and estimation",
+    section 4.2.
     """
     _check_fan(samples, truth)
     k = samples.shape[1]
@@ -124,7 +147,8 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
 
 
 def min_ade(samples: Tensor, truth: Tensor) -> Tensor:
-    """Least average displacement error min_k mean_t |x_{k,t} - y_t| over the K samples of each observation.
+    """Least average displacement error min_k mean_t |x_{k,t} - y_t| over the K samples of each
+    observation.
 
     Args:
         samples: (B, K, T, d).      truth: (B, T, d).
@@ -136,13 +160,20 @@ def min_ade(samples: Tensor, truth: Tensor) -> Tensor:
 
 
 def min_fde(samples: Tensor, truth: Tensor) -> Tensor:
-    """Least final displacement error min_k |x_{k,T} - y_T| over the K samples; shapes as `min_ade`."""
+    """Least final displacement error min_k |x_{k,T} - y_T| over the K samples; shapes as
+    `min_ade`."""
     _check_fan(samples, truth)
     return (samples[:, :, -1].double() - truth[:, None, -1].double()).norm(dim=-1).amin(1)
 
 
 def _check_fan(samples: Tensor, truth: Tensor) -> None:
-    if samples.ndim != 4 or truth.ndim != 3 or samples.numel() == 0 or samples[:, 0].shape != truth.shape:
+    if (
+        samples.ndim != 4
+        or truth.ndim != 3
+        or samples.numel() == 0
+        or samples[:, 0].shape != truth.shape
+    ):
         raise ValueError(
-            f"expected samples (B, K, T, d) and truth (B, T, d), got {tuple(samples.shape)} and {tuple(truth.shape)}"
+            f"expected samples (B, K, T, d) and truth (B, T, d), got {tuple(samples.shape)} and "
+            f"{tuple(truth.shape)}"
         )

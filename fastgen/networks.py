@@ -1,4 +1,5 @@
-"""How a network is called, whatever it is: `net(x_t, t, cond)`, in its own dtype, with times never below float32."""
+"""How a network is called, whatever it is: `net(x_t, t, cond)`, in its own dtype, with times never
+below float32."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ Network = Callable[[Tensor, Tensor, Cond], Tensor]
 
 
 class NetworkWrapper(nn.Module):
-    """A module around `network` that adds no weights; its optimiser groups are the network's own."""
+    """A module around `network` that adds no weights; its optimiser groups are the network's
+    own."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -45,10 +47,12 @@ class NetworkWrapper(nn.Module):
 
 
 class Bfloat16Network(NetworkWrapper):
-    """A frozen network whose parameters are kept in bfloat16 and whose products are taken in it, by torch's autocast.
+    """A frozen network whose parameters are kept in bfloat16 and whose products are taken in it, by
+    torch's autocast.
 
-    It is called in the dtype that it had, and answers in that of `x_t`; times and buffers are left as they are, and so
-    is all arithmetic that autocast leaves in float32. A prediction differs by about 2^-8 of its size.
+    It is called in the dtype that it had, and answers in that of `x_t`; times and buffers are left
+    as they are, and so is all arithmetic that autocast leaves in float32. A prediction differs by
+    about 2^-8 of its size.
 
     Args:
         network: its parameters are cast in place.
@@ -76,7 +80,8 @@ class Bfloat16Network(NetworkWrapper):
 
 
 def parameters_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`network` with its floating parameters cast in place; buffers, tables of times among them, stay as they are."""
+    """`network` with its floating parameters cast in place; buffers, tables of times among them,
+    stay as they are."""
     for parameter in network.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
@@ -84,8 +89,8 @@ def parameters_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
-    """The dtype a network says it is called in (`call_dtype`), else that of its first parameter that is one to compute
-    in, else `default`."""
+    """The dtype a network says it is called in (`call_dtype`), else that of its first parameter
+    that is one to compute in, else `default`."""
     if (dtype := getattr(network, "call_dtype", None)) is not None:
         return dtype
     if isinstance(network, nn.Module):
@@ -96,15 +101,23 @@ def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
 
 
 def idle_parameters(network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> list[nn.Parameter]:
-    """Trained parameters that a prediction at `x_t` (B, ...), `t` (B,) doesn't use: they get no gradient."""
+    """Trained parameters that a prediction at `x_t` (B, ...), `t` (B,) doesn't use: they get no
+    gradient."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     answer = call_network(network, x_t, t, cond, dtype=network_dtype(network, x_t.dtype)).sum()
     gradients = torch.autograd.grad(answer, parameters, allow_unused=True)
-    return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    return [
+        parameter
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+        if gradient is None
+    ]
 
 
-def call_network(network: Network, x_t: Tensor, t: float | Tensor, cond: Cond, *, dtype: torch.dtype) -> Tensor:
-    """Call `network(x_t, t, cond)` in its own dtype, with t as a float32 (float64 for a float64 network) tensor (B,).
+def call_network(
+    network: Network, x_t: Tensor, t: float | Tensor, cond: Cond, *, dtype: torch.dtype
+) -> Tensor:
+    """Call `network(x_t, t, cond)` in its own dtype, with t as a float32 (float64 for a float64
+    network) tensor (B,).
 
     Args:
         network: module or function called positionally.
@@ -130,16 +143,24 @@ def call_network(network: Network, x_t: Tensor, t: float | Tensor, cond: Cond, *
 
 
 def predict_x0(
-    network: Network, x_t: Tensor, t: float | Tensor, cond: Cond, *, pred_type: str, dtype: torch.dtype
+    network: Network,
+    x_t: Tensor,
+    t: float | Tensor,
+    cond: Cond,
+    *,
+    pred_type: str,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """The network's prediction as data x0, in the dtype of `x_t`; differentiable. Arguments as in `call_network`."""
+    """The network's prediction as data x0, in the dtype of `x_t`; differentiable. Arguments as in
+    `call_network`."""
     pred = call_network(network, x_t, t, cond, dtype=dtype)
     return convert_prediction(pred, x_t, t, pred_type, "x0")
 
 
 def teacher_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_type: str) -> Tensor:
-    """What a network says of the data: by its own `predict_x0(x_t, t, cond)` where it offers one, which a converted or
-    guided network answers without a lossy round trip, else from its prediction. Arguments as in `call_network`."""
+    """What a network says of the data: by its own `predict_x0(x_t, t, cond)` where it offers one,
+    which a converted or guided network answers without a lossy round trip, else from its
+    prediction. Arguments as in `call_network`."""
     direct = getattr(network, "predict_x0", None)
     if direct is not None:
         return direct(x_t, t, cond)

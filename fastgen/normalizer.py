@@ -1,8 +1,9 @@
 """Affine normalisation of the last axis, and packing of several waypoints into one token.
 
-x = mean + scale y takes normalised coordinates y to original units x. `scale` is a matrix, so that one class serves
-both a plain per-channel standardisation (diagonal) and a normaliser that commutes with a group: with orthogonal rho(g)
-in the basis Q of its irreps, a mean in the invariant subspace and one standard deviation per irrep block give
+x = mean + scale y takes normalised coordinates y to original units x. `scale` is a matrix, so that
+one class serves both a plain per-channel standardisation (diagonal) and a normaliser that commutes
+with a group: with orthogonal rho(g) in the basis Q of its irreps, a mean in the invariant subspace
+and one standard deviation per irrep block give
 
     normalize(rho(g) x) = rho(g) normalize(x).
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 __all__ = ["Normalizer", "is_constant", "pack_tokens", "unpack_tokens"]
 
-# A standard deviation below this share of the largest magnitude in the data is rounding of a constant, not a spread.
+# A standard deviation below this share of the largest magnitude in the data is rounding of a
+# constant, not a spread.
 _CONSTANT_SHARE = 1e-7
 
 Blocks = tuple[Tensor, Sequence[tuple[int, int, bool]]]
@@ -30,7 +32,8 @@ def _as_float64(name: str, value: Tensor | Sequence, ndim: int) -> Tensor:
         raise ValueError(f"expected {name} with {ndim} axes, got shape {tuple(tensor.shape)}")
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(
-            f"expected finite numbers in {name}, got NaN or infinity; remove such rows from the data first"
+            f"expected finite numbers in {name}, got NaN or infinity; remove such rows from the "
+            "data first"
         )
     return tensor
 
@@ -48,16 +51,21 @@ class Normalizer:
         ValueError: shapes that don't fit together, numbers that aren't finite, a singular `scale`.
     """
 
-    def __init__(self, mean: Tensor | Sequence[float], scale: Tensor | Sequence[Sequence[float]]) -> None:
+    def __init__(
+        self, mean: Tensor | Sequence[float], scale: Tensor | Sequence[Sequence[float]]
+    ) -> None:
         self.mean = _as_float64("mean", mean, 1)
         self.scale = _as_float64("scale", scale, 2)
         d = self.mean.shape[0]
         if d == 0 or tuple(self.scale.shape) != (d, d):
-            raise ValueError(f"expected scale of shape ({d}, {d}) with d >= 1, got {tuple(self.scale.shape)}")
+            raise ValueError(
+                f"expected scale of shape ({d}, {d}) with d >= 1, got {tuple(self.scale.shape)}"
+            )
         inverse, info = torch.linalg.inv_ex(self.scale)
         if int(info) != 0 or not bool(torch.isfinite(inverse).all()):
             raise ValueError(
-                "expected an invertible scale, got a singular matrix; a channel without spread can't be normalised"
+                "expected an invertible scale, got a singular matrix; a channel without spread "
+                "can't be normalised"
             )
         self._inverse = inverse
 
@@ -77,11 +85,11 @@ class Normalizer:
 
         Args:
             x: (..., d) data, at least one row. All leading axes are rows.
-            blocks: `(Q, [(start, stop, is_trivial), ...])` of an orthogonal representation rho(g) = Q
-                blockdiag(irreps)(g) Q^T; the blocks partition the d columns of Q. The mean is kept only on trivial
-                blocks, and a block of width w has the one standard deviation sqrt(mean |Q_b^T (x - mean)|^2 / w), which
-                is what makes the map commute with the group. Without blocks every channel has its own mean and standard
-                deviation.
+            blocks: `(Q, [(start, stop, is_trivial), ...])` of an orthogonal representation rho(g) =
+                Q blockdiag(irreps)(g) Q^T; the blocks partition the d columns of Q. The mean is
+                kept only on trivial blocks, and a block of width w has the one standard deviation
+                sqrt(mean |Q_b^T (x - mean)|^2 / w), which is what makes the map commute with the
+                group. Without blocks every channel has its own mean and standard deviation.
 
         A channel or block without spread is divided by 1: nothing but its mean is taken off.
 
@@ -90,9 +98,14 @@ class Normalizer:
             ValueError: no rows, NaN, blocks that don't fit d.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"expected x to be a floating-point Tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+            raise TypeError(
+                "expected x to be a floating-point Tensor, got "
+                f"{getattr(x, 'dtype', type(x).__name__)}"
+            )
         if x.ndim < 2 or x.numel() == 0:
-            raise ValueError(f"expected x of shape (..., d) with at least one row, got {tuple(x.shape)}")
+            raise ValueError(
+                f"expected x of shape (..., d) with at least one row, got {tuple(x.shape)}"
+            )
         rows = _as_float64("x", x.reshape(-1, x.shape[-1]), 2)
         d = rows.shape[1]
         if blocks is None:
@@ -106,10 +119,13 @@ class Normalizer:
                 centre[start:stop] = 0.0
             sd = float((y[:, start:stop] - centre[start:stop]).square().mean().sqrt())
             # Rounding of a constant, blown up to one, would be noise to learn.
-            spread[start:stop] = 1.0 if sd <= _CONSTANT_SHARE * float(y[:, start:stop].abs().max()) else sd
+            spread[start:stop] = (
+                1.0 if sd <= _CONSTANT_SHARE * float(y[:, start:stop].abs().max()) else sd
+            )
         if blocks is None:
             return cls(centre, spread.diag())
-        # Rounding of Q diag Q^T is made symmetric, so that scale commutes with the group as well as float64 can say.
+        # Rounding of Q diag Q^T is made symmetric, so that scale commutes with the group as well as
+        # float64 can say.
         scale = basis @ spread.diag() @ basis.T
         return cls(basis @ centre, (scale + scale.T) / 2)
 
@@ -119,12 +135,14 @@ class Normalizer:
         return ((x64 - mean) @ inverse.T).to(x.dtype)
 
     def denormalize(self, y: Tensor) -> Tensor:
-        """x = mean + scale y, for y (..., d); same shape, dtype and device. Inverse of `normalize`."""
+        """x = mean + scale y, for y (..., d); same shape, dtype and device. Inverse of
+        `normalize`."""
         y64, mean, scale = self._prepare("y", y, self.scale)
         return (mean + y64 @ scale.T).to(y.dtype)
 
     def state(self) -> dict[str, list]:
-        """JSON-able `{"mean": [...], "scale": [[...]]}`; Python's JSON writes floats so that they read back exactly."""
+        """JSON-able `{"mean": [...], "scale": [[...]]}`; Python's JSON writes floats so that they
+        read back exactly."""
         return {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
 
     @classmethod
@@ -138,7 +156,8 @@ class Normalizer:
     def _prepare(self, name: str, x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(
-                f"expected {name} to be a floating-point Tensor, got {getattr(x, 'dtype', type(x).__name__)}"
+                f"expected {name} to be a floating-point Tensor, got "
+                f"{getattr(x, 'dtype', type(x).__name__)}"
             )
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"expected {name} of shape (..., {self.dim}), got {tuple(x.shape)}")
@@ -160,32 +179,41 @@ def is_constant(rows: Tensor) -> Tensor:
 
 
 def _check_blocks(blocks: Blocks, d: int) -> tuple[Tensor, list[tuple[int, int, bool]]]:
-    """The basis in float64 and the spans as a list, after checking that they split R^d orthogonally."""
+    """The basis in float64 and the spans as a list, after checking that they split R^d
+    orthogonally."""
     basis = _as_float64("blocks[0]", blocks[0], 2)
     spans = [(int(start), int(stop), bool(trivial)) for start, stop, trivial in blocks[1]]
     if tuple(basis.shape) != (d, d):
         raise ValueError(
-            f"expected a representation of dimension {d}, the number of channels, got {tuple(basis.shape)}"
+            f"expected a representation of dimension {d}, the number of channels, got "
+            f"{tuple(basis.shape)}"
         )
     if not torch.allclose(basis.T @ basis, torch.eye(d, dtype=torch.float64), atol=1e-6):
         raise ValueError(
-            "expected an orthogonal change of basis in blocks, got one that isn't; use an orthogonal representation"
+            "expected an orthogonal change of basis in blocks, got one that isn't; use an "
+            "orthogonal representation"
         )
     covered = [i for start, stop, _ in sorted(spans) for i in range(start, stop)]
     if covered != list(range(d)):
-        raise ValueError(f"expected blocks that cover 0..{d} once, got {[(start, stop) for start, stop, _ in spans]}")
+        raise ValueError(
+            f"expected blocks that cover 0..{d} once, got "
+            f"{[(start, stop) for start, stop, _ in spans]}"
+        )
     return basis, spans
 
 
 def pack_tokens(x: Tensor, pack: int) -> Tensor:
     """(B, T, d) -> (B, T / pack, pack d): `pack` consecutive waypoints become one token.
 
-    A group that acts on waypoints by rho acts on a token by `pack` copies of rho. ValueError if T is not a multiple of
-    `pack`.
+    A group that acts on waypoints by rho acts on a token by `pack` copies of rho. ValueError if T
+    is not a multiple of `pack`.
     """
     _check_pack(pack)
     if x.ndim != 3 or x.shape[1] % pack:
-        raise ValueError(f"expected x of shape (B, T, d) with T a multiple of pack = {pack}, got {tuple(x.shape)}")
+        raise ValueError(
+            f"expected x of shape (B, T, d) with T a multiple of pack = {pack}, got "
+            f"{tuple(x.shape)}"
+        )
     return x.reshape(x.shape[0], x.shape[1] // pack, pack * x.shape[2])
 
 

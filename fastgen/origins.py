@@ -1,9 +1,11 @@
-"""What a run was begun with, told by a few numbers: its data, its teacher, its precision. It must go on with the same.
+"""What a run was begun with, told by a few numbers: its data, its teacher, its precision. It must
+go on with the same.
 
-The numbers of tensors x_1, x_2, ... are how many there are, their root mean square r, and sums w . x / (r sqrt(n)) with
-random weights w, one for each of a few draws of weights. They agree to `TOLERANCE` where the last digits of data differ
-that were computed anew on another machine; other data, other weights or another order of rows change them by about as
-much as they change the data. What is no number counts as 0, an infinity as 1 or -1 (masks hold such).
+The numbers of tensors x_1, x_2, ... are how many there are, their root mean square r, and sums w .
+x / (r sqrt(n)) with random weights w, one for each of a few draws of weights. They agree to
+`TOLERANCE` where the last digits of data differ that were computed anew on another machine; other
+data, other weights or another order of rows change them by about as much as they change the data.
+What is no number counts as 0, an infinity as 1 or -1 (masks hold such).
 """
 
 from __future__ import annotations
@@ -50,19 +52,26 @@ def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
     """Refuse to go on with what the run in `folder` was not begun with.
 
     Raises:
-        ValueError: such as `... was begun with other data: resume it with its own, or choose another run_dir`.
+        ValueError: such as `... was begun with other data: resume it with its own, or choose
+            another run_dir`.
     """
     path = folder / ORIGIN
     if not path.exists():
-        raise ValueError(f"expected {ORIGIN} in {folder}, got none: go on with the version that began the run")
+        raise ValueError(
+            f"expected {ORIGIN} in {folder}, got none: go on with the version that began the run"
+        )
     before = read_json(path)
     for name in sorted(before.keys() | origin.keys()):
         then, now = before.get(name), origin.get(name)
         if not _agree(then, now):
-            said = f" ({then} then, {now} now)" if isinstance(then, str) and isinstance(now, str) else ""
+            said = (
+                f" ({then} then, {now} now)"
+                if isinstance(then, str) and isinstance(now, str)
+                else ""
+            )
             raise ValueError(
-                f"{folder} holds a run that was begun with another {name}{said}: resume with its own, or choose "
-                "another run_dir"
+                f"{folder} holds a run that was begun with another {name}{said}: resume with its "
+                "own, or choose another run_dir"
             )
 
 
@@ -73,4 +82,6 @@ def _agree(then: Any, now: Any) -> bool:
         return False
     # The root mean square has a unit, the sums have none.
     sizes = [abs(then[1]), *[1.0] * _PROJECTIONS] if len(then) > 1 else []
-    return all(abs(a - b) <= TOLERANCE * size for a, b, size in zip(then[1:], now[1:], sizes, strict=True))
+    return all(
+        abs(a - b) <= TOLERANCE * size for a, b, size in zip(then[1:], now[1:], sizes, strict=True)
+    )

@@ -1,4 +1,5 @@
-"""Flow matching of a conditional transformer on trajectories: the job behind recipes/train_teacher.py."""
+"""Flow matching of a conditional transformer on trajectories: the job behind
+recipes/train_teacher.py."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ _VALIDATION_CALLS = 8
 
 
 def train_teacher(cfg: TrainTeacherConfig) -> Path:
-    """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the run folder."""
+    """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the
+    run folder."""
     accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
     check_compiler(accelerator.device, wanted=cfg.train.compile)
     with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
@@ -47,13 +49,18 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
                 for line in data_notes(task, cfg.train.batch_size):
                     print(line, file=sys.stderr, flush=True)
                 data = fingerprint(tensors_in(task.train.network_inputs()))
-                claim_run(run_dir, cfg, {"data": data, "mixed precision": str(accelerator.mixed_precision)})
+                claim_run(
+                    run_dir,
+                    cfg,
+                    {"data": data, "mixed precision": str(accelerator.mixed_precision)},
+                )
 
         def stage() -> Stage:
             x0, cond = task.train.network_inputs()
             ema = EMAConfig(decay=cfg.train.ema_decay)
             train = cfg.train
-            # A copy: preparing changes a network for good (autocast, shards), and `initial` is what is handed over.
+            # A copy: preparing changes a network for good (autocast, shards), and `initial` is what
+            # is handed over.
             copied = copy.deepcopy(initial)
             network = TrainedNetwork(
                 recompute_blocks(copied) if train.gradient_checkpointing else copied,
@@ -67,7 +74,9 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             return FlowMatching(network, x0, cond, cfg.train, draws)
 
         def evaluate(network: nn.Module) -> dict[str, float]:
-            return task.evaluate(teacher_sampler(network, task.train, _VALIDATION_CALLS, "ab2"), quick=True)
+            return task.evaluate(
+                teacher_sampler(network, task.train, _VALIDATION_CALLS, "ab2"), quick=True
+            )
 
         trainer = Trainer(
             {"flow_matching": stage},
@@ -93,8 +102,9 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
     data = task.train
     if isinstance(data, SampleData):
         raise ValueError(
-            "expected trajectories X (N, T_x, d_x) with Z (N, T_z, d_z) for the networks of this package, got X "
-            f"{tuple(data.X.shape)} and Z {cond_text(data.Z)}; train a network of your own and distil that"
+            "expected trajectories X (N, T_x, d_x) with Z (N, T_z, d_z) for the networks of this "
+            f"package, got X {tuple(data.X.shape)} and Z {cond_text(data.Z)}; train a network of "
+            "your own and distil that"
         )
     x0, cond = data.network_inputs()
     options |= {"in_horizon": x0.shape[1], "cond_horizon": cond.shape[1]}
@@ -103,7 +113,8 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
         return build_model({"class": "CondTransformerRegressor", **dims, **options})
     if data.symmetry is None:
         raise ValueError(
-            "model.equivariant needs data.symmetry (group, in_rep, cond_rep), got none; or set model.equivariant=false"
+            "model.equivariant needs data.symmetry (group, in_rep, cond_rep), got none; or set "
+            "model.equivariant=false"
         )
     symmetry: dict[str, Any] = dict(data.symmetry)
     for key in ("in_rep", "out_rep"):
@@ -114,9 +125,14 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
 
 
 def hand_over(
-    cfg: TrainTeacherConfig, run_dir: Path, network: nn.Module, task: Task, seconds: dict[str, float]
+    cfg: TrainTeacherConfig,
+    run_dir: Path,
+    network: nn.Module,
+    task: Task,
+    seconds: dict[str, float],
 ) -> None:
-    """Save the network with what it was trained on and how long that took, then its scores beside it."""
+    """Save the network with what it was trained on and how long that took, then its scores beside
+    it."""
     folder = run_dir / "teacher"
     description = {
         "task": task.name,
@@ -133,16 +149,27 @@ def hand_over(
     print(f"teacher: {folder}")
 
 
-def score_teacher(folder: Path, *, calls: Sequence[int], ab2_calls: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Score a saved teacher on the data it names, write ``scores.json`` beside its weights, return its rows."""
+def score_teacher(
+    folder: Path, *, calls: Sequence[int], ab2_calls: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Score a saved teacher on the data it names, write ``scores.json`` beside its weights, return
+    its rows."""
     network, description = load_network(folder)
     if "data" not in description:
-        raise ValueError(f"expected {folder} to name its data (a folder of recipes/train_teacher.py), got none")
+        raise ValueError(
+            f"expected {folder} to name its data (a folder of recipes/train_teacher.py), got none"
+        )
     task = build_data(validate(DataConfig, description["data"]))
     rows = evaluate_teacher(
-        network.eval(), task, calls, ab2_calls, progress=lambda row: print(f"scoring: {row}", flush=True)
+        network.eval(),
+        task,
+        calls,
+        ab2_calls,
+        progress=lambda row: print(f"scoring: {row}", flush=True),
     )
-    write_json(folder / SCORES, {"data": description["data"], "teacher": rows, "floor": task.floor()})
+    write_json(
+        folder / SCORES, {"data": description["data"], "teacher": rows, "floor": task.floor()}
+    )
     for name, scores in rows.items():
         print(f"{name:>8}  " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
     return rows

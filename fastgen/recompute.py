@@ -1,4 +1,5 @@
-"""Blocks whose activations are computed a second time in the backward instead of being kept (gradient checkpointing).
+"""Blocks whose activations are computed a second time in the backward instead of being kept
+(gradient checkpointing).
 
 References:
     Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174.
@@ -19,14 +20,16 @@ __all__ = ["keep_blocks", "recompute_blocks", "recomputed"]
 
 
 class Recomputed:
-    """Mark of a block whose forward runs again in the backward; its class is otherwise the block's own."""
+    """Mark of a block whose forward runs again in the backward; its class is otherwise the block's
+    own."""
 
 
 def recompute_blocks(network: nn.Module) -> nn.Module:
-    """`network`, changed in place: the entries of its outermost `nn.ModuleList`s keep their inputs only.
+    """`network`, changed in place: the entries of its outermost `nn.ModuleList`s keep their inputs
+    only.
 
-    Names of weights and results stay what they are, dropout included: the second forward has the random state, the
-    train and eval modes and the frozen weights of the first.
+    Names of weights and results stay what they are, dropout included: the second forward has the
+    random state, the train and eval modes and the frozen weights of the first.
 
     Raises:
         ValueError: a network without such blocks.
@@ -34,8 +37,8 @@ def recompute_blocks(network: nn.Module) -> nn.Module:
     blocks = list(_blocks(network))
     if not blocks:
         raise ValueError(
-            f"expected a network with blocks in an nn.ModuleList for train.gradient_checkpointing, got "
-            f"{type(network).__name__}; set it to false"
+            "expected a network with blocks in an nn.ModuleList for train.gradient_checkpointing, "
+            f"got {type(network).__name__}; set it to false"
         )
     for block in blocks:
         if not isinstance(block, Recomputed):
@@ -62,7 +65,8 @@ def recomputed(network: nn.Module) -> list[nn.Module]:
 
 
 def _unregistered(module: nn.Module) -> tuple[nn.Module, ...]:
-    """Networks that a module calls and whose weights are not its own, such as that of a fake score of low rank."""
+    """Networks that a module calls and whose weights are not its own, such as that of a fake score
+    of low rank."""
     return getattr(module, "unregistered", ())
 
 
@@ -76,7 +80,8 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 @functools.cache
 def _recomputing(plain: type[nn.Module]) -> type[nn.Module]:
-    """Subclass of a block's class; a class rather than a wrapper leaves names alone and follows copies."""
+    """Subclass of a block's class; a class rather than a wrapper leaves names alone and follows
+    copies."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -95,9 +100,15 @@ def _recomputing(plain: type[nn.Module]) -> type[nn.Module]:
 
 
 @contextmanager
-def _as_then(modes: list[tuple[nn.Module, bool]], flags: list[tuple[nn.Parameter, bool]]) -> Iterator[None]:
-    """Inside, modules are in the modes and parameters as frozen as they were when the loss was computed."""
-    modes_now, flags_now = [(m, m.training) for m, _ in modes], [(p, p.requires_grad) for p, _ in flags]
+def _as_then(
+    modes: list[tuple[nn.Module, bool]], flags: list[tuple[nn.Parameter, bool]]
+) -> Iterator[None]:
+    """Inside, modules are in the modes and parameters as frozen as they were when the loss was
+    computed."""
+    modes_now, flags_now = (
+        [(m, m.training) for m, _ in modes],
+        [(p, p.requires_grad) for p, _ in flags],
+    )
     try:
         _set(modes, flags)
         yield

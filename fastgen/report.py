@@ -7,7 +7,8 @@
     report/score_vs_nfe.png   each score against the number of network calls
     report/training.png       losses of each stage and the validation score
     report/diagnostics.png    what shows a collapse, of runs whose log holds validations: spread, mode error and score
-                              since the start of each stage; gap and lag between the judges, gradients, discriminator
+                              since the start of each stage; gap and lag between the judges,
+                              gradients, discriminator
 
 This module and `pictures`, which draws the samples, are the only ones that plot.
 """
@@ -21,7 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._files import new_folder, plain_json, write_file, write_json
-from .pictures import COLOURS, GREY, INK, STYLE, add_legend, new_figure, sample_figure, trajectory_figure
+from .pictures import (
+    COLOURS,
+    GREY,
+    INK,
+    STYLE,
+    add_legend,
+    new_figure,
+    sample_figure,
+    trajectory_figure,
+)
 from .tables import (
     METHOD_TITLES,
     SCORES,
@@ -51,8 +61,18 @@ __all__ = [
     "write_report",
 ]
 
-_PICTURES = ("trajectories.png", "samples.png", "score_vs_nfe.png", "training.png", "diagnostics.png")
-_STAGES = {"kd": "KD: regression on teacher pairs", **METHOD_TITLES, "flow_matching": "flow matching"}
+_PICTURES = (
+    "trajectories.png",
+    "samples.png",
+    "score_vs_nfe.png",
+    "training.png",
+    "diagnostics.png",
+)
+_STAGES = {
+    "kd": "KD: regression on teacher pairs",
+    **METHOD_TITLES,
+    "flow_matching": "flow matching",
+}
 
 
 def write_report(
@@ -66,21 +86,23 @@ def write_report(
 
     Args:
         run_dir: folder of the run.
-        results: `{"teacher": {"100": {score: value}, "ab2-4": {...}}, "student": {"1": {...}}, "kd": ..., "dmd": ...,
-            "floor": {score: value}, "seconds": {...}, "latency": {...}, "selected": "kd" | "dmd", "primary": score,
-            "warnings": [text]}`.
-            Keys of rows are network calls, after the solver and a dash where it isn't Euler. What is missing is left
-            out of tables and pictures.
-        curves: rows of metrics.jsonl: `iteration`, `stage`, `step`, losses and, in some rows, validation scores and
-            `diagnostics`.
-        examples: `Z` (n, T_z, d_z), `X_true` (n, T_x, d_x), `teacher` and `student` (n, K, T_x, d_x) in original units,
-            `scene` as a task's `scene()` returns it, `labels` {"teacher": text, "student": text}. Samples of other
-            shapes have a `kind` in their scene, and `Z` isn't drawn.
+        results: `{"teacher": {"100": {score: value}, "ab2-4": {...}}, "student": {"1": {...}},
+            "kd": ..., "dmd": ..., "floor": {score: value}, "seconds": {...}, "latency": {...},
+            "selected": "kd" | "dmd", "primary": score, "warnings": [text]}`.
+            Keys of rows are network calls, after the solver and a dash where it isn't Euler. What
+            is missing is left out of tables and pictures.
+        curves: rows of metrics.jsonl: `iteration`, `stage`, `step`, losses and, in some rows,
+            validation scores and `diagnostics`.
+        examples: `Z` (n, T_z, d_z), `X_true` (n, T_x, d_x), `teacher` and `student` (n, K, T_x,
+            d_x) in original units, `scene` as a task's `scene()` returns it, `labels` {"teacher":
+            text, "student": text}. Samples of other shapes have a `kind` in their scene, and `Z`
+                isn't drawn.
 
     Raises:
         TypeError: results that JSON can't hold.
         OSError: the folder can't be written.
-        ImportError: matplotlib is not installed; report.json and report.md are written all the same.
+        ImportError: matplotlib is not installed; report.json and report.md are written all the
+            same.
     """
     folder = Path(run_dir) / "report"
     reasons: dict[str, str] = {}
@@ -105,7 +127,9 @@ def write_report(
             write_file(partial / name, data)
     if failure is not None:
         # Only now: a run of hours must not lose its numbers for want of a plotting library.
-        raise ImportError(f"{failure}; {folder / 'report.json'} and report.md are written") from failure
+        raise ImportError(
+            f"{failure}; {folder / 'report.json'} and report.md are written"
+        ) from failure
     return folder
 
 
@@ -118,18 +142,21 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-# ---- Scores -------------------------------------------------------------------------------------------------------
+# ---- Scores --------------------------------------------------------------------------------------
 
 
 def score_figure(results: Mapping[str, Any]) -> Figure:
-    """Small multiples: each score against the number of network calls, for the teacher's solvers and the students.
+    """Small multiples: each score against the number of network calls, for the teacher's solvers
+    and the students.
 
     Args:
         results: as for :func:`write_report`.
     """
     blocks = score_blocks(results)
     columns = max(1, *(len(names) for names in blocks.values()))
-    figure, axes = new_figure(max(3.5 * columns, 7.0), 3.4 * len(blocks) + 0.8, len(blocks), columns)
+    figure, axes = new_figure(
+        max(3.5 * columns, 7.0), 3.4 * len(blocks) + 0.8, len(blocks), columns
+    )
     for row, (suffix, names) in zip(axes, blocks.items(), strict=True):
         for ax in row[len(names) :]:
             ax.set_visible(False)
@@ -141,7 +168,9 @@ def score_figure(results: Mapping[str, Any]) -> Figure:
             if suffix == list(blocks)[-1]:
                 ax.set_xlabel("network calls (NFE)")
         if len(blocks) > 1:
-            row[0].set_ylabel("near opposition" if suffix else "all conditions", fontweight="bold", fontsize=13)
+            row[0].set_ylabel(
+                "near opposition" if suffix else "all conditions", fontweight="bold", fontsize=13
+            )
     add_legend(figure, axes.flat, 7, ("demonstrations", "constant velocity"))
     return figure
 
@@ -156,12 +185,19 @@ def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> 
     if not curves and not levels:
         ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", color=GREY)
         return
-    values = [value for _, value, *_ in levels] + [value for points in curves.values() for value in points.values()]
+    values = [value for _, value, *_ in levels] + [
+        value for points in curves.values() for value in points.values()
+    ]
     low, high = min(values), max(values)
     if scale == "linear":
         # One or two Euler steps are so far off that nothing else could be told apart beside them.
         near = [value for _, value, *_ in levels]
-        near += [v for label, points in curves.items() for k, v in points.items() if label != "teacher, Euler" or k > 2]
+        near += [
+            v
+            for label, points in curves.items()
+            for k, v in points.items()
+            if label != "teacher, Euler" or k > 2
+        ]
         if near and high - low > 3 * (max(near) - min(near)) > 0:
             low, high = min(near), max(near)
     calls = sorted({k for points in curves.values() for k in points})
@@ -173,9 +209,20 @@ def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> 
         for k, value in points.items():
             if not bottom <= value <= top:
                 edge, offset = (top, -17) if value > top else (bottom, 8)
-                where = {"xytext": (0, offset), "textcoords": "offset points", "ha": "center", "fontsize": 10}
+                where = {
+                    "xytext": (0, offset),
+                    "textcoords": "offset points",
+                    "ha": "center",
+                    "fontsize": 10,
+                }
                 ax.plot(
-                    k, edge, "^" if value > top else "v", color=style["color"], markersize=8, clip_on=False, zorder=6
+                    k,
+                    edge,
+                    "^" if value > top else "v",
+                    color=style["color"],
+                    markersize=8,
+                    clip_on=False,
+                    zorder=6,
                 )
                 ax.annotate(f"{value:.2g}", (k, edge), color=style["color"], **where)
     for label, value, colour, line in levels:
@@ -184,17 +231,33 @@ def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> 
 
 def _curve_style(label: str) -> dict[str, Any]:
     if label.startswith("teacher"):
-        return {"color": COLOURS["teacher" if label.endswith("Euler") else "ab2"], "marker": "o", "zorder": 3}
+        return {
+            "color": COLOURS["teacher" if label.endswith("Euler") else "ab2"],
+            "marker": "o",
+            "zorder": 3,
+        }
     if label.startswith("student"):
-        return {"color": COLOURS["student"], "marker": "*", "markersize": 19, "markeredgecolor": "white", "zorder": 4}
+        return {
+            "color": COLOURS["student"],
+            "marker": "*",
+            "markersize": 19,
+            "markeredgecolor": "white",
+            "zorder": 4,
+        }
     # On top of the star: one of the two is the student that was exported.
     kd = label == "KD only"
-    style = {"color": COLOURS["kd" if kd else "dmd"], "marker": "s" if kd else "D", "linestyle": "--", "markersize": 6}
+    style = {
+        "color": COLOURS["kd" if kd else "dmd"],
+        "marker": "s" if kd else "D",
+        "linestyle": "--",
+        "markersize": 6,
+    }
     return {**style, "markeredgecolor": "white", "markeredgewidth": 0.8, "zorder": 5}
 
 
 def _score_axes(ax: Axes, scale: str, low: float, high: float, calls: Sequence[int]) -> None:
-    """A log2 axis of calls with a tick for each of them, a vertical axis with few ticks that are plain numbers."""
+    """A log2 axis of calls with a tick for each of them, a vertical axis with few ticks that are
+    plain numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
     if calls:
@@ -206,7 +269,9 @@ def _score_axes(ax: Axes, scale: str, low: float, high: float, calls: Sequence[i
         ax.set_yscale("logit")
         odds = [p / (1 - p) for p in (within(low, scale), within(high, scale))]
         ax.set_ylim(*(odd / (1 + odd) for odd in (odds[0] / 1.7, odds[1] * 1.7)))
-        ax.yaxis.set_major_locator(FixedLocator([0.02, 0.1, 0.5, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9997]))
+        ax.yaxis.set_major_locator(
+            FixedLocator([0.02, 0.1, 0.5, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9997])
+        )
         ax.yaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g} %"))
         ax.yaxis.set_minor_locator(FixedLocator([]))
     elif scale == "log" and high > 2 * low:
@@ -227,21 +292,27 @@ def _spaced(calls: Sequence[int]) -> list[int]:
 
 
 def _log_axis(ax: Axes, low: float, high: float) -> None:
-    """A vertical log axis from below `low` to above `high`, with ticks at 1, 2, 5 (or more, if these are too few)."""
+    """A vertical log axis from below `low` to above `high`, with ticks at 1, 2, 5 (or more, if
+    these are too few)."""
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
     bottom, top = low / 1.2, high * 1.2
     ax.set_yscale("log")
     ax.set_ylim(bottom, top)
     decades = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
-    choices = [[m * 10.0**e for e in decades for m in ms] for ms in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))]
+    choices = [
+        [m * 10.0**e for e in decades for m in ms]
+        for ms in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
+    ]
     inside = [[tick for tick in ticks if bottom <= tick <= top] for ticks in choices]
-    ax.yaxis.set_major_locator(FixedLocator(next((ticks for ticks in inside if len(ticks) >= 3), inside[-1])))
+    ax.yaxis.set_major_locator(
+        FixedLocator(next((ticks for ticks in inside if len(ticks) >= 3), inside[-1]))
+    )
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     ax.yaxis.set_minor_locator(FixedLocator([]))
 
 
-# ---- Training -----------------------------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 
 def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) -> Figure:
@@ -254,7 +325,9 @@ def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, An
     columns = max(1, len(stages) + bool(validation))
     figure, axes = new_figure(max(4.9 * columns, 7.0), 4.2, 1, columns)
     for ax, (stage, losses) in zip(axes[0], stages.items(), strict=False):
-        colours = iter((COLOURS.get(stage, COLOURS["teacher"]), COLOURS["other"], INK, COLOURS["ab2"], GREY))
+        colours = iter(
+            (COLOURS.get(stage, COLOURS["teacher"]), COLOURS["other"], INK, COLOURS["ab2"], GREY)
+        )
         for name, points in losses.items():
             colour = next(colours, GREY)
             ax.plot(*zip(*points, strict=True), color=colour, alpha=0.3, linewidth=1)
@@ -268,9 +341,16 @@ def training_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, An
         ax = axes[0][-1]
         for stage, points in validation.items():
             colour = COLOURS.get(stage, COLOURS["teacher"])
-            ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=f"during {_stage_name(stage)}")
+            ax.plot(
+                *zip(*points, strict=True),
+                "o-",
+                color=colour,
+                markersize=5,
+                label=f"during {_stage_name(stage)}",
+            )
         values = [value for points in validation.values() for _, value in points]
-        # A start from the teacher in one call is so far off that nothing else could be told apart beside it.
+        # A start from the teacher in one call is so far off that nothing else could be told apart
+        # beside it.
         if 0 < 3 * min(values) < max(values):
             _log_axis(ax, min(values), max(values))
         primary = str(results.get("primary"))
@@ -287,7 +367,7 @@ def _stage_name(stage: str) -> str:
     return stage.upper() if len(stage) <= 3 else stage.replace("_", " ")
 
 
-# ---- Diagnostics --------------------------------------------------------------------------------------------------
+# ---- Diagnostics ---------------------------------------------------------------------------------
 
 # Diagnostic -> (title, what to see in it, level of reference, scale).
 _BINNED = {
@@ -299,10 +379,11 @@ _GRADIENTS = {"vsd_grad": "gradient of VSD", "gan_grad": "gradient of the GAN, w
 
 
 def diagnostics_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) -> Figure:
-    """What shows a collapse, over the updates of all stages: scores above, the judges of the student below.
+    """What shows a collapse, over the updates of all stages: scores above, the judges of the
+    student below.
 
-    Scores have a dashed line from where their stage began. Binned diagnostics have a curve per bin of t, from dark
-    (small t) to light; where a panel is missing, a stage didn't measure it.
+    Scores have a dashed line from where their stage began. Binned diagnostics have a curve per bin
+    of t, from dark (small t) to light; where a panel is missing, a stage didn't measure it.
 
     Args:
         results, curves: as for :func:`write_report`; what isn't in them isn't drawn.
@@ -312,7 +393,9 @@ def diagnostics_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str,
     gradients = {name: found[name][""] for name in _GRADIENTS if found.get(name, {}).get("")}
     counts = [count for count in (len(scores), len(binned) + bool(gradients)) if count]
     columns = max(counts, default=1)
-    figure, axes = new_figure(max(4.3 * columns, 7.0), 3.7 * len(counts or [1]) + 0.4, len(counts or [1]), columns)
+    figure, axes = new_figure(
+        max(4.3 * columns, 7.0), 3.7 * len(counts or [1]) + 0.4, len(counts or [1]), columns
+    )
     for ax in axes.flat:
         ax.set_visible(False)
     rows = iter(axes)
@@ -333,13 +416,28 @@ def diagnostics_figure(results: Mapping[str, Any], curves: Sequence[Mapping[str,
     return figure
 
 
-def _draw_validation(ax: Axes, name: str, stages: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+def _draw_validation(
+    ax: Axes, name: str, stages: Mapping[str, Sequence[tuple[float, float]]]
+) -> None:
     title, good, _ = SCORES.get(name, (name.replace("_", " "), "lower is better", ""))
     for stage, points in stages.items():
         colour = COLOURS.get(stage, COLOURS["teacher"])
-        ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=f"during {_stage_name(stage)}")
+        ax.plot(
+            *zip(*points, strict=True),
+            "o-",
+            color=colour,
+            markersize=5,
+            label=f"during {_stage_name(stage)}",
+        )
         ends, level = [points[0][0], points[-1][0]], [points[0][1]] * 2
-        ax.plot(ends, level, "--", color=colour, linewidth=1.2, label=f"where {_stage_name(stage)} began")
+        ax.plot(
+            ends,
+            level,
+            "--",
+            color=colour,
+            linewidth=1.2,
+            label=f"where {_stage_name(stage)} began",
+        )
     values = [value for points in stages.values() for _, value in points]
     if 0 < 3 * min(values) < max(values):
         _log_axis(ax, min(values), max(values))
@@ -361,8 +459,12 @@ def _draw_bins(ax: Axes, name: str, bins: Mapping[str, Sequence[tuple[float, flo
 
 
 def _draw_gradients(ax: Axes, gradients: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    for (name, points), colour in zip(gradients.items(), (COLOURS["dmd"], COLOURS["other"]), strict=False):
-        ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, label=_GRADIENTS[name])
+    for (name, points), colour in zip(
+        gradients.items(), (COLOURS["dmd"], COLOURS["other"]), strict=False
+    ):
+        ax.plot(
+            *zip(*points, strict=True), "o-", color=colour, markersize=5, label=_GRADIENTS[name]
+        )
     values = [value for points in gradients.values() for _, value in points]
     if 0 < 3 * min(values) < max(values):
         _log_axis(ax, min(values), max(values))

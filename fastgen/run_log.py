@@ -1,8 +1,8 @@
 """The log of a run: rows of ``metrics.jsonl``, progress for people, and how fast it goes.
 
-A row says beside losses and scores how many samples a second were trained on, where the time went since the row before
-(`phases`, seconds by name) and the peak of memory so far. These keys differ between runs that are equal otherwise:
-`timeless` leaves them out.
+A row says beside losses and scores how many samples a second were trained on, where the time went
+since the row before (`phases`, seconds by name) and the peak of memory so far. These keys differ
+between runs that are equal otherwise: `timeless` leaves them out.
 """
 
 from __future__ import annotations
@@ -64,13 +64,15 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
         try:
             rows += [json.loads(line)] if line else []
         except ValueError as error:
-            raise ValueError(f"expected a row of JSON in line {number} of {path}, got {brief(line)}") from error
+            raise ValueError(
+                f"expected a row of JSON in line {number} of {path}, got {brief(line)}"
+            ) from error
     return rows
 
 
 def peak_memory() -> int | None:
-    """Bytes: the most that torch held on this process' GPU, without a GPU the process' largest resident size; None
-    where the system doesn't tell."""
+    """Bytes: the most that torch held on this process' GPU, without a GPU the process' largest
+    resident size; None where the system doesn't tell."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:
@@ -78,13 +80,17 @@ def peak_memory() -> int | None:
     except ImportError:  # a system without it
         return None
     # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 class PhaseClock:
-    """Seconds by phase. A phase inside another one is taken off the outer one, so that all add up to what passed.
+    """Seconds by phase. A phase inside another one is taken off the outer one, so that all add up
+    to what passed.
 
-    On a GPU these are the host's seconds: work that was only enqueued counts where the host waits for it.
+    On a GPU these are the host's seconds: work that was only enqueued counts where the host waits
+    for it.
     """
 
     def __init__(self) -> None:
@@ -130,7 +136,12 @@ class RunLog:
         main_process: bool,
         track: Callable[[dict[str, float], int], None] | None = None,
     ) -> None:
-        self.run_dir, self.batch_size, self.main_process, self.track = run_dir, batch_size, main_process, track
+        self.run_dir, self.batch_size, self.main_process, self.track = (
+            run_dir,
+            batch_size,
+            main_process,
+            track,
+        )
         self.clock = PhaseClock()
         self._updates = 0
 
@@ -139,10 +150,13 @@ class RunLog:
         self._updates += 1
 
     def write(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Add a row; `row` has `iteration`, `stage` and `step`. Returns it with speed and memory."""
+        """Add a row; `row` has `iteration`, `stage` and `step`. Returns it with speed and
+        memory."""
         phases = self.clock.take()
         # Validations and checkpoints are not training.
-        seconds = sum(value for name, value in phases.items() if name not in ("validation", "checkpoint"))
+        seconds = sum(
+            value for name, value in phases.items() if name not in ("validation", "checkpoint")
+        )
         if self._updates and seconds > 0:
             row = {**row, "samples_per_s": round(self._updates * self.batch_size / seconds, 1)}
         self._updates = 0
@@ -153,7 +167,8 @@ class RunLog:
         return row
 
     def note(self, row: dict[str, Any]) -> None:
-        """Add a row as it is, such as one of an update that only now is known to have been skipped."""
+        """Add a row as it is, such as one of an update that only now is known to have been
+        skipped."""
         if self.main_process:
             with open(self.run_dir / LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps(plain_json(row, "row")) + "\n")
@@ -161,22 +176,29 @@ class RunLog:
                 self.track(numbers(row), row["iteration"])
 
     def truncate(self, stages: Sequence[str], position: int, step: int) -> None:
-        """Drop the rows after `step` updates of stage number `position`, which are about to be made again; at the
-        start of a stage also the row of its update 0."""
+        """Drop the rows after `step` updates of stage number `position`, which are about to be made
+        again; at the start of a stage also the row of its update 0."""
         path = self.run_dir / LOG
         if self.main_process and path.exists():
             done = position, step if step else -1
             rows = []
             for row in read_log(self.run_dir):
-                if not isinstance(row, dict) or row.get("stage") not in stages or not isinstance(row.get("step"), int):
-                    raise ValueError(f"expected rows of {', '.join(stages)} in {path}, got {brief(row)}")
+                if (
+                    not isinstance(row, dict)
+                    or row.get("stage") not in stages
+                    or not isinstance(row.get("step"), int)
+                ):
+                    raise ValueError(
+                        f"expected rows of {', '.join(stages)} in {path}, got {brief(row)}"
+                    )
                 if (stages.index(row["stage"]), row["step"]) <= done:
                     rows.append(row)
             write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def numbers(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a row as trackers take them: below the stage's name, nested ones as "phases/data", lists by index.
+    """The numbers of a row as trackers take them: below the stage's name, nested ones as
+    "phases/data", lists by index.
 
     `iteration`, the x-axis, and what is no number are left out.
     """
@@ -203,13 +225,14 @@ def check_tracker(name: str | None) -> None:
     """
     if name is not None and importlib.util.find_spec(name) is None:
         raise ValueError(
-            f"expected the package {name} for train.tracker={name}, got none: pip install {name}, or set "
-            "train.tracker=null"
+            f"expected the package {name} for train.tracker={name}, got none: pip install {name}, "
+            "or set train.tracker=null"
         )
 
 
 def quiet() -> None:
-    """Silence warnings and logging of this process, for all but the main one; errors are still raised."""
+    """Silence warnings and logging of this process, for all but the main one; errors are still
+    raised."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
@@ -219,14 +242,16 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-# ---- Progress -----------------------------------------------------------------------------------------------------
+# ---- Progress ------------------------------------------------------------------------------------
 
 
 class Lines:
-    """Progress as whole lines, for files and pipes: one at a `set_postfix`, at most every `every` seconds, and one at
-    the end."""
+    """Progress as whole lines, for files and pipes: one at a `set_postfix`, at most every `every`
+    seconds, and one at the end."""
 
-    def __init__(self, title: str, total: int, initial: int = 0, *, every: float = LINE_EVERY) -> None:
+    def __init__(
+        self, title: str, total: int, initial: int = 0, *, every: float = LINE_EVERY
+    ) -> None:
         self.title, self.total, self.n, self.every = title, total, initial, every
         self._shown, self._last = -1, -float("inf")
         self._text = ""
@@ -241,7 +266,10 @@ class Lines:
 
     def _show(self) -> None:
         self._shown, self._last = self.n, time.monotonic()
-        print(f"{self.title}: {self.n}/{self.total}" + (f", {self._text}" if self._text else ""), file=sys.stderr)
+        print(
+            f"{self.title}: {self.n}/{self.total}" + (f", {self._text}" if self._text else ""),
+            file=sys.stderr,
+        )
 
     def __enter__(self) -> Lines:
         return self

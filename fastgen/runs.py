@@ -19,11 +19,31 @@ from .origins import check_origin, write_origin
 
 CONFIG, _LOCK = "config.yaml", ".lock"
 # What a run writes: a folder that holds one of these without a config is not a run's.
-_OURS = ("metrics.jsonl", "checkpoints", "stages", "pairs.safetensors", "student", "teacher", "report")
+_OURS = (
+    "metrics.jsonl",
+    "checkpoints",
+    "stages",
+    "pairs.safetensors",
+    "student",
+    "teacher",
+    "report",
+)
 # Keys that may differ between a run and its resumption: they do not change what is computed.
 _FREE_KEYS = (
-    *("resume", "run_dir", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.threads"),
-    *("train.tracker", "train.most_skipped", "train.gradient_accumulation_steps", "train.gradient_checkpointing"),
+    *(
+        "resume",
+        "run_dir",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.log_every",
+        "train.threads",
+    ),
+    *(
+        "train.tracker",
+        "train.most_skipped",
+        "train.gradient_accumulation_steps",
+        "train.gradient_checkpointing",
+    ),
     "train.ema_on_cpu",
 )
 
@@ -35,11 +55,13 @@ def run_folder(cfg: Any) -> Path:
 
 @contextmanager
 def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
-    """The run's folder, created and locked. Call `claim_run` in it when nothing stands in the way of the work.
+    """The run's folder, created and locked. Call `claim_run` in it when nothing stands in the way
+    of the work.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is false; or it holds a run of another config, or files of
-            something else; or a run is going on in it. In processes other than the main one: that it was refused.
+        ValueError: the folder holds a run and `resume` is false; or it holds a run of another
+            config, or files of something else; or a run is going on in it. In processes other than
+            the main one: that it was refused.
         OSError: it cannot be written.
     """
     with ExitStack() as stack:
@@ -49,7 +71,8 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
         with together():
             if not (folder / _LOCK).exists():
                 raise ValueError(
-                    f"expected all processes to see {folder}, got one that doesn't; put it on a shared disk"
+                    f"expected all processes to see {folder}, got one that doesn't; put it on a "
+                    "shared disk"
                 )
         yield folder
 
@@ -59,16 +82,23 @@ def _locked_folder(cfg: Any) -> Iterator[Path]:
     folder = run_folder(cfg)
     saved = folder / CONFIG
     if saved.exists() and not cfg.resume:
-        raise ValueError(f"{folder} holds a run already: add --resume to go on with it, or run_dir=... for a new one")
+        raise ValueError(
+            f"{folder} holds a run already: add --resume to go on with it, or run_dir=... for a "
+            "new one"
+        )
     if saved.exists():
         _check_same(saved, cfg)
     elif foreign := [name for name in _OURS if (folder / name).exists()]:
-        raise ValueError(f"{folder} holds {', '.join(foreign)} but no {CONFIG} of a run: choose another run_dir")
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign)} but no {CONFIG} of a run: choose another run_dir"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
     except OSError as error:
-        raise OSError(f"cannot write in {folder}: {error.strerror or error}; choose another run_dir") from error
+        raise OSError(
+            f"cannot write in {folder}: {error.strerror or error}; choose another run_dir"
+        ) from error
     try:
         _lock(lock, folder)
         try:
@@ -89,8 +119,8 @@ def claim_run(folder: Path, cfg: BaseModel, origin: Mapping[str, Any] | None = N
     """Write the resolved config, which makes `folder` the folder of this run.
 
     Args:
-        origin: what else the run is begun with (:mod:`fastgen.origins`); written beside the config, and of a run that
-            is resumed compared.
+        origin: what else the run is begun with (:mod:`fastgen.origins`); written beside the config,
+            and of a run that is resumed compared.
 
     Raises:
         ValueError: the run was begun with other data, another teacher or another precision.
@@ -111,7 +141,9 @@ def _lock(handle: int, folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ValueError(f"another process is running in {folder}: wait for it or choose another run_dir") from error
+        raise ValueError(
+            f"another process is running in {folder}: wait for it or choose another run_dir"
+        ) from error
 
 
 def _check_same(saved: Path, cfg: BaseModel) -> None:
@@ -121,9 +153,12 @@ def _check_same(saved: Path, cfg: BaseModel) -> None:
     different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     different = [key for key in different if key not in _FREE_KEYS]
     if different:
-        said = "; ".join(f"{key}: {before.get(key)} then, {now.get(key)} now" for key in different[:5])
+        said = "; ".join(
+            f"{key}: {before.get(key)} then, {now.get(key)} now" for key in different[:5]
+        )
         raise ValueError(
-            f"{saved.parent} holds a run of another config ({said}): resume with its own, or choose another run_dir"
+            f"{saved.parent} holds a run of another config ({said}): resume with its own, or "
+            "choose another run_dir"
         )
 
 

@@ -9,7 +9,8 @@ A step takes a state `x` at time `t` to the next time `s`; with h = s - t,
     ab2       x + h (v + h / (2 h') (v - v')), v', h' of last step    order 2, 1 call, first step: euler
 
 References:
-    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, sections II.1 and III.5.
+    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, sections II.1 and
+    III.5.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-__all__ = ["SOLVERS", "AdamsBashforth2", "euler_step", "heun_step", "integrate", "midpoint_step", "rk4_step"]
+__all__ = [
+    "SOLVERS",
+    "AdamsBashforth2",
+    "euler_step",
+    "heun_step",
+    "integrate",
+    "midpoint_step",
+    "rk4_step",
+]
 
 Velocity = Callable[[Tensor, float], Tensor]
 Step = Callable[[Velocity, Tensor, float, float], Tensor]
@@ -54,10 +63,11 @@ def rk4_step(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
 
 
 class AdamsBashforth2:
-    """Second order with one call a step: extrapolate the velocity from the last two, for steps of any lengths.
+    """Second order with one call a step: extrapolate the velocity from the last two, for steps of
+    any lengths.
 
-    Integrating the line through (t', v') and (t, v) from t to s gives h (v + h / (2 h') (v - v')). It remembers v' and
-    h', so one object serves one trajectory.
+    Integrating the line through (t', v') and (t, v) from t to s gives h (v + h / (2 h') (v - v')).
+    It remembers v' and h', so one object serves one trajectory.
     """
 
     def __init__(self) -> None:
@@ -81,8 +91,11 @@ SOLVERS: dict[str, Callable[[], Step]] = {
 }
 
 
-def integrate(velocity: Velocity, x: Tensor, grid: Sequence[float], method: str) -> Iterator[Tensor]:
-    """Solve dx/dt = velocity(x, t) over `grid` and yield the state at every grid point, the first included."""
+def integrate(
+    velocity: Velocity, x: Tensor, grid: Sequence[float], method: str
+) -> Iterator[Tensor]:
+    """Solve dx/dt = velocity(x, t) over `grid` and yield the state at every grid point, the first
+    included."""
     step = SOLVERS[method]()
     yield x
     for t, s in itertools.pairwise(grid):

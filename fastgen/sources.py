@@ -1,7 +1,8 @@
 """Where a teacher comes from, and what the method must keep to for its sake.
 
-A teacher is read from a folder of this package, built by a factory of the user's, or handed in as a module. What the
-config declares of its training (`teacher.path`, `prediction`, `data_at`, `time_scale`, `keywords`) is applied here.
+A teacher is read from a folder of this package, built by a factory of the user's, or handed in as a
+module. What the config declares of its training (`teacher.path`, `prediction`, `data_at`,
+`time_scale`, `keywords`) is applied here.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from .teachers import KeywordNetwork, RectifiedFlow, as_rectified_flow, check_pr
 __all__ = ["fit_to_teacher", "load_run_student", "load_teacher", "load_weights"]
 
 _DECLARATION = ("path", "prediction", "data_at", "time_scale")
-# A student that predicts noise finds its sample in (x_t - t eps) / (1 - t), which multiplies its errors by t / (1 - t):
-# by 1 here, by 999 at .999. What a student is told at its first rung is free, its input being pure noise at any.
-# Measured on a mixture, covariance error of one-step students by DMD: .15 at .5, .37 at .9, .45 at .95, 6.8 at .993.
+# A student that predicts noise finds its sample in (x_t - t eps) / (1 - t), which multiplies its
+# errors by t / (1 - t): by 1 here, by 999 at .999. What a student is told at its first rung is
+# free, its input being pure noise at any. Measured on a mixture, covariance error of one-step
+# students by DMD: .15 at .5, .37 at .9, .45 at .95, 6.8 at .993.
 NOISE_STUDENT_START = 0.5
 
 
@@ -37,25 +39,29 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
     """The teacher of a config, as a module called `net(x_t, t, cond)` in RF time.
 
     Args:
-        network: in place of what `cfg.teacher.folder` or `.factory` names; weights and declaration are applied to it.
+        network: in place of what `cfg.teacher.folder` or `.factory` names; weights and declaration
+            are applied to it.
 
     Raises:
-        ValueError: no teacher or two of them; a folder, factory or weights that can't be used; a declaration that
-            contradicts itself, the network or `dmd.pred_type`.
+        ValueError: no teacher or two of them; a folder, factory or weights that can't be used; a
+            declaration that contradicts itself, the network or `dmd.pred_type`.
         TypeError: a factory that returns something else than a module.
     """
     source = cfg.teacher
     given = [name for name in ("folder", "factory") if getattr(source, name) is not None]
     if len(given) + (network is not None) > 1:
-        raise ValueError(f"expected one teacher, got {' and '.join([*given, *['a module'] * (network is not None)])}")
+        raise ValueError(
+            "expected one teacher, got "
+            f"{' and '.join([*given, *['a module'] * (network is not None)])}"
+        )
     if source.folder is not None:
         network = _from_folder(cfg, source.folder)
     elif source.factory is not None:
         network = _built(source.factory, source.arguments)
     elif network is None:
         raise ValueError(
-            "expected teacher.folder (model.safetensors and config.json) or teacher.factory (package.module:callable), "
-            "got neither"
+            "expected teacher.folder (model.safetensors and config.json) or teacher.factory "
+            "(package.module:callable), got neither"
         )
     if source.weights is not None:
         load_weights(network, source.weights)
@@ -65,20 +71,26 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
 
 
 def is_changed(source: TeacherConfig) -> bool:
-    """Whether something beside its folder or factory says what the teacher is: other weights, dtype or declaration."""
-    return _is_declared(source) or any(value is not None for value in (source.weights, source.keywords, source.dtype))
+    """Whether something beside its folder or factory says what the teacher is: other weights, dtype
+    or declaration."""
+    return _is_declared(source) or any(
+        value is not None for value in (source.weights, source.keywords, source.dtype)
+    )
 
 
 def _is_declared(source: TeacherConfig) -> bool:
     """Whether anything but a rectified flow is declared."""
-    return any(getattr(source, key) != TeacherConfig.model_fields[key].default for key in _DECLARATION)
+    return any(
+        getattr(source, key) != TeacherConfig.model_fields[key].default for key in _DECLARATION
+    )
 
 
 def load_run_student(folder: Path, factory: str | None = None) -> Student:
-    """The student in `folder`, with the network that `factory` builds if it isn't of `fastgen.models`.
+    """The student in `folder`, with the network that `factory` builds if it isn't of
+    `fastgen.models`.
 
-    A factory is code: it is never taken from a folder, which may come from anywhere. Its arguments are, where the
-    run's config names this very factory.
+    A factory is code: it is never taken from a folder, which may come from anywhere. Its arguments
+    are, where the run's config names this very factory.
 
     Raises:
         ValueError: a folder that can't be read, or a network of the user's own without a factory.
@@ -92,7 +104,8 @@ def load_run_student(folder: Path, factory: str | None = None) -> Student:
     if factory is None:
         said = f" (its run was made with {source.factory})" if source.factory else ""
         raise ValueError(
-            f"expected factory=package.module:callable for the network of {folder}, which isn't fastgen's{said}"
+            f"expected factory=package.module:callable for the network of {folder}, which isn't "
+            f"fastgen's{said}"
         )
     arguments = source.arguments if source.factory == factory else {}
     return load_student(folder, network=_built(factory, arguments))
@@ -102,7 +115,10 @@ def _from_folder(cfg: DistillConfig, folder: str) -> nn.Module:
     network, description = load_network(folder)
     prediction = description.get("prediction", cfg.dmd.pred_type)
     if prediction != cfg.dmd.pred_type:
-        raise ValueError(f"expected dmd.pred_type={prediction}, what the teacher predicts, got {cfg.dmd.pred_type}")
+        raise ValueError(
+            f"expected dmd.pred_type={prediction}, what the teacher predicts, got "
+            f"{cfg.dmd.pred_type}"
+        )
     return network
 
 
@@ -112,24 +128,34 @@ def _built(factory: str, arguments: dict[str, Any]) -> nn.Module:
     if not module_name or not name or module_name.startswith("."):
         raise ValueError(f"expected teacher.factory as package.module:callable, got {factory!r}")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        # A recipe's own folder comes first on the path of a script; a user's module lies where the user is.
+        # A recipe's own folder comes first on the path of a script; a user's module lies where the
+        # user is.
         sys.path.append(os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"teacher.factory {factory!r}: {error}; install it, or start from the folder where it lies"
+            f"teacher.factory {factory!r}: {error}; install it, or start from the folder where it "
+            "lies"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"teacher.factory {factory!r}: expected {part!r} in {module_name}, which has no such name")
+            raise ValueError(
+                f"teacher.factory {factory!r}: expected {part!r} in {module_name}, which has no "
+                "such name"
+            )
         found = getattr(found, part)
     try:
         network = found(**arguments)
     except TypeError as error:
-        raise ValueError(f"teacher.factory {factory!r} called with {arguments}: {brief(error)}") from error
+        raise ValueError(
+            f"teacher.factory {factory!r} called with {arguments}: {brief(error)}"
+        ) from error
     if not isinstance(network, nn.Module):
-        raise TypeError(f"expected teacher.factory {factory!r} to return an nn.Module, got {type(network).__name__}")
+        raise TypeError(
+            f"expected teacher.factory {factory!r} to return an nn.Module, got "
+            f"{type(network).__name__}"
+        )
     return network.eval()
 
 
@@ -145,21 +171,23 @@ def _declared(network: nn.Module, source: TeacherConfig) -> nn.Module:
         raise ValueError(f"teacher: {error}") from error
 
 
-# ---- Weights ------------------------------------------------------------------------------------------------------
+# ---- Weights -------------------------------------------------------------------------------------
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a `.safetensors` file into `network`, every tensor of both; names that share one tensor need one entry.
+    """Load a `.safetensors` file into `network`, every tensor of both; names that share one tensor
+    need one entry.
 
     Raises:
-        ValueError: a file that is missing, of another kind, not whole or not finite; names or shapes that differ, the
-            first ten of each, with what would mend it.
+        ValueError: a file that is missing, of another kind, not whole or not finite; names or
+            shapes that differ, the first ten of each, with what would mend it.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(
             f"expected teacher.weights as a .safetensors file, got {path.name}; convert it once: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), "
+            "'weights.safetensors')"
         )
     if not path.exists():
         raise ValueError(f"expected teacher.weights at {path}, got nothing there")
@@ -167,20 +195,28 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     if any(value.is_meta for value in own.values()):
         raise ValueError(
-            "expected a network with numbers, got one on the meta device; let the factory build it on the CPU"
+            "expected a network with numbers, got one on the meta device; let the factory build "
+            "it on the CPU"
         )
     tied = {_place(own[name]) for name in own.keys() & tensors.keys() if own[name].numel()}
     missing = [name for name in own if name not in tensors and _place(own[name]) not in tied]
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         kinds = (("missing", missing), ("unexpected", unexpected))
-        said = "; ".join(f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds if names)
-        raise ValueError(f"{path} doesn't fit the network: {said}; {_remedy(set(own), set(tensors))}")
-    shapes = {name: (tuple(tensors[name].shape), tuple(own[name].shape)) for name in tensors}
-    if wrong := [f"{name} {got} for {wanted}" for name, (got, wanted) in shapes.items() if got != wanted]:
+        said = "; ".join(
+            f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds if names
+        )
         raise ValueError(
-            f"{path} doesn't fit the network: {len(wrong)} of another shape: {first_names(wrong)}; give the factory "
-            "the arguments that the network was trained with (teacher.arguments)"
+            f"{path} doesn't fit the network: {said}; {_remedy(set(own), set(tensors))}"
+        )
+    shapes = {name: (tuple(tensors[name].shape), tuple(own[name].shape)) for name in tensors}
+    if wrong := [
+        f"{name} {got} for {wanted}" for name, (got, wanted) in shapes.items() if got != wanted
+    ]:
+        raise ValueError(
+            f"{path} doesn't fit the network: {len(wrong)} of another shape: "
+            f"{first_names(wrong)}; give the factory the arguments that the network was trained "
+            "with (teacher.arguments)"
         )
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -210,17 +246,19 @@ def _prefixes(names: set[str]) -> Iterator[str]:
     return iter({name[: i + 1] for name in names for i, letter in enumerate(name) if letter == "."})
 
 
-# ---- The method ---------------------------------------------------------------------------------------------------
+# ---- The method ----------------------------------------------------------------------------------
 
 
 def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfig, list[str]]:
-    """The config with its times within the teacher's, and one line for each thing that this changed.
+    """The config with its times within the teacher's, and one line for each thing that this
+    changed.
 
-    A student starts at the teacher's own largest RF time where that is below `dmd.t_max`, and at 0.5 where the teacher
-    predicts noise; drawn times stay within the teacher's range.
+    A student starts at the teacher's own largest RF time where that is below `dmd.t_max`, and at
+    0.5 where the teacher predicts noise; drawn times stay within the teacher's range.
 
     Raises:
-        ValueError: rungs that the config asks for beyond the teacher's range, or a range without a time in it.
+        ValueError: rungs that the config asks for beyond the teacher's range, or a range without a
+            time in it.
     """
     low, high = float(getattr(teacher, "t_min", 0.0)), float(getattr(teacher, "t_max", 1.0))
     dmd, notes, changes = cfg.dmd, [], dict[str, Any]()
@@ -232,18 +270,23 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
         if first > high:
             key = "dmd.t_list" if "t_list" in asked else "dmd.t_max"
             raise ValueError(
-                f"expected {key} to begin at most at {high:.6g}, the teacher's largest RF time, got {first}"
+                f"expected {key} to begin at most at {high:.6g}, the teacher's largest RF time, "
+                f"got {first}"
             )
         if len(dmd.t_list) > 2 and dmd.t_list[-2] < low:
             raise ValueError(
-                f"expected the rungs of dmd.t_list but the last within {low:.6g}..{high:.6g}, the teacher's RF times, "
-                f"got {dmd.t_list[-2]}"
+                f"expected the rungs of dmd.t_list but the last within {low:.6g}..{high:.6g}, the "
+                f"teacher's RF times, got {dmd.t_list[-2]}"
             )
     else:
         noise = "eps" in (loss_space(teacher), dmd.pred_type)
         start = min(dmd.t_max, high, NOISE_STUDENT_START if noise else 1.0)
         if start < dmd.t_max:
-            why = f"the teacher is defined up to {high:.6g}" if start == high else "the teacher predicts noise"
+            why = (
+                f"the teacher is defined up to {high:.6g}"
+                if start == high
+                else "the teacher predicts noise"
+            )
             changes["t_max"] = start
             notes.append(f"the student starts at t = {start:.6g} ({why})")
     for key in ("vsd_t", "fake_score_t", "gan_t"):

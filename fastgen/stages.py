@@ -1,8 +1,10 @@
-"""What one update of each training stage is: flow matching, KD warm start, DMD, consistency distillation.
+"""What one update of each training stage is: flow matching, KD warm start, DMD, consistency
+distillation.
 
-A stage owns networks with their optimisers and says what `update(step)` does; :class:`fastgen.trainer.Trainer` owns the
-loop, the clock, the log and the checkpoints. Every draw is a pure function of (seed, stage, step), so that a resumed
-run makes the very draws of an uninterrupted one.
+A stage owns networks with their optimisers and says what `update(step)` does;
+:class:`fastgen.trainer.Trainer` owns the loop, the clock, the log and the checkpoints. Every draw
+is a pure function of (seed, stage, step), so that a resumed run makes the very draws of an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ DIAGNOSED_ROWS = 256
 
 
 class Stage(Protocol):
-    """One part of a run: `steps` calls of `update`. A class that says so inherits what it need not offer.
+    """One part of a run: `steps` calls of `update`. A class that says so inherits what it need not
+    offer.
 
     Attributes:
         warmup: first updates that leave the network of `averaged` as it was.
@@ -55,15 +58,19 @@ class Stage(Protocol):
         ...
 
     def diagnose(self, step: int) -> dict[str, float | list[float]]:
-        """What is logged beside the scores after `step` updates, drawn from generators of its own; nothing: {}."""
+        """What is logged beside the scores after `step` updates, drawn from generators of its own;
+        nothing: {}."""
         return {}
 
     def batch_rows(self, step: int, part: str) -> Tensor:
-        """Rows of the data in the batch, over all processes, of update `step` of the network `part` of `trained`."""
+        """Rows of the data in the batch, over all processes, of update `step` of the network `part`
+        of `trained`."""
         return torch.empty(0, dtype=torch.int64)
 
 
-Losses = Callable[..., dict[str, Tensor]]  # of one micro-batch, by name; what is descended is "total", or "loss"
+Losses = Callable[
+    ..., dict[str, Tensor]
+]  # of one micro-batch, by name; what is descended is "total", or "loss"
 
 
 def _split(draws: Draws, *batch: Any) -> list[tuple[Any, ...]]:
@@ -72,7 +79,9 @@ def _split(draws: Draws, *batch: Any) -> list[tuple[Any, ...]]:
     return [tuple(part[j] for part in parts) for j in range(draws.accumulation)]
 
 
-def _update(network: TrainedNetwork, step: int, losses: Losses, draws: Draws, *batch: Any) -> dict[str, Any]:
+def _update(
+    network: TrainedNetwork, step: int, losses: Losses, draws: Draws, *batch: Any
+) -> dict[str, Any]:
     """One update of `network` on `losses(*batch)`, micro-batch by micro-batch."""
     return _accumulate(network, step, lambda part: losses(*part), (_split(draws, *batch),))
 
@@ -80,7 +89,8 @@ def _update(network: TrainedNetwork, step: int, losses: Losses, draws: Draws, *b
 def _accumulate(
     network: TrainedNetwork, step: int, losses: Losses, parts: tuple[Sequence[Any], ...]
 ) -> dict[str, Tensor | float]:
-    """One update of `network` on the mean of `losses(*part)` over the micro-batches; the means, norm and rate."""
+    """One update of `network` on the mean of `losses(*part)` over the micro-batches; the means,
+    norm and rate."""
     logs: dict[str, Tensor | float] = {}
 
     def of(part: tuple[Any, ...]) -> Tensor:
@@ -94,12 +104,22 @@ def _accumulate(
 
 
 class FlowMatching(Stage):
-    """Flow matching on data: regress v(x_t, t, cond) on eps - x0 (Lipman et al. 2023, arXiv:2210.02747)."""
+    """Flow matching on data: regress v(x_t, t, cond) on eps - x0 (Lipman et al. 2023,
+    arXiv:2210.02747)."""
 
     name = "flow_matching"
 
-    def __init__(self, network: TrainedNetwork, x0: Tensor, cond: Any, cfg: TeacherTrainConfig, draws: Draws) -> None:
-        self.network, self.x0, self.cond, self.cfg, self.draws, self.steps = network, x0, cond, cfg, draws, cfg.steps
+    def __init__(
+        self, network: TrainedNetwork, x0: Tensor, cond: Any, cfg: TeacherTrainConfig, draws: Draws
+    ) -> None:
+        self.network, self.x0, self.cond, self.cfg, self.draws, self.steps = (
+            network,
+            x0,
+            cond,
+            cfg,
+            draws,
+            cfg.steps,
+        )
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("data"):
@@ -114,7 +134,10 @@ class FlowMatching(Stage):
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Any]:
         """x0, noise, times and cond of update `step`."""
         rows = self.draws.rows(step, len(self.x0))
-        x0, cond = cond_to(self.x0[rows], self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
+        x0, cond = (
+            cond_to(self.x0[rows], self.draws.device),
+            cond_to(take_rows(self.cond, rows), self.draws.device),
+        )
         eps = self.draws.normal(step, "eps", tuple(x0.shape[1:]))
         t = self._times(step).to(x0.device)
         if self.cfg.cond_dropout:
@@ -125,7 +148,10 @@ class FlowMatching(Stage):
     def _times(self, step: int) -> Tensor:
         draws = self.draws
         t = sample_timesteps(
-            draws.batch_size, self.cfg.t, device=torch.device("cpu"), generator=draws.generator(step, "t")
+            draws.batch_size,
+            self.cfg.t,
+            device=torch.device("cpu"),
+            generator=draws.generator(step, "t"),
         )
         return t[draws.slice]
 
@@ -140,7 +166,8 @@ class FlowMatching(Stage):
 
 
 class KnowledgeDistillation(Stage):
-    """Regress the student on the teacher's ODE pairs, over all rungs of `t_list` (see :mod:`fastgen.kd`)."""
+    """Regress the student on the teacher's ODE pairs, over all rungs of `t_list` (see
+    :mod:`fastgen.kd`)."""
 
     name = "kd"
 
@@ -166,7 +193,11 @@ class KnowledgeDistillation(Stage):
         with self.clock.phase("data"):
             rows, device = self.draws.rows(step, len(self.states)), self.draws.device
             rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(device)
-            return cond_to(self.states[rows], device), cond_to(take_rows(self.cond, rows), device), rungs
+            return (
+                cond_to(self.states[rows], device),
+                cond_to(take_rows(self.cond, rows), device),
+                rungs,
+            )
 
     def _losses(self, *batch: Any) -> dict[str, Tensor]:
         return {"loss": self.loss(*batch)}
@@ -212,7 +243,8 @@ class Judge(NamedTuple):
     turns: int
 
     def updates(self, step: int, warmup: int) -> range:
-        """The numbers of its own updates that belong to `step` of a stage whose warm-up has `warmup` steps."""
+        """The numbers of its own updates that belong to `step` of a stage whose warm-up has
+        `warmup` steps."""
         if step < warmup:
             first = step - (warmup - self.warmup)
             return range(max(first, 0), first + 1)
@@ -221,11 +253,13 @@ class Judge(NamedTuple):
 
 
 class DistributionMatching(Stage):
-    """DMD2, or the GAN alone (LADD): warm-up of fake score and discriminator, then they and the student take turns.
+    """DMD2, or the GAN alone (LADD): warm-up of fake score and discriminator, then they and the
+    student take turns.
 
     After every student update come `fake_steps_per_student_step` updates of the fake score and
-    `gan_disc_steps_per_student_step` of the discriminator, where there are such networks. The first of each may take
-    the samples that the student was just trained on (`fake_score_reuse_batch`). Both warm-ups end together.
+    `gan_disc_steps_per_student_step` of the discriminator, where there are such networks. The first
+    of each may take the samples that the student was just trained on (`fake_score_reuse_batch`).
+    Both warm-ups end together.
 
     Args:
         student: the network to distil.
@@ -283,17 +317,23 @@ class DistributionMatching(Stage):
         return logs
 
     def diagnose(self, step: int) -> dict[str, float | list[float]]:
-        """What shows a collapse (:mod:`fastgen.diagnostics`), on rows and draws that (seed, step) alone decide."""
+        """What shows a collapse (:mod:`fastgen.diagnostics`), on rows and draws that (seed, step)
+        alone decide."""
         generator = self.draws.generator(step, "diagnose")
         rows = torch.randperm(len(self.x0), generator=generator)[:DIAGNOSED_ROWS]
-        x0, cond = cond_to(self.x0[rows], self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
+        x0, cond = (
+            cond_to(self.x0[rows], self.draws.device),
+            cond_to(take_rows(self.cond, rows), self.draws.device),
+        )
         return diagnose(self.pipeline, x0, cond, generator=generator)
 
     def _update_student(self, step: int, logs: dict[str, Tensor | float]) -> list[Generated]:
         """One update; the samples it was made on, a micro-batch each."""
         made: list[Generated] = []
 
-        def loss(pipeline: DMDPipeline, batch: tuple[Tensor, Tensor, Any], pairs: tuple[Any, ...]) -> dict[str, Tensor]:
+        def loss(
+            pipeline: DMDPipeline, batch: tuple[Tensor, Tensor, Any], pairs: tuple[Any, ...]
+        ) -> dict[str, Tensor]:
             generator = self.draws.generator(step, "student")
             generated = pipeline.generate(*batch, generator=generator)
             losses = pipeline.compute_student_loss(*batch, generated=generated, generator=generator)
@@ -309,7 +349,12 @@ class DistributionMatching(Stage):
         return made
 
     def _update_judge(
-        self, judge: Judge, step: int, index: int, made: list[Generated], logs: dict[str, Tensor | float]
+        self,
+        judge: Judge,
+        step: int,
+        index: int,
+        made: list[Generated],
+        logs: dict[str, Tensor | float],
     ) -> None:
         if made:
             name, batch = f"{judge.name}0", self._batch(step, "student")
@@ -320,7 +365,8 @@ class DistributionMatching(Stage):
         def loss(
             pipeline: DMDPipeline, batch: tuple[Tensor, Tensor, Any], generated: Generated | None
         ) -> dict[str, Tensor]:
-            # Each part of the batch starts from the same state, draws for the whole and keeps its own.
+            # Each part of the batch starts from the same state, draws for the whole and keeps its
+            # own.
             generator = self.draws.generator(step, name)
             return getattr(pipeline, judge.loss)(*batch, generated=generated, generator=generator)
 
@@ -339,10 +385,14 @@ class DistributionMatching(Stage):
         return _split(self.draws, *batch)
 
     def _batch(self, step: int, name: str, index: int | None = None) -> tuple[Tensor, Tensor, Any]:
-        """x0, noise and cond of one update; `index` counts the updates of its network, and so its batches."""
+        """x0, noise and cond of one update; `index` counts the updates of its network, and so its
+        batches."""
         with self.clock.phase("data"):
             rows = self.draws.rows(step if index is None else index, len(self.x0))
-            x0, cond = cond_to(self.x0[rows], self.draws.device), cond_to(take_rows(self.cond, rows), self.draws.device)
+            x0, cond = (
+                cond_to(self.x0[rows], self.draws.device),
+                cond_to(take_rows(self.cond, rows), self.draws.device),
+            )
             return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
 
     def batch_rows(self, step: int, part: str) -> Tensor:
@@ -356,7 +406,9 @@ class DistributionMatching(Stage):
 
     def trained(self) -> dict[str, TrainedNetwork]:
         names = {"fake": "fake_score", "disc": "discriminator"}
-        return {"student": self.student} | {names[judge.name]: judge.network for judge in self.judges}
+        return {"student": self.student} | {
+            names[judge.name]: judge.network for judge in self.judges
+        }
 
     def averaged(self) -> nn.Module:
         return self.student.averaged()
@@ -366,22 +418,25 @@ class ConsistencyDistillation(Stage):
     """One answer along each trajectory of the teacher, from data and one teacher step (see
     :mod:`fastgen.consistency`).
 
-    Times run over [0, t_1], on a grid of which every rung is a point and that is refined as `step` nears `steps`. At
-    the first rung the student sees t_1 noise, as its sampler does, without the (1 - t_1) x0 of noised data.
+    Times run over [0, t_1], on a grid of which every rung is a point and that is refined as `step`
+    nears `steps`. At the first rung the student sees t_1 noise, as its sampler does, without the (1
+    - t_1) x0 of noised data.
 
     Args:
-        student: starts from the teacher's weights. Its EMA, if it keeps one, is the target network; else itself.
+        student: starts from the teacher's weights. Its EMA, if it keeps one, is the target network;
+            else itself.
         teacher: called `teacher(x_t, t, cond)`, predicts `dmd.pred_type`.
         x0: data (N, ...) in the networks' units.      cond: its conditions, N rows each, or None.
         dmd: of it `t_list`, `student_sample_type`, `pred_type`, `guidance_scale`.
         steps: updates.      huber_c: c of the pseudo-Huber loss.      draws: of this stage.
         first, last: intervals of the grid at the start and at the end.
-        method: solver of the teacher's step; "euler" costs one call of the teacher, the others two or more.
+        method: solver of the teacher's step; "euler" costs one call of the teacher, the others two
+            or more.
         negative_cond: for a guided teacher, N rows.
 
     Raises:
-        ValueError: guidance without `negative_cond`; a first rung below .9: there t_1 noise, which the sampler starts
-            from, is no state of any trajectory.
+        ValueError: guidance without `negative_cond`; a first rung below .9: there t_1 noise, which
+            the sampler starts from, is no state of any trajectory.
     """
 
     name = "consistency"
@@ -406,7 +461,8 @@ class ConsistencyDistillation(Stage):
         check_guidance(dmd.guidance_scale, negative_cond)
         if dmd.t_list[0] < self.least_first_rung:
             raise ValueError(
-                f"expected t_list[0] >= {self.least_first_rung} for consistency distillation, got {dmd.t_list[0]}"
+                f"expected t_list[0] >= {self.least_first_rung} for consistency distillation, got "
+                f"{dmd.t_list[0]}"
             )
         self.student, self.teacher, self.x0, self.cond, self.dmd = student, teacher, x0, cond, dmd
         self.steps, self.huber_c, self.draws = steps, huber_c, draws
@@ -419,19 +475,29 @@ class ConsistencyDistillation(Stage):
             return _update(self.student, step, losses, self.draws, *self._batch(step))
 
     def _batch(self, step: int) -> tuple[Any, ...]:
-        """x0 (0 at the first rung), noise, t, s, end, cond and the negative one of update `step`."""
+        """x0 (0 at the first rung), noise, t, s, end, cond and the negative one of update
+        `step`."""
         draws, device = self.draws, self.draws.device
         with self.clock.phase("data"):
             rows = draws.rows(step, len(self.x0))
             x0 = cond_to(self.x0[rows], device)
-            cond, negative = (cond_to(take_rows(value, rows), device) for value in (self.cond, self.negative_cond))
+            cond, negative = (
+                cond_to(take_rows(value, rows), device) for value in (self.cond, self.negative_cond)
+            )
             noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
             t, s, end = (time.to(device) for time in self._times(step))
         pure = (t == self.dmd.t_list[0]).view(-1, *(1,) * (x0.ndim - 1))
         return torch.where(pure, 0.0, x0), noise, t, s, end, cond, negative
 
     def _losses(
-        self, target: nn.Module | None, x0: Tensor, noise: Tensor, t: Tensor, s: Tensor, end: Tensor, *conds: Any
+        self,
+        target: nn.Module | None,
+        x0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        s: Tensor,
+        end: Tensor,
+        *conds: Any,
     ) -> dict[str, Tensor]:
         cond, negative = conds
         loss = consistency_loss(
@@ -453,7 +519,8 @@ class ConsistencyDistillation(Stage):
         return {"loss": loss}
 
     def _judge(self) -> nn.Module | None:
-        """The student's average as it is now, None without one: what a checkpoint holds is all there is to it."""
+        """The student's average as it is now, None without one: what a checkpoint holds is all
+        there is to it."""
         if self.student.ema is None:
             return None
         if self._target is None:

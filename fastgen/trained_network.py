@@ -1,4 +1,5 @@
-"""A network with its optimiser, its learning-rate law and its average: what an update needs and a checkpoint holds."""
+"""A network with its optimiser, its learning-rate law and its average: what an update needs and a
+checkpoint holds."""
 
 from __future__ import annotations
 
@@ -37,12 +38,13 @@ def check_compiler(device: torch.device, *, wanted: bool) -> None:
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
     if device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise ValueError(
-            f"expected a C++ compiler for train.compile=true, got none ({', '.join(compilers)}); install one, name it "
-            "in CXX, or set train.compile=false"
+            f"expected a C++ compiler for train.compile=true, got none ({', '.join(compilers)}); "
+            "install one, name it in CXX, or set train.compile=false"
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise ValueError(
-            "expected the package triton for train.compile=true, got none; install it, or set train.compile=false"
+            "expected the package triton for train.compile=true, got none; install it, or set "
+            "train.compile=false"
         )
 
 
@@ -50,15 +52,17 @@ def check_batch_statistics(network: nn.Module, *, shared: bool) -> None:
     """Refuse a network that would normalise by the statistics of a part of the batch.
 
     Raises:
-        ValueError: the batch is shared among processes or micro-batches, and a batch normalisation is in train mode.
+        ValueError: the batch is shared among processes or micro-batches, and a batch normalisation
+            is in train mode.
     """
     if not shared:
         return
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise ValueError(
-                f"expected no batch normalisation in train mode where processes or micro-batches share a batch, got "
-                f"{type(module).__name__} at {name!r}; call its eval() (running statistics), or train in one piece"
+                "expected no batch normalisation in train mode where processes or micro-batches "
+                f"share a batch, got {type(module).__name__} at {name!r}; call its eval() "
+                "(running statistics), or train in one piece"
             )
 
 
@@ -78,12 +82,13 @@ class Skip(NamedTuple):
 class TrainedNetwork:
     """A network with its optimiser, its learning-rate law and, if asked for, its EMA.
 
-    `total` updates make one cosine. An update whose loss or gradient is not finite is skipped on all processes: it
-    leaves weights, optimiser, average and running statistics as they were. Whether it was is decided on the device,
-    which an update doesn't wait for; `take_skipped` does.
+    `total` updates make one cosine. An update whose loss or gradient is not finite is skipped on
+    all processes: it leaves weights, optimiser, average and running statistics as they were.
+    Whether it was is decided on the device, which an update doesn't wait for; `take_skipped` does.
 
     Attributes:
-        at: what updates are told by in `take_skipped`, such as the number of the stage's update that they belong to.
+        at: what updates are told by in `take_skipped`, such as the number of the stage's update
+            that they belong to.
     """
 
     def __init__(
@@ -106,20 +111,31 @@ class TrainedNetwork:
         groups = getattr(network, "get_optim_groups", None)
         parameters = groups(optimizer.weight_decay) if groups is not None else network.parameters()
         adam = torch.optim.AdamW(
-            parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
+            parameters,
+            lr=optimizer.lr,
+            betas=optimizer.betas,
+            weight_decay=optimizer.weight_decay,
+            fused=True,
         )
         if sharded and ema_on_cpu:
-            raise ValueError("expected train.ema_on_cpu=false with FSDP, which shares the average as it does weights")
+            raise ValueError(
+                "expected train.ema_on_cpu=false with FSDP, which shares the average as it does "
+                "weights"
+            )
         if sharded and accelerator.mixed_precision == "bf16":
-            # Accelerate leaves half precision to FSDP, which would cast times as well; see `start_accelerator`.
+            # Accelerate leaves half precision to FSDP, which would cast times as well; see
+            # `start_accelerator`.
             self.bare.forward = _in_bfloat16(self.bare.forward, accelerator)
         # In one call, so that sharding can put its new parameters into the optimiser.
         prepared, self.optimizer = accelerator.prepare(self.bare, adam)
-        # Compiled around the bare network, whose weights keep their names; what unwraps it runs uncompiled.
+        # Compiled around the bare network, whose weights keep their names; what unwraps it runs
+        # uncompiled.
         self.network: Any = torch.compile(prepared) if compiled else prepared
         self._parameters = list(self.bare.parameters())
         self.ema = (
-            None if ema is None else ExponentialMovingAverage(self.bare, ema, device="cpu" if ema_on_cpu else None)
+            None
+            if ema is None
+            else ExponentialMovingAverage(self.bare, ema, device="cpu" if ema_on_cpu else None)
         )
         self._statistics = [
             (buffer, buffer.clone())
@@ -132,12 +148,16 @@ class TrainedNetwork:
         self._unread: list[tuple[int, Tensor]] = []
         self._skips: list[Skip] = []
 
-    def update(self, loss: Tensor | Sequence[Callable[[], Tensor]], step: int) -> dict[str, Tensor | float]:
-        """One optimiser step; returns the gradient norm, a scalar on the device, and the learning rate.
+    def update(
+        self, loss: Tensor | Sequence[Callable[[], Tensor]], step: int
+    ) -> dict[str, Tensor | float]:
+        """One optimiser step; returns the gradient norm, a scalar on the device, and the learning
+        rate.
 
         Args:
-            loss: a scalar; or a function for each of k micro-batches of equal size that gives its loss. Their mean is
-                what is descended: the functions are called one after the other, so that one graph is alive at a time,
+            loss: a scalar; or a function for each of k micro-batches of equal size that gives its
+                loss. Their mean is what is descended: the functions are called one after the other,
+                    so that one graph is alive at a time,
                 and processes exchange gradients after the last alone.
             step: of this network, from 0.
 
@@ -148,13 +168,15 @@ class TrainedNetwork:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._backward(loss)
-        # Torch's own: accelerate looks for the network among all by comparing parameters, which shards don't like.
+        # Torch's own: accelerate looks for the network among all by comparing parameters, which
+        # shards don't like.
         norm = gathered(nn.utils.clip_grad_norm_(self._parameters, self.cfg.clip_grad_norm))
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
         skip = ~norm.isfinite()
         self._unread.append((self.at, skip))
-        # Accelerate's wrapper serves a loss scale, which there is none of, and looks for packages at every step. Torch
-        # offers its kernel what a loss scale needs: a step that the device itself leaves out.
+        # Accelerate's wrapper serves a loss scale, which there is none of, and looks for packages
+        # at every step. Torch offers its kernel what a loss scale needs: a step that the device
+        # itself leaves out.
         adam = self.optimizer.optimizer
         adam.found_inf = skip.to(torch.float32)
         adam.step()
@@ -193,18 +215,23 @@ class TrainedNetwork:
         updates, flags = zip(*self._unread, strict=True)
         self._unread = []
         for at, skipped in zip(updates, torch.stack(flags).tolist(), strict=True):
-            self._counts = (self._counts[0] + 1, self._counts[1] + 1) if skipped else (0, self._counts[1])
+            self._counts = (
+                (self._counts[0] + 1, self._counts[1] + 1) if skipped else (0, self._counts[1])
+            )
             if skipped:
                 self._skips.append(Skip(at, *self._counts))
 
     def averaged(self) -> nn.Module:
-        """A copy with the EMA weights (the weights themselves without an EMA), in eval mode and in full precision.
+        """A copy with the EMA weights (the weights themselves without an EMA), in eval mode and in
+        full precision.
 
         Full and plain also where the network is sharded; all processes must then ask for it.
         """
         if self._plain is not None:
             network = copy.deepcopy(self._plain).to(self.accelerator.device)
-            network.load_state_dict({name: gathered(value) for name, value in self.bare.state_dict().items()})
+            network.load_state_dict(
+                {name: gathered(value) for name, value in self.bare.state_dict().items()}
+            )
         else:
             network = copy.deepcopy(self.bare)
             # Accelerate's autocast, which no student is sampled with after its export.
@@ -215,10 +242,13 @@ class TrainedNetwork:
         return network.eval()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a resume needs, as full tensors; of a sharded network all processes must ask for it."""
+        """Everything a resume needs, as full tensors; of a sharded network all processes must ask
+        for it."""
         settle(self.bare)
         self._read()
-        state = add_prefix("weights", self.bare.state_dict()) | flatten_optimizer(self.optimizer, "optimizer")
+        state = add_prefix("weights", self.bare.state_dict()) | flatten_optimizer(
+            self.optimizer, "optimizer"
+        )
         state["skipped"] = torch.tensor(self._counts)
         if self.ema is not None:
             state |= add_prefix("ema", self.ema.state_dict())
@@ -228,21 +258,35 @@ class TrainedNetwork:
         """Inverse of :meth:`tensors`.
 
         Raises:
-            ValueError: a part is missing, unknown, or of another shape or dtype; it is named, and nothing is loaded but
-                what comes before it.
+            ValueError: a part is missing, unknown, or of another shape or dtype; it is named, and
+                nothing is loaded but what comes before it.
         """
         settle(self.bare)
-        expected = {name: value for name, value in self.tensors().items() if not name.startswith("optimizer.")}
-        found = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
+        expected = {
+            name: value
+            for name, value in self.tensors().items()
+            if not name.startswith("optimizer.")
+        }
+        found = {
+            name: value for name, value in tensors.items() if not name.startswith("optimizer.")
+        }
         check_parts(found, expected, "a network")
         weights, now = with_prefix(tensors, "weights"), self.bare.state_dict()
-        self.bare.load_state_dict({name: shared_like(value, now[name]) for name, value in weights.items()})
+        self.bare.load_state_dict(
+            {name: shared_like(value, now[name]) for name, value in weights.items()}
+        )
         moments = {
-            f"optimizer.{i}.{name}": shared_like(value, parameter) if value.shape == parameter.shape else value
-            for i, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"])
+            f"optimizer.{i}.{name}": shared_like(value, parameter)
+            if value.shape == parameter.shape
+            else value
+            for i, parameter in enumerate(
+                p for group in self.optimizer.param_groups for p in group["params"]
+            )
             for name, value in with_prefix(tensors, f"optimizer.{i}").items()
         }
-        unflatten_optimizer(self.optimizer, "optimizer", {**tensors, **moments}, what="an optimiser")
+        unflatten_optimizer(
+            self.optimizer, "optimizer", {**tensors, **moments}, what="an optimiser"
+        )
         for buffer, before in self._statistics:
             before.copy_(buffer)
         if self.ema is not None:
@@ -264,5 +308,6 @@ def _in_bfloat16(forward: Callable[..., Any], accelerator: Accelerator) -> Calla
 
 
 def _finite_or_nan(loss: Tensor) -> Tensor:
-    """The loss; where it is no number, so is its gradient, which all processes see, unlike each other's loss."""
+    """The loss; where it is no number, so is its gradient, which all processes see, unlike each
+    other's loss."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)

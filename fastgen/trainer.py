@@ -45,18 +45,21 @@ from .validation import Progress
 
 
 def start_accelerator(threads: int | None = None, *, tracker: str | None = None) -> Accelerator:
-    """Accelerator of this process, with all cores in use on a CPU; only the main process will warn and log.
+    """Accelerator of this process, with all cores in use on a CPU; only the main process will warn
+    and log.
 
-    `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU machine; `threads` = None shares the cores among the local
-    processes.
+    `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU machine; `threads` = None shares the cores
+    among the local processes.
 
     Raises:
         ValueError: fp16; no package of the `tracker` that will be asked for.
     """
     check_tracker(tracker)
-    # While the main process scores the teacher, the others wait for longer than the 10 minutes that are usual.
+    # While the main process scores the teacher, the others wait for longer than the 10 minutes that
+    # are usual.
     accelerator = Accelerator(
-        # Accelerate makes no group of the processes that torchrun starts on a CPU unless it is told that it is on one.
+        # Accelerate makes no group of the processes that torchrun starts on a CPU unless it is told
+        # that it is on one.
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
@@ -65,35 +68,50 @@ def start_accelerator(threads: int | None = None, *, tracker: str | None = None)
         atexit.register(part_at_exit)
     warn_of_launch(accelerator.num_processes)
     if accelerator.mixed_precision == "fp16":
-        raise ValueError("expected mixed_precision no or bf16, got fp16, whose loss scale needs overflowing updates")
+        raise ValueError(
+            "expected mixed_precision no or bf16, got fp16, whose loss scale needs overflowing "
+            "updates"
+        )
     if not accelerator.is_main_process:
         quiet()
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if accelerator.is_fsdp2 and plugin is not None:
         if plugin.cpu_ram_efficient_loading:
-            raise ValueError("expected fsdp_cpu_ram_efficient_loading: false, got true: networks are in memory anyway")
-        # Shards are gathered and gradients summed in float32, and inputs stay what they are: bf16 would round times.
+            raise ValueError(
+                "expected fsdp_cpu_ram_efficient_loading: false, got true: networks are in memory "
+                "anyway"
+            )
+        # Shards are gathered and gradients summed in float32, and inputs stay what they are: bf16
+        # would round times.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     elif accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("expected fsdp_version: 2, got 1, which cannot freeze parts of a network")
     if accelerator.device.type == "cpu":
-        use_all_cores(threads, processes=int(os.environ.get("LOCAL_WORLD_SIZE", str(accelerator.num_processes))))
+        use_all_cores(
+            threads,
+            processes=int(os.environ.get("LOCAL_WORLD_SIZE", str(accelerator.num_processes))),
+        )
     return accelerator
 
 
 def use_all_cores(threads: int | None = None, *, processes: int = 1) -> None:
-    """Set torch's CPU threads: `threads`, or an equal share of the cores this process may run on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Set torch's CPU threads: `threads`, or an equal share of the cores this process may run
+    on."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     torch.set_num_threads(threads or max(1, cores // processes))
 
 
 def start_tracker(
     accelerator: Accelerator, name: str, run_dir: Path, iteration: int
 ) -> Callable[[dict[str, float], int], None]:
-    """What sends numbers to the tracker `name` (accelerate's); a resumed run goes on in the run that it had there.
+    """What sends numbers to the tracker `name` (accelerate's); a resumed run goes on in the run
+    that it had there.
 
     Args:
-        iteration: of the checkpoint that is gone on from; what was sent of later ones is sent again.
+        iteration: of the checkpoint that is gone on from; what was sent of later ones is sent
+            again.
     """
     identity = run_dir / "tracker_id"
     if accelerator.is_main_process and not identity.exists():
@@ -102,9 +120,16 @@ def start_tracker(
     options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": iteration + 1}}
     if name == "wandb" and accelerator.is_main_process:
         saved = identity.read_text(encoding="utf-8")
-        options["wandb"] = {"id": saved, "name": run_dir.name, "dir": str(run_dir), "resume": "allow"}
+        options["wandb"] = {
+            "id": saved,
+            "name": run_dir.name,
+            "dir": str(run_dir),
+            "resume": "allow",
+        }
     accelerator.log_with = filter_trackers([name], accelerator.logging_dir)
-    accelerator.init_trackers("tensorboard" if name == "tensorboard" else "fastgen", init_kwargs=options)
+    accelerator.init_trackers(
+        "tensorboard" if name == "tensorboard" else "fastgen", init_kwargs=options
+    )
     return lambda values, step: accelerator.log(values, step=step)
 
 
@@ -113,9 +138,11 @@ _BEST = "best"  # prefix of a stage's best weights in its checkpoints
 
 
 class Stopwatch:
-    """Adds the wall and the CPU seconds between `restart` and `lap` to `seconds[name]` and `seconds[name + "_cpu"]`.
+    """Adds the wall and the CPU seconds between `restart` and `lap` to `seconds[name]` and
+    `seconds[name + "_cpu"]`.
 
-    CPU seconds are this process' own, over all its threads: what a busy machine does to the wall clock isn't in them.
+    CPU seconds are this process' own, over all its threads: what a busy machine does to the wall
+    clock isn't in them.
     """
 
     def __init__(self, seconds: dict[str, float], name: str) -> None:
@@ -129,7 +156,9 @@ class Stopwatch:
     def lap(self) -> None:
         """Add what has passed since the last lap or restart."""
         now = time.perf_counter(), time.process_time()
-        for name, before, after in zip((self.name, f"{self.name}_cpu"), self._last, now, strict=True):
+        for name, before, after in zip(
+            (self.name, f"{self.name}_cpu"), self._last, now, strict=True
+        ):
             self.seconds[name] = self.seconds.get(name, 0.0) + after - before
         self._last = now
 
@@ -137,17 +166,22 @@ class Stopwatch:
 class Trainer:
     """Runs stages one after the other, each from a network factory, and can be stopped anywhere.
 
-    Every `evaluate_every` updates and at its end a stage is validated: the averaged weights are scored, the best of
-    them kept, warnings said in plain words (see :class:`fastgen.validation.Progress`) and, with `patience`, the stage
-    ended early. What a stage's `diagnose` says is logged beside the scores as "diagnostics". The first `warmup` updates
-    of a stage leave its network as it was: validations of them are neither candidates nor a loss of patience.
+    Every `evaluate_every` updates and at its end a stage is validated: the averaged weights are
+    scored, the best of them kept, warnings said in plain words (see
+    :class:`fastgen.validation.Progress`) and, with `patience`, the stage ended early. What a
+    stage's `diagnose` says is logged beside the scores as "diagnostics". The first `warmup` updates
+    of a stage leave its network as it was: validations of them are neither candidates nor a loss of
+    patience.
 
     Args:
-        stages: name -> factory of the stage. A factory is called when its stage begins, so that it sees the result of
-            the stages before it (``trainer.result(name)``) and no optimiser exists before it is needed.
+        stages: name -> factory of the stage. A factory is called when its stage begins, so that it
+            sees the result of the stages before it (``trainer.result(name)``) and no optimiser
+            exists before it is needed.
         evaluate: quick validation of a network with EMA weights -> scores.
-        primary: the score shown in the progress bar and by which the best is chosen, lower is better.
-        evaluate_start: also validate each stage before its first update, for stages that start from something trained.
+        primary: the score shown in the progress bar and by which the best is chosen, lower is
+            better.
+        evaluate_start: also validate each stage before its first update, for stages that start from
+            something trained.
     """
 
     def __init__(
@@ -164,14 +198,22 @@ class Trainer:
         evaluate_start: bool = False,
     ) -> None:
         self.stages, self.run_dir, self.loop, self.accelerator = stages, run_dir, loop, accelerator
-        self.evaluate, self.primary, self.seed, self.evaluate_start = evaluate, primary, seed, evaluate_start
+        self.evaluate, self.primary, self.seed, self.evaluate_start = (
+            evaluate,
+            primary,
+            seed,
+            evaluate_start,
+        )
         self.scores: dict[str, dict[str, float]] = {}  # validation scores at the end of each stage
         self.progress: dict[str, Progress] = {}
         self.seconds: dict[str, float] = {}
         self.position, self.step, self.iteration = 0, 0, 0
         self._tensors: Mapping[str, torch.Tensor] = {}
         self._stop = StopRequest()
-        self._stride, self._since = 1, (0.0, 0)  # of looks at a GPU; the time and the iteration of the last one
+        self._stride, self._since = (
+            1,
+            (0.0, 0),
+        )  # of looks at a GPU; the time and the iteration of the last one
         if resume:
             with together():
                 self._restore()
@@ -179,14 +221,19 @@ class Trainer:
                 say(f"nothing to resume in {run_dir}: the run starts at its beginning")
             if len(places := set(gather_objects((self.position, self.step, self.iteration)))) > 1:
                 raise ValueError(
-                    f"expected all processes to find the same checkpoint in {run_dir}, got (stage, update, iteration) "
-                    f"{sorted(places)}; put the run on a disk that they share"
+                    f"expected all processes to find the same checkpoint in {run_dir}, got "
+                    f"(stage, update, iteration) {sorted(places)}; put the run on a disk that "
+                    "they share"
                 )
         main = accelerator.is_main_process
         with together():
             if resume and main:
                 set_aside(run_dir, self._number())
-            track = None if loop.tracker is None else start_tracker(accelerator, loop.tracker, run_dir, self.iteration)
+            track = (
+                None
+                if loop.tracker is None
+                else start_tracker(accelerator, loop.tracker, run_dir, self.iteration)
+            )
             self.log = RunLog(run_dir, batch_size=loop.batch_size, main_process=main, track=track)
             self.log.truncate(list(stages), self.position, self.step)
 
@@ -210,18 +257,24 @@ class Trainer:
                     self.position, self.step = self.position + 1, 0
                     self._save({})
                     if number := self._stopped_by():
-                        raise Stopped(f"state saved at the end of {name}; --resume goes on from there", number)
+                        raise Stopped(
+                            f"state saved at the end of {name}; --resume goes on from there", number
+                        )
             # Before the next stage makes its own.
             del stage
             self.accelerator.free_memory()
-        for tracker in self.accelerator.trackers:  # not end_training, which leaves the group of processes
+        for (
+            tracker
+        ) in self.accelerator.trackers:  # not end_training, which leaves the group of processes
             tracker.finish()
 
     def result(self, name: str) -> dict[str, torch.Tensor]:
-        """EMA weights of the stage `name`: its best validated ones with `keep_best`, else those at its end.
+        """EMA weights of the stage `name`: its best validated ones with `keep_best`, else those at
+        its end.
 
-        The end is validated, too, and so one of the candidates; it is also the result where no validation gave a
-        finite score. The best of several noisy scores is seldom much better than the last.
+        The end is validated, too, and so one of the candidates; it is also the result where no
+        validation gave a finite score. The best of several noisy scores is seldom much better than
+        the last.
         """
         kept = self.loop.keep_best and self.progress[name].best_step is not None
         return load_tensors(self._best_path(name) if kept else self._result_path(name))
@@ -252,7 +305,8 @@ class Trainer:
             self.step, self.iteration = step + 1, self.iteration + 1
             last = self.step == stage.steps
             save = self.step % loop.checkpoint_every == 0 and not last
-            # The end of a warm-up shows whether judges see anything, before the student follows them.
+            # The end of a warm-up shows whether judges see anything, before the student follows
+            # them.
             validate = self.step % loop.evaluate_every == 0 or last or self.step == stage.warmup
             log = self.step % loop.log_every == 0 or last or validate
             # A GPU would have to catch up with the host first; a CPU is asked at once.
@@ -264,31 +318,42 @@ class Trainer:
             watch.lap()
             with together() if skips else nullcontext():
                 for at, row in skips.items():
-                    place = {"iteration": self.iteration + at - self.step, "stage": stage.name, "step": at}
+                    place = {
+                        "iteration": self.iteration + at - self.step,
+                        "stage": stage.name,
+                        "step": at,
+                    }
                     self.log.note({**place, **row})
             if validate:
                 shown = self._validate(stage)
                 watch.restart()  # validation is not training time
             if log or skipped:
                 logs = self._means(logs)
-                row = self._log({"stage": stage.name, "step": self.step, **logs, **shown, **skipped})
+                row = self._log(
+                    {"stage": stage.name, "step": self.step, **logs, **shown, **skipped}
+                )
                 bar.set_postfix(self._postfix(row))
                 shown = {}
             bar.update()
             if save or stop or hopeless:
-                tensors = {k: v for part, network in stage.trained().items() for k, v in _named(part, network)}
+                tensors = {
+                    k: v
+                    for part, network in stage.trained().items()
+                    for k, v in _named(part, network)
+                }
                 self._save(tensors, best_of=stage.name)
             if hopeless:
                 raise FloatingPointError(
-                    f"loss or gradient of the {hopeless}; look at the rows that metrics.jsonl names, lower the "
-                    "learning rate in a new run, or raise train.most_skipped"
+                    f"loss or gradient of the {hopeless}; look at the rows that metrics.jsonl "
+                    "names, lower the learning rate in a new run, or raise train.most_skipped"
                 )
             if stop:
                 saved = f"state saved at {stage.name} update {self.step}"
                 raise Stopped(f"{saved}; --resume goes on from there", stop)
 
     def _validate(self, stage: Stage) -> dict[str, Any]:
-        """Score the stage's averaged weights, keep them if they are the best; returns what is worth logging."""
+        """Score the stage's averaged weights, keep them if they are the best; returns what is worth
+        logging."""
         with self.log.clock.phase("validation"):
             return self._scored(stage)
 
@@ -310,12 +375,16 @@ class Trainer:
         if progress.out_of_patience(self.loop.patience) and self.step < stage.steps:
             row["stopped_early"] = progress.early_end(self.step)
         if self.accelerator.is_main_process:
-            for text in [*(f"warning: {text}" for text in warnings), *filter(None, [row.get("stopped_early")])]:
+            for text in [
+                *(f"warning: {text}" for text in warnings),
+                *filter(None, [row.get("stopped_early")]),
+            ]:
                 say(text)
         return row
 
     def _agreed(self, scores: dict[str, float]) -> dict[str, float]:
-        """The main process' scores: what all processes decide by must be the same to the last digit."""
+        """The main process' scores: what all processes decide by must be the same to the last
+        digit."""
         if self.accelerator.num_processes == 1:
             return scores
         return broadcast_object_list([scores])[0]
@@ -324,9 +393,13 @@ class Trainer:
         """Means over the processes, each of which has the losses of its own share of the batch."""
         values = [float(value) for value in logs.values()]
         if self.accelerator.num_processes > 1:
-            own = torch.tensor(values, dtype=wide_dtype(self.accelerator.device), device=self.accelerator.device)
+            own = torch.tensor(
+                values, dtype=wide_dtype(self.accelerator.device), device=self.accelerator.device
+            )
             mean = self.accelerator.reduce(own, "mean")
-            assert isinstance(mean, torch.Tensor)  # a tensor in, a tensor out; this tells the type checker
+            assert isinstance(
+                mean, torch.Tensor
+            )  # a tensor in, a tensor out; this tells the type checker
             values = mean.tolist()
         return dict(zip(logs, values, strict=True))
 
@@ -372,7 +445,9 @@ class Trainer:
                 "progress": {name: progress.to_json() for name, progress in self.progress.items()},
             }
             kept = self.loop.keep_checkpoints
-            save_checkpoint(self.run_dir, self._number(), tensors, plain_json(meta, "meta"), keep=kept)
+            save_checkpoint(
+                self.run_dir, self._number(), tensors, plain_json(meta, "meta"), keep=kept
+            )
 
     def _number(self) -> int:
         """Of the checkpoint: the end of a stage must not replace one of the same iteration."""
@@ -386,7 +461,11 @@ class Trainer:
         needed = ("position", "step", "iteration", "scores", "seconds", "progress")
         missing = [key for key in needed if key not in meta]
         if not missing:
-            self.position, self.step, self.iteration = meta["position"], meta["step"], meta["iteration"]
+            self.position, self.step, self.iteration = (
+                meta["position"],
+                meta["step"],
+                meta["iteration"],
+            )
             self.scores, self.seconds = meta["scores"], meta["seconds"]
             begun = list(self.stages)[: self.position + bool(self.step)]
             names = [field.name for field in fields(Progress)]
@@ -395,23 +474,35 @@ class Trainer:
                     missing.append(f"progress.{stage}.{name}")
         if missing:
             raise ValueError(
-                f"expected a checkpoint of this version in {self.run_dir}, got one of another, without "
-                f"{', '.join(missing)}; go on with the version that wrote it, or start again in a new folder"
+                f"expected a checkpoint of this version in {self.run_dir}, got one of another, "
+                f"without {', '.join(missing)}; go on with the version that wrote it, or start "
+                "again in a new folder"
             )
-        self.progress = {stage: Progress(**{name: meta["progress"][stage][name] for name in names}) for stage in begun}
+        self.progress = {
+            stage: Progress(**{name: meta["progress"][stage][name] for name in names})
+            for stage in begun
+        }
         for stage in list(self.stages)[: self.position]:
             self.result(stage)
 
     def _load(self, stage: Stage) -> None:
         """The state of the stage's networks as of the checkpoint."""
         networks = stage.trained()
-        kept = {_BEST} if self.loop.keep_best and self.progress[stage.name].best_step is not None else set()
+        kept = (
+            {_BEST}
+            if self.loop.keep_best and self.progress[stage.name].best_step is not None
+            else set()
+        )
         found = {name.partition(".")[0] for name in self._tensors}
-        for how, names in (("without", {*networks, *kept} - found), ("with the unknown", found - {*networks, _BEST})):
+        for how, names in (
+            ("without", {*networks, *kept} - found),
+            ("with the unknown", found - {*networks, _BEST}),
+        ):
             if names:
                 raise ValueError(
-                    f"expected a checkpoint of {', '.join(networks)} in {self.run_dir}, got one {how} "
-                    f"{', '.join(sorted(names))}; go on with what wrote it, or begin a new run"
+                    f"expected a checkpoint of {', '.join(networks)} in {self.run_dir}, got one "
+                    f"{how} {', '.join(sorted(names))}; go on with what wrote it, or begin a new "
+                    "run"
                 )
         for part, network in networks.items():
             try:
@@ -420,8 +511,8 @@ class Trainer:
                 raise ValueError(f"cannot resume the {part}: {error}") from error
 
     def _skipped(self, stage: Stage) -> tuple[dict[int, dict[str, Any]], str | None]:
-        """What is logged of the updates that were found to be skipped just now, by the stage's update, and what is said
-        of a network whose are too many."""
+        """What is logged of the updates that were found to be skipped just now, by the stage's
+        update, and what is said of a network whose are too many."""
         found: dict[int, dict[str, Any]] = {}
         hopeless: str | None = None
         for part, network in stage.trained().items():
@@ -436,29 +527,44 @@ class Trainer:
             for part, row in told["skipped"].items():
                 self.progress[stage.name].skip(part, at, row["in_all"])
                 if self.accelerator.is_main_process:
-                    counts, rows = f"{row['in_a_row']} in a row, {row['in_all']} in all", row["rows"]
-                    shown = [*map(str, rows[:8]), *([f"... ({len(rows)} in metrics.jsonl)"] if rows[8:] else [])]
+                    counts, rows = (
+                        f"{row['in_a_row']} in a row, {row['in_all']} in all",
+                        row["rows"],
+                    )
+                    shown = [
+                        *map(str, rows[:8]),
+                        *([f"... ({len(rows)} in metrics.jsonl)"] if rows[8:] else []),
+                    ]
                     what = f"{stage.name} update {at}: loss or gradient of the {part} not finite, update skipped"
                     say(f"warning: {what} ({counts}); rows of its batch: {', '.join(shown)}")
         return found, hopeless
 
     @contextmanager
     def _saying_what_is_left(self) -> Iterator[None]:
-        """A write that fails, or a state that is no number, ends the run and says what to go on from."""
+        """A write that fails, or a state that is no number, ends the run and says what to go on
+        from."""
         try:
             yield
         except (OSError, FloatingPointError) as error:
             newest = checkpoint_folders(self.run_dir)
             left = (
-                f"the state in {newest[-1]} is intact, --resume goes on from it" if newest else "nothing was saved yet"
+                f"the state in {newest[-1]} is intact, --resume goes on from it"
+                if newest
+                else "nothing was saved yet"
             )
-            if isinstance(error, OSError) and error.filename and self.run_dir not in Path(str(error.filename)).parents:
+            if (
+                isinstance(error, OSError)
+                and error.filename
+                and self.run_dir not in Path(str(error.filename)).parents
+            ):
                 raise OSError(f"{error}; {left}") from error  # somebody else's file
             if isinstance(error, OSError):
                 # Those of Python itself have a number; ours say all there is to say.
                 where = f"cannot write {error.filename or self.run_dir}: {error.strerror}"
                 said = error if error.errno is None else where
-                raise OSError(f"{said}; {left} once there is room and the run folder can be written") from error
+                raise OSError(
+                    f"{said}; {left} once there is room and the run folder can be written"
+                ) from error
             raise FloatingPointError(f"{error}; {left}") from error
 
     def _result_path(self, name: str) -> Path:
@@ -468,13 +574,15 @@ class Trainer:
         return self.run_dir / "stages" / f"{name}.best.safetensors"
 
     def _restore_best(self, name: str) -> None:
-        """The best weights as of the checkpoint: those in the folder may be of an update that hasn't happened yet."""
+        """The best weights as of the checkpoint: those in the folder may be of an update that
+        hasn't happened yet."""
         self._best_path(name).unlink(missing_ok=True)
         if best := with_prefix(self._tensors, _BEST):
             save_tensors(self._best_path(name), best)
 
     def _stopped_by(self) -> int:
-        """Number of the signal that any process got, 0 if none: all leave the loop after the same update."""
+        """Number of the signal that any process got, 0 if none: all leave the loop after the same
+        update."""
         number = self._stop.number
         if self.accelerator.num_processes == 1:
             return number
@@ -483,7 +591,9 @@ class Trainer:
         stride = int(HEARD_WITHIN * max(1, self.iteration - updates) / max(1e-3, now - before))
         own = torch.tensor([[number, max(1, stride)]], device=self.accelerator.device)
         both = self.accelerator.gather(own)
-        assert isinstance(both, torch.Tensor)  # a tensor in, a tensor out; this tells the type checker
+        assert isinstance(
+            both, torch.Tensor
+        )  # a tensor in, a tensor out; this tells the type checker
         # The clock of one of them, so that all look after the same updates.
         self._stride = int(both[0, 1])
         return int(both[:, 0].max())

@@ -1,16 +1,19 @@
-"""A loss on real data without a discriminator: distance between the student's samples and data, by kernels.
+"""A loss on real data without a discriminator: distance between the student's samples and data, by
+kernels.
 
-With d a distance between samples and C groups of m generated samples x and n data y that share a condition,
+With d a distance between samples and C groups of m generated samples x and n data y that share a
+condition,
 
     loss = mean over groups of  2 mean_{k, l} d(x_k, y_l) - mean_{k != l} d(x_k, x_l)
 
-which is, up to a constant that the student cannot change, an unbiased estimate of the squared energy distance, or of
-the squared maximum mean discrepancy, of the two laws under that condition: zero gradient in the mean where they agree.
-One datum per condition (n = 1) is enough.
+which is, up to a constant that the student cannot change, an unbiased estimate of the squared
+energy distance, or of the squared maximum mean discrepancy, of the two laws under that condition:
+zero gradient in the mean where they agree. One datum per condition (n = 1) is enough.
 
 References:
     Szekely & Rizzo, Energy statistics, 2013. Gretton et al., A Kernel Two-Sample Test, JMLR 2012.
-    Gneiting & Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, 2007 (n = 1: kernel scores).
+    Gneiting & Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, 2007 (n = 1:
+    kernel scores).
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ def two_sample_loss(
 ) -> Tensor:
     """The loss at the head of this module.
 
-    Distances are root mean squares over the numbers of a sample, |x - y| / sqrt(number of entries), so that neither
-    weights nor bandwidths depend on how large a sample is:
+    Distances are root mean squares over the numbers of a sample, |x - y| / sqrt(number of entries),
+    so that neither weights nor bandwidths depend on how large a sample is:
 
         energy:  d = |x - y|                             sees all scales, the coarse ones best
         mmd:     d = - sum_h exp(- |x - y|^2 / (2 h^2))  sees what is as wide as one of the bandwidths h
@@ -49,15 +52,16 @@ def two_sample_loss(
         data: (C, n, ...), the same trailing axes.
         kernel: "energy" or "mmd".
         bandwidths: h > 0 of "mmd", in units of the data.
-        mask: bool (C, T), True = real token, over the first axis of a sample: the samples of a group are of one length,
-            and what is padding counts neither in |x - y| nor among the entries.
+        mask: bool (C, T), True = real token, over the first axis of a sample: the samples of a
+            group are of one length, and what is padding counts neither in |x - y| nor among the
+            entries.
 
     Returns:
         scalar, at least float32. It may be negative.
 
     Raises:
-        ValueError: shapes that don't fit, m < 2, an unknown kernel, bandwidths that aren't positive, a group without a
-            real token.
+        ValueError: shapes that don't fit, m < 2, an unknown kernel, bandwidths that aren't
+            positive, a group without a real token.
     """
     check_choice("kernel", kernel, KERNELS)
     if (
@@ -67,10 +71,13 @@ def two_sample_loss(
         or data.shape[2:] != generated.shape[2:]
     ):
         raise ValueError(
-            f"expected generated (C, m, ...) and data (C, n, ...), got {tuple(generated.shape)} and {tuple(data.shape)}"
+            f"expected generated (C, m, ...) and data (C, n, ...), got {tuple(generated.shape)} "
+            f"and {tuple(data.shape)}"
         )
     if generated.shape[1] < 2:
-        raise ValueError(f"expected at least 2 generated samples in a group, got {generated.shape[1]}")
+        raise ValueError(
+            f"expected at least 2 generated samples in a group, got {generated.shape[1]}"
+        )
     if not bandwidths or not all(h > 0 for h in bandwidths):
         raise ValueError(f"expected bandwidths > 0, got {list(bandwidths)}")
     wide = torch.promote_types(generated.dtype, torch.float32)
@@ -91,4 +98,6 @@ def two_sample_loss(
 
     among = distance(x, x)
     same = torch.diagonal(among, dim1=-2, dim2=-1).sum(-1)
-    return (2.0 * distance(x, y).mean((-2, -1)) - (among.sum((-2, -1)) - same) / (m * (m - 1))).mean()
+    return (
+        2.0 * distance(x, y).mean((-2, -1)) - (among.sum((-2, -1)) - same) / (m * (m - 1))
+    ).mean()

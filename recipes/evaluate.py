@@ -2,7 +2,8 @@
 
 python recipes/evaluate.py runs/ring             the exported student, through load_student(...).sample
 python recipes/evaluate.py runs/mine factory=package.module:callable     one with a network of your own
-python recipes/evaluate.py recipes/teachers/ring a teacher, at every number of calls; rewrites its scores.json
+python recipes/evaluate.py recipes/teachers/ring a teacher, at every number of calls; rewrites its
+scores.json
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from fastgen.trainer import use_all_cores
 
 def main() -> None:
     with user_errors():
-        given = {key: value for key, _, value in (argument.partition("=") for argument in sys.argv[2:])}
+        given = {
+            key: value for key, _, value in (argument.partition("=") for argument in sys.argv[2:])
+        }
         if len(sys.argv) < 2 or sys.argv[1].startswith("-") or given.keys() - {"factory"}:
             print(__doc__)
             raise SystemExit(0 if "--help" in sys.argv else 2)
@@ -34,7 +37,8 @@ def main() -> None:
             score_teacher(teacher, calls=rows.calls, ab2_calls=rows.ab2_calls)
         else:
             raise ValueError(
-                f"expected a run folder or a teacher's folder, got {folder} with neither student/ nor teacher/"
+                f"expected a run folder or a teacher's folder, got {folder} with neither student/ "
+                "nor teacher/"
             )
 
 

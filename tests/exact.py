@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class GaussianTeacher(nn.Module):
     """The exact flow of data ~ N(mean + cond, std^2) in every dimension; `cond` is None or (B,).
 
-    x_t ~ N((1 - t) m, v) with v = (1 - t)^2 std^2 + t^2, and the ODE dx/dt = flow carries quantiles to quantiles.
+    x_t ~ N((1 - t) m, v) with v = (1 - t)^2 std^2 + t^2, and the ODE dx/dt = flow carries quantiles
+    to quantiles.
     """
 
     def __init__(self, mean: float = 0.7, std: float = 0.4) -> None:
@@ -55,7 +56,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 class ConjugatedTeacher(GaussianTeacher):
-    """The Gaussian flow seen through y = sinh(x): nonlinear in the state, so no solver is better than its order."""
+    """The Gaussian flow seen through y = sinh(x): nonlinear in the state, so no solver is better
+    than its order."""
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return (1 + x_t**2).sqrt() * super().forward(torch.asinh(x_t), t, cond)

@@ -1,4 +1,5 @@
-"""A distillation in bf16, watched from inside the network, as a script of one process or for `torchrun`."""
+"""A distillation in bf16, watched from inside the network, as a script of one process or for
+`torchrun`."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class WatchingShards(Watching, Sharding):
 
 
 class Watch(DistributionMatching):
-    """Notes what leaves the student in training, and compares its average with the weights' own answer."""
+    """Notes what leaves the student in training, and compares its average with the weights' own
+    answer."""
 
     def update(self, step: int) -> dict:
         logs = super().update(step)

@@ -1,4 +1,5 @@
-"""Damage and malice: mutations of a user's files, and a child process with little memory that loads each of them.
+"""Damage and malice: mutations of a user's files, and a child process with little memory that loads
+each of them.
 
     python hostile.py FOLDER        a line of JSON for each mutation: what it was, what came of it
 
@@ -39,7 +40,7 @@ class Mutation:
     apply: Callable[[Path], Any]
 
 
-# ---- Any file -----------------------------------------------------------------------------------------------------
+# ---- Any file ------------------------------------------------------------------------------------
 
 
 def scrambled(data: bytes, rng: random.Random) -> tuple[str, bytes]:
@@ -48,7 +49,9 @@ def scrambled(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     junk = rng.randbytes(n)
     ways: dict[str, Callable[[], bytes]] = {
         "bit": lambda: data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :],
-        "early bit": lambda: data[: at % 64] + bytes([data[at % 64] ^ 1 << rng.randrange(8)]) + data[at % 64 + 1 :],
+        "early bit": lambda: (
+            data[: at % 64] + bytes([data[at % 64] ^ 1 << rng.randrange(8)]) + data[at % 64 + 1 :]
+        ),
         "cut": lambda: data[:at],
         "cut short": lambda: data[: at % 32],
         "last byte gone": lambda: data[:-1],
@@ -66,10 +69,14 @@ def scrambled(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     return f"{way} at {at} of {len(data)}", ways[way]()
 
 
-def of_any_file(name: str, data: bytes, law: str, rng: random.Random, number: int) -> Iterator[Mutation]:
+def of_any_file(
+    name: str, data: bytes, law: str, rng: random.Random, number: int
+) -> Iterator[Mutation]:
     for _ in range(number):
         way, harmed = scrambled(data, rng)
-        yield Mutation(f"{name}: {way}", law, lambda folder, harmed=harmed: (folder / name).write_bytes(harmed))
+        yield Mutation(
+            f"{name}: {way}", law, lambda folder, harmed=harmed: (folder / name).write_bytes(harmed)
+        )
 
 
 def instead_of(name: str, *, empty: str = "refused") -> Iterator[Mutation]:
@@ -88,7 +95,9 @@ def instead_of(name: str, *, empty: str = "refused") -> Iterator[Mutation]:
 
     def bound(path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as end, contextlib.chdir(path.parent):
-            end.bind(path.name)  # from here: the whole name may be longer than the 108 letters of a socket's
+            end.bind(
+                path.name
+            )  # from here: the whole name may be longer than the 108 letters of a socket's
 
     things: dict[str, Callable[[Path], Any]] = {
         "nothing": lambda path: None,
@@ -108,7 +117,7 @@ def instead_of(name: str, *, empty: str = "refused") -> Iterator[Mutation]:
         yield Mutation(f"{name}: {thing}", empty if thing == "empty" else "refused", put(make))
 
 
-# ---- The child ----------------------------------------------------------------------------------------------------
+# ---- The child -----------------------------------------------------------------------------------
 
 
 class Hang(BaseException):
@@ -155,7 +164,9 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def run(kind: str, good: Path, load: Callable[[Path], Any], mutations: list[Mutation], work: Path) -> None:
+def run(
+    kind: str, good: Path, load: Callable[[Path], Any], mutations: list[Mutation], work: Path
+) -> None:
     """Apply each mutation to a fresh copy of `good`, load it and print what came of it."""
     whole = digest(load(good))
     assert digest(load(good)) == whole
@@ -166,8 +177,15 @@ def run(kind: str, good: Path, load: Callable[[Path], Any], mutations: list[Muta
         mutation.apply(work)
         print(json.dumps({"kind": kind, "mutation": mutation.name, "begun": True}), flush=True)
         came = outcome(load, work, whole)
-        print(json.dumps({"kind": kind, "mutation": mutation.name, "law": mutation.law, "outcome": came}), flush=True)
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        print(
+            json.dumps(
+                {"kind": kind, "mutation": mutation.name, "law": mutation.law, "outcome": came}
+            ),
+            flush=True,
+        )
+    resource.setrlimit(
+        resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_AS)[1])
+    )
 
 
 if __name__ == "__main__":

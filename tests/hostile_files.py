@@ -27,10 +27,21 @@ from fastgen.normalizer import Normalizer
 from fastgen.sources import load_weights
 
 ROOT = Path(__file__).parents[1]
-SIZES = {"in_horizon": 4, "cond_horizon": 1, "num_layers": 1, "num_attention_heads": 2, "embedding_dim": 8}
+SIZES = {
+    "in_horizon": 4,
+    "cond_horizon": 1,
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "embedding_dim": 8,
+}
 DENSE = {"class": "CondTransformerRegressor", "in_dim": 2, "out_dim": 2, "cond_dim": 3, **SIZES}
 SYMMETRIC = {
-    **{"class": "eCondTransformerRegressor", "group": "C2", "in_rep": ["sign"] * 2, "cond_rep": ["sign"] * 3},
+    **{
+        "class": "eCondTransformerRegressor",
+        "group": "C2",
+        "in_rep": ["sign"] * 2,
+        "cond_rep": ["sign"] * 3,
+    },
     **{"out_rep": ["sign"] * 2, **SIZES},
 }
 
@@ -42,7 +53,7 @@ def files(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield path.relative_to(folder).as_posix(), path.read_bytes()
 
 
-# ---- Unharmed files -----------------------------------------------------------------------------------------------
+# ---- Unharmed files ------------------------------------------------------------------------------
 
 
 def make_config(folder: Path) -> None:
@@ -53,17 +64,30 @@ def make_config(folder: Path) -> None:
 def make_checkpoint(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {f"student.{i}.weight": torch.randn(8, 9, generator=generator) for i in range(6)}
-    tensors |= {"step": torch.tensor(7), "opt.0.exp_avg": torch.randn(3, dtype=torch.float64, generator=generator)}
+    tensors |= {
+        "step": torch.tensor(7),
+        "opt.0.exp_avg": torch.randn(3, dtype=torch.float64, generator=generator),
+    }
     tensors["rng"] = generator.get_state()
     save_checkpoint(
-        folder, 3, tensors, {"stage": "dmd", "best": 0.25, "history": [1.5, 2.5], "losses": {"a": 1}}, keep=2
+        folder,
+        3,
+        tensors,
+        {"stage": "dmd", "best": 0.25, "history": [1.5, 2.5], "losses": {"a": 1}},
+        keep=2,
     )
 
 
 def make_student(folder: Path) -> None:
     torch.manual_seed(0)
     normalizers = {"x_normalizer": Normalizer.identity(2), "z_normalizer": Normalizer.identity(3)}
-    export_student(folder, build_model(DENSE), t_list=[0.9, 0.5, 0.0], **normalizers, description={"task": "none"})
+    export_student(
+        folder,
+        build_model(DENSE),
+        t_list=[0.9, 0.5, 0.0],
+        **normalizers,
+        description={"task": "none"},
+    )
 
 
 def make_teacher(folder: Path) -> None:
@@ -73,7 +97,10 @@ def make_teacher(folder: Path) -> None:
 
 def numbers() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {"X": rng.normal(size=(40, 3, 2)).astype("f4"), "Z": rng.normal(size=(40, 1, 2)).astype("f4")}
+    return {
+        "X": rng.normal(size=(40, 3, 2)).astype("f4"),
+        "Z": rng.normal(size=(40, 1, 2)).astype("f4"),
+    }
 
 
 def make_npz(folder: Path) -> None:
@@ -81,28 +108,40 @@ def make_npz(folder: Path) -> None:
 
 
 def make_safetensors(folder: Path) -> None:
-    save_file({name: torch.from_numpy(array) for name, array in numbers().items()}, folder / "data.safetensors")
+    save_file(
+        {name: torch.from_numpy(array) for name, array in numbers().items()},
+        folder / "data.safetensors",
+    )
 
 
 def make_weights(folder: Path) -> None:
     save_file(PointTeacher().state_dict(), folder / "weights.safetensors")
 
 
-# ---- Loading them -------------------------------------------------------------------------------------------------
+# ---- Loading them --------------------------------------------------------------------------------
 
 
 def config(folder: Path) -> Any:
     cfg = load_config(DistillConfig, folder / "config.yaml")
     text = dump_yaml(cfg)
     (folder / "again.yaml").write_text(text)
-    assert load_config(DistillConfig, folder / "again.yaml") == cfg, "another config when it is read again"
+    assert load_config(DistillConfig, folder / "again.yaml") == cfg, (
+        "another config when it is read again"
+    )
     return text
 
 
 def student(folder: Path) -> Any:
     loaded = load_student(folder)
     config = {key: value for key, value in loaded.config.items() if key != "checksum"}
-    rest = (loaded.t_list, loaded.steps, loaded.sample_type, loaded.horizon, loaded.cond_horizon, loaded.pack)
+    rest = (
+        loaded.t_list,
+        loaded.steps,
+        loaded.sample_type,
+        loaded.horizon,
+        loaded.cond_horizon,
+        loaded.pack,
+    )
     return loaded.network.state_dict(), config, rest
 
 
@@ -140,14 +179,19 @@ def as_it_says(folder: Path) -> Any:
         entry = header[key]
         start, stop = entry["data_offsets"]
         if entry["dtype"] in kinds:
-            expected = np.frombuffer(body[start:stop], kinds[entry["dtype"]]).reshape(entry["shape"])
-            assert np.array_equal(tensor.numpy(), expected, equal_nan=expected.dtype.kind == "f"), "other numbers"
+            expected = np.frombuffer(body[start:stop], kinds[entry["dtype"]]).reshape(
+                entry["shape"]
+            )
+            assert np.array_equal(tensor.numpy(), expected, equal_nan=expected.dtype.kind == "f"), (
+                "other numbers"
+            )
     return data("data.safetensors")(folder)
 
 
 def make_pairs(folder: Path) -> None:
     save_tensors(
-        folder / "pairs.safetensors", {"states": torch.randn(5, 3, generator=torch.Generator().manual_seed(0))}
+        folder / "pairs.safetensors",
+        {"states": torch.randn(5, 3, generator=torch.Generator().manual_seed(0))},
     )
 
 
@@ -157,7 +201,7 @@ def weights(folder: Path) -> Any:
     return network.state_dict()
 
 
-# ---- What is done to them -----------------------------------------------------------------------------------------
+# ---- What is done to them ------------------------------------------------------------------------
 
 
 def harmed_config(good: Path, rng: random.Random) -> Iterator[Mutation]:
@@ -186,8 +230,12 @@ def forged_folder(good: Path, rng: random.Random, number: int) -> Iterator[Mutat
     document = json.loads((good / "config.json").read_text())
     name = document["tensors"]["file"]
     for _ in range(number):
-        way, harmed = altered({k: v for k, v in document.items() if k not in ("checksum", "tensors")}, rng)
-        yield Mutation(f"forged: {way}", "sound", forger({**harmed, "tensors": document["tensors"]}))
+        way, harmed = altered(
+            {k: v for k, v in document.items() if k not in ("checksum", "tensors")}, rng
+        )
+        yield Mutation(
+            f"forged: {way}", "sound", forger({**harmed, "tensors": document["tensors"]})
+        )
     for what, harmed in safetensors_of((good / name).read_bytes(), rng, number // 3):
         yield Mutation(f"forged {name}: {what}", "sound", tensor_forger(document, name, harmed))
 
@@ -220,23 +268,39 @@ def harmed_npz(good: Path, rng: random.Random) -> Iterator[Mutation]:
     yield from instead_of("data.npz")
     yield from of_any_file("data.npz", content, "same", rng, 100)
     for what, harmed in npz_of(content):
-        yield Mutation(f"data.npz: {what}", "sound" if " called " in what else "refused", writer("data.npz", harmed))
+        yield Mutation(
+            f"data.npz: {what}",
+            "sound" if " called " in what else "refused",
+            writer("data.npz", harmed),
+        )
 
 
-def harmed_safetensors(name: str, law: str = "sound") -> Callable[[Path, random.Random], Iterator[Mutation]]:
+def harmed_safetensors(
+    name: str, law: str = "sound"
+) -> Callable[[Path, random.Random], Iterator[Mutation]]:
     def harmed(good: Path, rng: random.Random) -> Iterator[Mutation]:
         content = (good / name).read_bytes()
         yield from instead_of(name)
         yield from of_any_file(name, content, law, rng, 50)
         for what, changed in safetensors_of(content, rng, 20):
-            yield Mutation(f"{name}: {what}", "refused" if what == "a name twice" else law, writer(name, changed))
+            yield Mutation(
+                f"{name}: {what}",
+                "refused" if what == "a name twice" else law,
+                writer(name, changed),
+            )
 
     return harmed
 
 
-KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], Callable[..., Iterator[Mutation]]]] = {
+KINDS: dict[
+    str, tuple[Callable[[Path], None], Callable[[Path], Any], Callable[..., Iterator[Mutation]]]
+] = {
     "config": (make_config, config, harmed_config),
-    "checkpoint": (make_checkpoint, load_newest_checkpoint, lambda good, rng: harmed_folder(good, rng, 50)),
+    "checkpoint": (
+        make_checkpoint,
+        load_newest_checkpoint,
+        lambda good, rng: harmed_folder(good, rng, 50),
+    ),
     "student": (make_student, student, lambda good, rng: harmed_folder(good, rng, 40)),
     "forged student": (make_student, student, lambda good, rng: forged_folder(good, rng, 100)),
     "teacher": (make_teacher, teacher, lambda good, rng: forged_folder(good, rng, 60)),

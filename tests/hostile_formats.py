@@ -1,4 +1,5 @@
-"""Mutations that know a format: JSON, safetensors, .npz and YAML that promise more than they hold."""
+"""Mutations that know a format: JSON, safetensors, .npz and YAML that promise more than they
+hold."""
 
 from __future__ import annotations
 
@@ -14,18 +15,54 @@ from typing import Any
 from hostile import Mutation
 
 VALUES = [
-    *(None, True, False, -1, 0, 2, 10**30, -(10**30), 1e308, -1e308, 5e-324, "", "x", "../../x", "/etc/passwd", "\0"),
+    *(
+        None,
+        True,
+        False,
+        -1,
+        0,
+        2,
+        10**30,
+        -(10**30),
+        1e308,
+        -1e308,
+        5e-324,
+        "",
+        "x",
+        "../../x",
+        "/etc/passwd",
+        "\0",
+    ),
     *("\ud800", "x" * 5000, [], [[]], {}, {"a": 1}, [1] * 1000, 2**31, 2**63, 2**64),
 ]
-NAMES = ["../../x", "/etc/passwd", "..", "", ".", "\0", "a" * 70_000, "C:\\x", "~/x", "X\n", "__metadata__", "é"]
+NAMES = [
+    "../../x",
+    "/etc/passwd",
+    "..",
+    "",
+    ".",
+    "\0",
+    "a" * 70_000,
+    "C:\\x",
+    "~/x",
+    "X\n",
+    "__metadata__",
+    "é",
+]
 
 
-# ---- JSON ---------------------------------------------------------------------------------------------------------
+# ---- JSON ----------------------------------------------------------------------------------------
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
     """Every place in a document, the document itself left out."""
-    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, part in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield (*path, key)
         yield from places(part, (*path, key))
 
@@ -63,7 +100,9 @@ def of_json(name: str, data: bytes, rng: random.Random, number: int) -> Iterator
     yield Mutation(f"{name}: reformatted", "same", write(json.dumps(document, indent=7)))
     first = next(iter(document))
     for what, harmed in {
-        "a key twice": "{" + f"{json.dumps(first)}: {json.dumps(document[first])}," + text.lstrip()[1:],
+        "a key twice": "{"
+        + f"{json.dumps(first)}: {json.dumps(document[first])},"
+        + text.lstrip()[1:],
         "deep": text.rstrip()[:-1] + ', "deep": ' + "[" * 100_000 + "]" * 100_000 + "}",
         "deep objects": '{"a":' * 50_000 + "1" + "}" * 50_000,
         "a number of many digits": text.rstrip()[:-1] + ', "n": ' + "9" * 100_000 + "}",
@@ -81,7 +120,7 @@ def of_json(name: str, data: bytes, rng: random.Random, number: int) -> Iterator
         yield Mutation(f"{name}: {way}", "same", write(json.dumps(harmed)))
 
 
-# ---- safetensors --------------------------------------------------------------------------------------------------
+# ---- safetensors ---------------------------------------------------------------------------------
 
 
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -91,7 +130,9 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def joined(header: Any, numbers: bytes) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode("utf-8", "surrogatepass")
+    text = (
+        header if isinstance(header, bytes) else json.dumps(header).encode("utf-8", "surrogatepass")
+    )
     return struct.pack("<Q", len(text)) + text + numbers
 
 
@@ -103,7 +144,10 @@ def safetensors_of(data: bytes, rng: random.Random, number: int) -> Iterator[tup
     entry = header[name]
     for size in (0, 1, 2**24 + 1, 2**32, 2**63 - 1, 2**64 - 1):
         yield f"a header of {size}", struct.pack("<Q", size) + data[8:]
-    yield "a name twice", joined(("{" + f'"{name}": {json.dumps(entry)}, ' + text[1:]).encode(), numbers)
+    yield (
+        "a name twice",
+        joined(("{" + f'"{name}": {json.dumps(entry)}, ' + text[1:]).encode(), numbers),
+    )
     yield "a deep header", joined(b'{"a":' * 20_000 + b"1" + b"}" * 20_000, numbers)
     yield "a list for a header", joined(b"[]", numbers)
     yield "an empty header", joined(b"{}", numbers)
@@ -111,20 +155,55 @@ def safetensors_of(data: bytes, rng: random.Random, number: int) -> Iterator[tup
     changes: list[dict[str, Any]] = [
         *(
             {"shape": shape}
-            for shape in ([2**40], [2**62, 2**62], [-1], [0], [], [1] * 5000, [0, 2**63], [2**64], ["3"])
+            for shape in (
+                [2**40],
+                [2**62, 2**62],
+                [-1],
+                [0],
+                [],
+                [1] * 5000,
+                [0, 2**63],
+                [2**64],
+                ["3"],
+            )
         ),
-        *({"dtype": dtype} for dtype in ("F64", "F16", "I64", "BOOL", "F8_E4M3", "F4", "C64", "U64", "X", "", 5, None)),
-        *({"data_offsets": ends} for ends in ([0, 2**40], [2**63, 2**64], [-8, 0], [4, 0], [0], [0, 4, 8], "x", None)),
+        *(
+            {"dtype": dtype}
+            for dtype in (
+                "F64",
+                "F16",
+                "I64",
+                "BOOL",
+                "F8_E4M3",
+                "F4",
+                "C64",
+                "U64",
+                "X",
+                "",
+                5,
+                None,
+            )
+        ),
+        *(
+            {"data_offsets": ends}
+            for ends in ([0, 2**40], [2**63, 2**64], [-8, 0], [4, 0], [0], [0, 4, 8], "x", None)
+        ),
         {"shape": [2**36], "data_offsets": [0, 2**38]},
     ]
     for change in changes:
-        yield f"{name} with {str(change)[:60]}", joined({**header, name: {**entry, **change}}, numbers)
+        yield (
+            f"{name} with {str(change)[:60]}",
+            joined({**header, name: {**entry, **change}}, numbers),
+        )
     for other in NAMES:
         yield (
             f"{name} called {other[:20]!r}",
             joined({other if k == name else k: v for k, v in header.items()}, numbers),
         )
-        yield f"{other[:20]!r} besides", joined({**header, other: {**entry, "data_offsets": [0, 4]}}, numbers)
+        yield (
+            f"{other[:20]!r} besides",
+            joined({**header, other: {**entry, "data_offsets": [0, 4]}}, numbers),
+        )
     yield f"no {name}", joined({k: v for k, v in header.items() if k != name}, numbers)
     if len(names := [key for key in header if key != "__metadata__"]) > 1:
         one, two = names[:2]
@@ -134,7 +213,7 @@ def safetensors_of(data: bytes, rng: random.Random, number: int) -> Iterator[tup
         yield way, joined(harmed, numbers)
 
 
-# ---- npz ----------------------------------------------------------------------------------------------------------
+# ---- npz -----------------------------------------------------------------------------------------
 
 
 def npy(head: str | bytes, numbers: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
@@ -171,7 +250,10 @@ def npz_of(data: bytes) -> Iterator[tuple[str, bytes]]:
         "5",
     ):
         yield f"dtype {descr}", zipped([(first, npy(good.replace("'<f4'", descr), numbers)), *rest])
-    yield "a pickle", zipped([(first, npy(good.replace("'<f4'", "'O'"), b"cos\nsystem\n(S'true'\ntR.")), *rest])
+    yield (
+        "a pickle",
+        zipped([(first, npy(good.replace("'<f4'", "'O'"), b"cos\nsystem\n(S'true'\ntR.")), *rest]),
+    )
     for shape in (
         "(2**40,)",
         "(1099511627776,)",
@@ -203,8 +285,12 @@ def npz_of(data: bytes) -> Iterator[tuple[str, bytes]]:
     yield "an empty archive", zipped([])
     yield "a name twice", zipped([*members, members[0]])
     for name in NAMES:
-        yield f"{first} called {name[:20]!r}", zipped([(name[:60_000] + ".npy", members[0][1]), *rest])
-    # A gigabyte of zeros, written 100 times smaller than it would be held, and one that is only claimed.
+        yield (
+            f"{first} called {name[:20]!r}",
+            zipped([(name[:60_000] + ".npy", members[0][1]), *rest]),
+        )
+    # A gigabyte of zeros, written 100 times smaller than it would be held, and one that is only
+    # claimed.
     head = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (268435456,), }\n")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -218,7 +304,10 @@ def npz_of(data: bytes) -> Iterator[tuple[str, bytes]]:
     yield "a bomb", packed
     size = len(head) + (32 << 20)
     for claimed in (len(head), len(head) + 2**30, 2**32 - 2):
-        yield f"a bomb that claims {claimed}", packed.replace(struct.pack("<I", size), struct.pack("<I", claimed))
+        yield (
+            f"a bomb that claims {claimed}",
+            packed.replace(struct.pack("<I", size), struct.pack("<I", claimed)),
+        )
     small = zipped(members, zipfile.ZIP_DEFLATED)
     end = small.rindex(b"PK\x01\x02")
     for what, at, value in (
@@ -227,11 +316,15 @@ def npz_of(data: bytes) -> Iterator[tuple[str, bytes]]:
         ("of LZMA", 10, 14),
         ("of bzip2", 10, 12),
     ):
-        local = small[: 6 if what == "encrypted" else 8] + bytes([value]) + small[7 if what == "encrypted" else 9 :]
+        local = (
+            small[: 6 if what == "encrypted" else 8]
+            + bytes([value])
+            + small[7 if what == "encrypted" else 9 :]
+        )
         yield f"members {what}", local[: end + at] + bytes([value]) + local[end + at + 1 :]
 
 
-# ---- YAML ---------------------------------------------------------------------------------------------------------
+# ---- YAML ----------------------------------------------------------------------------------------
 
 
 _LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -241,7 +334,8 @@ YAMLS = {
     "aliases": _LAUGHS + "name: *a9\n",
     "aliases in arguments": f"teacher:\n  arguments:\n{''.join('    ' + line for line in _LAUGHS.splitlines(True))}",
     "merges": "".join(
-        f"k{i}: &k{i}\n  a{i}: 1\n" + (f"  <<: [{', '.join([f'*k{i - 1}'] * 9)}]\n" * bool(i)) for i in range(9)
+        f"k{i}: &k{i}\n  a{i}: 1\n" + (f"  <<: [{', '.join([f'*k{i - 1}'] * 9)}]\n" * bool(i))
+        for i in range(9)
     ),
     "an alias of itself": "teacher: {arguments: &a {b: *a}}\n",
     "an alias of itself in a list": "train: &a [*a]\n",
@@ -304,10 +398,27 @@ def of_yaml(name: str, data: bytes, rng: random.Random, number: int) -> Iterator
         "&a x",
         "*a",
     ]
-    words += ["!!str 5", "2024-02-30", "0o9", "1:60", "0x", "~", "|", ">", "'", '"', "\\", "@", "%", "é" * 300]
+    words += [
+        "!!str 5",
+        "2024-02-30",
+        "0o9",
+        "1:60",
+        "0x",
+        "~",
+        "|",
+        ">",
+        "'",
+        '"',
+        "\\",
+        "@",
+        "%",
+        "é" * 300,
+    ]
     for what, text in YAMLS.items():
         raw = text if isinstance(text, bytes) else text.encode()
-        yield Mutation(f"{name}: {what}", "refused", lambda folder, raw=raw: (folder / name).write_bytes(raw))
+        yield Mutation(
+            f"{name}: {what}", "refused", lambda folder, raw=raw: (folder / name).write_bytes(raw)
+        )
     lines = data.decode().splitlines(True)
     for _ in range(number):
         new, at = list(lines), rng.randrange(len(lines))

@@ -1,4 +1,5 @@
-"""Runs of a toy with each of DMD's branches on, as a script for `torchrun` and for one process alone."""
+"""Runs of a toy with each of DMD's branches on, as a script for `torchrun` and for one process
+alone."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from fastgen.faults import part
 
 # (dtype, micro-batches of a process)
 RUNS = [(torch.float32, 1), (torch.float32, 2), (torch.float64, 1), (torch.float64, 2)]
-# High enough to go somewhere in 20 updates, low enough that roundings don't grow; every gradient is clipped.
+# High enough to go somewhere in 20 updates, low enough that roundings don't grow; every gradient is
+# clipped.
 OPTIMIZER = {"lr": 1e-3, "warmup_steps": 0, "clip_grad_norm": 0.1}
 
 
@@ -35,8 +37,17 @@ def name(dtype: torch.dtype, accumulation: int) -> str:
 
 def config(run_dir: Path, accumulation: int, **changes) -> DistillConfig:
     """20 updates of KD, 20 of DMD with its warm-up."""
-    train = {"kd_steps": 20, "steps": 16, "batch_size": 16, "keep_best": False, "log_every": 1, "checkpoint_every": 10}
-    optimizers = {f"{who}_optimizer": OPTIMIZER for who in ("kd", "student", "fake_score", "discriminator")}
+    train = {
+        "kd_steps": 20,
+        "steps": 16,
+        "batch_size": 16,
+        "keep_best": False,
+        "log_every": 1,
+        "checkpoint_every": 10,
+    }
+    optimizers = {
+        f"{who}_optimizer": OPTIMIZER for who in ("kd", "student", "fake_score", "discriminator")
+    }
     cfg = with_everything(run_dir, gradient_accumulation_steps=accumulation, **train, **optimizers)
     return cfg.model_copy(update=changes)
 
@@ -52,7 +63,8 @@ class Idling(ToyTeacher):
 
 
 def run(folder: Path, dtype: torch.dtype, accumulation: int, **changes) -> Path:
-    """One run in `dtype`; noise is drawn in torch's default, which is `dtype` for the time being."""
+    """One run in `dtype`; noise is drawn in torch's default, which is `dtype` for the time
+    being."""
     before, task = torch.get_default_dtype(), ToyTask()
     if dtype == torch.float64:
         data = task.train

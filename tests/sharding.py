@@ -1,4 +1,5 @@
-"""Networks shared by two processes, through accelerate's own FSDP2 code, as a script for `torchrun`.
+"""Networks shared by two processes, through accelerate's own FSDP2 code, as a script for
+`torchrun`.
 
 Accelerate shards on accelerators alone; told afterwards that it shards, it does so on a CPU.
 """
@@ -31,7 +32,9 @@ class Sharding(Accelerator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, cpu_ram_efficient_loading=False
+        )
         self.state.distributed_type = DistributedType.FSDP
         # Every later `AcceleratorState()` is made of this.
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
@@ -42,12 +45,17 @@ def new(*, averaged: bool = True) -> tuple[TrainedNetwork, nn.Module]:
     ema = EMAConfig(decay=0.5, dtype="float64") if averaged else None
     cfg = OptimizerConfig(lr=0.05, warmup_steps=0, clip_grad_norm=0.1)
     accelerator = trainer.start_accelerator(1)
-    return TrainedNetwork(ToyTeacher().double(), cfg, 9, accelerator, ema=ema), ToyTeacher().double()
+    return TrainedNetwork(
+        ToyTeacher().double(), cfg, 9, accelerator, ema=ema
+    ), ToyTeacher().double()
 
 
 def loss(network: nn.Module, step: int) -> Tensor:
     generator = torch.Generator().manual_seed(step)
-    x, z = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((6, 2, 4), (6, 1, 2)))
+    x, z = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((6, 2, 4), (6, 1, 2))
+    )
     return network(x, torch.full((6,), 0.5, dtype=torch.float64), z).square().mean()
 
 
@@ -68,20 +76,26 @@ def parts() -> dict[str, Any]:
     assert network.ema is not None
     found["shadow is shards"] = all(map(is_shard, network.ema.shadow.values()))
     for step in range(4):
-        network.update([lambda s=step: loss(network.network, s), lambda s=step: loss(network.network, s + 9)], step)
+        network.update(
+            [lambda s=step: loss(network.network, s), lambda s=step: loss(network.network, s + 9)],
+            step,
+        )
         ((loss(plain, step) + loss(plain, step + 9)) / 2).backward()
         nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
         for group in adam.param_groups:
             group["lr"] = network.cfg.lr_at(step, 9)
         adam.step()
         adam.zero_grad()
-        average = {name: 0.5 * average[name] + 0.5 * value for name, value in plain.state_dict().items()}
+        average = {
+            name: 0.5 * average[name] + 0.5 * value for name, value in plain.state_dict().items()
+        }
     # A forward without backward leaves the gathered weights in place.
     with torch.no_grad():
         loss(network.network, 0)
     state = network.tensors()
     found["weights"] = distance(
-        {key[8:]: value for key, value in state.items() if key.startswith("weights.")}, plain.state_dict()
+        {key[8:]: value for key, value in state.items() if key.startswith("weights.")},
+        plain.state_dict(),
     )
     found["moments"] = max(
         float((state[f"optimizer.{i}.{name}"] - adam.state[p][name]).abs().max())
@@ -94,12 +108,19 @@ def parts() -> dict[str, Any]:
     found["copy"] = distance(other.state_dict(), average)
 
     # Five rows don't halve.
-    uneven = TrainedNetwork(nn.Linear(3, 5), network.cfg, 9, trainer.start_accelerator(1), ema=EMAConfig())
+    uneven = TrainedNetwork(
+        nn.Linear(3, 5), network.cfg, 9, trainer.start_accelerator(1), ema=EMAConfig()
+    )
     (uneven.network(torch.ones(2, 3)).sum()).backward()
     assert uneven.ema is not None and uneven._plain is not None
     held = {"weights": list(uneven.bare.parameters()), "ema": list(uneven.ema.shadow.values())}
-    held |= {"gradients": [p.grad for p in held["weights"]], "host": list(uneven._plain.parameters())}
-    found["bytes"] = {name: sum(own(value).nbytes for value in values) for name, values in held.items()}
+    held |= {
+        "gradients": [p.grad for p in held["weights"]],
+        "host": list(uneven._plain.parameters()),
+    }
+    found["bytes"] = {
+        name: sum(own(value).nbytes for value in values) for name, values in held.items()
+    }
 
     other, _ = new()
     other.update(loss(other.network, 3), 0)
@@ -120,11 +141,15 @@ def parts() -> dict[str, Any]:
             made = judge.bare(x, t, z).square().mean()
         made.backward()
         settle(judge.bare)
-        found.setdefault("leaked", []).append(sum(p.grad is not None for p in judge.bare.parameters()))
-        # What FSDP notes at the first forward of what is to be reduced: nothing, if all was frozen then.
+        found.setdefault("leaked", []).append(
+            sum(p.grad is not None for p in judge.bare.parameters())
+        )
+        # What FSDP notes at the first forward of what is to be reduced: nothing, if all was frozen
+        # then.
         groups = judge.bare._get_fsdp_state()._fsdp_param_groups
         found["noted at the first forward"] = [str(group._orig_dtype) for group in groups]
-        # Judged without a backward, its gathered weights stay in place: with the flags that they had.
+        # Judged without a backward, its gathered weights stay in place: with the flags that they
+        # had.
         with frozen(judge.bare):
             judge.bare(x.detach(), t, z)
         loss(judge.network, 1).backward()

@@ -18,7 +18,13 @@ from fastgen.data.ring import References
 
 def scores(**changes: float) -> dict[str, dict[str, float]]:
     """Scores of three seeds that agree, those of a perfect student unless changed."""
-    perfect = {"success": 1.0, "success_near": 1.0, "energy_ratio": 1.0, "mode_error": 0.02, "clearance": 1.0}
+    perfect = {
+        "success": 1.0,
+        "success_near": 1.0,
+        "energy_ratio": 1.0,
+        "mode_error": 0.02,
+        "clearance": 1.0,
+    }
     return {
         name: {"median": value, "least": value, "most": value}
         for name, value in (perfect | {"spread": 1.0} | changes).items()
@@ -26,7 +32,11 @@ def scores(**changes: float) -> dict[str, dict[str, float]]:
 
 
 def ring_result(kd: dict | None = None, dmd: dict | None = None, seconds: float = 10.0) -> dict:
-    one = {"kd": {"1": kd or scores()}, "dmd": {"1": dmd or scores()}, "cpu seconds": {"pairs": 1.0, "kd": seconds}}
+    one = {
+        "kd": {"1": kd or scores()},
+        "dmd": {"1": dmd or scores()},
+        "cpu seconds": {"pairs": 1.0, "kd": seconds},
+    }
     four = {"kd": {"2": scores(), "4": scores()}, "cpu seconds": {"pairs": 1.0, "kd": seconds}}
     full = {"success": 1.0, "success_near": 0.99, "energy_ratio": 1.09}
     return {
@@ -75,17 +85,25 @@ def test_a_gain_counts_beyond_the_noise_between_seeds_only():
     assert better[name.format("better")].got == 1 and better[name.format("worse")].got == 0
     noisy = scores(spread=1.1)
     noisy["spread"] |= {"least": 0.9, "most": 1.4}
-    assert bars_of("ring", ring_result(kd=scores(spread=1.3), dmd=noisy))[name.format("better")].got == 0
+    assert (
+        bars_of("ring", ring_result(kd=scores(spread=1.3), dmd=noisy))[name.format("better")].got
+        == 0
+    )
     worse = bars_of("ring", ring_result(kd=scores(), dmd=scores(energy_ratio=1.03, spread=0.95)))
     assert worse[name.format("worse")].got == 2
 
 
 def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(bench_quality.subprocess, "run", lambda command, check: started.append(command))
+    monkeypatch.setattr(
+        bench_quality.subprocess, "run", lambda command, check: started.append(command)
+    )
     done, asked = tmp_path / "run" / "done", [f"run_dir={tmp_path / 'run'}", "seed=1"]
     bench_quality.call("distill.py", "ring.yaml", asked, done)
-    assert started[0][:2] == [sys.executable, str(Path(bench_quality.ROOT) / "recipes" / "distill.py")]
+    assert started[0][:2] == [
+        sys.executable,
+        str(Path(bench_quality.ROOT) / "recipes" / "distill.py"),
+    ]
     assert "--resume" not in started[0]
     (done.parent / "config.yaml").touch()  # what a run leaves that was killed
     bench_quality.call("distill.py", "ring.yaml", asked, done)
@@ -113,7 +131,8 @@ def test_medians_and_ranges_are_those_of_the_seeds():
 
 
 class Straight:
-    """A student that ignores the scene: every path is one of the demonstrations of the scene as it is."""
+    """A student that ignores the scene: every path is one of the demonstrations of the scene as it
+    is."""
 
     def __init__(self, paths: torch.Tensor, equivariant: bool) -> None:
         self.paths, self.equivariant = paths, equivariant
@@ -143,34 +162,46 @@ def test_cases_of_several_calls_share_one_file(tmp_path, monkeypatch):
     import bench
 
     monkeypatch.setattr(
-        bench_quality, "run_quality", lambda cases, seeds, out: {case: {"seeds": seeds} for case in cases}
+        bench_quality,
+        "run_quality",
+        lambda cases, seeds, out: {case: {"seeds": seeds} for case in cases},
     )
     for case in ("modes", "ring"):
-        monkeypatch.setattr(sys, "argv", ["bench.py", "quality", "--cases", case, "--out", str(tmp_path)])
+        monkeypatch.setattr(
+            sys, "argv", ["bench.py", "quality", "--cases", case, "--out", str(tmp_path)]
+        )
         bench.main()
     assert json.loads((tmp_path / "bench.json").read_text()).keys() == {"modes", "ring"}
 
 
-# ---- What the trainer costs ---------------------------------------------------------------------------------------
+# ---- What the trainer costs ----------------------------------------------------------------------
 
 
 def seconds(*rounds: tuple[float, float]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Rounds of (trainer, bare) by their wall seconds an iteration; on the CPU clock both take half as long."""
+    """Rounds of (trainer, bare) by their wall seconds an iteration; on the CPU clock both take half
+    as long."""
     unit = bench_trainer.UPDATES * torch.tensor([1.0, 0.5], dtype=torch.float64)
     return [(first * unit, second * unit) for first, second in rounds]
 
 
 def overhead(rounds: list[tuple[float, float]], saving: float = 0.0, every: int = 500) -> dict:
-    """The row of these rounds with a checkpoint of `saving` wall seconds, the median of three, each `every` updates."""
+    """The row of these rounds with a checkpoint of `saving` wall seconds, the median of three, each
+    `every` updates."""
     saved = [torch.tensor([wall, 0.0], dtype=torch.float64) for wall in (0.0, saving, 9e9)]
     return bench_trainer.overhead_row("kd", seconds(*rounds), {"checkpoint": (saved, every)})
 
 
 def test_loops_are_compared_by_the_median_round_and_by_their_sums():
-    found = bench_trainer.compared(seconds((2.0, 1.0), (3.0, 1.0), (9.0, 2.0)), torch.tensor([0.5, 0.25]))
+    found = bench_trainer.compared(
+        seconds((2.0, 1.0), (3.0, 1.0), (9.0, 2.0)), torch.tensor([0.5, 0.25])
+    )
     assert found["rounds"] == 3
-    assert found["wall"] == pytest.approx({"first": 3, "second": 1, "ratio": 3, "ratio_of_sums": 15.5 / 4})
-    assert found["cpu"] == pytest.approx({"first": 1.5, "second": 0.5, "ratio": 3, "ratio_of_sums": 7.75 / 2})
+    assert found["wall"] == pytest.approx(
+        {"first": 3, "second": 1, "ratio": 3, "ratio_of_sums": 15.5 / 4}
+    )
+    assert found["cpu"] == pytest.approx(
+        {"first": 1.5, "second": 0.5, "ratio": 3, "ratio_of_sums": 7.75 / 2}
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +224,8 @@ def test_the_bar_of_the_trainer_is_met_in_the_median_and_by_the_sums(rounds, sav
 
 
 def test_a_checkpoint_has_its_share_of_the_sums_by_the_clock_that_it_took():
-    """1 in 100 updates of 1 second, saved in 5 seconds: 1.05 beside the bare 0.98, no CPU seconds."""
+    """1 in 100 updates of 1 second, saved in 5 seconds: 1.05 beside the bare 0.98, no CPU
+    seconds."""
     row = overhead([(1.0, 0.98)] * 3, 5.0, every=100)
     assert row["wall"]["checkpoint_share"] == 0.05 and row["cpu"]["checkpoint_share"] == 0.0
     assert row["wall"]["overhead_of_sums"] == pytest.approx(1 - 0.98 / 1.05)
@@ -213,8 +245,8 @@ class Counted:
 
 
 def test_checkpoints_and_validations_are_in_no_round(monkeypatch):
-    """Between two looks at the clock passes a second: a round takes one, a checkpoint of a network two pieces of one,
-    a validation three of which scoring takes one."""
+    """Between two looks at the clock passes a second: a round takes one, a checkpoint of a network
+    two pieces of one, a validation three of which scoring takes one."""
     monkeypatch.setattr(bench_trainer, "now", Counted())
     network = SimpleNamespace(tensors=lambda: {"w": torch.zeros(1)})
     stage = SimpleNamespace(update=lambda step: None, trained=lambda: {"student": network})
@@ -231,4 +263,7 @@ def test_checkpoints_and_validations_are_in_no_round(monkeypatch):
     rounds = [[float(wall) for wall, _ in halted.seconds[who]] for who in ("trainer", "bare")]
     # A look at each end of a piece: of what lies between pieces a second each counts.
     assert rounds == [[4.0, 4.0], [1.0, 1.0, 1.0]]
-    assert [[float(wall) for wall, _ in found] for found in halted.events.values()] == [[2.0] * 3, [2.0] * 3]
+    assert [[float(wall) for wall, _ in found] for found in halted.events.values()] == [
+        [2.0] * 3,
+        [2.0] * 3,
+    ]

@@ -65,7 +65,10 @@ def test_times_are_not_rounded():
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     plain = as_rectified_flow(PointTeacher(), path=betas, prediction="eps")
     half = Bfloat16Network(copy.deepcopy(plain))
-    x, t = torch.randn(32, 2, generator=torch.Generator().manual_seed(1)), T[:32]  # up to 1/2: x0 divides by 1 - t
+    x, t = (
+        torch.randn(32, 2, generator=torch.Generator().manual_seed(1)),
+        T[:32],
+    )  # up to 1/2: x0 divides by 1 - t
     with torch.no_grad():
         assert relative(half.predict_x0(x, t, None), plain.predict_x0(x, t, None)) < 8 * 2**-8
     assert half.t_max == plain.t_max
@@ -78,14 +81,19 @@ def test_the_losses_take_it_and_differ_by_its_rounding(guided):
     for parameter in student.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     config = DMDConfig(student_steps=1, gan_loss_weight_gen=0.1, vsd_norm="rms")
-    heads, fake = heads_for(net, X, T, Z), copy.deepcopy(student)  # a fake score that differs from the teacher
+    heads, fake = (
+        heads_for(net, X, T, Z),
+        copy.deepcopy(student),
+    )  # a fake score that differs from the teacher
     found = []
     for judge in (net, Bfloat16Network(copy.deepcopy(net))):
         given = GuidedNetwork(judge, Guidance(1.5), torch.zeros(1, 2, 2)) if guided else judge
         pipeline = DMDPipeline(student, given, fake, config, discriminator=heads)
         assert all(feature.dtype == torch.float32 for feature in pipeline.features(X, T, Z))
         generator = torch.Generator().manual_seed(3)
-        losses = pipeline.compute_student_loss(X, torch.randn(X.shape, generator=generator), Z, generator=generator)
+        losses = pipeline.compute_student_loss(
+            X, torch.randn(X.shape, generator=generator), Z, generator=generator
+        )
         losses["total"].backward()
         assert all(p.grad is None for p in judge.parameters())
         grads = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
@@ -105,28 +113,44 @@ def test_a_run_with_it_trains_float32_students_from_its_weights(tmp_path):
     given = ToyTeacher()
     before = given.linear.weight.detach().clone()
     with open_run(cfg) as run_dir:
-        job = Distillation(cfg, run_dir, start_accelerator(1), teacher=copy.deepcopy(given), task=ToyTask())
+        job = Distillation(
+            cfg, run_dir, start_accelerator(1), teacher=copy.deepcopy(given), task=ToyTask()
+        )
         start = job._student().linear.weight
     assert start.dtype == torch.float32 and torch.equal(start, before.bfloat16().float())
     run = distill(cfg, teacher=given, task=ToyTask())
-    assert {v.dtype for v in load_tensors(run / "stages" / "dmd.safetensors").values()} == {torch.float32}
+    assert {v.dtype for v in load_tensors(run / "stages" / "dmd.safetensors").values()} == {
+        torch.float32
+    }
     assert given.linear.weight.dtype == torch.float32 and (run / "student").exists()
 
 
-@pytest.mark.parametrize("options", [{"teacher": {"dtype": "bfloat16"}}, {"train": {"gradient_checkpointing": True}}])
+@pytest.mark.parametrize(
+    "options", [{"teacher": {"dtype": "bfloat16"}}, {"train": {"gradient_checkpointing": True}}]
+)
 def test_a_teacher_that_was_handed_over_stays_what_it_was(tmp_path, options):
     teacher = CondTransformerRegressor(4, 4, 2, 2, 1, 1, 2, 16, 0.0, 0.0).eval()
-    before, kinds = copy.deepcopy(teacher.state_dict()), [type(module) for module in teacher.modules()]
+    before, kinds = (
+        copy.deepcopy(teacher.state_dict()),
+        [type(module) for module in teacher.modules()],
+    )
     values = toy_config(tmp_path / "run").model_dump()
-    cfg = DistillConfig.model_validate(values | {key: values[key] | changed for key, changed in options.items()})
+    cfg = DistillConfig.model_validate(
+        values | {key: values[key] | changed for key, changed in options.items()}
+    )
     distill(cfg, teacher=teacher, task=ToyTask())
     assert [type(module) for module in teacher.modules()] == kinds
     after = teacher.state_dict()
-    assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
+    assert all(
+        after[name].dtype == value.dtype and torch.equal(after[name], value)
+        for name, value in before.items()
+    )
 
 
 def test_a_teacher_in_float64_is_not_made_one_in_bfloat16(tmp_path):
     values = toy_config(tmp_path / "run").model_dump()
-    cfg = DistillConfig.model_validate(values | {"teacher": values["teacher"] | {"dtype": "bfloat16"}})
+    cfg = DistillConfig.model_validate(
+        values | {"teacher": values["teacher"] | {"dtype": "bfloat16"}}
+    )
     with pytest.raises(ValueError, match="teacher.dtype=null for a teacher in float64"):
         distill(cfg, teacher=ToyTeacher().double(), task=ToyTask())

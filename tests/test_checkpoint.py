@@ -29,27 +29,43 @@ from fastgen.checkpoint import (
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    ).to(dtype)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes()
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes()
+    )
 
 
 def saved(run_dir: Path, *steps: int, keep: int = 9) -> Path:
     """The newest of a few checkpoints; the step stands in the tensors too."""
     for step in steps:
-        folder = save_checkpoint(run_dir, step, {"x": torch.full((50,), float(step))}, {"step": step}, keep=keep)
+        folder = save_checkpoint(
+            run_dir, step, {"x": torch.full((50,), float(step))}, {"step": step}, keep=keep
+        )
     return folder
 
 
-# ---- Round trips --------------------------------------------------------------------------------------------------
+# ---- Round trips ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool]
+)
 def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
     shared = (100 * normal(4, 6)).to(dtype)
-    tensors = {"matrix": shared, "view": shared[1], "transposed": shared.T, "number": shared[0, 0], "none": shared[:0]}
+    tensors = {
+        "matrix": shared,
+        "view": shared[1],
+        "transposed": shared.T,
+        "number": shared[0, 0],
+        "none": shared[:0],
+    }
     save_tensors(tmp_path / "deep" / "x.safetensors", tensors)
     back = load_tensors(tmp_path / "deep" / "x.safetensors")
     assert back.keys() == tensors.keys()
@@ -61,7 +77,9 @@ def test_bfloat16_and_numbers_that_are_none_come_back(tmp_path):
     save_tensors(tmp_path / "x", {"odd": odd, "half": normal(5, dtype=torch.bfloat16)})
     back = load_tensors(tmp_path / "x")
     assert same_bits(back["odd"], odd)
-    assert back["half"].dtype == torch.bfloat16 and torch.equal(back["half"], normal(5, dtype=torch.bfloat16))
+    assert back["half"].dtype == torch.bfloat16 and torch.equal(
+        back["half"], normal(5, dtype=torch.bfloat16)
+    )
 
 
 def test_weights_saved_with_gradients_come_back_without(tmp_path):
@@ -70,7 +88,12 @@ def test_weights_saved_with_gradients_come_back_without(tmp_path):
 
 
 def test_what_a_checkpoint_says_of_itself_comes_back(tmp_path):
-    meta = {"step": 3, "seconds": {"kd": 0.1 + 0.2}, "scores": {"kd": {"energy": 1 / 3}}, "stage": "kd"}
+    meta = {
+        "step": 3,
+        "seconds": {"kd": 0.1 + 0.2},
+        "scores": {"kd": {"energy": 1 / 3}},
+        "stage": "kd",
+    }
     save_checkpoint(tmp_path, 3, {"x": normal(2)}, meta, keep=1)
     found = load_newest_checkpoint(tmp_path)
     assert found is not None and same_bits(found[0]["x"], normal(2))
@@ -78,10 +101,14 @@ def test_what_a_checkpoint_says_of_itself_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adam])
-def test_an_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path, make: Callable[..., torch.optim.Optimizer]):
+def test_an_optimiser_goes_on_as_if_it_had_not_stopped(
+    tmp_path, make: Callable[..., torch.optim.Optimizer]
+):
     def network() -> torch.nn.Module:
         torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+        return torch.nn.Sequential(
+            torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)
+        ).double()
 
     def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
         for step in steps:
@@ -99,9 +126,13 @@ def test_an_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path, make: Callable[
     second.load_state_dict(with_prefix(back, "w"))
     optimizer = make(second.parameters(), lr=0.1)
     unflatten_optimizer(optimizer, "adam", back)
-    assert all(same_bits(value, state[f"adam.{key}"]) for key, value in with_prefix(back, "adam").items())
+    assert all(
+        same_bits(value, state[f"adam.{key}"]) for key, value in with_prefix(back, "adam").items()
+    )
     train(second, optimizer, range(3, 6))
-    assert all(torch.equal(whole.state_dict()[key], value) for key, value in second.state_dict().items())
+    assert all(
+        torch.equal(whole.state_dict()[key], value) for key, value in second.state_dict().items()
+    )
     # Without its moments it would not: the test above can fail.
     third = network()
     third.load_state_dict(with_prefix(back, "w"))
@@ -138,12 +169,27 @@ LOST: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
         lambda state: [state.pop(name) for name in list(state)[:-1]],
         "without 0.exp_avg, 0.exp",
     ),
-    "one parameter": (lambda state: [state.pop(f"adam.1.{n}") for n in ("step", "exp_avg", "exp_avg_sq")], "1.step"),
-    "one moment of all": (lambda state: [state.pop(f"adam.{i}.exp_avg_sq") for i in (0, 1)], "without 0.exp_avg_sq, 1"),
+    "one parameter": (
+        lambda state: [state.pop(f"adam.1.{n}") for n in ("step", "exp_avg", "exp_avg_sq")],
+        "1.step",
+    ),
+    "one moment of all": (
+        lambda state: [state.pop(f"adam.{i}.exp_avg_sq") for i in (0, 1)],
+        "without 0.exp_avg_sq, 1",
+    ),
     "what had begun": (lambda state: state.pop("adam.begun"), "got none"),
-    "a shape": (lambda state: state.update({"adam.1.exp_avg": torch.zeros(1)}), r"1.exp_avg of adam to be \(3,\)"),
-    "a dtype": (lambda state: state.update({"adam.0.exp_avg": torch.zeros(2).half()}), "float32, got .*float16"),
-    "other parameters": (lambda state: state.update({"adam.begun": torch.tensor([0, 7])}), "got \\[7\\]"),
+    "a shape": (
+        lambda state: state.update({"adam.1.exp_avg": torch.zeros(1)}),
+        r"1.exp_avg of adam to be \(3,\)",
+    ),
+    "a dtype": (
+        lambda state: state.update({"adam.0.exp_avg": torch.zeros(2).half()}),
+        "float32, got .*float16",
+    ),
+    "other parameters": (
+        lambda state: state.update({"adam.begun": torch.tensor([0, 7])}),
+        "got \\[7\\]",
+    ),
 }
 
 
@@ -160,10 +206,12 @@ def test_an_optimiser_that_has_lost_something_is_refused_and_stays_what_it_was(l
 def test_a_prefix_taken_off_is_the_inverse_of_one_put_on():
     tensors = {"a.b": normal(1), "c": normal(2)}
     both = add_prefix("x", tensors) | add_prefix("xy", {"z": normal(3)})
-    assert with_prefix(both, "x").keys() == tensors.keys() and with_prefix(both, "xy").keys() == {"z"}
+    assert with_prefix(both, "x").keys() == tensors.keys() and with_prefix(both, "xy").keys() == {
+        "z"
+    }
 
 
-# ---- Which checkpoint ---------------------------------------------------------------------------------------------
+# ---- Which checkpoint ----------------------------------------------------------------------------
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path):
@@ -181,7 +229,9 @@ def test_only_the_newest_are_kept(tmp_path, keep):
     saved(tmp_path, 1, 2, 3, 4, keep=keep)
     kept = [int(folder.name.removeprefix("step_")) for folder in checkpoint_folders(tmp_path)]
     assert kept == [1, 2, 3, 4][-keep:]
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"step_{n:08d}" for n in kept}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        f"step_{n:08d}" for n in kept
+    }
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
@@ -207,12 +257,15 @@ def test_a_save_that_fails_leaves_those_before_it(tmp_path, monkeypatch):
 def test_what_is_no_number_is_never_saved(tmp_path, value):
     saved(tmp_path, 1)
     with pytest.raises(FloatingPointError, match="NaN or infinity in fake.w$"):
-        save_checkpoint(tmp_path, 2, {"x": normal(2), "fake.w": torch.tensor([0.0, value])}, {}, keep=1)
+        save_checkpoint(
+            tmp_path, 2, {"x": normal(2), "fake.w": torch.tensor([0.0, value])}, {}, keep=1
+        )
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
 
 
 def test_a_checkpoint_is_removed_at_once_or_not_at_all(tmp_path, monkeypatch):
-    """Where the plug is pulled while an old one is removed, no folder is left that looks like one and is half gone."""
+    """Where the plug is pulled while an old one is removed, no folder is left that looks like one
+    and is half gone."""
     saved(tmp_path, 1)
     rmtree = shutil.rmtree
 
@@ -244,7 +297,7 @@ def test_a_checkpoint_is_renamed_only_when_all_of_it_is_there(tmp_path, monkeypa
     assert seen == ["step_00000001"]
 
 
-# ---- Damage -------------------------------------------------------------------------------------------------------
+# ---- Damage --------------------------------------------------------------------------------------
 
 
 def cut(path: Path, size: int) -> None:
@@ -277,7 +330,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "JSON gone": lambda folder: (folder / "state.json").unlink(),
     "JSON is a list": lambda folder: (folder / "state.json").write_text("[]"),
     "JSON is no text": lambda folder: (folder / "state.json").write_bytes(b"\xff\xfe\x00"),
-    "JSON says another number": lambda folder: edit(folder / "state.json", lambda meta: meta.update(step=1)),
+    "JSON says another number": lambda folder: edit(
+        folder / "state.json", lambda meta: meta.update(step=1)
+    ),
     "manifest gone": lambda folder: (folder / "manifest.json").unlink(),
     "manifest cut": lambda folder: cut(folder / "manifest.json", 60),
     "manifest is a list": lambda folder: (folder / "manifest.json").write_text("[]"),
@@ -329,7 +384,9 @@ def test_a_flipped_bit_in_a_tensor_file_is_refused_with_its_name(tmp_path, at):
 
 def test_a_tensor_file_without_a_checksum_is_refused(tmp_path):
     save_file({"x": normal(50)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="cannot read .*x.safetensors: it does not match its checksum"):
+    with pytest.raises(
+        ValueError, match="cannot read .*x.safetensors: it does not match its checksum"
+    ):
         load_tensors(tmp_path / "x.safetensors")
 
 
@@ -358,7 +415,10 @@ def test_a_damaged_one_is_set_aside_and_its_number_saved_again(tmp_path, damage)
         saved(tmp_path, 2, keep=2)
         found = load_newest_checkpoint(tmp_path)
         assert found is not None and found[1]["step"] == 2
-    names = {path.name for path in (tmp_path / "checkpoints").iterdir()} - {"step_00000001", "step_00000002"}
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()} - {
+        "step_00000001",
+        "step_00000002",
+    }
     assert names == {"damaged_00000002", "damaged_00000002-again"}
 
 
@@ -382,12 +442,15 @@ def test_a_hidden_file_of_somebody_else_harms_nothing(tmp_path, name, caplog):
 def test_one_that_is_newer_takes_no_place_among_those_that_are_kept(tmp_path):
     saved(tmp_path, 1, 2, 9, keep=3)
     saved(tmp_path, 3, keep=2)
-    assert [folder.name for folder in checkpoint_folders(tmp_path)] == [f"step_{n:08d}" for n in (2, 3, 9)]
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == [
+        f"step_{n:08d}" for n in (2, 3, 9)
+    ]
 
 
 def test_going_on_from_the_one_before_a_damaged_newest_keeps_what_is_saved_then(tmp_path):
     flip(saved(tmp_path, 6, 9) / "state.safetensors")
-    # Another interval between checkpoints than before: the damaged one has a higher step than the next.
+    # Another interval between checkpoints than before: the damaged one has a higher step than the
+    # next.
     folder = saved(tmp_path, 7, keep=1)
     assert folder.exists()
     found = load_newest_checkpoint(tmp_path)

@@ -1,11 +1,18 @@
-"""Config files and overrides: what is read is what was meant, and everything else is refused by name."""
+"""Config files and overrides: what is read is what was meant, and everything else is refused by
+name."""
 
 from pathlib import Path
 
 import pytest
 
 from fastgen.cli import describe, dump_yaml, load_config, parse_command_line, user_errors, validate
-from fastgen.config import DistillConfig, DMDConfig, EMAConfig, SampleTimestepConfig, TrainTeacherConfig
+from fastgen.config import (
+    DistillConfig,
+    DMDConfig,
+    EMAConfig,
+    SampleTimestepConfig,
+    TrainTeacherConfig,
+)
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 
@@ -50,7 +57,9 @@ def test_a_wrong_override_is_refused_by_its_full_name(tmp_path, override, said):
         load_config(DistillConfig, write(tmp_path, "seed: 1\n"), [override])
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "!!python/object/apply:os.system ['true']\n"])
+@pytest.mark.parametrize(
+    "text", ["- a\n- b\n", "a: [1\n", "!!python/object/apply:os.system ['true']\n"]
+)
 def test_a_corrupt_file_is_refused_with_its_name(tmp_path, text):
     path = write(tmp_path, text)
     with pytest.raises(ValueError, match="config.yaml"):
@@ -59,13 +68,19 @@ def test_a_corrupt_file_is_refused_with_its_name(tmp_path, text):
 
 def test_paths_in_a_file_are_relative_to_it_and_in_an_override_to_the_working_directory(tmp_path):
     path = write(tmp_path, "teacher: {folder: ../teacher}\n")
-    assert load_config(DistillConfig, path).teacher.folder == str((tmp_path.parent / "teacher").resolve())
+    assert load_config(DistillConfig, path).teacher.folder == str(
+        (tmp_path.parent / "teacher").resolve()
+    )
     here = str(Path.cwd() / "t")
     assert load_config(DistillConfig, path, ["teacher.folder=t"]).teacher.folder == here
     assert load_config(DistillConfig, path, ["teacher={folder: t}"]).teacher.folder == here
     path = write(tmp_path, "teacher: {null_cond: null.npz}\n")
-    assert load_config(DistillConfig, path).teacher.null_cond == str((tmp_path / "null.npz").resolve())
-    assert load_config(DistillConfig, path, ["teacher.null_cond=zeros"]).teacher.null_cond == "zeros"
+    assert load_config(DistillConfig, path).teacher.null_cond == str(
+        (tmp_path / "null.npz").resolve()
+    )
+    assert (
+        load_config(DistillConfig, path, ["teacher.null_cond=zeros"]).teacher.null_cond == "zeros"
+    )
 
 
 def test_student_steps_and_t_list_must_agree():
@@ -96,7 +111,13 @@ def test_help_names_every_key_once_with_a_meaning():
     lines = describe(DistillConfig).splitlines()
     names = [line.split()[0] for line in lines]
     assert len(set(names)) == len(names)
-    assert {"train.steps", "dmd.student_steps", "dmd.vsd_t.min_t", "dmd.ema.decay", "resume"} <= set(names)
+    assert {
+        "train.steps",
+        "dmd.student_steps",
+        "dmd.vsd_t.min_t",
+        "dmd.ema.decay",
+        "resume",
+    } <= set(names)
     assert all(line.rstrip()[-1] != ")" or "(" in line.split(")", 1)[1] for line in lines)
     vsd = next(line for line in lines if line.split()[0] == "dmd.vsd_t.min_t")
     assert "(0.02)" in vsd  # the group's own default, not the class'
@@ -114,7 +135,9 @@ def test_shipped_configs_hold_only_what_differs(name):
 
 def test_command_line_flags(tmp_path):
     path = write(tmp_path, "seed: 2\n")
-    command = parse_command_line(DistillConfig, default=path, doc="", argv=["seed=4", "--resume", "--dry-run"])
+    command = parse_command_line(
+        DistillConfig, default=path, doc="", argv=["seed=4", "--resume", "--dry-run"]
+    )
     assert command.dry_run and command.config.resume and command.config.seed == 4
     with pytest.raises(ValueError, match="--resum"):
         parse_command_line(DistillConfig, default=path, doc="", argv=["--resum"])
@@ -126,7 +149,9 @@ def test_user_errors_are_one_line_and_code_2(capsys):
     with pytest.raises(SystemExit) as raised, user_errors():
         raise ValueError("expected this\n   got that")
     assert raised.value.code == 2
-    assert capsys.readouterr().err.splitlines() == ["error: expected this got that (FASTGEN_TRACEBACK=1 shows where)"]
+    assert capsys.readouterr().err.splitlines() == [
+        "error: expected this got that (FASTGEN_TRACEBACK=1 shows where)"
+    ]
     with pytest.raises(KeyError), user_errors():
         raise KeyError("a defect of ours keeps its traceback")
 

@@ -14,7 +14,9 @@ from fastgen.trained_network import check_compiler
 def test_compiling_needs_a_compiler_and_says_so_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     cfg = toy_config(tmp_path / "run", compile=True)
-    with pytest.raises(ValueError, match=r"expected a C\+\+ compiler for train.compile=true, got none \(no-such"):
+    with pytest.raises(
+        ValueError, match=r"expected a C\+\+ compiler for train.compile=true, got none \(no-such"
+    ):
         distill(cfg, teacher=ToyTeacher(), task=ToyTask())
     assert not (tmp_path / "run").exists()
     check_compiler(torch.device("cpu"), wanted=False)
@@ -22,7 +24,8 @@ def test_compiling_needs_a_compiler_and_says_so_before_anything_is_written(tmp_p
 
 @pytest.fixture
 def traced(monkeypatch):
-    """torch.compile without its code generator, which needs a compiler: graphs are run as they were traced."""
+    """torch.compile without its code generator, which needs a compiler: graphs are run as they were
+    traced."""
     compiled, plain = [], torch.compile
 
     def compile(network, **options):

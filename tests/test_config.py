@@ -1,4 +1,5 @@
-"""What a user can set: the defaults that are promised, what is refused, the learning rate's law, round trips."""
+"""What a user can set: the defaults that are promised, what is refused, the learning rate's law,
+round trips."""
 
 from __future__ import annotations
 
@@ -27,18 +28,39 @@ from fastgen.config import (
 SCHEMAS = [
     schema
     for name, schema in inspect.getmembers(configs, inspect.isclass)
-    if issubclass(schema, BaseModel) and schema.__module__ == configs.__name__ and not name.startswith("_")
+    if issubclass(schema, BaseModel)
+    and schema.__module__ == configs.__name__
+    and not name.startswith("_")
 ]
-REQUIRED = {SymmetryConfig: {"group": "D4", "in_rep": ["standard"], "cond_rep": ["standard", "trivial"]}}
-# Values that are no default, of every kind of field: nested groups, tuples, optional ones, a dict beside a list.
+REQUIRED = {
+    SymmetryConfig: {"group": "D4", "in_rep": ["standard"], "cond_rep": ["standard", "trivial"]}
+}
+# Values that are no default, of every kind of field: nested groups, tuples, optional ones, a dict
+# beside a list.
 CHANGED = [
-    SampleTimestepConfig(time_dist_type="lognormal", min_t=0.1, max_t=0.3, p_mean=-1.2, t_list=(0.9, 0.1, 0.0)),
+    SampleTimestepConfig(
+        time_dist_type="lognormal", min_t=0.1, max_t=0.3, p_mean=-1.2, t_list=(0.9, 0.1, 0.0)
+    ),
     EMAConfig(type="halflife", rampup_ratio=None, dtype="float64"),
-    DMDConfig(t_list=(0.95, 1 / 3, 0.0), pred_type="x0", fake_score_pred_type="flow", guidance_scale=1.5),
+    DMDConfig(
+        t_list=(0.95, 1 / 3, 0.0), pred_type="x0", fake_score_pred_type="flow", guidance_scale=1.5
+    ),
     DMDConfig(ema=None),
-    DMDConfig(student_steps=4, t_list_shift=3.0, vsd_t=SampleTimestepConfig(min_t=0.25), ema=EMAConfig(decay=0.5)),
-    SymmetryConfig(group="C2xC2", in_rep={"matrices": "x.npz"}, cond_rep=["regular"], out_rep=["irrep:1"]),
-    DataConfig(name="file", path="x.npz", symmetry=SymmetryConfig(**REQUIRED[SymmetryConfig]), normalize=False),
+    DMDConfig(
+        student_steps=4,
+        t_list_shift=3.0,
+        vsd_t=SampleTimestepConfig(min_t=0.25),
+        ema=EMAConfig(decay=0.5),
+    ),
+    SymmetryConfig(
+        group="C2xC2", in_rep={"matrices": "x.npz"}, cond_rep=["regular"], out_rep=["irrep:1"]
+    ),
+    DataConfig(
+        name="file",
+        path="x.npz",
+        symmetry=SymmetryConfig(**REQUIRED[SymmetryConfig]),
+        normalize=False,
+    ),
     DistillConfig(name="é", run_dir="runs/ü", dmd=DMDConfig(student_steps=2), keep="kd"),
     TrainTeacherConfig(seed=7, calls=(3,), ab2_calls=()),
 ]
@@ -48,10 +70,12 @@ def default(schema: type[BaseModel]) -> BaseModel:
     return schema(**REQUIRED.get(schema, {}))
 
 
-# ---- Every schema -------------------------------------------------------------------------------------------------
+# ---- Every schema --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [*map(default, SCHEMAS), *CHANGED], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "config", [*map(default, SCHEMAS), *CHANGED], ids=lambda c: type(c).__name__
+)
 def test_json_and_yaml_read_back_equal(config):
     schema = type(config)
     assert schema.model_validate_json(config.model_dump_json()) == config
@@ -73,8 +97,14 @@ def test_nothing_can_be_changed_and_unknown_keys_are_refused(schema):
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_a_number_is_no_yes_or_no_and_neither_nan_nor_infinite(schema):
     values = {name: getattr(default(schema), name) for name in schema.model_fields}
-    numbers = [name for name, value in values.items() if isinstance(value, int | float) and value not in (True, False)]
-    for name, wrong in itertools.product(numbers, (float("nan"), float("inf"), float("-inf"), True, "many", None)):
+    numbers = [
+        name
+        for name, value in values.items()
+        if isinstance(value, int | float) and value not in (True, False)
+    ]
+    for name, wrong in itertools.product(
+        numbers, (float("nan"), float("inf"), float("-inf"), True, "many", None)
+    ):
         if wrong is None and type(None) in get_args(schema.model_fields[name].annotation):
             continue  # a number that may be left out
         with pytest.raises(ValidationError, match=name):
@@ -94,7 +124,7 @@ def test_every_field_says_what_it_means(schema):
     assert all(field.description for field in schema.model_fields.values())
 
 
-# ---- Promised defaults --------------------------------------------------------------------------------------------
+# ---- Promised defaults ---------------------------------------------------------------------------
 
 
 def test_default_law_of_a_training_time():
@@ -135,7 +165,9 @@ def test_the_space_of_the_fake_scores_loss_is_left_to_the_networks_unless_told(p
 def test_v_is_refused_with_what_to_say_instead():
     # The letter stands for two quantities in the literature.
     for name in ("pred_type", "fake_score_pred_type"):
-        with pytest.raises(ValueError, match=f"{name} 'v': say 'flow' for eps - x0.*as_rectified_flow"):
+        with pytest.raises(
+            ValueError, match=f"{name} 'v': say 'flow' for eps - x0.*as_rectified_flow"
+        ):
             DMDConfig(**{name: "v"})
 
 
@@ -145,7 +177,7 @@ def test_a_dtype_may_be_torchs_own():
         EMAConfig(dtype=torch.bfloat16)
 
 
-# ---- The student's rungs ------------------------------------------------------------------------------------------
+# ---- The student's rungs -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
@@ -158,7 +190,10 @@ def test_default_rungs_are_evenly_spaced_from_0_999(steps):
 
 @pytest.mark.parametrize("shift", [0.5, 3.0])
 def test_a_shift_multiplies_the_odds_of_the_inner_rungs(shift):
-    plain, shifted = DMDConfig(student_steps=5).t_list, DMDConfig(student_steps=5, t_list_shift=shift).t_list
+    plain, shifted = (
+        DMDConfig(student_steps=5).t_list,
+        DMDConfig(student_steps=5, t_list_shift=shift).t_list,
+    )
     odds = [[t / (1 - t) for t in rungs[1:-1]] for rungs in (plain, shifted)]
     assert odds[1] == pytest.approx([shift * o for o in odds[0]], rel=1e-12)
     assert (shifted[0], shifted[-1]) == (plain[0], plain[-1])
@@ -170,7 +205,10 @@ def test_rungs_and_number_of_steps_follow_from_each_other():
     for rungs in ((0.9, 0.0), (0.9, 0.5, 0.0), DMDConfig(student_steps=6).t_list):
         assert DMDConfig(t_list=rungs) == DMDConfig(t_list=rungs, student_steps=len(rungs) - 1)
         for wrong in {1, 2, 6} - {len(rungs) - 1}:
-            with pytest.raises(ValueError, match=f"student_steps == .*= {len(rungs) - 1}, got student_steps={wrong}"):
+            with pytest.raises(
+                ValueError,
+                match=f"student_steps == .*= {len(rungs) - 1}, got student_steps={wrong}",
+            ):
                 DMDConfig(t_list=rungs, student_steps=wrong)
 
 
@@ -201,7 +239,7 @@ def test_only_a_student_that_predicts_noise_may_not_start_at_one():
     assert DMDConfig(pred_type="eps").t_list[0] < 1
 
 
-# ---- Learning rate ------------------------------------------------------------------------------------------------
+# ---- Learning rate -------------------------------------------------------------------------------
 
 RATES = [
     OptimizerConfig(lr=1e-3, warmup_steps=50, final_lr_ratio=0.01),
@@ -216,12 +254,16 @@ def test_the_rate_rises_linearly_to_its_peak_and_falls_to_its_final_share(cfg, t
     rates = [cfg.lr_at(step, total) for step in range(total + 1)]
     warm = cfg.warmup_steps
     up = [0.0, *rates[:warm]]
-    assert [b - a for a, b in zip(up, up[1:], strict=False)] == pytest.approx([cfg.lr / max(1, warm)] * warm)
+    assert [b - a for a, b in zip(up, up[1:], strict=False)] == pytest.approx(
+        [cfg.lr / max(1, warm)] * warm
+    )
     assert rates[max(0, warm - 1)] == pytest.approx(cfg.lr) and rates[warm] == pytest.approx(cfg.lr)
     down = rates[warm:]
     assert all(a >= b for a, b in zip(down, down[1:], strict=False))
     assert down[-1] == pytest.approx(cfg.lr * cfg.final_lr_ratio, abs=1e-15)
-    assert cfg.lr_at(10 * total, total) == down[-1]  # a longer run than planned goes on at the last rate
+    assert (
+        cfg.lr_at(10 * total, total) == down[-1]
+    )  # a longer run than planned goes on at the last rate
 
 
 @pytest.mark.parametrize("cfg", RATES)
@@ -248,10 +290,26 @@ def test_decays_that_adam_would_refuse_are_refused_before_any_work(betas):
 @pytest.mark.parametrize(
     ("schema", "part", "kept"),
     [
-        (DistillConfig, {"train": {"student_optimizer": {"lr": 5e-5}}}, ("train.student_optimizer.betas", (0.0, 0.99))),
-        (DistillConfig, {"train": {"kd_optimizer": {"warmup_steps": 10}}}, ("train.kd_optimizer.lr", 3e-3)),
-        (DistillConfig, {"dmd": {"vsd_t": {"time_dist_type": "shifted"}}}, ("dmd.vsd_t.max_t", 0.98)),
-        (TrainTeacherConfig, {"train": {"optimizer": {"weight_decay": 0.01}}}, ("train.optimizer.lr", 2e-3)),
+        (
+            DistillConfig,
+            {"train": {"student_optimizer": {"lr": 5e-5}}},
+            ("train.student_optimizer.betas", (0.0, 0.99)),
+        ),
+        (
+            DistillConfig,
+            {"train": {"kd_optimizer": {"warmup_steps": 10}}},
+            ("train.kd_optimizer.lr", 3e-3),
+        ),
+        (
+            DistillConfig,
+            {"dmd": {"vsd_t": {"time_dist_type": "shifted"}}},
+            ("dmd.vsd_t.max_t", 0.98),
+        ),
+        (
+            TrainTeacherConfig,
+            {"train": {"optimizer": {"weight_decay": 0.01}}},
+            ("train.optimizer.lr", 2e-3),
+        ),
     ],
 )
 def test_a_group_given_in_part_keeps_the_rest_of_its_place_s_own_defaults(schema, part, kept):

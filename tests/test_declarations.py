@@ -1,5 +1,5 @@
-"""A teacher that denoises its data as well as it can was declared rightly; wrong declarations are told the right
-one."""
+"""A teacher that denoises its data as well as it can was declared rightly; wrong declarations are
+told the right one."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ NATIVE: dict[str, Any] = {"path": "linear", "prediction": "flow", "data_at": 0, 
 
 
 def ring() -> Tensor:
-    """Points of a circle that is wide against the noise: where they lie shows at every time, even at .8."""
+    """Points of a circle that is wide against the noise: where they lie shows at every time, even
+    at .8."""
     generator = torch.Generator().manual_seed(0)
     angle = 2 * math.pi * torch.rand(2000, generator=generator)
-    return 8 * torch.stack([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(2000, 2, generator=generator)
+    return 8 * torch.stack([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(
+        2000, 2, generator=generator
+    )
 
 
 X0 = ring()
@@ -39,7 +42,9 @@ class Denoiser(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.time_scale, self.calls, self.waves = time_scale, 0, math.pi * torch.arange(1, 9)
-        self.net = nn.Sequential(nn.Linear(19, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+        self.net = nn.Sequential(
+            nn.Linear(19, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2)
+        )
 
     def forward(self, x: Tensor, t: Tensor, cond: None = None) -> Tensor:
         self.calls += 1
@@ -47,9 +52,17 @@ class Denoiser(nn.Module):
         return self.net(torch.cat([x / 4, t, (self.waves * t).cos(), (self.waves * t).sin()], 1))
 
 
-def trained(declaration: dict[str, Any], steps: int = 600, batch: int = 256, lr: float = 5e-3) -> Denoiser:
-    network, clock = Denoiser(declaration["time_scale"]), parse_clock(declaration["path"], declaration["data_at"])
-    optimizer, generator = torch.optim.Adam(network.parameters(), lr=lr), torch.Generator().manual_seed(1)
+def trained(
+    declaration: dict[str, Any], steps: int = 600, batch: int = 256, lr: float = 5e-3
+) -> Denoiser:
+    network, clock = (
+        Denoiser(declaration["time_scale"]),
+        parse_clock(declaration["path"], declaration["data_at"]),
+    )
+    optimizer, generator = (
+        torch.optim.Adam(network.parameters(), lr=lr),
+        torch.Generator().manual_seed(1),
+    )
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         x0 = X0[torch.randint(len(X0), (batch,), generator=generator)]
@@ -69,14 +82,16 @@ def noise_network() -> Denoiser:
     return trained(RIGHT)
 
 
-def warnings(teacher: nn.Module, x0: Tensor = X0, *, search: bool = True, pred_type: str = "flow") -> list[str]:
+def warnings(
+    teacher: nn.Module, x0: Tensor = X0, *, search: bool = True, pred_type: str = "flow"
+) -> list[str]:
     lines = judge_declaration(teacher, x0, None, pred_type=pred_type, search=search)
     assert lines[0].startswith("denoising error of the teacher at t = 0.2, 0.5, 0.8: ")
     assert all(line.startswith("warning: ") for line in lines[1:])
     return lines[1:]
 
 
-# ---- A trained network --------------------------------------------------------------------------------------------
+# ---- A trained network ---------------------------------------------------------------------------
 
 
 def test_a_right_declaration_draws_no_warning_and_costs_some_tens_of_calls(noise_network):
@@ -84,7 +99,8 @@ def test_a_right_declaration_draws_no_warning_and_costs_some_tens_of_calls(noise
     assert warnings(teacher, search=False) == [] and noise_network.calls == len(TIMES)
     noise_network.calls = 0
     assert warnings(teacher) == []
-    # One call for each time of 21 paths and clocks, and of the teacher itself: all predictions are read out of it.
+    # One call for each time of 21 paths and clocks, and of the teacher itself: all predictions are
+    # read out of it.
     assert noise_network.calls == len(TIMES) * (1 + 21)
 
 
@@ -97,31 +113,45 @@ def test_a_right_declaration_draws_no_warning_and_costs_some_tens_of_calls(noise
         {"data_at": 0},
         {"time_scale": 1.0},
         NATIVE,
-        {"path": {"name": "betas", "schedule": "linear", "nearest": True}, "data_at": 0, "time_scale": 1.0},
+        {
+            "path": {"name": "betas", "schedule": "linear", "nearest": True},
+            "data_at": 0,
+            "time_scale": 1.0,
+        },
     ],
     ids=str,
 )
 def test_a_wrong_declaration_is_told_the_right_one(noise_network, wrong):
     teacher = as_rectified_flow(noise_network, **{**RIGHT, **wrong})
     said = warnings(teacher)[-1]
-    right = ", ".join(f"{error:.3g}" for error in denoising_errors(as_rectified_flow(noise_network, **RIGHT), X0, None))
+    right = ", ".join(
+        f"{error:.3g}"
+        for error in denoising_errors(as_rectified_flow(noise_network, **RIGHT), X0, None)
+    )
     assert said.startswith("warning: declared with ") and said.endswith(
         f"the teacher would denoise them better: {right}"
     )
     parts = said.removeprefix("warning: declared with ").split(" the teacher")[0].split(", ")
     named = dict(part.split("=") for part in parts)
-    assert named == {key: f"{RIGHT[key]:g}" if key == "time_scale" else str(RIGHT[key]) for key in wrong}
+    assert named == {
+        key: f"{RIGHT[key]:g}" if key == "time_scale" else str(RIGHT[key]) for key in wrong
+    }
 
 
 def test_a_network_that_was_not_converted_is_judged_too(noise_network):
     said = warnings(noise_network)[-1]
-    assert "declared with path=cosine, data_at=1, time_scale=1000, prediction=eps the teacher would" in said
+    assert (
+        "declared with path=cosine, data_at=1, time_scale=1000, prediction=eps the teacher would"
+        in said
+    )
     native = trained(NATIVE)
     assert warnings(native) == []
-    assert "declared with prediction=flow the teacher would" in warnings(native, pred_type="eps")[-1]
+    assert (
+        "declared with prediction=flow the teacher would" in warnings(native, pred_type="eps")[-1]
+    )
 
 
-# ---- Exact ones ---------------------------------------------------------------------------------------------------
+# ---- Exact ones ----------------------------------------------------------------------------------
 
 LAW = GaussianMixture(4 * normal(5, 8, seed=3), stds=0.3)
 POINTS = LAW.sample(300, generator=torch.Generator().manual_seed(0))
@@ -155,7 +185,9 @@ def test_exact_teachers_denoise_alike_and_draw_no_warning_however_they_were_trai
         options["path"] = ROWS
     teacher = as_rectified_flow(ExactTeacher(LAW, **options), **declaration)
     assert warnings(teacher, POINTS) == []
-    errors, native = (denoising_errors(network, POINTS, None) for network in (teacher, ExactTeacher(LAW)))
+    errors, native = (
+        denoising_errors(network, POINTS, None) for network in (teacher, ExactTeacher(LAW))
+    )
     assert errors == pytest.approx(native, rel=0.05 if "nearest" in declaration else 1e-4)
     assert native == sorted(native) and 0 < native[0] and native[-1] < 1
 
@@ -173,7 +205,11 @@ def test_a_search_goes_on_past_clocks_that_a_network_cannot_be_called_with():
 
     declared = {"path": {"name": "linear"}, "prediction": "flow", "data_at": 0, "time_scale": 1.0}
     found, errors = best_declaration(Table(), POINTS, None, declared)
-    assert found["path"] == {**BETAS, "nearest": True} and found["prediction"] == "flow" and max(errors) < 0.7
+    assert (
+        found["path"] == {**BETAS, "nearest": True}
+        and found["prediction"] == "flow"
+        and max(errors) < 0.7
+    )
 
 
 class Mean(nn.Module):
@@ -198,14 +234,21 @@ def test_the_mean_of_the_data_has_an_error_of_one_and_modes_are_kept():
 
 def test_errors_are_the_same_whatever_a_network_predicts():
     few = POINTS[:64].double()
-    errors = [denoising_errors(ExactTeacher(LAW, prediction=p), few, None, pred_type=p) for p in ("flow", "x0", "eps")]
-    assert errors[1] == pytest.approx(errors[0], rel=1e-9) and errors[2] == pytest.approx(errors[0], rel=1e-9)
+    errors = [
+        denoising_errors(ExactTeacher(LAW, prediction=p), few, None, pred_type=p)
+        for p in ("flow", "x0", "eps")
+    ]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-9) and errors[2] == pytest.approx(
+        errors[0], rel=1e-9
+    )
 
 
 def test_data_in_other_units_are_noticed():
     said = warnings(ExactTeacher(LAW), 0.1 * POINTS, search=False)
     assert len(said) == 1 and "denoises these data worse than their mean does" in said[0]
-    assert "data.normalize" in said[0] and "teacher.path, prediction, data_at, time_scale" in said[0]
+    assert (
+        "data.normalize" in said[0] and "teacher.path, prediction, data_at, time_scale" in said[0]
+    )
 
 
 def test_conditions_go_with_their_rows():

@@ -1,4 +1,5 @@
-"""Features of a teacher's blocks, gone after the call; heads on them, and discriminators that see the sample itself."""
+"""Features of a teacher's blocks, gone after the call; heads on them, and discriminators that see
+the sample itself."""
 
 from __future__ import annotations
 
@@ -95,9 +96,13 @@ def test_a_converted_network_shows_the_features_of_the_network_inside():
     assert torch.equal(found, 2 * x)
 
 
-@pytest.mark.parametrize("answer", [lambda y: None, lambda y: y[:1], lambda y: y.sum(), lambda y: ()])
+@pytest.mark.parametrize(
+    "answer", [lambda y: None, lambda y: y[:1], lambda y: y.sum(), lambda y: ()]
+)
 def test_blocks_without_a_tensor_for_each_sample_are_refused(answer):
-    with pytest.raises(ValueError, match=r"expected Tensors \(B, ...\) from the blocks \['child'\]"):
+    with pytest.raises(
+        ValueError, match=r"expected Tensors \(B, ...\) from the blocks \['child'\]"
+    ):
         block_features(Pairs(answer))(normal(4, 3), torch.rand(4), None)
 
 
@@ -110,7 +115,9 @@ def test_unknown_and_missing_blocks_are_refused():
 
 def test_a_pipeline_with_a_discriminator_alone_shows_it_the_decoder_layers():
     torch.manual_seed(0)
-    student, teacher, fake = (CondTransformerRegressor(2, 2, 3, 4, 1, 2, 2, 8, 0.0, 0.0) for _ in range(3))
+    student, teacher, fake = (
+        CondTransformerRegressor(2, 2, 3, 4, 1, 2, 2, 8, 0.0, 0.0) for _ in range(3)
+    )
     seen = []
 
     class Heads(nn.Module):
@@ -123,7 +130,9 @@ def test_a_pipeline_with_a_discriminator_alone_shows_it_the_decoder_layers():
             return torch.cat([self.linear(f.mean(1)) for f in features], 1)
 
     heads = Heads()
-    pipeline = DMDPipeline(student, teacher, fake, DMDConfig(gan_loss_weight_gen=0.1), discriminator=heads)
+    pipeline = DMDPipeline(
+        student, teacher, fake, DMDConfig(gan_loss_weight_gen=0.1), discriminator=heads
+    )
     x0, noise, cond = torch.randn(5, 4, 2), torch.randn(5, 4, 2), torch.randn(5, 1, 3)
     losses = pipeline.compute_student_loss(x0, noise, cond)
     losses["total"].backward()
@@ -133,7 +142,7 @@ def test_a_pipeline_with_a_discriminator_alone_shows_it_the_decoder_layers():
     assert heads.linear.weight.grad.abs().max() > 0 and teacher.head.weight.grad is None
 
 
-# ---- Heads --------------------------------------------------------------------------------------------------------
+# ---- Heads ---------------------------------------------------------------------------------------
 
 
 def test_heads_are_their_formula_token_by_token():
@@ -142,10 +151,14 @@ def test_heads_are_their_formula_token_by_token():
     t = torch.linspace(0, 1, 4, dtype=torch.float64)
     tokens, vector, image = normal(4, 7, 5), normal(4, 3, seed=1), normal(4, 2, 3, 2, seed=2)
     mask = torch.arange(7)[None] < torch.tensor([7, 2, 1, 5])[:, None]
-    logits = heads([tokens.masked_fill(~mask[..., None], float("nan")), vector, image], t, None, mask=mask)
+    logits = heads(
+        [tokens.masked_fill(~mask[..., None], float("nan")), vector, image], t, None, mask=mask
+    )
     assert logits.shape == (4, 3)
     places = image.reshape(4, 2, 6).transpose(1, 2)
-    for i, (head, rows) in enumerate(zip(heads.heads, [tokens, vector[:, None], places], strict=True)):
+    for i, (head, rows) in enumerate(
+        zip(heads.heads, [tokens, vector[:, None], places], strict=True)
+    ):
         for b in range(4):
             time = head.time(heads.time_emb(t[b : b + 1]))[0]
             real = rows[b][mask[b]] if i == 0 else rows[b]
@@ -160,7 +173,9 @@ def test_heads_refuse_what_does_not_fit_and_group_their_parameters():
     assert heads([x.bfloat16() for x in good], t).dtype == torch.float32
     with pytest.raises(ValueError, match="expected a list of 2 features, one a head, got 1"):
         heads(good[:1], t)
-    with pytest.raises(ValueError, match="expected a list of 2 features, one a head, got one Tensor"):
+    with pytest.raises(
+        ValueError, match="expected a list of 2 features, one a head, got one Tensor"
+    ):
         heads(torch.ones(2, 4, 5), t)
     with pytest.raises(ValueError, match=r"expected feature 1 of shape \(4, 3\), .* got \(4, 5\)"):
         heads([good[0], torch.ones(4, 5)], t)
@@ -170,7 +185,10 @@ def test_heads_refuse_what_does_not_fit_and_group_their_parameters():
         heads(good, t[:3])
     with pytest.raises(ValueError, match=r"expected mask of shape \(4, 2\)"):
         heads(good, t, mask=torch.ones(4, 3, dtype=torch.bool))
-    for dims, message in [([], "non-empty sequence of ints"), ([4, 0], r"expected dims\[1\] to be an int >= 1")]:
+    for dims, message in [
+        ([], "non-empty sequence of ints"),
+        ([4, 0], r"expected dims\[1\] to be an int >= 1"),
+    ]:
         with pytest.raises(ValueError, match=message):
             TokenHeads(dims)
     decay, rest = heads.get_optim_groups(0.1)
@@ -187,8 +205,13 @@ def test_heads_for_a_dense_network_fit_its_features():
         assert type(heads) is TokenHeads and heads.heads[0].out.in_features == 16
         logits = heads(block_features(network, blocks)(x, t, cond), t, cond)
         assert logits.shape == (5, 3 if blocks is None else 2) and logits.dtype == torch.float64
-    assert [head.size for head in heads.heads] == [8, 2]  # in the order of the calls, not of the names
-    with pytest.raises(ValueError, match=r"expected blocks that the network calls, got \['unused'\]"):
+    assert [head.size for head in heads.heads] == [
+        8,
+        2,
+    ]  # in the order of the calls, not of the names
+    with pytest.raises(
+        ValueError, match=r"expected blocks that the network calls, got \['unused'\]"
+    ):
         network.unused = nn.Linear(2, 2)
         heads_for(network, x, t, cond, blocks=["unused"])
 
@@ -212,7 +235,7 @@ def test_heads_for_a_convolution_take_its_places_as_tokens():
     assert heads(block_features(network, ["body"])(x, t, cond), t, cond).shape == (4, 1)
 
 
-# ---- Stand-alone --------------------------------------------------------------------------------------------------
+# ---- Stand-alone ---------------------------------------------------------------------------------
 
 
 def test_fourier_features_are_their_formula():
@@ -251,13 +274,20 @@ def test_the_sample_is_what_a_discriminator_of_its_own_sees():
 
 
 def test_a_padded_sample_has_the_logit_of_the_sample_cut_to_its_length():
-    d, t, x, z = fourier(horizon=4, cond_dim=5), torch.rand(4, dtype=torch.float64), normal(4, 4, 2), normal(4, 1, 5)
+    d, t, x, z = (
+        fourier(horizon=4, cond_dim=5),
+        torch.rand(4, dtype=torch.float64),
+        normal(4, 4, 2),
+        normal(4, 1, 5),
+    )
     lengths = torch.tensor([4, 1, 3, 2])
     mask = torch.arange(4) < lengths[:, None]
     padded = x.masked_fill(~mask[..., None], float("nan")).requires_grad_()
     logits = d([padded], t, z, mask=mask)
     for i, n in enumerate(lengths):
-        torch.testing.assert_close(logits[i : i + 1], d([x[i : i + 1, :n]], t[i : i + 1], z[i : i + 1]))
+        torch.testing.assert_close(
+            logits[i : i + 1], d([x[i : i + 1, :n]], t[i : i + 1], z[i : i + 1])
+        )
     (gradient,) = torch.autograd.grad(logits.sum(), padded)
     assert torch.isfinite(gradient).all() and (gradient.abs().sum(2) > 0).equal(mask)
     torch.testing.assert_close(d([x], t, z, mask=torch.ones_like(mask)), d([x], t, z))
@@ -266,21 +296,37 @@ def test_a_padded_sample_has_the_logit_of_the_sample_cut_to_its_length():
 
 
 def test_a_discriminator_of_its_own_is_differentiable_in_the_sample():
-    d, x, t = fourier(), normal(2, 2).requires_grad_(), torch.tensor([0.2, 0.7], dtype=torch.float64)
+    d, x, t = (
+        fourier(),
+        normal(2, 2).requires_grad_(),
+        torch.tensor([0.2, 0.7], dtype=torch.float64),
+    )
     assert torch.autograd.gradcheck(lambda x: d([x], t), (x,))
 
 
 def test_a_discriminator_of_its_own_refuses_what_does_not_fit():
     d, t, x = fourier(horizon=3), torch.rand(4), normal(4, 3, 2)
-    with pytest.raises(ValueError, match=r"expected x_t of shape \(B, T <= 3, 2\), got \(4, 4, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"expected x_t of shape \(B, T <= 3, 2\), got \(4, 4, 2\)"
+    ):
         d([normal(4, 4, 2)], t)
-    with pytest.raises(ValueError, match="expected features \\[x_t\\], as sample_features gives them, got 2"):
+    with pytest.raises(
+        ValueError, match="expected features \\[x_t\\], as sample_features gives them, got 2"
+    ):
         d([x, x], t)
-    with pytest.raises(ValueError, match="expected cond=None from a discriminator made without one, got Tensor"):
+    with pytest.raises(
+        ValueError, match="expected cond=None from a discriminator made without one, got Tensor"
+    ):
         d([x], t, x)
     with pytest.raises(ValueError, match="expected a condition, got None"):
         fourier(cond_dim=2)([x[:, 0]], t)
-    for name, value in [("num_frequencies", 0), ("scale", 0.0), ("width", 0), ("num_heads", 3), ("horizon", 0)]:
+    for name, value in [
+        ("num_frequencies", 0),
+        ("scale", 0.0),
+        ("width", 0),
+        ("num_heads", 3),
+        ("horizon", 0),
+    ]:
         with pytest.raises(ValueError, match=f"{name} to be|num_heads = {value}"):
             fourier(**{name: value})
 
@@ -299,7 +345,9 @@ def test_fourier_features_tell_tight_modes_from_wider_ones():
     optimizer = torch.optim.AdamW(d.parameters(), lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0)
 
     def logits(rows: int) -> tuple[Tensor, Tensor]:
-        x = torch.cat([ring_of_gaussians(rows, 0.1, generator), ring_of_gaussians(rows, 0.24, generator)])
+        x = torch.cat(
+            [ring_of_gaussians(rows, 0.1, generator), ring_of_gaussians(rows, 0.24, generator)]
+        )
         t = 0.05 * torch.rand(rows, generator=generator).repeat(2)
         x_t = add_noise(x, torch.randn(rows, 2, generator=generator).repeat(2, 1), t)
         return tuple(d(sample_features(x_t, t, None), t).chunk(2))
@@ -327,10 +375,14 @@ def distance_to_modes(x: Tensor) -> Tensor:
 
 def test_a_pipeline_trains_with_a_discriminator_of_its_own():
     torch.manual_seed(0)
-    student, teacher, fake = (CondTransformerRegressor(2, 2, 3, 4, 1, 1, 2, 8, 0.0, 0.0) for _ in range(3))
+    student, teacher, fake = (
+        CondTransformerRegressor(2, 2, 3, 4, 1, 1, 2, 8, 0.0, 0.0) for _ in range(3)
+    )
     d = FourierDiscriminator(2, 3, 4, num_frequencies=8, width=8, num_layers=1, num_heads=2)
     config = DMDConfig(gan_loss_weight_gen=0.1)
-    pipeline = DMDPipeline(student, teacher, fake, config, discriminator=d, features=sample_features)
+    pipeline = DMDPipeline(
+        student, teacher, fake, config, discriminator=d, features=sample_features
+    )
     x0, noise, cond = torch.randn(5, 4, 2), torch.randn(5, 4, 2), torch.randn(5, 1, 3)
     pipeline.compute_student_loss(x0, noise, cond)["gan_gen"].backward()
     assert student.head.weight.grad.abs().max() > 0 and all(p.grad is None for p in d.parameters())

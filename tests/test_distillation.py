@@ -33,7 +33,12 @@ class MappedTeacher(nn.Module):
         self.label, self.linear = nn.Embedding(3, 4), nn.Linear(6 + 1 + 4 + 2, 6)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: dict) -> Tensor:
-        parts = [x_t.flatten(1), t.to(x_t.dtype)[:, None], self.label(cond["label"]), cond["rest"][0]]
+        parts = [
+            x_t.flatten(1),
+            t.to(x_t.dtype)[:, None],
+            self.label(cond["label"]),
+            cond["rest"][0],
+        ]
         return self.linear(torch.cat(parts, 1)).view_as(x_t)
 
 
@@ -42,7 +47,11 @@ CASES = {
     "images with labels": (LabelTeacher, normal(60, 4, 6, 6), LABELS),
     "points": (PointTeacher, normal(60, 2), None),
     "vectors": (lambda: PointTeacher(5), normal(60, 5), None),
-    "sequences with a mapping": (MappedTeacher, normal(60, 3, 2), {"label": LABELS, "rest": (normal(60, 2, seed=1),)}),
+    "sequences with a mapping": (
+        MappedTeacher,
+        normal(60, 3, 2),
+        {"label": LABELS, "rest": (normal(60, 2, seed=1),)},
+    ),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
@@ -70,7 +79,10 @@ def test_samples_of_any_shape_are_distilled_by_the_same_recipe(tmp_path, case):
     assert scores == pytest.approx(report["student"]["1"], rel=1e-4, abs=1e-5)
     if Z is None:
         assert student.sample(None, num_samples=7).shape == (1, 7, *X.shape[1:])
-        assert "condition" in student.config["description"] and student.config["description"]["condition"] == "none"
+        assert (
+            "condition" in student.config["description"]
+            and student.config["description"]["condition"] == "none"
+        )
     else:
         _, z = task.split("validation")
         n = len(task.rows["validation"])
@@ -109,7 +121,10 @@ def test_a_file_of_latents_with_labels_is_distilled_from_its_config(tmp_path):
     values["data"] = {"name": "file", "path": str(tmp_path / "latents.npz")}
     run = distill(DistillConfig.model_validate(values), teacher=LabelTeacher())
     card = (run / "student" / "README.md").read_text()
-    assert "z integers (B,) -> x (B, 4, 6, 6)" in card and "Samples of shape (4, 6, 6) in 2 network calls" in card
+    assert (
+        "z integers (B,) -> x (B, 4, 6, 6)" in card
+        and "Samples of shape (4, 6, 6) in 2 network calls" in card
+    )
     assert "waypoints" not in card and "network=LabelTeacher(...)" in card
 
 
@@ -130,18 +145,30 @@ def test_samplers_take_any_condition_in_any_chunks(monkeypatch, case, chunk):
     # In samples of 2 numbers and more, so that both bounds are met.
     monkeypatch.setattr("fastgen.evaluation._CHUNK_NUMBERS", chunk)
     for sample, x in zip(sampler, whole, strict=True):
-        assert x.shape == X[: len(data)].shape and torch.allclose(sample(data.Z, noise), x, atol=1e-12)
+        assert x.shape == X[: len(data)].shape and torch.allclose(
+            sample(data.Z, noise), x, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize(
     ("teacher", "task", "words"),
     [
         (ToyTeacher(), SampleTask("a", normal(60, 2)), "cond None, got: "),
-        (LabelTeacher(), SampleTask("a", normal(60, 3, 6, 6), LABELS), r"x_t \(2, 3, 6, 6\), .* cond integers \(2,\)"),
-        (LabelTeacher(labels=2), SampleTask("a", normal(60, 4, 6, 6), torch.full((60,), 7)), "index out of range"),
+        (
+            LabelTeacher(),
+            SampleTask("a", normal(60, 3, 6, 6), LABELS),
+            r"x_t \(2, 3, 6, 6\), .* cond integers \(2,\)",
+        ),
+        (
+            LabelTeacher(labels=2),
+            SampleTask("a", normal(60, 4, 6, 6), torch.full((60,), 7)),
+            "index out of range",
+        ),
     ],
 )
-def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, teacher, task, words):
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path, teacher, task, words
+):
     with pytest.raises(ValueError, match=words):
         distill(toy_config(tmp_path / "run"), teacher=teacher, task=task)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
-"""The method: gradients reach what they are meant for, training inputs are the sampler's, data are the fixed point."""
+"""The method: gradients reach what they are meant for, training inputs are the sampler's, data are
+the fixed point."""
 
 import copy
 
@@ -23,7 +24,11 @@ class Net(nn.Module):
 
     def __init__(self, seed: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.first, self.last, self.dropout = nn.Linear(7, 16), nn.Linear(16, 3), nn.Dropout(dropout)
+        self.first, self.last, self.dropout = (
+            nn.Linear(7, 16),
+            nn.Linear(16, 3),
+            nn.Dropout(dropout),
+        )
         generator = generator_for(seed)
         with torch.no_grad():
             for p in self.parameters():
@@ -53,19 +58,31 @@ class Heads(nn.Module):
         return self.linear(features[0]) + t[:, None]
 
 
-def build(*, gan: bool = False, rank: int = 0, world_size: int = 1, dropout: float = 0.0, **changes) -> DMDPipeline:
+def build(
+    *, gan: bool = False, rank: int = 0, world_size: int = 1, dropout: float = 0.0, **changes
+) -> DMDPipeline:
     config = DMDConfig(**{"fake_score_rung_conditioned": False, **changes})
     student, teacher, fake = (Net(seed, dropout=dropout) for seed in (1, 2, 3))
-    extra = {"discriminator": Heads(), "features": lambda x, t, c: [teacher.hidden(x, t, c)]} if gan else {}
+    extra = (
+        {"discriminator": Heads(), "features": lambda x, t, c: [teacher.hidden(x, t, c)]}
+        if gan
+        else {}
+    )
     return DMDPipeline(student, teacher, fake, config, rank=rank, world_size=world_size, **extra)
 
 
 def networks(pipeline: DMDPipeline) -> dict[str, nn.Module]:
-    nets = {"student": pipeline.student, "teacher": pipeline.teacher, "fake_score": pipeline.fake_score}
-    return nets | ({"discriminator": pipeline.discriminator} if pipeline.discriminator is not None else {})
+    nets = {
+        "student": pipeline.student,
+        "teacher": pipeline.teacher,
+        "fake_score": pipeline.fake_score,
+    }
+    return nets | (
+        {"discriminator": pipeline.discriminator} if pipeline.discriminator is not None else {}
+    )
 
 
-# ---- Routing ------------------------------------------------------------------------------------------------------
+# ---- Routing -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backward_simulation", [True, False])
@@ -86,14 +103,17 @@ def test_gradients_reach_only_the_network_named(loss, student_sample_type, backw
     for name, net in networks(pipeline).items():
         gradients = [p.grad for p in net.parameters()]
         if name == loss:
-            assert all(g is not None and torch.isfinite(g).all() and g.abs().sum() > 0 for g in gradients)
+            assert all(
+                g is not None and torch.isfinite(g).all() and g.abs().sum() > 0 for g in gradients
+            )
         else:
             assert all(g is None for g in gradients), name
         assert all(p.requires_grad for p in net.parameters()), name
 
 
 def test_the_gan_term_reaches_the_student_through_both_networks():
-    """Only the GAN term is kept, so what arrives came through discriminator and teacher features."""
+    """Only the GAN term is kept, so what arrives came through discriminator and teacher
+    features."""
     pipeline = build(gan=True, gan_loss_weight_gen=0.1)
     losses = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))
     torch.testing.assert_close(losses["total"], losses["vsd"] + 0.1 * losses["gan_gen"])
@@ -108,10 +128,14 @@ def test_losses_are_named_as_promised():
     assert set(plain.compute_student_loss(X0, NOISE, COND, **draw)) == {"vsd", "total"}
     assert set(plain.compute_fake_score_loss(X0, NOISE, COND, **draw)) == {"fake_score", "total"}
     assert set(gan.compute_student_loss(X0, NOISE, COND, **draw)) == {"vsd", "gan_gen", "total"}
-    assert set(gan.compute_discriminator_loss(X0, NOISE, COND, **draw)) == {"gan_disc", "r1", "total"}
+    assert set(gan.compute_discriminator_loss(X0, NOISE, COND, **draw)) == {
+        "gan_disc",
+        "r1",
+        "total",
+    }
 
 
-# ---- Formulas -----------------------------------------------------------------------------------------------------
+# ---- Formulas ------------------------------------------------------------------------------------
 
 
 def student_x0(pipeline: DMDPipeline, x_t: Tensor, t: float) -> Tensor:
@@ -124,7 +148,9 @@ def student_x0(pipeline: DMDPipeline, x_t: Tensor, t: float) -> Tensor:
 def test_student_loss_is_the_formula(vsd_norm, guidance_scale):
     pipeline = build(vsd_norm=vsd_norm, guidance_scale=guidance_scale)
     negative = torch.zeros_like(COND)
-    loss = pipeline.compute_student_loss(X0, NOISE, COND, negative_cond=negative, generator=generator_for(0))["vsd"]
+    loss = pipeline.compute_student_loss(
+        X0, NOISE, COND, negative_cond=negative, generator=generator_for(0)
+    )["vsd"]
 
     generator = generator_for(0)
     t = sample_timesteps(6, pipeline.config.vsd_t, device="cpu", generator=generator)
@@ -144,7 +170,9 @@ def test_student_loss_is_the_formula(vsd_norm, guidance_scale):
     expected = vsd_loss(x, teacher, fake, norm=vsd_norm)
     torch.testing.assert_close(loss, expected)
     weights = list(pipeline.student.parameters())
-    for ours, theirs in zip(torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -152,9 +180,13 @@ def test_student_loss_is_the_formula(vsd_norm, guidance_scale):
 def test_fake_score_loss_is_denoising_on_student_samples(space):
     """In x0 space it is the flow loss times t^2, in eps space times (1 - t)^2."""
     pipeline = build(fake_score_pred_type=space)
-    loss = pipeline.compute_fake_score_loss(X0, NOISE, COND, generator=generator_for(0))["fake_score"]
+    loss = pipeline.compute_fake_score_loss(X0, NOISE, COND, generator=generator_for(0))[
+        "fake_score"
+    ]
     generator = generator_for(0)
-    t = sample_timesteps(6, pipeline.config.fake_score_t, device="cpu", generator=generator).double()
+    t = sample_timesteps(
+        6, pipeline.config.fake_score_t, device="cpu", generator=generator
+    ).double()
     eps = torch.randn(6, 3, dtype=torch.float64, generator=generator)
     x = student_x0(pipeline, 0.999 * NOISE, 0.999)
     x_t = add_noise(x, eps, t)
@@ -166,7 +198,9 @@ def test_fake_score_loss_is_denoising_on_student_samples(space):
 def test_at_the_start_fake_score_and_teacher_agree_and_nothing_moves():
     teacher = Net(2)
     fake = create_fake_score(teacher.requires_grad_(False))
-    assert all(p.requires_grad for p in fake.parameters()) and not any(p.requires_grad for p in teacher.parameters())
+    assert all(p.requires_grad for p in fake.parameters()) and not any(
+        p.requires_grad for p in teacher.parameters()
+    )
     pipeline = DMDPipeline(Net(1), teacher, fake, DMDConfig())
     loss = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))["total"]
     loss.backward()
@@ -185,7 +219,9 @@ def test_r1_perturbs_the_data_and_nothing_else():
         torch.randn(6, 3, dtype=torch.float64, generator=generator)
     n = torch.randn(6, 3, dtype=torch.float64, generator=generator)
     torch.testing.assert_close(moved, 0.05 * n)
-    torch.testing.assert_close(losses["total"], losses["gan_disc"] + 3.0 / (2 * 0.05**2) * losses["r1"])
+    torch.testing.assert_close(
+        losses["total"], losses["gan_disc"] + 3.0 / (2 * 0.05**2) * losses["r1"]
+    )
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -204,14 +240,16 @@ def test_a_teacher_that_offers_x0_is_asked_for_it():
     pipeline.teacher.predict_x0 = lambda x_t, t, cond: torch.full_like(x_t, 0.5)
     generator = generator_for(0)
     loss = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator)["vsd"]
-    t = sample_timesteps(6, pipeline.config.vsd_t, device="cpu", generator=(generator := generator_for(0)))
+    t = sample_timesteps(
+        6, pipeline.config.vsd_t, device="cpu", generator=(generator := generator_for(0))
+    )
     x = student_x0(pipeline, 0.999 * NOISE, 0.999)
     x_t = add_noise(x, torch.randn(6, 3, dtype=torch.float64, generator=generator), t)
     fake = pred_x0_from_flow(pipeline.fake_score(x_t, t.double(), COND), x_t, t)
     torch.testing.assert_close(loss, vsd_loss(x, torch.full_like(x, 0.5), fake))
 
 
-# ---- Training inputs ----------------------------------------------------------------------------------------------
+# ---- Training inputs -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("student_sample_type", ["ode", "sde"])
@@ -241,7 +279,9 @@ def test_inputs_at_a_rung_have_the_samplers_law(student_sample_type):
     """Moments over many samples, with independent draws for training and sampling."""
     n = 20_000
     teacher = GaussianTeacher()
-    config = DMDConfig(t_list=T_LIST, student_sample_type=student_sample_type, fake_score_rung_conditioned=False)
+    config = DMDConfig(
+        t_list=T_LIST, student_sample_type=student_sample_type, fake_score_rung_conditioned=False
+    )
     pipeline = DMDPipeline(teacher, teacher, teacher, config)
     xs, _ = sample_student(
         teacher,
@@ -252,9 +292,15 @@ def test_inputs_at_a_rung_have_the_samplers_law(student_sample_type):
         return_all_steps=True,
     )
     for seed in range(8):
-        x_t, _, rung = pipeline.student_input(None, normal(n, 1, seed=20 + seed), generator=generator_for(seed))
-        # Four standard deviations of the difference of two means (of deviations about 1 at most) of 20000 samples.
-        assert abs(x_t.mean() - xs[:, rung].mean()) < 0.04 and abs(x_t.std() - xs[:, rung].std()) < 0.03
+        x_t, _, rung = pipeline.student_input(
+            None, normal(n, 1, seed=20 + seed), generator=generator_for(seed)
+        )
+        # Four standard deviations of the difference of two means (of deviations about 1 at most) of
+        # 20000 samples.
+        assert (
+            abs(x_t.mean() - xs[:, rung].mean()) < 0.04
+            and abs(x_t.std() - xs[:, rung].std()) < 0.03
+        )
 
 
 def test_noised_data_has_one_rung_per_sample_and_pure_noise_at_the_first():
@@ -262,7 +308,9 @@ def test_noised_data_has_one_rung_per_sample_and_pure_noise_at_the_first():
     noise, x0 = normal(400, 3), normal(400, 3, seed=1)
     x_t, t, rungs = pipeline.student_input(x0, noise, generator=generator_for(0))
     assert isinstance(t, Tensor) and isinstance(rungs, Tensor)
-    assert set(rungs.tolist()) == {0, 1, 2, 3} and torch.equal(t, torch.tensor(T_LIST, dtype=torch.float64)[rungs])
+    assert set(rungs.tolist()) == {0, 1, 2, 3} and torch.equal(
+        t, torch.tensor(T_LIST, dtype=torch.float64)[rungs]
+    )
     first = rungs == 0
     torch.testing.assert_close(x_t[first], 0.999 * noise[first])
     torch.testing.assert_close(x_t[~first], add_noise(x0, noise, t)[~first])
@@ -281,11 +329,17 @@ def test_nothing_is_generated_with_dropout():
     pipeline = build(dropout=0.5)
     for net in networks(pipeline).values():
         net.train()
-    a, b = (pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))["total"] for _ in range(2))
+    a, b = (
+        pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))["total"]
+        for _ in range(2)
+    )
     assert torch.equal(a, b)
     # Its own loss is the fake score's training: there it has the mode the caller gave it.
     assert pipeline.fake_score.training and pipeline.teacher.training
-    a, b = (pipeline.compute_fake_score_loss(X0, NOISE, COND, generator=generator_for(0))["total"] for _ in range(2))
+    a, b = (
+        pipeline.compute_fake_score_loss(X0, NOISE, COND, generator=generator_for(0))["total"]
+        for _ in range(2)
+    )
     assert not torch.equal(a, b)
 
 
@@ -312,14 +366,18 @@ def test_processes_share_the_draws_of_the_global_batch(loss, backward_simulation
 
 @pytest.fixture
 def process_group(tmp_path):
-    """A group of one process: wrappers behave as among many, without the minutes of starting them."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    """A group of one process: wrappers behave as among many, without the minutes of starting
+    them."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
 
 def all_gradients(pipeline: DMDPipeline, wrapped: bool) -> dict[str, Tensor]:
-    """Gradients of the losses in turn, twice: a wrapper that waits for gradients complains in the second pass."""
+    """Gradients of the losses in turn, twice: a wrapper that waits for gradients complains in the
+    second pass."""
     bare = {name: net for name, net in networks(pipeline).items() if name != "teacher"}
     for name, net in bare.items() if wrapped else ():
         setattr(pipeline, name, nn.parallel.DistributedDataParallel(net))
@@ -327,7 +385,9 @@ def all_gradients(pipeline: DMDPipeline, wrapped: bool) -> dict[str, Tensor]:
         for name in bare:
             compute = getattr(pipeline, f"compute_{name}_loss")
             compute(X0, NOISE, COND, generator=generator_for(turn))["total"].backward()
-    return {f"{name}.{key}": p.grad for name, net in bare.items() for key, p in net.named_parameters()}
+    return {
+        f"{name}.{key}": p.grad for name, net in bare.items() for key, p in net.named_parameters()
+    }
 
 
 def test_wrapped_networks_get_the_gradients_of_bare_ones(process_group):
@@ -346,11 +406,13 @@ def test_all_processes_take_the_rung_of_the_first(process_group, monkeypatch):
         rung.fill_(3)
 
     monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
-    assert [pipeline.student_input(None, NOISE, COND, generator=generator_for(k))[2] for k in range(8)] == [3] * 8
+    assert [
+        pipeline.student_input(None, NOISE, COND, generator=generator_for(k))[2] for k in range(8)
+    ] == [3] * 8
     assert sent == [0] * 8
 
 
-# ---- Rungs and the fake score -------------------------------------------------------------------------------------
+# ---- Rungs and the fake score --------------------------------------------------------------------
 
 
 def test_rung_zero_is_the_plain_network_and_others_differ():
@@ -380,14 +442,16 @@ def test_the_fake_score_is_told_the_rung(loss, backward_simulation):
     teacher = Net(2)
     fake = create_fake_score(teacher, num_rungs=4)
     assert isinstance(fake, RungConditioned)
-    pipeline = DMDPipeline(Net(1), teacher, fake, DMDConfig(t_list=T_LIST, backward_simulation=backward_simulation))
+    pipeline = DMDPipeline(
+        Net(1), teacher, fake, DMDConfig(t_list=T_LIST, backward_simulation=backward_simulation)
+    )
     getattr(pipeline, f"compute_{loss}_loss")(X0, NOISE, COND, generator=generator_for(2))
     ((_, t),) = fake.network.seen
     _, _, rung = pipeline.student_input(X0, NOISE, COND, generator=generator_for(2))
     assert torch.equal(t.floor().long(), torch.as_tensor(rung).expand(6)) and t.max() > 1
 
 
-# ---- Refusals -----------------------------------------------------------------------------------------------------
+# ---- Refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -417,7 +481,7 @@ def test_bad_calls_are_refused():
         build().compute_discriminator_loss(X0, NOISE, COND)
 
 
-# ---- The fixed point ----------------------------------------------------------------------------------------------
+# ---- The fixed point -----------------------------------------------------------------------------
 
 
 class TrainableGaussian(GaussianTeacher):
@@ -459,7 +523,9 @@ def test_the_students_fixed_point_is_the_teachers_law(vsd_norm):
     for step in range(300):
         for k, name in enumerate(["fake_score", "fake_score", "student"]):
             compute = getattr(pipeline, f"compute_{name}_loss")
-            loss = compute(None, normal(128, 2, seed=3 * step + k), generator=generator_for(step, k))["total"]
+            loss = compute(
+                None, normal(128, 2, seed=3 * step + k), generator=generator_for(step, k)
+            )["total"]
             optimizers[name].zero_grad()
             loss.backward()
             optimizers[name].step()
@@ -482,6 +548,8 @@ def test_a_rung_conditioned_fake_score_decays_what_its_network_decays():
 
     network = CondTransformerRegressor(2, 2, 3, 4, 1, 1, 2, 8)
     groups, own = RungConditioned(network, 2).get_optim_groups(0.1), network.get_optim_groups(0.1)
-    assert [[id(p) for p in g["params"]] for g in groups] == [[id(p) for p in g["params"]] for g in own]
+    assert [[id(p) for p in g["params"]] for g in groups] == [
+        [id(p) for p in g["params"]] for g in own
+    ]
     (everything,) = RungConditioned(Net(1), 2).get_optim_groups(0.1)
     assert len(everything["params"]) == len(list(Net(1).parameters()))

@@ -25,13 +25,15 @@ def judged_by(net: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
     return pred_x0_from_flow(net(x_t, t.double(), COND), x_t, t)
 
 
-# ---- VSD ----------------------------------------------------------------------------------------------------------
+# ---- VSD -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [False, True])
 @pytest.mark.parametrize("f_divergence", ["reverse_kl", "forward_kl", "js"])
 def test_the_vsd_weight_has_the_factors_asked_for(alpha, f_divergence):
-    pipeline = build(gan=True, vsd_alpha_factor=alpha, f_divergence=f_divergence, gan_t=DMDConfig().vsd_t)
+    pipeline = build(
+        gan=True, vsd_alpha_factor=alpha, f_divergence=f_divergence, gan_t=DMDConfig().vsd_t
+    )
     loss = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))["vsd"]
     t, eps = draws(pipeline.config.vsd_t, generator_for(0))
     x = student_x0(pipeline, 0.999 * NOISE, 0.999)
@@ -39,7 +41,9 @@ def test_the_vsd_weight_has_the_factors_asked_for(alpha, f_divergence):
     scale = (1 - t) if alpha else torch.ones_like(t)
     logits = pipeline.discriminator(pipeline.features(x_t, t.double(), COND), t.double(), COND)
     scale = scale * f_divergence_weight(f_divergence, logits.mean(1).detach())
-    expected = vsd_loss(x, judged_by(pipeline.teacher, x_t, t), judged_by(pipeline.fake_score, x_t, t), scale)
+    expected = vsd_loss(
+        x, judged_by(pipeline.teacher, x_t, t), judged_by(pipeline.fake_score, x_t, t), scale
+    )
     torch.testing.assert_close(loss, expected)
 
 
@@ -54,18 +58,24 @@ def test_a_clamped_direction_is_shortened_and_not_turned():
     free, clamped = directions(None), directions(0.5)
     length, bounded = (d.square().mean(1).sqrt() for d in (free, clamped))
     torch.testing.assert_close(bounded, length.clamp(max=0.5))
-    torch.testing.assert_close(nn.functional.cosine_similarity(free, clamped), torch.ones(4).double())
+    torch.testing.assert_close(
+        nn.functional.cosine_similarity(free, clamped), torch.ones(4).double()
+    )
     assert (length > 0.5).any() and (length < 0.5).any()
 
 
 def test_a_teacher_is_guided_in_its_interval_and_rescaled():
     pipeline = build(guidance_scale=3.0, guidance_interval=(0.2, 0.7), guidance_rescale=0.6)
     negative = torch.zeros_like(COND)
-    loss = pipeline.compute_student_loss(X0, NOISE, COND, negative_cond=negative, generator=generator_for(0))["vsd"]
+    loss = pipeline.compute_student_loss(
+        X0, NOISE, COND, negative_cond=negative, generator=generator_for(0)
+    )["vsd"]
     t, eps = draws(pipeline.config.vsd_t, generator_for(0))
     x = student_x0(pipeline, 0.999 * NOISE, 0.999)
     x_t = add_noise(x.detach(), eps, t)
-    plain, null = (pred_x0_from_flow(pipeline.teacher(x_t, t.double(), c), x_t, t) for c in (COND, negative))
+    plain, null = (
+        pred_x0_from_flow(pipeline.teacher(x_t, t.double(), c), x_t, t) for c in (COND, negative)
+    )
     teacher = guide_x0(plain, null, t, Guidance(3.0, (0.2, 0.7), 0.6))
     assert ((t < 0.2) | (t > 0.7)).any() and ((t > 0.2) & (t < 0.7)).any()
     torch.testing.assert_close(loss, vsd_loss(x, teacher, judged_by(pipeline.fake_score, x_t, t)))
@@ -75,7 +85,12 @@ def test_without_vsd_no_fake_score_is_needed_or_called():
     config = DMDConfig(vsd_weight=0.0, gan_loss_weight_gen=2.0, fake_score_rung_conditioned=False)
     teacher = Net(2)
     pipeline = DMDPipeline(
-        Net(1), teacher, None, config, discriminator=Heads(), features=lambda x, t, c: [teacher.hidden(x, t, c)]
+        Net(1),
+        teacher,
+        None,
+        config,
+        discriminator=Heads(),
+        features=lambda x, t, c: [teacher.hidden(x, t, c)],
     )
     losses = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))
     assert set(losses) == {"gan_gen", "total"}
@@ -88,18 +103,24 @@ def test_without_vsd_no_fake_score_is_needed_or_called():
 
 @pytest.mark.parametrize(
     ("kind", "weight"),
-    [("sigma", lambda t: t), ("alpha", lambda t: 1 - t), ("min_snr", lambda t: (((1 - t) / t) ** 2).clamp(max=5.0))],
+    [
+        ("sigma", lambda t: t),
+        ("alpha", lambda t: 1 - t),
+        ("min_snr", lambda t: (((1 - t) / t) ** 2).clamp(max=5.0)),
+    ],
 )
 def test_the_fake_scores_loss_is_weighted_over_time(kind, weight):
     pipeline = build(fake_score_weight=kind)
-    loss = pipeline.compute_fake_score_loss(X0, NOISE, COND, generator=generator_for(0))["fake_score"]
+    loss = pipeline.compute_fake_score_loss(X0, NOISE, COND, generator=generator_for(0))[
+        "fake_score"
+    ]
     t, eps = draws(pipeline.config.fake_score_t, generator_for(0))
     x, t = student_x0(pipeline, 0.999 * NOISE, 0.999), t.double()
     per_sample = (pipeline.fake_score(add_noise(x, eps, t), t, COND) - (eps - x)).square().mean(1)
     torch.testing.assert_close(loss, (weight(t) * per_sample).mean())
 
 
-# ---- Samples ------------------------------------------------------------------------------------------------------
+# ---- Samples -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["fake_score", "discriminator"])
@@ -109,10 +130,13 @@ def test_samples_that_were_made_before_are_taken_as_they_are(loss):
     assert made.x0.requires_grad and made.rung == 0
     compute = getattr(pipeline, f"compute_{loss}_loss")
     pipeline.student.seen.clear()
-    # With one rung nothing is drawn before t, so the same generator gives the same loss with or without them.
+    # With one rung nothing is drawn before t, so the same generator gives the same loss with or
+    # without them.
     reused = compute(X0, NOISE, COND, generated=made, generator=generator_for(1))["total"]
     assert not pipeline.student.seen
-    torch.testing.assert_close(reused, compute(X0, NOISE, COND, generator=generator_for(1))["total"])
+    torch.testing.assert_close(
+        reused, compute(X0, NOISE, COND, generator=generator_for(1))["total"]
+    )
     reused.backward()
     assert all(p.grad is None for p in pipeline.student.parameters())
 
@@ -120,16 +144,24 @@ def test_samples_that_were_made_before_are_taken_as_they_are(loss):
 def test_the_students_loss_goes_through_samples_that_were_made_before():
     pipeline = build()
     made = pipeline.generate(None, NOISE, COND, generator=generator_for(0))
-    one = pipeline.compute_student_loss(None, NOISE, COND, generated=made, generator=generator_for(1))["total"]
+    one = pipeline.compute_student_loss(
+        None, NOISE, COND, generated=made, generator=generator_for(1)
+    )["total"]
     other = pipeline.compute_student_loss(None, NOISE, COND, generator=generator_for(1))["total"]
     weights = list(pipeline.student.parameters())
-    for a, b in zip(torch.autograd.grad(one, weights), torch.autograd.grad(other, weights), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(one, weights), torch.autograd.grad(other, weights), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("backward_simulation", [True, False])
 def test_rungs_come_as_often_as_their_weights_say(backward_simulation):
-    pipeline = build(t_list=(0.9, 0.6, 0.3, 0.0), rung_weights=(3.0, 0.0, 1.0), backward_simulation=backward_simulation)
+    pipeline = build(
+        t_list=(0.9, 0.6, 0.3, 0.0),
+        rung_weights=(3.0, 0.0, 1.0),
+        backward_simulation=backward_simulation,
+    )
     seen = torch.zeros(3)
     for seed in range(200 if backward_simulation else 35):
         rung = pipeline.student_input(X0, NOISE, COND, generator=generator_for(seed))[2]
@@ -139,7 +171,7 @@ def test_rungs_come_as_often_as_their_weights_say(backward_simulation):
     assert share[1] == 0 and abs(float(share[0]) - 0.75) < 0.15
 
 
-# ---- GAN and real data --------------------------------------------------------------------------------------------
+# ---- GAN and real data ---------------------------------------------------------------------------
 
 
 def test_r2_perturbs_the_generated_samples_and_nothing_else():
@@ -152,11 +184,15 @@ def test_r2_perturbs_the_generated_samples_and_nothing_else():
         draws(pipeline.config.gan_t, generator)
     n = torch.randn(6, 3, dtype=torch.float64, generator=generator)
     torch.testing.assert_close((perturbed - fake) / (1 - t_fake[:, None]), 0.05 * n)
-    torch.testing.assert_close(losses["total"], losses["gan_disc"] + 3.0 / (2 * 0.05**2) * losses["r2"])
+    torch.testing.assert_close(
+        losses["total"], losses["gan_disc"] + 3.0 / (2 * 0.05**2) * losses["r2"]
+    )
 
 
 def test_relativistic_losses_compare_a_sample_with_its_datum():
-    pipeline = build(gan=True, gan_loss="relativistic", gan_loss_weight_gen=1.0, gan_use_same_t_noise=True)
+    pipeline = build(
+        gan=True, gan_loss="relativistic", gan_loss_weight_gen=1.0, gan_use_same_t_noise=True
+    )
     made = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))["gan_gen"]
     generator = generator_for(0)
     draws(pipeline.config.vsd_t, generator)
@@ -165,7 +201,9 @@ def test_relativistic_losses_compare_a_sample_with_its_datum():
 
     def logits(sample):
         x_t = add_noise(sample, eps, t)
-        return pipeline.discriminator([pipeline.teacher.hidden(x_t, t.double(), COND)], t.double(), COND)
+        return pipeline.discriminator(
+            [pipeline.teacher.hidden(x_t, t.double(), COND)], t.double(), COND
+        )
 
     torch.testing.assert_close(made, nn.functional.softplus(logits(X0) - logits(x)).mean())
     with pytest.raises(ValueError, match="expected x0 for gan_loss"):
@@ -181,7 +219,9 @@ def test_the_named_features_are_those_of_the_network_named():
         (features,) = pipeline.features(X0, t, COND)
         torch.testing.assert_close(features, network.hidden(X0, t, COND))
     config = DMDConfig(gan_features="sample", gan_loss_weight_gen=1.0)
-    (features,) = DMDPipeline(Net(1), teacher, fake, config, discriminator=Heads()).features(X0, t, COND)
+    (features,) = DMDPipeline(Net(1), teacher, fake, config, discriminator=Heads()).features(
+        X0, t, COND
+    )
     assert features is X0
 
 
@@ -190,15 +230,23 @@ def test_features_of_the_fake_score_train_only_the_discriminator():
     config = DMDConfig(gan_features="fake_score", gan_blocks=("dropout",), gan_loss_weight_gen=1.0)
     pipeline = DMDPipeline(Net(1), teacher, fake, config, discriminator=Heads())
     for loss in ("student", "discriminator"):
-        getattr(pipeline, f"compute_{loss}_loss")(X0, NOISE, COND, generator=generator_for(0))["total"].backward()
+        getattr(pipeline, f"compute_{loss}_loss")(X0, NOISE, COND, generator=generator_for(0))[
+            "total"
+        ].backward()
         for name, net in networks(pipeline).items():
-            assert all((p.grad is not None) == (name == loss) for p in net.parameters()), (loss, name)
+            assert all((p.grad is not None) == (name == loss) for p in net.parameters()), (
+                loss,
+                name,
+            )
             net.zero_grad(set_to_none=True)
 
 
 @pytest.mark.parametrize("backward_simulation", [True, False])
-def test_features_of_a_fake_score_that_knows_the_rung_are_those_of_the_samples_rung(backward_simulation):
-    """For data too, which are compared with samples of that rung; the discriminator itself is told t alone."""
+def test_features_of_a_fake_score_that_knows_the_rung_are_those_of_the_samples_rung(
+    backward_simulation,
+):
+    """For data too, which are compared with samples of that rung; the discriminator itself is told
+    t alone."""
     teacher, seen = Net(2), []
 
     class Told(Heads):
@@ -224,11 +272,18 @@ def test_features_of_a_fake_score_that_knows_the_rung_are_those_of_the_samples_r
         for loss in ("student", "discriminator"):
             fake.network.seen.clear()
             seen.clear()
-            getattr(pipeline, f"compute_{loss}_loss")(X0, NOISE, COND, generator=generator_for(seed))
+            getattr(pipeline, f"compute_{loss}_loss")(
+                X0, NOISE, COND, generator=generator_for(seed)
+            )
             asked = [t for _, t in fake.network.seen]
-            assert len(asked) == (3 if loss == "student" else 2) and len(seen) == 2  # the first is of VSD
+            assert (
+                len(asked) == (3 if loss == "student" else 2) and len(seen) == 2
+            )  # the first is of VSD
             for times, told in zip(asked[-2:], seen, strict=True):
-                assert torch.equal(times.floor().long(), torch.as_tensor(rung).expand(6)) and told.max() < 1
+                assert (
+                    torch.equal(times.floor().long(), torch.as_tensor(rung).expand(6))
+                    and told.max() < 1
+                )
                 torch.testing.assert_close(times - torch.as_tensor(rung), told.double())
     assert rungs == {0, 1, 2}
 
@@ -249,20 +304,34 @@ def test_real_data_are_compared_given_their_condition():
 
 def test_without_a_condition_groups_of_samples_are_compared_with_groups_of_data():
     pipeline = build(
-        real_data_weight=1.0, real_data_samples=3, real_data_conditional=False, real_data_kernel="mmd", vsd_weight=0.0
+        real_data_weight=1.0,
+        real_data_samples=3,
+        real_data_conditional=False,
+        real_data_kernel="mmd",
+        vsd_weight=0.0,
     )
     pipeline.student.seen.clear()
     losses = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))
     assert len(pipeline.student.seen) == 1
     x = student_x0(pipeline, 0.999 * NOISE, 0.999)
-    torch.testing.assert_close(losses["total"], two_sample_loss(x.view(2, 3, 3), X0.view(2, 3, 3), "mmd"))
+    torch.testing.assert_close(
+        losses["total"], two_sample_loss(x.view(2, 3, 3), X0.view(2, 3, 3), "mmd")
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "x0", "message"),
     [
-        ({"real_data_weight": 1.0, "real_data_samples": 4}, X0, "real_data_samples=4 divides, got 6"),
-        ({"real_data_weight": 1.0, "real_data_samples": 3}, None, "expected x0 for real_data_weight"),
+        (
+            {"real_data_weight": 1.0, "real_data_samples": 4},
+            X0,
+            "real_data_samples=4 divides, got 6",
+        ),
+        (
+            {"real_data_weight": 1.0, "real_data_samples": 3},
+            None,
+            "expected x0 for real_data_weight",
+        ),
     ],
 )
 def test_what_real_data_need_is_asked_for(changes, x0, message):
@@ -294,7 +363,10 @@ WIDE = {"time_dist_type": "uniform", "min_t": 0.02, "max_t": 0.98}
         ({}, r"expected gan_t to cover vsd_t with f_divergence=.*, got 0.02..0.6 and 0.02..0.98"),
         ({"gan_t": WIDE | {"min_t": 0.1}}, r"got 0.1..0.98 and 0.02..0.98"),
         ({"gan_t": WIDE, "gan_loss": "relativistic"}, "up to an unknown constant"),
-        ({"gan_t": WIDE, "vsd_weight": 0, "gan_loss_weight_gen": 1}, "expected vsd_weight > 0 with f_divergence"),
+        (
+            {"gan_t": WIDE, "vsd_weight": 0, "gan_loss_weight_gen": 1},
+            "expected vsd_weight > 0 with f_divergence",
+        ),
     ],
 )
 def test_a_ratio_that_the_discriminator_does_not_know_is_refused(kind, changes, message):
@@ -306,17 +378,20 @@ def test_a_ratio_that_the_discriminator_does_not_know_is_refused(kind, changes, 
 
 
 def test_a_student_that_starts_from_data_is_not_compared_with_them():
-    with pytest.raises(ValueError, match="expected backward_simulation=true with real_data_weight > 0"):
+    with pytest.raises(
+        ValueError, match="expected backward_simulation=true with real_data_weight > 0"
+    ):
         DMDConfig(student_steps=2, real_data_weight=1.0, backward_simulation=False)
     DMDConfig(student_steps=1, real_data_weight=1.0, backward_simulation=False)  # from pure noise
     DMDConfig(student_steps=2, backward_simulation=False)
 
 
-# ---- Padding ------------------------------------------------------------------------------------------------------
+# ---- Padding -------------------------------------------------------------------------------------
 
 
 class Tokenwise(nn.Module):
-    """Predicts every token of (B, T, d) by itself, so that padding cannot reach real tokens through the network."""
+    """Predicts every token of (B, T, d) by itself, so that padding cannot reach real tokens through
+    the network."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -330,9 +405,13 @@ class Tokenwise(nn.Module):
 @pytest.mark.parametrize("loss", ["student", "fake_score"])
 def test_padding_changes_no_loss_and_no_gradient(loss):
     student, teacher, fake = (Tokenwise(seed) for seed in (1, 2, 3))
-    config = DMDConfig(vsd_norm="rms", fake_score_rung_conditioned=False, real_data_weight=1.0, real_data_samples=2)
+    config = DMDConfig(
+        vsd_norm="rms", fake_score_rung_conditioned=False, real_data_weight=1.0, real_data_samples=2
+    )
     pipeline = DMDPipeline(student, teacher, fake, config)
-    mask = torch.tensor([[True, True, True], [True, False, False], [True, True, False], [True, True, True]])
+    mask = torch.tensor(
+        [[True, True, True], [True, False, False], [True, True, False], [True, True, True]]
+    )
     noise, x0, cond = normal(4, 3, 2), normal(4, 3, 2, seed=1), normal(4, 3, 2, seed=2)
 
     def run(value: float) -> list[Tensor]:
@@ -365,9 +444,13 @@ def test_padding_changes_no_loss_of_a_discriminator(loss, features):
         guidance_rescale=0.5,
     )
     torch.manual_seed(0)
-    heads = TokenHeads([2]) if features == "teacher" else FourierDiscriminator(2, 2, 3, 3, num_layers=1)
+    heads = (
+        TokenHeads([2]) if features == "teacher" else FourierDiscriminator(2, 2, 3, 3, num_layers=1)
+    )
     pipeline = DMDPipeline(student, teacher, fake, config, discriminator=heads.double())
-    mask = torch.tensor([[True, True, True], [True, False, False], [True, True, False], [True, True, True]])
+    mask = torch.tensor(
+        [[True, True, True], [True, False, False], [True, True, False], [True, True, True]]
+    )
     noise, x0, cond = normal(4, 3, 2), normal(4, 3, 2, seed=1), normal(4, 3, 2, seed=2)
 
     def run(value: float) -> list[Tensor]:
@@ -375,13 +458,18 @@ def test_padding_changes_no_loss_of_a_discriminator(loss, features):
         compute = getattr(pipeline, f"compute_{loss}_loss")
         losses = compute(*filled, cond, negative_cond=-cond, mask=mask, generator=generator_for(0))
         network = student if loss == "student" else heads
-        return [losses["total"].detach(), *torch.autograd.grad(losses["total"], list(network.parameters()))]
+        return [
+            losses["total"].detach(),
+            *torch.autograd.grad(losses["total"], list(network.parameters())),
+        ]
 
     for plain, filled in zip(run(0.0), run(7.0), strict=True):
         torch.testing.assert_close(plain, filled)
 
 
-@pytest.mark.parametrize(("changes", "cond"), [({"real_data_conditional": False}, COND[:, None]), ({}, None)])
+@pytest.mark.parametrize(
+    ("changes", "cond"), [({"real_data_conditional": False}, COND[:, None]), ({}, None)]
+)
 def test_samples_of_different_lengths_are_not_compared_in_groups(changes, cond):
     student, teacher, fake = (Tokenwise(seed) for seed in (1, 2, 3))
     config = DMDConfig(vsd_weight=0.0, real_data_weight=1.0, real_data_samples=2, **changes)
@@ -389,14 +477,18 @@ def test_samples_of_different_lengths_are_not_compared_in_groups(changes, cond):
     pipeline.student = nn.Module()  # refused before it is asked for new samples
     made = Generated(normal(6, 3, 2), 0)
     with pytest.raises(ValueError, match="expected no mask where real data are compared in groups"):
-        pipeline.compute_student_loss(made.x0, made.x0, cond, mask=torch.ones(6, 3, dtype=torch.bool), generated=made)
+        pipeline.compute_student_loss(
+            made.x0, made.x0, cond, mask=torch.ones(6, 3, dtype=torch.bool), generated=made
+        )
 
 
 def test_a_teacher_that_rescales_by_itself_cannot_tell_padding():
     teacher = GuidedNetwork(Tokenwise(2), Guidance(2.0, rescale=0.5), normal(1, 3, 2))
     pipeline = DMDPipeline(Tokenwise(1), teacher, Tokenwise(3), DMDConfig())
     batch = [normal(4, 3, 2, seed=seed) for seed in range(3)]
-    with pytest.raises(ValueError, match="a teacher that rescales by itself and cannot tell padding"):
+    with pytest.raises(
+        ValueError, match="a teacher that rescales by itself and cannot tell padding"
+    ):
         pipeline.compute_student_loss(*batch, mask=torch.ones(4, 3, dtype=torch.bool))
     assert torch.isfinite(pipeline.compute_student_loss(*batch)["total"])
 

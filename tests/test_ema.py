@@ -11,8 +11,16 @@ from fastgen.ema import ExponentialMovingAverage
 
 
 def config(**changes):
-    defaults = {"decay": 0.9, "start_iter": 0, "gamma": 4.0, "halflife_kimg": 1.0, "rampup_ratio": None}
-    return SimpleNamespace(**{"type": "constant", "batch_size": 100, "dtype": "float64", **defaults, **changes})
+    defaults = {
+        "decay": 0.9,
+        "start_iter": 0,
+        "gamma": 4.0,
+        "halflife_kimg": 1.0,
+        "rampup_ratio": None,
+    }
+    return SimpleNamespace(
+        **{"type": "constant", "batch_size": 100, "dtype": "float64", **defaults, **changes}
+    )
 
 
 def scalar(value: float, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -45,14 +53,18 @@ def test_halflife_halves_the_past_every_half_life():
 
 def test_halflife_ramps_up_with_the_samples_seen():
     """With ratio r the half-life is r n steps until it is the configured one."""
-    ema = ExponentialMovingAverage(scalar(0.0), config(type="halflife", rampup_ratio=0.5, halflife_kimg=1.0))
-    assert ema.beta(4) == pytest.approx(0.5 ** (1 / 2)) and ema.beta(10) == pytest.approx(0.5 ** (1 / 5))
+    ema = ExponentialMovingAverage(
+        scalar(0.0), config(type="halflife", rampup_ratio=0.5, halflife_kimg=1.0)
+    )
+    assert ema.beta(4) == pytest.approx(0.5 ** (1 / 2)) and ema.beta(10) == pytest.approx(
+        0.5 ** (1 / 5)
+    )
     assert ema.beta(20) == ema.beta(10_000) == pytest.approx(0.5 ** (1 / 10))
 
 
 def test_power_weights_the_past_by_a_power_of_time():
-    """The weight of update n among N is close to (gamma + 1) n^gamma / N^(gamma + 1), so w = n averages to
-    N (gamma + 1) / (gamma + 2), and the initial weights are forgotten at once."""
+    """The weight of update n among N is close to (gamma + 1) n^gamma / N^(gamma + 1), so w = n
+    averages to N (gamma + 1) / (gamma + 2), and the initial weights are forgotten at once."""
     gamma, n = 4.0, 4000
     assert run(config(type="power", gamma=gamma), [3.0], start=100.0) == [3.0]
     seen = run(config(type="power", gamma=gamma), [float(k) for k in range(1, n + 1)])
@@ -128,7 +140,10 @@ def test_other_networks_are_refused_by_name_and_shape():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"type": "linear"}, "unknown EMA type 'linear', expected one of: constant, halflife, power"),
+        (
+            {"type": "linear"},
+            "unknown EMA type 'linear', expected one of: constant, halflife, power",
+        ),
         ({"dtype": "bfloat16"}, "expected EMA dtype float32 or float64"),
         ({"decay": 1.0}, r"expected EMA decay in \[0, 1\)"),
     ],

@@ -23,7 +23,8 @@ from fastgen.evaluation import (
 from fastgen.normalizer import Normalizer
 
 T_LIST = (0.9, 0.6, 0.3, 0.1, 0.0)
-# Neither a multiple of the identity nor without a mean, so that a normaliser that is left out or swapped shows.
+# Neither a multiple of the identity nor without a mean, so that a normaliser that is left out or
+# swapped shows.
 X_MEAN, X_SCALE = torch.tensor([3.0, -2.0]), torch.tensor([[2.0, 0.5], [0.0, 0.25]])
 Z_MEAN, Z_SCALE = torch.tensor([-1.0, 5.0]), torch.tensor([[0.5, 0.0], [1.0, 4.0]])
 
@@ -34,7 +35,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def data(pack: int = 2, n: int = 11) -> TrajectoryData:
     return TrajectoryData(
-        normal(n, 4, 2), normal(n, 1, 2, seed=1), Normalizer(X_MEAN, X_SCALE), Normalizer(Z_MEAN, Z_SCALE), pack=pack
+        normal(n, 4, 2),
+        normal(n, 1, 2, seed=1),
+        Normalizer(X_MEAN, X_SCALE),
+        Normalizer(Z_MEAN, Z_SCALE),
+        pack=pack,
     )
 
 
@@ -52,7 +57,8 @@ class Known(nn.Module):
 
 
 def by_hand(rows: list[tuple[float, float]], z: Tensor, noise: Tensor, start: float) -> Tensor:
-    """Euler's x <- x + (s - t) v over (t, s), one number at a time, from `start` noise, with the maps written out."""
+    """Euler's x <- x + (s - t) v over (t, s), one number at a time, from `start` noise, with the
+    maps written out."""
     out = torch.empty(noise.shape, dtype=torch.float64)
     z_inverse = torch.linalg.inv(Z_SCALE.double())
     for b in range(len(noise)):
@@ -65,7 +71,7 @@ def by_hand(rows: list[tuple[float, float]], z: Tensor, noise: Tensor, start: fl
     return out
 
 
-# ---- Original units -----------------------------------------------------------------------------------------------
+# ---- Original units ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("calls", [1, 3])
@@ -85,13 +91,17 @@ def test_an_ode_students_samples_are_those_computed_by_hand(pack):
     set_, noise = data(pack), normal(5, 4, 2, seed=2)
     x = student_sampler(Known(), set_, T_LIST, sample_type="ode")(set_.Z[:5], noise)
     rows = list(zip(T_LIST, T_LIST[1:], strict=False))
-    assert torch.allclose(x.double(), by_hand(rows, set_.Z[:5], noise, T_LIST[0]), rtol=0, atol=1e-5)
+    assert torch.allclose(
+        x.double(), by_hand(rows, set_.Z[:5], noise, T_LIST[0]), rtol=0, atol=1e-5
+    )
 
 
 def test_a_one_step_student_is_the_teachers_step_from_its_first_rung():
     set_, noise = data(), normal(5, 4, 2, seed=2)
     x = student_sampler(Known(), set_, [0.9, 0.0])(set_.Z[:5], noise)
-    assert torch.allclose(x.double(), by_hand([(0.9, 0.0)], set_.Z[:5], noise, 0.9), rtol=0, atol=1e-5)
+    assert torch.allclose(
+        x.double(), by_hand([(0.9, 0.0)], set_.Z[:5], noise, 0.9), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("pred_type", ["flow", "x0", "eps"])
@@ -112,10 +122,12 @@ def test_the_dtype_inside_is_the_networks_and_outside_the_noises_place_is_the_cp
     network = Known().double()
     x = teacher_sampler(network, set_, 2)(set_.Z[:3], noise)
     assert network.seen[0][1].dtype == torch.float64 and x.device.type == "cpu"
-    assert torch.allclose(x.float(), teacher_sampler(Known(), set_, 2)(set_.Z[:3], noise), atol=1e-5)
+    assert torch.allclose(
+        x.float(), teacher_sampler(Known(), set_, 2)(set_.Z[:3], noise), atol=1e-5
+    )
 
 
-# ---- Chunks and draws ---------------------------------------------------------------------------------------------
+# ---- Chunks and draws ----------------------------------------------------------------------------
 
 SAMPLERS = {
     "student, 1 step": lambda net, d: student_sampler(net, d, [0.9, 0.0]),
@@ -161,16 +173,20 @@ def test_a_network_samples_without_dropout_and_keeps_its_mode(sampler, training)
     assert [module.training for module in network.modules()] == [training] * 2
 
 
-# ---- Fewer steps, scores, latency ---------------------------------------------------------------------------------
+# ---- Fewer steps, scores, latency ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "counts"), [(1, {1}), (2, {1, 2}), (4, {1, 2, 4}), (6, {1, 2, 3, 6}), (7, {1, 7})])
+@pytest.mark.parametrize(
+    ("n", "counts"), [(1, {1}), (2, {1, 2}), (4, {1, 2, 4}), (6, {1, 2, 3, 6}), (7, {1, 7})]
+)
 def test_a_student_also_serves_every_divisor_of_its_steps_on_its_own_rungs(n, counts):
     t_list = [0.999 * (n - i) / n for i in range(n)] + [0.0]
     nested = nested_t_lists(t_list)
     assert set(nested) == counts and nested[n] == t_list
     for k, rungs in nested.items():
-        assert len(rungs) == k + 1 and set(rungs) <= set(t_list)  # the very floats it was trained at
+        assert len(rungs) == k + 1 and set(rungs) <= set(
+            t_list
+        )  # the very floats it was trained at
         assert (rungs[0], rungs[-1]) == (t_list[0], 0.0)
         gaps = {t_list.index(b) - t_list.index(a) for a, b in zip(rungs, rungs[1:], strict=False)}
         assert gaps == {n // k}
@@ -181,15 +197,21 @@ def test_scores_are_keyed_by_calls_and_solver_and_are_those_of_the_samplers():
     rows = evaluate_teacher(network, task, (1, 3), (4,), progress=said.append)
     assert list(rows) == said == ["1", "3", "ab2-4"]
     assert rows["3"] == task.evaluate(teacher_sampler(network, task.train, 3))
-    assert rows["ab2-4"] == task.evaluate(teacher_sampler(network, task.train, 4, "ab2")) != rows["3"]
+    assert (
+        rows["ab2-4"] == task.evaluate(teacher_sampler(network, task.train, 4, "ab2")) != rows["3"]
+    )
     student = evaluate_student(network, task, T_LIST, sample_type="sde", pred_type="flow")
     assert list(student) == ["1", "2", "4"]
-    assert student["2"] == task.evaluate(student_sampler(network, task.train, [0.9, 0.3, 0.0], sample_type="sde"))
+    assert student["2"] == task.evaluate(
+        student_sampler(network, task.train, [0.9, 0.3, 0.0], sample_type="sde")
+    )
 
 
 def test_a_rung_of_an_ode_student_leads_to_the_next_one_so_only_all_of_them_make_a_sample():
     assert nested_t_lists(T_LIST, "ode") == {4: list(T_LIST)}
-    assert list(evaluate_student(ToyTeacher(), ToyTask(), T_LIST, sample_type="ode", pred_type="flow")) == ["4"]
+    assert list(
+        evaluate_student(ToyTeacher(), ToyTask(), T_LIST, sample_type="ode", pred_type="flow")
+    ) == ["4"]
 
 
 def test_latency_is_a_median_that_a_slow_first_call_does_not_touch(monkeypatch):
@@ -232,7 +254,7 @@ def test_every_part_of_a_network_gets_its_own_mode_back_also_after_an_error(samp
         assert network.training and not network.kept.training
 
 
-# ---- Samples of any shape -----------------------------------------------------------------------------------------
+# ---- Samples of any shape ------------------------------------------------------------------------
 
 
 class Labelled(nn.Module):
@@ -251,7 +273,11 @@ class Labelled(nn.Module):
 @pytest.mark.parametrize("shape", [(3,), (4, 2), (3, 4, 4), (2, 2, 2, 2)])
 @pytest.mark.parametrize("labels", [None, torch.arange(9) % 4])
 def test_samples_of_any_shape_are_those_computed_by_hand(shape, labels):
-    network, set_, noise = Labelled().double(), SampleData(normal(9, *shape), labels), normal(9, *shape, seed=2)
+    network, set_, noise = (
+        Labelled().double(),
+        SampleData(normal(9, *shape), labels),
+        normal(9, *shape, seed=2),
+    )
     shift = torch.zeros(9).double() if labels is None else labels.double()
     shift = shift.reshape(-1, *[1] * len(shape))
     x = student_sampler(network, set_, [0.9, 0.0])(set_.Z, noise)

@@ -32,9 +32,16 @@ def equivariant(group: str = "D4", pack: int = 2, **changes) -> nn.Module:
     """A network whose every number differs from its initial value, biases and norms included."""
     in_rep, cond_rep = GROUPS[group]
     config = {"class": "eCondTransformerRegressor", "group": group, "cond_rep": cond_rep}
-    config |= {"in_rep": in_rep * pack, "out_rep": in_rep * pack, "in_horizon": 3, "cond_horizon": 2}
+    config |= {
+        "in_rep": in_rep * pack,
+        "out_rep": in_rep * pack,
+        "in_horizon": 3,
+        "cond_horizon": 2,
+    }
     torch.manual_seed(0)
-    network = build_model({**config, "num_layers": 2, "num_attention_heads": 2, "embedding_dim": 16, **changes})
+    network = build_model(
+        {**config, "num_layers": 2, "num_attention_heads": 2, "embedding_dim": 16, **changes}
+    )
     return shaken(network)
 
 
@@ -66,7 +73,7 @@ def conditions(n: int = 3) -> Tensor:
     return torch.randn(n, 2, 2, generator=seeded(1))
 
 
-# ---- What comes back ----------------------------------------------------------------------------------------------
+# ---- What comes back -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", sorted(GROUPS))
@@ -121,7 +128,9 @@ def test_export_is_reproducible_and_leaves_the_network_and_the_generator_alone(t
         save_network(tmp_path / f"n{name}", network)
         load_network(tmp_path / f"n{name}")
     assert torch.equal(torch.get_rng_state(), state)
-    assert network.training and all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    assert network.training and all(
+        torch.equal(before[k], v) for k, v in network.state_dict().items()
+    )
     for file in ("student.safetensors", "config.json", "README.md"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -153,10 +162,17 @@ def test_networks_of_ones_own(tmp_path):
     rungs_noise = seeded()
     noise = torch.randn(3, 6, 2, generator=rungs_noise).reshape(3, 3, 4)
     y = sample_student(
-        network, noise, T_LIST, Z_NORMALIZER.normalize(conditions()), sample_type="sde", generator=rungs_noise
+        network,
+        noise,
+        T_LIST,
+        Z_NORMALIZER.normalize(conditions()),
+        sample_type="sde",
+        generator=rungs_noise,
     )
     assert torch.equal(x, X_NORMALIZER.denormalize(y.reshape(3, 6, 2)))
-    with pytest.raises(ValueError, match="missing count, linear.bias, linear.weight|with missing .*; unexpected"):
+    with pytest.raises(
+        ValueError, match="missing count, linear.bias, linear.weight|with missing .*; unexpected"
+    ):
         load_student(tmp_path / "s", network=nn.Linear(2, 2))
     # A condition that isn't one Tensor needs no horizon, and its normalizer still says what d_z is.
     export_(tmp_path / "s", network, horizon=(6, 2))
@@ -167,7 +183,9 @@ def test_networks_of_ones_own(tmp_path):
 @pytest.mark.parametrize("make", [equivariant, dense])
 def test_teachers_come_back_as_they_were(tmp_path, make):
     network = make()
-    save_network(tmp_path / "t", network, description={"seed": 3, "scores": {"success": float("nan")}})
+    save_network(
+        tmp_path / "t", network, description={"seed": 3, "scores": {"success": float("nan")}}
+    )
     back, description = load_network(tmp_path / "t")
     assert type(back) is type(network) and back.config == network.config
     assert description == {"seed": 3, "scores": {"success": None}}
@@ -188,20 +206,37 @@ def test_the_card_says_what_is_known_of_guidance(tmp_path):
     """An earlier export holds the scale alone."""
     for name, more, said in (
         ("old", {}, "| guidance trained in | scale 2.5 |"),
-        ("new", {"guidance_interval": [0.0, 0.8], "guidance_null_cond": "null.npz"}, "to 0.8, away from null.npz"),
+        (
+            "new",
+            {"guidance_interval": [0.0, 0.8], "guidance_null_cond": "null.npz"},
+            "to 0.8, away from null.npz",
+        ),
     ):
         export_(tmp_path / name, equivariant(), description={"guidance_scale": 2.5, **more})
         assert said in (tmp_path / name / "README.md").read_text()
-        assert load_student(tmp_path / name).config["description"] == {"guidance_scale": 2.5, **more}
+        assert load_student(tmp_path / name).config["description"] == {
+            "guidance_scale": 2.5,
+            **more,
+        }
 
 
 def test_the_card_says_how_to_load_it(tmp_path):
     scores = {"1": {"success": 0.99, "energy_ratio": 1.1}, "2": {"success": 0.999}}
-    export_(tmp_path / "s", equivariant(), description={"summary": "Drives round a block.", "scores": scores})
+    export_(
+        tmp_path / "s",
+        equivariant(),
+        description={"summary": "Drives round a block.", "scores": scores},
+    )
     card = (tmp_path / "s" / "README.md").read_text()
-    assert "Drives round a block." in card and "D4, folded" in card and "Licence: not stated" in card
+    assert (
+        "Drives round a block." in card and "D4, folded" in card and "Licence: not stated" in card
+    )
     assert "| 1 | 0.99 | 1.1 |" in card and "| 2 | 0.999 |  |" in card
-    code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "s"))
+    code = (
+        card.split("```python\n")[1]
+        .split("```")[0]
+        .replace("path/to/this/folder", str(tmp_path / "s"))
+    )
     scope: dict = {}
     exec(compile(code, "card", "exec"), scope)
     assert scope["x"].shape == (1, 6, 2)
@@ -225,7 +260,9 @@ x = student.sample(z, num_samples=2, steps=2, generator=torch.Generator().manual
 print(json.dumps({"x": x.tolist(), "loaded": sorted(blocked & {name.split(".")[0] for name in sys.modules})}))
 """
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "s")]
-    done = subprocess.run(command, cwd=Path(fastgen.__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=Path(fastgen.__file__).parents[1], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["loaded"] == []
@@ -240,7 +277,9 @@ class OwnShape(nn.Module):
         self.weight = nn.Parameter(torch.tensor([0.5, 0.1]))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return self.weight[0] * x + (0 if cond is None else self.weight[1] * cond.view(-1, *[1] * (x.ndim - 1)))
+        return self.weight[0] * x + (
+            0 if cond is None else self.weight[1] * cond.view(-1, *[1] * (x.ndim - 1))
+        )
 
 
 PLAIN = {"pack": 1, "x_normalizer": None, "z_normalizer": None}
@@ -254,14 +293,18 @@ def test_a_student_of_any_shape_comes_back(tmp_path, shape, cond):
     student = load_student(path, network=OwnShape())
     noise = torch.randn(3, *shape, generator=seeded())
     x = student.sample(cond, noise=noise, steps=1)
-    assert torch.equal(x, sample_student(OwnShape(), noise, [T_LIST[0], 0.0], cond, sample_type="sde"))
+    assert torch.equal(
+        x, sample_student(OwnShape(), noise, [T_LIST[0], 0.0], cond, sample_type="sde")
+    )
     assert json.loads((path / "config.json").read_text())["horizon"] == list(shape)
     card, text = (path / "README.md").read_text(), ", ".join(map(str, shape))
     wanted = "no condition" if cond is None else "z integers (B,)"
     assert f"| input -> output | {wanted} -> x (B, {text}), original units |" in card
     assert f"Samples of shape ({text}) in 4 network calls" in card and "waypoints" not in card
     if cond is None:
-        code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(path))
+        code = (
+            card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(path))
+        )
         scope: dict = {"OwnShape": OwnShape}
         exec(compile(code.replace("OwnShape(...)", "OwnShape()"), "card", "exec"), scope)
         assert scope["x"].shape == (1, *shape)
@@ -290,7 +333,7 @@ def test_the_built_in_networks_sample_trajectories_only(tmp_path):
         export_(tmp_path / "s", dense(), horizon=(3, 4, 1), **PLAIN)
 
 
-# ---- What is refused ----------------------------------------------------------------------------------------------
+# ---- What is refused -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -370,13 +413,17 @@ def test_other_kinds_of_folder_are_told_apart(folder, tmp_path):
     refused(tmp_path / "nothing", "config.json: expected a file, found none")
     save_network(tmp_path / "t", dense())
     refused(tmp_path / "t", "expected format 'fastgen-student', got 'fastgen-network'")
-    with pytest.raises(ValueError, match="expected format 'fastgen-network', got 'fastgen-student'"):
+    with pytest.raises(
+        ValueError, match="expected format 'fastgen-network', got 'fastgen-student'"
+    ):
         load_network(folder)
     edit(folder, lambda c: c.update(format_version=2), forge=True)
     refused(folder, "expected format_version 1, got 2; use the fastgen-distill that wrote it")
 
 
-@pytest.mark.parametrize("name", ["../s/student.safetensors", "/etc/passwd", "model.safetensors", "", None, 3, ["x"]])
+@pytest.mark.parametrize(
+    "name", ["../s/student.safetensors", "/etc/passwd", "model.safetensors", "", None, 3, ["x"]]
+)
 def test_the_tensor_file_has_one_name(folder, name):
     edit(folder, lambda c: c["tensors"].update(file=name), forge=True)
     refused(folder, "expected the tensor file 'student.safetensors', got")
@@ -386,11 +433,15 @@ def test_tensors_must_be_those_of_the_network(folder):
     changes = {
         "unexpected ../../evil": lambda t: t.update({"../../evil": torch.zeros(2)}),
         "missing head.bias, head.weight": lambda t: (t.pop("head.bias"), t.pop("head.weight")),
-        r"expected head.bias of shape \(4,\), got \(5,\)": lambda t: t.update({"head.bias": torch.zeros(5)}),
+        r"expected head.bias of shape \(4,\), got \(5,\)": lambda t: t.update(
+            {"head.bias": torch.zeros(5)}
+        ),
         "expected head.bias of dtype torch.float32, got F64": lambda t: t.update(
             {"head.bias": torch.zeros(4).double()}
         ),
-        "expected head.bias of dtype torch.float32, got I32": lambda t: t.update({"head.bias": torch.zeros(4).int()}),
+        "expected head.bias of dtype torch.float32, got I32": lambda t: t.update(
+            {"head.bias": torch.zeros(4).int()}
+        ),
     }
     original = (folder / "student.safetensors").read_bytes()
     for message, change in changes.items():
@@ -404,15 +455,24 @@ def test_tensors_must_be_those_of_the_network(folder):
 def test_a_file_that_only_looks_like_safetensors_is_refused(folder):
     path = folder / "student.safetensors"
     size = path.stat().st_size
-    header = json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
-    for data in (b"\x80\x02cposix\nsystem", b"\xff" * 64, len(header).to_bytes(8, "little") + header, b""):
+    header = json.dumps(
+        {"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+    ).encode()
+    for data in (
+        b"\x80\x02cposix\nsystem",
+        b"\xff" * 64,
+        len(header).to_bytes(8, "little") + header,
+        b"",
+    ):
         path.write_bytes(data.ljust(size, b"\0"))
         entry = {"bytes": path.stat().st_size, "sha256": _files.sha256(path)}
         edit(folder, lambda config, entry=entry: config["tensors"].update(entry), forge=True)
         refused(folder, "student.safetensors: expected a safetensors file")
 
 
-@pytest.mark.parametrize("key", ["embedding_dim", "in_horizon", "num_layers", "num_cond_layers", "num_attention_heads"])
+@pytest.mark.parametrize(
+    "key", ["embedding_dim", "in_horizon", "num_layers", "num_cond_layers", "num_attention_heads"]
+)
 @pytest.mark.parametrize("value", [10**9, 10**30, -1, 8.0, "8", None, True])
 def test_sizes_beyond_the_tensors_cost_nothing(folder, key, value):
     edit(folder, lambda c: c["network"].update({key: value}), forge=True)
@@ -422,17 +482,22 @@ def test_sizes_beyond_the_tensors_cost_nothing(folder, key, value):
 
 
 def test_shapes_are_compared_before_memory_is_allocated(folder, monkeypatch):
-    # As large as the tensors make believable: a long table, and a network of that length which was never there.
+    # As large as the tensors make believable: a long table, and a network of that length which was
+    # never there.
     retensor(folder, lambda t: t.update({"pos_emb.weight": torch.zeros(50_000, 2)}), forge=True)
     edit(folder, lambda c: c["network"].update(in_horizon=50_000, in_dim=4), forge=True)
     edit(folder, lambda c: c.update(horizon=[100_000, 2]), forge=True)
     devices = set()
-    monkeypatch.setattr(export, "build_model", lambda c: devices.add(torch.empty(0).device.type) or build_model(c))
+    monkeypatch.setattr(
+        export, "build_model", lambda c: devices.add(torch.empty(0).device.type) or build_model(c)
+    )
     refused(folder, r"expected pos_emb.weight of shape \(50000, 8\), got \(50000, 2\)")
     assert devices == {"meta"}
 
 
-@pytest.mark.parametrize("name", ["os.system", "eCondTransformerRegressor", "torch.nn.Linear", "", None, ["x"], {}])
+@pytest.mark.parametrize(
+    "name", ["os.system", "eCondTransformerRegressor", "torch.nn.Linear", "", None, ["x"], {}]
+)
 def test_a_student_names_dense_built_in_networks_only(folder, name):
     edit(folder, lambda c: c["network"].update({"class": name}), forge=True)
     refused(folder, "expected network.class among CondTransformerRegressor, got")
@@ -483,7 +548,11 @@ def test_an_equivariant_config_is_bounded_too(tmp_path):
         "in_horizon": 4,
     }.items():
         (tmp_path / "t" / "config.json").write_text(original)
-        edit(tmp_path / "t", lambda c, key=key, value=value: c["network"].update({key: value}), forge=True)
+        edit(
+            tmp_path / "t",
+            lambda c, key=key, value=value: c["network"].update({key: value}),
+            forge=True,
+        )
         with pytest.raises(ValueError, match=str(tmp_path)) as caught:
             load_network(tmp_path / "t")
         assert "\n" not in str(caught.value)
@@ -491,7 +560,9 @@ def test_an_equivariant_config_is_bounded_too(tmp_path):
 
 def test_the_schema_knows_every_argument_of_the_networks():
     for name, arguments in NETWORKS.items():
-        signature = set(inspect.signature(getattr(fastgen.models, name).__init__).parameters) - {"self"}
+        signature = set(inspect.signature(getattr(fastgen.models, name).__init__).parameters) - {
+            "self"
+        }
         assert set(arguments) - {"group"} == signature
     assert set(dense().config) == {"class", *NETWORKS["CondTransformerRegressor"]}
     assert set(equivariant().config) == {"class", *NETWORKS["eCondTransformerRegressor"]}
@@ -548,7 +619,9 @@ def test_a_failed_export_leaves_the_folder_there(folder, monkeypatch):
 
 
 def test_a_network_made_for_longer_samples_is_exported_for_these(tmp_path):
-    student = load_student(export_(tmp_path / "s", dense(), pack=1, horizon=(2, 4), x_normalizer=None))
+    student = load_student(
+        export_(tmp_path / "s", dense(), pack=1, horizon=(2, 4), x_normalizer=None)
+    )
     assert student.sample(conditions()).shape == (3, 2, 4)
     with pytest.raises(ValueError, match="horizon and pack = 1 that fit"):
         export_(tmp_path / "t", dense(), pack=1, horizon=(4, 4), x_normalizer=None)

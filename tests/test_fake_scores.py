@@ -1,4 +1,5 @@
-"""A fake score of low rank: the teacher at the start, corrections alone trained, its memory shared."""
+"""A fake score of low rank: the teacher at the start, corrections alone trained, its memory
+shared."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ from fastgen.networks import idle_parameters
 from fastgen.planning import check_plan
 from fastgen.stages import DistributionMatching
 
-X, T, Z = torch.ones(6, 3, 4).double(), torch.linspace(0.1, 0.9, 6).double(), torch.ones(6, 2, 2).double()
+X, T, Z = (
+    torch.ones(6, 3, 4).double(),
+    torch.linspace(0.1, 0.9, 6).double(),
+    torch.ones(6, 2, 2).double(),
+)
 
 
 def teacher() -> nn.Module:
@@ -66,7 +71,9 @@ class Shared(nn.Module):
 def test_a_map_in_two_places_has_one_correction():
     net = Shared().double()
     fake = LowRankFakeScore(net, 2)
-    assert {*fake.corrections} == {f"{path}/{part}" for path in ("tied", "net/two") for part in ("up", "down")}
+    assert {*fake.corrections} == {
+        f"{path}/{part}" for path in ("tied", "net/two") for part in ("up", "down")
+    }
     inner = fake.network
     assert inner.tied is inner.net["one"] and isinstance(inner.tied, LowRankLinear)
     assert torch.equal(fake(X, T), net(X, T)) and not torch.equal(trained(fake)(X, T), net(X, T))
@@ -92,11 +99,15 @@ def test_gradients_reach_the_corrections_alone_and_the_teacher_stays():
     for _ in range(2):  # at the start B = 0 keeps the gradient from A
         optimizer = torch.optim.SGD(fake.get_optim_groups()[0]["params"], lr=0.1)
         fake(X, T, Z, rung=1).square().mean().backward()
-        assert all(p.grad is None for p in net.parameters()) and all(p.grad is not None for p in fake.parameters())
+        assert all(p.grad is None for p in net.parameters()) and all(
+            p.grad is not None for p in fake.parameters()
+        )
         optimizer.step()
     own = {id(p) for p in fake.parameters()}
     assert not any(p.requires_grad for p in fake.network.network.parameters() if id(p) not in own)
-    assert any(p.grad.abs().max() > 0 for name, p in fake.named_parameters() if name.endswith("down"))
+    assert any(
+        p.grad.abs().max() > 0 for name, p in fake.named_parameters() if name.endswith("down")
+    )
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     # Its memory is the teacher's: what changes there changes here.
     answer = fake(X, T, Z)
@@ -109,7 +120,9 @@ def test_its_state_is_the_corrections_alone():
     fake = trained(LowRankFakeScore(teacher(), 2))
     numbers = sum(value.numel() for value in fake.state_dict().values())
     linears = [m for m in fake.network.modules() if isinstance(m, LowRankLinear)]
-    assert numbers == sum(2 * (m.in_features + m.out_features) for m in linears) and len(linears) > 10
+    assert (
+        numbers == sum(2 * (m.in_features + m.out_features) for m in linears) and len(linears) > 10
+    )
     other = LowRankFakeScore(teacher(), 2, seed=5)
     other.load_state_dict(fake.state_dict())
     assert torch.equal(other(X, T, Z), fake(X, T, Z))
@@ -117,9 +130,18 @@ def test_its_state_is_the_corrections_alone():
 
 def test_an_equivariant_teacher_is_refused():
     rep = {"group": "C2", "in_rep": ["regular"], "cond_rep": ["regular"], "out_rep": ["regular"]}
-    sizes = {"in_horizon": 2, "cond_horizon": 1, "num_layers": 2, "num_attention_heads": 2, "embedding_dim": 32}
+    sizes = {
+        "in_horizon": 2,
+        "cond_horizon": 1,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "embedding_dim": 32,
+    }
     net = build_model({"class": "eCondTransformerRegressor", **rep, **sizes})
-    with pytest.raises(ValueError, match="most of its weights in nn.Linear modules .* got eCondTransformerRegressor"):
+    with pytest.raises(
+        ValueError,
+        match="most of its weights in nn.Linear modules .* got eCondTransformerRegressor",
+    ):
         LowRankFakeScore(net, 2)
 
 
@@ -131,7 +153,8 @@ def test_a_rank_without_a_fake_score_is_refused():
         if not changes:
             cfg = cfg.model_copy(update={"method": "consistency"})
         with pytest.raises(
-            ValueError, match="expected train.fake_score_rank=null where no fake score is trained, got 2"
+            ValueError,
+            match="expected train.fake_score_rank=null where no fake score is trained, got 2",
         ):
             check_plan(cfg, ToyTeacher(), x0, cond)
 

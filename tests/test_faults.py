@@ -21,13 +21,22 @@ from toy import ToyTask, ToyTeacher, with_everything
 
 from fastgen.checkpoint import check_checkpoint, checkpoint_folders, load_newest_checkpoint
 from fastgen.distillation import distill
-from fastgen.faults import Stopped, StopRequest, gather_objects, leave, part, stopped_by_sigterm, together
+from fastgen.faults import (
+    Stopped,
+    StopRequest,
+    gather_objects,
+    leave,
+    part,
+    stopped_by_sigterm,
+    together,
+)
 from fastgen.run_log import read_log, timeless
 
 TOOLS = Path(__file__).parents[1] / "tools"
 PATIENCE = 300  # seconds: an end for tests that hang, not a promise of speed
 
-# `python job.py <run_dir> <fault> [key=value ...]`: a distillation of toy.py, in which a fault comes about.
+# `python job.py <run_dir> <fault> [key=value ...]`: a distillation of toy.py, in which a fault
+# comes about.
 JOB = f"""
 import json, os, resource, signal, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -80,7 +89,12 @@ with user_errors(resumable=True):
 
 def environment() -> dict[str, str]:
     # Nobody's accelerate config; a launch on a CPU has to say that it is one.
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": os.devnull, "ACCELERATE_USE_CPU": "true"}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": os.devnull,
+        "ACCELERATE_USE_CPU": "true",
+    }
 
 
 @pytest.fixture
@@ -93,7 +107,9 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def command(folder: Path, fault: str, *, processes: int = 1, run: str = "run", **options: object) -> list[str]:
+def command(
+    folder: Path, fault: str, *, processes: int = 1, run: str = "run", **options: object
+) -> list[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     job = [str(folder / "job.py"), str(folder / run), fault, json.dumps(options)]
     return [sys.executable, *(launch if processes > 1 else []), *job]
@@ -113,11 +129,17 @@ def run(folder: Path, fault: str = "none", **options) -> subprocess.CompletedPro
 
 
 def pair(folder: Path, fault: str, **options) -> list[tuple[int, str]]:
-    """(exit code, stderr) of two processes that share the job, without a launcher that would end one for the other."""
+    """(exit code, stderr) of two processes that share the job, without a launcher that would end
+    one for the other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     ranks = [environment() | shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     both = [
         subprocess.Popen(
@@ -154,7 +176,13 @@ def state(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:
 def whole(tmp_path_factory) -> Path:
     """The run without a fault."""
     run_dir = tmp_path_factory.mktemp("whole")
-    sizes = {"kd_steps": 12, "steps": 12, "checkpoint_every": 3, "evaluate_every": 4, "log_every": 2}
+    sizes = {
+        "kd_steps": 12,
+        "steps": 12,
+        "checkpoint_every": 3,
+        "evaluate_every": 4,
+        "log_every": 2,
+    }
     distill(with_everything(run_dir, **sizes), teacher=ToyTeacher(), task=ToyTask())
     return run_dir
 
@@ -162,16 +190,19 @@ def whole(tmp_path_factory) -> Path:
 def assert_equal_runs(whole: Path, other: Path) -> None:
     for file in ("student/student.safetensors", "stages/kd.safetensors", "stages/dmd.safetensors"):
         one, two = load_file(whole / file), load_file(other / file)
-        assert one.keys() == two.keys() and all(torch.equal(value, two[key]) for key, value in one.items()), file
+        assert one.keys() == two.keys() and all(
+            torch.equal(value, two[key]) for key, value in one.items()
+        ), file
     logs = [[timeless(row) for row in read_log(run)] for run in (whole, other)]
     assert logs[0] == logs[1]
 
 
-# ---- Kills --------------------------------------------------------------------------------------------------------
+# ---- Kills ---------------------------------------------------------------------------------------
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
-    """tools/kill.py with three kills: while a checkpoint is written, in training, while the student is exported."""
+    """tools/kill.py with three kills: while a checkpoint is written, in training, while the student
+    is exported."""
     done = subprocess.run(
         [sys.executable, TOOLS / "kill.py", "--kills", "3", "--out", tmp_path / "kill"],
         env=environment(),
@@ -184,19 +215,25 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "kill" / "kill.json").read_text())
     *moments, last = [kill["moment"] for kill in report["kills"]]
-    assert moments == ["write", "anywhere"] and last in ("hand-over", "too late")  # a quick machine may be done by then
+    assert moments == ["write", "anywhere"] and last in (
+        "hand-over",
+        "too late",
+    )  # a quick machine may be done by then
     assert not report["different"] and not any(kill["damaged"] for kill in report["kills"])
     assert all(count > 0 for count in report["compared"].values())
 
 
-# ---- Signals ------------------------------------------------------------------------------------------------------
+# ---- Signals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fault", "code"), [("sigterm", 143), ("sigint", 130)])
 def test_a_signal_saves_says_so_and_is_gone_on_from(folder, whole, fault, code):
     done = run(folder, fault)
     assert done.returncode == code
-    assert the_line(done.stderr) == "stopped: state saved at dmd update 10; --resume goes on from there"
+    assert (
+        the_line(done.stderr)
+        == "stopped: state saved at dmd update 10; --resume goes on from there"
+    )
     assert state(folder / "run")[1]["step"] == 10
     done = run(folder, resume=True)
     assert done.returncode == 0, done.stderr
@@ -212,16 +249,26 @@ def test_sigterm_between_the_stages_is_a_line_too(folder):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_sigterm_that_comes_again_and_again_saves_once(folder, processes):
     """A cluster sends it to every process of a job, and a launcher hands its own on."""
-    ends = pair(folder, "sigterm to all") if processes == 2 else [(done := run(folder, "sigterm to all")).returncode]
+    ends = (
+        pair(folder, "sigterm to all")
+        if processes == 2
+        else [(done := run(folder, "sigterm to all")).returncode]
+    )
     codes = [code for code, _ in ends] if processes == 2 else ends
     assert codes == [143] * processes
     err = ends[0][1] if processes == 2 else done.stderr
-    assert "state saved at dmd update 10" in the_line(err) and state(folder / "run")[1]["step"] == 10
+    assert (
+        "state saved at dmd update 10" in the_line(err) and state(folder / "run")[1]["step"] == 10
+    )
 
 
 def test_ctrl_c_after_a_signal_does_not_wait_for_the_end_of_the_update(folder):
     process = subprocess.Popen(
-        command(folder, "long update"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(folder, "long update"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None and "begun" in process.stdout.readline()
@@ -285,11 +332,13 @@ def test_requests_are_noted_once_and_handlers_are_given_back():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-# ---- Disks --------------------------------------------------------------------------------------------------------
+# ---- Disks ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
-def test_a_disk_that_cannot_be_written_ends_the_run_with_its_last_state_intact(folder, whole, fault):
+def test_a_disk_that_cannot_be_written_ends_the_run_with_its_last_state_intact(
+    folder, whole, fault
+):
     done = run(folder, fault)
     assert done.returncode == 2
     line, (newest, *_) = the_line(done.stderr), reversed(checkpoint_folders(folder / "run"))
@@ -297,14 +346,16 @@ def test_a_disk_that_cannot_be_written_ends_the_run_with_its_last_state_intact(f
     assert line.startswith("error: cannot write") and "checkpoints/step_" in line and reason in line
     assert f"the state in {newest} is intact, --resume goes on from it once there is room" in line
     check_checkpoint(newest)
-    assert 0 < state(folder / "run")[1]["step"] <= 9 and not list((folder / "run" / "checkpoints").glob(".*"))
+    assert 0 < state(folder / "run")[1]["step"] <= 9 and not list(
+        (folder / "run" / "checkpoints").glob(".*")
+    )
     (folder / "run" / "checkpoints").chmod(0o755)
     done = run(folder, resume=True)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(whole, folder / "run")
 
 
-# ---- What is no number --------------------------------------------------------------------------------------------
+# ---- What is no number ---------------------------------------------------------------------------
 
 
 def test_updates_that_are_no_number_are_skipped_counted_and_logged_with_their_rows(folder):
@@ -315,13 +366,28 @@ def test_updates_that_are_no_number_are_skipped_counted_and_logged_with_their_ro
     for count, row in enumerate(rows, 1):
         # The fake score sees no data, only what the student makes.
         assert row["skipped"].keys() == {"student", "discriminator"}
-        assert (row["skipped"]["student"]["in_a_row"], row["skipped"]["student"]["in_all"]) == (count, count)
-        assert len(row["skipped"]["student"]["rows"]) == 8 and len(row["skipped"]["discriminator"]["rows"]) == 16
-        assert f"warning: dmd update {row['step']}: loss or gradient of the student not finite" in done.stderr
+        assert (row["skipped"]["student"]["in_a_row"], row["skipped"]["student"]["in_all"]) == (
+            count,
+            count,
+        )
+        assert (
+            len(row["skipped"]["student"]["rows"]) == 8
+            and len(row["skipped"]["discriminator"]["rows"]) == 16
+        )
+        assert (
+            f"warning: dmd update {row['step']}: loss or gradient of the student not finite"
+            in done.stderr
+        )
     assert len({tuple(row["skipped"]["student"]["rows"]) for row in rows}) == 3
     report = json.loads((folder / "run" / "report" / "report.json").read_text())
-    assert any("dmd: 3 updates were skipped" in text and "of the student" in text for text in report["warnings"])
-    assert all(bool(v.isfinite().all()) for v in load_file(folder / "run" / "student" / "student.safetensors").values())
+    assert any(
+        "dmd: 3 updates were skipped" in text and "of the student" in text
+        for text in report["warnings"]
+    )
+    assert all(
+        bool(v.isfinite().all())
+        for v in load_file(folder / "run" / "student" / "student.safetensors").values()
+    )
 
 
 def test_too_many_in_a_row_end_the_run_with_its_last_good_state_saved(folder):
@@ -329,20 +395,30 @@ def test_too_many_in_a_row_end_the_run_with_its_last_good_state_saved(folder):
     assert done.returncode == 2
     line = the_line(done.stderr)
     # It takes two updates for each of the student's.
-    assert "error: loss or gradient of the discriminator not finite in 6 updates in a row, up to dmd update 9;" in line
+    assert (
+        "error: loss or gradient of the discriminator not finite in 6 updates in a row, up to dmd "
+        "update 9;" in line
+    )
     assert "is intact, --resume goes on from it" in line
     tensors, meta = state(folder / "run")
     assert meta["step"] == 9 and all(bool(v.isfinite().all()) for v in tensors.values())
     # What has been said stays true of a run that goes on, until the data are numbers again.
-    assert run(folder, "nan for ever", most_skipped=5, checkpoint_every=1000, resume=True).returncode == 2
+    assert (
+        run(folder, "nan for ever", most_skipped=5, checkpoint_every=1000, resume=True).returncode
+        == 2
+    )
 
 
-# ---- Many processes -----------------------------------------------------------------------------------------------
+# ---- Many processes ------------------------------------------------------------------------------
 
 
 def test_a_second_run_in_a_folder_is_refused_and_leaves_the_first_alone(folder):
     first = subprocess.Popen(
-        command(folder, "long update"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command(folder, "long update"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert first.stdout is not None and "begun" in first.stdout.readline()
@@ -350,13 +426,18 @@ def test_a_second_run_in_a_folder_is_refused_and_leaves_the_first_alone(folder):
         said = f"another process is running in {folder / 'run'}"
         alone = run(folder, resume=True)
         assert alone.returncode == 2 and the_line(alone.stderr).startswith(f"error: {said}")
-        for options, why in (({"resume": True}, said), ({}, f"{folder / 'run'} holds a run already")):
+        for options, why in (
+            ({"resume": True}, said),
+            ({}, f"{folder / 'run'} holds a run already"),
+        ):
             (code, err), (other_code, other_err) = pair(folder, "none", **options)
             assert (code, other_code) == (2, 2)
             assert the_line(err).startswith(f"error: {why}")
             assert the_line(other_err).startswith(f"error: process 0 stopped: {why}")
         assert first.poll() is None
-        assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == before
+        assert {
+            path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()
+        } == before
     finally:
         first.kill()
         first.communicate()
@@ -379,7 +460,8 @@ def test_a_failed_write_of_the_main_process_ends_all_of_them_with_a_line(folder)
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_a_run_goes_on_with_another_number_of_processes(folder, whole, before, after):
-    """SIGTERM to one stops all after the same update; what goes on equals the whole run but for rounding."""
+    """SIGTERM to one stops all after the same update; what goes on equals the whole run but for
+    rounding."""
     done = run(folder, "sigterm", processes=before)
     assert done.returncode != 0 and "state saved at dmd update 10" in done.stderr
     assert state(folder / "run")[1]["step"] == 10
@@ -389,7 +471,9 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, whole, before, a
         one, two = load_file(whole / file), load_file(folder / "run" / file)
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=f"{file}: {key}")
-    logs = [[(row["stage"], row["step"]) for row in read_log(run)] for run in (whole, folder / "run")]
+    logs = [
+        [(row["stage"], row["step"]) for row in read_log(run)] for run in (whole, folder / "run")
+    ]
     assert logs[0] == logs[1]
 
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from fastgen import _files
-from fastgen._files import TensorFile, new_folder, plain_json, read_json, write_file, write_json, write_tensors
+from fastgen._files import (
+    TensorFile,
+    new_folder,
+    plain_json,
+    read_json,
+    write_file,
+    write_json,
+    write_tensors,
+)
 
 OWNED = ("a.txt", "b.txt")
 
@@ -35,7 +43,9 @@ def test_a_folder_is_replaced_whole(tmp_path, monkeypatch, exchange):
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")]
+)
 def test_a_failure_leaves_the_old_folder(tmp_path, error):
     fill(tmp_path / "out", "old")
     with pytest.raises(type(error)), new_folder(tmp_path / "out", OWNED) as partial:
@@ -75,7 +85,8 @@ def test_a_kill_leaves_the_old_folder(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=root)
     assert done.returncode == -9
     assert content(tmp_path / "out") == dict.fromkeys(OWNED, "old")
-    # What the killed writer left is cleared away once it is certainly abandoned, not while it might still be written.
+    # What the killed writer left is cleared away once it is certainly abandoned, not while it might
+    # still be written.
     (left,) = tmp_path.glob(".out.new-*")
     fill(tmp_path / "out", "new")
     assert left.exists()
@@ -95,7 +106,10 @@ def test_foreign_files_are_never_deleted(tmp_path):
 
 def test_a_file_that_arrives_during_the_work_is_kept(tmp_path):
     fill(tmp_path / "out", "old")
-    with pytest.raises(ValueError, match="notes.md"), new_folder(tmp_path / "out", OWNED) as partial:
+    with (
+        pytest.raises(ValueError, match="notes.md"),
+        new_folder(tmp_path / "out", OWNED) as partial,
+    ):
         (partial / "a.txt").write_text("new")
         (tmp_path / "out" / "notes.md").write_text("mine")
     assert content(tmp_path / "out") == {"a.txt": "old", "b.txt": "old", "notes.md": "mine"}
@@ -105,7 +119,9 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
     fill(tmp_path / "real", "old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     fill(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink() and content(tmp_path / "real") == dict.fromkeys(OWNED, "new")
+    assert (tmp_path / "link").is_symlink() and content(tmp_path / "real") == dict.fromkeys(
+        OWNED, "new"
+    )
 
 
 def test_an_unwritable_place_is_named(tmp_path):
@@ -129,15 +145,37 @@ def test_json_floats_read_back_exactly(tmp_path):
 
 
 def test_plain_json_speaks_of_what_it_cannot_hold():
-    given = {"a": (1, 2.5), "t": torch.tensor([1.0, float("nan")]), "p": Path("x"), "n": float("inf"), 3: True}
-    assert plain_json(given, "d") == {"a": [1, 2.5], "t": [1.0, None], "p": "x", "n": None, "3": True}
+    given = {
+        "a": (1, 2.5),
+        "t": torch.tensor([1.0, float("nan")]),
+        "p": Path("x"),
+        "n": float("inf"),
+        3: True,
+    }
+    assert plain_json(given, "d") == {
+        "a": [1, 2.5],
+        "t": [1.0, None],
+        "p": "x",
+        "n": None,
+        "3": True,
+    }
     with pytest.raises(TypeError, match=r"expected d.a\[1\] to hold numbers.*got set"):
         plain_json({"a": [1, {2}]}, "d")
 
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[1]", b'{"a": NaN}', b'{"a": 1e999}', b'{"a": 1, "a": 2}', b"\xff\xfe", b"[" * 100_000, b'{"a": 1'],
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'{"a": NaN}',
+        b'{"a": 1e999}',
+        b'{"a": 1, "a": 2}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a": 1',
+    ],
 )
 def test_what_is_not_json_is_refused(tmp_path, text):
     path = tmp_path / "x.json"
@@ -162,7 +200,13 @@ def test_only_plain_files_of_a_sane_size_are_read(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
     shared = torch.randn(3, 4, dtype=torch.float64)
-    state = {"a": shared, "b": shared.T, "n": torch.arange(3), "s": torch.tensor(2.0), "none": torch.empty(0, 2)}
+    state = {
+        "a": shared,
+        "b": shared.T,
+        "n": torch.arange(3),
+        "s": torch.tensor(2.0),
+        "none": torch.empty(0, 2),
+    }
     entry = write_tensors(tmp_path / "t.safetensors", state, dtype)
     back = TensorFile(tmp_path, entry).read({k: v.to("meta") for k, v in state.items()})
     for name, value in state.items():
@@ -171,7 +215,9 @@ def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
 
 def test_weights_that_are_not_numbers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="NaN or infinity in head.weight"):
-        write_tensors(tmp_path / "t", {"head.weight": torch.tensor([1.0, float("inf")])}, torch.float32)
+        write_tensors(
+            tmp_path / "t", {"head.weight": torch.tensor([1.0, float("inf")])}, torch.float32
+        )
     with pytest.raises(ValueError, match="w on the meta device"):
         write_tensors(tmp_path / "t", {"w": torch.ones(2, device="meta")}, torch.float32)
     # A number that only the narrower dtype can't hold is lost as well.

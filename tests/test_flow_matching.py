@@ -31,11 +31,18 @@ CPU = torch.device("cpu")
 
 
 def config(**changes):
-    defaults = {"min_t": 0.001, "max_t": 0.999, "shift": 5.0, "p_mean": 0.0, "p_std": 1.0, "t_list": None}
+    defaults = {
+        "min_t": 0.001,
+        "max_t": 0.999,
+        "shift": 5.0,
+        "p_mean": 0.0,
+        "p_std": 1.0,
+        "t_list": None,
+    }
     return SimpleNamespace(**{"time_dist_type": "uniform", **defaults, **changes})
 
 
-# ---- Formulas -----------------------------------------------------------------------------------------------------
+# ---- Formulas ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("t", [T, 0.37])
@@ -55,7 +62,9 @@ def test_coefficients_are_those_of_the_path():
     assert rf_alpha(0.25) == 0.75 and rf_sigma(0.25) == 0.25
     assert rf_alpha(T.float()).dtype == torch.float32
     x_t = add_noise(X0, EPS, T)
-    torch.testing.assert_close(x_t, rf_alpha(T)[:, None, None] * X0 + rf_sigma(T)[:, None, None] * EPS)
+    torch.testing.assert_close(
+        x_t, rf_alpha(T)[:, None, None] * X0 + rf_sigma(T)[:, None, None] * EPS
+    )
 
 
 def test_flow_is_the_time_derivative_of_the_path():
@@ -92,11 +101,15 @@ def test_denominators_are_clamped_at_one_millionth():
 def test_predictions_convert_into_each_other(source, target):
     truth = {"x0": X0, "eps": EPS, "flow": EPS - X0}
     x_t = add_noise(X0, EPS, T)
-    torch.testing.assert_close(convert_prediction(truth[source], x_t, T, source, target), truth[target])
+    torch.testing.assert_close(
+        convert_prediction(truth[source], x_t, T, source, target), truth[target]
+    )
 
 
 def test_v_is_refused_with_its_two_meanings():
-    with pytest.raises(ValueError, match=r"'flow' for eps - x0.*as_rectified_flow\(prediction='v'\)"):
+    with pytest.raises(
+        ValueError, match=r"'flow' for eps - x0.*as_rectified_flow\(prediction='v'\)"
+    ):
         convert_prediction(X0, X0, T, "v", "x0")
     with pytest.raises(ValueError, match="unknown source 'score'"):
         convert_prediction(X0, X0, T, "score", "x0")
@@ -112,7 +125,8 @@ def test_each_function_answers_in_the_dtype_it_names():
 
 
 def test_bfloat16_is_rounded_once_only():
-    """The result is the correctly rounded one of the inputs given; arithmetic in bfloat16 would be off."""
+    """The result is the correctly rounded one of the inputs given; arithmetic in bfloat16 would be
+    off."""
     generator = torch.Generator().manual_seed(0)
     x_t, eps = (torch.randn(4000, 1, generator=generator).bfloat16() for _ in range(2))
     t = torch.full((4000,), 0.97)
@@ -141,12 +155,22 @@ def test_wrong_arguments_are_named():
         add_noise(X0, EPS, T[:3])
 
 
-# ---- Rungs --------------------------------------------------------------------------------------------------------
+# ---- Rungs ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "t_list",
-    [[], [0.0], [0.5], [0.5, 0.1], [1.2, 0.0], [0.5, 0.5, 0.0], [0.2, 0.5, 0.0], [-0.1, 0.0], [0.5, -0.1, 0.0]],
+    [
+        [],
+        [0.0],
+        [0.5],
+        [0.5, 0.1],
+        [1.2, 0.0],
+        [0.5, 0.5, 0.0],
+        [0.2, 0.5, 0.0],
+        [-0.1, 0.0],
+        [0.5, -0.1, 0.0],
+    ],
 )
 def test_bad_t_lists_are_refused(t_list):
     with pytest.raises(ValueError, match="strictly decreasing, first in .0, 1., last 0.0"):
@@ -164,14 +188,16 @@ def test_t_lists_that_are_not_numbers_are_a_type_error():
 
 def test_rungs_are_drawn_uniformly_without_the_end_point():
     t_list = [0.999, 0.75, 0.5, 0.0]
-    t = sample_from_t_list(30_000, t_list, device=CPU, dtype=torch.float64, generator=generator_for(0))
+    t = sample_from_t_list(
+        30_000, t_list, device=CPU, dtype=torch.float64, generator=generator_for(0)
+    )
     values, counts = torch.unique(t, return_counts=True)
     assert values.tolist() == [0.5, 0.75, 0.999]
     # Three binomial standard deviations are 245.
     assert (counts - 10_000).abs().max() < 245
 
 
-# ---- Laws of the training time ------------------------------------------------------------------------------------
+# ---- Laws of the training time -------------------------------------------------------------------
 
 
 def normal_cdf(x):
@@ -217,9 +243,12 @@ LAWS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "cdf", "changes"), LAWS, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("kind", "cdf", "changes"), LAWS, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_times_follow_their_law_within_bounds(kind, cdf, changes):
-    """Kolmogorov-Smirnov at level 1e-3, against the closed-form distribution function, fixed seed."""
+    """Kolmogorov-Smirnov at level 1e-3, against the closed-form distribution function, fixed
+    seed."""
     c = config(time_dist_type=kind, **changes)
     n = 20_000
     t = sample_timesteps(n, c, device=CPU, dtype=torch.float64, generator=generator_for(0, kind))
@@ -227,7 +256,8 @@ def test_times_follow_their_law_within_bounds(kind, cdf, changes):
     f = torch.tensor([cdf(x, c) for x in t.sort().values.tolist()])
     rank = torch.arange(n) / n
     distance = max((f - rank).max().item(), (rank + 1 / n - f).max().item())
-    # 1.95 / sqrt(n) is the asymptotic 1e-3 quantile; a grid of 1000 points is at most half a cell away from continuous.
+    # 1.95 / sqrt(n) is the asymptotic 1e-3 quantile; a grid of 1000 points is at most half a cell
+    # away from continuous.
     assert distance < 1.95 / math.sqrt(n) + (1e-3 if kind == "polynomial" else 0)
 
 

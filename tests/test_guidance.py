@@ -1,4 +1,5 @@
-"""Guidance of a teacher: the formula, its interval, its rescaling, and the network that guides itself."""
+"""Guidance of a teacher: the formula, its interval, its rescaling, and the network that guides
+itself."""
 
 import pytest
 import torch
@@ -28,7 +29,9 @@ def test_outside_the_interval_nothing_is_guided():
     t = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
     guided = guide_x0(cond, uncond, t, Guidance(2.0, (0.3, 0.6)))
     inside = 2 * cond - uncond
-    assert torch.equal(guided[[0, 3]], cond[[0, 3]]) and torch.allclose(guided[[1, 2]], inside[[1, 2]])
+    assert torch.equal(guided[[0, 3]], cond[[0, 3]]) and torch.allclose(
+        guided[[1, 2]], inside[[1, 2]]
+    )
     assert torch.equal(guide_x0(cond, uncond, 0.1, Guidance(2.0, (0.3, 0.6))), cond)
 
 
@@ -41,7 +44,9 @@ def test_rescaling_gives_the_plain_root_mean_square_and_leaves_the_direction():
     plain = guide_x0(cond, uncond, 0.5, Guidance(4.0))
     full = guide_x0(cond, uncond, 0.5, Guidance(4.0, rescale=1.0))
     assert torch.allclose(rms(full), rms(cond), rtol=1e-12)  # float64 stays float64
-    assert torch.allclose(nn.functional.cosine_similarity(full.flatten(1), plain.flatten(1)), torch.ones(5).double())
+    assert torch.allclose(
+        nn.functional.cosine_similarity(full.flatten(1), plain.flatten(1)), torch.ones(5).double()
+    )
     half = guide_x0(cond, uncond, 0.5, Guidance(4.0, rescale=0.5))
     assert torch.allclose(half, 0.5 * (full + plain), rtol=1e-12)
 
@@ -51,7 +56,9 @@ def test_a_rescaled_prediction_turns_with_its_inputs():
     turn = torch.linalg.qr(pair(3, 3)[0])[0]
     guidance = Guidance(4.0, rescale=0.7)
     turned = guide_x0((cond + 1) @ turn, (uncond + 1) @ turn, 0.5, guidance)
-    torch.testing.assert_close(turned, guide_x0(cond + 1, uncond + 1, 0.5, guidance) @ turn, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        turned, guide_x0(cond + 1, uncond + 1, 0.5, guidance) @ turn, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_samples_of_one_number_can_be_rescaled():
@@ -88,24 +95,34 @@ class Linear(nn.Module):
 def test_a_network_guides_itself_in_any_prediction(pred_type):
     network, (x, cond) = Linear(), pair(6, 2)
     t = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
-    guided = GuidedNetwork(network, Guidance(2.5), torch.zeros(1, 2, dtype=torch.float64), pred_type=pred_type)
+    guided = GuidedNetwork(
+        network, Guidance(2.5), torch.zeros(1, 2, dtype=torch.float64), pred_type=pred_type
+    )
     # Any linear parameterisation is guided alike, so the prediction itself may be.
-    expected = network(x, t, cond) + 1.5 * (network(x, t, cond) - network(x, t, torch.zeros_like(cond)))
+    expected = network(x, t, cond) + 1.5 * (
+        network(x, t, cond) - network(x, t, torch.zeros_like(cond))
+    )
     assert torch.allclose(guided(x, t, cond), expected, rtol=1e-10)
-    assert torch.allclose(guided.predict_x0(x, t, cond), convert_prediction(expected, x, t, pred_type, "x0"))
+    assert torch.allclose(
+        guided.predict_x0(x, t, cond), convert_prediction(expected, x, t, pred_type, "x0")
+    )
 
 
 def test_a_sampler_guided_by_its_network_is_the_guided_sampler():
     network, (noise, cond) = Linear(), pair(6, 2)
     null = torch.zeros(1, 2, dtype=torch.float64)
     by_network = sample_teacher(GuidedNetwork(network, Guidance(2.0), null), noise, 12, cond)
-    by_sampler = sample_teacher(network, noise, 12, cond, guidance_scale=2.0, negative_cond=torch.zeros_like(cond))
+    by_sampler = sample_teacher(
+        network, noise, 12, cond, guidance_scale=2.0, negative_cond=torch.zeros_like(cond)
+    )
     assert torch.allclose(by_network, by_sampler, rtol=1e-9)  # pyright: ignore[reportArgumentType]
 
 
 def test_outside_its_interval_the_null_condition_costs_no_call():
     network, (x, cond) = Linear(), pair(6, 2)
-    guided = GuidedNetwork(network, Guidance(2.0, (0.5, 1.0)), torch.zeros(1, 2, dtype=torch.float64))
+    guided = GuidedNetwork(
+        network, Guidance(2.0, (0.5, 1.0)), torch.zeros(1, 2, dtype=torch.float64)
+    )
     guided(x, torch.full((6,), 0.2, dtype=torch.float64), cond)
     assert network.calls == 1
     guided(x, torch.full((6,), 0.7, dtype=torch.float64), cond)

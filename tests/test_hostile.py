@@ -1,4 +1,5 @@
-"""More than a thousand harmed files: each is an error of one line or what it was, at the cost of its own size."""
+"""More than a thousand harmed files: each is an error of one line or what it was, at the cost of
+its own size."""
 
 import json
 import os
@@ -10,14 +11,25 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-KINDS = ("config", "checkpoint", "student", "forged student", "teacher", "npz", "safetensors", "pairs", "weights")
+KINDS = (
+    "config",
+    "checkpoint",
+    "student",
+    "forged student",
+    "teacher",
+    "npz",
+    "safetensors",
+    "pairs",
+    "weights",
+)
 ERRORS = ("ValueError", "TypeError", "OSError", "FileNotFoundError", "IsADirectoryError")
 HELD = ("same", "other")
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> list[dict[str, str]]:
-    """What a child with 64 MB of memory to spare reports of every mutation; it must live to the last."""
+    """What a child with 64 MB of memory to spare reports of every mutation; it must live to the
+    last."""
     folder = tmp_path_factory.mktemp("hostile")
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     child = subprocess.run(
@@ -42,7 +54,11 @@ def test_there_are_a_thousand_of_all_kinds(outcomes):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_harmed_file_is_one_line_of_error_or_holds_what_it_held(outcomes, kind):
-    bad = [row for row in outcomes if row["kind"] == kind and (why := fault(row)) and not row.update(why=why)]
+    bad = [
+        row
+        for row in outcomes
+        if row["kind"] == kind and (why := fault(row)) and not row.update(why=why)
+    ]
     assert not bad, f"{len(bad)}, the first: {bad[0]}"
 
 
@@ -75,7 +91,11 @@ def fault(row: dict[str, str]) -> str | None:
             ("same", "ValueError: two\nlines"),
             ("same", "AssertionError: other numbers"),
         ),
-        ("same", "ValueError: x: [enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+        (
+            "same",
+            "ValueError: x: [enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate "
+            "memory",
+        ),
     ],
 )
 def test_faults_are_seen(law, outcome):

@@ -12,7 +12,17 @@ PACKAGE = Path(__file__).parents[1] / "fastgen"
 # Layers from left to right: a module imports its own layer or those before it.
 LAYERS = [
     {"_shards", "_tensor", "_files", "_yaml", "_archives", "config", "cli", "faults", "origins"},
-    {"flow_matching", "interpolants", "losses", "clocks", "solvers", "normalizer", "metrics", "ema", "models"},
+    {
+        "flow_matching",
+        "interpolants",
+        "losses",
+        "clocks",
+        "solvers",
+        "normalizer",
+        "metrics",
+        "ema",
+        "models",
+    },
     {"networks", "samplers", "teachers", "discriminators", "data", "guidance", "two_sample"},
     {
         "kd",
@@ -66,7 +76,11 @@ def imported(path: Path, *, with_types: bool = False) -> set[str]:
     """Absolute names of the modules that a file imports, without those for type checkers alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if not with_types and isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+        if (
+            not with_types
+            and isinstance(node, ast.If)
+            and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        ):
             node.body = []
     parents = ["fastgen", *path.relative_to(PACKAGE).with_suffix("").parts][:-1]
     names = set()
@@ -106,7 +120,9 @@ def test_imports_run_left_to_right(path: Path):
 @pytest.mark.parametrize("library", sorted(ALLOWED))
 def test_only_one_place_knows_a_library(library: str):
     users = {
-        p.relative_to(PACKAGE).as_posix() for p in modules() if any(n.split(".")[0] == library for n in imported(p))
+        p.relative_to(PACKAGE).as_posix()
+        for p in modules()
+        if any(n.split(".")[0] == library for n in imported(p))
     }
     assert users <= ALLOWED[library]
     assert users  # or the table above is stale
@@ -114,9 +130,9 @@ def test_only_one_place_knows_a_library(library: str):
 
 def test_plain_import_loads_no_heavy_library():
     code = (
-        "import sys, fastgen, fastgen.models, fastgen.samplers, fastgen.flow_matching\n"
-        "heavy = {'escnn', 'accelerate', 'matplotlib', 'pydantic', 'yaml', 'lie_learn', 'tqdm'} & set(sys.modules)\n"
-        "print(sorted(heavy))"
+        "import sys, fastgen, fastgen.models, fastgen.samplers, fastgen.flow_matching\nheavy = "
+        "{'escnn', 'accelerate', 'matplotlib', 'pydantic', 'yaml', 'lie_learn', 'tqdm'} & "
+        "set(sys.modules)\nprint(sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # torch itself may load some of these on some systems, so compare with torch alone.
@@ -124,11 +140,17 @@ def test_plain_import_loads_no_heavy_library():
         [
             sys.executable,
             "-c",
-            code.replace("fastgen, fastgen.models, fastgen.samplers, fastgen.flow_matching", "torch"),
+            code.replace(
+                "fastgen, fastgen.models, fastgen.samplers, fastgen.flow_matching", "torch"
+            ),
         ],
         capture_output=True,
         text=True,
         check=True,
     )
     assert done.stdout == base.stdout
-    assert "escnn" not in done.stdout and "accelerate" not in done.stdout and "matplotlib" not in done.stdout
+    assert (
+        "escnn" not in done.stdout
+        and "accelerate" not in done.stdout
+        and "matplotlib" not in done.stdout
+    )

@@ -21,12 +21,23 @@ from fastgen.distillation import distill
 from fastgen.teachers import KeywordNetwork, as_rectified_flow
 
 # It has no release for Python 3.10 that goes with the other pins.
-diffusers = pytest.importorskip("diffusers", reason="installed by tools/setup.sh --dev from Python 3.11 on")
+diffusers = pytest.importorskip(
+    "diffusers", reason="installed by tools/setup.sh --dev from Python 3.11 on"
+)
 
 UNET = {
-    **{"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_class_embeds": 3, "norm_num_groups": 4},
+    **{
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_class_embeds": 3,
+        "norm_num_groups": 4,
+    },
     **{"layers_per_block": 1, "block_out_channels": [8, 16]},
-    **{"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]},
+    **{
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    },
     "attention_head_dim": 4,
 }
 LATENTS = torch.randn(60, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -39,10 +50,13 @@ def unet() -> nn.Module:
 
 
 def test_a_unet_on_latents_is_distilled_by_a_handful_of_keys(tmp_path):
-    """The keys are those of the YAML in the README; the loaded student knows neither path nor prediction by itself."""
+    """The keys are those of the YAML in the README; the loaded student knows neither path nor
+    prediction by itself."""
     np.savez(tmp_path / "latents.npz", X=LATENTS.numpy(), Z=(torch.arange(60) % 3).numpy())
     save_file(unet().state_dict(), tmp_path / "unet.safetensors")
-    base = toy_config(tmp_path / "run", kd_steps=3, kd_pairs=16, steps=2, batch_size=4).model_dump(exclude_unset=True)
+    base = toy_config(tmp_path / "run", kd_steps=3, kd_pairs=16, steps=2, batch_size=4).model_dump(
+        exclude_unset=True
+    )
     cfg = validate(
         DistillConfig,
         {
@@ -73,19 +87,29 @@ def test_a_unet_on_latents_is_distilled_by_a_handful_of_keys(tmp_path):
 
 
 def test_betas_are_those_of_the_schedulers_of_diffusers():
-    names = {"linear": "linear", "scaled_linear": "scaled_linear", "squared_cosine": "squaredcos_cap_v2"}
+    names = {
+        "linear": "linear",
+        "scaled_linear": "scaled_linear",
+        "squared_cosine": "squaredcos_cap_v2",
+    }
     for ours, theirs in names.items():
         ends = STABLE if ours == "scaled_linear" else {}
         scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule=theirs, **ends)
         # They are float32, accumulated in float32.
-        torch.testing.assert_close(beta_table(ours, **ends).float(), scheduler.betas, rtol=2e-5, atol=2e-7)
+        torch.testing.assert_close(
+            beta_table(ours, **ends).float(), scheduler.betas, rtol=2e-5, atol=2e-7
+        )
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_x0_is_the_one_that_their_scheduler_reads_out(prediction):
     """At a row of the table, where both have the same noise ratio."""
     scheduler = diffusers.DDIMScheduler(
-        num_train_timesteps=1000, prediction_type=prediction, clip_sample=False, beta_schedule="scaled_linear", **STABLE
+        num_train_timesteps=1000,
+        prediction_type=prediction,
+        clip_sample=False,
+        beta_schedule="scaled_linear",
+        **STABLE,
     )
     row = 400
     answer = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -101,7 +125,9 @@ def test_x0_is_the_one_that_their_scheduler_reads_out(prediction):
 
     ours = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}[prediction]
     teacher = as_rectified_flow(network, path=scheduler.betas, prediction=ours)
-    alpha, sigma = (c[0] for c in teacher.clock.coefficients(torch.tensor([float(row)], dtype=torch.float64)))
+    alpha, sigma = (
+        c[0] for c in teacher.clock.coefficients(torch.tensor([float(row)], dtype=torch.float64))
+    )
     x_t, t = x_s.double() / (alpha + sigma), float(sigma / (alpha + sigma))
     torch.testing.assert_close(teacher.predict_x0(x_t, t).float(), expected, rtol=1e-4, atol=1e-4)
     assert seen[0].tolist() == pytest.approx([row] * 3, abs=1e-3)
@@ -110,7 +136,13 @@ def test_x0_is_the_one_that_their_scheduler_reads_out(prediction):
 def test_a_transformer_is_called_by_its_own_keywords():
     torch.manual_seed(0)
     transformer = diffusers.DiTTransformer2DModel(
-        **{"num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 4, "out_channels": 4, "num_layers": 1},
+        **{
+            "num_attention_heads": 2,
+            "attention_head_dim": 4,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 1,
+        },
         **{"sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10, "norm_num_groups": 4},
     ).eval()
     net = KeywordNetwork(transformer, cond="class_labels")

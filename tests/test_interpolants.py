@@ -39,10 +39,18 @@ class Quadratic(BaseInterpolant):
 
 
 def test_coefficients_are_those_of_the_table():
-    alpha, sigma = (PATHS["linear"].compute_alpha_t(GRID)[0], PATHS["linear"].compute_sigma_t(GRID)[0])
+    alpha, sigma = (
+        PATHS["linear"].compute_alpha_t(GRID)[0],
+        PATHS["linear"].compute_sigma_t(GRID)[0],
+    )
     torch.testing.assert_close((alpha, sigma), (GRID, 1 - GRID))
-    alpha, sigma = (PATHS["cosine"].compute_alpha_t(GRID)[0], PATHS["cosine"].compute_sigma_t(GRID)[0])
-    torch.testing.assert_close((alpha, sigma), (torch.sin(math.pi * GRID / 2), torch.cos(math.pi * GRID / 2)))
+    alpha, sigma = (
+        PATHS["cosine"].compute_alpha_t(GRID)[0],
+        PATHS["cosine"].compute_sigma_t(GRID)[0],
+    )
+    torch.testing.assert_close(
+        (alpha, sigma), (torch.sin(math.pi * GRID / 2), torch.cos(math.pi * GRID / 2))
+    )
     # alpha solves d log alpha / dt = beta / 2 from alpha(1) = 1.
     alpha = PATHS["vp"].compute_alpha_t(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))[0]
     expected = [math.exp(-19.9 / 4 - 0.05), math.exp(-19.9 / 16 - 0.025), 1.0]
@@ -59,7 +67,9 @@ def test_variance_is_preserved(name):
 def test_derivatives_are_those_of_autograd(path):
     """On all of [0, 1], but for the sigma of VP at t = 1, where the derivative is infinite."""
     for method in (path.compute_alpha_t, path.compute_sigma_t):
-        infinite = isinstance(path, VariancePreservingInterpolant) and method == path.compute_sigma_t
+        infinite = (
+            isinstance(path, VariancePreservingInterpolant) and method == path.compute_sigma_t
+        )
         t = (GRID[:-1] if infinite else GRID).clone().requires_grad_()
         value, derivative = method(t)
         (slope,) = torch.autograd.grad(value.sum(), t)
@@ -69,7 +79,9 @@ def test_derivatives_are_those_of_autograd(path):
 @every_path
 def test_alpha_ratio_is_the_logarithmic_derivative(path):
     alpha, d_alpha = path.compute_alpha_t(INSIDE)
-    torch.testing.assert_close(path.compute_d_alpha_alpha_ratio_t(INSIDE), d_alpha / alpha, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        path.compute_d_alpha_alpha_ratio_t(INSIDE), d_alpha / alpha, rtol=1e-12, atol=0
+    )
 
 
 @every_path
@@ -99,18 +111,23 @@ def test_velocity_noise_and_score_are_one_statement(path):
     torch.testing.assert_close(path.velocity_to_noise(u_t, x_t, INSIDE), X0, **exact)
     score = path.velocity_to_score(u_t, x_t, INSIDE)
     torch.testing.assert_close(score * sigma, -X0, **exact)
-    torch.testing.assert_close(path.score_to_velocity(score, x_t, INSIDE), u_t, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        path.score_to_velocity(score, x_t, INSIDE), u_t, rtol=1e-10, atol=1e-10
+    )
 
 
 @every_path
 def test_drift_is_the_velocity_of_a_score(path):
-    """velocity = -drift_mean + drift_var score, and drift_var = (alpha'/alpha) sigma^2 - sigma sigma'."""
+    """velocity = -drift_mean + drift_var score, and drift_var = (alpha'/alpha) sigma^2 - sigma
+    sigma'."""
     mean, var = path.compute_drift(X1, INSIDE)
     assert mean.shape == X1.shape and var.shape == (len(INSIDE), 1)
     score = normal(*X1.shape, seed=2)
     torch.testing.assert_close(path.score_to_velocity(score, X1, INSIDE), -mean + var * score)
     (alpha, d_alpha), (sigma, d_sigma) = path.compute_alpha_t(INSIDE), path.compute_sigma_t(INSIDE)
-    torch.testing.assert_close(var[:, 0], d_alpha / alpha * sigma**2 - sigma * d_sigma, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        var[:, 0], d_alpha / alpha * sigma**2 - sigma * d_sigma, rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", ["vp", "vp-flat"])
@@ -136,17 +153,26 @@ def test_diffusion_forms(path, form):
         "decreasing": (1 - t) ** 2,
         "increasing-decreasing": 4 * t * (1 - t),
     }[form]
-    torch.testing.assert_close(path.compute_diffusion(X1, INSIDE, form=form, norm=2.5), 2.5 * expected)
+    torch.testing.assert_close(
+        path.compute_diffusion(X1, INSIDE, form=form, norm=2.5), 2.5 * expected
+    )
 
 
 @every_path
 def test_everything_is_finite_at_both_ends(path):
     t = torch.tensor([0.0, 1.0, 1e-12, 1 - 1e-12], dtype=torch.float64)
     x, other = normal(4, 3), normal(4, 3, seed=1)
-    values = [*path.compute_alpha_t(t), *path.compute_sigma_t(t), path.compute_d_alpha_alpha_ratio_t(t)]
+    values = [
+        *path.compute_alpha_t(t),
+        *path.compute_sigma_t(t),
+        path.compute_d_alpha_alpha_ratio_t(t),
+    ]
     values += [*path.interpolate(x, other, t), *path.compute_drift(x, t)]
     values += [path.compute_diffusion(x, t, form=form) for form in DIFFUSION_FORMS]
-    values += [f(other, x, t) for f in (path.velocity_to_noise, path.velocity_to_score, path.score_to_velocity)]
+    values += [
+        f(other, x, t)
+        for f in (path.velocity_to_noise, path.velocity_to_score, path.score_to_velocity)
+    ]
     assert all(torch.isfinite(value).all() for value in values)
 
 
@@ -165,7 +191,9 @@ def test_ratios_beyond_the_paths_own_noise_end_give_its_end():
     most = float(path.compute_sigma_t(0.0)[0] / path.compute_alpha_t(0.0)[0])
     assert most == pytest.approx(152, abs=0.5)
     ratios = torch.tensor([most, 2 * most, 1e200, math.inf], dtype=torch.float64)
-    torch.testing.assert_close(path.time_of_noise_ratio(ratios), torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(
+        path.time_of_noise_ratio(ratios), torch.zeros(4, dtype=torch.float64)
+    )
     assert path.time_of_noise_ratio(torch.tensor([0.5])).dtype == torch.float32
 
 

@@ -12,7 +12,13 @@ from fastgen.kd import kd_loss, rung_grid, teacher_pairs
 from fastgen.samplers import sample_student, sample_teacher
 
 T_LIST = [0.999, 0.75, 0.5, 0.25, 0.0]
-T_LISTS = [[0.999, 0.0], T_LIST, [0.999, 0.9375, 0.8333, 0.625, 0.0], [0.7, 0.69, 0.01, 0.0], [1.0, 0.5, 0.0]]
+T_LISTS = [
+    [0.999, 0.0],
+    T_LIST,
+    [0.999, 0.9375, 0.8333, 0.625, 0.0],
+    [0.7, 0.69, 0.01, 0.0],
+    [1.0, 0.5, 0.0],
+]
 
 
 @pytest.mark.parametrize("t_list", T_LISTS)
@@ -47,7 +53,9 @@ def test_pairs_lie_on_the_teachers_trajectories():
     assert states.shape == (32, 5, 2)
     assert torch.equal(states[:, 0], 0.999 * noise)
     for k, t in enumerate(T_LIST[1:], start=1):
-        torch.testing.assert_close(states[:, k], teacher.carry(noise, 1.0, t, cond), rtol=0, atol=2e-4)
+        torch.testing.assert_close(
+            states[:, k], teacher.carry(noise, 1.0, t, cond), rtol=0, atol=2e-4
+        )
 
 
 def test_sixteen_calls_of_ab2_are_as_good_as_a_hundred_euler_steps():
@@ -61,7 +69,9 @@ def test_sixteen_calls_of_ab2_are_as_good_as_a_hundred_euler_steps():
 def test_pairs_keep_dtype_and_graph_free_and_shape():
     noise = normal(4, 3, 2, dtype=torch.float32).requires_grad_()
     states = teacher_pairs(GaussianTeacher(), noise, None, [0.999, 0.0], calls=3)
-    assert states.shape == (4, 2, 3, 2) and states.dtype == torch.float32 and not states.requires_grad
+    assert (
+        states.shape == (4, 2, 3, 2) and states.dtype == torch.float32 and not states.requires_grad
+    )
 
 
 def test_pairs_can_be_guided():
@@ -93,7 +103,12 @@ def test_the_student_that_samples_like_the_teacher_has_no_loss(sample_type):
     rungs = torch.arange(40) % 4
     losses = {
         chord: kd_loss(
-            perfect_student(teacher, chord=chord), states, T_LIST, None, rungs, sample_type=sample_type
+            perfect_student(teacher, chord=chord),
+            states,
+            T_LIST,
+            None,
+            rungs,
+            sample_type=sample_type,
         ).item()
         for chord in (True, False)
     }
@@ -103,7 +118,9 @@ def test_the_student_that_samples_like_the_teacher_has_no_loss(sample_type):
 
 def test_an_ode_student_without_loss_samples_the_trajectory():
     teacher, noise = GaussianTeacher(), normal(8, 2)
-    xs, _ = sample_student(perfect_student(teacher, chord=True), noise, T_LIST, return_all_steps=True)
+    xs, _ = sample_student(
+        perfect_student(teacher, chord=True), noise, T_LIST, return_all_steps=True
+    )
     for k, t in enumerate(T_LIST):
         torch.testing.assert_close(xs[:, k], teacher.carry(0.999 * noise, 0.999, t))
 
@@ -115,7 +132,9 @@ def test_the_loss_is_the_pseudo_huber_mean():
     flow = normal(6, 3, seed=1)
     residual = x_t - t[:, None] * flow - states[:, -1]
     expected = ((residual.square().mean(1) + c**2).sqrt() - c).mean()
-    loss = kd_loss(lambda x, t, cond: flow, states, T_LIST, None, rungs, huber_c=c, sample_type="sde")
+    loss = kd_loss(
+        lambda x, t, cond: flow, states, T_LIST, None, rungs, huber_c=c, sample_type="sde"
+    )
     torch.testing.assert_close(loss, expected)
     # Quadratic well below c, linear well above it.
     small = kd_loss(
@@ -156,7 +175,10 @@ def test_any_prediction_type_is_regressed_on_the_same_target(pred_type):
     ("changes", "message"),
     [
         ({"states": normal(6, 4, 3)}, r"expected states of shape \(B, 5, ...\), got \(6, 4, 3\)"),
-        ({"rungs": torch.zeros(5, dtype=torch.long)}, r"expected rungs to be integers of shape \(6,\)"),
+        (
+            {"rungs": torch.zeros(5, dtype=torch.long)},
+            r"expected rungs to be integers of shape \(6,\)",
+        ),
         ({"rungs": torch.zeros(6)}, "expected rungs to be integers"),
         ({"huber_c": 0.0}, "expected huber_c > 0"),
         ({"sample_type": "x"}, "unknown sample_type 'x'"),

@@ -30,7 +30,7 @@ def vsd_gradient(gen, teacher, fake, *args, **kwargs):
     return gradient
 
 
-# ---- Denoising score matching -------------------------------------------------------------------------------------
+# ---- Denoising score matching --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pred_type", ["x0", "eps", "flow"])
@@ -48,7 +48,9 @@ def test_dsm_weights_are_averaged_not_normalised():
     loss = dsm_loss("x0", FAKE, x0=GEN, weight=1 / t**2)
     torch.testing.assert_close(loss, (per_sample / t**2).mean())
     assert dsm_loss("x0", FAKE, x0=GEN, t=t, weight=lambda t: 1 / t**2) == loss
-    torch.testing.assert_close(dsm_loss("x0", FAKE, x0=GEN, weight=2 * torch.ones(6)), 2 * per_sample.mean())
+    torch.testing.assert_close(
+        dsm_loss("x0", FAKE, x0=GEN, weight=2 * torch.ones(6)), 2 * per_sample.mean()
+    )
 
 
 def test_x0_dsm_is_flow_dsm_weighted_by_t_squared():
@@ -77,7 +79,7 @@ def test_dsm_names_what_is_missing(pred_type, given, message):
         dsm_loss(pred_type, FAKE, **given)
 
 
-# ---- Distribution matching ----------------------------------------------------------------------------------------
+# ---- Distribution matching -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [None, 0.5, torch.linspace(0.5, 2, 6, dtype=torch.float64)])
@@ -86,23 +88,30 @@ def test_vsd_gradient_is_the_two_line_formula(scale):
     expected = w * (FAKE - TEACHER) / GEN.numel()
     if scale is not None:
         expected = expected * torch.as_tensor(scale).reshape(-1, 1, 1)
-    torch.testing.assert_close(vsd_gradient(GEN, TEACHER, FAKE, scale), expected, rtol=1e-12, atol=1e-16)
+    torch.testing.assert_close(
+        vsd_gradient(GEN, TEACHER, FAKE, scale), expected, rtol=1e-12, atol=1e-16
+    )
 
 
 def test_vsd_gradient_with_the_rms_weight():
     w = 1 / ((GEN - TEACHER).square().mean((1, 2), keepdim=True).sqrt() + NORM_EPSILON)
     expected = w * (FAKE - TEACHER) / GEN.numel()
-    torch.testing.assert_close(vsd_gradient(GEN, TEACHER, FAKE, norm="rms"), expected, rtol=1e-12, atol=1e-16)
+    torch.testing.assert_close(
+        vsd_gradient(GEN, TEACHER, FAKE, norm="rms"), expected, rtol=1e-12, atol=1e-16
+    )
 
 
 def test_vsd_value_is_half_the_mean_square_of_its_direction():
     w = 1 / ((GEN - TEACHER).abs().mean((1, 2), keepdim=True) + NORM_EPSILON)
-    torch.testing.assert_close(vsd_loss(GEN, TEACHER, FAKE), 0.5 * (w * (FAKE - TEACHER)).square().mean())
+    torch.testing.assert_close(
+        vsd_loss(GEN, TEACHER, FAKE), 0.5 * (w * (FAKE - TEACHER)).square().mean()
+    )
 
 
 def rotation(angle):
     return torch.tensor(
-        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]], dtype=torch.float64
+        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]],
+        dtype=torch.float64,
     )
 
 
@@ -111,7 +120,9 @@ def test_rms_weight_is_rotation_invariant_and_mean_abs_is_not():
     moved = [x @ r.T for x in (GEN, TEACHER, FAKE)]
     turned = vsd_gradient(GEN, TEACHER, FAKE, norm="rms") @ r.T
     torch.testing.assert_close(vsd_gradient(*moved, norm="rms"), turned, rtol=1e-12, atol=1e-14)
-    ratio = vsd_gradient(*moved).norm(dim=(1, 2)) / vsd_gradient(GEN, TEACHER, FAKE).norm(dim=(1, 2))
+    ratio = vsd_gradient(*moved).norm(dim=(1, 2)) / vsd_gradient(GEN, TEACHER, FAKE).norm(
+        dim=(1, 2)
+    )
     assert (ratio - 1).abs().max() > 0.02
 
 
@@ -150,7 +161,7 @@ def test_losses_compute_in_at_least_float32():
     torch.testing.assert_close(gradient.float(), expected, rtol=1e-2, atol=0)
 
 
-# ---- Padding ------------------------------------------------------------------------------------------------------
+# ---- Padding -------------------------------------------------------------------------------------
 
 LENGTHS = (4, 1, 3, 2, 4, 1)
 MASK = torch.arange(4)[None] < torch.tensor(LENGTHS)[:, None]
@@ -173,7 +184,9 @@ def test_masked_dsm_is_the_mean_over_the_samples_cut_to_their_lengths(pred_type)
     one_by_one = []
     for i in range(6):
         x0, eps, p = cut(i, GEN, TEACHER, pred)
-        one_by_one.append(dsm_loss(pred_type, p, x0=x0, eps=eps, t=t[i : i + 1], weight=lambda t: 1 / t))
+        one_by_one.append(
+            dsm_loss(pred_type, p, x0=x0, eps=eps, t=t[i : i + 1], weight=lambda t: 1 / t)
+        )
     expected = torch.stack(one_by_one).mean()
     (gradient,) = torch.autograd.grad(expected, pred)
     filled = padded(FAKE)
@@ -193,7 +206,9 @@ def test_masked_vsd_is_the_mean_over_the_samples_cut_to_their_lengths(norm):
     expected = torch.stack(parts).mean()
     (gradient,) = torch.autograd.grad(expected, gen)
     filled = padded(GEN)
-    loss = vsd_loss(filled, padded(TEACHER).detach(), padded(FAKE).detach(), scale, norm=norm, mask=MASK)
+    loss = vsd_loss(
+        filled, padded(TEACHER).detach(), padded(FAKE).detach(), scale, norm=norm, mask=MASK
+    )
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     (found,) = torch.autograd.grad(loss, filled)
     torch.testing.assert_close(found, gradient, rtol=1e-12, atol=0)
@@ -202,8 +217,12 @@ def test_masked_vsd_is_the_mean_over_the_samples_cut_to_their_lengths(norm):
 
 def test_a_mask_of_real_tokens_changes_nothing():
     mask = torch.ones(6, 4, dtype=torch.bool)
-    torch.testing.assert_close(dsm_loss("x0", FAKE, x0=GEN, mask=mask), dsm_loss("x0", FAKE, x0=GEN))
-    torch.testing.assert_close(vsd_loss(GEN, TEACHER, FAKE, mask=mask), vsd_loss(GEN, TEACHER, FAKE))
+    torch.testing.assert_close(
+        dsm_loss("x0", FAKE, x0=GEN, mask=mask), dsm_loss("x0", FAKE, x0=GEN)
+    )
+    torch.testing.assert_close(
+        vsd_loss(GEN, TEACHER, FAKE, mask=mask), vsd_loss(GEN, TEACHER, FAKE)
+    )
 
 
 def test_masks_broadcast_from_their_leading_axes():
@@ -212,7 +231,8 @@ def test_masks_broadcast_from_their_leading_axes():
     assert dsm_loss("x0", FAKE, x0=GEN, mask=MASK[..., None].expand(6, 4, 3)) == loss
     channels = torch.tensor([True, False, True]).expand(1, 1, 3)
     torch.testing.assert_close(
-        dsm_loss("x0", FAKE, x0=GEN, mask=channels), dsm_loss("x0", FAKE[..., ::2], x0=GEN[..., ::2])
+        dsm_loss("x0", FAKE, x0=GEN, mask=channels),
+        dsm_loss("x0", FAKE[..., ::2], x0=GEN[..., ::2]),
     )
 
 
@@ -222,7 +242,10 @@ def test_masks_broadcast_from_their_leading_axes():
         (MASK[:, :3], r"expected mask of shape \(6, 4\), .* got \(6, 3\)"),
         (MASK[0], r"expected mask of shape \(6, 4\), .* got \(4,\)"),
         (MASK.float(), "expected mask to be a bool Tensor, got torch.float32"),
-        (MASK & (torch.arange(6) != 2)[:, None], "expected mask to have a real token in each row, got none in row 2"),
+        (
+            MASK & (torch.arange(6) != 2)[:, None],
+            "expected mask to have a real token in each row, got none in row 2",
+        ),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(mask, message):
@@ -232,7 +255,7 @@ def test_masks_that_do_not_fit_are_refused(mask, message):
         vsd_loss(GEN, TEACHER, FAKE, mask=mask)
 
 
-# ---- Other divergences --------------------------------------------------------------------------------------------
+# ---- Other divergences ---------------------------------------------------------------------------
 
 # f of D_f = E_student f(p_data / p_student), as in the docstring's table.
 DIVERGENCES = {
@@ -257,7 +280,9 @@ def test_weights_are_the_second_derivative_of_f(kind):
     weight = f_divergence_weight(kind, log_ratio)
     torch.testing.assert_close(weight, h / h[0], rtol=1e-5, atol=0)
     assert weight[0] == 1 and not weight.requires_grad
-    logits = torch.stack([log_ratio + 1, log_ratio - 1], dim=1)  # two heads, whose mean is the ratio
+    logits = torch.stack(
+        [log_ratio + 1, log_ratio - 1], dim=1
+    )  # two heads, whose mean is the ratio
     torch.testing.assert_close(f_divergence_weight(kind, logits), weight, rtol=1e-12, atol=0)
 
 
@@ -271,7 +296,8 @@ def test_a_sample_has_its_weight_whatever_else_is_in_the_batch(kind):
 
 @pytest.mark.parametrize("kind", F_DIVERGENCES)
 def test_the_mean_weight_over_the_students_law_is_one_or_less(kind):
-    """Student N(0, 1), data N(m, s^2), E_student by quadrature; ratios are within the bound where there is mass."""
+    """Student N(0, 1), data N(m, s^2), E_student by quadrature; ratios are within the bound where
+    there is mass."""
     x = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
     student = torch.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
     log_ratio = 0.5 * x**2 - 0.5 * ((x - 0.5) / 0.8) ** 2 - math.log(0.8)
@@ -284,7 +310,8 @@ def test_the_mean_weight_over_the_students_law_is_one_or_less(kind):
 
 @pytest.mark.parametrize("kind", F_DIVERGENCES)
 def test_the_weighted_gradient_is_that_of_the_divergence(kind):
-    """Student N(m, 1), data N(0, 1): dD_f/dm by differences of the integral against -E h(r) (s_data - s_student)."""
+    """Student N(m, 1), data N(0, 1): dD_f/dm by differences of the integral against -E h(r) (s_data
+    - s_student)."""
     x = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
 
     def density(m):
@@ -292,12 +319,19 @@ def test_the_weighted_gradient_is_that_of_the_divergence(kind):
 
     def divergence(m):
         r = density(0.0) / density(m)
-        return torch.trapezoid(density(m) * torch.tensor([DIVERGENCES[kind](v) for v in r.tolist()]).double(), x)
+        return torch.trapezoid(
+            density(m) * torch.tensor([DIVERGENCES[kind](v) for v in r.tolist()]).double(), x
+        )
 
     m, step = 0.7, 1e-4
     expected = (divergence(m + step) - divergence(m - step)) / (2 * step)
     log_r = 0.5 * (x - m) ** 2 - 0.5 * x**2
-    h = {"reverse_kl": 1 + 0 * x, "forward_kl": log_r.exp(), "js": log_r.sigmoid(), "jeffreys": 1 + log_r.exp()}
+    h = {
+        "reverse_kl": 1 + 0 * x,
+        "forward_kl": log_r.exp(),
+        "js": log_r.sigmoid(),
+        "jeffreys": 1 + log_r.exp(),
+    }
     weight = h.get(kind, (0.5 * log_r).exp())
     found = -torch.trapezoid(density(m) * weight * (-x + (x - m)), x)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -310,23 +344,29 @@ def test_the_weighted_gradient_is_that_of_the_divergence(kind):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_weights_are_finite_for_any_logit(kind, dtype):
     inf = float("inf")
-    weight = f_divergence_weight(kind, torch.tensor([-inf, -1e30, -200.0, 0.0, 200.0, 1e30, inf], dtype=dtype))
+    weight = f_divergence_weight(
+        kind, torch.tensor([-inf, -1e30, -200.0, 0.0, 200.0, 1e30, inf], dtype=dtype)
+    )
     assert weight.dtype == torch.promote_types(dtype, torch.float32)
     assert torch.isfinite(weight).all() and (weight > 0).all()
     assert (weight.diff() >= 0).all() and weight[3] == 1
-    bounded = f_divergence_weight(kind, torch.tensor([MAX_LOG_RATIO, 2 * MAX_LOG_RATIO], dtype=dtype))
+    bounded = f_divergence_weight(
+        kind, torch.tensor([MAX_LOG_RATIO, 2 * MAX_LOG_RATIO], dtype=dtype)
+    )
     assert bounded[0] == bounded[1] <= math.exp(MAX_LOG_RATIO) * (1 + 1e-6)
 
 
 def test_unknown_divergences_and_shapes_are_refused():
-    with pytest.raises(ValueError, match="unknown kind 'tv', expected one of: reverse_kl, forward_kl, js"):
+    with pytest.raises(
+        ValueError, match="unknown kind 'tv', expected one of: reverse_kl, forward_kl, js"
+    ):
         f_divergence_weight("tv", torch.zeros(3))
     for shape in [(3, 2, 1), (0,), ()]:
         with pytest.raises(ValueError, match=r"expected log_ratio of shape \(B,\) or \(B, heads\)"):
             f_divergence_weight("js", torch.zeros(shape))
 
 
-# ---- GAN and guidance ---------------------------------------------------------------------------------------------
+# ---- GAN and guidance ----------------------------------------------------------------------------
 
 
 def test_gan_losses_are_logistic():
@@ -343,14 +383,19 @@ def test_relativistic_losses_are_logistic_in_the_difference():
     real, fake = normal(5, 2), normal(5, 2, seed=1)
     disc = gan_disc_loss(real, fake, kind="relativistic")
     torch.testing.assert_close(disc, -torch.sigmoid(real - fake).log().mean())
-    torch.testing.assert_close(gan_gen_loss(fake, real, kind="relativistic"), -torch.sigmoid(fake - real).log().mean())
-    # The two players swap roles with the classes, a common offset of the logits is nothing, and the losses differ by
-    # the mean difference since softplus(a) - softplus(-a) = a.
     torch.testing.assert_close(
-        gan_gen_loss(fake, real, kind="relativistic"), gan_disc_loss(fake, real, kind="relativistic")
+        gan_gen_loss(fake, real, kind="relativistic"), -torch.sigmoid(fake - real).log().mean()
+    )
+    # The two players swap roles with the classes, a common offset of the logits is nothing, and the
+    # losses differ by the mean difference since softplus(a) - softplus(-a) = a.
+    torch.testing.assert_close(
+        gan_gen_loss(fake, real, kind="relativistic"),
+        gan_disc_loss(fake, real, kind="relativistic"),
     )
     torch.testing.assert_close(gan_disc_loss(real + 3, fake + 3, kind="relativistic"), disc)
-    torch.testing.assert_close(gan_gen_loss(fake, real, kind="relativistic") - disc, (real - fake).mean())
+    torch.testing.assert_close(
+        gan_gen_loss(fake, real, kind="relativistic") - disc, (real - fake).mean()
+    )
 
 
 def test_relativistic_gradients_of_the_two_classes_are_opposite():
@@ -369,16 +414,23 @@ def test_gan_losses_refuse_what_they_cannot_pair():
         gan_disc_loss(real, fake, kind="relativistic")
     assert torch.isfinite(gan_disc_loss(real, fake))  # means of their own, nothing to pair
     for loss in (gan_disc_loss, discriminator_accuracy, gan_gen_loss):
-        with pytest.raises(ValueError, match="unknown kind 'hinge', expected one of: softplus, relativistic"):
+        with pytest.raises(
+            ValueError, match="unknown kind 'hinge', expected one of: softplus, relativistic"
+        ):
             loss(real, real, kind="hinge")
 
 
 @pytest.mark.parametrize("kind", GAN_KINDS)
 def test_the_best_discriminator_gives_the_log_ratio(kind):
     """Two points with data shares (.7, .3) and student shares (.2, .8): every pair in its share."""
-    data, student = torch.tensor([0.7, 0.3], dtype=torch.float64), torch.tensor([0.2, 0.8], dtype=torch.float64)
+    data, student = (
+        torch.tensor([0.7, 0.3], dtype=torch.float64),
+        torch.tensor([0.2, 0.8], dtype=torch.float64),
+    )
     logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([logits], line_search_fn="strong_wolfe", tolerance_change=1e-16, max_iter=100)
+    optimizer = torch.optim.LBFGS(
+        [logits], line_search_fn="strong_wolfe", tolerance_change=1e-16, max_iter=100
+    )
     i, j = torch.arange(10).repeat_interleave(10), torch.arange(10).repeat(10)
     real, fake = (i >= 7).long(), (j >= 2).long()  # 100 pairs in the shares of the product
 
@@ -401,7 +453,9 @@ def test_accuracy_is_the_share_told_correctly():
     fake = torch.tensor([[-1.0, -1.0], [-2.0, 4.0]])  # right, right, right, wrong
     assert discriminator_accuracy(real, fake).item() == pytest.approx((2.5 / 4 + 3 / 4) / 2)
     assert discriminator_accuracy(real, fake, kind="relativistic").item() == pytest.approx(2 / 4)
-    assert discriminator_accuracy(real + 9, fake + 9, kind="relativistic").item() == pytest.approx(2 / 4)
+    assert discriminator_accuracy(real + 9, fake + 9, kind="relativistic").item() == pytest.approx(
+        2 / 4
+    )
     blind = torch.zeros(3, 1)
     for kind in GAN_KINDS:
         assert discriminator_accuracy(blind, blind, kind=kind) == 0.5

@@ -34,14 +34,20 @@ class Squares(nn.Module):
 
 
 def test_activations_are_the_distinct_tensors_that_a_backward_needs():
-    """x and W x; relu keeps its own result, which the square keeps too: counted once. Weights are not counted."""
+    """x and W x; relu keeps its own result, which the square keeps too: counted once. Weights are
+    not counted."""
     net, x = Squares(), torch.randn(32, 8)
     assert activation_bytes(lambda: net(x).sum(), [net]) == 4 * (32 * 8 + 32 * 16)
-    assert activation_bytes(lambda: net(x).sum(), []) == 4 * (32 * 8 + 32 * 16)  # W only matters where x has a gradient
+    assert activation_bytes(lambda: net(x).sum(), []) == 4 * (
+        32 * 8 + 32 * 16
+    )  # W only matters where x has a gradient
     with torch.no_grad():
         assert activation_bytes(lambda: net(x).sum(), [net]) == 0
     x.requires_grad_(True)
-    assert activation_bytes(lambda: net(x).sum(), []) - activation_bytes(lambda: net(x).sum(), [net]) == 4 * 8 * 16
+    assert (
+        activation_bytes(lambda: net(x).sum(), []) - activation_bytes(lambda: net(x).sum(), [net])
+        == 4 * 8 * 16
+    )
 
 
 def test_activations_grow_with_the_micro_batch():
@@ -53,13 +59,21 @@ def test_activations_grow_with_the_micro_batch():
 def test_a_trained_network_has_a_gradient_two_moments_and_an_average():
     net = nn.Linear(10, 10)
     row = footprint("net", net, ema=torch.float64)
-    assert (row.parameters, row.weights, row.gradients, row.adam, row.ema) == (110, 440, 440, 880, 880)
+    assert (row.parameters, row.weights, row.gradients, row.adam, row.ema) == (
+        110,
+        440,
+        440,
+        880,
+        880,
+    )
     assert footprint("net", net, trained=False).held == 440
     # Against what torch itself holds after a step.
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     net(torch.ones(1, 10)).sum().backward()
     optimizer.step()
-    moments = [v for state in optimizer.state.values() for name, v in state.items() if name != "step"]
+    moments = [
+        v for state in optimizer.state.values() for name, v in state.items() if name != "step"
+    ]
     assert sum(v.nbytes for v in moments) == row.adam
     assert sum(p.grad.nbytes for p in net.parameters()) == row.gradients
     shadow = ExponentialMovingAverage(net, EMAConfig(decay=0.9, dtype="float64")).shadow
@@ -79,7 +93,12 @@ def test_processes_that_share_a_network_hold_their_rows_of_each_parameter_and_al
     net = nn.Sequential(nn.Linear(7, 10), nn.BatchNorm1d(10, affine=False))
     buffers, parameters = 4 * (10 + 10) + 8, 4 * (70 + 10)
     row, shard = footprint("net", net, ema=torch.float64, shards=4), 4 * (3 * 7 + 3)
-    assert (row.parameters, row.weights, row.gradients, row.adam) == (80, shard + buffers, shard, 2 * shard)
+    assert (row.parameters, row.weights, row.gradients, row.adam) == (
+        80,
+        shard + buffers,
+        shard,
+        2 * shard,
+    )
     assert row.ema == 2 * shard + 8 * (10 + 10) + 8
     # What is handed out is made from a whole copy in CPU memory.
     assert row.host == parameters + buffers and footprint("net", net).host == 0
@@ -97,19 +116,35 @@ def test_the_total_holds_the_largest_activations_once():
 def test_what_is_in_cpu_memory_has_its_own_total_where_networks_are_elsewhere():
     rows = [Footprint("a", 1, 1_000_000, host=300_000), Footprint("b", 1, 2_000_000)]
     table = memory_table(rows, {"data": 500_000}, device="cuda").splitlines()
-    assert table[-2].split() == ["total", "on", "cuda", "2", "3.00", "0.00", "0.00", "0.00", "0.00", "3.00"]
+    assert table[-2].split() == [
+        "total",
+        "on",
+        "cuda",
+        "2",
+        "3.00",
+        "0.00",
+        "0.00",
+        "0.00",
+        "0.00",
+        "3.00",
+    ]
     assert table[-1].split() == ["total", "in", "CPU", "memory", "0.80"]
     assert memory_table(rows, {"data": 500_000}).splitlines()[-1].split()[-1] == "3.80"
     assert "a, in CPU memory" in table[-4] and table[-4].split()[-1] == "0.30"
 
 
-# ---- Options ------------------------------------------------------------------------------------------------------
+# ---- Options -------------------------------------------------------------------------------------
 
 GAN = {"gan_loss_weight_gen": 0.1}
 
 
 def stages(
-    launch: Launch | None = None, *, method: str = "dmd2", teacher: dict | None = None, dmd: dict | None = None, **train
+    launch: Launch | None = None,
+    *,
+    method: str = "dmd2",
+    teacher: dict | None = None,
+    dmd: dict | None = None,
+    **train,
 ) -> dict[str, dict[str, Footprint]]:
     """Rows by name, by stage."""
     torch.manual_seed(0)
@@ -136,27 +171,48 @@ def test_each_option_lowers_what_it_is_for_and_nothing_else():
     plain = rows(dmd=GAN)
     less = rows(dmd=GAN, gradient_checkpointing=True)
     for name in ("student", "fake score"):
-        assert less[name].activations < 0.8 * plain[name].activations and less[name].held == plain[name].held
+        assert (
+            less[name].activations < 0.8 * plain[name].activations
+            and less[name].held == plain[name].held
+        )
     half = rows(dmd=GAN, teacher={"dtype": "bfloat16"})
     assert 2 * half["teacher"].weights == plain["teacher"].weights
-    assert [half[name].held for name in ("student", "fake score")] == [plain["student"].held, plain["fake score"].held]
+    assert [half[name].held for name in ("student", "fake score")] == [
+        plain["student"].held,
+        plain["fake score"].held,
+    ]
     low = rows(dmd=GAN, fake_score_rank=2)
-    assert low["fake score"].held < 0.35 * plain["fake score"].held and low["teacher"] == plain["teacher"]
+    assert (
+        low["fake score"].held < 0.35 * plain["fake score"].held
+        and low["teacher"] == plain["teacher"]
+    )
     host = rows(Launch(device="cuda"), dmd=GAN, ema_on_cpu=True)["student"]
-    assert (host.ema, host.host) == (0, plain["student"].ema) and plain["student"].host == 0 < plain["student"].ema
+    assert (host.ema, host.host) == (0, plain["student"].ema) and plain[
+        "student"
+    ].host == 0 < plain["student"].ema
     assert rows(dmd=GAN, ema_on_cpu=True) == plain  # which is where the networks are
     split = rows(Launch(2), dmd=GAN)
     assert split["student"].activations < 0.6 * plain["student"].activations
     shards = rows(Launch(2, "cuda", sharded=True), dmd=GAN)
     assert shards["teacher"] == plain["teacher"]
     for name in ("student", "fake score", "discriminator"):
-        assert shards[name].held < 0.6 * plain[name].held and shards[name].host == plain[name].weights
-        assert (split[name].held, split[name].activations) == (plain[name].held, shards[name].activations)
+        assert (
+            shards[name].held < 0.6 * plain[name].held and shards[name].host == plain[name].weights
+        )
+        assert (split[name].held, split[name].activations) == (
+            plain[name].held,
+            shards[name].activations,
+        )
 
 
 @pytest.mark.parametrize(
     ("method", "extra"),
-    [("kd", []), ("dmd2", ["fake score"]), ("ladd", ["discriminator"]), ("consistency", ["target"])],
+    [
+        ("kd", []),
+        ("dmd2", ["fake score"]),
+        ("ladd", ["discriminator"]),
+        ("consistency", ["target"]),
+    ],
 )
 def test_every_method_has_a_plan(method, extra):
     found = {stage: list(rows) for stage, rows in stages(method=method).items()}
@@ -170,7 +226,8 @@ def nbytes(tensors: Iterable[torch.Tensor]) -> int:
 
 @pytest.mark.parametrize("ema", [None, {"dtype": "float64"}])
 def test_averages_and_targets_are_those_that_the_stages_hold(tmp_path, ema):
-    """The KD student has an average whatever dmd.ema is; the target of consistency is there with an average alone."""
+    """The KD student has an average whatever dmd.ema is; the target of consistency is there with an
+    average alone."""
     values = toy_config(tmp_path / "run").model_dump() | {
         "method": "consistency",
         "dmd": {"student_steps": 1, "ema": ema},
@@ -192,7 +249,10 @@ def test_averages_and_targets_are_those_that_the_stages_hold(tmp_path, ema):
 
 
 def test_the_plan_of_a_teacher_measures_its_loss():
-    values = {"data": {"size": 8}, "model": {"equivariant": False, "embedding_dim": 16, "num_attention_heads": 2}}
+    values = {
+        "data": {"size": 8},
+        "model": {"equivariant": False, "embedding_dim": 16, "num_attention_heads": 2},
+    }
 
     def numbers(launch: Launch | None = None, **train) -> list[float]:
         cfg = TrainTeacherConfig.model_validate({**values, "train": {"batch_size": 32, **train}})

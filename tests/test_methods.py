@@ -1,5 +1,5 @@
-"""The methods of one recipe: each ends in a student, guidance and discriminators included, and can be stopped
-anywhere."""
+"""The methods of one recipe: each ends in a student, guidance and discriminators included, and can
+be stopped anywhere."""
 
 from __future__ import annotations
 
@@ -46,28 +46,43 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_method_ends_in_a_student_and_a_report_of_its_stages(tmp_path, case):
     dmd, stages = CASES[case]
-    run = distill(config(tmp_path / "run", case.split()[0], dmd), teacher=ToyTeacher(), task=ToyTask())
+    run = distill(
+        config(tmp_path / "run", case.split()[0], dmd), teacher=ToyTeacher(), task=ToyTask()
+    )
     report = json.loads((run / "report" / "report.json").read_text())
     assert list(report["validation"]) == stages and all("1" in report[stage] for stage in stages)
     assert {row["stage"] for row in read_log(run)} == set(stages)
     student = load_student(run / "student", network=ToyTeacher())
     assert student.sample(torch.zeros(1, 1, 2), num_samples=3).isfinite().all()
-    guidance = {name: value for name, value in student.config["description"].items() if "guidance" in name}
+    guidance = {
+        name: value for name, value in student.config["description"].items() if "guidance" in name
+    }
     card = (run / "student" / "README.md").read_text()
     if dmd is EVERYTHING:
         trained = {"scale": 1.5, "interval": [0.1, 0.9], "rescale": 0.3, "null_cond": "zeros"}
         assert guidance == {f"guidance_{name}": value for name, value in trained.items()}
-        assert "| guidance trained in | scale 1.5, for t from 0.1 to 0.9, rescaled by 0.3, away from zeros |" in card
+        assert (
+            "| guidance trained in | scale 1.5, for t from 0.1 to 0.9, rescaled by 0.3, away from "
+            "zeros |" in card
+        )
     else:
         assert not guidance and "guidance" not in card
 
 
-STOPS = [(DistributionMatching, "dmd2", EVERYTHING, 1), (DistributionMatching, "dmd2", EVERYTHING, 7)]
-STOPS += [(DistributionMatching, "ladd", LADD, 4), (ConsistencyDistillation, "consistency", None, 3)]
+STOPS = [
+    (DistributionMatching, "dmd2", EVERYTHING, 1),
+    (DistributionMatching, "dmd2", EVERYTHING, 7),
+]
+STOPS += [
+    (DistributionMatching, "ladd", LADD, 4),
+    (ConsistencyDistillation, "consistency", None, 3),
+]
 
 
 @pytest.mark.parametrize(("stage", "method", "dmd", "step"), STOPS)
-def test_with_every_branch_on_a_resumed_run_is_an_uninterrupted_one(tmp_path, stage, method, dmd, step):
+def test_with_every_branch_on_a_resumed_run_is_an_uninterrupted_one(
+    tmp_path, stage, method, dmd, step
+):
     train(config(tmp_path / "whole", method, dmd))
     with plug_pulled(stage, step):
         train(config(tmp_path / "stopped", method, dmd))
@@ -90,7 +105,9 @@ def test_diagnostics_follow_the_student_and_change_nothing(tmp_path, monkeypatch
 
 def test_the_guided_teacher_is_what_is_distilled(tmp_path):
     plain, guided = (
-        train(config(tmp_path / name, dmd={"student_steps": 1, "fake_score_warmup_steps": 2} | extra))
+        train(
+            config(tmp_path / name, dmd={"student_steps": 1, "fake_score_warmup_steps": 2} | extra)
+        )
         for name, extra in (("plain", {}), ("guided", {"guidance_scale": 3.0}))
     )
     z, noise = plain.task.train.Z, torch.randn(48, 4, 2, generator=torch.Generator().manual_seed(0))
@@ -110,28 +127,56 @@ NO_VSD = {"vsd_weight": 0, "real_data_weight": 1}
     ("changes", "words"),
     [
         ({"dmd": {"guidance_scale": 2.0}}, "both or neither, got 2.0 and None"),
-        ({"method": "ladd", "dmd": {"gan_features": "fake_score"}}, "teacher or sample for method=ladd"),
+        (
+            {"method": "ladd", "dmd": {"gan_features": "fake_score"}},
+            "teacher or sample for method=ladd",
+        ),
         ({"dmd": {"gan_loss_weight_gen": 1.0, "gan_blocks": ["nowhere"]}}, "expected blocks among"),
         (
-            {"dmd": {"vsd_weight": 0, "real_data_weight": 1, "gan_loss_weight_gen": 1, "gan_features": "fake_score"}},
+            {
+                "dmd": {
+                    "vsd_weight": 0,
+                    "real_data_weight": 1,
+                    "gan_loss_weight_gen": 1,
+                    "gan_features": "fake_score",
+                }
+            },
             "no fake",
         ),
         ({"method": "kd", "keep": "dmd"}, r"a stage that runs \(kd\), got dmd"),
         *(
-            ({"method": method, "dmd": {name: 0.5}}, f"method={method} does not train, got dmd.{name}=0.5; set it to 0")
+            (
+                {"method": method, "dmd": {name: 0.5}},
+                f"method={method} does not train, got dmd.{name}=0.5; set it to 0",
+            )
             for method in ("kd", "consistency")
             for name in ("kd_weight", "gan_loss_weight_gen", "real_data_weight")
         ),
         ({"method": "kd", "dmd": JS}, "f_divergence=reverse_kl with method=kd"),
         ({"method": "ladd", "dmd": JS}, "f_divergence=reverse_kl with method=ladd"),
-        ({"method": "ladd", "dmd": {"fake_score_weight": "sigma"}}, "no dmd.fake_score_weight=sigma with method=ladd"),
+        (
+            {"method": "ladd", "dmd": {"fake_score_weight": "sigma"}},
+            "no dmd.fake_score_weight=sigma with method=ladd",
+        ),
         *(
-            ({"method": method, "train": {"kd_steps": 4, "steps": 0}}, f"train.steps > 0 with method={method}, got 0")
+            (
+                {"method": method, "train": {"kd_steps": 4, "steps": 0}},
+                f"train.steps > 0 with method={method}, got 0",
+            )
             for method in ("ladd", "consistency")
         ),
-        ({"method": "ladd", "dmd": {"vsd_weight": 0.5}}, "expected no dmd.vsd_weight with method=ladd"),
-        ({"dmd": {**NO_VSD, "fake_score_weight": "sigma"}}, "no dmd.fake_score_weight=sigma with dmd.vsd_weight=0"),
-        ({"dmd": {**NO_VSD, "fake_score_pred_type": "x0"}}, "no dmd.fake_score_pred_type=x0 with dmd.vsd_weight=0"),
+        (
+            {"method": "ladd", "dmd": {"vsd_weight": 0.5}},
+            "expected no dmd.vsd_weight with method=ladd",
+        ),
+        (
+            {"dmd": {**NO_VSD, "fake_score_weight": "sigma"}},
+            "no dmd.fake_score_weight=sigma with dmd.vsd_weight=0",
+        ),
+        (
+            {"dmd": {**NO_VSD, "fake_score_pred_type": "x0"}},
+            "no dmd.fake_score_pred_type=x0 with dmd.vsd_weight=0",
+        ),
         ({"method": "consistency", "dmd": {"t_list": [0.5, 0.0]}}, r"expected .*\.9"),
     ],
 )
@@ -143,7 +188,12 @@ def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
 
 
 def test_groups_of_real_data_need_not_divide_the_rows_that_are_diagnosed(tmp_path):
-    dmd = {"student_steps": 1, "fake_score_warmup_steps": 2, "real_data_weight": 1.0, "real_data_samples": 5}
+    dmd = {
+        "student_steps": 1,
+        "fake_score_warmup_steps": 2,
+        "real_data_weight": 1.0,
+        "real_data_samples": 5,
+    }
     values = toy_config(tmp_path / "run", batch_size=10).model_dump() | {"dmd": dmd}
     train(DistillConfig.model_validate(values))  # 48 rows
     assert any("diagnostics" in row for row in read_log(tmp_path / "run"))
@@ -153,8 +203,12 @@ def test_a_null_condition_is_read_from_a_file_in_the_units_of_the_data(tmp_path)
     task = ToyTask()
     np.savez(tmp_path / "null.npz", Z=np.full((1, 1, 2), 0.3, dtype=np.float32))
     cfg = config(tmp_path / "run", dmd={"guidance_scale": 2.0})
-    cfg = cfg.model_copy(update={"teacher": cfg.teacher.model_copy(update={"null_cond": str(tmp_path / "null.npz")})})
-    assert torch.allclose(guided_teacher(cfg, ToyTeacher(), task.train).null_cond, torch.full((1, 1, 2), 0.3))
+    cfg = cfg.model_copy(
+        update={"teacher": cfg.teacher.model_copy(update={"null_cond": str(tmp_path / "null.npz")})}
+    )
+    assert torch.allclose(
+        guided_teacher(cfg, ToyTeacher(), task.train).null_cond, torch.full((1, 1, 2), 0.3)
+    )
     np.savez(tmp_path / "null.npz", Z=np.full((1, 2, 2), 0.3, dtype=np.float32))
     with pytest.raises(ValueError, match=r"like one condition, \(1, 1, 2\), got \(1, 2, 2\)"):
         guided_teacher(cfg, ToyTeacher(), task.train)

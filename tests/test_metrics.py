@@ -42,9 +42,13 @@ def test_energy_distance_equals_its_double_sums():
     u = 2 * d(x, y) / 20 - d(x, x) / 20 - d(y, y) / 12
     assert float(energy_distance(x, y)) == pytest.approx(v, abs=1e-13)
     assert float(energy_distance(x, y, unbiased=True)) == pytest.approx(u, abs=1e-13)
-    off_diagonal = (d(x[:4], y) - sum(float((p - q).norm()) for p, q in zip(x[:4], y, strict=True))) / 12
+    off_diagonal = (
+        d(x[:4], y) - sum(float((p - q).norm()) for p, q in zip(x[:4], y, strict=True))
+    ) / 12
     paired = 2 * off_diagonal - d(x[:4], x[:4]) / 12 - d(y, y) / 12
-    assert float(energy_distance(x[:4], y, unbiased=True, paired=True)) == pytest.approx(paired, abs=1e-13)
+    assert float(energy_distance(x[:4], y, unbiased=True, paired=True)) == pytest.approx(
+        paired, abs=1e-13
+    )
 
 
 def test_energy_distance_of_a_sample_to_itself_is_zero_and_to_others_positive():
@@ -97,7 +101,9 @@ def test_energy_score_does_not_depend_on_how_many_samples_in_expectation():
 
 def test_displacement_errors_of_a_known_fan():
     truth = torch.zeros(1, 2, 2)
-    fan = torch.tensor([[[[0.0, 5.0], [3.0, 4.0]], [[0.0, 0.0], [6.0, 8.0]], [[1.0, 0.0], [0.0, 7.0]]]])
+    fan = torch.tensor(
+        [[[[0.0, 5.0], [3.0, 4.0]], [[0.0, 0.0], [6.0, 8.0]], [[1.0, 0.0], [0.0, 7.0]]]]
+    )
     assert min_ade(fan, truth).tolist() == [4.0]  # means 5, 5, 4
     assert min_fde(fan, truth).tolist() == [5.0]  # ends 5, 10, 7
 
@@ -124,11 +130,20 @@ def test_all_are_invariant_under_rigid_motions_and_in_float64():
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda: energy_distance(torch.zeros(3, 2), torch.zeros(3, 4)), r"got \(3, 2\) and \(3, 4\)"),
+        (
+            lambda: energy_distance(torch.zeros(3, 2), torch.zeros(3, 4)),
+            r"got \(3, 2\) and \(3, 4\)",
+        ),
         (lambda: energy_distance(torch.zeros(2), torch.zeros(2)), r"x \(..., N, d\)"),
-        (lambda: energy_distance(torch.zeros(1, 2), torch.zeros(4, 2), unbiased=True), "at least 2 rows"),
+        (
+            lambda: energy_distance(torch.zeros(1, 2), torch.zeros(4, 2), unbiased=True),
+            "at least 2 rows",
+        ),
         (lambda: energy_distance(torch.zeros(0, 2), torch.zeros(4, 2)), "at least 1 rows"),
-        (lambda: energy_distance(torch.zeros(3, 2), torch.zeros(4, 2), paired=True), "as many rows in x as in y"),
+        (
+            lambda: energy_distance(torch.zeros(3, 2), torch.zeros(4, 2), paired=True),
+            "as many rows in x as in y",
+        ),
         (lambda: energy_score(torch.zeros(3, 1, 4, 2), torch.zeros(3, 4, 2)), "at least 2 samples"),
         (lambda: min_ade(torch.zeros(3, 6, 4, 2), torch.zeros(3, 5, 2)), r"samples \(B, K, T, d\)"),
         (lambda: min_fde(torch.zeros(3, 4, 2), torch.zeros(3, 4, 2)), r"samples \(B, K, T, d\)"),
@@ -151,7 +166,9 @@ def test_coverage_equals_its_definition():
 
 
 def test_coverage_of_the_law_by_itself_is_known_and_a_lost_half_is_lost():
-    rows = torch.stack([coverage(normal(500, 2, seed=2 * s), normal(500, 2, seed=2 * s + 1)) for s in range(20)])
+    rows = torch.stack(
+        [coverage(normal(500, 2, seed=2 * s), normal(500, 2, seed=2 * s + 1)) for s in range(20)]
+    )
     mean, error = mean_and_error(rows)
     assert abs(mean - (1 - 2**-5)) < 4 * error + 2e-3
     data, samples = normal(500, 2, seed=100), normal(500, 2, seed=101)
@@ -161,7 +178,8 @@ def test_coverage_of_the_law_by_itself_is_known_and_a_lost_half_is_lost():
 
 
 @pytest.mark.parametrize(
-    ("samples", "data", "k"), [((5,), (9, 2), 5), ((5, 3), (9, 2), 5), ((0, 2), (9, 2), 5), ((5, 2), (5, 2), 5)]
+    ("samples", "data", "k"),
+    [((5,), (9, 2), 5), ((5, 3), (9, 2), 5), ((0, 2), (9, 2), 5), ((5, 2), (5, 2), 5)],
 )
 def test_coverage_refuses_what_has_no_answer(samples, data, k):
     with pytest.raises(ValueError, match="expected"):

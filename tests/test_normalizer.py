@@ -1,4 +1,5 @@
-"""The normaliser is an exact affine bijection that commutes with the group; packing is a bijection of tokens."""
+"""The normaliser is an exact affine bijection that commutes with the group; packing is a bijection
+of tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +32,11 @@ def test_denormalize_inverts_normalize():
 
 
 def test_normalize_is_the_affine_map_of_its_formula():
-    mean, scale, x = normal(3, seed=1), normal(3, 3, seed=2) + 3 * torch.eye(3), normal(7, 3, seed=3)
+    mean, scale, x = (
+        normal(3, seed=1),
+        normal(3, 3, seed=2) + 3 * torch.eye(3),
+        normal(7, 3, seed=3),
+    )
     expected = torch.linalg.solve(scale, (x - mean).T).T
     assert (Normalizer(mean, scale).normalize(x) - expected).abs().max() < 1e-13
 
@@ -42,7 +47,8 @@ def test_arithmetic_is_float64_and_the_dtype_is_kept(dtype):
     x = (normal(6, 2) + 100).to(dtype)
     y = normalizer.normalize(x)
     assert y.dtype == dtype
-    # Rounded once, at the end: computed in a narrow dtype, x - 100 would have lost most of its digits.
+    # Rounded once, at the end: computed in a narrow dtype, x - 100 would have lost most of its
+    # digits.
     assert torch.equal(y, normalizer.normalize(x.double()).to(dtype))
     assert normalizer.denormalize(y).dtype == dtype
 
@@ -89,7 +95,13 @@ def test_fitted_normalizer_commutes_with_the_group_in_any_basis(group, spec):
         assert error.abs().max() < 1e-11
     # The per-channel fit of the same data doesn't commute, so the law above says something.
     plain = Normalizer.fit(x)
-    assert max(float((plain.normalize(x @ m.T) - plain.normalize(x) @ m.T).abs().max()) for m in matrices) > 0.1
+    assert (
+        max(
+            float((plain.normalize(x @ m.T) - plain.normalize(x) @ m.T).abs().max())
+            for m in matrices
+        )
+        > 0.1
+    )
 
 
 def test_fit_keeps_the_mean_of_invariant_channels_only_and_gives_each_block_unit_spread():
@@ -139,25 +151,57 @@ def test_the_normalizer_keeps_its_own_copy():
 @pytest.mark.parametrize(
     ("act", "kind", "words"),
     [
-        (lambda: Normalizer([0.0, 0.0], [[1.0]]), ValueError, r"scale of shape \(2, 2\).*got \(1, 1\)"),
+        (
+            lambda: Normalizer([0.0, 0.0], [[1.0]]),
+            ValueError,
+            r"scale of shape \(2, 2\).*got \(1, 1\)",
+        ),
         (lambda: Normalizer([0.0], [[float("nan")]]), ValueError, "finite numbers in scale"),
         (lambda: Normalizer([0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]]), ValueError, "singular"),
         (lambda: Normalizer.identity(0), ValueError, "d >= 1"),
-        (lambda: Normalizer.fit(torch.ones(4, 2).long()), TypeError, "floating-point Tensor, got torch.int64"),
+        (
+            lambda: Normalizer.fit(torch.ones(4, 2).long()),
+            TypeError,
+            "floating-point Tensor, got torch.int64",
+        ),
         (lambda: Normalizer.fit(torch.zeros(0, 2)), ValueError, "at least one row"),
         (lambda: Normalizer.fit(torch.randn(3)), ValueError, r"got \(3,\)"),
-        (lambda: Normalizer.fit(torch.tensor([[0.0, 1.0], [1.0, float("nan")]])), ValueError, "NaN"),
+        (
+            lambda: Normalizer.fit(torch.tensor([[0.0, 1.0], [1.0, float("nan")]])),
+            ValueError,
+            "NaN",
+        ),
         (
             lambda: Normalizer.identity(2).normalize(torch.zeros(4, 3)),
             ValueError,
             r"\(..., 2\), got \(4, 3\)",
         ),
-        (lambda: Normalizer.identity(2).denormalize(torch.zeros(4, 3)), ValueError, r"y of shape \(..., 2\)"),
-        (lambda: Normalizer.identity(2).normalize(torch.zeros(4, 2).int()), TypeError, "floating-point"),
-        (lambda: Normalizer.from_state({"mean": [0.0]}), ValueError, r"mean and scale, got \['mean'\]"),
-        (lambda: pack_tokens(torch.zeros(2, 5, 3), 2), ValueError, r"multiple of pack = 2, got \(2, 5, 3\)"),
+        (
+            lambda: Normalizer.identity(2).denormalize(torch.zeros(4, 3)),
+            ValueError,
+            r"y of shape \(..., 2\)",
+        ),
+        (
+            lambda: Normalizer.identity(2).normalize(torch.zeros(4, 2).int()),
+            TypeError,
+            "floating-point",
+        ),
+        (
+            lambda: Normalizer.from_state({"mean": [0.0]}),
+            ValueError,
+            r"mean and scale, got \['mean'\]",
+        ),
+        (
+            lambda: pack_tokens(torch.zeros(2, 5, 3), 2),
+            ValueError,
+            r"multiple of pack = 2, got \(2, 5, 3\)",
+        ),
         (lambda: pack_tokens(torch.zeros(2, 4, 3), 0), ValueError, "whole number >= 1, got 0"),
-        (lambda: unpack_tokens(torch.zeros(2, 4, 3), 2), ValueError, r"\(B, T, 2 d\), got \(2, 4, 3\)"),
+        (
+            lambda: unpack_tokens(torch.zeros(2, 4, 3), 2),
+            ValueError,
+            r"\(B, T, 2 d\), got \(2, 4, 3\)",
+        ),
     ],
 )
 def test_user_errors(act, kind, words):

@@ -16,9 +16,17 @@ LABELS = {"teacher": "teacher, 100 calls", "student": "student, 1 call"}
 
 def examples(shape: tuple[int, ...], kind: str, n: int = 5, each: int = 3) -> dict:
     generator = torch.Generator().manual_seed(0)
-    drawn = {who: torch.randn(n, each, *shape, generator=generator) for who in ("teacher", "student")}
+    drawn = {
+        who: torch.randn(n, each, *shape, generator=generator) for who in ("teacher", "student")
+    }
     X = torch.randn(n, *shape, generator=generator)
-    return {"Z": None, "X_true": X, **drawn, "scene": {"kind": kind, "samples": each}, "labels": LABELS}
+    return {
+        "Z": None,
+        "X_true": X,
+        **drawn,
+        "scene": {"kind": kind, "samples": each},
+        "labels": LABELS,
+    }
 
 
 def visible(figure) -> list:
@@ -38,7 +46,9 @@ def test_points_are_scattered_over_the_data_to_one_scale(shape):
         assert to_hex(samples.get_color()) == COLOURS[who].lower()
 
 
-@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 1, 2])]
+)
 @pytest.mark.parametrize(("n", "each", "grid"), [(3, 4, (3, 4)), (10, 1, (3, 4)), (2, 1, (1, 2))])
 def test_images_are_mosaics_in_the_range_of_the_data(channels, shown, n, each, grid):
     given = examples((channels, 5, 6), "images", n, each)
@@ -50,7 +60,9 @@ def test_images_are_mosaics_in_the_range_of_the_data(channels, shown, n, each, g
     assert picture.shape == (rows * 6 - 1, columns * 7 - 1, 3)
     for k, tile in enumerate(scaled.flatten(0, 1)):
         top, left = k // columns * 6, k % columns * 7
-        assert torch.allclose(picture[top : top + 5, left : left + 6], tile.permute(1, 2, 0), atol=1e-6)
+        assert torch.allclose(
+            picture[top : top + 5, left : left + 6], tile.permute(1, 2, 0), atol=1e-6
+        )
     assert bool((picture[5::6] == 1).all())  # white between them
 
 

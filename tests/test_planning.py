@@ -15,7 +15,14 @@ from fastgen.discriminators import heads_for
 from fastgen.distillation import Distillation
 from fastgen.launching import Launch
 from fastgen.memory import LABEL
-from fastgen.planning import check_fit, check_plan, pair_bytes, plan_distillation, plan_teacher, stored_scores
+from fastgen.planning import (
+    check_fit,
+    check_plan,
+    pair_bytes,
+    plan_distillation,
+    plan_teacher,
+    stored_scores,
+)
 from fastgen.pretraining import build_network
 from fastgen.runs import open_run
 from fastgen.trainer import start_accelerator
@@ -35,11 +42,19 @@ def train(**changes) -> dict:
     ("changes", "processes", "words"),
     [
         ({"train": train(steps=0, kd_steps=0)}, 1, "there is nothing to train"),
-        ({"train": train(steps=0), "keep": "dmd"}, 1, r"expected keep to be best or a stage that runs \(kd\), got dmd"),
+        (
+            {"train": train(steps=0), "keep": "dmd"},
+            1,
+            r"expected keep to be best or a stage that runs \(kd\), got dmd",
+        ),
         ({"train": train(kd_steps=0), "keep": "kd"}, 1, r"a stage that runs \(dmd\), got kd"),
         ({"dmd": {"guidance_scale": 2.0}}, 1, "both or neither, got 2.0 and None"),
         ({"dmd": {"gan_r1_reg_weight": 1.0}}, 1, "expected dmd.gan_loss_weight_gen > 0 with"),
-        ({"dmd": {"real_data_weight": 1.0, "real_data_samples": 3}}, 1, "real_data_samples to divide the 8 samples"),
+        (
+            {"dmd": {"real_data_weight": 1.0, "real_data_samples": 3}},
+            1,
+            "real_data_samples to divide the 8 samples",
+        ),
         ({}, 3, "train.batch_size to be a multiple of the 3 processes, got 8"),
     ],
 )
@@ -76,7 +91,10 @@ def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(toy):
     heads = heads_for(ToyTeacher(), X0, torch.full((len(X0),), 0.5), COND, blocks=["linear"])
     numbers = sum(p.numel() for p in heads.parameters())
     size = 4 * numbers / 1e6
-    assert rows(gan)["discriminator"][:5] == [f"{numbers:,}", *(f"{k * size:.2f}" for k in (1, 1, 2, 0))]
+    assert rows(gan)["discriminator"][:5] == [
+        f"{numbers:,}",
+        *(f"{k * size:.2f}" for k in (1, 1, 2, 0)),
+    ]
     assert "discriminator" not in rows({}) and "discriminator" not in rows(gan, steps=0)
     pairs = f"{10_000 * 4 * (3 * X0[0].numel() + COND[0].numel()) / 1e6:.2f}"
     assert rows({"kd_weight": 0.1}, kd_steps=0, kd_pairs=10_000)["teacher pairs"] == [pairs]
@@ -101,11 +119,16 @@ def test_pairs_take_the_bytes_that_a_run_holds(tmp_path, drawn, called):
 
 
 def test_a_plan_tells_the_memory_of_a_gpu_from_that_of_its_host(toy):
-    one, two = (tables(plan_distillation(config(), launch=launch)) for launch in (None, Launch(1, "cuda")))
+    one, two = (
+        tables(plan_distillation(config(), launch=launch)) for launch in (None, Launch(1, "cuda"))
+    )
     assert one.keys() == two.keys() == {"kd", "dmd"}
     for stage in one:
         sums = [float(two[stage][name][-1]) for name in ("total on cuda", "total in CPU memory")]
-        assert float(one[stage]["total"][-1]) == pytest.approx(sum(sums), abs=0.02) and "total" not in two[stage]
+        assert (
+            float(one[stage]["total"][-1]) == pytest.approx(sum(sums), abs=0.02)
+            and "total" not in two[stage]
+        )
     note = "gathered of sharded networks"
     assert note in plan_distillation(config(), launch=Launch(2, "cuda", sharded=True))
     assert note not in plan_distillation(config(), launch=Launch(2, "cuda"))
@@ -155,7 +178,9 @@ def test_a_teacher_for_times_up_to_one_needs_a_fake_score_that_does_not_know_its
 
 
 def test_a_teacher_without_parameters_is_refused():
-    with pytest.raises(ValueError, match="expected a teacher with parameters to copy and train, got Identity"):
+    with pytest.raises(
+        ValueError, match="expected a teacher with parameters to copy and train, got Identity"
+    ):
         check_fit(nn.Identity(), X0, COND)
 
 
@@ -170,16 +195,27 @@ def with_teacher(folder, **teacher) -> DistillConfig:
 
 
 def test_scores_beside_the_weights_answer_for_the_same_data_and_rows_only(tmp_path):
-    rows = {key: {"energy": value} for key, value in (("1", 3.0), ("2", 2.0), ("8", 1.0), ("ab2-4", 1.5))}
+    rows = {
+        key: {"energy": value}
+        for key, value in (("1", 3.0), ("2", 2.0), ("8", 1.0), ("ab2-4", 1.5))
+    }
     data = config().data.model_dump(mode="json")
     del data["normalize"]  # a file that was written before there was this key
     file = tmp_path / "scores.json"
     assert stored_scores(with_teacher(tmp_path)) is None
     file.write_text(json.dumps({"data": data, "teacher": rows, "floor": {"energy": 0.0}}))
-    assert stored_scores(with_teacher(tmp_path)) == ({k: rows[k] for k in ("1", "2", "ab2-4")}, {"energy": 0.0})
+    assert stored_scores(with_teacher(tmp_path)) == (
+        {k: rows[k] for k in ("1", "2", "ab2-4")},
+        {"energy": 0.0},
+    )
     assert stored_scores(with_teacher(tmp_path, calls=[1, 3])) is None
     assert stored_scores(with_teacher(tmp_path, measure=True)) is None
-    for another in ({"weights": "w.safetensors"}, {"path": "cosine"}, {"prediction": "eps"}, {"keywords": {}}):
+    for another in (
+        {"weights": "w.safetensors"},
+        {"path": "cosine"},
+        {"prediction": "eps"},
+        {"keywords": {}},
+    ):
         assert stored_scores(with_teacher(tmp_path, **another)) is None
     file.write_text(json.dumps({"data": {**data, "seed": 1}, "teacher": rows, "floor": {}}))
     assert stored_scores(with_teacher(tmp_path)) is None
@@ -198,7 +234,11 @@ def test_a_symmetry_given_as_matrices_acts_on_every_waypoint_of_a_token(tmp_path
     rep = {"matrices": str(tmp_path / "mirror.npz")}
     cfg = TrainTeacherConfig.model_validate(
         {
-            "data": {"size": 8, "pack": pack, "symmetry": {"group": "C2", "in_rep": rep, "cond_rep": rep}},
+            "data": {
+                "size": 8,
+                "pack": pack,
+                "symmetry": {"group": "C2", "in_rep": rep, "cond_rep": rep},
+            },
             "model": {"embedding_dim": 16, "num_layers": 1, "num_attention_heads": 2},
         }
     )
@@ -207,13 +247,18 @@ def test_a_symmetry_given_as_matrices_acts_on_every_waypoint_of_a_token(tmp_path
     network = build_network(cfg, build_data(cfg.data))
     (element,) = network.in_rep.group.generators
     expected = torch.block_diag(*[torch.from_numpy(mirror[0])] * pack)
-    torch.testing.assert_close(torch.from_numpy(network.in_rep(element)), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        torch.from_numpy(network.in_rep(element)), expected, rtol=0, atol=1e-12
+    )
     assert "network" in plan_teacher(cfg)
 
 
-# ---- Samples of any shape -----------------------------------------------------------------------------------------
+# ---- Samples of any shape ------------------------------------------------------------------------
 
-IMAGES, LABELS = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+IMAGES, LABELS = (
+    torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0)),
+    torch.arange(6) % 3,
+)
 
 
 def test_teachers_of_any_shape_and_condition_are_called_with_two_of_their_samples():
@@ -226,7 +271,12 @@ def test_teachers_of_any_shape_and_condition_are_called_with_two_of_their_sample
 @pytest.mark.parametrize(
     ("network", "x0", "cond", "words"),
     [
-        (LabelTeacher(), IMAGES[:, :3], LABELS, r"x_t \(2, 3, 5, 5\), t \(2,\), cond integers \(2,\), got: "),
+        (
+            LabelTeacher(),
+            IMAGES[:, :3],
+            LABELS,
+            r"x_t \(2, 3, 5, 5\), t \(2,\), cond integers \(2,\), got: ",
+        ),
         (LabelTeacher(), IMAGES, None, "cond None, got: "),
         (LabelTeacher(labels=2), IMAGES, LABELS + 2, "got: index out of range"),
         (LabelTeacher(), IMAGES, {"label": LABELS}, r"cond {label: integers \(2,\)}, got: "),
@@ -241,12 +291,16 @@ def test_the_networks_of_this_package_are_trained_on_trajectories(tmp_path):
     import numpy as np
 
     np.savez(tmp_path / "images.npz", X=np.zeros((40, 3, 4, 4)), Z=np.arange(40))
-    cfg = TrainTeacherConfig.model_validate({"data": {"name": "file", "path": str(tmp_path / "images.npz")}})
-    with pytest.raises(ValueError, match=r"expected trajectories .* got X \(28, 3, 4, 4\) and Z integers \(28,\)"):
+    cfg = TrainTeacherConfig.model_validate(
+        {"data": {"name": "file", "path": str(tmp_path / "images.npz")}}
+    )
+    with pytest.raises(
+        ValueError, match=r"expected trajectories .* got X \(28, 3, 4, 4\) and Z integers \(28,\)"
+    ):
         plan_teacher(cfg)
 
 
-# ---- Data ---------------------------------------------------------------------------------------------------------
+# ---- Data ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -264,7 +318,11 @@ def odd_file(tmp_path) -> str:
 
 def test_a_dry_run_says_what_is_odd_about_the_data(odd_file, monkeypatch):
     data = {"name": "file", "path": odd_file, "pack": 2}
-    expected = ("warning: X is constant in channel 1", "training rows repeat an earlier one", "train.batch_size = 64")
+    expected = (
+        "warning: X is constant in channel 1",
+        "training rows repeat an earlier one",
+        "train.batch_size = 64",
+    )
     monkeypatch.setattr("fastgen.planning.load_teacher", lambda cfg: ToyTeacher())
     text = plan_distillation(config(data=data, train=train(batch_size=64)))
     assert all(words in text for words in expected)

@@ -1,4 +1,5 @@
-"""Half precision is the networks' alone: times, formulas and losses stay in float32 and float64 under autocast."""
+"""Half precision is the networks' alone: times, formulas and losses stay in float32 and float64
+under autocast."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ def test_primitives_under_autocast_are_those_of_float64(primitive, dtype):
     a, b = A.to(dtype), B.to(dtype)
     with autocast():
         found = primitive(a, b, T)
-    assert found.dtype == dtype and torch.equal(found, primitive(a.double(), b.double(), T.double()).to(dtype))
+    assert found.dtype == dtype and torch.equal(
+        found, primitive(a.double(), b.double(), T.double()).to(dtype)
+    )
 
 
 def flow(x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
@@ -75,9 +78,15 @@ RUNGS = torch.arange(16) % 2
 FORMULAS = {
     "alpha": lambda: rf_alpha(T),
     "sigma": lambda: rf_sigma(T),
-    "times": lambda: sample_timesteps(64, SampleTimestepConfig(), device="cpu", generator=generator()),
-    "times of a list": lambda: sample_from_t_list(64, [0.999, 0.5, 0.0], device="cpu", generator=generator()),
-    "dsm": lambda: losses.dsm_loss("flow", A, x0=B, eps=C, t=T, weight=lambda t: losses.time_weight("min_snr", t)),
+    "times": lambda: sample_timesteps(
+        64, SampleTimestepConfig(), device="cpu", generator=generator()
+    ),
+    "times of a list": lambda: sample_from_t_list(
+        64, [0.999, 0.5, 0.0], device="cpu", generator=generator()
+    ),
+    "dsm": lambda: losses.dsm_loss(
+        "flow", A, x0=B, eps=C, t=T, weight=lambda t: losses.time_weight("min_snr", t)
+    ),
     "vsd": lambda: losses.vsd_loss(A, B, C, norm="rms", clamp=0.5),
     "vsd, mean abs": lambda: losses.vsd_loss(A, B, C),
     "ratio": lambda: losses.f_divergence_weight("jeffreys", A[:, :, 0]),
@@ -85,11 +94,17 @@ FORMULAS = {
     "gan_disc": lambda: losses.gan_disc_loss(A[:, :, 0], B[:, :, 0], kind="relativistic"),
     "r1": lambda: losses.r1_loss(A[:, :, 0], B[:, :, 0]),
     "guidance": lambda: losses.classifier_free_guidance(A, B, 2.5),
-    "energy": lambda: two_sample_loss(A.unflatten(0, (4, 4)), B.unflatten(0, (4, 4)), "energy", bandwidths=(1.0,)),
+    "energy": lambda: two_sample_loss(
+        A.unflatten(0, (4, 4)), B.unflatten(0, (4, 4)), "energy", bandwidths=(1.0,)
+    ),
     "kd": lambda: kd_loss(flow, torch.stack([A, B, C], 1), [0.999, 0.5, 0.0], None, RUNGS),
-    "consistency": lambda: consistency_loss(flow, flow, A, B, T.clamp(min=0.5), T.clamp(min=0.5) - 0.25, None),
+    "consistency": lambda: consistency_loss(
+        flow, flow, A, B, T.clamp(min=0.5), T.clamp(min=0.5) - 0.25, None
+    ),
     "student": lambda: sample_student(flow, A, [0.999, 0.5, 0.0]),
-    "student, sde": lambda: sample_student(flow, A, [0.999, 0.5, 0.0], sample_type="sde", generator=generator()),
+    "student, sde": lambda: sample_student(
+        flow, A, [0.999, 0.5, 0.0], sample_type="sde", generator=generator()
+    ),
     "teacher": lambda: sample_teacher(flow, A, 7, method="heun"),
     "flow matching": lambda: FlowMatching((3, 2)).sample(
         5, lambda x, t: flow(x, t.flatten(), None), generator=generator(), int_method="rk4"
@@ -127,7 +142,9 @@ class Noting(nn.Module):
 def test_no_network_of_a_pipeline_sees_a_time_in_half_precision(dtype):
     x0, cond = ToyTask().train.network_inputs()
     x0, cond, noise = x0[:8].to(dtype), cond[:8].to(dtype), drawn(3, 8, 2, 4).to(dtype)
-    dmd = DMDConfig(**{key: value for key, value in EVERYTHING.items() if not key.startswith("guidance")})
+    dmd = DMDConfig(
+        **{key: value for key, value in EVERYTHING.items() if not key.startswith("guidance")}
+    )
     discriminator = discriminator_for(ToyTeacher().to(dtype), x0, cond, blocks=["linear"]).to(dtype)
     student, teacher = (Noting(ToyTeacher(seed=seed).to(dtype)) for seed in range(2))
     fake_score = create_fake_score(Noting(ToyTeacher().to(dtype)), num_rungs=2)
@@ -177,4 +194,7 @@ def test_a_bf16_distillation_ends_near_that_of_float32(tmp_path, half):
     for row, other in zip(*logs, strict=True):
         for key in ("loss", "vsd", "fake_score", "gan_disc", "kd"):
             # bf16 has 8 bits: 0.4 % a product.
-            assert key not in row or other[key] == pytest.approx(row[key], rel=0.05, abs=0.01), (row["step"], key)
+            assert key not in row or other[key] == pytest.approx(row[key], rel=0.05, abs=0.01), (
+                row["step"],
+                key,
+            )

@@ -37,7 +37,13 @@ def launched(*arguments: object, **variables: str) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         # One thread, and nobody's accelerate config.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": os.devnull, "PYTHONPATH": path, **variables},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HOME": os.devnull,
+            "PYTHONPATH": path,
+            **variables,
+        },
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -47,7 +53,15 @@ def launched(*arguments: object, **variables: str) -> subprocess.CompletedProces
 
 def torchrun(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """What the command of this name does, on a port of its own."""
-    return launched("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *arguments, **variables)
+    return launched(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        2,
+        *arguments,
+        **variables,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +83,18 @@ def two(tmp_path_factory) -> Path:
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
-    """Everything that a run has written: pairs, results of stages, and the state of all networks and optimisers."""
-    files = [*run.glob("*.safetensors"), *run.glob("stages/*"), *run.glob("checkpoints/*/*.safetensors")]
-    return {f"{file.relative_to(run)} {key}": value for file in files for key, value in load_file(file).items()}
+    """Everything that a run has written: pairs, results of stages, and the state of all networks
+    and optimisers."""
+    files = [
+        *run.glob("*.safetensors"),
+        *run.glob("stages/*"),
+        *run.glob("checkpoints/*/*.safetensors"),
+    ]
+    return {
+        f"{file.relative_to(run)} {key}": value
+        for file in files
+        for key, value in load_file(file).items()
+    }
 
 
 def compare(run: Path, other: Path, tolerance: float) -> None:
@@ -85,19 +108,36 @@ def compare(run: Path, other: Path, tolerance: float) -> None:
         assert row.keys() == other_row.keys()
         for key, value in row.items():
             if isinstance(value, float):
-                assert other_row[key] == pytest.approx(value, rel=tolerance, abs=tolerance), (row["step"], key)
+                assert other_row[key] == pytest.approx(value, rel=tolerance, abs=tolerance), (
+                    row["step"],
+                    key,
+                )
         for key, value in row.get("diagnostics", {}).items():
             # Scores of a network, a ratio of small numbers among them.
-            assert np.asarray(other_row["diagnostics"][key]) == pytest.approx(np.asarray(value), rel=1e-3, abs=1e-4)
+            assert np.asarray(other_row["diagnostics"][key]) == pytest.approx(
+                np.asarray(value), rel=1e-3, abs=1e-4
+            )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_two_processes_and_micro_batches_make_the_run_of_one(one, two, dtype):
     whole = one / name(dtype, 1)
-    parts = {key.split()[1].partition(".")[0] for key in tensors(whole) if key.startswith("checkpoints")}
+    parts = {
+        key.split()[1].partition(".")[0] for key in tensors(whole) if key.startswith("checkpoints")
+    }
     assert {"student", "fake_score", "discriminator"} <= parts
     logged = {key for row in read_log(whole) for key in row}
-    assert {"vsd", "gan_gen", "real_data", "kd", "fake_score", "gan_disc", "r1", "r2", "diagnostics"} <= logged
+    assert {
+        "vsd",
+        "gan_gen",
+        "real_data",
+        "kd",
+        "fake_score",
+        "gan_disc",
+        "r1",
+        "r2",
+        "diagnostics",
+    } <= logged
     for other in (one / name(dtype, 2), two / name(dtype, 1), two / name(dtype, 2)):
         compare(whole, other, TOLERANCES[dtype])
 
@@ -107,10 +147,14 @@ def test_another_seed_makes_another_run(tmp_path, one):
     other = processes.run(tmp_path, torch.float64, 1, seed=1)
     a, b = tensors(one / name(torch.float64, 1)), tensors(other)
     moved = [key for key in a if ".weights." in key and (a[key] - b[key]).abs().max() > 1e-3]
-    assert {key.split()[1].partition(".")[0] for key in moved} == {"student", "fake_score", "discriminator"}
+    assert {key.split()[1].partition(".")[0] for key in moved} == {
+        "student",
+        "fake_score",
+        "discriminator",
+    }
 
 
-# ---- Launches -----------------------------------------------------------------------------------------------------
+# ---- Launches ------------------------------------------------------------------------------------
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 STARTED = "import sys; from fastgen.trainer import start_accelerator; print(start_accelerator(1).num_processes)"
@@ -119,9 +163,24 @@ STARTED = "import sys; from fastgen.trainer import start_accelerator; print(star
 @pytest.mark.parametrize(
     ("started", "environment", "parent", "said"),
     [
-        (1, LAUNCHED, ["accelerate", "launch", "--num_processes", "3", "x.py"], "asked for 3 processes and started 1"),
-        (1, LAUNCHED, ["accelerate", "launch", "--num-processes=3", "x.py"], "torchrun --nproc_per_node 3 x.py a=1"),
-        (1, LAUNCHED, ["accelerate", "launch", "--config_file", "c.yaml"], "torchrun --nproc_per_node N x.py a=1"),
+        (
+            1,
+            LAUNCHED,
+            ["accelerate", "launch", "--num_processes", "3", "x.py"],
+            "asked for 3 processes and started 1",
+        ),
+        (
+            1,
+            LAUNCHED,
+            ["accelerate", "launch", "--num-processes=3", "x.py"],
+            "torchrun --nproc_per_node 3 x.py a=1",
+        ),
+        (
+            1,
+            LAUNCHED,
+            ["accelerate", "launch", "--config_file", "c.yaml"],
+            "torchrun --nproc_per_node N x.py a=1",
+        ),
         (1, LAUNCHED, [], "asked for several processes"),
         (1, LAUNCHED, ["accelerate", "launch", "--num_processes", "1", "x.py"], None),
         (2, LAUNCHED, ["accelerate", "launch", "--num_processes", "2", "x.py"], None),
@@ -130,7 +189,9 @@ STARTED = "import sys; from fastgen.trainer import start_accelerator; print(star
         (1, {"ACCELERATE_MIXED_PRECISION": "no"}, ["accelerate", "launch", "x.py"], None),
     ],
 )
-def test_a_launch_that_got_fewer_processes_than_it_asked_for_is_told(started, environment, parent, said):
+def test_a_launch_that_got_fewer_processes_than_it_asked_for_is_told(
+    started, environment, parent, said
+):
     found = launch_warning(started, environment=environment, parent=parent, script=["x.py", "a=1"])
     assert found is None if said is None else said in (found or "") and "\n" not in found
 
@@ -141,7 +202,9 @@ def test_accelerate_on_a_cpu_starts_one_process_and_the_run_says_so(tmp_path, as
     launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", asked)
     done = launched(*launch, tmp_path / "script.py")
     assert done.returncode == 0 and done.stdout.split() == ["1"], done.stderr
-    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: accelerate launch")]
+    warned = [
+        line for line in done.stderr.splitlines() if line.startswith("warning: accelerate launch")
+    ]
     assert len(warned) == (asked > 1)
     assert asked == 1 or f"torchrun --nproc_per_node 2 {tmp_path / 'script.py'}" in warned[0]
 
@@ -149,15 +212,19 @@ def test_accelerate_on_a_cpu_starts_one_process_and_the_run_says_so(tmp_path, as
 def test_torchrun_on_a_cpu_makes_a_group(tmp_path):
     (tmp_path / "script.py").write_text(STARTED)
     done = torchrun(tmp_path / "script.py")
-    assert done.returncode == 0 and "".join(done.stdout.split()) == "22", done.stderr  # two writers, one pipe
+    assert done.returncode == 0 and "".join(done.stdout.split()) == "22", (
+        done.stderr
+    )  # two writers, one pipe
     assert "warning: accelerate" not in done.stderr
 
 
-# ---- Micro-batches of one network ---------------------------------------------------------------------------------
+# ---- Micro-batches of one network ----------------------------------------------------------------
 
 
 def trained(network: nn.Module) -> TrainedNetwork:
-    return TrainedNetwork(network, OptimizerConfig(lr=0.1, clip_grad_norm=0.1), 9, start_accelerator(1))
+    return TrainedNetwork(
+        network, OptimizerConfig(lr=0.1, clip_grad_norm=0.1), 9, start_accelerator(1)
+    )
 
 
 def test_micro_batches_are_clipped_as_one():
@@ -166,7 +233,9 @@ def test_micro_batches_are_clipped_as_one():
     for parts in (1, 4):
         torch.manual_seed(0)
         network = trained(nn.Linear(3, 1).double())
-        alive = [lambda rows=rows, n=network: n.network(rows).square().mean() for rows in x.chunk(parts)]
+        alive = [
+            lambda rows=rows, n=network: n.network(rows).square().mean() for rows in x.chunk(parts)
+        ]
         done = [network.update(alive, step) for step in range(3)]
         networks.append((network.bare.state_dict(), float(done[-1]["grad_norm"])))
     (one, norm), (many, other) = networks
@@ -180,14 +249,16 @@ def test_statistics_of_a_part_of_the_batch_are_refused():
     network = trained(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     losses = [lambda rows=rows: network.network(rows).square().mean() for rows in x.chunk(2)]
-    with pytest.raises(ValueError, match="expected no batch normalisation in train mode .* BatchNorm1d at '1'"):
+    with pytest.raises(
+        ValueError, match="expected no batch normalisation in train mode .* BatchNorm1d at '1'"
+    ):
         network.update(losses, 0)
     network.update(losses[:1], 0)
     network.bare.eval()
     network.update(losses, 1)
 
 
-# ---- Example configs of accelerate --------------------------------------------------------------------------------
+# ---- Example configs of accelerate ---------------------------------------------------------------
 
 EXAMPLES = TESTS.parent / "recipes" / "accelerate"
 KINDS = {"gpus8": ("MULTI_GPU", 1, 8), "nodes2x8": ("MULTI_GPU", 2, 16), "fsdp2": ("FSDP", 1, 8)}

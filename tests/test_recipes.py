@@ -1,6 +1,8 @@
-"""The recipes, end to end, as a user runs them: train, distil, look, sample; stopped, resumed, refused.
+"""The recipes, end to end, as a user runs them: train, distil, look, sample; stopped, resumed,
+refused.
 
-One teacher is trained and distilled once for the whole file, on a file of random walks small enough for seconds.
+One teacher is trained and distilled once for the whole file, on a file of random walks small enough
+for seconds.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def walks(n: int = 120) -> dict[str, np.ndarray]:
     return {"X": z[:, -1:] + 0.3 * rng.normal(size=(n, 4, 2)).cumsum(1), "Z": z}
 
 
-# ---- Running ------------------------------------------------------------------------------------------------------
+# ---- Running -------------------------------------------------------------------------------------
 
 
 def environment() -> dict[str, str]:
@@ -92,16 +94,25 @@ def start(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
     """A Python process that is left running."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def stop(process: subprocess.Popen[str], with_signal: int, when: Callable[[], bool]) -> tuple[int, str]:
+def stop(
+    process: subprocess.Popen[str], with_signal: int, when: Callable[[], bool]
+) -> tuple[int, str]:
     """Send a signal as soon as `when()`; exit code and stderr."""
     deadline = time.monotonic() + PATIENCE
     try:
         while not when():
-            assert process.poll() is None, f"ended before it could be stopped: {process.communicate()[1]}"
+            assert process.poll() is None, (
+                f"ended before it could be stopped: {process.communicate()[1]}"
+            )
             assert time.monotonic() < deadline, "never came to the point where it was to be stopped"
             time.sleep(0.002)
         process.send_signal(with_signal)
@@ -111,7 +122,8 @@ def stop(process: subprocess.Popen[str], with_signal: int, when: Callable[[], bo
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name`, filled by `make` once a test session, whichever worker process comes first."""
+    """The folder `name`, filled by `make` once a test session, whichever worker process comes
+    first."""
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
@@ -127,7 +139,8 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
-    """A user's folder: data, two configs, a teacher in runs/walks-teacher and its student in runs/walks."""
+    """A user's folder: data, two configs, a teacher in runs/walks-teacher and its student in
+    runs/walks."""
 
     def make(folder: Path) -> None:
         np.savez(folder / "walks.npz", **walks())
@@ -136,7 +149,9 @@ def home(tmp_path_factory) -> Path:
         done = python(RECIPES / "train_teacher.py", "teacher.yaml", cwd=folder)
         assert done.returncode == 0, done.stderr
         # As README says it: through accelerate's launcher.
-        done = python("-m", "accelerate.commands.launch", RECIPES / "distill.py", "student.yaml", cwd=folder)
+        done = python(
+            "-m", "accelerate.commands.launch", RECIPES / "distill.py", "student.yaml", cwd=folder
+        )
         assert done.returncode == 0, done.stderr
         (folder / "printed.txt").write_text(done.stdout)
 
@@ -145,8 +160,8 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """`call("distill.py", ...)` is `python recipes/distill.py ...` in `tmp_path`, without the seconds that a new
-    process takes to import everything; (exit code, stdout, stderr)."""
+    """`call("distill.py", ...)` is `python recipes/distill.py ...` in `tmp_path`, without the
+    seconds that a new process takes to import everything; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     # Recipes take all cores; the tests beside this one want theirs.
     monkeypatch.setattr("fastgen.trainer.use_all_cores", lambda *_, **__: None)
@@ -165,7 +180,11 @@ def call(monkeypatch, capsys, tmp_path):
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def the_error(err: str) -> str:
@@ -175,12 +194,14 @@ def the_error(err: str) -> str:
     return line
 
 
-# ---- What a run leaves --------------------------------------------------------------------------------------------
+# ---- What a run leaves ---------------------------------------------------------------------------
 
 
 def test_the_run_folder_holds_what_is_promised(home):
     run = home / "runs" / "walks"
-    assert {"config.yaml", "metrics.jsonl", "checkpoints", "student", "report"} <= set(os.listdir(run))
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "student", "report"} <= set(
+        os.listdir(run)
+    )
     assert set(os.listdir(run / "student")) == {"student.safetensors", "config.json", "README.md"}
     pictures = {"trajectories.png", "score_vs_nfe.png", "training.png", "diagnostics.png"}
     assert set(os.listdir(run / "report")) == {"report.json", "report.md", *pictures}
@@ -206,15 +227,22 @@ def test_the_report_has_every_score_seconds_and_latencies(home):
     report = json.loads((home / "runs" / "walks" / "report" / "report.json").read_text())
     assert {"teacher", "student", "kd", "dmd", "floor", "seconds", "latency"} <= set(report)
     scores = {"min_ade", "min_fde", "energy_score", "energy_distance"}
-    assert {"1", "2", "ab2-4"} == set(report["teacher"]) and {"1", "2"} == set(report["student"]) == set(report["kd"])
+    assert {"1", "2", "ab2-4"} == set(report["teacher"]) and {"1", "2"} == set(
+        report["student"]
+    ) == set(report["kd"])
     for part in ("teacher", "student", "kd", "dmd"):
-        assert all(set(row) == scores and all(map(np.isfinite, row.values())) for row in report[part].values())
+        assert all(
+            set(row) == scores and all(map(np.isfinite, row.values()))
+            for row in report[part].values()
+        )
     assert report["student"] == report[report["selected"]] and report["selected"] in ("kd", "dmd")
     best = min(("kd", "dmd"), key=lambda stage: report["validation"][stage][report["primary"]])
     assert report["selected"] == best
     assert {"pairs", "kd", "dmd", "hand_over"} <= set(report["seconds"])
     assert all(value >= 0 for part in ("seconds", "latency") for value in report[part].values())
-    assert any("student" in key for key in report["latency"]) and any("teacher" in key for key in report["latency"])
+    assert any("student" in key for key in report["latency"]) and any(
+        "teacher" in key for key in report["latency"]
+    )
 
 
 def test_the_teachers_scores_are_those_beside_its_weights(home):
@@ -223,7 +251,9 @@ def test_the_teachers_scores_are_those_beside_its_weights(home):
     assert stored["teacher"] == report["teacher"]
 
 
-@pytest.mark.parametrize("name", ["trajectories.png", "score_vs_nfe.png", "training.png", "diagnostics.png"])
+@pytest.mark.parametrize(
+    "name", ["trajectories.png", "score_vs_nfe.png", "training.png", "diagnostics.png"]
+)
 def test_pictures_are_pictures_and_not_blank(home, name):
     from matplotlib.image import imread
 
@@ -234,26 +264,38 @@ def test_pictures_are_pictures_and_not_blank(home, name):
 
 def test_the_log_has_rows_of_every_stage_and_its_scores(home):
     rows = read_log(home / "runs" / "walks")
-    assert [row["stage"] for row in rows] == sorted((row["stage"] for row in rows), reverse=True)  # kd, then dmd
+    assert [row["stage"] for row in rows] == sorted(
+        (row["stage"] for row in rows), reverse=True
+    )  # kd, then dmd
     iterations = [row["iteration"] for row in rows]
     assert iterations == sorted(iterations) and iterations[-1] == KD_STEPS + 6 + 10
     assert all(np.isfinite(row["loss"]) for row in rows if row["step"])
     starts = {row["stage"]: row["energy_score"] for row in rows if row["step"] == 0}
     assert starts.keys() == {"kd", "dmd"}
     # DMD begins with what KD has reached.
-    assert starts["dmd"] == min(row["energy_score"] for row in rows if row["stage"] == "kd" and "energy_score" in row)
+    assert starts["dmd"] == min(
+        row["energy_score"] for row in rows if row["stage"] == "kd" and "energy_score" in row
+    )
     for stage in ("kd", "dmd"):
         assert "energy_score" in [row for row in rows if row["stage"] == stage][-1]
 
 
 def test_the_end_of_the_output_is_the_table_and_where_to_look(home):
     printed = (home / "printed.txt").read_text()
-    table = ("teacher Euler 2", "teacher AB2 4", "KD only 1", "KD + DMD 2", "<- exported", "seconds:", "latency:")
+    table = (
+        "teacher Euler 2",
+        "teacher AB2 4",
+        "KD only 1",
+        "KD + DMD 2",
+        "<- exported",
+        "seconds:",
+        "latency:",
+    )
     assert all(words in printed for words in table)
     assert printed.splitlines()[-1] == "student: runs/walks/student   report: runs/walks/report"
 
 
-# ---- The student --------------------------------------------------------------------------------------------------
+# ---- The student ---------------------------------------------------------------------------------
 
 BARE = """
 import sys
@@ -287,7 +329,9 @@ def test_the_student_samples_where_there_is_nothing_but_torch_and_safetensors(ho
     assert all(bool(torch.isfinite(value).all()) for value in x.values())
     here = load_student(tmp_path / "student")
     assert here.steps == (1, 2) and len(here.t_list) == 3
-    assert torch.equal(here.sample(z, steps=1, generator=torch.Generator().manual_seed(5)), x["one"])
+    assert torch.equal(
+        here.sample(z, steps=1, generator=torch.Generator().manual_seed(5)), x["one"]
+    )
     assert not torch.equal(x["one"], x["two"])
 
 
@@ -305,7 +349,13 @@ def test_the_exported_student_scores_what_the_report_says(home, call):
 
 
 def test_evaluating_a_teacher_measures_it_at_every_number_of_calls(home, call, tmp_path):
-    code, *_ = call("train_teacher.py", home / "teacher.yaml", "run_dir=t", "model.equivariant=false", "train.steps=2")
+    code, *_ = call(
+        "train_teacher.py",
+        home / "teacher.yaml",
+        "run_dir=t",
+        "model.equivariant=false",
+        "train.steps=2",
+    )
     assert code == 0
     first = json.loads((tmp_path / "t" / "teacher" / "scores.json").read_text())
     code, out, err = call("evaluate.py", "t")
@@ -323,11 +373,17 @@ def test_samples_for_conditions_in_a_file(home, call, tmp_path):
     save_file({"Z": z}, tmp_path / "z.safetensors")
     student = home / "runs" / "walks" / "student"
     code, out, err = call("sample.py", student, "z=z.safetensors", "num_samples=3", "seed=7")
-    assert (code, err) == (0, "") and "samples.safetensors: X (5, 3, 4, 2)" in out and "2 network calls" in out
+    assert (
+        (code, err) == (0, "")
+        and "samples.safetensors: X (5, 3, 4, 2)" in out
+        and "2 network calls" in out
+    )
     file = load_file(tmp_path / "samples.safetensors")
     assert torch.equal(file["Z"], z)
     generator = torch.Generator().manual_seed(7)
-    assert torch.equal(file["X"], load_student(student).sample(z, num_samples=3, generator=generator))
+    assert torch.equal(
+        file["X"], load_student(student).sample(z, num_samples=3, generator=generator)
+    )
     code, out, _ = call("sample.py", student, "z=z.safetensors", "steps=1", "out=one.safetensors")
     assert code == 0 and tuple(load_file(tmp_path / "one.safetensors")["X"].shape) == (5, 16, 4, 2)
     assert "1 network calls" in out
@@ -338,8 +394,14 @@ def test_samples_for_conditions_in_a_file(home, call, tmp_path):
     [
         (["z=none.safetensors"], "expected a data file at none.safetensors"),
         (["z=z.safetensors", "steps=3"], r"steps among those trained, \[1, 2\], got 3"),
-        (["z=z.safetensors", "num_sample=3"], "unknown option 'num_sample', expected one of: .*num_samples"),
-        (["z=z.safetensors", "num_samples=many"], "expected num_samples as a whole number, got 'many'"),
+        (
+            ["z=z.safetensors", "num_sample=3"],
+            "unknown option 'num_sample', expected one of: .*num_samples",
+        ),
+        (
+            ["z=z.safetensors", "num_samples=many"],
+            "expected num_samples as a whole number, got 'many'",
+        ),
         (["z=z.safetensors", "out=z.safetensors/x.safetensors"], "z.safetensors"),
         ([], "expected z=FILE"),
     ],
@@ -353,7 +415,8 @@ def test_what_cannot_be_sampled_is_one_line(home, call, tmp_path, arguments, sai
 
 
 class Plain:
-    """Stands for a student with a network of one's own, which `load_student` can't build from a folder alone."""
+    """Stands for a student with a network of one's own, which `load_student` can't build from a
+    folder alone."""
 
     cond_horizon, steps = None, (1,)
 
@@ -367,7 +430,9 @@ class Plain:
 
 
 def test_samples_without_a_condition_and_of_any_shape(call, monkeypatch, tmp_path):
-    monkeypatch.setattr("fastgen.sources.load_run_student", lambda folder, factory: Plain(condition))
+    monkeypatch.setattr(
+        "fastgen.sources.load_run_student", lambda folder, factory: Plain(condition)
+    )
     condition = "none"
     code, out, err = call("sample.py", "student", "num_samples=5")
     assert (code, err) == (0, "") and "X (5, 3, 4, 4) for Z None, 1 network calls" in out
@@ -383,13 +448,20 @@ def test_samples_without_a_condition_and_of_any_shape(call, monkeypatch, tmp_pat
     assert file["Z"].tolist() == [10, 20] and file["Z"].dtype == torch.int64
     assert file["X"].flatten(1).mean(1).round(decimals=-1).tolist() == [10, 20]
     code, _, err = call("sample.py", "student")
-    assert code == 2 and "expected z=FILE with the conditions Z integers (B,), got none" in the_error(err)
+    assert (
+        code == 2
+        and "expected z=FILE with the conditions Z integers (B,), got none" in the_error(err)
+    )
 
 
-def test_data_named_on_the_command_line_are_found_again_from_anywhere(home, call, tmp_path, monkeypatch):
+def test_data_named_on_the_command_line_are_found_again_from_anywhere(
+    home, call, tmp_path, monkeypatch
+):
     shutil.copy(home / "walks.npz", tmp_path / "mine.npz")
     few = ("model.equivariant=false", "train.steps=2", "calls=[1]", "ab2_calls=[]")
-    code, *_ = call("train_teacher.py", home / "teacher.yaml", "run_dir=t", "data.path=mine.npz", *few)
+    code, *_ = call(
+        "train_teacher.py", home / "teacher.yaml", "run_dir=t", "data.path=mine.npz", *few
+    )
     assert code == 0
     few = ("train.kd_steps=2", "train.steps=0", "teacher.calls=[1]", "teacher.ab2_calls=[]")
     named = ("data.path=mine.npz", "teacher.folder=t/teacher", *few)
@@ -406,23 +478,31 @@ def test_a_folder_that_holds_nothing_to_evaluate_is_one_line(call, tmp_path):
     assert code == 2 and "expected a run folder or a teacher's folder" in the_error(err)
 
 
-# ---- Stopped and resumed ------------------------------------------------------------------------------------------
+# ---- Stopped and resumed -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def stopped(home, tmp_path_factory) -> Path:
-    """The run of `home` once more: Ctrl-C in KD, resumed, kill -9 in DMD, resumed to the end; what was said between."""
+    """The run of `home` once more: Ctrl-C in KD, resumed, kill -9 in DMD, resumed to the end; what
+    was said between."""
 
     def make(folder: Path) -> None:
         run, said = folder / "run", {}
-        distill = (RECIPES / "distill.py", "student.yaml", f"run_dir={run}", "train.checkpoint_every=3")
+        distill = (
+            RECIPES / "distill.py",
+            "student.yaml",
+            f"run_dir={run}",
+            "train.checkpoint_every=3",
+        )
 
         def newest() -> int:
             return max((int(path.name[5:]) for path in checkpoint_folders(run)), default=0)
 
         code, err = stop(start(*distill, cwd=home), signal.SIGINT, lambda: newest() > 0)
         said["interrupted"] = {"code": code, "error": err.splitlines()[-1], "newest": newest()}
-        code, err = stop(start(*distill, "--resume", cwd=home), signal.SIGKILL, lambda: newest() > KD_STEPS + 1)
+        code, err = stop(
+            start(*distill, "--resume", cwd=home), signal.SIGKILL, lambda: newest() > KD_STEPS + 1
+        )
         said["killed"] = {"code": code, "newest": newest(), "student": (run / "student").exists()}
         done = python(*distill, "--resume", cwd=home)
         said["resumed"] = {"code": done.returncode, "error": done.stderr}
@@ -434,7 +514,9 @@ def stopped(home, tmp_path_factory) -> Path:
 def test_ctrl_c_saves_says_how_to_go_on_and_exits_with_130(stopped):
     said = json.loads((stopped / "said.json").read_text())["interrupted"]
     assert said["code"] == 130 and 0 < said["newest"] <= KD_STEPS + 1
-    assert re.fullmatch(r"stopped: state saved at kd update \d+; --resume goes on from there", said["error"])
+    assert re.fullmatch(
+        r"stopped: state saved at kd update \d+; --resume goes on from there", said["error"]
+    )
 
 
 def test_kill_9_leaves_a_run_that_can_be_resumed(stopped):
@@ -444,7 +526,9 @@ def test_kill_9_leaves_a_run_that_can_be_resumed(stopped):
     assert said["resumed"]["code"] == 0, said["resumed"]["error"]
 
 
-@pytest.mark.parametrize("file", ["student/student.safetensors", "stages/kd.safetensors", "stages/dmd.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["student/student.safetensors", "stages/kd.safetensors", "stages/dmd.safetensors"]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(home, stopped, file):
     whole, resumed = load_file(home / "runs" / "walks" / file), load_file(stopped / "run" / file)
     assert whole.keys() == resumed.keys()
@@ -460,7 +544,7 @@ def test_a_resumed_run_has_the_log_and_the_scores_of_an_uninterrupted_one(home, 
         assert reports[0][part] == reports[1][part]
 
 
-# ---- Refused ------------------------------------------------------------------------------------------------------
+# ---- Refused -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", ["distill.py", "train_teacher.py"])
@@ -505,16 +589,23 @@ DAMAGED = [
     ("nan", "NaN or infinity in 1 rows: 7"),
     ("empty", r"at least one number, got an empty \(0, 4, 2\)"),
     ("rows", "as many rows in Z as in X, got 5 and 120"),
-    ("axes", r"no data.pack but for trajectories, X \(N, T_x, d_x\) .* got 2 for X \(120, 2\) and Z \(120, 2, 2\)"),
+    (
+        "axes",
+        r"no data.pack but for trajectories, X \(N, T_x, d_x\) .* got 2 for X \(120, 2\) and Z \(120, 2, 2\)",
+    ),
     ("channels", "out_rep of dimension 4, the channels of X, got 2"),
     ("few", "at least 3 episodes"),
     ("none", "expected a data file at .*none.npz"),
 ]
 
 
-@pytest.mark.parametrize(("recipe", "config"), [("distill.py", "student.yaml"), ("train_teacher.py", "teacher.yaml")])
+@pytest.mark.parametrize(
+    ("recipe", "config"), [("distill.py", "student.yaml"), ("train_teacher.py", "teacher.yaml")]
+)
 @pytest.mark.parametrize(("name", "said"), DAMAGED)
-def test_data_that_cannot_be_used_is_one_line_and_leaves_nothing(home, call, tmp_path, recipe, config, name, said):
+def test_data_that_cannot_be_used_is_one_line_and_leaves_nothing(
+    home, call, tmp_path, recipe, config, name, said
+):
     if name != "none":
         np.savez(tmp_path / f"{name}.npz", **damaged_data(name))
     code, out, err = call(recipe, home / config, f"data.path={name}.npz", "run_dir=run")
@@ -546,9 +637,13 @@ def broken_teacher(home: Path, tmp_path: Path, how: str) -> Path:
         ("no weights", "model.safetensors: expected a file, found none"),
     ],
 )
-def test_a_teacher_that_cannot_be_loaded_is_one_line_and_leaves_nothing(home, call, tmp_path, how, said):
+def test_a_teacher_that_cannot_be_loaded_is_one_line_and_leaves_nothing(
+    home, call, tmp_path, how, said
+):
     folder = broken_teacher(home, tmp_path, how)
-    code, out, err = call("distill.py", home / "student.yaml", f"teacher.folder={folder}", "run_dir=run")
+    code, out, err = call(
+        "distill.py", home / "student.yaml", f"teacher.folder={folder}", "run_dir=run"
+    )
     assert (code, out) == (2, "") and re.search(said, the_error(err))
     assert not (tmp_path / "run").exists()
 
@@ -562,7 +657,9 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line_and_leaves_nothing(home, ca
         ("teacher.folder=null", "expected teacher.folder"),
     ],
 )
-def test_a_teacher_that_does_not_fit_the_data_is_one_line_and_leaves_nothing(home, call, tmp_path, override, said):
+def test_a_teacher_that_does_not_fit_the_data_is_one_line_and_leaves_nothing(
+    home, call, tmp_path, override, said
+):
     np.savez(tmp_path / "long.npz", X=walks()["X"].repeat(2, axis=1), Z=walks()["Z"])
     code, out, err = call("distill.py", home / "student.yaml", override, "run_dir=run")
     assert (code, out) == (2, "") and re.search(said, the_error(err))
@@ -571,9 +668,14 @@ def test_a_teacher_that_does_not_fit_the_data_is_one_line_and_leaves_nothing(hom
 
 @pytest.mark.parametrize(
     ("recipe", "config", "run"),
-    [("distill.py", "student.yaml", "walks"), ("train_teacher.py", "teacher.yaml", "walks-teacher")],
+    [
+        ("distill.py", "student.yaml", "walks"),
+        ("train_teacher.py", "teacher.yaml", "walks-teacher"),
+    ],
 )
-def test_an_existing_run_is_neither_overwritten_nor_resumed_as_another(home, call, recipe, config, run):
+def test_an_existing_run_is_neither_overwritten_nor_resumed_as_another(
+    home, call, recipe, config, run
+):
     folder = home / "runs" / run
     before = content(folder)
     code, out, err = call(recipe, home / config, f"run_dir={folder}")
@@ -591,7 +693,7 @@ def test_a_place_that_cannot_be_written_is_one_line(home, call, tmp_path):
     assert content(tmp_path) == {"file": b"mine"}
 
 
-# ---- Looked at before ---------------------------------------------------------------------------------------------
+# ---- Looked at before ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -601,7 +703,9 @@ def test_a_place_that_cannot_be_written_is_one_line(home, call, tmp_path):
         ("train_teacher.py", "teacher.yaml", TrainTeacherConfig, "network"),
     ],
 )
-def test_a_dry_run_prints_config_and_sizes_and_writes_nothing(home, call, tmp_path, recipe, config, schema, network):
+def test_a_dry_run_prints_config_and_sizes_and_writes_nothing(
+    home, call, tmp_path, recipe, config, schema, network
+):
     before = content(home)
     code, out, err = call(recipe, home / config, "seed=3", "run_dir=run", "--dry-run")
     assert (code, err) == (0, "")
@@ -626,10 +730,16 @@ def test_help_says_how_to_call_it(call, tmp_path, recipe):
 
 
 def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_path):
-    code, out, err = call("distill.py", "--dry-run", "data.size=64")  # fewer demonstrations: seconds less
+    code, out, err = call(
+        "distill.py", "--dry-run", "data.size=64"
+    )  # fewer demonstrations: seconds less
     assert (code, err) == (0, "") and os.listdir(tmp_path) == []
     values = yaml.safe_load(out.partition("\n\n")[0])
-    assert (values["name"], values["data"]["name"], values["dmd"]["student_steps"]) == ("ring", "ring", 1)
+    assert (values["name"], values["data"]["name"], values["dmd"]["student_steps"]) == (
+        "ring",
+        "ring",
+        1,
+    )
     assert Path(values["teacher"]["folder"]) == RECIPES / "teachers" / "ring"
     code, out, err = call("train_teacher.py", "--dry-run", "data.size=64")
     assert (code, err) == (0, "")

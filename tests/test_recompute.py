@@ -15,7 +15,11 @@ from fastgen.memory import activation_bytes
 from fastgen.models import CondTransformerRegressor
 from fastgen.recompute import keep_blocks, recompute_blocks, recomputed
 
-X, T, Z = torch.ones(6, 3, 4).double(), torch.linspace(0.1, 0.9, 6).double(), torch.ones(6, 2, 2).double()
+X, T, Z = (
+    torch.ones(6, 3, 4).double(),
+    torch.linspace(0.1, 0.9, 6).double(),
+    torch.ones(6, 2, 2).double(),
+)
 
 
 def network(p_drop: float = 0.2) -> nn.Module:
@@ -28,7 +32,9 @@ def gradients(net: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     torch.manual_seed(1)
     out = net(X, T, Z)
     out.square().mean().backward()
-    return out.detach(), {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    return out.detach(), {
+        name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None
+    }
 
 
 def test_results_are_those_of_kept_blocks_bit_for_bit_dropout_included():
@@ -45,18 +51,25 @@ def test_results_are_those_of_kept_blocks_bit_for_bit_dropout_included():
 def test_names_copies_and_types_stay():
     plain, twice = network(), recompute_blocks(network())
     assert list(plain.state_dict()) == list(twice.state_dict())
-    assert [type(m).__name__ for m in plain.modules()] == [type(m).__name__ for m in twice.modules()]
+    assert [type(m).__name__ for m in plain.modules()] == [
+        type(m).__name__ for m in twice.modules()
+    ]
     other = copy.deepcopy(twice)
     with torch.no_grad():
         for parameter in other.decoder.parameters():
             parameter.zero_()
-    assert not torch.equal(other.eval()(X, T, Z), twice.eval()(X, T, Z))  # a copy computes with its own weights
+    assert not torch.equal(
+        other.eval()(X, T, Z), twice.eval()(X, T, Z)
+    )  # a copy computes with its own weights
     kept = keep_blocks(twice)
-    assert not recomputed(kept) and [type(m) for m in kept.modules()] == [type(m) for m in plain.modules()]
+    assert not recomputed(kept) and [type(m) for m in kept.modules()] == [
+        type(m) for m in plain.modules()
+    ]
 
 
 def test_the_second_forward_has_the_modes_and_frozen_weights_of_the_first():
-    """A loss may be computed in eval mode through frozen weights, and differentiated when both are as before."""
+    """A loss may be computed in eval mode through frozen weights, and differentiated when both are
+    as before."""
     plain = network()
     twice = recompute_blocks(copy.deepcopy(plain))
     found = []
@@ -67,14 +80,18 @@ def test_the_second_forward_has_the_modes_and_frozen_weights_of_the_first():
         assert all(p.requires_grad for p in net.parameters()) and net.training
         loss.backward()
         assert all(p.grad is None for p in net.parameters())
-        assert all(m.training for m in net.modules()) and all(p.requires_grad for p in net.parameters())
+        assert all(m.training for m in net.modules()) and all(
+            p.requires_grad for p in net.parameters()
+        )
         found.append(x.grad)
     assert torch.equal(*found)
 
 
 def test_fewer_activations_are_kept():
     plain, twice = network(0.0), recompute_blocks(network(0.0))
-    kept, again = (activation_bytes(lambda net=net: net(X, T, Z).sum(), [net]) for net in (plain, twice))
+    kept, again = (
+        activation_bytes(lambda net=net: net(X, T, Z).sum(), [net]) for net in (plain, twice)
+    )
     assert again < 0.75 * kept
     assert len(recomputed(twice)) == 3  # as before the measurement
 
@@ -99,5 +116,7 @@ def test_blocks_of_a_network_that_is_called_but_not_registered_are_seen():
 
 
 def test_a_network_without_blocks_is_refused():
-    with pytest.raises(ValueError, match="expected a network with blocks in an nn.ModuleList .* got PointTeacher"):
+    with pytest.raises(
+        ValueError, match="expected a network with blocks in an nn.ModuleList .* got PointTeacher"
+    ):
         recompute_blocks(PointTeacher())

@@ -1,4 +1,5 @@
-"""A report's numbers are those of the run, and its pictures show the right things in the right colours."""
+"""A report's numbers are those of the run, and its pictures show the right things in the right
+colours."""
 
 import json
 import math
@@ -49,13 +50,25 @@ def examples(n: int = 6, k: int = 4, scene: dict = RING, length: int = 2) -> dic
     z = torch.rand(n, length, 2, generator=generator)
     paths = {who: torch.rand(n, k, 5, 2, generator=generator) for who in ("teacher", "student")}
     labels = {"teacher": "teacher, 100 calls", "student": "student, 1 call"}
-    return {"Z": z, "X_true": torch.rand(n, 5, 2, generator=generator), **paths, "scene": scene, "labels": labels}
+    return {
+        "Z": z,
+        "X_true": torch.rand(n, 5, 2, generator=generator),
+        **paths,
+        "scene": scene,
+        "labels": labels,
+    }
 
 
 def curves() -> list[dict]:
-    kd = [{"iteration": i, "stage": "kd", "step": i, "loss": 1 / i, "lr": 1e-3, "grad_norm": 2.0} for i in range(1, 41)]
+    kd = [
+        {"iteration": i, "stage": "kd", "step": i, "loss": 1 / i, "lr": 1e-3, "grad_norm": 2.0}
+        for i in range(1, 41)
+    ]
     kd[-1]["energy_ratio"] = 1.3
-    dmd = [{"stage": "dmd", "step": i, "iteration": 40 + i, "fake_score": 0.5, "loss": 0.5} for i in range(1, 21)]
+    dmd = [
+        {"stage": "dmd", "step": i, "iteration": 40 + i, "fake_score": 0.5, "loss": 0.5}
+        for i in range(1, 21)
+    ]
     for row in dmd[10:]:
         row |= {"vsd": 0.1, "total": 0.1, "loss": 0.1, "fake_grad_norm": 1.0}
     dmd[-1]["energy_ratio"] = 1.2
@@ -72,11 +85,20 @@ def colour(line) -> str:
 
 def test_the_folder_holds_numbers_pages_and_pictures(tmp_path, monkeypatch):
     folder = write_report(tmp_path, results=results(), curves=curves(), examples=examples())
-    names = ["diagnostics.png", "report.json", "report.md", "score_vs_nfe.png", "training.png", "trajectories.png"]
+    names = [
+        "diagnostics.png",
+        "report.json",
+        "report.md",
+        "score_vs_nfe.png",
+        "training.png",
+        "trajectories.png",
+    ]
     assert folder == tmp_path / "report" and sorted(os.listdir(folder)) == names
     assert json.loads((folder / "report.json").read_text()) == results()
     page = (folder / "report.md").read_text()
-    assert format_table(results()) in page and all(f"]({name})" in page for name in names if name.endswith(".png"))
+    assert format_table(results()) in page and all(
+        f"]({name})" in page for name in names if name.endswith(".png")
+    )
     for name in (name for name in names if name.endswith(".png")):
         data = (folder / name).read_bytes()
         width, height = struct.unpack(">II", data[16:24])
@@ -86,14 +108,22 @@ def test_the_folder_holds_numbers_pages_and_pictures(tmp_path, monkeypatch):
     write_report(tmp_path, results={**results(), "seconds": {}}, curves=[], examples=examples())
     before = (folder / "report.json").read_text()
     with pytest.raises(TypeError, match="results.selected to hold"):
-        write_report(tmp_path, results={**results(), "selected": {1, 2}}, curves=[], examples=examples())
+        write_report(
+            tmp_path, results={**results(), "selected": {1, 2}}, curves=[], examples=examples()
+        )
     assert (folder / "report.json").read_text() == before
 
 
 def test_numbers_that_are_none_become_null_with_a_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastgen.report.training_figure", lambda *_: (_ for _ in ()).throw(ImportError("no plots")))
+    monkeypatch.setattr(
+        "fastgen.report.training_figure", lambda *_: (_ for _ in ()).throw(ImportError("no plots"))
+    )
     broken = results()
-    broken["student"]["1"] = {"success": float("nan"), "energy_ratio": torch.tensor(float("inf")), "clearance": 1}
+    broken["student"]["1"] = {
+        "success": float("nan"),
+        "energy_ratio": torch.tensor(float("inf")),
+        "clearance": 1,
+    }
     with pytest.raises(ImportError, match="no plots; .*report.json and report.md are written"):
         write_report(tmp_path, results=broken, curves=[], examples=examples())
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -109,16 +139,28 @@ def test_without_matplotlib_the_numbers_are_kept_and_the_remedy_is_named(tmp_pat
     assert sorted(os.listdir(tmp_path / "report")) == ["report.json", "report.md"]
 
 
-# ---- Table --------------------------------------------------------------------------------------------------------
+# ---- Table ---------------------------------------------------------------------------------------
 
 
 def test_the_table_has_every_sampler_in_both_blocks():
     table = format_table(results())
     everyone, near, *rest = table.split("\n\n")
-    assert everyone.split("\n")[0].split() == ["all", "conditions", "energy_ratio", "success", "clearance"]
+    assert everyone.split("\n")[0].split() == [
+        "all",
+        "conditions",
+        "energy_ratio",
+        "success",
+        "clearance",
+    ]
     assert near.split("\n")[0].split() == ["near", "opposition", "energy_ratio", "success"]
     labels = [line.split("  ")[0] for line in everyone.split("\n")[2:]]
-    assert labels[:5] == ["demonstrations", "teacher Euler 100", "teacher Euler 4", "teacher Euler 1", "teacher AB2 4"]
+    assert labels[:5] == [
+        "demonstrations",
+        "teacher Euler 100",
+        "teacher Euler 4",
+        "teacher Euler 1",
+        "teacher AB2 4",
+    ]
     assert labels[5:] == ["KD only 2", "KD only 1", "KD + DMD 2", "KD + DMD 1"]
     assert everyone.count("<- exported") == 2 and "KD only 1  <- exported" in everyone
     assert (
@@ -128,8 +170,13 @@ def test_the_table_has_every_sampler_in_both_blocks():
 
 
 def test_the_table_copes_with_what_a_run_did_not_measure():
-    table = format_table({"student": {"1": {"min_fde": float("nan"), "min_ade": 2.0}}, "floor": {"cv_min_fde": 6.2}})
-    assert "constant velocity   6.2000        -" in table and "student 1              n/a   2.0000" in table
+    table = format_table(
+        {"student": {"1": {"min_fde": float("nan"), "min_ade": 2.0}}, "floor": {"cv_min_fde": 6.2}}
+    )
+    assert (
+        "constant velocity   6.2000        -" in table
+        and "student 1              n/a   2.0000" in table
+    )
     assert format_table({}) == ""
 
 
@@ -138,7 +185,7 @@ def test_rows_are_sorted_by_solver_and_calls():
     assert found == {"euler": {100: {"a": 1}}, "ab2": {4: {"a": 2}}, "rk4": {8: {"a": 3}}}
 
 
-# ---- Pictures -----------------------------------------------------------------------------------------------------
+# ---- Pictures ------------------------------------------------------------------------------------
 
 
 def test_the_scene_shows_every_sample_over_start_goal_and_block():
@@ -174,7 +221,9 @@ def test_long_tracks_are_shown_as_fans_with_past_and_future():
             assert len(future.get_xdata()) == 6
         # Both of a pair are drawn to the same scale, around everything that is in them.
         left, right = (ax.get_xlim() + ax.get_ylim() for ax in pairs[2 * i : 2 * i + 2])
-        every = torch.cat([given[name][i].reshape(-1, 2) for name in ("Z", "X_true", "teacher", "student")])
+        every = torch.cat(
+            [given[name][i].reshape(-1, 2) for name in ("Z", "X_true", "teacher", "student")]
+        )
         assert left == right and left[0] <= every[:, 0].min() and left[3] >= every[:, 1].max()
     titles = [ax.get_title() for ax in pairs[:4]]
     assert titles == ["teacher, 100 calls", "student, 1 call"] * 2
@@ -206,7 +255,9 @@ def test_score_panels_hold_the_numbers_of_the_run():
     assert list(curve["demonstrations"].get_ydata()) == [1.0, 1.0]
     # Near opposition has its own row, without the score that isn't measured there.
     near = figure.axes[3:]
-    assert [ax.get_visible() for ax in near] == [True, True, False] and near[0].get_ylabel() == "near opposition"
+    assert [ax.get_visible() for ax in near] == [True, True, False] and near[
+        0
+    ].get_ylabel() == "near opposition"
     assert lines(near[0], "KD + DMD")[0].get_ydata().tolist() == pytest.approx([1.12, 1.06])
 
 
@@ -214,7 +265,9 @@ def test_a_far_off_solver_does_not_flatten_the_others_and_is_still_said():
     given = results()
     given["teacher"]["1"]["clearance"] = -3.0
     ax = score_figure(given).axes[2]
-    assert ax.get_ylim()[0] > 0 and [text.get_text() for text in ax.texts if text.get_text() == "-3"]
+    assert ax.get_ylim()[0] > 0 and [
+        text.get_text() for text in ax.texts if text.get_text() == "-3"
+    ]
 
 
 def test_a_thing_has_one_colour_in_all_pictures():
@@ -223,14 +276,25 @@ def test_a_thing_has_one_colour_in_all_pictures():
     assert colour(lines(grid[0], "teacher's samples")[0]) == panel["teacher, Euler"]
     assert colour(lines(grid[6], "student's samples")[0]) == panel["student (exported)"]
     kd, dmd, validation = training_figure(results(), curves()).axes
-    assert colour(lines(kd, "loss")[0]) == panel["KD only"] == colour(lines(validation, "during KD")[0])
-    assert colour(lines(dmd, "fake score")[0]) == panel["KD + DMD"] == colour(lines(validation, "during DMD")[0])
+    assert (
+        colour(lines(kd, "loss")[0])
+        == panel["KD only"]
+        == colour(lines(validation, "during KD")[0])
+    )
+    assert (
+        colour(lines(dmd, "fake score")[0])
+        == panel["KD + DMD"]
+        == colour(lines(validation, "during DMD")[0])
+    )
     assert len(set(panel.values())) == len(panel)
 
 
 def test_training_curves_tell_losses_from_scores_and_bookkeeping():
     losses, validation = training_curves(results(), curves())
-    assert {stage: set(part) for stage, part in losses.items()} == {"kd": {"loss"}, "dmd": {"fake_score", "vsd"}}
+    assert {stage: set(part) for stage, part in losses.items()} == {
+        "kd": {"loss"},
+        "dmd": {"fake_score", "vsd"},
+    }
     assert losses["kd"]["loss"][3] == (4, 0.25) and len(losses["dmd"]["vsd"]) == 10
     assert validation == {"kd": [(40, 1.3)], "dmd": [(60, 1.2)]}
     assert training_figure(results(), []).axes[0].get_title() == "no training in this run"
@@ -252,28 +316,62 @@ def test_a_perfect_success_is_on_the_axis():
     assert all(math.isfinite(y) for y in line.get_ydata())
 
 
-# ---- Diagnostics --------------------------------------------------------------------------------------------------
+# ---- Diagnostics ---------------------------------------------------------------------------------
 
 
 def diagnosed(*, gan: bool = True) -> list[dict]:
-    """A log with a start, scores and diagnostics of three validations, one of which found no number."""
-    rows = [{"iteration": 60, "stage": "dmd", "step": 0, "energy_ratio": 1.3, "spread": 1.06, "mode_error": 0.02}]
+    """A log with a start, scores and diagnostics of three validations, one of which found no
+    number."""
+    rows = [
+        {
+            "iteration": 60,
+            "stage": "dmd",
+            "step": 0,
+            "energy_ratio": 1.3,
+            "spread": 1.06,
+            "mode_error": 0.02,
+        }
+    ]
     for step in (10, 20, 30):
-        found = {"t": [0.02, 0.5, 0.98], "gap": [0.1 * step, 0.5], "lag": [1.2, 0.8], "vsd_grad": 0.3}
+        found = {
+            "t": [0.02, 0.5, 0.98],
+            "gap": [0.1 * step, 0.5],
+            "lag": [1.2, 0.8],
+            "vsd_grad": 0.3,
+        }
         if gan:
-            found |= {"gan_t": [0.02, 0.3, 0.6], "gan_accuracy": [0.6, None if step == 20 else 0.5], "gan_grad": 0.1}
-        row = {"iteration": 60 + step, "stage": "dmd", "step": step, "loss": 0.1, "diagnostics": found}
-        rows.append(row | {"energy_ratio": 1.3 - 0.01 * step, "spread": 1.06 - 0.01 * step, "mode_error": 0.02})
+            found |= {
+                "gan_t": [0.02, 0.3, 0.6],
+                "gan_accuracy": [0.6, None if step == 20 else 0.5],
+                "gan_grad": 0.1,
+            }
+        row = {
+            "iteration": 60 + step,
+            "stage": "dmd",
+            "step": step,
+            "loss": 0.1,
+            "diagnostics": found,
+        }
+        rows.append(
+            row
+            | {"energy_ratio": 1.3 - 0.01 * step, "spread": 1.06 - 0.01 * step, "mode_error": 0.02}
+        )
     return rows
 
 
 def test_diagnostic_curves_are_the_rows_of_the_log():
     scores, found = diagnostic_curves(results(), curves() + diagnosed())
     assert list(scores) == ["energy_ratio", "spread", "mode_error"]
-    assert scores["energy_ratio"] == {"kd": [(40, 1.3)], "dmd": [(60, 1.2), (60, 1.3), (70, 1.2), (80, 1.1), (90, 1.0)]}
+    assert scores["energy_ratio"] == {
+        "kd": [(40, 1.3)],
+        "dmd": [(60, 1.2), (60, 1.3), (70, 1.2), (80, 1.1), (90, 1.0)],
+    }
     assert set(found) == {"gap", "lag", "vsd_grad", "gan_accuracy", "gan_grad"}
     assert found["gap"]["t 0.02 to 0.50"] == [(70, 1.0), (80, 2.0), (90, 3.0)]
-    assert found["gan_accuracy"]["GAN, t 0.30 to 0.60"] == [(70, 0.5), (90, 0.5)] and len(found["vsd_grad"][""]) == 3
+    assert (
+        found["gan_accuracy"]["GAN, t 0.30 to 0.60"] == [(70, 0.5), (90, 0.5)]
+        and len(found["vsd_grad"][""]) == 3
+    )
     # They are no losses.
     plain = [{k: v for k, v in row.items() if k != "diagnostics"} for row in diagnosed()]
     assert training_curves(results(), diagnosed()) == training_curves(results(), plain)
@@ -285,12 +383,25 @@ def test_the_diagnostics_are_drawn_with_where_each_stage_began():
     assert len(panels) == 3 + 4
     spread = panels[SCORES["spread"][0]]
     (curve,), (start,) = lines(spread, "during DMD"), lines(spread, "where DMD began")
-    assert curve.get_ydata().tolist() == pytest.approx([1.06, 0.96, 0.86, 0.76]) and set(start.get_ydata()) == {1.06}
+    assert curve.get_ydata().tolist() == pytest.approx([1.06, 0.96, 0.86, 0.76]) and set(
+        start.get_ydata()
+    ) == {1.06}
     assert len(lines(panels["teacher-fake gap"], "t 0.02 to 0.50")) == 1
     gradients = panels["gradients at the sample"]
-    assert lines(gradients, "gradient of the GAN, weighted")[0].get_ydata().tolist() == pytest.approx([0.1] * 3)
+    assert lines(gradients, "gradient of the GAN, weighted")[
+        0
+    ].get_ydata().tolist() == pytest.approx([0.1] * 3)
     assert len({colour(line) for line in panels["teacher-fake gap"].get_lines()}) == 3
-    assert len([ax for ax in diagnostics_figure(results(), diagnosed(gan=False)).axes if ax.get_visible()]) == 3 + 3
+    assert (
+        len(
+            [
+                ax
+                for ax in diagnostics_figure(results(), diagnosed(gan=False)).axes
+                if ax.get_visible()
+            ]
+        )
+        == 3 + 3
+    )
     assert diagnostics_figure({}, []).axes[0].get_title() == "no validation in this run"
 
 

@@ -1,4 +1,5 @@
-"""What a run says of itself: rows with speed and memory, bars and lines, trackers, one voice of many processes."""
+"""What a run says of itself: rows with speed and memory, bars and lines, trackers, one voice of
+many processes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,17 @@ from toy import ToyTask, ToyTeacher, toy_config
 
 from fastgen import run_log
 from fastgen.distillation import distill
-from fastgen.run_log import CLOCKED, Lines, PhaseClock, RunLog, numbers, peak_memory, progress_bar, read_log, timeless
+from fastgen.run_log import (
+    CLOCKED,
+    Lines,
+    PhaseClock,
+    RunLog,
+    numbers,
+    peak_memory,
+    progress_bar,
+    read_log,
+    timeless,
+)
 
 TESTS = Path(__file__).parent
 
@@ -74,7 +85,9 @@ def test_throughput_counts_training_alone(tmp_path, clock):
     assert [row["step"] for row in read_log(tmp_path)] == [3, 0]
 
 
-@pytest.mark.parametrize("row", ["{}", "[]", '{"stage": "x", "step": 1}', '{"stage": "kd", "step": "1"}'])
+@pytest.mark.parametrize(
+    "row", ["{}", "[]", '{"stage": "x", "step": 1}', '{"stage": "kd", "step": "1"}']
+)
 def test_rows_of_something_else_are_not_cut(tmp_path, row):
     path = tmp_path / "metrics.jsonl"
     path.write_text(text := f'{{"stage": "kd", "step": 1}}\n{row}\n')
@@ -98,7 +111,9 @@ def test_a_damaged_row_is_named_by_its_line_and_a_last_one_that_was_cut_is_left_
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(ValueError, match=r"expected a row of JSON in line 2 of .*metrics\.jsonl, got"):
+    with pytest.raises(
+        ValueError, match=r"expected a row of JSON in line 2 of .*metrics\.jsonl, got"
+    ):
         read_log(tmp_path)
 
 
@@ -108,7 +123,8 @@ def test_every_row_of_a_run_says_how_fast_it_was_and_what_took_the_time(tmp_path
     assert all({"seconds", "phases", "peak_memory_mb"} <= set(row) for row in rows)
     assert all(("samples_per_s" in row) == (row["step"] > 0) for row in rows)
     named = {
-        stage: {name for row in rows if row["stage"] == stage for name in row["phases"]} for stage in ("kd", "dmd")
+        stage: {name for row in rows if row["stage"] == stage for name in row["phases"]}
+        for stage in ("kd", "dmd")
     }
     assert named["kd"] == {"data", "student", "validation", "checkpoint", "other"}
     assert named["dmd"] == {*named["kd"], "fake"}
@@ -132,7 +148,9 @@ def test_a_terminal_gets_a_bar_and_a_file_no_carriage_return(tmp_path, monkeypat
     assert isinstance(progress_bar("kd", 3), Lines)
     distill(toy_config(tmp_path / "run"), teacher=ToyTeacher(), task=ToyTask())
     said = capsys.readouterr().err
-    assert "\r" not in said and "1/2 kd: 7/7, loss " in said and "samples/s" in said and "MB" in said
+    assert (
+        "\r" not in said and "1/2 kd: 7/7, loss " in said and "samples/s" in said and "MB" in said
+    )
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with progress_bar("kd", 3) as bar:
         bar.update(3)
@@ -142,11 +160,18 @@ def test_a_terminal_gets_a_bar_and_a_file_no_carriage_return(tmp_path, monkeypat
     assert capsys.readouterr().err == ""
 
 
-# ---- Trackers -----------------------------------------------------------------------------------------------------
+# ---- Trackers ------------------------------------------------------------------------------------
 
 
 def test_trackers_get_numbers_by_stage():
-    row = {"iteration": 7, "stage": "dmd", "step": 3, "loss": torch.tensor(0.5), "warnings": ["no"], "done": True}
+    row = {
+        "iteration": 7,
+        "stage": "dmd",
+        "step": 3,
+        "loss": torch.tensor(0.5),
+        "warnings": ["no"],
+        "done": True,
+    }
     row |= {"phases": {"data": 0.25}, "diagnostics": {"gap": [1.0, 2.0]}}
     assert numbers(row) == {
         "dmd/step": 3.0,
@@ -160,7 +185,9 @@ def test_trackers_get_numbers_by_stage():
 def test_a_tracker_without_its_package_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(run_log.importlib.util, "find_spec", lambda name: None)
     cfg = toy_config(tmp_path / "run", tracker="wandb")
-    with pytest.raises(ValueError, match="expected the package wandb for train.tracker=wandb, .* pip install wandb"):
+    with pytest.raises(
+        ValueError, match="expected the package wandb for train.tracker=wandb, .* pip install wandb"
+    ):
         distill(cfg, teacher=ToyTeacher(), task=ToyTask())
     assert not (tmp_path / "run").exists()
 
@@ -198,14 +225,18 @@ def python(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]
     (cwd / "job.py").write_text(code)
     path = os.pathsep.join([str(cwd / "site"), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **env}
-    return subprocess.run([sys.executable, "job.py"], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "job.py"], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_a_resumed_run_goes_on_in_its_run_of_the_tracker(tmp_path):
     for folder in ("wandb", "wandb-1.0.dist-info"):
         (tmp_path / "site" / folder).mkdir(parents=True)
     (tmp_path / "site" / "wandb" / "__init__.py").write_text(WANDB)
-    (tmp_path / "site" / "wandb-1.0.dist-info" / "METADATA").write_text("Name: wandb\nVersion: 1.0\n")
+    (tmp_path / "site" / "wandb-1.0.dist-info" / "METADATA").write_text(
+        "Name: wandb\nVersion: 1.0\n"
+    )
     done = python(JOB, tmp_path, NOTES=str(tmp_path / "notes"))
     assert done.returncode == 0, done.stderr
     notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
@@ -218,7 +249,7 @@ def test_a_resumed_run_goes_on_in_its_run_of_the_tracker(tmp_path):
     assert sent[last["iteration"]]["dmd/energy"] == last["energy"] and notes[-1]["what"] == "finish"
 
 
-# ---- Many processes, one voice ------------------------------------------------------------------------------------
+# ---- Many processes, one voice -------------------------------------------------------------------
 
 VOICES = """
 import logging, sys, warnings

@@ -1,4 +1,5 @@
-"""A run's folder: opened by one run at a time, never overwritten, and resumed only as what it was."""
+"""A run's folder: opened by one run at a time, never overwritten, and resumed only as what it
+was."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ def resumed(cfg: DistillConfig) -> DistillConfig:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -82,14 +87,20 @@ def test_a_folder_with_the_files_of_something_else_is_refused(tmp_path, name):
     (tmp_path / "run" / name).mkdir(parents=True)
     cfg = toy_config(tmp_path / "run")
     for one in (cfg, resumed(cfg)):
-        with pytest.raises(ValueError, match=f"holds {name} but no config.yaml of a run"), open_run(one):
+        with (
+            pytest.raises(ValueError, match=f"holds {name} but no config.yaml of a run"),
+            open_run(one),
+        ):
             pass
     assert os.listdir(tmp_path / "run") == [name]
 
 
 def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(run):
     before = content(Path(run.run_dir))
-    with pytest.raises(ValueError, match=r"holds a run already: add --resume .* or run_dir="), open_run(run):
+    with (
+        pytest.raises(ValueError, match=r"holds a run already: add --resume .* or run_dir="),
+        open_run(run),
+    ):
         pass
     assert content(Path(run.run_dir)) == before
     with open_run(resumed(run)) as folder:
@@ -120,7 +131,10 @@ def test_resuming_where_nothing_is_begins(tmp_path):
 )
 def test_resuming_with_another_config_is_refused_by_the_key_that_differs(run, key, value, said):
     before = content(Path(run.run_dir))
-    with pytest.raises(ValueError, match=said) as raised, open_run(resumed(changed(run, key, value))):
+    with (
+        pytest.raises(ValueError, match=said) as raised,
+        open_run(resumed(changed(run, key, value))),
+    ):
         pass
     assert "\n" not in str(raised.value)
     assert content(Path(run.run_dir)) == before
@@ -128,8 +142,17 @@ def test_resuming_with_another_config_is_refused_by_the_key_that_differs(run, ke
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("train.checkpoint_every", 1), ("train.keep_checkpoints", 9), ("train.log_every", 1), ("train.threads", 2)]
-    + [("train.tracker", "wandb"), ("train.most_skipped", 1), ("train.gradient_accumulation_steps", 2)]
+    [
+        ("train.checkpoint_every", 1),
+        ("train.keep_checkpoints", 9),
+        ("train.log_every", 1),
+        ("train.threads", 2),
+    ]
+    + [
+        ("train.tracker", "wandb"),
+        ("train.most_skipped", 1),
+        ("train.gradient_accumulation_steps", 2),
+    ]
     + [("train.gradient_checkpointing", True), ("train.ema_on_cpu", True)],
 )
 def test_keys_that_change_nothing_that_is_computed_may_differ(run, key, value):
@@ -145,7 +168,9 @@ def test_a_folder_may_be_moved_and_resumed(run, tmp_path):
         assert folder == tmp_path / "moved"
 
 
-@pytest.mark.parametrize("text", [b"seed: [1\n", b"\xff\xfe\x00", b"", b"- 1\n", b"!!python/object:os.system {}\n"])
+@pytest.mark.parametrize(
+    "text", [b"seed: [1\n", b"\xff\xfe\x00", b"", b"- 1\n", b"!!python/object:os.system {}\n"]
+)
 def test_a_damaged_config_of_the_run_is_one_line_with_its_folder(run, text):
     (Path(run.run_dir) / "config.yaml").write_bytes(text)
     with pytest.raises(ValueError, match="run") as raised, open_run(resumed(run)):
@@ -153,7 +178,7 @@ def test_a_damaged_config_of_the_run_is_one_line_with_its_folder(run, text):
     assert "\n" not in str(raised.value) and str(run.run_dir) in str(raised.value)
 
 
-# ---- What it was begun with ---------------------------------------------------------------------------------------
+# ---- What it was begun with ----------------------------------------------------------------------
 
 DATA = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
 
@@ -178,13 +203,19 @@ def test_other_data_are_not_gone_on_with(tmp_path, other):
     claim_run(tmp_path, cfg, origin())
     claim_run(tmp_path, cfg, origin(DATA.clone()))
     claim_run(tmp_path, cfg, origin(DATA * (1 + 1e-7)))  # the last digits of another machine
-    with pytest.raises(ValueError, match="begun with another data: resume with its own, or choose another run_dir"):
+    with pytest.raises(
+        ValueError, match="begun with another data: resume with its own, or choose another run_dir"
+    ):
         claim_run(tmp_path, cfg, origin(other))
 
 
 def test_what_is_no_number_can_be_gone_on_with_too():
     mask = torch.full((4, 4), -torch.inf).triu(1)
-    assert fingerprint([DATA, mask]) == fingerprint([DATA.clone(), mask.clone()]) != fingerprint([DATA, mask.T])
+    assert (
+        fingerprint([DATA, mask])
+        == fingerprint([DATA.clone(), mask.clone()])
+        != fingerprint([DATA, mask.T])
+    )
     assert fingerprint([DATA, torch.tensor([torch.nan])])[1] < 2.0
 
 
@@ -203,7 +234,11 @@ def test_another_precision_or_a_run_that_does_not_say_is_refused(tmp_path):
 def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(run):
     folder = Path(run.run_dir)
     (folder / ".student.new-12ab").mkdir()
-    for name in (".student.new-12ab/student.safetensors", ".metrics.jsonl.new-3", "stages/.kd.safetensors.new-4"):
+    for name in (
+        ".student.new-12ab/student.safetensors",
+        ".metrics.jsonl.new-3",
+        "stages/.kd.safetensors.new-4",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("half")
     for name in ("notes.new-1", "stages/mine"):
@@ -215,7 +250,7 @@ def test_what_a_killed_run_was_writing_is_removed_and_nothing_else(run):
     assert not (folder / ".student.new-12ab").exists()
 
 
-# ---- One at a time ------------------------------------------------------------------------------------------------
+# ---- One at a time -------------------------------------------------------------------------------
 
 HOLDER = """
 import fcntl, sys, time
@@ -228,11 +263,16 @@ time.sleep(600)
 
 def test_a_second_process_is_refused_while_one_runs_and_let_in_when_that_one_is_killed(run):
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(Path(run.run_dir) / ".lock")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(Path(run.run_dir) / ".lock")],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="another process is running in .*run"), open_run(resumed(run)):
+        with (
+            pytest.raises(ValueError, match="another process is running in .*run"),
+            open_run(resumed(run)),
+        ):
             pass
     finally:
         holder.kill()
@@ -258,7 +298,7 @@ def test_one_process_of_many_writes_and_locks(tmp_path):
         assert folder == tmp_path / "run"
 
 
-# ---- No place to write --------------------------------------------------------------------------------------------
+# ---- No place to write ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["file/run", "file", "/proc/run"])
@@ -266,14 +306,18 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
     # Rights stop no one who tests as root; below a file nobody can make a folder.
     (tmp_path / "file").write_text("mine")
     cfg = toy_config(tmp_path / place)
-    with pytest.raises(OSError, match=r"cannot write in .*: .+; choose another run_dir") as raised, open_run(cfg):
+    with (
+        pytest.raises(OSError, match=r"cannot write in .*: .+; choose another run_dir") as raised,
+        open_run(cfg),
+    ):
         pass
     assert "\n" not in str(raised.value) and str(tmp_path / place) in str(raised.value)
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"
 
 
 def test_one_that_is_refused_while_another_prepares_takes_nothing_from_it(tmp_path):
-    # Until it is claimed a folder holds nothing but the lock, which is then the only sign of the other run.
+    # Until it is claimed a folder holds nothing but the lock, which is then the only sign of the
+    # other run.
     cfg = toy_config(tmp_path / "run")
     with open_run(cfg) as folder:
         for _ in range(2):
@@ -285,9 +329,13 @@ def test_one_that_is_refused_while_another_prepares_takes_nothing_from_it(tmp_pa
 
 def test_what_is_saved_names_its_files_whatever_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cfg = DistillConfig.model_validate({"run_dir": "run", "data": {"name": "file", "path": "trajectories.npz"}})
+    cfg = DistillConfig.model_validate(
+        {"run_dir": "run", "data": {"name": "file", "path": "trajectories.npz"}}
+    )
     with open_run(cfg) as folder:
         claim_run(folder, cfg)
-    assert load_config(DistillConfig, folder / "config.yaml").data.path == str(tmp_path / "trajectories.npz")
+    assert load_config(DistillConfig, folder / "config.yaml").data.path == str(
+        tmp_path / "trajectories.npz"
+    )
     with open_run(resumed(cfg)):
         pass

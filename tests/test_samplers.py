@@ -1,4 +1,5 @@
-"""Solvers converge at their order on closed-form flows; students step as the formulas say; clocks and shapes hold."""
+"""Solvers converge at their order on closed-form flows; students step as the formulas say; clocks
+and shapes hold."""
 
 import itertools
 
@@ -38,7 +39,7 @@ def float64_default():
     torch.set_default_dtype(torch.float32)
 
 
-# ---- Solvers ------------------------------------------------------------------------------------------------------
+# ---- Solvers -------------------------------------------------------------------------------------
 
 
 def test_orders_are_listed_for_every_solver():
@@ -49,7 +50,9 @@ def test_orders_are_listed_for_every_solver():
 def test_teacher_sampling_converges_at_the_order_of_its_solver(method):
     teacher, noise = ConjugatedTeacher(std=0.5), normal(64, 2)
     exact = teacher.carry(noise, 1.0, 0.0)
-    errors = {n: rms(sample_teacher(teacher, noise, n, method=method) - exact) for n in (64, 128, 256)}
+    errors = {
+        n: rms(sample_teacher(teacher, noise, n, method=method) - exact) for n in (64, 128, 256)
+    }
     assert slope(errors) == pytest.approx(ORDERS[method], abs=0.1)
 
 
@@ -60,7 +63,10 @@ def test_flow_matching_converges_at_the_order_of_its_solver(method, float64_defa
     exact, errors = teacher.carry(noise, 1.0, 0.0), {}
     for n in (64, 128, 256):
         x = FlowMatching(2, int_method=method).sample(
-            64, lambda *, x, t: -teacher(x, 1 - t, None), inference_step=n, generator=generator_for(0)
+            64,
+            lambda *, x, t: -teacher(x, 1 - t, None),
+            inference_step=n,
+            generator=generator_for(0),
         )
         errors[n] = rms(x - exact)
     assert slope(errors) == pytest.approx(ORDERS[method], abs=0.1)
@@ -91,11 +97,13 @@ def test_a_straight_flow_needs_one_step_of_any_solver():
 
 
 def test_integrate_yields_the_state_at_every_grid_point():
-    states = list(integrate(lambda x, t: torch.ones_like(x), torch.zeros(1), [0.0, 0.25, 1.0], "rk4"))
+    states = list(
+        integrate(lambda x, t: torch.ones_like(x), torch.zeros(1), [0.0, 0.25, 1.0], "rk4")
+    )
     torch.testing.assert_close(torch.stack(states), torch.tensor([[0.0], [0.25], [1.0]]))
 
 
-# ---- Teacher ------------------------------------------------------------------------------------------------------
+# ---- Teacher -------------------------------------------------------------------------------------
 
 
 def test_the_last_state_is_the_sample_and_the_first_is_the_noise():
@@ -108,7 +116,11 @@ def test_the_last_state_is_the_sample_and_the_first_is_the_noise():
 
 
 def test_networks_see_their_own_dtype_and_times_of_the_batch():
-    for dtype, t_dtype in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
+    for dtype, t_dtype in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64,) * 2,
+    ):
         net = Recorder(dtype)
         x = sample_teacher(net, normal(3, 2, dtype=torch.float32), 4)
         assert x.dtype == torch.float32
@@ -133,7 +145,8 @@ def test_a_conditional_teacher_gets_its_condition():
 
 
 def test_guidance_moves_the_condition_away_from_the_negative_one():
-    """The flow is linear in the condition here, so scale s samples the condition c + (s - 1)(c - u)."""
+    """The flow is linear in the condition here, so scale s samples the condition c + (s - 1)(c -
+    u)."""
     teacher, noise, c, u = GaussianTeacher(), normal(5, 2), normal(5, seed=3), normal(5, seed=4)
     guided = sample_teacher(teacher, noise, 8, c, guidance_scale=2.5, negative_cond=u)
     torch.testing.assert_close(guided, sample_teacher(teacher, noise, 8, c + 1.5 * (c - u)))
@@ -170,7 +183,10 @@ def test_no_graph_is_kept():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "rk9"}, "unknown method 'rk9', expected one of: euler, midpoint, heun, rk4, ab2"),
+        (
+            {"method": "rk9"},
+            "unknown method 'rk9', expected one of: euler, midpoint, heun, rk4, ab2",
+        ),
         ({"steps": 0}, "expected steps to be an int >= 1, got 0"),
         ({"steps": 2.0}, "expected steps to be an int >= 1, got 2.0"),
         ({"guidance_scale": 2.0}, "expected negative_cond with guidance_scale=2.0"),
@@ -187,11 +203,13 @@ def test_bad_teacher_calls_are_refused(changes, message):
 
 
 def test_a_network_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"expected the network's output of shape \(2, 3\), got \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"expected the network's output of shape \(2, 3\), got \(2, 2\)"
+    ):
         sample_teacher(lambda x_t, t, cond: x_t[:, :2], normal(2, 3), 1)
 
 
-# ---- Student ------------------------------------------------------------------------------------------------------
+# ---- Student -------------------------------------------------------------------------------------
 
 
 def test_an_ode_student_is_eulers_method_of_the_same_flow():
@@ -216,7 +234,9 @@ def test_students_of_other_predictions_take_the_same_steps(pred_type):
 
 def test_sde_rungs_mix_the_prediction_with_fresh_noise():
     teacher, noise, generator = GaussianTeacher(), normal(2000, 1), generator_for(7)
-    xs, _ = sample_student(teacher, noise, T_LIST, sample_type="sde", generator=generator, return_all_steps=True)
+    xs, _ = sample_student(
+        teacher, noise, T_LIST, sample_type="sde", generator=generator, return_all_steps=True
+    )
     previous = noise
     for k, (t, s) in enumerate(itertools.pairwise(T_LIST[:-1])):
         x0 = teacher.predict(xs[:, k], torch.tensor(t), None)[0]
@@ -225,7 +245,9 @@ def test_sde_rungs_mix_the_prediction_with_fresh_noise():
         # Three standard deviations of the correlation of 2000 independent pairs.
         assert abs(correlation) < 0.067 and eps.std().item() == pytest.approx(1, abs=0.05)
         previous = eps
-    torch.testing.assert_close(xs[:, -1], teacher.predict(xs[:, -2], torch.tensor(T_LIST[-2]), None)[0])
+    torch.testing.assert_close(
+        xs[:, -1], teacher.predict(xs[:, -2], torch.tensor(T_LIST[-2]), None)[0]
+    )
 
 
 def test_ode_rungs_keep_the_noise():
@@ -240,7 +262,12 @@ def test_ode_rungs_keep_the_noise():
 def test_student_shapes_start_and_calls(sample_type):
     net, noise = Recorder(), normal(3, 4, 2, dtype=torch.float32)
     xs, ts = sample_student(
-        net, noise, T_LIST, sample_type=sample_type, generator=generator_for(0), return_all_steps=True
+        net,
+        noise,
+        T_LIST,
+        sample_type=sample_type,
+        generator=generator_for(0),
+        return_all_steps=True,
     )
     assert xs.shape == (3, 5, 4, 2) and ts.tolist() == torch.tensor(T_LIST).tolist()
     torch.testing.assert_close(xs[:, 0], 0.999 * noise)
@@ -262,7 +289,10 @@ def test_ode_results_do_not_depend_on_how_the_batch_is_split():
         ({"sample_type": "ddim"}, "unknown sample_type 'ddim', expected one of: ode, sde"),
         ({"pred_type": "v"}, "as_rectified_flow"),
         ({"t_list": [0.5, 0.6, 0.0]}, "expected t_list"),
-        ({"t_list": [1.0, 0.0], "pred_type": "eps"}, r"expected t_list\[0\] < 1 for pred_type 'eps'"),
+        (
+            {"t_list": [1.0, 0.0], "pred_type": "eps"},
+            r"expected t_list\[0\] < 1 for pred_type 'eps'",
+        ),
     ],
 )
 def test_bad_student_calls_are_refused(changes, message):
@@ -270,15 +300,19 @@ def test_bad_student_calls_are_refused(changes, message):
         sample_student(GaussianTeacher(), normal(2, 2), **{"t_list": T_LIST, **changes})
 
 
-# ---- Noise at 0, data at 1 ----------------------------------------------------------------------------------------
+# ---- Noise at 0, data at 1 -----------------------------------------------------------------------
 
 
 def test_flow_matching_runs_from_noise_to_data():
-    """The field towards one target, v = (target - x) / (1 - t), arrives there, and the path starts at N(0, I)."""
+    """The field towards one target, v = (target - x) / (1 - t), arrives there, and the path starts
+    at N(0, I)."""
     target = torch.tensor([[1.0, -2.0]])
     sampler = FlowMatching((2,), num_inference_steps=8)
     xs, ts = sampler.sample(
-        4000, lambda *, x, t: (target - x) / (1 - t), return_all_steps=True, generator=generator_for(0)
+        4000,
+        lambda *, x, t: (target - x) / (1 - t),
+        return_all_steps=True,
+        generator=generator_for(0),
     )
     assert xs.shape == (4000, 9, 2) and ts.shape == (9,)
     torch.testing.assert_close(ts, torch.linspace(0, 1, 9))
@@ -288,9 +322,13 @@ def test_flow_matching_runs_from_noise_to_data():
 
 def test_flow_matching_samples_the_exact_gaussian():
     teacher = GaussianTeacher(mean=0.7, std=0.4)
-    x = FlowMatching(3, "heun", 32).sample(20_000, lambda *, x, t: -teacher(x, 1 - t, None), generator=generator_for(0))
+    x = FlowMatching(3, "heun", 32).sample(
+        20_000, lambda *, x, t: -teacher(x, 1 - t, None), generator=generator_for(0)
+    )
     assert x.shape == (20_000, 3)
-    assert x.mean().item() == pytest.approx(0.7, abs=0.01) and x.std().item() == pytest.approx(0.4, abs=0.01)
+    assert x.mean().item() == pytest.approx(0.7, abs=0.01) and x.std().item() == pytest.approx(
+        0.4, abs=0.01
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -317,7 +355,9 @@ def test_flow_matching_arguments_override_the_constructor():
     assert len(calls) == 10
     calls.clear()
     xs, ts = sampler.sample(1, step, return_all_steps=True, inference_step=2, int_method="midpoint")
-    assert calls == [0.0, 0.25, 0.5, 0.75] and xs.shape == (1, 3, 2) and ts.tolist() == [0.0, 0.5, 1.0]
+    assert (
+        calls == [0.0, 0.25, 0.5, 0.75] and xs.shape == (1, 3, 2) and ts.tolist() == [0.0, 0.5, 1.0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,7 +375,9 @@ def test_flow_matching_arguments_override_the_constructor():
 )
 def test_bad_flow_matching_arguments_are_refused(build, changes, message):
     with pytest.raises(ValueError, match=message):
-        FlowMatching(**{"x_dims": 2, **build}).sample(**{"batch_size": 2, "step_fn": lambda *, x, t: x, **changes})
+        FlowMatching(**{"x_dims": 2, **build}).sample(
+            **{"batch_size": 2, "step_fn": lambda *, x, t: x, **changes}
+        )
 
 
 def rms(x: Tensor) -> float:

@@ -1,4 +1,5 @@
-"""What the source may not do with a user's files: run, unpickle or import anything that they bring."""
+"""What the source may not do with a user's files: run, unpickle or import anything that they
+bring."""
 
 import ast
 import json
@@ -17,17 +18,54 @@ from fastgen.models import CondTransformerRegressor, build_model
 from fastgen.sources import load_run_student, load_teacher
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for folder in ("fastgen", "recipes", "tools") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(
+    path for folder in ("fastgen", "recipes", "tools") for path in (ROOT / folder).rglob("*.py")
+)
 
-UNPICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy", "code"}
-BUILTINS = {"eval", "exec", "compile", "__import__"}
-# By their last two names; `torch.hub`, `torch.package` and `torch.jit.load` run code of a download or a file.
-CALLS = {
-    *("torch.load", "jit.load", "hub.load", "torch.package", "yaml.unsafe_load", "yaml.full_load", "yaml.load"),
-    *("yaml.load_all", "yaml.dump", "yaml.unsafe_load_all", "yaml.full_load_all", "yaml.Loader", "yaml.FullLoader"),
-    *("yaml.UnsafeLoader", "os.system", "os.popen", "pandas.read_pickle", "pd.read_pickle", "np.fromfile"),
+UNPICKLING = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "runpy",
+    "code",
 }
-# A module named by a string: the factory of a user's own config, and the lazy names of our own models.
+BUILTINS = {"eval", "exec", "compile", "__import__"}
+# By their last two names; `torch.hub`, `torch.package` and `torch.jit.load` run code of a download
+# or a file.
+CALLS = {
+    *(
+        "torch.load",
+        "jit.load",
+        "hub.load",
+        "torch.package",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "yaml.load",
+    ),
+    *(
+        "yaml.load_all",
+        "yaml.dump",
+        "yaml.unsafe_load_all",
+        "yaml.full_load_all",
+        "yaml.Loader",
+        "yaml.FullLoader",
+    ),
+    *(
+        "yaml.UnsafeLoader",
+        "os.system",
+        "os.popen",
+        "pandas.read_pickle",
+        "pd.read_pickle",
+        "np.fromfile",
+    ),
+}
+# A module named by a string: the factory of a user's own config, and the lazy names of our own
+# models.
 IMPORTERS = {"fastgen/sources.py", "fastgen/models/__init__.py"}
 
 
@@ -38,13 +76,29 @@ def offences(tree: ast.AST, path: str) -> list[str]:
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
-            found += [f"{line}: import {name}" for name in names if name.split(".")[0] in UNPICKLING | {"builtins"}]
+            found += [
+                f"{line}: import {name}"
+                for name in names
+                if name.split(".")[0] in UNPICKLING | {"builtins"}
+            ]
             whole = [f"{getattr(node, 'module', '')}.{a.name}" for a in node.names]
-            found += [f"{line}: import {name}" for name in whole if name in CALLS | {"importlib.import_module"}]
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in BUILTINS | {"__builtins__"}:
+            found += [
+                f"{line}: import {name}"
+                for name in whole
+                if name in CALLS | {"importlib.import_module"}
+            ]
+        if (
+            isinstance(node, ast.Name)
+            and isinstance(node.ctx, ast.Load)
+            and node.id in BUILTINS | {"__builtins__"}
+        ):
             found.append(f"{line}: {node.id}")
         if isinstance(node, ast.Attribute):
-            owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            owner = (
+                node.value.attr
+                if isinstance(node.value, ast.Attribute)
+                else getattr(node.value, "id", "")
+            )
             name = f"{owner}.{node.attr}"
             if name in CALLS or (name == "importlib.import_module" and path not in IMPORTERS):
                 found.append(f"{line}: {name}")
@@ -53,7 +107,10 @@ def offences(tree: ast.AST, path: str) -> list[str]:
             name = ast.unparse(node.func)
             if name in ("np.load", "numpy.load") and keywords.get("allow_pickle") is not False:
                 found.append(f"{line}: {name} that may unpickle")
-            if keywords.get("allow_pickle", False) is not False or keywords.get("weights_only", True) is not True:
+            if (
+                keywords.get("allow_pickle", False) is not False
+                or keywords.get("weights_only", True) is not True
+            ):
                 found.append(f"{line}: {name} that may unpickle")
             if keywords.get("shell", False) is not False:
                 found.append(f"{line}: {name} through a shell")
@@ -70,17 +127,42 @@ def test_no_source_runs_or_unpickles_what_a_file_brings(path):
     "text",
     [
         *("import pickle", "from pickle import loads", "import torch as t; from torch import load"),
-        *("torch.load(path)", "f = torch.load", "torch.load(p, weights_only=True)", "torch.jit.load(p)"),
+        *(
+            "torch.load(path)",
+            "f = torch.load",
+            "torch.load(p, weights_only=True)",
+            "torch.jit.load(p)",
+        ),
         *(
             "yaml.load(text, Loader=yaml.SafeLoader)",
             "yaml.full_load(text)",
             "yaml.dump(x)",
             "import joblib.numpy_pickle",
         ),
-        *("eval(text)", "exec(text)", "compile(text, 'x', 'exec')", "x = eval", "__import__(name)", "import builtins"),
-        *("np.load(path)", "np.load(path, allow_pickle=True)", "numpy.load(path, None)", "read(p, allow_pickle=flag)"),
-        *("subprocess.run(text, shell=True)", "os.system(text)", "subprocess.run(text, shell=flag)"),
-        *("importlib.import_module(name)", "from importlib import import_module", "from os import system"),
+        *(
+            "eval(text)",
+            "exec(text)",
+            "compile(text, 'x', 'exec')",
+            "x = eval",
+            "__import__(name)",
+            "import builtins",
+        ),
+        *(
+            "np.load(path)",
+            "np.load(path, allow_pickle=True)",
+            "numpy.load(path, None)",
+            "read(p, allow_pickle=flag)",
+        ),
+        *(
+            "subprocess.run(text, shell=True)",
+            "os.system(text)",
+            "subprocess.run(text, shell=flag)",
+        ),
+        *(
+            "importlib.import_module(name)",
+            "from importlib import import_module",
+            "from os import system",
+        ),
     ],
 )
 def test_what_is_forbidden_is_recognised(text):
@@ -90,15 +172,26 @@ def test_what_is_forbidden_is_recognised(text):
 @pytest.mark.parametrize(
     "text",
     [
-        *("network.eval()", "re.compile(text)", "torch.compile(network)", "yaml.safe_load(text)", "yaml.parse(t)"),
-        *("np.load(path, allow_pickle=False)", "subprocess.run([a, b])", "ast.literal_eval(text)", "json.load(file)"),
+        *(
+            "network.eval()",
+            "re.compile(text)",
+            "torch.compile(network)",
+            "yaml.safe_load(text)",
+            "yaml.parse(t)",
+        ),
+        *(
+            "np.load(path, allow_pickle=False)",
+            "subprocess.run([a, b])",
+            "ast.literal_eval(text)",
+            "json.load(file)",
+        ),
     ],
 )
 def test_what_is_harmless_is_let_through(text):
     assert not offences(ast.parse(text), "fastgen/data/x.py")
 
 
-# ---- Folders from elsewhere ---------------------------------------------------------------------------------------
+# ---- Folders from elsewhere ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -107,9 +200,9 @@ def trap(tmp_path, monkeypatch):
     trace = tmp_path / "imported"
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "hostile_module.py").write_text(
-        f"import pathlib, torch\npathlib.Path({str(trace)!r}).touch()\n"
-        "class Net(torch.nn.Linear):\n    def __init__(self, **kwargs):\n        super().__init__(2, 2)\n"
-        "def net(**kwargs):\n    return Net()\n"
+        f"import pathlib, torch\npathlib.Path({str(trace)!r}).touch()\nclass "
+        "Net(torch.nn.Linear):\n    def __init__(self, **kwargs):\n        super().__init__(2, "
+        "2)\ndef net(**kwargs):\n    return Net()\n"
     )
     monkeypatch.syspath_prepend(tmp_path / "path")
     monkeypatch.chdir(tmp_path / "path")
@@ -118,10 +211,18 @@ def trap(tmp_path, monkeypatch):
 
 
 def network() -> CondTransformerRegressor:
-    return build_model({"class": "CondTransformerRegressor", "in_dim": 2, "out_dim": 2, "cond_dim": 2, **_SMALL})
+    return build_model(
+        {"class": "CondTransformerRegressor", "in_dim": 2, "out_dim": 2, "cond_dim": 2, **_SMALL}
+    )
 
 
-_SMALL = {"in_horizon": 4, "cond_horizon": 1, "num_layers": 1, "num_attention_heads": 2, "embedding_dim": 8}
+_SMALL = {
+    "in_horizon": 4,
+    "cond_horizon": 1,
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "embedding_dim": 8,
+}
 
 
 def forge(folder: Path, change) -> None:
@@ -136,9 +237,13 @@ FORGERIES = {
     "a class by a colon": lambda c: c["network"].update({"class": "hostile_module:net"}),
     "a factory beside the network": lambda c: c.update(factory="hostile_module:net"),
     "a factory in the network": lambda c: c["network"].update(factory="hostile_module:net"),
-    "a factory alone": lambda c: c.update(network={"factory": "hostile_module:net", "arguments": {}}),
+    "a factory alone": lambda c: c.update(
+        network={"factory": "hostile_module:net", "arguments": {}}
+    ),
     "a custom class": lambda c: c.update(network={"class": "custom", "name": "hostile_module.Net"}),
-    "a module key": lambda c: c["network"].update({"__module__": "hostile_module", "_target_": "hostile_module.net"}),
+    "a module key": lambda c: c["network"].update(
+        {"__module__": "hostile_module", "_target_": "hostile_module.net"}
+    ),
     "the target of another library": lambda c: c.update({"_target_": "hostile_module.net"}),
     "auto_map": lambda c: c.update(auto_map={"AutoModel": "hostile_module.Net"}),
     "a norm module": lambda c: c["network"].update(norm_module="hostile_module.Net"),
@@ -153,11 +258,18 @@ STUDENT_FORGERIES = {
     ),
     "a path name": lambda c: c.update(
         parameterization={
-            "rectified_flow": {"path": "hostile_module:net", "prediction": "flow", "data_at": 0, "time_scale": 1.0},
+            "rectified_flow": {
+                "path": "hostile_module:net",
+                "prediction": "flow",
+                "data_at": 0,
+                "time_scale": 1.0,
+            },
             "keywords": None,
         }
     ),
-    "a parameterization factory": lambda c: c.update(parameterization={"factory": "hostile_module:net"}),
+    "a parameterization factory": lambda c: c.update(
+        parameterization={"factory": "hostile_module:net"}
+    ),
     "a normalizer": lambda c: c.update(x_normalizer={"factory": "hostile_module:net"}),
     "another format": lambda c: c.update(format="hostile_module"),
 }
@@ -197,12 +309,17 @@ def test_a_description_is_only_read(tmp_path, trap):
 
 
 def test_a_run_folder_that_came_with_a_student_imports_nothing(tmp_path, trap):
-    """config.yaml beside a student names a factory, as a user's own does: it is said, never followed."""
+    """config.yaml beside a student names a factory, as a user's own does: it is said, never
+    followed."""
     folder = tmp_path / "run" / "student"
     torch.manual_seed(0)
     export_student(folder, torch.nn.Linear(2, 2), t_list=[1.0, 0.0], horizon=(1, 2))
-    (tmp_path / "run" / "config.yaml").write_text("teacher: {factory: 'hostile_module:net', arguments: {a: 1}}\n")
-    with pytest.raises(ValueError, match="expected factory=.*its run was made with hostile_module:net"):
+    (tmp_path / "run" / "config.yaml").write_text(
+        "teacher: {factory: 'hostile_module:net', arguments: {a: 1}}\n"
+    )
+    with pytest.raises(
+        ValueError, match="expected factory=.*its run was made with hostile_module:net"
+    ):
         load_run_student(folder)
     assert not trap[1].exists()
     load_run_student(folder, "hostile_module:net")  # what the user names is what is imported
@@ -210,32 +327,56 @@ def test_a_run_folder_that_came_with_a_student_imports_nothing(tmp_path, trap):
 
 
 def test_the_module_that_a_users_config_names_is_imported(trap):
-    cfg = DistillConfig.model_validate({"teacher": {"factory": "hostile_module:net", "prediction": "flow"}})
+    cfg = DistillConfig.model_validate(
+        {"teacher": {"factory": "hostile_module:net", "prediction": "flow"}}
+    )
     load_teacher(cfg)
     assert trap[1].exists()
 
 
 def test_a_folder_names_no_other_file(tmp_path):
-    """A representation from a file is for a user's own config: in a folder it would be any file of the machine."""
-    symmetry = {"group": "C2", "in_rep": ["sign"] * 2, "cond_rep": ["sign"] * 2, "out_rep": ["sign"] * 2}
-    save_network(tmp_path / "t", build_model({"class": "eCondTransformerRegressor", **symmetry, **_SMALL}))
+    """A representation from a file is for a user's own config: in a folder it would be any file of
+    the machine."""
+    symmetry = {
+        "group": "C2",
+        "in_rep": ["sign"] * 2,
+        "cond_rep": ["sign"] * 2,
+        "out_rep": ["sign"] * 2,
+    }
+    save_network(
+        tmp_path / "t", build_model({"class": "eCondTransformerRegressor", **symmetry, **_SMALL})
+    )
 
     np.savez(tmp_path / "g.npz", matrices=-np.eye(2)[None])
     good = tmp_path / "good"
     shutil.copytree(tmp_path / "t", good)
     load_network(good)
-    forge(tmp_path / "t", lambda c: c["network"].update(in_rep={"matrices": str(tmp_path / "g.npz")}))
+    forge(
+        tmp_path / "t", lambda c: c["network"].update(in_rep={"matrices": str(tmp_path / "g.npz")})
+    )
     with pytest.raises(ValueError, match="network.in_rep"):
         load_network(tmp_path / "t")
-    forge(tmp_path / "t", lambda c: c["network"].update(in_rep=[{"matrices": str(tmp_path / "g.npz")}]))
+    forge(
+        tmp_path / "t",
+        lambda c: c["network"].update(in_rep=[{"matrices": str(tmp_path / "g.npz")}]),
+    )
     with pytest.raises(ValueError, match="network.in_rep .*none of them from a file"):
         load_network(tmp_path / "t")
 
 
-@pytest.mark.parametrize("group", ["IcosahedralxIcosahedralxIcosahedral", "OctahedralxOctahedral", "D8xD8", "C8xC8xC8"])
+@pytest.mark.parametrize(
+    "group", ["IcosahedralxIcosahedralxIcosahedral", "OctahedralxOctahedral", "D8xD8", "C8xC8xC8"]
+)
 def test_a_group_that_the_tensors_do_not_allow_is_not_built(tmp_path, group):
-    symmetry = {"group": "C2", "in_rep": ["sign"] * 2, "cond_rep": ["sign"] * 2, "out_rep": ["sign"] * 2}
-    save_network(tmp_path / "t", build_model({"class": "eCondTransformerRegressor", **symmetry, **_SMALL}))
+    symmetry = {
+        "group": "C2",
+        "in_rep": ["sign"] * 2,
+        "cond_rep": ["sign"] * 2,
+        "out_rep": ["sign"] * 2,
+    }
+    save_network(
+        tmp_path / "t", build_model({"class": "eCondTransformerRegressor", **symmetry, **_SMALL})
+    )
     forge(tmp_path / "t", lambda c: c["network"].update(group=group))
     with pytest.raises(ValueError, match="network.group as a group of an order within"):
         load_network(tmp_path / "t")

@@ -1,4 +1,5 @@
-"""The set-up: what it reads, what it would install where, and that README, CI and scripts say the same."""
+"""The set-up: what it reads, what it would install where, and that README, CI and scripts say the
+same."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-# What a user's own environment may hold: torch and numpy as old or new as they like, and things of no concern.
+# What a user's own environment may hold: torch and numpy as old or new as they like, and things of
+# no concern.
 THEIRS = {"torch": "2.6.0+cu118", "numpy": "2.3.1", "pydantic": "2.8.0", "some-project": "1"}
 
 
@@ -32,7 +34,9 @@ def load(name: str, path: Path) -> ModuleType:
 
 
 setup_env = load("setup_env", ROOT / "tools" / "setup_env.py")
-stand_in = load("wigner_d_stand_in", ROOT / "tools" / "lie_learn" / "lie_learn/representations/SO3/wigner_d.py")
+stand_in = load(
+    "wigner_d_stand_in", ROOT / "tools" / "lie_learn" / "lie_learn/representations/SO3/wigner_d.py"
+)
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARRAYS = setup_env.read_requirements(PYPROJECT)
@@ -45,11 +49,15 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def applies(requirement: Requirement, python: str) -> bool:
-    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
+    environment = {
+        **default_environment(),
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+    }
     return requirement.marker is None or requirement.marker.evaluate(environment)
 
 
-# ---- Reading pyproject.toml and the constraints -------------------------------------------------------------------
+# ---- Reading pyproject.toml and the constraints --------------------------------------------------
 
 
 def test_requirements_are_read_as_a_toml_parser_reads_them():
@@ -60,8 +68,13 @@ def test_requirements_are_read_as_a_toml_parser_reads_them():
 
 
 def test_the_reader_takes_arrays_of_one_requirement_a_line():
-    text = """build = ["a"]\nx = [\n    "b>=1; python_version < '3.13'",\n    "c[d]",\n]\ny = [\n]\n"""
-    assert setup_env.read_requirements(text) == {"x": ["b>=1; python_version < '3.13'", "c[d]"], "y": []}
+    text = (
+        """build = ["a"]\nx = [\n    "b>=1; python_version < '3.13'",\n    "c[d]",\n]\ny = [\n]\n"""
+    )
+    assert setup_env.read_requirements(text) == {
+        "x": ["b>=1; python_version < '3.13'", "c[d]"],
+        "y": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -103,10 +116,14 @@ def test_what_the_set_up_installs_is_pinned_within_its_range(python):
     asked += [*setup_env.ESCNN_NEEDS, setup_env.FLIGHTS]
     for requirement in filter(lambda r: applies(r, python), map(Requirement, asked)):
         name = setup_env.canonical(requirement.name)
-        pins = [pin for pin in PINS if setup_env.canonical(pin.name) == name and applies(pin, python)]
+        pins = [
+            pin for pin in PINS if setup_env.canonical(pin.name) == name and applies(pin, python)
+        ]
         assert len(pins) == 1, name
         version = next(iter(pins[0].specifier)).version
-        assert requirement.specifier.contains(version), f"{name} {version} is not within {requirement.specifier}"
+        assert requirement.specifier.contains(version), (
+            f"{name} {version} is not within {requirement.specifier}"
+        )
 
 
 def test_escnn_is_pinned_where_pip_alone_would_leave_it_out():
@@ -116,7 +133,7 @@ def test_escnn_is_pinned_where_pip_alone_would_leave_it_out():
     assert escnn.specifier.contains(next(iter(pin.specifier)).version)
 
 
-# ---- What would be installed --------------------------------------------------------------------------------------
+# ---- What would be installed ---------------------------------------------------------------------
 
 
 def test_our_own_environment_gets_every_dependency_but_escnn_which_comes_bare():
@@ -124,22 +141,31 @@ def test_our_own_environment_gets_every_dependency_but_escnn_which_comes_bare():
     asked = names([line for group in ("dependencies", "viz", "dev") for line in ARRAYS[group]])
     assert names(lines) == (asked - {"escnn"}) | set(setup_env.ESCNN_NEEDS)
     # Whatever is there already, in .venv the pins decide.
-    assert setup_env.wanted(["dependencies"], THEIRS, ours=True) == setup_env.wanted(["dependencies"], {}, ours=True)
+    assert setup_env.wanted(["dependencies"], THEIRS, ours=True) == setup_env.wanted(
+        ["dependencies"], {}, ours=True
+    )
     assert setup_env.effective_pins(THEIRS, ours=True) == PIN_LINES
 
 
 @pytest.mark.parametrize("mine", [("torch", "numpy"), ("torch",), ("numpy",), ()])
 def test_a_users_own_torch_and_numpy_are_neither_asked_for_nor_moved(mine):
-    found = {name: version for name, version in THEIRS.items() if name not in ("torch", "numpy") or name in mine}
+    found = {
+        name: version
+        for name, version in THEIRS.items()
+        if name not in ("torch", "numpy") or name in mine
+    }
     lines = setup_env.wanted(["dependencies", "viz"], found, ours=False)
     pins = setup_env.effective_pins(found, ours=False)
     for name in ("torch", "numpy"):
         of_it = [pin for pin in pins if setup_env.requirement_name(pin) == name]
         if name in mine:
-            # Frozen at the very version that is there, so that no dependency of another package can move it.
+            # Frozen at the very version that is there, so that no dependency of another package can
+            # move it.
             assert name not in names(lines) and of_it == [f"{name}=={THEIRS[name]}"]
         else:
-            assert name in names(lines) and of_it == [pin for pin in PIN_LINES if pin.startswith(f"{name}==")]
+            assert name in names(lines) and of_it == [
+                pin for pin in PIN_LINES if pin.startswith(f"{name}==")
+            ]
 
 
 def test_in_a_users_environment_only_what_is_missing_is_pinned():
@@ -149,7 +175,7 @@ def test_in_a_users_environment_only_what_is_missing_is_pinned():
     assert "pydantic" in names(setup_env.wanted(["dependencies"], THEIRS, ours=False))
 
 
-# ---- Where --------------------------------------------------------------------------------------------------------
+# ---- Where ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -202,7 +228,7 @@ def test_variables_that_would_lead_pip_elsewhere_are_not_passed_on(monkeypatch):
     assert passed["PIP_EXTRA_INDEX_URL"] == "https://example.org"
 
 
-# ---- The stand-in for lie_learn -----------------------------------------------------------------------------------
+# ---- The stand-in for lie_learn ------------------------------------------------------------------
 
 ANGLES = np.random.default_rng(0).uniform(-np.pi, np.pi, (6, 3))
 
@@ -236,7 +262,8 @@ def test_the_stand_ins_matrices_are_orthogonal_irreps_of_rotations(degree):
         assert np.abs(a @ a.T - np.eye(len(a))).max() < 1e-12
         product = rotation(degree, angles_of(turned(*first) @ turned(*second)))
         assert np.abs(product - a @ b).max() < 1e-10
-        # Which irrep it is, up to a basis: its character, a function of the angle w of the rotation alone.
+        # Which irrep it is, up to a basis: its character, a function of the angle w of the rotation
+        # alone.
         w = np.arccos(np.clip((np.trace(turned(*first)) - 1) / 2, -1, 1))
         assert np.trace(a) == pytest.approx(np.sin((degree + 0.5) * w) / np.sin(w / 2), abs=1e-8)
 
@@ -248,7 +275,8 @@ def test_degree_one_is_the_rotation_of_y_z_x():
 
 
 def test_the_stand_ins_values_are_those_of_lie_learn_itself():
-    # What is importable is the published package, or the stand-in where no wheel of it fits; both must agree.
+    # What is importable is the published package, or the stand-in where no wheel of it fits; both
+    # must agree.
     from lie_learn.representations.SO3.wigner_d import wigner_D_matrix
 
     for degree in range(7):
@@ -263,13 +291,18 @@ def test_the_stand_in_refuses_what_it_does_not_have():
         stand_in.wigner_D_matrix(1, 0.1, 0.2, 0.3, field="complex")
 
 
-# ---- The commands -------------------------------------------------------------------------------------------------
+# ---- The commands --------------------------------------------------------------------------------
 
 
 def commands(text: str) -> list[str]:
     """Lines of the shell blocks of a Markdown text."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    return [
+        line.partition("  #")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip()
+    ]
 
 
 def script(name: str) -> str:
@@ -283,10 +316,17 @@ def test_the_readme_names_one_command_for_the_job_and_one_for_the_tests():
 
 
 def test_every_script_that_the_readme_calls_exists_and_those_called_by_name_can_be_executed():
-    called = {word for line in commands(README) for word in re.findall(r"(?:tools|recipes|\.ci)/[\w./-]+", line)}
+    called = {
+        word
+        for line in commands(README)
+        for word in re.findall(r"(?:tools|recipes|\.ci)/[\w./-]+", line)
+    }
     assert {"tools/setup.sh", "tools/check.sh", "recipes/distill.py"} <= called
     assert all((ROOT / path).exists() for path in called)
-    assert all(os.access(ROOT / path, os.X_OK) for path in [*(p for p in called if p.endswith(".sh")), ".ci/run"])
+    assert all(
+        os.access(ROOT / path, os.X_OK)
+        for path in [*(p for p in called if p.endswith(".sh")), ".ci/run"]
+    )
 
 
 def test_ci_runs_the_readmes_test_command_to_the_letter():
@@ -298,7 +338,9 @@ def test_ci_runs_the_readmes_test_command_to_the_letter():
 def test_what_the_checks_run_is_installed_for_developers():
     modules = set(re.findall(r'"\$python" -m (\w+)', script("tools/check.sh")))
     assert modules == {"ruff", "pyright", "pytest"} and modules <= names(ARRAYS["dev"])
-    assert ("--numprocesses" in script("tools/check.sh")) <= ("pytest-xdist" in names(ARRAYS["dev"]))
+    assert ("--numprocesses" in script("tools/check.sh")) <= (
+        "pytest-xdist" in names(ARRAYS["dev"])
+    )
 
 
 def test_what_the_checks_ask_of_the_set_up_is_among_its_options():
@@ -309,8 +351,11 @@ def test_what_the_checks_ask_of_the_set_up_is_among_its_options():
 
 
 def set_up(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """tools/setup.sh in no environment but what `variables` say, from a folder that isn't the checkout."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON")}
+    """tools/setup.sh in no environment but what `variables` say, from a folder that isn't the
+    checkout."""
+    inherited = {
+        k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON")
+    }
     return subprocess.run(
         [str(ROOT / "tools" / "setup.sh"), *arguments],
         env={**inherited, **variables},

@@ -1,5 +1,5 @@
-"""Networks in shards (FSDP2, on two processes of a CPU): the same numbers as in one piece, full where they are handed
-out."""
+"""Networks in shards (FSDP2, on two processes of a CPU): the same numbers as in one piece, full
+where they are handed out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def found(sharded, request) -> dict:
 
 
 def test_weights_moments_and_their_average_are_shards(found):
-    assert found["first parameters are shards"] and found["shadow is shards"] and found["optimiser holds shards"]
+    assert (
+        found["first parameters are shards"]
+        and found["shadow is shards"]
+        and found["optimiser holds shards"]
+    )
 
 
 def test_a_plan_counts_the_bytes_of_the_larger_shard(sharded):

@@ -1,4 +1,5 @@
-"""Stages: draws that depend on nothing but their place, updates that can be stopped and split among processes."""
+"""Stages: draws that depend on nothing but their place, updates that can be stopped and split among
+processes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 from toy import ToyTask, ToyTeacher
 
 from fastgen.checkpoint import load_tensors, save_tensors
-from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig, SampleTimestepConfig, TeacherTrainConfig
+from fastgen.config import (
+    DMDConfig,
+    EMAConfig,
+    OptimizerConfig,
+    SampleTimestepConfig,
+    TeacherTrainConfig,
+)
 from fastgen.discriminators import discriminator_for
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.draws import Draws
@@ -39,7 +46,8 @@ def draws(rank: int = 0, world: int = 1, *, seed: int = 0, stage: str = "kd") ->
     return Draws(seed, stage, process(rank, world), BATCH)
 
 
-# What a stage draws in one step: rows of 31 (so that a batch can span two epochs), noise and integers.
+# What a stage draws in one step: rows of 31 (so that a batch can span two epochs), noise and
+# integers.
 DRAWN = {
     "rows": lambda d, step: d.rows(step, 31),
     "rows of a small set": lambda d, step: d.rows(step, 5),
@@ -49,7 +57,7 @@ DRAWN = {
 drawn = pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN.keys())
 
 
-# ---- Draws --------------------------------------------------------------------------------------------------------
+# ---- Draws ---------------------------------------------------------------------------------------
 
 
 @drawn
@@ -108,22 +116,30 @@ def test_only_a_shared_generator_is_equal_everywhere():
 
 
 def test_a_batch_that_does_not_divide_among_the_processes_is_refused():
-    with pytest.raises(ValueError, match="train.batch_size to be a multiple of the 5 processes, got 12"):
+    with pytest.raises(
+        ValueError, match="train.batch_size to be a multiple of the 5 processes, got 12"
+    ):
         draws(0, 5)
-    with pytest.raises(ValueError, match="a multiple of the 2 processes times 4 micro-batches, got 12"):
+    with pytest.raises(
+        ValueError, match="a multiple of the 2 processes times 4 micro-batches, got 12"
+    ):
         Draws(0, "kd", process(0, 2), BATCH, accumulation=4)
 
 
-# ---- A network in training ----------------------------------------------------------------------------------------
+# ---- A network in training -----------------------------------------------------------------------
 
 
 def trained(
     seed: int = 0, *, total: int = 20, ema: bool = True, network: nn.Module | None = None, **options
 ) -> TrainedNetwork:
     torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)) if network is None else network
+    network = (
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)) if network is None else network
+    )
     cfg = OptimizerConfig(**{"lr": 0.05, "warmup_steps": 3, "weight_decay": 0.1, **options})
-    return TrainedNetwork(network, cfg, total, start_accelerator(1), ema=EMAConfig(decay=0.8) if ema else None)
+    return TrainedNetwork(
+        network, cfg, total, start_accelerator(1), ema=EMAConfig(decay=0.8) if ema else None
+    )
 
 
 def loss_at(network: TrainedNetwork, step: int) -> Tensor:
@@ -154,7 +170,15 @@ def test_a_network_whose_state_went_through_a_file_goes_on_bit_for_bit(tmp_path,
     assert not equal(trained().tensors(), whole.tensors())
 
 
-PARTS = ["weights", "weights.0.bias", "ema", "ema.2.weight", "optimizer", "optimizer.0", "optimizer.1.exp_avg_sq"]
+PARTS = [
+    "weights",
+    "weights.0.bias",
+    "ema",
+    "ema.2.weight",
+    "optimizer",
+    "optimizer.0",
+    "optimizer.1.exp_avg_sq",
+]
 
 
 @pytest.mark.parametrize("part", [*PARTS, "skipped"])
@@ -162,19 +186,25 @@ def test_a_state_that_lacks_a_part_is_refused_by_its_name(part):
     network = trained()
     train(network, range(3))
     state = {key: value for key, value in network.tensors().items() if not key.startswith(part)}
-    with pytest.raises(ValueError, match=part.removeprefix("optimizer.").replace("optimizer", "optimiser")) as raised:
+    with pytest.raises(
+        ValueError, match=part.removeprefix("optimizer.").replace("optimizer", "optimiser")
+    ) as raised:
         trained().load_tensors(state)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["weights.0.bias", "ema.0.bias", "optimizer.1.exp_avg"])
-@pytest.mark.parametrize("change", [lambda value: value[:1], lambda value: value.double(), lambda value: value[None]])
+@pytest.mark.parametrize(
+    "change", [lambda value: value[:1], lambda value: value.double(), lambda value: value[None]]
+)
 def test_a_state_of_another_shape_or_dtype_is_refused_by_its_name(name, change):
     network = trained()
     train(network, range(3))
     state = network.tensors()
     state[name] = change(state[name])
-    with pytest.raises(ValueError, match=f"expected {name.removeprefix('optimizer.')} of .* to be .*, got"):
+    with pytest.raises(
+        ValueError, match=f"expected {name.removeprefix('optimizer.')} of .* to be .*, got"
+    ):
         trained().load_tensors(state)
 
 
@@ -201,7 +231,9 @@ def test_what_is_averaged_is_a_copy_for_evaluation():
     assert not torch.equal(average.state_dict()["0.weight"], before["0.weight"])
     with torch.no_grad():
         [p.zero_() for p in average.parameters()]
-    assert equal(network.bare.state_dict(), before) and not equal(network.averaged().state_dict(), before)
+    assert equal(network.bare.state_dict(), before) and not equal(
+        network.averaged().state_dict(), before
+    )
 
 
 def test_the_average_counts_updates_from_one():
@@ -234,7 +266,9 @@ class Rooted(nn.Module):
 POISONED = {
     "loss": lambda network: loss_at(network, 0) * float("nan"),
     "infinite loss": lambda network: loss_at(network, 0) * float("inf"),
-    "gradient alone": lambda network: loss_at(network, 0) + Rooted.forward(network.root, torch.ones(1)).sum(),
+    "gradient alone": lambda network: (
+        loss_at(network, 0) + Rooted.forward(network.root, torch.ones(1)).sum()
+    ),
 }
 
 
@@ -246,7 +280,9 @@ def test_an_update_that_is_not_finite_leaves_everything_as_it_was_and_is_counted
 
     network = trained(network=Both(nn.Linear(3, 1), Rooted()))
     network.root = network.bare[1]
-    network.update(loss_at(network, 0) + 0.0 * network.root.w.sum(), 0)  # a gradient that leaves the root at 0
+    network.update(
+        loss_at(network, 0) + 0.0 * network.root.w.sum(), 0
+    )  # a gradient that leaves the root at 0
     train(network, range(1, 3))
     for times, step in ((4, 3), (2, 8)):
         before = copy.deepcopy(network.tensors())
@@ -269,7 +305,8 @@ def test_a_loss_that_is_no_number_is_noticed_though_its_gradient_is_one():
     before = copy.deepcopy(network.tensors())
     loss = loss_at(network, 3) + torch.tensor(float("nan"))
     assert all(
-        bool(g.isfinite().all()) for g in torch.autograd.grad(loss, [*network.bare.parameters()], retain_graph=True)
+        bool(g.isfinite().all())
+        for g in torch.autograd.grad(loss, [*network.bare.parameters()], retain_graph=True)
     )
     assert not math.isfinite(network.update(loss, 3)["grad_norm"])
     assert equal({**network.tensors(), "skipped": before["skipped"]}, before)
@@ -286,7 +323,9 @@ def test_a_skipped_update_leaves_no_trace_in_running_statistics():
     assert after.pop("skipped").tolist() == [1, 1] and before.pop("skipped").tolist() == [0, 0]
     assert equal(after, before)
     train(network, range(2, 3))
-    assert not torch.equal(network.tensors()["weights.1.running_mean"], before["weights.1.running_mean"])
+    assert not torch.equal(
+        network.tensors()["weights.1.running_mean"], before["weights.1.running_mean"]
+    )
 
 
 def test_updates_that_were_skipped_are_counted_on_after_a_resume(tmp_path):
@@ -312,19 +351,29 @@ def test_updates_that_were_skipped_are_told_with_what_they_belong_to():
         if step == 10:
             assert network.tensors()["skipped"].tolist() == [3, 6]
     told += network.take_skipped()
-    assert told == [Skip(2, 1, 1), Skip(2, 2, 2), Skip(4, 1, 3), Skip(5, 1, 4), Skip(5, 2, 5), Skip(6, 3, 6)]
+    assert told == [
+        Skip(2, 1, 1),
+        Skip(2, 2, 2),
+        Skip(4, 1, 3),
+        Skip(5, 1, 4),
+        Skip(5, 2, 5),
+        Skip(6, 3, 6),
+    ]
 
 
 def test_decay_is_for_the_groups_a_network_asks_for():
     class Grouped(nn.Linear):
         def get_optim_groups(self, weight_decay: float) -> list[dict]:
-            return [{"params": [self.weight], "weight_decay": weight_decay}, {"params": [self.bias], "weight_decay": 0}]
+            return [
+                {"params": [self.weight], "weight_decay": weight_decay},
+                {"params": [self.bias], "weight_decay": 0},
+            ]
 
     network = trained(network=Grouped(3, 1), weight_decay=0.25)
     assert [group["weight_decay"] for group in network.optimizer.param_groups] == [0.25, 0]
 
 
-# ---- Stages -------------------------------------------------------------------------------------------------------
+# ---- Stages --------------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -344,7 +393,9 @@ class Recorder:
 
 
 TASK = ToyTask()
-DMD = DMDConfig(student_steps=3, fake_score_warmup_steps=4, fake_steps_per_student_step=3, vsd_norm="rms")
+DMD = DMDConfig(
+    student_steps=3, fake_score_warmup_steps=4, fake_steps_per_student_step=3, vsd_norm="rms"
+)
 
 
 def flow_matching(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
@@ -362,10 +413,17 @@ def distillation(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
 def matching(rank: int = 0, world: int = 1, steps: int = 5) -> tuple[Stage, list[Recorder]]:
     teacher = ToyTeacher()
     # The networks differ, as they do after a warm-up: without that there is no gradient to compare.
-    student, fake_score = Recorder(ToyTeacher(seed=1)), Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=3))
-    pipeline = DMDPipeline(student.network, teacher, fake_score.network, DMD, rank=rank, world_size=world)
+    student, fake_score = (
+        Recorder(ToyTeacher(seed=1)),
+        Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=3)),
+    )
+    pipeline = DMDPipeline(
+        student.network, teacher, fake_score.network, DMD, rank=rank, world_size=world
+    )
     inputs = TASK.train.network_inputs()
-    return DistributionMatching(student, fake_score, pipeline, *inputs, DMD, steps, draws(rank, world)), [
+    return DistributionMatching(
+        student, fake_score, pipeline, *inputs, DMD, steps, draws(rank, world)
+    ), [
         student,
         fake_score,
     ]
@@ -373,7 +431,9 @@ def matching(rank: int = 0, world: int = 1, steps: int = 5) -> tuple[Stage, list
 
 def consistency(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
     student, inputs = Recorder(ToyTeacher(seed=1)), TASK.train.network_inputs()
-    stage = ConsistencyDistillation(student, ToyTeacher(), *inputs, DMD, 5, 0.02, draws(rank, world))
+    stage = ConsistencyDistillation(
+        student, ToyTeacher(), *inputs, DMD, 5, 0.02, draws(rank, world)
+    )
     return stage, [student]
 
 
@@ -400,7 +460,10 @@ EVERYTHING = DMDConfig(
 def everything(rank: int = 0, world: int = 1, steps: int = 5) -> tuple[Stage, list[Recorder]]:
     """DMD with each of its branches on."""
     teacher, (x0, cond) = ToyTeacher(), TASK.train.network_inputs()
-    student, fake_score = Recorder(ToyTeacher(seed=1)), Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=3))
+    student, fake_score = (
+        Recorder(ToyTeacher(seed=1)),
+        Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=3)),
+    )
     discriminator = Recorder(discriminator_for(teacher, x0, cond, blocks=EVERYTHING.gan_blocks))
     pipeline = DMDPipeline(
         student.network,
@@ -443,7 +506,9 @@ def in_micro_batches(stage: Stage, accumulation: int) -> Stage:
 
 @stages
 @pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (3, 1), (1, 3), (2, 3), (3, 2)])
-def test_the_mean_gradient_of_many_processes_and_micro_batches_is_that_of_one(make, world, accumulation):
+def test_the_mean_gradient_of_many_processes_and_micro_batches_is_that_of_one(
+    make, world, accumulation
+):
     def run(rank: int, world: int, accumulation: int = 1) -> list[Tensor]:
         stage, recorders = make(rank, world)
         in_micro_batches(stage, accumulation)
@@ -456,7 +521,10 @@ def test_the_mean_gradient_of_many_processes_and_micro_batches_is_that_of_one(ma
     for one, *many in zip(whole, *parts, strict=True):
         assert torch.allclose(torch.stack(many).mean(0), one, rtol=1e-4, atol=1e-5)
     # A process on its own sees another batch: the agreement above is not that of constants.
-    assert world == 1 or max(float((a - b).abs().max()) for a, b in zip(whole, parts[0], strict=True)) > 1e-3
+    assert (
+        world == 1
+        or max(float((a - b).abs().max()) for a, b in zip(whole, parts[0], strict=True)) > 1e-3
+    )
 
 
 @stages
@@ -478,16 +546,26 @@ class Conditioned(nn.Module):
 
     def __init__(self, labelled: bool) -> None:
         super().__init__()
-        self.linear, self.label, self.seen = nn.Linear(6, 5), nn.Embedding(3, 5) if labelled else None, []
+        self.linear, self.label, self.seen = (
+            nn.Linear(6, 5),
+            nn.Embedding(3, 5) if labelled else None,
+            [],
+        )
 
     def forward(self, x: Tensor, t: Tensor, cond) -> Tensor:
         self.seen.append(cond)
         v = self.linear(torch.cat([x, t[:, None].to(x.dtype)], 1))
-        return v if self.label is None else v + self.label(cond["label"] if isinstance(cond, dict) else cond)
+        return (
+            v
+            if self.label is None
+            else v + self.label(cond["label"] if isinstance(cond, dict) else cond)
+        )
 
 
 @pytest.mark.parametrize("kind", STAGES)
-@pytest.mark.parametrize("cond", [None, LABELS, {"label": LABELS, "row": torch.arange(len(LABELS))}])
+@pytest.mark.parametrize(
+    "cond", [None, LABELS, {"label": LABELS, "row": torch.arange(len(LABELS))}]
+)
 def test_stages_take_any_condition_and_keep_it_beside_its_sample(kind, cond):
     x0 = torch.arange(float(len(LABELS)))[:, None].expand(-1, 5)
     network, teacher = (Conditioned(cond is not None) for _ in range(2))
@@ -503,7 +581,9 @@ def test_stages_take_any_condition_and_keep_it_beside_its_sample(kind, cond):
         dmd = DMD.model_copy(update={"fake_score_warmup_steps": 0})
         fake_score = create_fake_score(teacher, num_rungs=3)
         pipeline = DMDPipeline(network, teacher, fake_score, dmd)
-        stage = DistributionMatching(Recorder(network), Recorder(fake_score), pipeline, x0, cond, dmd, 5, draws())
+        stage = DistributionMatching(
+            Recorder(network), Recorder(fake_score), pipeline, x0, cond, dmd, 5, draws()
+        )
     stage.update(0)
     rows, given = draws().rows(0, len(LABELS)), network.seen[0]
     if cond is None:
@@ -519,7 +599,9 @@ def test_what_an_update_returns_can_be_logged(make):
     stage, _ = make()
     for step in (0, stage.steps - 1):
         logs = {key: float(value) for key, value in stage.update(step).items()}
-        assert logs["loss"] >= 0 and not any(getattr(v, "requires_grad", False) for v in stage.update(step).values())
+        assert logs["loss"] >= 0 and not any(
+            getattr(v, "requires_grad", False) for v in stage.update(step).values()
+        )
 
 
 @pytest.mark.parametrize("steps", [1, 5])
@@ -553,14 +635,19 @@ def test_no_two_updates_of_dmd_see_the_same_noise():
     stage.pipeline.generate = spy
     for step in range(stage.steps):
         stage.update(step)
-    assert len(noise) == 4 + 5 * (1 + 2)  # the first of three fake-score updates takes the student's samples
+    assert len(noise) == 4 + 5 * (
+        1 + 2
+    )  # the first of three fake-score updates takes the student's samples
     assert len({eps.numpy().tobytes() for eps in noise}) == len(noise)
 
 
 def test_flow_matching_near_pure_noise_learns_the_mean_given_the_condition():
-    # X | Z ~ N(Z, 0.1 I): at t = 1 the best flow is eps - Z, which is linear, so a step from noise lands at Z.
+    # X | Z ~ N(Z, 0.1 I): at t = 1 the best flow is eps - Z, which is linear, so a step from noise
+    # lands at Z.
     x0, cond = TASK.train.network_inputs()
-    cfg = TeacherTrainConfig(steps=400, batch_size=BATCH, t=SampleTimestepConfig(min_t=0.99, max_t=1.0))
+    cfg = TeacherTrainConfig(
+        steps=400, batch_size=BATCH, t=SampleTimestepConfig(min_t=0.99, max_t=1.0)
+    )
     network = trained(network=ToyTeacher(), total=cfg.steps, ema=False, lr=0.03, weight_decay=0.0)
     stage = FlowMatching(network, x0, cond, cfg, draws(stage="teacher"))
     for step in range(stage.steps):

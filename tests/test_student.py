@@ -1,4 +1,5 @@
-"""What a student computes: units, rungs, shapes, noise, dtypes; with networks whose answer is known."""
+"""What a student computes: units, rungs, shapes, noise, dtypes; with networks whose answer is
+known."""
 
 import pytest
 import torch
@@ -27,7 +28,13 @@ class Probe(nn.Module):
 
 
 def student(network: nn.Module, **changes) -> Student:
-    options = {"t_list": T_LIST, "steps": [1, 2, 4], "sample_type": "sde", "pred_type": "flow", "horizon": (6, 2)}
+    options = {
+        "t_list": T_LIST,
+        "steps": [1, 2, 4],
+        "sample_type": "sde",
+        "pred_type": "flow",
+        "horizon": (6, 2),
+    }
     return Student(network, **{**options, "cond_horizon": (2, 2), **changes})
 
 
@@ -50,7 +57,9 @@ def test_samples_are_in_original_units_and_conditions_are_normalised():
         return z[:, :1].repeat(1, 3, 2)  # normalised Z_0 at each of 3 tokens of 2 waypoints
 
     network = Probe(first_point)
-    model = student(network, pred_type="x0", pack=2, x_normalizer=x_normalizer, z_normalizer=z_normalizer)
+    model = student(
+        network, pred_type="x0", pack=2, x_normalizer=x_normalizer, z_normalizer=z_normalizer
+    )
     z = torch.randn(5, 2, 2, dtype=torch.float64)
     x = model.sample(z, generator=seeded())
     expected = x_normalizer.denormalize(z_normalizer.normalize(z)[:, :1]).expand(-1, 6, -1)
@@ -59,11 +68,14 @@ def test_samples_are_in_original_units_and_conditions_are_normalised():
 
 
 def test_noise_lives_in_normalised_space():
-    # flow = -x_t / (1 - t) + ... : with flow 0 a one-step sample is t_1 noise, so the sample shows the noise itself.
+    # flow = -x_t / (1 - t) + ... : with flow 0 a one-step sample is t_1 noise, so the sample shows
+    # the noise itself.
     model = student(Probe(lambda x, t, z: 0 * x), pack=3, x_normalizer=Normalizer(MEAN, SCALE))
     noise = torch.randn(4, 6, 2, generator=seeded(), dtype=torch.float64)
     x = model.sample(torch.zeros(4, 1, 2), steps=1, noise=noise)
-    assert torch.allclose(x, MEAN.double() + T_LIST[0] * noise @ SCALE.double().T, rtol=0, atol=1e-12)
+    assert torch.allclose(
+        x, MEAN.double() + T_LIST[0] * noise @ SCALE.double().T, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, None])
@@ -88,7 +100,9 @@ def test_many_samples_are_samples_of_each_condition():
     many = model.sample(z, num_samples=5, steps=1, noise=noise)
     assert many.shape == (3, 5, 6, 2)
     for k in range(5):
-        assert torch.allclose(many[:, k], model.sample(z, steps=1, noise=noise[:, k]), rtol=0, atol=1e-12)
+        assert torch.allclose(
+            many[:, k], model.sample(z, steps=1, noise=noise[:, k]), rtol=0, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("sample_type", ["ode", "sde"])
@@ -101,7 +115,9 @@ def test_the_same_generator_gives_the_same_bits_and_is_what_the_sampler_sees(sam
     assert not torch.equal(x, model.sample(z, generator=seeded(8)))
     generator = seeded(7)
     noise = torch.randn(3, 6, 2, generator=generator)
-    reference = sample_student(network, pack_tokens(noise, 2), T_LIST, z, sample_type=sample_type, generator=generator)
+    reference = sample_student(
+        network, pack_tokens(noise, 2), T_LIST, z, sample_type=sample_type, generator=generator
+    )
     assert torch.equal(x, reference.reshape(3, 6, 2))
 
 
@@ -152,8 +168,12 @@ def test_networks_of_ones_own_take_any_condition():
     cond = {"a": torch.arange(3.0)[:, None], "b": (torch.ones(3, 1),)}
     x = model.sample(cond, num_samples=2)
     assert torch.equal(x, torch.arange(1.0, 4.0).double()[:, None, None, None].expand(3, 2, 6, 2))
-    free = student(Probe(lambda x, t, cond: 0 * x + (cond is None)), cond_horizon=None, pred_type="x0")
-    assert torch.equal(free.sample(None, num_samples=4), torch.ones(1, 4, 6, 2, dtype=torch.float64))
+    free = student(
+        Probe(lambda x, t, cond: 0 * x + (cond is None)), cond_horizon=None, pred_type="x0"
+    )
+    assert torch.equal(
+        free.sample(None, num_samples=4), torch.ones(1, 4, 6, 2, dtype=torch.float64)
+    )
     assert free.sample(None, noise=torch.randn(5, 6, 2)).shape == (5, 6, 2)
     with pytest.raises(ValueError, match=r"same number of rows in cond, got \[2, 3\]"):
         model.sample({"a": torch.ones(2, 1), "b": (torch.ones(3, 1),)})
@@ -163,7 +183,9 @@ def test_networks_of_ones_own_take_any_condition():
 
 @pytest.mark.parametrize("shape", [(5,), (4, 3), (3, 4, 4), (2, 3, 4, 5)])
 def test_samples_have_any_shape(shape):
-    model = student(Probe(lambda x, t, cond: 0.3 * x), horizon=shape, cond_horizon=None, sample_type="ode")
+    model = student(
+        Probe(lambda x, t, cond: 0.3 * x), horizon=shape, cond_horizon=None, sample_type="ode"
+    )
     noise = torch.randn(6, *shape, dtype=torch.float64)
     x = model.sample(None, noise=noise)
     assert x.shape == noise.shape and model.sample(None).shape == (1, *shape)
@@ -192,14 +214,30 @@ Z = torch.zeros(8, 2, 2)
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, r"expected Z of shape \(B, T_z <= 2, 2\), got \(8, 3, 2\)", {"cond": torch.zeros(8, 3, 2)}),
-        (ValueError, r"expected Z of shape \(B, T_z <= 2, 2\), got \(8, 2\)", {"cond": torch.zeros(8, 2)}),
+        (
+            ValueError,
+            r"expected Z of shape \(B, T_z <= 2, 2\), got \(8, 3, 2\)",
+            {"cond": torch.zeros(8, 3, 2)},
+        ),
+        (
+            ValueError,
+            r"expected Z of shape \(B, T_z <= 2, 2\), got \(8, 2\)",
+            {"cond": torch.zeros(8, 2)},
+        ),
         (ValueError, r"expected Z of shape .* got \(8, 0, 2\)", {"cond": torch.zeros(8, 0, 2)}),
         (ValueError, r"expected Z of shape .* got \(8, 2, 3\)", {"cond": torch.zeros(8, 2, 3)}),
         (TypeError, "expected cond as a floating-point Tensor .* got list", {"cond": [[0.0]]}),
-        (TypeError, "expected cond .* got a Tensor of torch.int64", {"cond": torch.zeros(8, 2, 2).long()}),
+        (
+            TypeError,
+            "expected cond .* got a Tensor of torch.int64",
+            {"cond": torch.zeros(8, 2, 2).long()},
+        ),
         (TypeError, "expected cond .* got NoneType", {"cond": None}),
-        (ValueError, r"expected steps among those trained, \[1, 2, 4\], got 3", {"cond": Z, "steps": 3}),
+        (
+            ValueError,
+            r"expected steps among those trained, \[1, 2, 4\], got 3",
+            {"cond": Z, "steps": 3},
+        ),
         (ValueError, "expected steps .* got True", {"cond": Z, "steps": True}),
         (ValueError, "expected steps .* got 2.0", {"cond": Z, "steps": 2.0}),
         (ValueError, "expected num_samples .* got 0", {"cond": Z, "num_samples": 0}),
@@ -214,7 +252,11 @@ Z = torch.zeros(8, 2, 2)
             r"expected noise of shape \(8, 3, 6, 2\)",
             {"cond": Z, "num_samples": 3, "noise": torch.zeros(8, 6, 2)},
         ),
-        (TypeError, "expected noise as a floating-point Tensor", {"cond": Z, "noise": torch.zeros(8, 6, 2).int()}),
+        (
+            TypeError,
+            "expected noise as a floating-point Tensor",
+            {"cond": Z, "noise": torch.zeros(8, 6, 2).int()},
+        ),
     ],
 )
 def test_wrong_arguments_are_named(error, message, call):

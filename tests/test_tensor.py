@@ -75,7 +75,9 @@ def test_low_precision_times_are_refused_with_the_reason(dtype):
     assert ("rounds 0.999 to 1.0" in str(caught.value)) == dtype.is_floating_point
 
 
-@pytest.mark.parametrize("t", [-0.1, 1.5, 500, float("nan"), torch.tensor([0.5, 1.01]), torch.tensor([float("nan")])])
+@pytest.mark.parametrize(
+    "t", [-0.1, 1.5, 500, float("nan"), torch.tensor([0.5, 1.01]), torch.tensor([float("nan")])]
+)
 def test_times_outside_the_unit_interval_are_refused(t):
     with pytest.raises(ValueError, match=r"expected t in \[0, 1\]"):
         check_time(t)
@@ -90,13 +92,17 @@ def test_masks_are_one_flag_a_number_and_means_leave_out_the_rest():
     mean = masked_mean(spoilt, full, 1)
     torch.testing.assert_close(mean, torch.stack([x[0, [0, 2]].mean(0), x[1, 1]]))
     (gradient,) = torch.autograd.grad(mean.sum(), spoilt)
-    torch.testing.assert_close(gradient, full.double() / torch.tensor([2.0, 1.0]).double()[:, None, None])
+    torch.testing.assert_close(
+        gradient, full.double() / torch.tensor([2.0, 1.0]).double()[:, None, None]
+    )
     assert torch.equal(masked_mean(x, None, 1), x.mean(1))
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 4), (3, 2), (2, 3, 4, 1)])
 def test_masks_of_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"expected mask of shape \(2, 3\), or one that broadcasts to \(2, 3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"expected mask of shape \(2, 3\), or one that broadcasts to \(2, 3, 4\)"
+    ):
         expand_mask(torch.ones(shape, dtype=torch.bool), normal(2, 3, 4))
 
 
@@ -111,7 +117,9 @@ def test_in_float64_computes_wide_and_answers_in_the_dtype_named():
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         assert halve(torch.ones(2, dtype=dtype), torch.ones(2)).dtype == dtype
     assert set(seen) == {(torch.float64, torch.float64)}
-    with pytest.raises(TypeError, match="expected x to be a floating point tensor, got torch.int64"):
+    with pytest.raises(
+        TypeError, match="expected x to be a floating point tensor, got torch.int64"
+    ):
         halve(torch.ones(2, dtype=torch.int64), torch.ones(2))
 
 
@@ -180,7 +188,7 @@ def test_unwrap_finds_the_bare_network():
     assert unwrap(compiled) is net
 
 
-# ---- Conditions ---------------------------------------------------------------------------------------------------
+# ---- Conditions ----------------------------------------------------------------------------------
 
 A, B = torch.arange(6.0).view(3, 2), torch.tensor([4, 5, 6])
 CONDITIONS = {
@@ -197,14 +205,19 @@ conditions = pytest.mark.parametrize(("cond", "text"), CONDITIONS.values(), ids=
 def test_rows_of_a_condition_are_rows_of_each_tensor_in_it(cond, text):
     for rows in (torch.tensor([2, 0]), slice(1, 3)):
         taken = take_rows(cond, rows)
-        assert all(torch.equal(x, y[rows]) for x, y in zip(tensors_in(taken), tensors_in(cond), strict=True))
+        assert all(
+            torch.equal(x, y[rows])
+            for x, y in zip(tensors_in(taken), tensors_in(cond), strict=True)
+        )
         assert cond_text(taken, "B") == text.replace("(3", "(B") and cond_text(cond) == text
 
 
 @conditions
 @pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16])
 def test_labels_keep_their_dtype(cond, text, dtype):
-    for x, y in zip(tensors_in(cond_to(cond, torch.device("cpu"), dtype)), tensors_in(cond), strict=True):
+    for x, y in zip(
+        tensors_in(cond_to(cond, torch.device("cpu"), dtype)), tensors_in(cond), strict=True
+    ):
         assert x.dtype == (dtype if dtype is not None and y.is_floating_point() else y.dtype)
         assert torch.equal(x, y.to(x))
 
@@ -212,14 +225,21 @@ def test_labels_keep_their_dtype(cond, text, dtype):
 def test_what_is_no_condition_is_refused():
     assert map_tensors(lambda x: x + 1, [B])[0].tolist() == [5, 6, 7]
     for wrong in ("north", 3, [3], {"a": 1.0}):
-        with pytest.raises(TypeError, match="expected cond as a Tensor, a tuple or mapping of Tensors, or None, got"):
+        with pytest.raises(
+            TypeError,
+            match="expected cond as a Tensor, a tuple or mapping of Tensors, or None, got",
+        ):
             map_tensors(lambda x: x, wrong)
     with pytest.raises(ValueError, match="a scalar Tensor"):
         tensors_in((A, torch.tensor(1)))
 
 
-@pytest.mark.parametrize(("source", "target", "pinned"), [("cpu", "cuda", 1), ("cuda", "cuda", 0), ("cpu", "cpu", 0)])
-def test_only_what_goes_from_the_host_to_a_gpu_is_page_locked_and_not_waited_for(monkeypatch, source, target, pinned):
+@pytest.mark.parametrize(
+    ("source", "target", "pinned"), [("cpu", "cuda", 1), ("cuda", "cuda", 0), ("cpu", "cpu", 0)]
+)
+def test_only_what_goes_from_the_host_to_a_gpu_is_page_locked_and_not_waited_for(
+    monkeypatch, source, target, pinned
+):
     seen: list[tuple[str, bool]] = []
 
     class Elsewhere(torch.Tensor):

@@ -1,4 +1,5 @@
-"""A run can be stopped anywhere: resumed equals uninterrupted, bit for bit, and nothing is overwritten."""
+"""A run can be stopped anywhere: resumed equals uninterrupted, bit for bit, and nothing is
+overwritten."""
 
 import json
 import os
@@ -16,7 +17,12 @@ from torch import Tensor, nn
 from toy import Pulled, ToyTask, ToyTeacher, plug_pulled, toy_config, with_everything
 
 import fastgen.trainer as trainer_module
-from fastgen.checkpoint import checkpoint_folders, load_newest_checkpoint, load_tensors, save_checkpoint
+from fastgen.checkpoint import (
+    checkpoint_folders,
+    load_newest_checkpoint,
+    load_tensors,
+    save_checkpoint,
+)
 from fastgen.config import LoopConfig
 from fastgen.distillation import Distillation, distill
 from fastgen.run_log import read_log, timeless
@@ -35,12 +41,17 @@ def train(cfg) -> Distillation:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return {f"{f.stem}.{k}": v for f in sorted((run_dir / "stages").iterdir()) for k, v in load_file(f).items()}
+    return {
+        f"{f.stem}.{k}": v
+        for f in sorted((run_dir / "stages").iterdir())
+        for k, v in load_file(f).items()
+    }
 
 
 @contextmanager
 def changed_checkpoint(run_dir: Path) -> Iterator[tuple[dict[str, Tensor], dict]]:
-    """Tensors and JSON of the newest checkpoint, to change; it is written again with checksums that are right."""
+    """Tensors and JSON of the newest checkpoint, to change; it is written again with checksums that
+    are right."""
     newest, found = checkpoint_folders(run_dir)[-1], load_newest_checkpoint(run_dir)
     assert found is not None
     yield found
@@ -56,7 +67,12 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("stage", "step"),
-    [(KnowledgeDistillation, 1), (KnowledgeDistillation, 5), (DistributionMatching, 2), (DistributionMatching, 7)],
+    [
+        (KnowledgeDistillation, 1),
+        (KnowledgeDistillation, 5),
+        (DistributionMatching, 2),
+        (DistributionMatching, 7),
+    ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, stage, step):
     with plug_pulled(stage, step):
@@ -117,7 +133,9 @@ def test_a_damaged_checkpoint_that_is_passed_again_is_in_nobodys_way(tmp_path, u
     assert (newest.parent / newest.name.replace("step", "damaged") / "notes.txt").exists()
 
 
-@pytest.mark.parametrize(("name", "said"), [("elsewhere.npz", "[Errno 2] No such file"), (None, "cannot write")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("elsewhere.npz", "[Errno 2] No such file"), (None, "cannot write")]
+)
 def test_an_error_about_a_file_of_somebody_else_is_not_called_a_failed_write(tmp_path, name, said):
     def broken(step: int) -> dict:
         raise FileNotFoundError(2, "No such file", name and str(tmp_path.parent / name))
@@ -126,12 +144,17 @@ def test_an_error_about_a_file_of_somebody_else_is_not_called_a_failed_write(tmp
     stage.update = broken
     with pytest.raises(OSError, match=re.escape(said)) as raised:
         follow(tmp_path, SCORES, stages=[stage])
-    assert "nothing was saved yet" in str(raised.value) and ("room" in str(raised.value)) == (name is None)
+    assert "nothing was saved yet" in str(raised.value) and ("room" in str(raised.value)) == (
+        name is None
+    )
 
 
 def test_a_resume_of_nothing_says_so(tmp_path, capsys):
     follow(tmp_path, SCORES, resume=True)
-    assert f"nothing to resume in {tmp_path}: the run starts at its beginning" in capsys.readouterr().err
+    assert (
+        f"nothing to resume in {tmp_path}: the run starts at its beginning"
+        in capsys.readouterr().err
+    )
     follow(tmp_path, SCORES, resume=True)
     assert "nothing to resume" not in capsys.readouterr().err
 
@@ -146,7 +169,9 @@ def test_all_processes_decide_by_the_scores_of_the_main_one(tmp_path, monkeypatc
     monkeypatch.setattr(trainer_module.Trainer, "_means", lambda self, logs: dict(logs))
     monkeypatch.setattr(trainer_module.Trainer, "_stopped_by", lambda self: 0)
     monkeypatch.setattr(trainer_module.Accelerator, "num_processes", 2)
-    monkeypatch.setattr("fastgen.trainer.broadcast_object_list", lambda own: [{"energy": -own[0]["energy"]}])
+    monkeypatch.setattr(
+        "fastgen.trainer.broadcast_object_list", lambda own: [{"energy": -own[0]["energy"]}]
+    )
     assert kept(follow(tmp_path, SCORES)) == 1  # the largest of its own scores
 
 
@@ -197,12 +222,15 @@ def test_a_checkpoint_of_another_version_is_refused_by_what_it_lacks(tmp_path):
         follow(tmp_path, SCORES, pull_at=6)
     with changed_checkpoint(tmp_path) as (_, meta):
         del meta["progress"], meta["seconds"]
-    with pytest.raises(ValueError, match="got one of another, without seconds, progress; go on with the version"):
+    with pytest.raises(
+        ValueError, match="got one of another, without seconds, progress; go on with the version"
+    ):
         follow(tmp_path, SCORES, resume=True)
 
 
 def spoil(tensors: dict[str, Tensor], meta: dict, what: str) -> None:
-    """Take out of a checkpoint what `what` names: a prefix of tensors, or a key of the JSON after "meta."."""
+    """Take out of a checkpoint what `what` names: a prefix of tensors, or a key of the JSON after
+    "meta."."""
     if what.startswith("meta."):
         *groups, last = what.split(".")[1:]
         for key in groups:
@@ -216,8 +244,21 @@ def spoil(tensors: dict[str, Tensor], meta: dict, what: str) -> None:
 
 
 PARTS = [
-    *("student", "fake_score", "discriminator", "best", "student.ema", "student.weights", "fake_score.optimizer"),
-    *("student.optimizer.0", "discriminator.optimizer", "fake_score.optimizer.1.exp_avg", "student.skipped"),
+    *(
+        "student",
+        "fake_score",
+        "discriminator",
+        "best",
+        "student.ema",
+        "student.weights",
+        "fake_score.optimizer",
+    ),
+    *(
+        "student.optimizer.0",
+        "discriminator.optimizer",
+        "fake_score.optimizer.1.exp_avg",
+        "student.skipped",
+    ),
     *("meta.position", "meta.step", "meta.scores", "meta.progress.dmd", "meta.progress.dmd.stale"),
     *("meta.progress.dmd.best", "meta.progress.kd.best_step", "meta.iteration"),
 ]
@@ -252,7 +293,9 @@ def test_what_lies_beside_the_checkpoints_is_checked_too(tmp_path, broken_off, f
     data[-2] ^= 1
     (tmp_path / "run" / file).write_bytes(data)
     with pytest.raises(ValueError, match=f"cannot read .*{file}: it does not match its checksum"):
-        train(with_everything(tmp_path / "run", evaluate_every=1).model_copy(update={"resume": True}))
+        train(
+            with_everything(tmp_path / "run", evaluate_every=1).model_copy(update={"resume": True})
+        )
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, uninterrupted):
@@ -316,13 +359,14 @@ def test_a_stopwatch_adds_up_its_laps_and_leaves_out_what_a_restart_forgets(monk
     assert seconds == {"kd": 5.0 + 1.0 + 2.0, "kd_cpu": 3.0 + 5.0}
 
 
-# ---- The best, patience, warnings ---------------------------------------------------------------------------------
+# ---- The best, patience, warnings ----------------------------------------------------------------
 
 NAN = float("nan")
 
 
 class Counter(Stage):
-    """A stage whose only weight is the number of its updates, so that a network says when it was."""
+    """A stage whose only weight is the number of its updates, so that a network says when it
+    was."""
 
     def __init__(self, name: str = "dmd", steps: int = 8, warmup: int = 0) -> None:
         self.name, self.steps, self.warmup = name, steps, warmup
@@ -364,7 +408,8 @@ def follow(
     pull_at: int | None = None,
     **loop,
 ) -> Trainer:
-    """A run of stages that score `scores[n]` after n updates; `pull_at`: the plug is pulled in that validation."""
+    """A run of stages that score `scores[n]` after n updates; `pull_at`: the plug is pulled in that
+    validation."""
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         n = int(network.weight)
@@ -393,14 +438,19 @@ SCORES = [0.5, 0.9, 0.8, 0.6, 0.7, 0.9, 0.8, 0.9, 0.7]
 
 def test_the_result_is_the_best_validated_average_and_the_end_only_if_asked_for(tmp_path):
     best = follow(tmp_path / "best", SCORES)
-    assert kept(best) == 3 and int(load_tensors(tmp_path / "best" / "stages" / "dmd.safetensors")["weight"]) == 8
+    assert (
+        kept(best) == 3
+        and int(load_tensors(tmp_path / "best" / "stages" / "dmd.safetensors")["weight"]) == 8
+    )
     last = follow(tmp_path / "last", SCORES, keep_best=False)
     assert kept(last) == 8 and not (tmp_path / "last" / "stages" / "dmd.best.safetensors").exists()
     rising = follow(tmp_path / "rising", SCORES[:-1] + [0.1], evaluate_every=3)
     assert kept(rising) == 8  # the end is a candidate, whatever evaluate_every
 
 
-@pytest.mark.parametrize(("scores", "best"), [([NAN] * 9, 8), ([NAN, NAN, 0.9, NAN, NAN, 0.8, NAN, 0.9, NAN], 5)])
+@pytest.mark.parametrize(
+    ("scores", "best"), [([NAN] * 9, 8), ([NAN, NAN, 0.9, NAN, NAN, 0.8, NAN, 0.9, NAN], 5)]
+)
 def test_what_is_no_number_never_wins(tmp_path, scores, best):
     assert kept(follow(tmp_path, scores)) == best
 
@@ -408,20 +458,30 @@ def test_what_is_no_number_never_wins(tmp_path, scores, best):
 def test_patience_ends_a_stage_and_says_so(tmp_path, capsys):
     stages = [Counter("kd"), Counter("dmd", warmup=2)]
     trainer = follow(tmp_path, SCORES, stages=stages, patience=2)
-    assert [stage.updates for stage in stages] == [5, 5] and kept(trainer, "kd") == kept(trainer, "dmd") == 3
+    assert [stage.updates for stage in stages] == [5, 5] and kept(trainer, "kd") == kept(
+        trainer, "dmd"
+    ) == 3
     rows = [row for row in read_log(tmp_path) if "stopped_early" in row]
     assert [(row["stage"], row["step"]) for row in rows] == [("kd", 5), ("dmd", 5)]
     said = "dmd update 5: stopped early, energy was best at update 3: 0.6; validations since: 2"
     assert rows[1]["stopped_early"] == said and said in capsys.readouterr().err
     # The fake score's warm-up leaves the student as it was: no loss of patience, and no candidate.
     waiting = [Counter("dmd", warmup=4)]
-    assert kept(follow(tmp_path / "waiting", [0.5] * 5 + [0.9, 0.8, 0.7, 0.9], stages=waiting, patience=1)) == 7
+    assert (
+        kept(
+            follow(
+                tmp_path / "waiting", [0.5] * 5 + [0.9, 0.8, 0.7, 0.9], stages=waiting, patience=1
+            )
+        )
+        == 7
+    )
     assert waiting[0].updates == 8
 
 
 @pytest.mark.parametrize("pull_at", range(2, 7))
 def test_a_killed_run_keeps_its_best_and_its_patience(tmp_path, pull_at):
-    """Without improvement after update 3, the sixth loses patience; the plug is pulled on every way there."""
+    """Without improvement after update 3, the sixth loses patience; the plug is pulled on every way
+    there."""
     whole = follow(tmp_path / "whole", SCORES, patience=3)
     with pytest.raises(Pulled):
         follow(tmp_path / "killed", SCORES, patience=3, pull_at=pull_at)
@@ -436,7 +496,8 @@ def test_a_killed_run_keeps_its_best_and_its_patience(tmp_path, pull_at):
 
 
 def test_a_best_of_after_the_checkpoint_is_forgotten_with_it(tmp_path):
-    """Killed at 4, just after a best at 3 that the checkpoint of 2 knows nothing of; the second time it isn't one."""
+    """Killed at 4, just after a best at 3 that the checkpoint of 2 knows nothing of; the second
+    time it isn't one."""
     with pytest.raises(Pulled):
         follow(tmp_path, SCORES, pull_at=4)
     assert int(load_tensors(tmp_path / "stages" / "dmd.best.safetensors")["weight"]) == 3
@@ -455,7 +516,9 @@ def test_curves_begin_at_the_start_of_each_stage_and_are_not_doubled_by_a_resume
     assert [row["step"] for row in read_log(tmp_path)] == [0, 1, 2, 3, 0]
     follow(tmp_path, SCORES, stages=[Counter("kd", 3), Counter("dmd", 3)], resume=True)
     rows = read_log(tmp_path)
-    assert [(row["stage"], row["step"]) for row in rows] == [(s, k) for s in ("kd", "dmd") for k in range(4)]
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        (s, k) for s in ("kd", "dmd") for k in range(4)
+    ]
     assert [row["energy"] for row in rows] == SCORES[:4] * 2 and "loss" not in rows[0]
 
 
@@ -464,7 +527,10 @@ def test_a_collapse_is_warned_of_once_in_the_log_and_on_stderr(tmp_path, capsys)
     trainer = follow(tmp_path, [{"energy": 0.5, "spread": spread} for spread in spreads])
     (row,) = (row for row in read_log(tmp_path) if "warnings" in row)
     assert row["step"] == 3 and row["warnings"] == trainer.warnings and len(trainer.warnings) == 1
-    assert "dmd update 3: the spread within modes fell from 1.06 (update 0) to 0.71" in trainer.warnings[0]
+    assert (
+        "dmd update 3: the spread within modes fell from 1.06 (update 0) to 0.71"
+        in trainer.warnings[0]
+    )
     assert capsys.readouterr().err.count(f"warning: {trainer.warnings[0]}") == 1
     # It is said of a run that is resumed when all is over, too.
     scores = [{"energy": 0.5, "spread": spread} for spread in spreads]

@@ -77,7 +77,10 @@ def test_groups_of_padded_samples_have_the_loss_of_samples_cut_to_their_length(k
     x, y = (v.masked_fill(~mask[:, None, :, None], math.nan) for v in (x, y))
     x.requires_grad_()
     loss = two_sample_loss(x, y, kernel, mask=mask)
-    cut = [two_sample_loss(x[i : i + 1, :, :n], y[i : i + 1, :, :n], kernel) for i, n in enumerate((5, 2, 1))]
+    cut = [
+        two_sample_loss(x[i : i + 1, :, :n], y[i : i + 1, :, :n], kernel)
+        for i, n in enumerate((5, 2, 1))
+    ]
     torch.testing.assert_close(loss, torch.stack(cut).mean(), rtol=1e-12, atol=0)
     (gradient,) = torch.autograd.grad(loss, x)
     assert torch.isfinite(gradient).all() and (gradient.abs().sum((1, 3)) > 0).equal(mask)
@@ -88,12 +91,16 @@ def test_it_does_not_see_a_rotation_of_samples_and_data(kernel):
     generator = generator_for(0, "rotation")
     x, y = (torch.randn(4, 5, 6, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
-    assert torch.allclose(two_sample_loss(x @ turn, y @ turn, kernel), two_sample_loss(x, y, kernel), rtol=1e-12)
+    assert torch.allclose(
+        two_sample_loss(x @ turn, y @ turn, kernel), two_sample_loss(x, y, kernel), rtol=1e-12
+    )
 
 
 def test_a_mask_says_which_tokens_of_a_group_are_real():
     with pytest.raises(ValueError, match=r"expected mask of shape \(2, 4\), got \(2, 3\)"):
-        two_sample_loss(torch.zeros(2, 3, 4), torch.zeros(2, 1, 4), mask=torch.ones(2, 3, dtype=torch.bool))
+        two_sample_loss(
+            torch.zeros(2, 3, 4), torch.zeros(2, 1, 4), mask=torch.ones(2, 3, dtype=torch.bool)
+        )
 
 
 @pytest.mark.parametrize(

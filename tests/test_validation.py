@@ -1,4 +1,5 @@
-"""What is said of a stage's validations: the best, patience, and warnings that fire on a collapse and only then."""
+"""What is said of a stage's validations: the best, patience, and warnings that fire on a collapse
+and only then."""
 
 from __future__ import annotations
 
@@ -14,8 +15,15 @@ from fastgen.validation import Progress, teacher_note
 NAN = float("nan")
 
 
-def fed(rows: list[dict[str, float]], *, stage: str = "dmd", primary: str = "energy_ratio", every: int = 100):
-    """(progress, all warnings) after validations at updates 0, `every`, ...; the first is the start."""
+def fed(
+    rows: list[dict[str, float]],
+    *,
+    stage: str = "dmd",
+    primary: str = "energy_ratio",
+    every: int = 100,
+):
+    """(progress, all warnings) after validations at updates 0, `every`, ...; the first is the
+    start."""
     progress, said = Progress(stage, primary), []
     for k, scores in enumerate(rows):
         said += progress.add(k * every, scores, trained=k > 0)
@@ -46,13 +54,20 @@ def test_patience_counts_validations_in_a_row_without_improvement_and_none_of_an
     assert progress.best_step is None and not progress.out_of_patience(1)
     progress.add(30, {"energy": 2.0})
     progress.add(40, {"energy": 2.0})
-    assert progress.out_of_patience(1) and not progress.out_of_patience(2) and not progress.out_of_patience(None)
+    assert (
+        progress.out_of_patience(1)
+        and not progress.out_of_patience(2)
+        and not progress.out_of_patience(None)
+    )
     progress.add(50, {"energy": 1.9})
     assert not progress.out_of_patience(1)
 
 
 def test_a_checkpoint_holds_it_all():
-    rows = [{"energy_ratio": 1.0, "spread": 1.06, "mode_error": NAN}, {"energy_ratio": 1.5, "spread": 0.7}]
+    rows = [
+        {"energy_ratio": 1.0, "spread": 1.06, "mode_error": NAN},
+        {"energy_ratio": 1.5, "spread": 0.7},
+    ]
     progress, said = fed(rows)
     assert len(said) == 2
     again = Progress(**json.loads(json.dumps(plain_json(progress.to_json(), "progress"))))
@@ -64,15 +79,19 @@ def test_a_collapse_is_said_in_plain_words_once():
     rows = [{"energy_ratio": 1.05, "spread": s, "mode_error": 0.02} for s in (1.06, 1.0, 0.71, 0.5)]
     progress, said = fed(rows)
     assert said == [
-        "dmd update 200: the spread within modes fell from 1.06 (update 0) to 0.71: the samples are collapsing; stop "
-        "earlier, lower train.student_optimizer.lr, or raise dmd.fake_steps_per_student_step"
+        "dmd update 200: the spread within modes fell from 1.06 (update 0) to 0.71: the samples "
+        "are collapsing; stop earlier, lower train.student_optimizer.lr, or raise "
+        "dmd.fake_steps_per_student_step"
     ]
     assert list(progress.warnings) == ["spread fell"]
 
 
 def test_a_steady_stage_says_nothing():
     odd = [k % 2 for k in range(20)]
-    rows = [{"energy_ratio": 1.05 + 0.05 * k, "spread": 0.9 + 0.2 * k, "mode_error": 0.02 + 0.01 * k} for k in odd]
+    rows = [
+        {"energy_ratio": 1.05 + 0.05 * k, "spread": 0.9 + 0.2 * k, "mode_error": 0.02 + 0.01 * k}
+        for k in odd
+    ]
     assert fed(rows)[1] == []
 
 
@@ -81,7 +100,11 @@ def test_a_steady_stage_says_nothing():
     [
         ({"spread": 1.0}, {"spread": 1.3}, "rose from 1.00 .* to 1.30: the samples are blurring"),
         ({"std_ratio": 1.0}, {"std_ratio": 0.75}, "the spread fell from 1.00"),
-        ({"mode_error": 0.02}, {"mode_error": 0.06}, "mode error rose from 0.020 .* to 0.060: modes are being lost"),
+        (
+            {"mode_error": 0.02},
+            {"mode_error": 0.06},
+            "mode error rose from 0.020 .* to 0.060: modes are being lost",
+        ),
         ({"energy_ratio": 1.0}, {"energy_ratio": 1.11}, "energy_ratio got worse .* 1 .* to 1.11"),
     ],
 )
@@ -94,7 +117,10 @@ def test_each_cause_has_its_words(before, after, words):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ({"spread": 0.1}, {"spread": 1.2}),  # a teacher in one call has no spread: gaining it is what KD is for
+        (
+            {"spread": 0.1},
+            {"spread": 1.2},
+        ),  # a teacher in one call has no spread: gaining it is what KD is for
         ({"spread": 1.5}, {"spread": 1.0}),  # towards the data's
         ({"spread": 0.7}, {"spread": 1.2}),
         ({"mode_error": 0.3}, {"mode_error": 0.02}),
@@ -110,7 +136,11 @@ def test_what_gets_better_is_no_cause(before, after):
 
 def test_a_spread_gained_in_the_stage_can_be_lost_in_it():
     _, said = fed([{"spread": s} for s in (0.1, 0.9, 0.95, 0.6)], stage="kd")
-    assert len(said) == 1 and "fell from 0.90 (update 100) to 0.60" in said[0] and "train.kd_optimizer.lr" in said[0]
+    assert (
+        len(said) == 1
+        and "fell from 0.90 (update 100) to 0.60" in said[0]
+        and "train.kd_optimizer.lr" in said[0]
+    )
 
 
 def test_an_energy_distance_about_zero_is_noise():
@@ -127,7 +157,9 @@ def test_an_unknown_stage_has_a_remedy_too():
 
 def test_a_blind_discriminator_is_warned_of_once():
     progress = Progress("dmd", "energy")
-    assert progress.judge(10, {"gap": [0.1]}) == [] == progress.judge(10, {"gan_accuracy": [0.5, 0.7]})
+    assert (
+        progress.judge(10, {"gap": [0.1]}) == [] == progress.judge(10, {"gan_accuracy": [0.5, 0.7]})
+    )
     (text,) = progress.judge(10, {"gan_accuracy": [0.5, 0.52]})
     assert "right in 52% of cases" in text and "dmd.gan_features=sample" in text
     assert progress.judge(20, {"gan_accuracy": [0.5, 0.5]}) == []
@@ -139,7 +171,10 @@ def test_a_teacher_far_from_the_data_is_said_to_be_one():
     assert note is not None and "energy 0.3 at its best (ab2-8), 0.1 for fresh data" in note
     assert teacher_note(rows, {"energy": 0.29}, "energy") is None
     # Nothing to compare with: no score of fresh data, or one that is no measure of size.
-    assert teacher_note(rows, {}, "energy") is None and teacher_note(rows, {"energy": -0.1}, "energy") is None
+    assert (
+        teacher_note(rows, {}, "energy") is None
+        and teacher_note(rows, {"energy": -0.1}, "energy") is None
+    )
 
 
 def test_a_spread_that_passes_the_datas_is_no_collapse_while_it_comes_nearer():

@@ -1,7 +1,9 @@
-"""The host runs ahead of the device: between two rows of the log it reads no number that the device computes.
+"""The host runs ahead of the device: between two rows of the log it reads no number that the device
+computes.
 
-Here networks and batches lie on the device "meta", where there are no numbers to read: whoever asks for one gets an
-error. What a GPU decides by itself, such as whether an update is skipped, is decided on a CPU in the same way.
+Here networks and batches lie on the device "meta", where there are no numbers to read: whoever asks
+for one gets an error. What a GPU decides by itself, such as whether an update is skipped, is
+decided on a CPU in the same way.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ from fastgen.draws import Draws
 from fastgen.ema import ExponentialMovingAverage
 from fastgen.guidance import Guidance, GuidedNetwork
 from fastgen.run_log import read_log
-from fastgen.stages import ConsistencyDistillation, DistributionMatching, FlowMatching, KnowledgeDistillation, Stage
+from fastgen.stages import (
+    ConsistencyDistillation,
+    DistributionMatching,
+    FlowMatching,
+    KnowledgeDistillation,
+    Stage,
+)
 from fastgen.trained_network import Skip, TrainedNetwork
 
 NOWHERE = torch.device("meta")
@@ -39,7 +47,9 @@ class Device:
 
     device, num_processes, process_index, mixed_precision = NOWHERE, 1, 0, "no"
 
-    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, AcceleratedOptimizer]:
+    def prepare(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module, AcceleratedOptimizer]:
         wrapper = object.__new__(AcceleratedOptimizer)
         wrapper.optimizer = optimizer
         return network, wrapper
@@ -53,9 +63,12 @@ class Device:
 
 @pytest.fixture(autouse=True)
 def accepted(monkeypatch):
-    """Torch takes this device for one that has memory to be copied from and a fused AdamW, as a GPU has."""
+    """Torch takes this device for one that has memory to be copied from and a fused AdamW, as a GPU
+    has."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
+    monkeypatch.setattr(
+        sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None
+    )
 
 
 def network(module: nn.Module) -> TrainedNetwork:
@@ -68,20 +81,32 @@ def draws(accumulation: int) -> Draws:
 
 def flow_matching(accumulation: int) -> Stage:
     cfg = TeacherTrainConfig(steps=5, batch_size=BATCH, cond_dropout=0.1)
-    return FlowMatching(network(ToyTeacher()), *ToyTask().train.network_inputs(), cfg, draws(accumulation))
+    return FlowMatching(
+        network(ToyTeacher()), *ToyTask().train.network_inputs(), cfg, draws(accumulation)
+    )
 
 
 def consistency(accumulation: int) -> Stage:
     inputs, teacher = ToyTask().train.network_inputs(), ToyTeacher().to(NOWHERE)
     return ConsistencyDistillation(
-        network(ToyTeacher()), teacher, *inputs, DMDConfig(student_steps=2), 5, 0.02, draws(accumulation)
+        network(ToyTeacher()),
+        teacher,
+        *inputs,
+        DMDConfig(student_steps=2),
+        5,
+        0.02,
+        draws(accumulation),
     )
 
 
-def kd(accumulation: int, config: DMDConfig = EVERYTHING, student: TrainedNetwork | None = None) -> Any:
+def kd(
+    accumulation: int, config: DMDConfig = EVERYTHING, student: TrainedNetwork | None = None
+) -> Any:
     x0, cond = ToyTask().train.network_inputs()
     states = torch.stack([x0 + t for t in config.t_list], 1)
-    return KnowledgeDistillation(student or network(ToyTeacher()), states, cond, config, 5, 0.02, draws(accumulation))
+    return KnowledgeDistillation(
+        student or network(ToyTeacher()), states, cond, config, 5, 0.02, draws(accumulation)
+    )
 
 
 def matching(accumulation: int, config: DMDConfig = EVERYTHING) -> Stage:
@@ -89,17 +114,24 @@ def matching(accumulation: int, config: DMDConfig = EVERYTHING) -> Stage:
     teacher, (x0, cond) = ToyTeacher(), ToyTask().train.network_inputs()
     guidance = Guidance(scale=1.5, interval=(0.2, 0.8), rescale=0.3)
     guided = GuidedNetwork(ToyTeacher().to(NOWHERE), guidance, torch.zeros(1, *cond.shape[1:]))
-    student, fake_score = network(ToyTeacher()), network(create_fake_score(teacher, num_rungs=config.student_steps))
+    student, fake_score = (
+        network(ToyTeacher()),
+        network(create_fake_score(teacher, num_rungs=config.student_steps)),
+    )
     discriminator = network(discriminator_for(teacher, x0, cond, blocks=config.gan_blocks))
     networks = student.network, guided, fake_score.network
     pipeline = DMDPipeline(*networks, config, discriminator=discriminator.network, same_draws=True)
     options = {"discriminator": discriminator, "pairs": kd(accumulation, config, student)}
-    return DistributionMatching(student, fake_score, pipeline, x0, cond, config, 5, draws(accumulation), **options)
+    return DistributionMatching(
+        student, fake_score, pipeline, x0, cond, config, 5, draws(accumulation), **options
+    )
 
 
 def divergences(accumulation: int) -> Stage:
     changes = {"gan_loss": "softplus", "f_divergence": "forward_kl", "backward_simulation": False}
-    return matching(accumulation, EVERYTHING.model_copy(update=changes | {"student_sample_type": "sde"}))
+    return matching(
+        accumulation, EVERYTHING.model_copy(update=changes | {"student_sample_type": "sde"})
+    )
 
 
 STAGES = [flow_matching, kd, matching, divergences, consistency]
@@ -130,7 +162,7 @@ def test_equivariant_networks_read_nothing_from_the_device(basis):
         assert stage.update(step)["loss"].device == NOWHERE
 
 
-# ---- What the device decides --------------------------------------------------------------------------------------
+# ---- What the device decides ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start_iter", [0, 9])
@@ -155,7 +187,8 @@ def test_an_average_is_left_alone_on_the_device_exactly_as_on_the_host(monkeypat
 
 
 def test_the_optimizer_takes_what_it_is_told_to_skip_from_the_device():
-    """Neither weights nor moments nor the count of steps, by which the moments are corrected, notice the update."""
+    """Neither weights nor moments nor the count of steps, by which the moments are corrected,
+    notice the update."""
     skipping, plain = trained(weight_decay=0.5), trained(weight_decay=0.5)
     for step in range(4):
         for each, factor in ((skipping, 1.0), (plain, 1.0), (skipping, float("nan"))):
@@ -166,7 +199,7 @@ def test_the_optimizer_takes_what_it_is_told_to_skip_from_the_device():
     assert a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-# ---- The loop -----------------------------------------------------------------------------------------------------
+# ---- The loop ------------------------------------------------------------------------------------
 
 
 class Skipping(Counter):
@@ -180,7 +213,10 @@ class Skipping(Counter):
         self.asked.append(self.at)
         told = [at for at in self.skipped if self.told < at <= self.at]
         self.told = self.at
-        in_a_row = {at: sum(set(range(k, at + 1)) <= set(self.skipped) for k in range(1, at + 1)) for at in told}
+        in_a_row = {
+            at: sum(set(range(k, at + 1)) <= set(self.skipped) for k in range(1, at + 1))
+            for at in told
+        }
         return [Skip(at, in_a_row[at], self.skipped.index(at) + 1) for at in told]
 
     def batch_rows(self, step: int, part: str) -> Tensor:
@@ -229,7 +265,9 @@ def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, cap
     monkeypatch.setattr(fastgen.trainer.Trainer, "_stopped_by", without_looking)
     follow(tmp_path, [0.0] * 9, stages=[Skipping(1, 2, 3, 5)], **SIZES)
     rows = {row["step"]: row for row in read_log(tmp_path)}
-    assert list(rows) == [0, 1, 2, 3, 5, 8] and [row["iteration"] for row in rows.values()] == list(rows)
+    assert list(rows) == [0, 1, 2, 3, 5, 8] and [row["iteration"] for row in rows.values()] == list(
+        rows
+    )
     told = {at: row["skipped"]["student"] for at, row in rows.items() if "skipped" in row}
     assert {at: (row["in_a_row"], row["in_all"]) for at, row in told.items()} == {
         1: (1, 1),
@@ -237,9 +275,18 @@ def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, cap
         3: (3, 3),
         5: (1, 4),
     }
-    assert {at: row["rows"] for at, row in told.items()} == {1: [0, 100], 2: [1, 100], 3: [2, 100], 5: [4, 100]}
+    assert {at: row["rows"] for at, row in told.items()} == {
+        1: [0, 100],
+        2: [1, 100],
+        3: [2, 100],
+        5: [4, 100],
+    }
     # One at a checkpoint, 3, is no row of the log: how often there are checkpoints must not show.
-    assert "loss" in rows[5] and not {"loss"} & (rows[2].keys() | rows[3].keys()) and "samples_per_s" in rows[5]
+    assert (
+        "loss" in rows[5]
+        and not {"loss"} & (rows[2].keys() | rows[3].keys())
+        and "samples_per_s" in rows[5]
+    )
     assert (
         "dmd update 2: loss or gradient of the student not finite, update skipped (2 in a row"
         in capsys.readouterr().err
@@ -248,5 +295,7 @@ def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, cap
 
 @pytest.mark.usefixtures("on_a_device")
 def test_too_many_skipped_updates_end_a_run_though_they_are_read_late(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"student not finite in 2 updates in a row, up to dmd update 2;"):
+    with pytest.raises(
+        FloatingPointError, match=r"student not finite in 2 updates in a row, up to dmd update 2;"
+    ):
         follow(tmp_path, [0.0] * 9, stages=[Skipping(1, 2)], most_skipped=2, **SIZES)

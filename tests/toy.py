@@ -1,5 +1,5 @@
-"""A problem small enough for tests of the machinery: a linear-Gaussian teacher on 2-D trajectories of four
-waypoints."""
+"""A problem small enough for tests of the machinery: a linear-Gaussian teacher on 2-D trajectories
+of four waypoints."""
 
 from __future__ import annotations
 
@@ -60,7 +60,14 @@ class ToyTask:
 
 def toy_config(run_dir, **train) -> DistillConfig:
     """A distillation of seconds, with every stage on."""
-    loop = {"batch_size": 8, "kd_steps": 7, "kd_pairs": 40, "kd_teacher_calls": 4, "steps": 5, "checkpoint_every": 3}
+    loop = {
+        "batch_size": 8,
+        "kd_steps": 7,
+        "kd_pairs": 40,
+        "kd_teacher_calls": 4,
+        "steps": 5,
+        "checkpoint_every": 3,
+    }
     return DistillConfig.model_validate(
         {
             "name": "toy",
@@ -93,7 +100,8 @@ EVERYTHING = {
 }
 
 
-# Rates at which a few updates go as far as from one seed to another; those of a warm-up leave everything where it was.
+# Rates at which a few updates go as far as from one seed to another; those of a warm-up leave
+# everything where it was.
 FAR = {
     "student_optimizer": {"lr": 0.01, "warmup_steps": 0},
     "fake_score_optimizer": {"lr": 0.01, "warmup_steps": 0},
@@ -114,7 +122,8 @@ class Pulled(Exception):
 
 @contextlib.contextmanager
 def plug_pulled(stage: type, step: int) -> Iterator[None]:
-    """Inside, a run that comes to update `step` of a stage of this class ends there with `Pulled`, and has to."""
+    """Inside, a run that comes to update `step` of a stage of this class ends there with `Pulled`,
+    and has to."""
     update = stage.update
 
     def pull(self, at):
@@ -141,7 +150,8 @@ class PointTeacher(nn.Module):
 
 
 class LabelTeacher(nn.Module):
-    """v(x_t, t, label) of a small convolutional network on images (B, C, H, W); labels are integers (B,)."""
+    """v(x_t, t, label) of a small convolutional network on images (B, C, H, W); labels are integers
+    (B,)."""
 
     def __init__(self, channels: int = 4, labels: int = 3, width: int = 8) -> None:
         super().__init__()

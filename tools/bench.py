@@ -3,15 +3,16 @@
     python tools/bench.py teachers [--seeds 0 1 2] [--out runs/bench-teachers]
     python tools/bench.py backbone [--rounds 15] [--batches 1 64 256] [--groups "D4 D=256" ...]
         [--parts exact size speed] [--out runs/bench-backbone]
-    python tools/bench.py quality [--cases modes "weak modes" ...] [--seeds 0 1 2] [--out runs/bench-quality]
-    python tools/bench.py step [--rounds 25] [--out runs/bench-step]
+    python tools/bench.py quality [--cases modes "weak modes" ...] [--seeds 0 1 2] [--out
+    runs/bench-quality] python tools/bench.py step [--rounds 25] [--out runs/bench-step]
     python tools/bench.py trainer [--rounds 25] [--out runs/bench-trainer]
 
-`teachers` distils networks that were trained on other paths, predictions and clocks, and sets their students beside
-those of a native one. `backbone` sets the equivariant networks against their bars, beside dense ones of their width,
-torch's and, if it can be imported, symm-learning's. `quality` compares methods on tasks whose law is known, the default
-recipe among them. `step` times an iteration of DMD2 beside one of NVIDIA's modelopt, if it can be imported.
-`trainer` sets what the training loop costs beyond forward, backward and optimiser against its bar.
+`teachers` distils networks that were trained on other paths, predictions and clocks, and sets their
+students beside those of a native one. `backbone` sets the equivariant networks against their bars,
+beside dense ones of their width, torch's and, if it can be imported, symm-learning's. `quality`
+compares methods on tasks whose law is known, the default recipe among them. `step` times an
+iteration of DMD2 beside one of NVIDIA's modelopt, if it can be imported. `trainer` sets what the
+training loop costs beyond forward, backward and optimiser against its bar.
 """
 
 from __future__ import annotations
@@ -30,21 +31,29 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     of_backbone = benchmarks.add_parser("backbone")
-    of_backbone.add_argument("--rounds", type=int, default=15, help="pairs A-B of which a number is the median")
+    of_backbone.add_argument(
+        "--rounds", type=int, default=15, help="pairs A-B of which a number is the median"
+    )
     of_backbone.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
     of_backbone.add_argument(
         "--groups", nargs="+", default=list(bench_backbone.CONFIGS), choices=bench_backbone.CONFIGS
     )
-    of_backbone.add_argument("--parts", nargs="+", default=list(bench_backbone.PARTS), choices=bench_backbone.PARTS)
+    of_backbone.add_argument(
+        "--parts", nargs="+", default=list(bench_backbone.PARTS), choices=bench_backbone.PARTS
+    )
     of_backbone.add_argument("--out", type=Path, default=Path("runs/bench-backbone"))
     of_teachers = benchmarks.add_parser("teachers")
     of_teachers.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     of_teachers.add_argument("--out", type=Path, default=Path("runs/bench-teachers"))
     of_quality = benchmarks.add_parser("quality")
-    of_quality.add_argument("--cases", nargs="+", default=list(bench_quality.CASES), choices=bench_quality.CASES)
+    of_quality.add_argument(
+        "--cases", nargs="+", default=list(bench_quality.CASES), choices=bench_quality.CASES
+    )
     of_quality.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     of_quality.add_argument("--out", type=Path, default=Path("runs/bench-quality"))
     of_step = benchmarks.add_parser("step")

@@ -1,8 +1,8 @@
 """The equivariant backbone against its bars: speed, exactness, size, memory, construction.
 
-Every comparison runs in this one process on one thread, its variants taking turns A-B-A-B; what is compared are medians
-over the rounds. The peer symm-learning takes part where it can be imported, say by
-``pip install --no-deps --target DIR symm-learning==0.8.1`` and ``PYTHONPATH=DIR``.
+Every comparison runs in this one process on one thread, its variants taking turns A-B-A-B; what is
+compared are medians over the rounds. The peer symm-learning takes part where it can be imported,
+say by ``pip install --no-deps --target DIR symm-learning==0.8.1`` and ``PYTHONPATH=DIR``.
 """
 
 from __future__ import annotations
@@ -32,34 +32,46 @@ from fastgen.models import (
 from fastgen.models.elayers import InvariantLift, ePositionTable, eRMSNorm
 from fastgen.models.groups import degrees_of_freedom
 
-CONFIGS = {"C4 D=128": ("C4", 128), "D4 D=128": ("D4", 128), "D4 D=256": ("D4", 256), "A5 D=240": ("Icosahedral", 240)}
+CONFIGS = {
+    "C4 D=128": ("C4", 128),
+    "D4 D=128": ("D4", 128),
+    "D4 D=256": ("D4", 256),
+    "A5 D=240": ("Icosahedral", 240),
+}
 PARTS = ("exact", "size", "speed")
 LAYERS, HEADS, T_X, T_Z = 4, 4, 16, 3
 WIDE = 240  # from here on the bars of the irrep basis hold
 Step = Callable[[], Any]
 
 
-# ---- The networks -------------------------------------------------------------------------------------------------
+# ---- The networks --------------------------------------------------------------------------------
 
 
 def representations(group_name: str) -> tuple[Representation, Representation]:
-    """A small task: vectors of the plane or of space to denoise, two such vectors and a number as the condition."""
+    """A small task: vectors of the plane or of space to denoise, two such vectors and a number as
+    the condition."""
     group = parse_group(group_name)
-    return parse_representation(group, ["standard"]), parse_representation(group, ["standard", "standard", "trivial"])
+    return parse_representation(group, ["standard"]), parse_representation(
+        group, ["standard", "standard", "trivial"]
+    )
 
 
 def equivariant(config: str, basis: str) -> eCondTransformerRegressor:
     torch.manual_seed(0)
     group, width = CONFIGS[config]
     rep, cond = representations(group)
-    return eCondTransformerRegressor(rep, cond, rep, T_X, T_Z, LAYERS, HEADS, width, 0.0, 0.0, basis=basis)
+    return eCondTransformerRegressor(
+        rep, cond, rep, T_X, T_Z, LAYERS, HEADS, width, 0.0, 0.0, basis=basis
+    )
 
 
 def dense(config: str) -> CondTransformerRegressor:
     torch.manual_seed(0)
     group, width = CONFIGS[config]
     rep, cond = representations(group)
-    return CondTransformerRegressor(rep.size, rep.size, cond.size, T_X, T_Z, LAYERS, HEADS, width, 0.0, 0.0)
+    return CondTransformerRegressor(
+        rep.size, rep.size, cond.size, T_X, T_Z, LAYERS, HEADS, width, 0.0, 0.0
+    )
 
 
 def peer(config: str) -> nn.Module | None:
@@ -82,7 +94,13 @@ class TorchDecoder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         layer = nn.TransformerDecoderLayer(
-            width, HEADS, 4 * width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True
+            width,
+            HEADS,
+            4 * width,
+            dropout=0.0,
+            activation=F.gelu,
+            batch_first=True,
+            norm_first=True,
         )
         self.decoder = nn.TransformerDecoder(layer, LAYERS, nn.LayerNorm(width))
 
@@ -109,7 +127,7 @@ def shaken(model: nn.Module) -> nn.Module:
     return model
 
 
-# ---- What is measured ---------------------------------------------------------------------------------------------
+# ---- What is measured ----------------------------------------------------------------------------
 
 
 def training_step(model: nn.Module, arguments: tuple[Tensor, ...]) -> Step:
@@ -148,8 +166,8 @@ def take_turns(steps: dict[str, Step], rounds: int) -> dict[str, float]:
 
 
 def saved_bytes(model: nn.Module, arguments: tuple[Tensor, ...]) -> int:
-    """Bytes that the graph of one forward keeps for the backward, each storage once; a dense network's weights and what
-    stands for them in an equivariant one included."""
+    """Bytes that the graph of one forward keeps for the backward, each storage once; a dense
+    network's weights and what stands for them in an equivariant one included."""
     storages: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -168,7 +186,9 @@ def dof(model: nn.Module) -> int:
     total = 0
     for module in model.modules():
         if isinstance(module, (eLinear, InvariantLift, ePositionTable, eRMSNorm)):
-            invariants = degrees_of_freedom(module.out_rep.group.trivial_representation, module.out_rep)
+            invariants = degrees_of_freedom(
+                module.out_rep.group.trivial_representation, module.out_rep
+            )
             for name, p in module.named_parameters(recurse=False):
                 if isinstance(module, eLinear) and name == "weight":
                     total += degrees_of_freedom(module.in_rep, module.out_rep)
@@ -182,8 +202,8 @@ def dof(model: nn.Module) -> int:
 
 
 def products(model: nn.Module, arguments: tuple[Tensor, ...]) -> int:
-    """Floating-point operations of the matrix products of one forward; in training mode, since the counter doesn't see
-    into torch's fast path for inference."""
+    """Floating-point operations of the matrix products of one forward; in training mode, since the
+    counter doesn't see into torch's fast path for inference."""
     model.train()
     with FlopCounterMode(display=False) as counter:
         model(*arguments)
@@ -196,14 +216,16 @@ def where_time_goes(step: Step, rows: int = 6) -> dict[str, float]:
         for _ in range(3):
             step()
     costs = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    return {event.key.removeprefix("aten::"): event.self_cpu_time_total / 3000 for event in costs[:rows]}
+    return {
+        event.key.removeprefix("aten::"): event.self_cpu_time_total / 3000 for event in costs[:rows]
+    }
 
 
 def relative(y: Tensor, reference: Tensor) -> float:
     return ((y - reference).norm() / reference.norm()).item()
 
 
-# ---- The bars -----------------------------------------------------------------------------------------------------
+# ---- The bars ------------------------------------------------------------------------------------
 
 
 class Table:
@@ -220,7 +242,10 @@ class Table:
         self.rows.append({"name": name, "got": got, "bar": bar, "at_least": at_least, "met": met})
         sign = ">=" if at_least else "<="
         verdict = "       " if met is None else "met    " if met else "MISSED "
-        print(f"{verdict}{name:<62}{got:>11.3g}" + ("" if bar is None else f"  {sign} {bar:g}"), flush=True)
+        print(
+            f"{verdict}{name:<62}{got:>11.3g}" + ("" if bar is None else f"  {sign} {bar:g}"),
+            flush=True,
+        )
         return met is not False
 
     def take_turns(self, name: str, steps: dict[str, Step], rounds: int) -> dict[str, float]:
@@ -229,8 +254,9 @@ class Table:
 
 
 class Comparison:
-    """Two of the networks A-B-A-B: one row with the ratio of their median seconds. Where that misses its bar, what it
-    would be if time were proportional to the matrix products, and where the time goes."""
+    """Two of the networks A-B-A-B: one row with the ratio of their median seconds. Where that
+    misses its bar, what it would be if time were proportional to the matrix products, and where the
+    time goes."""
 
     def __init__(
         self,
@@ -252,8 +278,13 @@ class Comparison:
             return
         self.table.profiles[name] = {k: where_time_goes(step) for k, step in steps.items()}
         for k, costs in self.table.profiles[name].items():
-            print(f"           {k}, ms: " + ", ".join(f"{op} {ms:.2g}" for op, ms in costs.items()), flush=True)
-        counts = {k: products(self.models[k], self.arguments[k]) for k in (a, b)}  # last: it changes the mode
+            print(
+                f"           {k}, ms: " + ", ".join(f"{op} {ms:.2g}" for op, ms in costs.items()),
+                flush=True,
+            )
+        counts = {
+            k: products(self.models[k], self.arguments[k]) for k in (a, b)
+        }  # last: it changes the mode
         self.table.add(f"{name}, products", counts[a] / counts[b], None)
 
 
@@ -275,14 +306,18 @@ def speed(table: Table, config: str, batches: list[int], rounds: int) -> None:
         arguments = {name: inputs(model, config, batch) for name, model in models.items()}
         models["folded"] = fold(models["gathered"])
         arguments["folded"] = arguments["dense"]
-        compare = Comparison(table, f"{config} B={batch} train", turns, training_step, models, arguments)
+        compare = Comparison(
+            table, f"{config} B={batch} train", turns, training_step, models, arguments
+        )
         compare("gathered", "dense", 1.15 if large else None)
         compare("irrep", "dense", 0.65 if wide and large else None)
         compare("dense", "torch", 1.05 if large else None)
         if other is not None:
             compare("symm", "gathered", {1: 4.0, 64: 2.0, 256: 1.5}.get(batch), at_least=True)
             compare("symm", "irrep", 2.5 if wide and large else None, at_least=True)
-        compare = Comparison(table, f"{config} B={batch} eval", turns, evaluation, models, arguments)
+        compare = Comparison(
+            table, f"{config} B={batch} eval", turns, evaluation, models, arguments
+        )
         compare("folded", "dense", 1.05 if large else None)
         compare("gathered", "dense", None)
         compare("irrep", "dense", None)
@@ -296,8 +331,16 @@ def exactness(table: Table, config: str) -> None:
         model = shaken(equivariant(config, basis)).eval()
         X, t, Z = inputs(model, config, 8)
         with torch.no_grad():
-            table.add(f"{config} {basis}: fold against unfolded", relative(fold(model)(X, t, Z), model(X, t, Z)), 2e-6)
-        table.add(f"{config} {basis}: equivariance error, float32", max(check_equivariance(model).values()), 2e-6)
+            table.add(
+                f"{config} {basis}: fold against unfolded",
+                relative(fold(model)(X, t, Z), model(X, t, Z)),
+                2e-6,
+            )
+        table.add(
+            f"{config} {basis}: equivariance error, float32",
+            max(check_equivariance(model).values()),
+            2e-6,
+        )
         error = max(check_equivariance(model.double()).values())
         table.add(f"{config} {basis}: equivariance error, float64", error, 1e-12)
 
@@ -314,15 +357,24 @@ def size(table: Table, config: str, rounds: int) -> None:
         saved = saved_bytes(model, inputs(model, config, 64))
         table.add(f"{config} {basis}: saved for backward / dense, B=64", saved / reference, 1.05)
         kept = sum({id(b): b.numel() * b.element_size() for b in model.buffers()}.values())
-        table.add(f"{config} {basis}: constants, bytes / (4 D^2)", kept / (4 * CONFIGS[config][1] ** 2), None)
-        build = {"dense": lambda: dense(config), "ours": lambda basis=basis: equivariant(config, basis)}
+        table.add(
+            f"{config} {basis}: constants, bytes / (4 D^2)",
+            kept / (4 * CONFIGS[config][1] ** 2),
+            None,
+        )
+        build = {
+            "dense": lambda: dense(config),
+            "ours": lambda basis=basis: equivariant(config, basis),
+        }
         t = table.take_turns(f"{config} {basis} construction", build, rounds)
         table.add(f"{config} {basis}: construction / dense", t["ours"] / t["dense"], 5.0)
         if config == "D4 D=256":
             table.add(f"{config} {basis}: construction, seconds", t["ours"], 0.5)
 
 
-def backbone(configs: list[str], batches: list[int], rounds: int, parts: list[str]) -> dict[str, Any]:
+def backbone(
+    configs: list[str], batches: list[int], rounds: int, parts: list[str]
+) -> dict[str, Any]:
     """Measure and print; returns what goes into the JSON file."""
     torch.set_num_threads(1)
     table = Table()

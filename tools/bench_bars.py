@@ -1,4 +1,5 @@
-"""What one-step and few-step students must reach on tasks whose law is known, and whether they do."""
+"""What one-step and few-step students must reach on tasks whose law is known, and whether they
+do."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ from typing import Any, NamedTuple
 
 ENERGY_NOISE = 0.001  # ten standard deviations of `modes`' energy distance between data sets
 
-# Scores of a good law, with the sign of better; spread is best at 1. And what two runs of one recipe may differ by at
-# least, however few seeds there are.
+# Scores of a good law, with the sign of better; spread is best at 1. And what two runs of one
+# recipe may differ by at least, however few seeds there are.
 _BETTER = {"success": 1.0, "success_near": 1.0, "energy_ratio": -1.0, "energy_distance": -1.0}
 _NOISE = {
     "success": 0.003,
@@ -15,7 +16,8 @@ _NOISE = {
     "energy_ratio": 0.02,
     "energy_distance": ENERGY_NOISE,
 }
-# Of spread: twice the deviation between data sets of `modes`; what two runs of one recipe differ by on `ring`.
+# Of spread: twice the deviation between data sets of `modes`; what two runs of one recipe differ by
+# on `ring`.
 _SPREAD_NOISE = {"modes": 0.02, "ring": 0.04}
 
 
@@ -44,13 +46,20 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
         for stage, calls in ((one, ("1",)), (four, ("2", "4") if case == "ring" else ("4",))):
             for n in calls:
                 label = f"{n} call{'s' * (n != '1')}"
-                found |= {f"{label}: {k}": b for k, b in _paths(_medians(stage[n]), teacher, floor, n).items()}
+                found |= {
+                    f"{label}: {k}": b
+                    for k, b in _paths(_medians(stage[n]), teacher, floor, n).items()
+                }
         for label, name, share in (("1 call", names[0], 0.8), ("4 calls", names[1], 0.35)):
             found[f"{label}: CPU seconds / the teacher's"] = Bar(
                 _seconds(rows[name], "kd") / result["teacher seconds"], share
             )
     elif case in ("weak modes", "weak ring"):
-        row, energy = ("KD + data", "energy_distance") if case == "weak modes" else ("KD + GAN + data", "energy_ratio")
+        row, energy = (
+            ("KD + data", "energy_distance")
+            if case == "weak modes"
+            else ("KD + GAN + data", "energy_ratio")
+        )
         student, full = _medians(rows[row]["dmd"]["1"]), teacher["100"]
         found["success"] = Bar(student["success"], full["success"], True)
         found[energy] = Bar(student[energy], full[energy])
@@ -69,7 +78,9 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
 
 def _points(student: dict[str, float], teacher: dict[str, float]) -> dict[str, Bar]:
     return {
-        "energy distance": Bar(student["energy_distance"], teacher["energy_distance"] + ENERGY_NOISE),
+        "energy distance": Bar(
+            student["energy_distance"], teacher["energy_distance"] + ENERGY_NOISE
+        ),
         "success": Bar(student["success"], teacher["success"] - 0.01, True),
         "coverage": Bar(student["coverage"], teacher["coverage"] - 0.01, True),
         "spread, least": Bar(student["spread"], 0.9, True),
@@ -78,7 +89,9 @@ def _points(student: dict[str, float], teacher: dict[str, float]) -> dict[str, B
     }
 
 
-def _paths(student: dict[str, float], teacher: dict[str, Any], floor: dict[str, float], calls: str) -> dict[str, Bar]:
+def _paths(
+    student: dict[str, float], teacher: dict[str, Any], floor: dict[str, float], calls: str
+) -> dict[str, Bar]:
     slack = 0.01 if calls == "1" else 0.0
     success = "success_near" if calls == "1" and "success_near" in student else "success"
     found = {
@@ -95,8 +108,8 @@ def _paths(student: dict[str, float], teacher: dict[str, Any], floor: dict[str, 
 
 
 def _gains(name: str, row: dict[str, Any], least: dict[str, float]) -> dict[str, Bar]:
-    """DMD after the KD of the same runs: how many scores it improves or worsens by more than the seeds
-    differ by, and more than `least`."""
+    """DMD after the KD of the same runs: how many scores it improves or worsens by more than the
+    seeds differ by, and more than `least`."""
     kd, dmd = row["kd"]["1"], row["dmd"]["1"]
     better = worse = 0
     for score in (*_BETTER, "spread"):

@@ -1,12 +1,15 @@
-"""What DMD2, KD, a GAN and real data are worth, on tasks whose law is known: every row is a run of recipes/distill.py.
+"""What DMD2, KD, a GAN and real data are worth, on tasks whose law is known: every row is a run of
+recipes/distill.py.
 
     python tools/bench.py quality [--cases modes ...] [--seeds 0 1 2] [--out runs/bench-quality]
 
-A case is a task with a teacher; its rows are recipes, each with every seed, and what is compared are medians over the
-seeds. Weak teachers are trained here: a quarter of the updates of the shipped teacher at the learning rates that these
-had, so that a student has something to gain from real data. What a distillation costs is compared with what its
-teacher's training takes on the same machine, CPU seconds of one thread both, told from its first 200 updates. Runs are
-kept: what an earlier call finished is not repeated, what it began goes on, and another recipe needs another folder.
+A case is a task with a teacher; its rows are recipes, each with every seed, and what is compared
+are medians over the seeds. Weak teachers are trained here: a quarter of the updates of the shipped
+teacher at the learning rates that these had, so that a student has something to gain from real
+data. What a distillation costs is compared with what its teacher's training takes on the same
+machine, CPU seconds of one thread both, told from its first 200 updates. Runs are kept: what an
+earlier call finished is not repeated, what it began goes on, and another recipe needs another
+folder.
 """
 
 from __future__ import annotations
@@ -39,9 +42,21 @@ GAN = [
     "dmd.gan_r1_reg_alpha=0.05",
     "dmd.gan_use_same_t_noise=true",
 ]
-ON_SAMPLES = [*GAN, "dmd.gan_features=sample", "dmd.gan_t={time_dist_type: uniform, min_t: 0.0, max_t: 0.1}"]
-ON_FEATURES = [*GAN, "dmd.gan_loss=softplus", "dmd.gan_t={time_dist_type: uniform, min_t: 0.02, max_t: 0.3}"]
-FAR = ["train.student_optimizer.lr=0.002", "train.student_optimizer.warmup_steps=30", "dmd.ema.decay=0.995"]
+ON_SAMPLES = [
+    *GAN,
+    "dmd.gan_features=sample",
+    "dmd.gan_t={time_dist_type: uniform, min_t: 0.0, max_t: 0.1}",
+]
+ON_FEATURES = [
+    *GAN,
+    "dmd.gan_loss=softplus",
+    "dmd.gan_t={time_dist_type: uniform, min_t: 0.02, max_t: 0.3}",
+]
+FAR = [
+    "train.student_optimizer.lr=0.002",
+    "train.student_optimizer.warmup_steps=30",
+    "dmd.ema.decay=0.995",
+]
 NO_VSD = ["dmd.vsd_weight=0"]
 PATHS = ("energy_ratio", "success", "mode_error", "clearance", "spread")
 
@@ -52,9 +67,11 @@ class Case(NamedTuple):
     Attributes:
         config: of the distillation.
         rows: name -> overrides.
-        weak: overrides of the training of a weak teacher, with its config; None: the shipped teacher.
+        weak: overrides of the training of a weak teacher, with its config; None: the shipped
+            teacher.
         scores: what the table shows.
-        teachers: row -> further overrides of its own weak teacher, one trained with each seed; {}: all share one.
+        teachers: row -> further overrides of its own weak teacher, one trained with each seed; {}:
+            all share one.
     """
 
     config: str
@@ -142,15 +159,27 @@ CASES = {
                 "train.student_optimizer.lr=0.0005",
             ],
         },
-        ("ring-teacher.yaml", ["train.steps=2000", "train.optimizer.final_lr_ratio=0.85", *FEW_CALLS]),
+        (
+            "ring-teacher.yaml",
+            ["train.steps=2000", "train.optimizer.final_lr_ratio=0.85", *FEW_CALLS],
+        ),
     ),
     # A twentieth of the demonstrations, drawn anew with each seed, as is the teacher.
     "little data": Case(
         "ring.yaml",
-        {name: ["train.kd_steps=1500", "train.kd_pairs=16000", "data.size=200"] for name in ("equivariant", "dense")},
+        {
+            name: ["train.kd_steps=1500", "train.kd_pairs=16000", "data.size=200"]
+            for name in ("equivariant", "dense")
+        },
         (
             "ring-teacher.yaml",
-            ["train.steps=2000", "train.ema_decay=0.99", "data.size=200", "calls=[]", "ab2_calls=[16]"],
+            [
+                "train.steps=2000",
+                "train.ema_decay=0.99",
+                "data.size=200",
+                "calls=[]",
+                "ab2_calls=[16]",
+            ],
         ),
         (*PATHS, "success_near", "kept"),
         {"equivariant": [], "dense": ["model.equivariant=false"]},
@@ -163,7 +192,11 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
     result = {}
     for name in cases:
         case, folder = CASES[name], out_dir / name.replace(" ", "-")
-        teacher = [] if case.weak is None or case.teachers else weak_teacher(folder / "teacher", *case.weak)
+        teacher = (
+            []
+            if case.weak is None or case.teachers
+            else weak_teacher(folder / "teacher", *case.weak)
+        )
         rows: dict[str, Any] = {}
         teachers: dict[str, Any] = {}
         reports: list[dict[str, Any]] = []
@@ -174,7 +207,9 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
                 if case.teachers and case.weak is not None:
                     drawn.append(f"data.seed={seed}")
                     config, trained = case.weak
-                    teacher = weak_teacher(Path(f"{run}-teacher"), config, [*drawn, *trained, *case.teachers[row]])
+                    teacher = weak_teacher(
+                        Path(f"{run}-teacher"), config, [*drawn, *trained, *case.teachers[row]]
+                    )
                 reports.append(distil(run, case.config, [*drawn, *teacher, *overrides]))
                 if "kept" in case.scores:
                     reports[-1]["kd"]["1"]["kept"] = kept_when_turned(run / "student")
@@ -184,12 +219,20 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
             teachers |= {own + calls: scores for calls, scores in reports[0]["teacher"].items()}
         result[name] = {"rows": rows, "teacher": teachers, "floor": reports[0]["floor"]}
         if case.weak is None:
-            result[name]["teacher seconds"] = training_seconds(folder / "timed-teacher", case.config)
+            result[name]["teacher seconds"] = training_seconds(
+                folder / "timed-teacher", case.config
+            )
         show(name, case.scores, result[name])
         bars = bars_of(name, result[name])
         for bar, found in bars.items():
-            print(f"{'met   ' if found.met() else 'MISSED'} {bar}: {found.got:.4f} against {found.bar:.4f}", flush=True)
-        result[name]["bars"] = {bar: {**found._asdict(), "met": found.met()} for bar, found in bars.items()}
+            print(
+                f"{'met   ' if found.met() else 'MISSED'} {bar}: {found.got:.4f} against "
+                f"{found.bar:.4f}",
+                flush=True,
+            )
+        result[name]["bars"] = {
+            bar: {**found._asdict(), "met": found.met()} for bar, found in bars.items()
+        }
     return result
 
 
@@ -197,13 +240,16 @@ def weak_teacher(folder: Path, config: str, overrides: list[str]) -> list[str]:
     """Train a teacher; returns the overrides that distil it."""
     done = folder / "teacher" / "model.safetensors"
     call("train_teacher.py", config, [f"run_dir={folder}", "train.threads=1", *overrides], done)
-    asked = [f"teacher.{text}" for text in overrides if text.split("=")[0] in ("calls", "ab2_calls")]
+    asked = [
+        f"teacher.{text}" for text in overrides if text.split("=")[0] in ("calls", "ab2_calls")
+    ]
     return [f"teacher.folder={folder / 'teacher'}", *asked]
 
 
 def kept_when_turned(folder: Path) -> float:
-    """Of the paths of the exported ring student in `folder` that succeed, the share that still does when scene and
-    noise are turned or mirrored, over the seven elements of D4 that move anything."""
+    """Of the paths of the exported ring student in `folder` that succeed, the share that still does
+    when scene and noise are turned or mirrored, over the seven elements of D4 that move
+    anything."""
     student, (references, noise) = load_student(folder), RingTask().references("all")
     Z = references.Z.repeat_interleave(RingTask.SAMPLES, 0).float()
 
@@ -220,24 +266,44 @@ def kept_when_turned(folder: Path) -> float:
 def distil(folder: Path, config: str, overrides: list[str]) -> dict[str, Any]:
     """One run, kept if it is there already; its report."""
     report = folder / "report" / "report.json"
-    call("distill.py", config, [f"run_dir={folder}", "train.threads=1", "keep=best", *overrides], report)
+    call(
+        "distill.py",
+        config,
+        [f"run_dir={folder}", "train.threads=1", "keep=best", *overrides],
+        report,
+    )
     return json.loads(report.read_text(encoding="utf-8"))
 
 
 def call(recipe: str, config: str, overrides: list[str], done: Path) -> None:
     """Run a recipe, or what is left of it; nothing if it has made the file `done`."""
     folder = Path(overrides[0].removeprefix("run_dir="))
-    asked = {"recipe": recipe, "config": (CONFIGS / config).read_text(encoding="utf-8"), "overrides": overrides}
+    asked = {
+        "recipe": recipe,
+        "config": (CONFIGS / config).read_text(encoding="utf-8"),
+        "overrides": overrides,
+    }
     stamp = folder / "asked.json"
-    if folder.exists() and not (stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == asked):
-        raise ValueError(f"{folder} holds a run of another recipe: choose another --out, or remove it")
+    if folder.exists() and not (
+        stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == asked
+    ):
+        raise ValueError(
+            f"{folder} holds a run of another recipe: choose another --out, or remove it"
+        )
     if done.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     stamp.write_text(json.dumps(asked), encoding="utf-8")
     resume = ["--resume"] if (folder / "config.yaml").exists() else []
     subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / recipe), str(CONFIGS / config), *overrides, *resume], check=True
+        [
+            sys.executable,
+            str(ROOT / "recipes" / recipe),
+            str(CONFIGS / config),
+            *overrides,
+            *resume,
+        ],
+        check=True,
     )
 
 
@@ -246,17 +312,24 @@ def training_seconds(folder: Path, config: str) -> float:
     config = config.replace(".yaml", "-teacher.yaml")
     updates = load_config(TrainTeacherConfig, CONFIGS / config).train.steps
     weak_teacher(folder, config, [f"train.steps={TIMED}", "calls=[]", "ab2_calls=[4]"])
-    described = json.loads((folder / "teacher" / "config.json").read_text(encoding="utf-8"))["description"]
+    described = json.loads((folder / "teacher" / "config.json").read_text(encoding="utf-8"))[
+        "description"
+    ]
     return described["seconds_cpu"] / TIMED * updates
 
 
 def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per stage and number of calls the medians over the seeds, with least and largest, and the CPU seconds."""
+    """Per stage and number of calls the medians over the seeds, with least and largest, and the CPU
+    seconds."""
     found: dict[str, Any] = {"selected": [report["selected"] for report in reports]}
     for stage in reports[0]["validation"]:
         found[stage] = {
             calls: {
-                score: {"median": statistics.median(values), "least": min(values), "most": max(values)}
+                score: {
+                    "median": statistics.median(values),
+                    "least": min(values),
+                    "most": max(values),
+                }
                 for score in scores
                 for values in [[report[stage][calls][score] for report in reports]]
             }
@@ -273,8 +346,13 @@ def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 def show(name: str, scores: tuple[str, ...], case: dict[str, Any]) -> None:
     print(f"\n{name:<40}" + "".join(f"{score:>17}" for score in scores) + "    CPU s")
-    for row, values in (("fresh data", case["floor"]), *((f"teacher {n}", v) for n, v in case["teacher"].items())):
-        print(f"{row:<40}" + "".join(f"{values.get(score, float('nan')):>17.4f}" for score in scores))
+    for row, values in (
+        ("fresh data", case["floor"]),
+        *((f"teacher {n}", v) for n, v in case["teacher"].items()),
+    ):
+        print(
+            f"{row:<40}" + "".join(f"{values.get(score, float('nan')):>17.4f}" for score in scores)
+        )
     for row, stages in case["rows"].items():
         seconds = stages["cpu seconds"]
         for stage in (s for s in stages if s not in ("selected", "cpu seconds")):
@@ -283,4 +361,7 @@ def show(name: str, scores: tuple[str, ...], case: dict[str, Any]) -> None:
                 label = f"{row}: {stage}, {calls} call{'s' * (calls != '1')}"
                 cells = (values[s] for s in scores)
                 shown = (f"{c['median']:.4f}+-{(c['most'] - c['least']) / 2:.4f}" for c in cells)
-                print(f"{label:<40}" + "".join(f"{text:>17}" for text in shown) + f"{used:>9.0f}", flush=True)
+                print(
+                    f"{label:<40}" + "".join(f"{text:>17}" for text in shown) + f"{used:>9.0f}",
+                    flush=True,
+                )

@@ -1,9 +1,11 @@
-"""One iteration of DMD2 beside that of NVIDIA's modelopt: the same networks, batch, losses and optimisers in turns.
+"""One iteration of DMD2 beside that of NVIDIA's modelopt: the same networks, batch, losses and
+optimisers in turns.
 
-An iteration is one student update and two fake-score updates, each with forward, backward, clipping and AdamW, and the
-student's moving average. Each takes the schedule it has: here the first fake-score update takes the samples that the
-student was just trained on, the peer makes them anew. The peer takes part where it can be imported, say by
-``pip install --no-deps --target DIR nvidia-modelopt==0.47.0 omegaconf pulp rich`` and ``PYTHONPATH=DIR``.
+An iteration is one student update and two fake-score updates, each with forward, backward, clipping
+and AdamW, and the student's moving average. Each takes the schedule it has: here the first
+fake-score update takes the samples that the student was just trained on, the peer makes them anew.
+The peer takes part where it can be imported, say by ``pip install --no-deps --target DIR
+nvidia-modelopt==0.47.0 omegaconf pulp rich`` and ``PYTHONPATH=DIR``.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Contestant:
     def __init__(self, width: int, rungs: int, losses: Callable[..., Any]) -> None:
         self.student, self.teacher, self.fake_score = (network(width, seed) for seed in (0, 1, 2))
         self.teacher.requires_grad_(False).eval()
-        self.student_loss, self.fake_loss, self.average = losses(self.student, self.teacher, self.fake_score, rungs)
+        self.student_loss, self.fake_loss, self.average = losses(
+            self.student, self.teacher, self.fake_score, rungs
+        )
         self.optimizers = {
             net: torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.0, 0.99), fused=True)
             for net in (self.student, self.fake_score)
@@ -65,8 +69,12 @@ class Contestant:
         self.optimizers[net].zero_grad(set_to_none=True)
 
 
-def ours(student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: int) -> tuple[Any, Any, Any]:
-    config = DMDConfig(student_steps=rungs, student_sample_type="sde", fake_score_rung_conditioned=False)
+def ours(
+    student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: int
+) -> tuple[Any, Any, Any]:
+    config = DMDConfig(
+        student_steps=rungs, student_sample_type="sde", fake_score_rung_conditioned=False
+    )
     pipeline = DMDPipeline(student, teacher, fake_score, config)
     ema = ExponentialMovingAverage(student, EMAConfig(decay=0.99))
 
@@ -80,11 +88,15 @@ def ours(student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: i
     return student_loss, fake_loss, lambda iteration: ema.update(student, iteration=iteration)
 
 
-def modelopt(student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: int) -> tuple[Any, Any, Any]:
+def modelopt(
+    student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: int
+) -> tuple[Any, Any, Any]:
     import modelopt.torch.fastgen as peer  # pyright: ignore[reportMissingImports]
 
     class Positional(peer.DMDPipeline):
-        def _call_model(self, model: Any, hidden_states: Any, timestep: Any, encoder_hidden_states: Any = None) -> Any:
+        def _call_model(
+            self, model: Any, hidden_states: Any, timestep: Any, encoder_hidden_states: Any = None
+        ) -> Any:
             return model(hidden_states, timestep.to(hidden_states.dtype), encoder_hidden_states)
 
     times: dict[str, Any] = {"time_dist_type": "uniform", "min_t": 0.02, "max_t": 0.98}
@@ -127,7 +139,11 @@ def run_step(rounds: int) -> dict[str, Any]:
                     if n >= 3:
                         seconds[name].append(time.perf_counter() - started)
             median = {name: statistics.median(values) for name, values in seconds.items()}
-            row: dict[str, Any] = {"width": width, "student_steps": rungs, "seconds": copy.copy(median)}
+            row: dict[str, Any] = {
+                "width": width,
+                "student_steps": rungs,
+                "seconds": copy.copy(median),
+            }
             if "modelopt" in median:
                 row["ratio"] = statistics.median(
                     a / b for a, b in zip(seconds["fastgen"], seconds["modelopt"], strict=True)

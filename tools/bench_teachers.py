@@ -1,11 +1,12 @@
-"""Does a converted teacher distil as well as a native one? Four networks of one mixture, three students each, a table.
+"""Does a converted teacher distil as well as a native one? Four networks of one mixture, three
+students each, a table.
 
     python tools/bench.py teachers [--seeds 0 1 2] [--out runs/bench-teachers]
 
-Each network is trained on its own path, prediction and clock; its students, by KD and by DMD after it, take one call.
-The data are six Gaussians in the plane, of unequal weights and each wider one way, so that everything about a student
-is known: the weights of its modes (total variation distance), their covariances (mean relative error, Frobenius) and
-its energy distance to the data.
+Each network is trained on its own path, prediction and clock; its students, by KD and by DMD after
+it, take one call. The data are six Gaussians in the plane, of unequal weights and each wider one
+way, so that everything about a student is known: the weights of its modes (total variation
+distance), their covariances (mean relative error, Frobenius) and its energy distance to the data.
 """
 
 from __future__ import annotations
@@ -39,28 +40,40 @@ DECLARATIONS: dict[str, dict[str, Any]] = {
     "native flow": {"path": "linear", "prediction": "flow"},
     "cosine eps": {"path": "cosine", "prediction": "eps"},
     "VP score": {"path": "vp", "prediction": "score"},
-    "reversed velocity x1000": {"path": "linear", "prediction": "velocity", "data_at": 1, "time_scale": 1000.0},
+    "reversed velocity x1000": {
+        "path": "linear",
+        "prediction": "velocity",
+        "data_at": 1,
+        "time_scale": 1000.0,
+    },
 }
 BATCH, SAMPLES, PAIRS = 256, 8000, 6000
 TEACHER_STEPS, KD_STEPS, WARMUP, DMD_STEPS = 2500, 400, 100, 150
 
 
 def mixture() -> GaussianMixture:
-    """Six modes on a circle, weights 1, 2, 3, 1, 2, 3, standard deviations .15 along and .3 across the radius."""
+    """Six modes on a circle, weights 1, 2, 3, 1, 2, 3, standard deviations .15 along and .3 across
+    the radius."""
     angle = torch.arange(6, dtype=torch.float64) * math.pi / 3
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(6, 2, 2)
     covariances = turn @ torch.diag(torch.tensor([0.15**2, 0.3**2], dtype=torch.float64)) @ turn.mT
-    return GaussianMixture(1.2 * turn[..., 0], covariances, weights=torch.tensor([1.0, 2.0, 3.0] * 2))
+    return GaussianMixture(
+        1.2 * turn[..., 0], covariances, weights=torch.tensor([1.0, 2.0, 3.0] * 2)
+    )
 
 
 class Denoiser(nn.Module):
     """A residual MLP for points of the plane and a clock over [0, 1] times `time_scale`.
 
-    Its answer is divided by `sigma(t)` if one is given, as networks that predict a score do, whose size is 1 / sigma.
+    Its answer is divided by `sigma(t)` if one is given, as networks that predict a score do, whose
+    size is 1 / sigma.
     """
 
     def __init__(
-        self, width: int = 64, time_scale: float = 1.0, sigma: Callable[[Tensor], Tensor] | None = None
+        self,
+        width: int = 64,
+        time_scale: float = 1.0,
+        sigma: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.sigma = sigma
@@ -78,7 +91,8 @@ class Denoiser(nn.Module):
 
 
 def train_network(declaration: dict[str, Any], data: Tensor, seed: int) -> nn.Module:
-    """A network trained as declared, by the loss of its own prediction (of a score, times sigma)."""
+    """A network trained as declared, by the loss of its own prediction (of a score, times
+    sigma)."""
     clock = parse_clock(declaration["path"], declaration.get("data_at", 0))
     scale, prediction = declaration.get("time_scale", 1.0), declaration["prediction"]
     score_sigma = (lambda s: clock.coefficients(s.double())[1]) if prediction == "score" else None
@@ -89,7 +103,8 @@ def train_network(declaration: dict[str, Any], data: Tensor, seed: int) -> nn.Mo
     def loss(step: int) -> Tensor:
         x0 = data[torch.randint(len(data), (BATCH,), generator=generator)]
         eps = torch.randn(x0.shape, generator=generator)
-        # Uniform in RF time: networks that are equally good where they are used, whatever their clock.
+        # Uniform in RF time: networks that are equally good where they are used, whatever their
+        # clock.
         t = (0.999 * torch.rand(BATCH, generator=generator, dtype=torch.float64)).clamp(max=t_max)
         s = clock.time_of_ratio(t / (1.0 - t))
         alpha, sigma = (c.float()[:, None] for c in clock.coefficients(s))
@@ -109,9 +124,14 @@ def train_network(declaration: dict[str, Any], data: Tensor, seed: int) -> nn.Mo
     return minimise(network, loss, TEACHER_STEPS, lr=3e-3, decay=0.995)
 
 
-def minimise(network: nn.Module, loss: Callable[[int], Tensor], steps: int, *, lr: float, decay: float) -> nn.Module:
+def minimise(
+    network: nn.Module, loss: Callable[[int], Tensor], steps: int, *, lr: float, decay: float
+) -> nn.Module:
     """Adam with a warm-up and a cosine; the network with its averaged weights, in eval mode."""
-    step_of, ema = stepper(network, lr, (0.9, 0.99)), ExponentialMovingAverage(network, EMAConfig(decay=decay))
+    step_of, ema = (
+        stepper(network, lr, (0.9, 0.99)),
+        ExponentialMovingAverage(network, EMAConfig(decay=decay)),
+    )
     for step in range(steps):
         step_of(loss(step), step / steps)
         ema.update(network, iteration=step + 1)
@@ -119,13 +139,17 @@ def minimise(network: nn.Module, loss: Callable[[int], Tensor], steps: int, *, l
     return network.eval()
 
 
-def stepper(network: nn.Module, lr: float, betas: tuple[float, float]) -> Callable[[Tensor, float], None]:
+def stepper(
+    network: nn.Module, lr: float, betas: tuple[float, float]
+) -> Callable[[Tensor, float], None]:
     """One update on a loss at a progress in [0, 1)."""
     optimizer = torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=True)
 
     def step(loss: Tensor, progress: float) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, 50 * progress + 0.02) * 0.5 * (1.0 + math.cos(math.pi * progress))
+            group["lr"] = (
+                lr * min(1.0, 50 * progress + 0.02) * 0.5 * (1.0 + math.cos(math.pi * progress))
+            )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -175,7 +199,12 @@ def scores(x: Tensor, law: GaussianMixture, reference: Tensor) -> dict[str, floa
     mode = law.responsibilities(x).argmax(1)
     weights = torch.bincount(mode, minlength=6) / len(x)
     truth = law.component_covariances()
-    found = torch.stack([torch.cov(x[mode == k].T) if int((mode == k).sum()) > 2 else 0 * truth[k] for k in range(6)])
+    found = torch.stack(
+        [
+            torch.cov(x[mode == k].T) if int((mode == k).sum()) > 2 else 0 * truth[k]
+            for k in range(6)
+        ]
+    )
     return {
         "weights": 0.5 * float((weights - law.weights).abs().sum()),
         "covariances": float(((found - truth).norm(dim=(1, 2)) / truth.norm(dim=(1, 2))).mean()),
@@ -200,14 +229,25 @@ def run_teachers(seeds: list[int], out: Path) -> None:
             start = torch.randn(SAMPLES, 2, generator=generator_for(seed, "start"))
             samples = {"teacher, 100 calls": sample_teacher(teacher, start, 100)}
             for method, student in distil(teacher, t_list, cfg.dmd, seed).items():
-                samples[f"student, {method}, t_1 = {t_list[0]:.4g}"] = sample_student(student, start, t_list)
+                samples[f"student, {method}, t_1 = {t_list[0]:.4g}"] = sample_student(
+                    student, start, t_list
+                )
             for who, x in samples.items():
                 rows.setdefault(f"{name}: {who}", []).append(scores(x, law, reference))  # pyright: ignore
-    medians = {who: {key: statistics.median(r[key] for r in each) for key in each[0]} for who, each in rows.items()}
+    medians = {
+        who: {key: statistics.median(r[key] for r in each) for key in each[0]}
+        for who, each in rows.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     seconds = time.perf_counter() - started
-    (out / "bench.json").write_text(json.dumps({"rows": rows, "medians": medians, "seconds": seconds}, indent=1))
-    print(f"{'median of ' + str(len(seeds)) + ' seeds':<52}{'weights':>9}{'covariances':>13}{'energy, 1e-3':>14}")
+    (out / "bench.json").write_text(
+        json.dumps({"rows": rows, "medians": medians, "seconds": seconds}, indent=1)
+    )
+    print(
+        f"{'median of ' + str(len(seeds)) + ' seeds':<52}{'weights':>9}{'covariances':>13}{'energy, 1e-3':>14}"
+    )
     for who, row in medians.items():
-        print(f"{who:<52}{row['weights']:>9.4f}{row['covariances']:>13.3f}{1e3 * row['energy_distance']:>14.2f}")
+        print(
+            f"{who:<52}{row['weights']:>9.4f}{row['covariances']:>13.3f}{1e3 * row['energy_distance']:>14.2f}"
+        )
     print(f"{seconds:.0f} s")

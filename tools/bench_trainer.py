@@ -1,15 +1,17 @@
-"""What the trainer costs: an iteration of its loop beside forward, backward and optimiser alone, in turns.
+"""What the trainer costs: an iteration of its loop beside forward, backward and optimiser alone, in
+turns.
 
-The default recipe (recipes/configs/ring.yaml) runs as it does for a user: draws, gathers, averages, log rows and
-progress are included. After every few updates it is halted while a bare loop makes as many of its own: the same losses
-on twins of the networks, backward, clipping and AdamW, on batches that were drawn before as the stage draws its own (of
-DMD the times and noise of its losses are drawn in both).
+The default recipe (recipes/configs/ring.yaml) runs as it does for a user: draws, gathers, averages,
+log rows and progress are included. After every few updates it is halted while a bare loop makes as
+many of its own: the same losses on twins of the networks, backward, clipping and AdamW, on batches
+that were drawn before as the stage draws its own (of DMD the times and noise of its losses are
+drawn in both).
 
-A median over rounds shows nothing of what comes every few hundred updates. So checkpoints, and all that a validation
-does beside scoring, which is work of the task and doesn't count, are timed apart, more often than they are due, and a
-second number, the ratio of the sums over all rounds, has their share at the recipe's intervals in it. Both are to meet
-the bar. Beside wall seconds stand CPU seconds of the process, which other work on the machine changes less; it runs on
-one thread.
+A median over rounds shows nothing of what comes every few hundred updates. So checkpoints, and all
+that a validation does beside scoring, which is work of the task and doesn't count, are timed apart,
+more often than they are due, and a second number, the ratio of the sums over all rounds, has their
+share at the recipe's intervals in it. Both are to meet the bar. Beside wall seconds stand CPU
+seconds of the process, which other work on the machine changes less; it runs on one thread.
 """
 
 from __future__ import annotations
@@ -62,20 +64,28 @@ class Bare:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def bare_kd(stage: KnowledgeDistillation, cfg: DistillConfig, *, compiled: bool = False) -> Callable[[int], None]:
+def bare_kd(
+    stage: KnowledgeDistillation, cfg: DistillConfig, *, compiled: bool = False
+) -> Callable[[int], None]:
     """One bare update of KD."""
     student = Bare(stage.student.bare, cfg.train.kd_optimizer, compiled=compiled)
     dmd, batches = cfg.dmd, [stage.batch(n) for n in range(PRELOADED)]
 
     def update(n: int) -> None:
         states, cond, rungs = batches[n % PRELOADED]
-        options = {"pred_type": dmd.pred_type, "huber_c": stage.huber_c, "sample_type": dmd.student_sample_type}
+        options = {
+            "pred_type": dmd.pred_type,
+            "huber_c": stage.huber_c,
+            "sample_type": dmd.student_sample_type,
+        }
         student.step(kd_loss(student.network, states, dmd.t_list, cond, rungs, **options))
 
     return update
 
 
-def bare_dmd(stage: DistributionMatching, cfg: DistillConfig, *, compiled: bool = False) -> Callable[[int], None]:
+def bare_dmd(
+    stage: DistributionMatching, cfg: DistillConfig, *, compiled: bool = False
+) -> Callable[[int], None]:
     """One bare iteration of DMD: an update of the student and those of the fake score after it."""
     train, pipeline, draws = cfg.train, stage.pipeline, stage.draws
     fake_score = stage.judges[0].network.bare
@@ -94,7 +104,9 @@ def bare_dmd(stage: DistributionMatching, cfg: DistillConfig, *, compiled: bool 
         student.step(twin.compute_student_loss(*data, generated=made, generator=generator)["total"])
         for turn in range(cfg.dmd.fake_steps_per_student_step):
             known = made.detach() if turn == 0 and cfg.dmd.fake_score_reuse_batch else None
-            fake.step(twin.compute_fake_score_loss(*data, generated=known, generator=generator)["total"])
+            fake.step(
+                twin.compute_fake_score_loss(*data, generated=known, generator=generator)["total"]
+            )
 
     return update
 
@@ -179,8 +191,8 @@ class Halted:
 
 
 def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str, Any]]:
-    """Seconds of an iteration of one stage: of the trainer beside the bare loop, and of the bare loop beside a compiled
-    one."""
+    """Seconds of an iteration of one stage: of the trainer beside the bare loop, and of the bare
+    loop beside a compiled one."""
     maker, bare = ("kd_stage", bare_kd) if stage_name == "kd" else ("matching_stage", bare_dmd)
     found: list[Halted] = []
     stages: list[Any] = []
@@ -208,7 +220,9 @@ def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str
     pairs = list(zip(*found[0].seconds.values(), strict=False))[:rounds]
     events = found[0].events
     every = {"checkpoint": due.checkpoint_every, "validation": due.evaluate_every}
-    overhead = overhead_row(stage_name, pairs, {name: (events[name], every[name]) for name in events})
+    overhead = overhead_row(
+        stage_name, pairs, {name: (events[name], every[name]) for name in events}
+    )
     for kind in ("wall", "cpu"):
         print(overhead_text(overhead, kind), flush=True)
     if not any(map(shutil.which, ("g++", "clang++"))):
@@ -218,19 +232,33 @@ def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str
 
 
 def overhead_row(
-    stage_name: str, pairs: list[tuple[Tensor, Tensor]], events: Mapping[str, tuple[list[Tensor], int]]
+    stage_name: str,
+    pairs: list[tuple[Tensor, Tensor]],
+    events: Mapping[str, tuple[list[Tensor], int]],
 ) -> dict[str, Any]:
-    """The share of the trainer's iteration that the bare loop hasn't, by the median round and by the sums.
+    """The share of the trainer's iteration that the bare loop hasn't, by the median round and by
+    the sums.
 
     Args:
         pairs: seconds of a round of the trainer and of the bare loop.
-        events: name -> (seconds of each, updates between two), of what is in no round; in the sums is the median one.
+        events: name -> (seconds of each, updates between two), of what is in no round; in the sums
+            is the median one.
     """
-    shares = {name: torch.stack(seconds).median(0).values / every for name, (seconds, every) in events.items()}
-    row = {"stage": stage_name, "what": "trainer, bare", "bar": BAR, **compared(pairs, sum(shares.values(), nothing()))}
+    shares = {
+        name: torch.stack(seconds).median(0).values / every
+        for name, (seconds, every) in events.items()
+    }
+    row = {
+        "stage": stage_name,
+        "what": "trainer, bare",
+        "bar": BAR,
+        **compared(pairs, sum(shares.values(), nothing())),
+    }
     for n, kind in enumerate(("wall", "cpu")):
         found = row[kind]
-        found["overhead"], found["overhead_of_sums"] = (1.0 - 1.0 / found[name] for name in ("ratio", "ratio_of_sums"))
+        found["overhead"], found["overhead_of_sums"] = (
+            1.0 - 1.0 / found[name] for name in ("ratio", "ratio_of_sums")
+        )
         found |= {f"{name}_share": float(share[n]) for name, share in shares.items()}
         found["met"] = max(found["overhead"], found["overhead_of_sums"]) <= BAR
     return row
@@ -240,16 +268,21 @@ def overhead_text(row: Mapping[str, Any], kind: str) -> str:
     """A line about a row of `overhead_row`, by one of the clocks."""
     found = row[kind]
     events = ", ".join(
-        f"{key.removesuffix('_share')}s {1e3 * value:.3f} ms" for key, value in found.items() if key.endswith("_share")
+        f"{key.removesuffix('_share')}s {1e3 * value:.3f} ms"
+        for key, value in found.items()
+        if key.endswith("_share")
     )
     return (
-        f"{row['stage']}, {kind}: trainer {1e3 * found['first']:.2f} ms, bare {1e3 * found['second']:.2f} ms an "
-        f"iteration; overhead {100 * found['overhead']:.1f} % in the median, {100 * found['overhead_of_sums']:.1f} % "
-        f"of the sums with {events} (bar {100 * row['bar']:.0f} %, {'met' if found['met'] else 'MISSED'})"
+        f"{row['stage']}, {kind}: trainer {1e3 * found['first']:.2f} ms, bare "
+        f"{1e3 * found['second']:.2f} ms an iteration; overhead {100 * found['overhead']:.1f} % "
+        f"in the median, {100 * found['overhead_of_sums']:.1f} % of the sums with {events} (bar "
+        f"{100 * row['bar']:.0f} %, {'met' if found['met'] else 'MISSED'})"
     )
 
 
-def compiled_beside_bare(stage_name: str, bare: Any, stage: Any, cfg: DistillConfig, rounds: int) -> dict[str, Any]:
+def compiled_beside_bare(
+    stage_name: str, bare: Any, stage: Any, cfg: DistillConfig, rounds: int
+) -> dict[str, Any]:
     """What `train.compile` gains: compiled networks in the bare loop beside plain ones."""
     loops = [bare(stage, cfg, compiled=compiled) for compiled in (False, True)]
     started = time.perf_counter()
@@ -264,27 +297,36 @@ def compiled_beside_bare(stage_name: str, bare: Any, stage: Any, cfg: DistillCon
                 loop(n)
             marks.append(now())
         pairs.append((marks[1] - marks[0], marks[2] - marks[1]))
-    row = {"stage": stage_name, "what": "plain, compiled", "compilation_seconds": first, **compared(pairs)}
+    row = {
+        "stage": stage_name,
+        "what": "plain, compiled",
+        "compilation_seconds": first,
+        **compared(pairs),
+    }
     for kind in ("wall", "cpu"):
         print(
-            f"{stage_name}, {kind}: plain {1e3 * row[kind]['first']:.2f} ms, compiled {1e3 * row[kind]['second']:.2f} "
-            f"ms an iteration: {row[kind]['ratio']:.2f} times as fast, after {first:.0f} s of compilation",
+            f"{stage_name}, {kind}: plain {1e3 * row[kind]['first']:.2f} ms, compiled "
+            f"{1e3 * row[kind]['second']:.2f} ms an iteration: {row[kind]['ratio']:.2f} times as "
+            f"fast, after {first:.0f} s of compilation",
             flush=True,
         )
     return row
 
 
 def compared(pairs: list[tuple[Tensor, Tensor]], beside: Tensor | None = None) -> dict[str, Any]:
-    """Medians of an iteration's seconds and of the ratios first / second of the pairs, and the ratio of the sums, by
-    wall and by CPU clock.
+    """Medians of an iteration's seconds and of the ratios first / second of the pairs, and the
+    ratio of the sums, by wall and by CPU clock.
 
     Args:
         pairs: wall and CPU seconds of a round, of two loops.
-        beside: wall and CPU seconds of an iteration of the first that are in no round; in the sums alone.
+        beside: wall and CPU seconds of an iteration of the first that are in no round; in the sums
+            alone.
     """
     found: dict[str, Any] = {"rounds": len(pairs)}
     for n, kind in enumerate(("wall", "cpu")):
-        first, second = ([float(seconds[n]) / UPDATES for seconds in side] for side in zip(*pairs, strict=True))
+        first, second = (
+            [float(seconds[n]) / UPDATES for seconds in side] for side in zip(*pairs, strict=True)
+        )
         more = 0.0 if beside is None else float(beside[n])
         found[kind] = {
             "first": statistics.median(first),
@@ -299,10 +341,15 @@ def run_trainer(rounds: int) -> dict[str, Any]:
     """Measure and print; returns what goes into the JSON file."""
     if rounds * UPDATES < EVENTS_EVERY:
         raise ValueError(
-            f"expected at least {EVENTS_EVERY // UPDATES} rounds, in which a checkpoint falls, got {rounds}"
+            f"expected at least {EVENTS_EVERY // UPDATES} rounds, in which a checkpoint falls, "
+            f"got {rounds}"
         )
     torch.set_num_threads(1)
     updates = UPDATES * (rounds + 2)
     kd = measure([f"train.kd_steps={updates}", "train.steps=0"], "kd", rounds)
-    dmd = measure(["train.kd_steps=0", f"train.steps={updates}", "dmd.fake_score_warmup_steps=0"], "dmd", rounds)
+    dmd = measure(
+        ["train.kd_steps=0", f"train.steps={updates}", "dmd.fake_score_warmup_steps=0"],
+        "dmd",
+        rounds,
+    )
     return {"torch": torch.__version__, "updates": UPDATES, "rows": [*kd, *dmd]}

@@ -1,13 +1,15 @@
-"""Kill a small distillation at random moments, resume it each time, and compare its end with an uninterrupted one's.
+"""Kill a small distillation at random moments, resume it each time, and compare its end with an
+uninterrupted one's.
 
     python tools/kill.py [--kills 20] [--seed 0] [--out runs/kill]
 
-Every branch is on: KD, DMD2 with a fake score, a discriminator, KD beside VSD, EMA, the best kept, patience counted. A
-kill is SIGKILL to a process of its own, one after the other: while a checkpoint is written (every second one), anywhere
-in training, and the last while the student is scored and exported. After each, whatever looks like a checkpoint has to
-be a whole one. At the end the student, the results of all stages, the newest checkpoints (weights, averages, optimisers
-of all networks, best, patience) and the rows of metrics.jsonl have to be those of the uninterrupted run, bit for bit
-but for clocks. Exit code 1 if anything differs.
+Every branch is on: KD, DMD2 with a fake score, a discriminator, KD beside VSD, EMA, the best kept,
+patience counted. A kill is SIGKILL to a process of its own, one after the other: while a checkpoint
+is written (every second one), anywhere in training, and the last while the student is scored and
+exported. After each, whatever looks like a checkpoint has to be a whole one. At the end the
+student, the results of all stages, the newest checkpoints (weights, averages, optimisers of all
+networks, best, patience) and the rows of metrics.jsonl have to be those of the uninterrupted run,
+bit for bit but for clocks. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ class FewModes(ModesTask):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, default=Path("runs/kill"))
@@ -99,8 +103,8 @@ def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
     """Run once to the end in `out/whole`, once with `kills` kills in `out/killed`, and compare.
 
     Returns:
-        {"kills": [{"moment", "at", "half_written", "damaged"}], "compared": {what: number}, "different": [what],
-        "passed"}.
+        {"kills": [{"moment", "at", "half_written", "damaged"}], "compared": {what: number},
+        "different": [what], "passed"}.
     """
     whole, killed, draw = out / "whole", out / "killed", random.Random(seed)
     code = join(started(whole, out / "whole.log"))
@@ -119,19 +123,32 @@ def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
         last = last or there >= total
         moment = "hand-over" if last else ("write", "anywhere")[number % 2]
         # On the average the kills before the last share what is left to train.
-        further = total - there if last else draw.randint(0, max(0, 2 * (total - 8 - there) // left))
+        further = (
+            total - there if last else draw.randint(0, max(0, 2 * (total - 8 - there) // left))
+        )
         done.append(kill_once(killed, out / "killed.log", moment, there + further, hand_over, draw))
         if done[-1]["moment"] == TOO_LATE:
             break
     if (code := join(started(killed, out / "killed.log"))) != 0:
-        raise RuntimeError(f"the run that was resumed last ended with {code}: see {out / 'killed.log'}")
+        raise RuntimeError(
+            f"the run that was resumed last ended with {code}: see {out / 'killed.log'}"
+        )
     compared, different = compare(whole, killed)
     passed = not different and not any(kill["damaged"] for kill in done)
-    return {"seed": seed, "kills": done, "compared": compared, "different": different, "passed": passed}
+    return {
+        "seed": seed,
+        "kills": done,
+        "compared": compared,
+        "different": different,
+        "passed": passed,
+    }
 
 
-def kill_once(run: Path, log: Path, moment: str, at: int, hand_over: float, draw: random.Random) -> dict[str, Any]:
-    """Start or resume the run, kill it at a random `moment` after checkpoint `at`, and look at what is left.
+def kill_once(
+    run: Path, log: Path, moment: str, at: int, hand_over: float, draw: random.Random
+) -> dict[str, Any]:
+    """Start or resume the run, kill it at a random `moment` after checkpoint `at`, and look at what
+    is left.
 
     Args:
         hand_over: seconds that a run takes after its last checkpoint.
@@ -144,7 +161,9 @@ def kill_once(run: Path, log: Path, moment: str, at: int, hand_over: float, draw
         wait(process, lambda: bool(names(run) - before))
         time.sleep(draw.uniform(0.0, 0.002))
     else:
-        time.sleep(draw.uniform(0.0, 0.7) * (hand_over if moment == "hand-over" else min(0.4, hand_over)))
+        time.sleep(
+            draw.uniform(0.0, 0.7) * (hand_over if moment == "hand-over" else min(0.4, hand_over))
+        )
     process.kill()
     code = join(process)
     if code == 0 and moment == "hand-over":
@@ -157,10 +176,15 @@ def kill_once(run: Path, log: Path, moment: str, at: int, hand_over: float, draw
             check_checkpoint(folder)
         except (ValueError, OSError, KeyError, TypeError) as error:
             damaged.append(f"{folder.name}: {error}")
-    return {"moment": moment, "at": newest(run), "half_written": len(half_written(run)), "damaged": damaged}
+    return {
+        "moment": moment,
+        "at": newest(run),
+        "half_written": len(half_written(run)),
+        "damaged": damaged,
+    }
 
 
-# ---- The run ------------------------------------------------------------------------------------------------------
+# ---- The run -------------------------------------------------------------------------------------
 
 
 def started(run: Path, log: Path) -> BaseProcess:
@@ -202,7 +226,9 @@ def wait(process: BaseProcess, until: Callable[[], bool]) -> None:
 
 def newest(run: Path) -> int:
     """Number of the newest checkpoint, 0 before one."""
-    return max((int(folder.name.removeprefix("step_")) for folder in checkpoint_folders(run)), default=0)
+    return max(
+        (int(folder.name.removeprefix("step_")) for folder in checkpoint_folders(run)), default=0
+    )
 
 
 def names(run: Path) -> set[str]:
@@ -215,7 +241,7 @@ def half_written(run: Path) -> list[Path]:
     return list((run / "checkpoints").glob(".step_*.new-*"))
 
 
-# ---- Comparing ----------------------------------------------------------------------------------------------------
+# ---- Comparing -----------------------------------------------------------------------------------
 
 
 def compare(whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
@@ -236,12 +262,16 @@ def compare(whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
     for folder in checkpoint_folders(whole):
         names = (run / "checkpoints" / folder.name / "state.json" for run in (whole, other))
         one, two = (json.loads(name.read_text()) if name.exists() else {} for name in names)
-        different += [f"{folder.name}: {key}" for key in one if key != "seconds" and one[key] != two.get(key)]
+        different += [
+            f"{folder.name}: {key}" for key in one if key != "seconds" and one[key] != two.get(key)
+        ]
         compared["checkpoints"] += 1
     logs = [[timeless(row) for row in read_log(run)] for run in (whole, other)]
     if len(logs[0]) != len(logs[1]):
         different.append(f"rows of metrics.jsonl: {len(logs[0])} and {len(logs[1])}")
-    different += [f"metrics.jsonl row {i}" for i, (a, b) in enumerate(zip(*logs, strict=False)) if a != b]
+    different += [
+        f"metrics.jsonl row {i}" for i, (a, b) in enumerate(zip(*logs, strict=False)) if a != b
+    ]
     compared["rows"] = len(logs[0])
     one, two = (json.loads((run / "report" / "report.json").read_text()) for run in (whole, other))
     for key in ("teacher", "student", "kd", "dmd", "validation", "selected", "warnings"):
@@ -259,9 +289,14 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{'moment':<12}{'kills':>6}{'half-written':>14}{'damaged':>9}"]
     for moment in ("write", "anywhere", "hand-over", TOO_LATE):
         rows = [kill for kill in report["kills"] if kill["moment"] == moment]
-        cut, damaged = (sum(bool(kill[key]) for kill in rows) for key in ("half_written", "damaged"))
+        cut, damaged = (
+            sum(bool(kill[key]) for kill in rows) for key in ("half_written", "damaged")
+        )
         lines.append(f"{moment:<12}{len(rows):>6}{cut:>14}{damaged:>9}")
-    lines.append("compared bit for bit: " + ", ".join(f"{count} {what}" for what, count in report["compared"].items()))
+    lines.append(
+        "compared bit for bit: "
+        + ", ".join(f"{count} {what}" for what, count in report["compared"].items())
+    )
     lines.append(f"different: {'; '.join(report['different'][:10]) or 'nothing'}")
     return "\n".join(lines)
 

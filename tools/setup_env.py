@@ -4,13 +4,15 @@
     tools/setup.sh --dev     the same and the tools of tools/check.sh
     tools/setup.sh --which   prints the Python of the environment, installs nothing
 
-With no environment active it makes `.venv` in the checkout and installs the versions of tools/constraints.txt.
-In an active one (VIRTUAL_ENV or CONDA_PREFIX; conda's `base` does not count) it installs there: what is there and
-within fastgen's ranges stays, torch and numpy stay whatever they are, what is missing comes in the pinned version.
-It needs no root, no compiler and no GPU; when nothing is left to do it says so in a second.
+With no environment active it makes `.venv` in the checkout and installs the versions of
+tools/constraints.txt. In an active one (VIRTUAL_ENV or CONDA_PREFIX; conda's `base` does not count)
+it installs there: what is there and within fastgen's ranges stays, torch and numpy stay whatever
+they are, what is missing comes in the pinned version. It needs no root, no compiler and no GPU;
+when nothing is left to do it says so in a second.
 
-pip's own settings apply. PyTorch's default build for Linux carries CUDA and takes some gigabytes: to get another one,
-put the address of that index of PyTorch's into PIP_EXTRA_INDEX_URL before the first run.
+pip's own settings apply. PyTorch's default build for Linux carries CUDA and takes some gigabytes:
+to get another one, put the address of that index of PyTorch's into PIP_EXTRA_INDEX_URL before the
+first run.
 """
 
 from __future__ import annotations
@@ -35,15 +37,17 @@ STAND_IN = ROOT / "tools" / "lie_learn"
 STAMP = "fastgen-setup.json"
 LOG = "fastgen-setup.log"
 
-# What escnn imports; its own list also asks for Fortran and for two packages that it only uses if they are there.
+# What escnn imports; its own list also asks for Fortran and for two packages that it only uses if
+# they are there.
 ESCNN_NEEDS = ["scipy", "joblib", "requests"]
 FLIGHTS = "traffic==2.13.*"
 FROZEN = ("torch", "numpy")
 
-# accelerate's launcher lists on every start which defaults it took. They are what we want (all GPUs, else one process),
-# and a config file instead would fix the number of GPUs; so its one message is dropped, in our own environment only.
-# When the script it runs stops, by an error or by Ctrl-C, that has said its one line already: the launcher's own
-# traceback goes too, its exit code stays.
+# accelerate's launcher lists on every start which defaults it took. They are what we want (all
+# GPUs, else one process), and a config file instead would fix the number of GPUs; so its one
+# message is dropped, in our own environment only. When the script it runs stops, by an error or by
+# Ctrl-C, that has said its one line already: the launcher's own traceback goes too, its exit code
+# stays.
 QUIET_LAUNCH = (
     'import sys; any("accelerate" in a for a in sys.orig_argv[1:3]) and ('
     '__import__("logging").getLogger("accelerate.commands.launch").addFilter('
@@ -75,7 +79,8 @@ class SetupError(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """Where to install: `prefix` with its interpreter `python`; `ours` is true for the checkout's own .venv."""
+    """Where to install: `prefix` with its interpreter `python`; `ours` is true for the checkout's
+    own .venv."""
 
     prefix: Path
     python: Path
@@ -88,7 +93,8 @@ class Environment:
 
 @dataclass(frozen=True)
 class State:
-    """What an environment holds: Python version, site-packages, canonical distribution name -> version."""
+    """What an environment holds: Python version, site-packages, canonical distribution name ->
+    version."""
 
     version: tuple[int, int]
     purelib: Path
@@ -105,7 +111,8 @@ def canonical(name: str) -> str:
 
 
 def requirement_name(requirement: str) -> str:
-    """Canonical name at the head of a requirement line such as `numpy>=1.24,<2; python_version < '3.13'`."""
+    """Canonical name at the head of a requirement line such as `numpy>=1.24,<2; python_version <
+    '3.13'`."""
     match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", requirement)
     if match is None:
         raise SetupError(f"expected a requirement such as 'numpy>=1.24', got {requirement!r}")
@@ -113,7 +120,8 @@ def requirement_name(requirement: str) -> str:
 
 
 def read_requirements(text: str) -> dict[str, list[str]]:
-    """Requirement arrays of a pyproject.toml (`dependencies` and the extras), without a TOML parser."""
+    """Requirement arrays of a pyproject.toml (`dependencies` and the extras), without a TOML
+    parser."""
     arrays = re.findall(r"^([a-z]+) = \[\n((?:    \"[^\"\n]*\",\n)*)\]$", text, re.MULTILINE)
     return {name: re.findall(r"\"([^\"\n]*)\"", body) for name, body in arrays}
 
@@ -124,7 +132,8 @@ def read_pins(text: str) -> list[str]:
 
 
 def wanted(groups: list[str], found: dict[str, str], *, ours: bool) -> list[str]:
-    """Requirements to hand to pip. escnn is not among them (it comes without its own), nor a torch that is there."""
+    """Requirements to hand to pip. escnn is not among them (it comes without its own), nor a torch
+    that is there."""
     arrays = read_requirements(PYPROJECT.read_text(encoding="utf-8"))
     lines = [line for group in groups for line in arrays[group]] + ESCNN_NEEDS
     absent = {"escnn"} if ours else {"escnn", *(name for name in FROZEN if name in found)}
@@ -132,7 +141,8 @@ def wanted(groups: list[str], found: dict[str, str], *, ours: bool) -> list[str]
 
 
 def effective_pins(found: dict[str, str], *, ours: bool) -> list[str]:
-    """Constraints for pip: all pins in our .venv; elsewhere only those of missing packages, torch and numpy frozen."""
+    """Constraints for pip: all pins in our .venv; elsewhere only those of missing packages, torch
+    and numpy frozen."""
     pins = read_pins(CONSTRAINTS.read_text(encoding="utf-8"))
     if ours:
         return pins
@@ -141,7 +151,8 @@ def effective_pins(found: dict[str, str], *, ours: bool) -> list[str]:
 
 
 def fingerprint(state: State) -> str:
-    """Changes whenever an environment has to be looked at again: recipe files, Python, place of the checkout."""
+    """Changes whenever an environment has to be looked at again: recipe files, Python, place of the
+    checkout."""
     files = [CONSTRAINTS, PYPROJECT, Path(__file__).resolve(), *sorted(STAND_IN.rglob("*.py"))]
     digest = hashlib.sha256(json.dumps([str(ROOT), state.version]).encode())
     for file in files:
@@ -150,7 +161,8 @@ def fingerprint(state: State) -> str:
 
 
 def choose_environment() -> Environment:
-    """The active virtual or conda environment, else .venv in the checkout (which may be the active one)."""
+    """The active virtual or conda environment, else .venv in the checkout (which may be the active
+    one)."""
     own = ROOT / ".venv"
     virtual, conda = os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX")
     if os.environ.get("CONDA_DEFAULT_ENV") == "base":
@@ -166,14 +178,20 @@ def choose_environment() -> Environment:
 
 
 def child_environment() -> dict[str, str]:
-    """The caller's variables without those that would make an interpreter look or install elsewhere."""
+    """The caller's variables without those that would make an interpreter look or install
+    elsewhere."""
     dropped = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PIP_USER", "PIP_TARGET", "PIP_PREFIX"}
     return {key: value for key, value in os.environ.items() if key not in dropped}
 
 
 def run(command: list[str], log: Path | None = None) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=child_environment(), check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=child_environment(),
+        check=False,
     )
     if log is not None:
         with log.open("a", encoding="utf-8") as file:
@@ -201,9 +219,12 @@ def read_stamp(env: Environment) -> dict:
 
 
 def up_to_date(env: Environment, state: State, groups: list[str]) -> bool:
-    """Whether an earlier run did all this here and the packages it left are still there (in .venv: unchanged)."""
+    """Whether an earlier run did all this here and the packages it left are still there (in .venv:
+    unchanged)."""
     stamp = read_stamp(env)
-    if stamp.get("fingerprint") != fingerprint(state) or not set(groups) <= set(stamp.get("groups", [])):
+    if stamp.get("fingerprint") != fingerprint(state) or not set(groups) <= set(
+        stamp.get("groups", [])
+    ):
         return False
     left = stamp.get("installed", {})
     if env.ours:
@@ -218,16 +239,28 @@ def make_venv(env: Environment) -> None:
         # Debian keeps ensurepip in a package of its own. A system pip can stand in for it.
         bare = run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(env.prefix)])
         if not bare.returncode:
-            done = run([sys.executable, "-m", "pip", "--python", str(env.python), "install", "--no-input", "pip"])
+            done = run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "--python",
+                    str(env.python),
+                    "install",
+                    "--no-input",
+                    "pip",
+                ]
+            )
     if done.returncode:
         shutil.rmtree(env.prefix, ignore_errors=True)
         if not os.access(ROOT, os.W_OK):
             raise SetupError(f"cannot write to {ROOT}: .venv is made in the checkout")
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         raise SetupError(
-            f"{sys.executable} cannot make a virtual environment (its venv or ensurepip module is missing or broken): "
-            f"install it, on Debian and Ubuntu with `apt install python{version}-venv`, or name another Python: "
-            "PYTHON=/path/to/python3 tools/setup.sh"
+            f"{sys.executable} cannot make a virtual environment (its venv or ensurepip module is "
+            "missing or broken): install it, on Debian and Ubuntu with `apt install "
+            f"python{version}-venv`, or name another Python: PYTHON=/path/to/python3 "
+            "tools/setup.sh"
         )
 
 
@@ -247,7 +280,8 @@ def pip(env: Environment, *arguments: str) -> bool:
 
 
 def install(env: Environment, what: str, *arguments: str) -> None:
-    """`pip` with a failure turned into one line: the reason if it is the network or the disk, else pip's last error."""
+    """`pip` with a failure turned into one line: the reason if it is the network or the disk, else
+    pip's last error."""
     if pip(env, *arguments):
         return
     text = (env.prefix / LOG).read_text(encoding="utf-8").rsplit("\n$ ", 1)[-1]
@@ -256,14 +290,18 @@ def install(env: Environment, what: str, *arguments: str) -> None:
     if re.search(r"No space left on device", text):
         reason = f"no space left on the disk of {env.prefix}"
     elif re.search(
-        r"NewConnectionError|NameResolutionError|ProxyError|ConnectTimeout|ReadTimeout|ConnectionError", text
+        r"NewConnectionError|NameResolutionError|ProxyError|ConnectTimeout|ReadTimeout|ConnectionError",
+        text,
     ):
         reason = "no connection to the package index (is the network up, does pip know your proxy or mirror?)"
-    raise SetupError(f"{what} could not be installed: {reason}; all of pip's output: {env.prefix / LOG}")
+    raise SetupError(
+        f"{what} could not be installed: {reason}; all of pip's output: {env.prefix / LOG}"
+    )
 
 
 def install_lie_learn(env: Environment, found: dict[str, str], constraints: str) -> str:
-    """Makes `lie_learn` importable for escnn: the published wheel where it can work, else the stand-in in tools/."""
+    """Makes `lie_learn` importable for escnn: the published wheel where it can work, else the
+    stand-in in tools/."""
     if "lie-learn" in found:
         return f"lie_learn {found['lie-learn']}"
     wheel = ["--no-deps", "--only-binary", "lie_learn", "-c", constraints, "lie_learn"]
@@ -287,15 +325,24 @@ def install_all(env: Environment, state: State, groups: list[str]) -> None:
             say(f"torch {there['torch']} is yours and stays")
         else:
             torch = [line for line in requirements if requirement_name(line) == "torch"]
-            say("installing torch (the longest step: up to some gigabytes where the build carries CUDA)")
+            say(
+                "installing torch (the longest step: up to some gigabytes where the build carries "
+                "CUDA)"
+            )
             install(env, "torch", "-c", constraints, *torch)
         if not env.ours and "numpy" in there:
             say(f"numpy {there['numpy']} is yours and stays")
-        say(f"installing {', '.join(sorted({requirement_name(line) for line in requirements} - {'torch'}))}")
+        say(
+            "installing "
+            f"{', '.join(sorted({requirement_name(line) for line in requirements} - {'torch'}))}"
+        )
         install(env, "fastgen's dependencies", "-c", constraints, *requirements)
         after = probe(env)
         if after is None:
-            raise SetupError(f"{env.python} stopped working during the set-up; delete {env.prefix} and run this again")
+            raise SetupError(
+                f"{env.python} stopped working during the set-up; delete {env.prefix} and run "
+                "this again"
+            )
         say("installing escnn, without the optional packages that need a Fortran compiler")
         install(env, "escnn", "--no-deps", "-c", constraints, "escnn")
         say(f"installed {install_lie_learn(env, after.found, constraints)} for escnn")
@@ -312,7 +359,10 @@ def verify(env: Environment) -> str:
     done = run([str(env.python), "-I", "-c", VERIFY], env.prefix / LOG)
     if done.returncode:
         last = done.stdout.strip().splitlines()[-1:] or ["no message"]
-        raise SetupError(f"installed, but importing torch, escnn and fastgen fails: {last[0]} ({env.prefix / LOG})")
+        raise SetupError(
+            f"installed, but importing torch, escnn and fastgen fails: {last[0]} "
+            f"({env.prefix / LOG})"
+        )
     return done.stdout.strip().splitlines()[-1]
 
 
@@ -327,7 +377,8 @@ def set_up(groups: list[str]) -> None:
     stamp = read_stamp(env)
     moved = env.ours and stamp.get("root", str(ROOT)) != str(ROOT)
     if env.ours and (state is None or moved or "pip" not in state.found):
-        # Scripts in a virtual environment hold its absolute path: one that was moved cannot be repaired.
+        # Scripts in a virtual environment hold its absolute path: one that was moved cannot be
+        # repaired.
         say(f"making .venv with {sys.executable} (Python {sys.version.split()[0]})")
         make_venv(env)
         state, stamp = probe(env), {}
@@ -335,23 +386,38 @@ def set_up(groups: list[str]) -> None:
         raise SetupError(f"{env.python} does not run: deactivate that environment or repair it")
     if state.version < (3, 10):
         version = ".".join(map(str, state.version))
-        raise SetupError(f"the active environment {env.prefix} has Python {version}, fastgen needs 3.10 or newer")
+        raise SetupError(
+            f"the active environment {env.prefix} has Python {version}, fastgen needs 3.10 or newer"
+        )
     if not os.access(env.prefix, os.W_OK):
-        raise SetupError(f"cannot write to {env.prefix}: activate an environment of your own, or none")
+        raise SetupError(
+            f"cannot write to {env.prefix}: activate an environment of your own, or none"
+        )
     (env.prefix / LOG).write_text("", encoding="utf-8")
     if not env.ours:
         say(f"installing into the active environment {env.prefix}")
     if "pip" not in state.found:
         say("adding pip to the environment")
         if run([str(env.python), "-I", "-m", "ensurepip"], env.prefix / LOG).returncode:
-            raise SetupError(f"{env.prefix} has no pip and its Python cannot add one: install pip there first")
+            raise SetupError(
+                f"{env.prefix} has no pip and its Python cannot add one: install pip there first"
+            )
     groups = sorted(set(groups) | set(stamp.get("groups", [])))
     install_all(env, state, groups)
     torch = verify(env)
     state = probe(env) or state
     pinned = {requirement_name(pin) for pin in read_pins(CONSTRAINTS.read_text(encoding="utf-8"))}
-    left = {name: version for name, version in state.found.items() if name in pinned or name == "fastgen-distill"}
-    done = {"fingerprint": fingerprint(state), "root": str(ROOT), "groups": groups, "installed": left}
+    left = {
+        name: version
+        for name, version in state.found.items()
+        if name in pinned or name == "fastgen-distill"
+    }
+    done = {
+        "fingerprint": fingerprint(state),
+        "root": str(ROOT),
+        "groups": groups,
+        "installed": left,
+    }
     (env.prefix / STAMP).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
     say(
         f"{env.name} is ready: torch {torch}, Python {state.version[0]}.{state.version[1]}, "
@@ -361,10 +427,16 @@ def set_up(groups: list[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="tools/setup.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/setup.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dev", action="store_true", help="also install the tools that tools/check.sh runs")
-    parser.add_argument("--which", action="store_true", help="print the environment's Python and do nothing else")
+    parser.add_argument(
+        "--dev", action="store_true", help="also install the tools that tools/check.sh runs"
+    )
+    parser.add_argument(
+        "--which", action="store_true", help="print the environment's Python and do nothing else"
+    )
     options = parser.parse_args()
     if options.which:
         print(choose_environment().python)

@@ -54,25 +54,31 @@ class Task(Protocol):
         """The training set."""
         ...
 
-    def evaluate(self, sample: Callable[[Any, Tensor], Tensor], *, quick: bool = False) -> dict[str, float]:
+    def evaluate(
+        self, sample: Callable[[Any, Tensor], Tensor], *, quick: bool = False
+    ) -> dict[str, float]:
         """Scores of `sample(Z, noise (B, *shape)) -> X (B, *shape)`, in original units.
 
-        Z is what the training set has, of B rows: (B, T_z, d_z) for trajectories, None where there is no condition.
-        `noise` is standard normal, drawn from the task's own fixed seed: every sampler sees the same draw. `quick`
-        scores a small validation set, disjoint from the one the full scores are taken on.
+        Z is what the training set has, of B rows: (B, T_z, d_z) for trajectories, None where there
+        is no condition. `noise` is standard normal, drawn from the task's own fixed seed: every
+        sampler sees the same draw. `quick` scores a small validation set, disjoint from the one the
+        full scores are taken on.
         """
         ...
 
     def floor(self) -> dict[str, float]:
-        """Scores to compare with: fresh demonstrations, or a simple baseline; {} where there is none."""
+        """Scores to compare with: fresh demonstrations, or a simple baseline; {} where there is
+        none."""
         ...
 
     def scene(self) -> dict:
-        """`{"obstacles": [[(x, y), ...], ...], "limits": (xmin, xmax, ymin, ymax) or None, "equal": bool}`.
+        """`{"obstacles": [[(x, y), ...], ...], "limits": (xmin, xmax, ymin, ymax) or None, "equal":
+        bool}`.
 
-        With `discs`, a radius, Z is start, goal and the centres of discs, obstacles that move with the condition.
-        Where X aren't trajectories also `kind`: "points" (2,) or (1, 2), "images" (C, H, W) or "values"; `samples`, how
-        many of each example to draw, is 16 unless it is given.
+        With `discs`, a radius, Z is start, goal and the centres of discs, obstacles that move with
+        the condition. Where X aren't trajectories also `kind`: "points" (2,) or (1, 2), "images"
+        (C, H, W) or "values"; `samples`, how many of each example to draw, is 16 unless it is
+        given.
         """
         ...
 
@@ -93,9 +99,10 @@ def build_task(cfg: Any) -> Task:
     """The task that a data configuration asks for.
 
     Args:
-        cfg: an object with `name`, and where given (an attribute that is missing or None means the task's own default):
-            `pack`, `symmetry` (every task); `size`, `seed` (ring, modes, two_rings); `path`, `seed` (flights); `path`,
-            `obs_horizon`, `horizon`, `stride`, `normalize`, `seed` (file).
+        cfg: an object with `name`, and where given (an attribute that is missing or None means the
+            task's own default): `pack`, `symmetry` (every task); `size`, `seed` (ring, modes,
+            two_rings); `path`, `seed` (flights); `path`, `obs_horizon`, `horizon`, `stride`,
+            `normalize`, `seed` (file).
 
     Raises ValueError for an unknown name, an option the task doesn't have, or values it refuses.
     """
@@ -103,7 +110,10 @@ def build_task(cfg: Any) -> Task:
         raise ValueError(f"unknown data.name {cfg.name!r}, expected one of: {', '.join(TASKS)}")
     for key in ("size", "path", "obs_horizon", "horizon", "stride", "normalize"):
         if key not in TASKS[cfg.name] and getattr(cfg, key, None) is not None:
-            raise ValueError(f"expected no data.{key} for the task {cfg.name}, got {getattr(cfg, key)!r}; leave it out")
+            raise ValueError(
+                f"expected no data.{key} for the task {cfg.name}, got {getattr(cfg, key)!r}; "
+                "leave it out"
+            )
     options = ("pack", "symmetry", "seed", *TASKS[cfg.name])
     given = {key: getattr(cfg, key) for key in options if getattr(cfg, key, None) is not None}
     if cfg.name == "ring":
@@ -125,5 +135,7 @@ def build_task(cfg: Any) -> Task:
     from .samples import file_task
 
     if "path" not in given:
-        raise ValueError("expected data.path, an .npz or .safetensors file, for the task file, got none")
+        raise ValueError(
+            "expected data.path, an .npz or .safetensors file, for the task file, got none"
+        )
     return file_task(**given)

@@ -1,18 +1,19 @@
-"""What is odd about training data, said before the first step: constant channels, repeated rows, too few of them, and a
-group that doesn't act on them as declared.
+"""What is odd about training data, said before the first step: constant channels, repeated rows,
+too few of them, and a group that doesn't act on them as declared.
 
-A symmetry says that (X, Z) and (rho_x(g) X, rho_z(g) Z) have one law. Then, with v the numbers of a row and R(g) what g
-does to them, its first two moments are invariant:
+A symmetry says that (X, Z) and (rho_x(g) X, rho_z(g) Z) have one law. Then, with v the numbers of a
+row and R(g) what g does to them, its first two moments are invariant:
 
     E[R v] = E[v],        R M R^T = M,    M = E[v v^T], with the block E[X Z^T] that ties X to Z.
 
-The sample moments of an invariant law differ too, by noise. With d_i the change of the moments of row i under g, a
-mean of zero is what is tested:
+The sample moments of an invariant law differ too, by noise. With d_i the change of the moments of
+row i under g, a mean of zero is what is tested:
 
     S = |sum_i d_i|^2 / sum_i |d_i|^2    is 1 on average,    nu S ~ chi^2_nu,    nu = tr(C)^2 / tr(C^2),  C = Cov(d)
 
-(Welch and Satterthwaite's match of two moments). Products <d_i, d_j> need those of rows alone, since
-<R a a^T R^T, b b^T> = (R a . b)^2, so no moment is ever formed. Windows of one episode count as one draw.
+(Welch and Satterthwaite's match of two moments). Products <d_i, d_j> need those of rows alone,
+since <R a a^T R^T, b b^T> = (R a . b)^2, so no moment is ever formed. Windows of one episode count
+as one draw.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Violation:
 
     Attributes:
         element: the generator, as the group spells it.      moment: "mean" or "second moment".
-        change: |moment after - moment before| / |moment|, without what noise adds; of the mean relative to the root
-            mean square of the data.
+        change: |moment after - moment before| / |moment|, without what noise adds; of the mean
+            relative to the root mean square of the data.
         p_value: how likely as large a change is if the data are invariant.
         channels: the largest contributors, such as "X 0".
     """
@@ -59,29 +60,43 @@ class Violation:
 
 
 def data_notes(task: Any, batch_size: int) -> list[str]:
-    """Lines about the training data of `task`, those that start with "warning:" about what a user would mend.
+    """Lines about the training data of `task`, those that start with "warning:" about what a user
+    would mend.
 
-    Rows are numbered as in the file (of episodes: by windows) where the task is one of a file, from 0.
+    Rows are numbered as in the file (of episodes: by windows) where the task is one of a file, from
+    0.
     """
     data = task.train
-    own = task.rows["train"] if isinstance(task, HeldOutTask | SampleTask) else torch.arange(len(data.X))
+    own = (
+        task.rows["train"]
+        if isinstance(task, HeldOutTask | SampleTask)
+        else torch.arange(len(data.X))
+    )
     lines = []
     if len(data.X) < batch_size:
         lines.append(
-            f"warning: expected at least train.batch_size = {batch_size} training rows, got {len(data.X)}, so that a "
-            "batch repeats some; give more data or lower train.batch_size"
+            f"warning: expected at least train.batch_size = {batch_size} training rows, got "
+            f"{len(data.X)}, so that a batch repeats some; give more data or lower "
+            "train.batch_size"
         )
     lines += [
-        f"warning: {name} is constant in {'channel' if len(found) == 1 else 'channels'} {_listed(found)}: nothing can "
-        "be learned of it; drop it from the data, unless the teacher was trained with it"
+        f"warning: {name} is constant in {'channel' if len(found) == 1 else 'channels'} "
+        f"{_listed(found)}: nothing can be learned of it; drop it from the data, unless the "
+        "teacher was trained with it"
         for name, found in constant_channels(data).items()
     ]
     if repeated := repeated_rows(data):
         pairs = [f"{own[later]} (as {own[earlier]})" for earlier, later in repeated]
-        lines.append(f"note: {len(repeated)} of {len(data.X)} training rows repeat an earlier one: {_listed(pairs)}")
+        lines.append(
+            f"note: {len(repeated)} of {len(data.X)} training rows repeat an earlier one: "
+            f"{_listed(pairs)}"
+        )
     if isinstance(data, TrajectoryData) and data.symmetry is not None:
         episodes = task.episodes[own] if isinstance(task, HeldOutTask) else None
-        lines += [_said(violation, data.symmetry["group"]) for violation in moment_violations(data, episodes)]
+        lines += [
+            _said(violation, data.symmetry["group"])
+            for violation in moment_violations(data, episodes)
+        ]
     return lines
 
 
@@ -89,24 +104,27 @@ def _said(v: Violation, group: str) -> str:
     what = "their mean" if v.moment == "mean" else "their second moment, E[v v^T] of v = (X, Z)"
     of, where = "the root mean square" if v.moment == "mean" else "it", _listed(v.channels)
     return (
-        f"warning: the data are not invariant under {group} as data.symmetry declares it: element {v.element} changes "
-        f"{what}, by {v.change:.2g} of {of} (chance of that if they were: {v.p_value:.1g}), most in {where}; "
-        "are the representations of these channels right, and the channels in the order of in_rep, cond_rep, out_rep?"
+        f"warning: the data are not invariant under {group} as data.symmetry declares it: element "
+        f"{v.element} changes {what}, by {v.change:.2g} of {of} (chance of that if they were: "
+        f"{v.p_value:.1g}), most in {where}; are the representations of these channels right, and "
+        "the channels in the order of in_rep, cond_rep, out_rep?"
     )
 
 
 def _listed(values: Sequence[Any], most: int = 5) -> str:
-    return ", ".join(map(str, values[:most])) + (f", ... ({len(values)} in all)" if len(values) > most else "")
+    return ", ".join(map(str, values[:most])) + (
+        f", ... ({len(values)} in all)" if len(values) > most else ""
+    )
 
 
-# ---- Channels and rows --------------------------------------------------------------------------------------------
+# ---- Channels and rows ---------------------------------------------------------------------------
 
 
 def constant_channels(data: TrajectoryData | SampleData) -> dict[str, list[int]]:
     """{"X" or "Z": channels with one value in every row and waypoint}, without empty lists.
 
-    Channels are the last axis of trajectories and of vectors (N, d); a pixel of an image may well be constant. A Z that
-    is constant as a whole stands for no condition and isn't listed.
+    Channels are the last axis of trajectories and of vectors (N, d); a pixel of an image may well
+    be constant. A Z that is constant as a whole stands for no condition and isn't listed.
     """
     parts: dict[str, Any] = {"X": data.X, "Z": data.Z}
     found = {}
@@ -141,14 +159,16 @@ def repeated_rows(data: TrajectoryData | SampleData) -> list[tuple[int, int]]:
     return sorted(pairs, key=lambda pair: pair[1])
 
 
-# ---- Symmetry -----------------------------------------------------------------------------------------------------
+# ---- Symmetry ------------------------------------------------------------------------------------
 
 
 def moment_violations(data: TrajectoryData, episodes: Tensor | None = None) -> list[Violation]:
-    """The moments of (X, Z) that the declared symmetry changes, by more than noise and by at least a tenth.
+    """The moments of (X, Z) that the declared symmetry changes, by more than noise and by at least
+    a tenth.
 
-    Data that are invariant are reported with a probability of about `FALSE_ALARMS`, whatever the number of generators
-    and of channels. Up to 2000 rows are looked at, spread over the data, and of long trajectories some waypoints.
+    Data that are invariant are reported with a probability of about `FALSE_ALARMS`, whatever the
+    number of generators and of channels. Up to 2000 rows are looked at, spread over the data, and
+    of long trajectories some waypoints.
 
     Args:
         data: with a `symmetry`.      episodes: (N,), rows with one number are not independent; None:
@@ -169,19 +189,29 @@ def moment_violations(data: TrajectoryData, episodes: Tensor | None = None) -> l
     draws = torch.arange(len(rows)) if int(scenes.max()) == 0 else scenes
     if episodes is not None:
         draws = episodes[rows].unique(return_inverse=True)[1]
-    # One unit for all channels of an irrep, which commutes with the group, so that none drowns the others.
+    # One unit for all channels of an irrep, which commutes with the group, so that none drowns the
+    # others.
     units = fit_normalizers(data.X, data.Z, symmetry)
-    parts = [_spread(unit.normalize(part[rows].double())) for unit, part in zip(units, (data.X, data.Z), strict=True)]
+    parts = [
+        _spread(unit.normalize(part[rows].double()))
+        for unit, part in zip(units, (data.X, data.Z), strict=True)
+    ]
     names = [
         f"{name} {channel}"
         for name, part in zip("XZ", parts, strict=True)
         for _ in range(part.shape[1])
         for channel in range(part.shape[2])
     ]
-    v, generators, found = torch.cat([part.flatten(1) for part in parts], 1), list(group.generators), []
+    v, generators, found = (
+        torch.cat([part.flatten(1) for part in parts], 1),
+        list(group.generators),
+        [],
+    )
     for element in generators:
         matrices = [torch.as_tensor(rep(element), dtype=torch.float64) for rep in reps]
-        moved = torch.cat([(part @ rho.T).flatten(1) for part, rho in zip(parts, matrices, strict=True)], 1)
+        moved = torch.cat(
+            [(part @ rho.T).flatten(1) for part, rho in zip(parts, matrices, strict=True)], 1
+        )
         # Products of rows as they are and as g leaves them; R is orthogonal.
         same, across = v @ v.T, moved @ v.T
         second = v.T @ v / len(v)
@@ -196,9 +226,13 @@ def moment_violations(data: TrajectoryData, episodes: Tensor | None = None) -> l
         }
         for moment, (products, size, contributions) in tests.items():
             p_value, change = _zero_mean(products, draws)
-            if p_value < FALSE_ALARMS / (2 * len(generators)) and change >= LEAST_CHANGE * float(size):
+            if p_value < FALSE_ALARMS / (2 * len(generators)) and change >= LEAST_CHANGE * float(
+                size
+            ):
                 channels = _largest(contributions, names)
-                found.append(Violation(str(element), moment, change / float(size), p_value, channels))
+                found.append(
+                    Violation(str(element), moment, change / float(size), p_value, channels)
+                )
     return found
 
 
@@ -209,9 +243,11 @@ def _spread(part: Tensor) -> Tensor:
 
 
 def _zero_mean(products: Tensor, draws: Tensor) -> tuple[float, float]:
-    """For vectors d_i with the products <d_i, d_j> (N, N): the p-value of E[d] = 0, and |E[d]| without its noise.
+    """For vectors d_i with the products <d_i, d_j> (N, N): the p-value of E[d] = 0, and |E[d]|
+    without its noise.
 
-    Vectors of one of the `draws` (N,) are summed first: those are independent, their members needn't be.
+    Vectors of one of the `draws` (N,) are summed first: those are independent, their members
+    needn't be.
     """
     count = int(draws.max()) + 1
     sums = torch.zeros(count, len(products), dtype=products.dtype).index_add_(0, draws, products)
@@ -233,4 +269,6 @@ def _largest(contributions: Tensor, names: Sequence[str]) -> tuple[str, ...]:
     for name, value in zip(names, contributions.tolist(), strict=True):
         totals[name] = totals.get(name, 0.0) + value
     least = 0.1 * max(totals.values())
-    return tuple(name for name in sorted(totals, key=lambda name: -totals[name]) if totals[name] >= least)
+    return tuple(
+        name for name in sorted(totals, key=lambda name: -totals[name]) if totals[name] >= least
+    )

@@ -1,7 +1,9 @@
-"""Exact teachers: a Gaussian mixture seen as a network that was trained elsewhere, right to rounding.
+"""Exact teachers: a Gaussian mixture seen as a network that was trained elsewhere, right to
+rounding.
 
-They are what samplers and conversions are measured against, and a user's sanity check: a distillation of one can be
-compared with the truth. The mixtures themselves, with their formulas, stand in :mod:`fastgen.data.mixtures`.
+They are what samplers and conversions are measured against, and a user's sanity check: a
+distillation of one can be compared with the truth. The mixtures themselves, with their formulas,
+stand in :mod:`fastgen.data.mixtures`.
 """
 
 from __future__ import annotations
@@ -23,14 +25,19 @@ from .mixtures import GaussianMixture
 
 __all__ = ["ExactTeacher"]
 
-PATHS = {"linear": LinearInterpolant, "cosine": CosineInterpolant, "vp": VariancePreservingInterpolant}
+PATHS = {
+    "linear": LinearInterpolant,
+    "cosine": CosineInterpolant,
+    "vp": VariancePreservingInterpolant,
+}
 PREDICTIONS = ("flow", "velocity", "eps", "x0", "v", "score")
 
 
 class ExactTeacher(nn.Module):
     """A mixture seen as a network trained elsewhere: it has its own path, clock and prediction.
 
-    Called as `teacher(x_s, clock, cond)` with x_s = alpha(s) x0 + sigma(s) eps and clock = s * time_scale, where
+    Called as `teacher(x_s, clock, cond)` with x_s = alpha(s) x0 + sigma(s) eps and clock = s *
+    time_scale, where
 
     | path                               | s, data at 0         | alpha, sigma                                         |
     |------------------------------------|----------------------|------------------------------------------------------|
@@ -38,8 +45,8 @@ class ExactTeacher(nn.Module):
     | edm                                | [0, inf)             | 1, s                                                 |
     | a tensor of N DDPM betas           | [0, N - 1], the row  | sqrt(sigmoid(lambda)), sqrt(sigmoid(-lambda))        |
 
-    With abar the cumulative product of 1 - betas, lambda = log(abar / (1 - abar)) at the rows and linear between them.
-    With `data_at=1` (interpolants only) s is the interpolant's own time.
+    With abar the cumulative product of 1 - betas, lambda = log(abar / (1 - abar)) at the rows and
+    linear between them. With `data_at=1` (interpolants only) s is the interpolant's own time.
 
     | prediction | the conditional mean, given x_s, of                                               |
     |------------|-----------------------------------------------------------------------------------|
@@ -49,8 +56,9 @@ class ExactTeacher(nn.Module):
     | v          | alpha eps - sigma x0                                                              |
     | score      | -eps / sigma; taken as the gradient of the log density, which is finite at sigma = 0 |
 
-    It has neither parameters nor buffers: `.to(dtype)` changes nothing, since the mixture stays in float64 and the
-    answer takes the dtype and device of `x_s`. The defaults make it a rectified flow in this package's convention.
+    It has neither parameters nor buffers: `.to(dtype)` changes nothing, since the mixture stays in
+    float64 and the answer takes the dtype and device of `x_s`. The defaults make it a rectified
+    flow in this package's convention.
 
     Args:
         mixture: the law of the data.
@@ -77,7 +85,12 @@ class ExactTeacher(nn.Module):
             raise ValueError(f"expected data_at to be 0 or 1, got {data_at!r}")
         if not 0 < time_scale < math.inf:
             raise ValueError(f"expected time_scale > 0, got {time_scale!r}")
-        self.mixture, self.prediction, self.data_at, self.time_scale = mixture, prediction, data_at, float(time_scale)
+        self.mixture, self.prediction, self.data_at, self.time_scale = (
+            mixture,
+            prediction,
+            data_at,
+            float(time_scale),
+        )
         self.path: BaseInterpolant | None = None
         self._rows: Tensor | None = None
         if isinstance(path, Tensor):
@@ -93,10 +106,13 @@ class ExactTeacher(nn.Module):
         if data_at == 1 and self.path is None:
             raise ValueError(f"expected data_at=0 for the path {self.name}, got 1")
         if prediction == "velocity" and self._rows is not None:
-            raise ValueError("expected a prediction other than 'velocity' for betas: a discrete path has none")
+            raise ValueError(
+                "expected a prediction other than 'velocity' for betas: a discrete path has none"
+            )
 
     def forward(self, x_s: Tensor, clock: float | Tensor, cond: Tensor | None = None) -> Tensor:
-        """The prediction at x_s (B, *shape), clock a float or (B,), cond None or (B, *shape); shaped like `x_s`.
+        """The prediction at x_s (B, *shape), clock a float or (B,), cond None or (B, *shape);
+        shaped like `x_s`.
 
         Raises:
             ValueError: for wrong shapes or a clock out of range.      TypeError: for a float16 or bfloat16 clock.
@@ -136,7 +152,9 @@ class ExactTeacher(nn.Module):
         """s = clock / time_scale, float64, checked and clamped to the path's range."""
         if isinstance(clock, Tensor):
             if clock.dtype in (torch.bfloat16, torch.float16):
-                raise TypeError(f"expected clock to be a float or a float32/float64 tensor, got {clock.dtype}")
+                raise TypeError(
+                    f"expected clock to be a float or a float32/float64 tensor, got {clock.dtype}"
+                )
             s = clock.to(wide_dtype(clock.device)) / self.time_scale
         else:
             s = torch.tensor(float(clock), dtype=torch.float64) / self.time_scale
@@ -144,8 +162,8 @@ class ExactTeacher(nn.Module):
             low, high = (float(bound) for bound in torch.aminmax(s.detach()))
             if not (low >= -TIME_SLACK and high <= self._last * (1 + TIME_SLACK)):
                 raise ValueError(
-                    f"expected clock / time_scale in [0, {self._last:g}], got values from {low:g} to {high:g} "
-                    f"with time_scale={self.time_scale:g}"
+                    f"expected clock / time_scale in [0, {self._last:g}], got values from {low:g} "
+                    f"to {high:g} with time_scale={self.time_scale:g}"
                 )
         return s.clamp(0.0, self._last)
 
@@ -167,21 +185,29 @@ class ExactTeacher(nn.Module):
         return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
 
     def _derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha'(s) and sigma(s) sigma'(s), which is finite where sigma' is not (VP at the data)."""
+        """alpha'(s) and sigma(s) sigma'(s), which is finite where sigma' is not (VP at the
+        data)."""
         if self.path is None:  # edm
             return torch.zeros_like(s), s
         tau = self._tau(s)
-        (_, d_alpha), (sigma, d_sigma) = self.path.compute_alpha_t(tau), self.path.compute_sigma_t(tau)
-        # Below EPSILON the interpolant clamps; sigma sigma' = (alpha'/alpha) sigma^2 - drift_var there.
-        drift_var = self.path.compute_drift(torch.zeros_like(tau).reshape(-1), tau)[1].reshape(tau.shape)
+        (_, d_alpha), (sigma, d_sigma) = (
+            self.path.compute_alpha_t(tau),
+            self.path.compute_sigma_t(tau),
+        )
+        # Below EPSILON the interpolant clamps; sigma sigma' = (alpha'/alpha) sigma^2 - drift_var
+        # there.
+        drift_var = self.path.compute_drift(torch.zeros_like(tau).reshape(-1), tau)[1].reshape(
+            tau.shape
+        )
         at_data = self.path.compute_d_alpha_alpha_ratio_t(tau) * sigma**2 - drift_var
         sigma_d_sigma = torch.where(sigma > EPSILON, sigma * d_sigma, at_data)
         return (d_alpha, sigma_d_sigma) if self.data_at == 1 else (-d_alpha, -sigma_d_sigma)
 
     def extra_repr(self) -> str:
         return (
-            f"path={self.name}, prediction={self.prediction}, data_at={self.data_at}, time_scale={self.time_scale:g}, "
-            f"components={len(self.mixture.weights)}, shape={self.mixture.shape}"
+            f"path={self.name}, prediction={self.prediction}, data_at={self.data_at}, "
+            f"time_scale={self.time_scale:g}, components={len(self.mixture.weights)}, "
+            f"shape={self.mixture.shape}"
         )
 
 

@@ -1,15 +1,16 @@
 """Gaussian mixtures under noise: every conditional mean in closed form, for samples of any shape.
 
-A mixture of Gaussians x0 ~ sum_k w_k N(m_k, C_k) under noise, x = alpha x0 + sigma eps, stays a mixture of Gaussians.
-With C_k = U_k diag(s_k^2) U_k^T, v_k = alpha^2 s_k^2 + sigma^2 and y_k = U_k^T (x - alpha m_k),
+A mixture of Gaussians x0 ~ sum_k w_k N(m_k, C_k) under noise, x = alpha x0 + sigma eps, stays a
+mixture of Gaussians. With C_k = U_k diag(s_k^2) U_k^T, v_k = alpha^2 s_k^2 + sigma^2 and y_k =
+U_k^T (x - alpha m_k),
 
     responsibilities   r_k   = softmax_k(log w_k - sum(y_k^2 / v_k + log v_k) / 2)
     score              score = -sum_k r_k U_k (y_k / v_k)
     noise              E[eps | x] = -sigma score
     data               E[x0 | x]  = sum_k r_k (m_k + U_k (alpha s_k^2 / v_k) y_k)
 
-No formula divides by alpha or by sigma, so all hold up to alpha = 0 and sigma = 0. A condition z shifts every mean: the
-law of x0 given z is that of x0 + z.
+No formula divides by alpha or by sigma, so all hold up to alpha = 0 and sigma = 0. A condition z
+shifts every mean: the law of x0 given z is that of x0 + z.
 """
 
 from __future__ import annotations
@@ -19,19 +20,28 @@ import math
 import torch
 from torch import Tensor
 
-from .._tensor import check_count, check_shape, draw_normal, draw_uniform, expand_like, in_float64, wide_dtype
+from .._tensor import (
+    check_count,
+    check_shape,
+    draw_normal,
+    draw_uniform,
+    expand_like,
+    in_float64,
+    wide_dtype,
+)
 
 __all__ = ["GaussianMixture"]
 
-# Relative slack of matrices that should be symmetric, orthogonal or equal: they may come from float32.
+# Relative slack of matrices that should be symmetric, orthogonal or equal: they may come from
+# float32.
 SLACK = 1e-6
 
 
 class GaussianMixture:
     """Data x0 ~ sum_k w_k N(m_k, C_k) over samples of any shape; one component is a Gaussian.
 
-    Computes in float64 and answers in the dtype and on the device of `x`; `self.means` (K, *shape) and `self.weights`
-    (K,) are float64 on the CPU.
+    Computes in float64 and answers in the dtype and on the device of `x`; `self.means` (K, *shape)
+    and `self.weights` (K,) are float64 on the CPU.
 
     Args:
         means: (K, *shape).
@@ -40,7 +50,8 @@ class GaussianMixture:
         weights: (K,), > 0, normalised here; None: equal.
 
     Raises:
-        ValueError: for wrong shapes, covariances that are not symmetric and positive definite, or values not > 0.
+        ValueError: for wrong shapes, covariances that are not symmetric and positive definite, or
+            values not > 0.
     """
 
     def __init__(
@@ -75,15 +86,19 @@ class GaussianMixture:
         stds: Tensor | float | None = None,
         weights: Tensor | None = None,
     ) -> GaussianMixture:
-        """The mixture of all g N(m_r, C_r), equally weighted inside an orbit: its law is invariant under the group.
+        """The mixture of all g N(m_r, C_r), equally weighted inside an orbit: its law is invariant
+        under the group.
 
-        Components that coincide (the orbit of a mean with a stabiliser meets itself) are merged and their weights
-        added, so `means` may have fewer than R G rows; they follow the order of (r, g).
+        Components that coincide (the orbit of a mean with a stabiliser meets itself) are merged and
+        their weights added, so `means` may have fewer than R G rows; they follow the order of (r,
+        g).
 
         Args:
             means: representatives, (R, *shape).
-            group_matrices: (G, D, D), all elements of a group, orthogonal over the flattened sample.
-            covariances, stds, weights: of the representatives, as in the constructor; `weights` are those of orbits.
+            group_matrices: (G, D, D), all elements of a group, orthogonal over the flattened
+                sample.
+            covariances, stds, weights: of the representatives, as in the constructor; `weights` are
+                those of orbits.
 
         Raises:
             ValueError: also if the matrices are not orthogonal or are not a group (up to 1e-6).
@@ -97,16 +112,20 @@ class GaussianMixture:
         if spread.ndim == 1:
             moved_spread = spread.repeat_interleave(len(group))
         else:
-            moved_spread = torch.einsum("gij,rjk,glk->rgil", group, spread, group).reshape(-1, dim, dim)
+            moved_spread = torch.einsum("gij,rjk,glk->rgil", group, spread, group).reshape(
+                -1, dim, dim
+            )
         first = (_close(moved, moved) & _close(moved_spread, moved_spread)).int().argmax(1)
         kept, index = first.unique(return_inverse=True)
-        merged = weights.new_zeros(len(kept)).index_add(0, index, weights.repeat_interleave(len(group)))
+        merged = weights.new_zeros(len(kept)).index_add(
+            0, index, weights.repeat_interleave(len(group))
+        )
         where, isotropic = moved[kept].reshape(-1, *means.shape[1:]), spread.ndim == 1
         if isotropic:
             return cls(where, stds=moved_spread[kept], weights=merged)
         return cls(where, moved_spread[kept], weights=merged)
 
-    # ---- The law ---------------------------------------------------------------------------------------------------
+    # ---- The law ---------------------------------------------------------------------------------
 
     def sample(
         self,
@@ -121,8 +140,12 @@ class GaussianMixture:
         if cond is not None:
             check_shape("cond", cond, (n, *self.shape))
         u = draw_uniform((n,), device="cpu", generator=generator)
-        noise = draw_normal((n, self._flat_means.shape[1]), device="cpu", dtype=torch.float64, generator=generator)
-        index = torch.searchsorted(self.weights.cumsum(0), u, right=True).clamp(max=len(self.weights) - 1)
+        noise = draw_normal(
+            (n, self._flat_means.shape[1]), device="cpu", dtype=torch.float64, generator=generator
+        )
+        index = torch.searchsorted(self.weights.cumsum(0), u, right=True).clamp(
+            max=len(self.weights) - 1
+        )
         x0 = self._variances.sqrt()[index] * noise
         if self._basis is not None:
             for k, basis in enumerate(self._basis):
@@ -161,16 +184,18 @@ class GaussianMixture:
 
     @in_float64(like="x")
     def responsibilities(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Probability that data x (B, *shape) came from each component: (B, K), in the dtype of `x`."""
+        """Probability that data x (B, *shape) came from each component: (B, K), in the dtype of
+        `x`."""
         return self._components(x, 1.0, 0.0, cond)[0].softmax(1)
 
     @in_float64(like="x")
     def mode_weights(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Share of the samples x (B, *shape) whose likeliest component is each of the K: (K,), in the dtype of `x`."""
+        """Share of the samples x (B, *shape) whose likeliest component is each of the K: (K,), in
+        the dtype of `x`."""
         nearest = self._components(x, 1.0, 0.0, cond)[0].argmax(1)
         return torch.bincount(nearest, minlength=len(self.weights)).to(x) / len(x)
 
-    # ---- Predictions from noisy samples ----------------------------------------------------------------------------
+    # ---- Predictions from noisy samples ----------------------------------------------------------
 
     @in_float64(like="x")
     def posterior_mean(
@@ -192,7 +217,9 @@ class GaussianMixture:
         return self.posterior_and_score(x, alpha, sigma, cond)[0]
 
     @in_float64(like="x")
-    def noise_mean(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, cond: Tensor | None = None) -> Tensor:
+    def noise_mean(
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, cond: Tensor | None = None
+    ) -> Tensor:
         """E[eps | alpha x0 + sigma eps = x] = -sigma score: x / sigma at alpha = 0, 0 at sigma = 0.
 
         Arguments, result and errors as `posterior_mean`.
@@ -201,8 +228,11 @@ class GaussianMixture:
         return -_per_sample("sigma", sigma, x) * score
 
     @in_float64(like="x")
-    def score(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, cond: Tensor | None = None) -> Tensor:
-        """Gradient of the log density of alpha x0 + sigma eps at x. Arguments and errors as `posterior_mean`."""
+    def score(
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, cond: Tensor | None = None
+    ) -> Tensor:
+        """Gradient of the log density of alpha x0 + sigma eps at x. Arguments and errors as
+        `posterior_mean`."""
         return self.posterior_and_score(x, alpha, sigma, cond)[1]
 
     @in_float64(like="x_t")
@@ -228,10 +258,15 @@ class GaussianMixture:
         """E[x0 | x_t] for x_t = (1 - t) x0 + t eps. Arguments, result and errors as `flow`."""
         return self.posterior_and_score(x_t, 1.0 - t, t, cond, "x_t")[0]
 
-    # ---- The formulas at the head of this file, in float64 ---------------------------------------------------------
+    # ---- The formulas at the head of this file, in float64 ---------------------------------------
 
     def _components(
-        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, cond: Tensor | None, name: str = "x"
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        cond: Tensor | None,
+        name: str = "x",
     ) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k - sum(y^2 / v + log v) / 2 (B, K); y (B, K, D); v (B or 1, K, D)."""
         check_shape(name, x, ("B", *self.shape))
@@ -249,7 +284,12 @@ class GaussianMixture:
         return self.weights.to(x).log() - 0.5 * (y**2 / v + v.log()).sum(2), y, v
 
     def posterior_and_score(
-        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, cond: Tensor | None, name: str = "x"
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        cond: Tensor | None,
+        name: str = "x",
     ) -> tuple[Tensor, Tensor]:
         """E[x0 | x] and the score, shaped like `x`."""
         log_joint, y, v = self._components(x, alpha, sigma, cond, name)
@@ -266,26 +306,33 @@ class GaussianMixture:
         return torch.einsum("kde,bke->bd", self._basis.to(y), r[..., None] * y)
 
 
-# ---- Helpers --------------------------------------------------------------------------------------------------------
+# ---- Helpers -------------------------------------------------------------------------------------
 
 
 def _parameters(
     means: Tensor, covariances: Tensor | None, stds: Tensor | float | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked float64 copies: means (K, *shape), stds (K,) or covariances (K, D, D), normalised weights (K,)."""
+    """Checked float64 copies: means (K, *shape), stds (K,) or covariances (K, D, D), normalised
+    weights (K,)."""
     if not isinstance(means, Tensor) or means.ndim == 0 or means.numel() == 0:
         got = tuple(means.shape) if isinstance(means, Tensor) else type(means).__name__
         raise ValueError(f"expected means of shape (K, *shape), not empty, got {got}")
     count, dim = len(means), math.prod(means.shape[1:])
     if (covariances is None) == (stds is None):
-        raise ValueError(f"expected either covariances or stds, got {'neither' if stds is None else 'both'}")
+        raise ValueError(
+            f"expected either covariances or stds, got {'neither' if stds is None else 'both'}"
+        )
     if covariances is not None:
         check_shape("covariances", covariances, (count, dim, dim))
         spread = covariances.detach().to("cpu", torch.float64, copy=True)
         if not bool((spread - spread.mT).abs().max() <= SLACK * spread.abs().max()):
             raise ValueError("expected covariances to be symmetric and finite")
     else:
-        spread = torch.full((count,), stds, dtype=torch.float64) if isinstance(stds, int | float) else stds
+        spread = (
+            torch.full((count,), stds, dtype=torch.float64)
+            if isinstance(stds, int | float)
+            else stds
+        )
         spread = _positive("stds", spread, count)
     weights = torch.ones(count) if weights is None else weights
     weights = _positive("weights", weights, count)
@@ -301,7 +348,9 @@ def _positive(name: str, values: Tensor | None, count: int) -> Tensor:
     assert values is not None
     values = values.detach().to("cpu", torch.float64, copy=True)
     if not bool(((values > 0) & values.isfinite()).all()):
-        raise ValueError(f"expected {name} > 0, got values from {values.min():g} to {values.max():g}")
+        raise ValueError(
+            f"expected {name} > 0, got values from {values.min():g} to {values.max():g}"
+        )
     return values
 
 
@@ -315,21 +364,32 @@ def _per_sample(name: str, value: float | Tensor, x: Tensor) -> Tensor:
 
 
 def _close(a: Tensor, b: Tensor) -> Tensor:
-    """Which rows of a (N, ...) and b (M, ...) are equal up to `SLACK` of the largest entry: (N, M) bool."""
-    distance = torch.cdist(a.reshape(len(a), -1), b.reshape(len(b), -1), compute_mode="donot_use_mm_for_euclid_dist")
+    """Which rows of a (N, ...) and b (M, ...) are equal up to `SLACK` of the largest entry: (N, M)
+    bool."""
+    distance = torch.cdist(
+        a.reshape(len(a), -1), b.reshape(len(b), -1), compute_mode="donot_use_mm_for_euclid_dist"
+    )
     return distance <= SLACK * b.abs().max()
 
 
 def _check_group(group: Tensor) -> None:
-    """Refuse matrices (G, D, D) that are not orthogonal, or not a group (each element equally often)."""
+    """Refuse matrices (G, D, D) that are not orthogonal, or not a group (each element equally
+    often)."""
     off = float((group @ group.mT - torch.eye(group.shape[-1], dtype=group.dtype)).abs().max())
     if not off <= SLACK:
         raise ValueError(f"expected group_matrices to be orthogonal, got |g g^T - 1| up to {off:g}")
     # A point in general position tells all elements apart, and each of them must permute its orbit.
-    point = torch.randn(group.shape[-1], dtype=group.dtype, generator=torch.Generator().manual_seed(0))
+    point = torch.randn(
+        group.shape[-1], dtype=group.dtype, generator=torch.Generator().manual_seed(0)
+    )
     orbit = group @ point
     labels = _close(orbit, orbit).int().argmax(1)
     hits = _close(torch.einsum("hij,gj->hgi", group, orbit).reshape(-1, len(point)), orbit)
     images = hits.int().argmax(1).reshape(len(group), -1)
-    if not bool(hits.any(1).all()) or not torch.equal(images.sort(1)[0], labels.sort()[0].expand_as(images)):
-        raise ValueError(f"expected group_matrices to hold a whole group, got {len(group)} matrices that are not one")
+    if not bool(hits.any(1).all()) or not torch.equal(
+        images.sort(1)[0], labels.sort()[0].expand_as(images)
+    ):
+        raise ValueError(
+            f"expected group_matrices to hold a whole group, got {len(group)} matrices that are "
+            "not one"
+        )

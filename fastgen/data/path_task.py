@@ -1,5 +1,5 @@
-"""What tasks of generated paths share: training demonstrations, references drawn once, the same conditions and noise
-for every sampler."""
+"""What tasks of generated paths share: training demonstrations, references drawn once, the same
+conditions and noise for every sampler."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ __all__ = ["PathTask"]
 
 
 class PathTask(ABC):
-    """Paths of 16 waypoints given a few points: `size` demonstrations to train on, fixed conditions to score on.
+    """Paths of 16 waypoints given a few points: `size` demonstrations to train on, fixed conditions
+    to score on.
 
     Args:
         size: training demonstrations, one for each of as many conditions.
         pack: waypoints per token; divides 16.
-        seed: of the training demonstrations. Evaluation has its own fixed seeds: scores of different runs can be
-            compared.
+        seed: of the training demonstrations. Evaluation has its own fixed seeds: scores of
+            different runs can be compared.
         symmetry: None for the task's own D4.
 
     Raises ValueError for other values.
@@ -32,11 +33,19 @@ class PathTask(ABC):
 
     name: str
     primary = "energy_ratio"
-    own_symmetry = {"group": "D4", "in_rep": ["standard"], "cond_rep": ["standard"], "out_rep": ["standard"]}
-    # Students of neighbouring quality differ by .03 in energy ratio, which 128 validation conditions can't tell.
+    own_symmetry = {
+        "group": "D4",
+        "in_rep": ["standard"],
+        "cond_rep": ["standard"],
+        "out_rep": ["standard"],
+    }
+    # Students of neighbouring quality differ by .03 in energy ratio, which 128 validation
+    # conditions can't tell.
     CONDITIONS, QUICK_CONDITIONS, SAMPLES, POOL = 200, 400, 16, 128
 
-    def __init__(self, *, size: int = 4000, pack: int = 4, seed: int = 0, symmetry: dict | None = None) -> None:
+    def __init__(
+        self, *, size: int = 4000, pack: int = 4, seed: int = 0, symmetry: dict | None = None
+    ) -> None:
         check_size(size)
         check_pack(pack, HORIZON)
         self.size, self.pack, self.seed = size, pack, seed
@@ -45,7 +54,8 @@ class PathTask(ABC):
     @staticmethod
     @abstractmethod
     def conditions(n: int, generator: Generator, split: str) -> Tensor:
-        """Conditions Z (n, T_z, 2) float64 of a split: "train", "validation", "all" or one of the task's own."""
+        """Conditions Z (n, T_z, 2) float64 of a split: "train", "validation", "all" or one of the
+        task's own."""
 
     @staticmethod
     @abstractmethod
@@ -72,13 +82,18 @@ class PathTask(ABC):
         generator = generator_for(self.seed, self.name, "train")
         Z = self.conditions(self.size, generator, "train")
         X, Z = self.demonstrate(Z, generator).float(), Z.float()
-        return TrajectoryData(X, Z, *fit_normalizers(X, Z, self.symmetry), pack=self.pack, symmetry=self.symmetry)
+        return TrajectoryData(
+            X, Z, *fit_normalizers(X, Z, self.symmetry), pack=self.pack, symmetry=self.symmetry
+        )
 
-    def evaluate(self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False) -> dict[str, float]:
-        """Scores of `sample(Z (B, T_z, 2), noise (B, 16, 2)) -> X (B, 16, 2)`, float32, original units.
+    def evaluate(
+        self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False
+    ) -> dict[str, float]:
+        """Scores of `sample(Z (B, T_z, 2), noise (B, 16, 2)) -> X (B, 16, 2)`, float32, original
+        units.
 
-        The noise is standard normal and the same for every sampler. Full: `score` on 200 conditions x 16 samples.
-        Quick: validation conditions of another seed, 400 x 16.
+        The noise is standard normal and the same for every sampler. Full: `score` on 200 conditions
+        x 16 samples. Quick: validation conditions of another seed, 400 x 16.
         """
         return self._score(sample, "validation" if quick else "all")
 
@@ -96,7 +111,9 @@ class PathTask(ABC):
         Z = references.Z.repeat_interleave(self.SAMPLES, 0).float()
         X = sample(Z, noise)
         if X.shape != noise.shape:
-            raise ValueError(f"expected sample(Z, noise) to return {tuple(noise.shape)}, got {tuple(X.shape)}")
+            raise ValueError(
+                f"expected sample(Z, noise) to return {tuple(noise.shape)}, got {tuple(X.shape)}"
+            )
         return self.score(X.detach().double().cpu().view(-1, self.SAMPLES, HORIZON, 2), references)
 
     def references(self, split: str) -> tuple[References, Tensor]:

@@ -1,16 +1,17 @@
-"""The embedded task `ring`: drive around a block, either way round, with a law that is known and exactly D4-symmetric.
+"""The embedded task `ring`: drive around a block, either way round, with a law that is known and
+exactly D4-symmetric.
 
-A point of radius 0.1 moves in the square |x|_inf <= 1.5 without the block |x|_inf <= 0.5. The condition Z = (start,
-goal) is two points, the trajectory X sixteen waypoints equally spaced in arc length from the start (excluded) to the
-end. Positions are described by the *loop* |x|_inf = 1 of perimeter 8, parametrised by arc length s in [0, 8)
-counter-clockwise from (1, 0):
+A point of radius 0.1 moves in the square |x|_inf <= 1.5 without the block |x|_inf <= 0.5. The
+condition Z = (start, goal) is two points, the trajectory X sixteen waypoints equally spaced in arc
+length from the start (excluded) to the end. Positions are described by the *loop* |x|_inf = 1 of
+perimeter 8, parametrised by arc length s in [0, 8) counter-clockwise from (1, 0):
 
     start = r_0 loop(s_0),  goal = r_1 loop(s_0 + L),   s_0 ~ U(0, 8),  L ~ U(1, 7),  r_0, r_1 ~ U(.72, 1.28).
 
-The demonstrator goes counter-clockwise with probability p = sigmoid((8 - 2 L) / 0.5). A quarter turn of the plane adds
-2 to s, the reflection (x, y) -> (x, -y) negates it, so the law of (Z, X) is invariant under all eight elements of D4,
-with the two directions swapped by reflections. *Near opposition*, L = 4 +- 0.5, both directions are likely, and their
-mean drives through the block.
+The demonstrator goes counter-clockwise with probability p = sigmoid((8 - 2 L) / 0.5). A quarter
+turn of the plane adds 2 to s, the reflection (x, y) -> (x, -y) negates it, so the law of (Z, X) is
+invariant under all eight elements of D4, with the two directions swapped by reflections. *Near
+opposition*, L = 4 +- 0.5, both directions are likely, and their mean drives through the block.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ AHEAD = 0.45  # the carrot's lead on the loop
 BRAKE = 0.25  # closer than this to the carrot the desired speed falls in proportion to the distance
 
 
-# --- the loop and the conditions -------------------------------------------------------------------------------------
+# --- the loop and the conditions ------------------------------------------------------------------
 
 
 def loop_point(s: Tensor) -> Tensor:
@@ -59,7 +60,8 @@ def loop_point(s: Tensor) -> Tensor:
 
 
 def loop_coordinate(x: Tensor) -> Tensor:
-    """Loop coordinate in [0, 8) of x / |x|_inf, for x (..., 2) other than the origin (where it is 0)."""
+    """Loop coordinate in [0, 8) of x / |x|_inf, for x (..., 2) other than the origin (where it is
+    0)."""
     q = x / x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     qx, qy = q.unbind(-1)
     side = torch.where(qx > 0, qy, 4 - qy)
@@ -73,7 +75,8 @@ def _wrap(ds: Tensor) -> Tensor:
 
 
 def sample_conditions(n: int, generator: Generator | None = None, *, near: bool = False) -> Tensor:
-    """Conditions Z (n, 2, 2) float64 = (start, goal); with `near` the loop offset is 4 +- 0.5, else U(1, 7)."""
+    """Conditions Z (n, 2, 2) float64 = (start, goal); with `near` the loop offset is 4 +- 0.5, else
+    U(1, 7)."""
     u = torch.rand(n, 4, generator=generator, dtype=torch.float64)
     s = PERIMETER * u[:, 0]
     offset = 3.5 + u[:, 1] if near else 1 + 6 * u[:, 1]
@@ -88,29 +91,39 @@ def ccw_offset(Z: Tensor) -> Tensor:
 
 
 def ccw_probability(Z: Tensor) -> Tensor:
-    """Probability p = sigmoid((8 - 2 L) / 0.5) that the demonstrator goes counter-clockwise; Z (N, 2, 2) -> (N,)."""
+    """Probability p = sigmoid((8 - 2 L) / 0.5) that the demonstrator goes counter-clockwise; Z (N,
+    2, 2) -> (N,)."""
     return torch.sigmoid((PERIMETER - 2 * ccw_offset(Z)) / 0.5)
 
 
-# --- the demonstrator ------------------------------------------------------------------------------------------------
+# --- the demonstrator -----------------------------------------------------------------------------
 
 
 def demonstrate(Z: Tensor, generator: Generator | None = None) -> Tensor:
-    """One demonstration for each condition: X (N, 16, 2) float64 for Z (N, 2, 2), a function of Z and the draws alone.
+    """One demonstration for each condition: X (N, 16, 2) float64 for Z (N, 2, 2), a function of Z
+    and the draws alone.
 
-    Draws of `generator`, in this order: (direction, lane factor U(.85, 1.15), speed U(.9, 1.1)) of each condition, then
-    the acceleration noise of all steps.
+    Draws of `generator`, in this order: (direction, lane factor U(.85, 1.15), speed U(.9, 1.1)) of
+    each condition, then the acceleration noise of all steps.
     """
     u = torch.rand(Z.shape[0], 3, generator=generator, dtype=torch.float64)
     noise = torch.randn(Z.shape[0], STEPS, 2, generator=generator, dtype=torch.float64)
-    return rollout(Z, u[:, 0] < ccw_probability(Z), lane=0.85 + 0.3 * u[:, 1], speed=0.9 + 0.2 * u[:, 2], noise=noise)
+    return rollout(
+        Z,
+        u[:, 0] < ccw_probability(Z),
+        lane=0.85 + 0.3 * u[:, 1],
+        speed=0.9 + 0.2 * u[:, 2],
+        noise=noise,
+    )
 
 
 def rollout(Z: Tensor, ccw: Tensor, *, lane: Tensor, speed: Tensor, noise: Tensor) -> Tensor:
-    """The demonstrator with its randomness given: a carrot follower with the dynamics of a double integrator.
+    """The demonstrator with its randomness given: a carrot follower with the dynamics of a double
+    integrator.
 
-    The carrot runs on the loop 0.45 ahead of the follower's own loop coordinate, at the radius `lane`; it never passes
-    the goal, and once there it *is* the goal. With c the carrot and e = c - x,
+    The carrot runs on the loop 0.45 ahead of the follower's own loop coordinate, at the radius
+    `lane`; it never passes the goal, and once there it *is* the goal. With c the carrot and e = c -
+    x,
 
         v <- v + dt [8 (speed e / max(|e|, .25) - v) + noise .02 / sqrt(dt)],   x <- x + dt v,
 
@@ -119,7 +132,8 @@ def rollout(Z: Tensor, ccw: Tensor, *, lane: Tensor, speed: Tensor, noise: Tenso
     Args:
         Z: (N, 2, 2).      ccw: (N,) bool, direction.      lane, speed: (N,).      noise: (N, 150, 2), standard normal.
 
-    Returns: (N, 16, 2) float64, equally spaced in arc length. Rotating Z and noise by a quarter turn rotates it;
+    Returns: (N, 16, 2) float64, equally spaced in arc length. Rotating Z and noise by a quarter
+    turn rotates it;
         reflecting them and negating `ccw` reflects it.
     """
     Z = Z.double()
@@ -141,7 +155,8 @@ def rollout(Z: Tensor, ccw: Tensor, *, lane: Tensor, speed: Tensor, noise: Tenso
         v = v + DT * (GAIN * (wanted - v) + kick[:, step])
         x = x + DT * v
         s_next = loop_coordinate(x)
-        # Progress is summed in small steps: loop distance can't tell just past the goal from a whole lap before it.
+        # Progress is summed in small steps: loop distance can't tell just past the goal from a
+        # whole lap before it.
         travelled = travelled + sign * _wrap(s_next - s)
         s = s_next
         path[:, step + 1] = x
@@ -149,18 +164,21 @@ def rollout(Z: Tensor, ccw: Tensor, *, lane: Tensor, speed: Tensor, noise: Tenso
 
 
 def resample(path: Tensor, n: int) -> Tensor:
-    """n points equally spaced in arc length on polylines (N, M, 2), the start excluded, the end included: (N, n, 2)."""
+    """n points equally spaced in arc length on polylines (N, M, 2), the start excluded, the end
+    included: (N, n, 2)."""
     step = path.diff(dim=1)
     length = step.norm(dim=-1)
     along = torch.cat([torch.zeros_like(length[:, :1]), length.cumsum(1)], 1)
     wanted = along[:, -1:] * torch.arange(1, n + 1, dtype=path.dtype) / n
     index = (torch.searchsorted(along, wanted) - 1).clamp(0, length.shape[1] - 1)
-    share = (wanted - along.gather(1, index)) / length.gather(1, index).clamp_min(torch.finfo(path.dtype).tiny)
+    share = (wanted - along.gather(1, index)) / length.gather(1, index).clamp_min(
+        torch.finfo(path.dtype).tiny
+    )
     pick = index[..., None].expand(-1, -1, 2)
     return path.gather(1, pick) + share.clamp(0, 1)[..., None] * step.gather(1, pick)
 
 
-# --- geometry of a path ----------------------------------------------------------------------------------------------
+# --- geometry of a path ---------------------------------------------------------------------------
 
 
 def _polyline(X: Tensor, Z: Tensor) -> Tensor:
@@ -168,8 +186,8 @@ def _polyline(X: Tensor, Z: Tensor) -> Tensor:
 
 
 def clearance(X: Tensor, Z: Tensor) -> Tensor:
-    """Least Euclidean distance of the polyline start -> waypoints to block and walls, 0 where it meets them; (N,)
-    float64.
+    """Least Euclidean distance of the polyline start -> waypoints to block and walls, 0 where it
+    meets them; (N,) float64.
 
     Exact for the segments, not only for the waypoints. X (N, T, 2), Z (N, 2, 2).
     """
@@ -182,44 +200,59 @@ def clearance(X: Tensor, Z: Tensor) -> Tensor:
 def _segment_to_block(a: Tensor, b: Tensor) -> Tensor:
     """Distance of the segments a -> b, (..., 2), to the square |x|_inf <= BLOCK: (...)."""
     d = b - a
-    # Slab test: the parameters at which the segment enters and leaves the strip |x_i| <= BLOCK of each axis.
+    # Slab test: the parameters at which the segment enters and leaves the strip |x_i| <= BLOCK of
+    # each axis.
     parallel = d == 0
     safe = torch.where(parallel, torch.ones_like(d), d)
     t1, t2 = (-BLOCK - a) / safe, (BLOCK - a) / safe
     inside = a.abs() <= BLOCK
-    enter = torch.where(parallel, torch.where(inside, -math.inf, math.inf), torch.minimum(t1, t2)).amax(-1).clamp_min(0)
-    leave = torch.where(parallel, torch.where(inside, math.inf, -math.inf), torch.maximum(t1, t2)).amin(-1).clamp_max(1)
-    # Disjoint convex polygons are closest at a vertex of one of them: an end of the segment or a corner of the block.
+    enter = (
+        torch.where(parallel, torch.where(inside, -math.inf, math.inf), torch.minimum(t1, t2))
+        .amax(-1)
+        .clamp_min(0)
+    )
+    leave = (
+        torch.where(parallel, torch.where(inside, math.inf, -math.inf), torch.maximum(t1, t2))
+        .amin(-1)
+        .clamp_max(1)
+    )
+    # Disjoint convex polygons are closest at a vertex of one of them: an end of the segment or a
+    # corner of the block.
     ends = torch.minimum(*((p.abs() - BLOCK).clamp_min(0).norm(dim=-1) for p in (a, b)))
     corners = torch.tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]], dtype=a.dtype) * BLOCK
     to_corner = corners - a[..., None, :]
-    t = (to_corner * d[..., None, :]).sum(-1) / d.square().sum(-1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
+    t = (to_corner * d[..., None, :]).sum(-1) / d.square().sum(-1, keepdim=True).clamp_min(
+        torch.finfo(a.dtype).tiny
+    )
     corner = (to_corner - t.clamp(0, 1)[..., None] * d[..., None, :]).norm(dim=-1).amin(-1)
     return torch.where(enter <= leave, torch.zeros_like(ends), torch.minimum(ends, corner))
 
 
 def succeeds(X: Tensor, Z: Tensor) -> Tensor:
-    """Whether the point keeps clear of block and walls by its radius and ends within 0.15 of the goal: (N,) bool."""
+    """Whether the point keeps clear of block and walls by its radius and ends within 0.15 of the
+    goal: (N,) bool."""
     return clears_and_arrives(X, Z, clearance(X, Z))
 
 
 def clears_and_arrives(X: Tensor, Z: Tensor, least: Tensor) -> Tensor:
-    """Whether paths X (N, T, 2) of clearance `least` (N,) keep clear by the radius and end within 0.15 of the goal
-    Z[:, 1]: (N,) bool."""
+    """Whether paths X (N, T, 2) of clearance `least` (N,) keep clear by the radius and end within
+    0.15 of the goal Z[:, 1]: (N,) bool."""
     arrived = (X[:, -1].double() - Z[:, 1].double()).norm(dim=-1) <= ARRIVAL
     return (least >= RADIUS) & arrived
 
 
 def goes_ccw(X: Tensor, Z: Tensor) -> Tensor:
-    """Whether the loop coordinate grows in all, summed over the segments of start -> waypoints: (N,) bool."""
+    """Whether the loop coordinate grows in all, summed over the segments of start -> waypoints:
+    (N,) bool."""
     return _wrap(loop_coordinate(_polyline(X, Z)).diff(dim=1)).sum(1) > 0
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def mode_error_floor(p: Tensor, samples: int) -> float:
-    """Mode error of a perfect sampler: mean over conditions of E|Bin(K, p) / K - p|, exact; p (C,), K samples."""
+    """Mode error of a perfect sampler: mean over conditions of E|Bin(K, p) / K - p|, exact; p (C,),
+    K samples."""
     k = torch.arange(samples + 1, dtype=torch.float64)
     log_choose = math.lgamma(samples + 1) - torch.lgamma(k + 1) - torch.lgamma(samples - k + 1)
     p = p.double()[:, None]
@@ -228,10 +261,12 @@ def mode_error_floor(p: Tensor, samples: int) -> float:
 
 
 def within_mode_spread(X: Tensor, modes: Tensor) -> float:
-    """Root mean squared deviation of a trajectory from the mean of its mode: sqrt(sum |X - mean|^2 / sum (n - 1)).
+    """Root mean squared deviation of a trajectory from the mean of its mode: sqrt(sum |X - mean|^2
+    / sum (n - 1)).
 
-    X (C, K, T, 2) are K samples of C conditions, modes (C, K) theirs, as truths or numbers; sums run over modes with
-    n >= 2 samples; norms are over all 2 T numbers. NaN if there is no such mode.
+    X (C, K, T, 2) are K samples of C conditions, modes (C, K) theirs, as truths or numbers; sums
+    run over modes with n >= 2 samples; norms are over all 2 T numbers. NaN if there is no such
+    mode.
     """
     x = X.double().flatten(2)
     squares, freedom = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -246,12 +281,14 @@ def within_mode_spread(X: Tensor, modes: Tensor) -> float:
 
 @dataclass(frozen=True)
 class References:
-    """A pool of demonstrations of fixed conditions, with everything about them that scores need, computed once.
+    """A pool of demonstrations of fixed conditions, with everything about them that scores need,
+    computed once.
 
     Attributes:
         Z: (C, 2, 2).      X: (C, M, 16, 2).      p: (C,), `ccw_probability(Z)`.
         distance: (C,), mean distance |y - y'| of two different demonstrations of a condition.
-        clearance, spread: mean least distance to block and walls, and `within_mode_spread`, of all demonstrations.
+        clearance, spread: mean least distance to block and walls, and `within_mode_spread`, of all
+            demonstrations.
     """
 
     Z: Tensor
@@ -275,14 +312,19 @@ class References:
         """Energy distance (V-statistic) between K samples and K demonstrations of each condition.
 
         Averaged over all choices of the K demonstrations from the pool it is, exactly,
-        2 mean |x - y| - mean |x - x'| - (K - 1) / K mean_{y != y'} |y - y'|. X (C, K, 16, 2) -> (C,).
+        2 mean |x - y| - mean |x - x'| - (K - 1) / K mean_{y != y'} |y - y'|. X (C, K, 16, 2) ->
+        (C,).
         """
         k, x = X.shape[1], X.flatten(2)
-        cross, within = pairwise_distances(x, self.X.flatten(2)).mean((1, 2)), pairwise_distances(x, x).mean((1, 2))
+        cross, within = (
+            pairwise_distances(x, self.X.flatten(2)).mean((1, 2)),
+            pairwise_distances(x, x).mean((1, 2)),
+        )
         return 2 * cross - within - (k - 1) / k * self.distance
 
     def own_energy(self, k: int) -> Tensor:
-        """The same for two disjoint sets of k demonstrations, where it is 2 / k mean_{y != y'} |y - y'|: (C,)."""
+        """The same for two disjoint sets of k demonstrations, where it is 2 / k mean_{y != y'} |y -
+        y'|: (C,)."""
         return 2 / k * self.distance
 
 
@@ -292,9 +334,9 @@ def score(X: Tensor, references: References) -> dict[str, float]:
     Returns:
         success: share of samples for which `succeeds`.
         mode_error: mean over conditions of |share counter-clockwise - p|.
-        energy_ratio: mean over conditions of the energy distance (V-statistic) between the K samples and K
-            demonstrations, divided by the mean of that between two sets of K demonstrations; in expectation 1 for the
-            demonstrator.
+        energy_ratio: mean over conditions of the energy distance (V-statistic) between the K
+            samples and K demonstrations, divided by the mean of that between two sets of K
+            demonstrations; in expectation 1 for the demonstrator.
         clearance: mean least distance to block and walls, relative to the demonstrations'.
         spread: `within_mode_spread`, relative to the demonstrations'.
 
@@ -303,7 +345,11 @@ def score(X: Tensor, references: References) -> dict[str, float]:
     conditions = references.Z.shape[0]
     check_samples(X, conditions)
     samples = X.shape[1]
-    X, flat, tiled = X.double(), X.double().flatten(0, 1), references.Z.repeat_interleave(samples, 0)
+    X, flat, tiled = (
+        X.double(),
+        X.double().flatten(0, 1),
+        references.Z.repeat_interleave(samples, 0),
+    )
     ccw, least = goes_ccw(flat, tiled).view(conditions, samples), clearance(flat, tiled)
     return {
         "success": float(clears_and_arrives(flat, tiled, least).double().mean()),
@@ -316,7 +362,16 @@ def score(X: Tensor, references: References) -> dict[str, float]:
 
 def check_samples(X: Tensor, conditions: int) -> None:
     """ValueError unless X is (conditions, K, 16, 2) with K >= 1, and finite."""
-    if X.ndim != 4 or X.shape[0] != conditions or X.shape[1] == 0 or tuple(X.shape[2:]) != (HORIZON, 2):
-        raise ValueError(f"expected samples of shape ({conditions}, K, {HORIZON}, 2), got {tuple(X.shape)}")
+    if (
+        X.ndim != 4
+        or X.shape[0] != conditions
+        or X.shape[1] == 0
+        or tuple(X.shape[2:]) != (HORIZON, 2)
+    ):
+        raise ValueError(
+            f"expected samples of shape ({conditions}, K, {HORIZON}, 2), got {tuple(X.shape)}"
+        )
     if not bool(torch.isfinite(X).all()):
-        raise ValueError("expected finite samples, got NaN or infinity; the network or its training has diverged")
+        raise ValueError(
+            "expected finite samples, got NaN or infinity; the network or its training has diverged"
+        )

@@ -30,9 +30,11 @@ class RingTask(PathTask):
     draw_references = staticmethod(References.draw)
     score = staticmethod(ring.score)
 
-    def evaluate(self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False) -> dict[str, float]:
-        """As `PathTask.evaluate` with Z (B, 2, 2); full scores with the suffix `_near` are on as many conditions near
-        opposition."""
+    def evaluate(
+        self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False
+    ) -> dict[str, float]:
+        """As `PathTask.evaluate` with Z (B, 2, 2); full scores with the suffix `_near` are on as
+        many conditions near opposition."""
         if quick:
             return super().evaluate(sample, quick=True)
         # First: the floor's demonstrations are drawn in this order.
@@ -40,10 +42,13 @@ class RingTask(PathTask):
         return super().evaluate(sample) | {f"{name}_near": value for name, value in near.items()}
 
     def floor(self) -> dict[str, float]:
-        """Full scores of one more set of demonstrations, and `mode_error_floor` (`_near`), their exact expectation."""
+        """Full scores of one more set of demonstrations, and `mode_error_floor` (`_near`), their
+        exact expectation."""
         scores = super().floor()
         for split, suffix in (("all", ""), ("near", "_near")):
-            scores[f"mode_error_floor{suffix}"] = mode_error_floor(self.references(split)[0].p, self.SAMPLES)
+            scores[f"mode_error_floor{suffix}"] = mode_error_floor(
+                self.references(split)[0].p, self.SAMPLES
+            )
         return scores
 
     def scene(self) -> dict:
@@ -52,7 +57,8 @@ class RingTask(PathTask):
         return {"obstacles": [corners], "limits": (-WALL, WALL, -WALL, WALL), "equal": True}
 
     def examples(self, n: int = 6) -> tuple[Tensor, Tensor]:
-        """Z (n, 2, 2) and a demonstration X (n, 16, 2) of each, float32; the second half of them is near opposition."""
+        """Z (n, 2, 2) and a demonstration X (n, 16, 2) of each, float32; the second half of them is
+        near opposition."""
         generator = generator_for(EVALUATION_SEED, "ring", "examples")
         halves = ((n - n // 2, "all"), (n // 2, "near"))
         Z = torch.cat([self.conditions(m, generator, split) for m, split in halves])

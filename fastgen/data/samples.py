@@ -1,9 +1,10 @@
-"""Plain samples: data of any shape, with any condition or none, as a network sees them; and the task of a user's file.
+"""Plain samples: data of any shape, with any condition or none, as a network sees them; and the
+task of a user's file.
 
     X (N, *shape)        with Z (N, ...), class labels (N,), several tensors of N rows, or nothing to condition on
 
-Nothing is normalised, packed or known of a symmetry: a teacher of such data speaks their units. Trajectories, X
-(N, T_x, d_x) with Z (N, T_z, d_z), are the business of `held_out`.
+Nothing is normalised, packed or known of a symmetry: a teacher of such data speaks their units.
+Trajectories, X (N, T_x, d_x) with Z (N, T_z, d_z), are the business of `held_out`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class SampleData:
 
     Attributes:
         X: (N, *shape) float32, `shape` with at least one axis.
-        Z: a Tensor (N, ...), a tuple or mapping of such, or None. Integers are labels and stay integers.
+        Z: a Tensor (N, ...), a tuple or mapping of such, or None. Integers are labels and stay
+            integers.
 
     Raises:
         ValueError, TypeError: anything above that doesn't hold; rows with NaN are named.
@@ -61,12 +63,16 @@ class SampleData:
 
 
 def check_samples(X: Tensor, Z: Any) -> None:
-    """Raise TypeError or ValueError unless X is (N, *shape) and every tensor of Z has N rows, with N >= 1, all
-    finite."""
+    """Raise TypeError or ValueError unless X is (N, *shape) and every tensor of Z has N rows, with
+    N >= 1, all finite."""
     if not isinstance(X, Tensor) or not X.is_floating_point():
-        raise TypeError(f"expected X to be a floating-point Tensor, got {getattr(X, 'dtype', type(X).__name__)}")
+        raise TypeError(
+            f"expected X to be a floating-point Tensor, got {getattr(X, 'dtype', type(X).__name__)}"
+        )
     if X.ndim < 2 or X.numel() == 0:
-        raise ValueError(f"expected X of shape (N, *shape) with at least one number, got {tuple(X.shape)}")
+        raise ValueError(
+            f"expected X of shape (N, *shape) with at least one number, got {tuple(X.shape)}"
+        )
     check_finite("X", X)
     for z in tensors_in(Z):
         if len(z) != len(X):
@@ -75,15 +81,17 @@ def check_samples(X: Tensor, Z: Any) -> None:
 
 
 class SampleTask:
-    """Samples of any shape, split by row into train, validation and test, and scored against the rows held out.
+    """Samples of any shape, split by row into train, validation and test, and scored against the
+    rows held out.
 
     Args:
         name: of the task; part of the seed of the evaluation noise.
         X, Z: as in `SampleData`.      seed: of the split.
 
-    About a fifth of the rows is the test set and a tenth the validation set. Evaluation takes at most 1000 test and 256
-    validation rows, fewer where samples are large (a million numbers in all, though never fewer than 64 rows). The
-    score a model is chosen by is `energy_score` with a condition, `energy_distance` without.
+    About a fifth of the rows is the test set and a tenth the validation set. Evaluation takes at
+    most 1000 test and 256 validation rows, fewer where samples are large (a million numbers in all,
+    though never fewer than 64 rows). The score a model is chosen by is `energy_score` with a
+    condition, `energy_distance` without.
     """
 
     SAMPLES = 6
@@ -111,47 +119,57 @@ class SampleTask:
     def _train(self) -> SampleData:
         return SampleData(*self.split("train"))
 
-    def evaluate(self, sample: Callable[[Any, Tensor], Tensor], *, quick: bool = False) -> dict[str, float]:
-        """Scores of `sample(Z, noise (B, *shape)) -> X (B, *shape)` on the test rows; `quick`: on the validation rows.
+    def evaluate(
+        self, sample: Callable[[Any, Tensor], Tensor], *, quick: bool = False
+    ) -> dict[str, float]:
+        """Scores of `sample(Z, noise (B, *shape)) -> X (B, *shape)` on the test rows; `quick`: on
+        the validation rows.
 
-        The noise is the same for every sampler: six samples of each condition, or, without one, as many as rows.
+        The noise is the same for every sampler: six samples of each condition, or, without one, as
+        many as rows.
 
         Returns, with a condition:
-            energy_score: of the six against the row's own X (`metrics.energy_score`), mean over rows; in the unit of
-                the data, strictly proper.
-            energy_distance: between (X, Z) of the samples and of the data, without the pairs that share their row; mean
-                over the six. Floating conditions are part of it, labels are not.
+            energy_score: of the six against the row's own X (`metrics.energy_score`), mean over
+                rows; in the unit of the data, strictly proper.
+            energy_distance: between (X, Z) of the samples and of the data, without the pairs that
+                share their row; mean over the six. Floating conditions are part of it, labels are
+                not.
         Without one:
             energy_distance: between samples and data.
-            mean_error: |mean of the samples - mean of the data| / s, with s the root of the data's total variance.
+            mean_error: |mean of the samples - mean of the data| / s, with s the root of the data's
+                total variance.
             std_ratio: the same root for the samples / s; 1 for the data's law.
 
-        Energy distances are in units of the training set's standard deviation, one for X and one for each condition.
-        They are about 0 for the data's law and can be slightly negative.
+        Energy distances are in units of the training set's standard deviation, one for X and one
+        for each condition. They are about 0 for the data's law and can be slightly negative.
         """
         part = "validation" if quick else "test"
         X, Z = self.split(part)
         k, n = 1 if Z is None else self.SAMPLES, len(X)
-        noise = torch.randn(n * k, *X.shape[1:], generator=generator_for(EVALUATION_SEED, self.name, part))
+        noise = torch.randn(
+            n * k, *X.shape[1:], generator=generator_for(EVALUATION_SEED, self.name, part)
+        )
         drawn = sample(map_tensors(lambda z: z.repeat_interleave(k, 0), Z), noise)
         fan = checked(drawn, noise).reshape(n, k, -1)
         return self._unconditional(fan[:, 0], X) if Z is None else self._conditional(fan, X, Z)
 
     def floor(self) -> dict[str, float]:
-        """Without a condition the scores of as many training rows; with one {}: each row has one sample only."""
+        """Without a condition the scores of as many training rows; with one {}: each row has one
+        sample only."""
         if self._Z is not None:
             return {}
         X = self._X[self.rows["train"]]
         return self._unconditional(X[: len(self.rows["test"])].flatten(1), self.split("test")[0])
 
     def scene(self) -> dict:
-        """How samples are drawn: `kind` "points", "images" or "values", `samples` of each example."""
+        """How samples are drawn: `kind` "points", "images" or "values", `samples` of each
+        example."""
         each = 1 if self._Z is None or self._kind != "images" else 6
         return {"obstacles": [], "limits": None, "equal": True, "kind": self._kind, "samples": each}
 
     def examples(self, n: int | None = None) -> tuple[Any, Tensor]:
-        """Z, X of n test rows, evenly spread over the test set (fewer if it has fewer); None: as many as a picture
-        takes."""
+        """Z, X of n test rows, evenly spread over the test set (fewer if it has fewer); None: as
+        many as a picture takes."""
         X, Z = self.split("test")
         if n is None:
             n = 500 if self._kind != "images" else 36 if Z is None else 6
@@ -177,7 +195,9 @@ class SampleTask:
         ]
         data = torch.cat([X.flatten(1) / self._unit, *condition], 1)
         joint = [torch.cat([fan[:, i] / self._unit, *condition], 1) for i in range(fan.shape[1])]
-        distance = torch.stack([energy_distance(rows, data, unbiased=True, paired=True) for rows in joint]).mean()
+        distance = torch.stack(
+            [energy_distance(rows, data, unbiased=True, paired=True) for rows in joint]
+        ).mean()
         score = energy_score(fan[:, :, None], X.flatten(1)[:, None]).mean()
         return {"energy_score": float(score), "energy_distance": float(distance)}
 
@@ -185,7 +205,9 @@ class SampleTask:
         x, y = drawn.double(), X.double().flatten(1)
         spread = y.var(0).sum().sqrt().clamp(min=torch.finfo(y.dtype).tiny)
         return {
-            "energy_distance": float(energy_distance(x / self._unit, y / self._unit, unbiased=True)),
+            "energy_distance": float(
+                energy_distance(x / self._unit, y / self._unit, unbiased=True)
+            ),
             "mean_error": float((x.mean(0) - y.mean(0)).norm() / spread),
             "std_ratio": float(x.var(0).sum().sqrt() / spread),
         }
@@ -196,7 +218,7 @@ def _spread(x: Tensor) -> float:
     return float((x.double() - x.double().mean(0)).square().mean().sqrt()) or 1.0
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def file_task(
@@ -212,17 +234,21 @@ def file_task(
 ) -> HeldOutTask | SampleTask:
     """A user's own `.npz` or `.safetensors` file as a task.
 
-    The file holds trajectories (`X` and `Z` of three axes each, or episodes, see `load_trajectories`), which become a
-    `HeldOutTask`; or samples of any shape, `X` (N, *shape), alone or with `Z` (N, ...), which become a `SampleTask`:
-    there whole numbers in Z are labels, and no option but `seed` applies.
+    The file holds trajectories (`X` and `Z` of three axes each, or episodes, see
+    `load_trajectories`), which become a `HeldOutTask`; or samples of any shape, `X` (N, *shape),
+    alone or with `Z` (N, ...), which become a `SampleTask`: there whole numbers in Z are labels,
+    and no option but `seed` applies.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with NaN are named.
+        FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with
+            NaN are named.
     """
     tensors = read_tensors(path)
     cutting = {"obs_horizon": obs_horizon, "horizon": horizon}
     if not _holds_samples(tensors):
-        X, Z, episodes = windows_of(tensors, path, **cutting, stride=1 if stride is None else stride)
+        X, Z, episodes = windows_of(
+            tensors, path, **cutting, stride=1 if stride is None else stride
+        )
         return HeldOutTask(
             "file",
             X,
@@ -234,14 +260,22 @@ def file_task(
             symmetry=symmetry,
             normalize=normalize is not False,
         )
-    found = f"X {tuple(tensors['X'].shape)}" + (f" and Z {tuple(tensors['Z'].shape)}" if "Z" in tensors else " alone")
-    options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride, **cutting}
+    found = f"X {tuple(tensors['X'].shape)}" + (
+        f" and Z {tuple(tensors['Z'].shape)}" if "Z" in tensors else " alone"
+    )
+    options = {
+        "pack": pack,
+        "symmetry": symmetry,
+        "normalize": normalize,
+        "stride": stride,
+        **cutting,
+    }
     neutral = {"pack": 1, "normalize": False, "stride": 1}
     for key, value in options.items():
         if value is not None and value != neutral.get(key):
             raise ValueError(
-                f"expected no data.{key} but for trajectories, X (N, T_x, d_x) with Z (N, T_z, d_z), got {value!r} for "
-                f"{found} in {path}; leave it out"
+                f"expected no data.{key} but for trajectories, X (N, T_x, d_x) with Z (N, T_z, "
+                f"d_z), got {value!r} for {found} in {path}; leave it out"
             )
     if "Z" not in tensors and len(tensors) > 1:
         raise ValueError(f"expected X alone or with Z in {path}, got {brief(sorted(tensors))}")
@@ -251,4 +285,6 @@ def file_task(
 
 def _holds_samples(tensors: dict[str, Tensor]) -> bool:
     """Whether there is an X, but not X and Z of three axes each."""
-    return "X" in tensors and not (tensors["X"].ndim == 3 and "Z" in tensors and tensors["Z"].ndim == 3)
+    return "X" in tensors and not (
+        tensors["X"].ndim == 3 and "Z" in tensors and tensors["Z"].ndim == 3
+    )

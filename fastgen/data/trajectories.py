@@ -13,19 +13,22 @@ from ..normalizer import Normalizer, pack_tokens
 
 __all__ = ["TrajectoryData", "check_trajectories", "fit_normalizers", "load_trajectories"]
 
-EVALUATION_SEED = 20260  # of every draw an evaluation makes, whatever the seed of the run: scores stay comparable
+EVALUATION_SEED = (
+    20260  # of every draw an evaluation makes, whatever the seed of the run: scores stay comparable
+)
 
 
 @dataclass(frozen=True)
 class TrajectoryData:
-    """Trajectories X with their conditions Z in original units, and what a network needs to see them.
+    """Trajectories X with their conditions Z in original units, and what a network needs to see
+    them.
 
     Attributes:
         X: (N, T_x, d_x) float32.      Z: (N, T_z, d_z) float32.
         x_normalizer, z_normalizer: of d_x and d_z channels, waypoint by waypoint.
         pack: consecutive waypoints per token of the network; divides T_x.
-        symmetry: None, or `{"group", "in_rep", "cond_rep", "out_rep"}` for *unpacked* channels (a token carries `pack`
-            copies).
+        symmetry: None, or `{"group", "in_rep", "cond_rep", "out_rep"}` for *unpacked* channels (a
+            token carries `pack` copies).
 
     Raises:
         ValueError, TypeError: anything above that doesn't hold; rows with NaN are named.
@@ -40,12 +43,16 @@ class TrajectoryData:
 
     def __post_init__(self) -> None:
         check_trajectories(self.X, self.Z)
-        for name, tensor, normalizer in (("X", self.X, self.x_normalizer), ("Z", self.Z, self.z_normalizer)):
+        for name, tensor, normalizer in (
+            ("X", self.X, self.x_normalizer),
+            ("Z", self.Z, self.z_normalizer),
+        ):
             if tensor.dtype != torch.float32:
                 raise TypeError(f"expected {name} in float32, got {tensor.dtype}")
             if normalizer.dim != tensor.shape[-1]:
                 raise ValueError(
-                    f"expected a normalizer of {tensor.shape[-1]} channels for {name}, got {normalizer.dim}"
+                    f"expected a normalizer of {tensor.shape[-1]} channels for {name}, got "
+                    f"{normalizer.dim}"
                 )
         check_pack(self.pack, self.X.shape[1])
 
@@ -54,13 +61,17 @@ class TrajectoryData:
 
     def network_inputs(self) -> tuple[Tensor, Tensor]:
         """Normalised and packed tensors (N, T_x / pack, d_x pack) and (N, T_z, d_z)."""
-        return pack_tokens(self.x_normalizer.normalize(self.X), self.pack), self.z_normalizer.normalize(self.Z)
+        return pack_tokens(
+            self.x_normalizer.normalize(self.X), self.pack
+        ), self.z_normalizer.normalize(self.Z)
 
 
 def check_pack(pack: int, horizon: int) -> None:
     """ValueError unless `pack` is a whole number >= 1 that divides the horizon."""
     if not isinstance(pack, int) or isinstance(pack, bool) or pack < 1 or horizon % pack:
-        raise ValueError(f"expected pack to be a whole number that divides the {horizon} waypoints, got {pack!r}")
+        raise ValueError(
+            f"expected pack to be a whole number that divides the {horizon} waypoints, got {pack!r}"
+        )
 
 
 def check_size(size: int, what: str = "demonstrations") -> None:
@@ -79,22 +90,26 @@ def check_finite(name: str, tensor: Tensor) -> None:
     if rows:
         some = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
         raise ValueError(
-            f"expected finite numbers in {name}, got NaN or infinity in {len(rows)} rows: {some}; remove them"
+            f"expected finite numbers in {name}, got NaN or infinity in {len(rows)} rows: {some}; "
+            "remove them"
         )
 
 
 def check_trajectories(X: Tensor, Z: Tensor) -> None:
-    """Raise TypeError or ValueError unless X (N, T_x, d_x) and Z (N, T_z, d_z) are such, with N >= 1, and finite."""
+    """Raise TypeError or ValueError unless X (N, T_x, d_x) and Z (N, T_z, d_z) are such, with N >=
+    1, and finite."""
     for name, tensor, axes in (("X", X, "(N, T_x, d_x)"), ("Z", Z, "(N, T_z, d_z)")):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise TypeError(
-                f"expected {name} to be a floating-point Tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}"
+                f"expected {name} to be a floating-point Tensor, got "
+                f"{getattr(tensor, 'dtype', type(tensor).__name__)}"
             )
         if tensor.ndim != 3:
             raise ValueError(f"expected {name} of shape {axes}, got {tuple(tensor.shape)}")
         if tensor.numel() == 0:
             raise ValueError(
-                f"expected {name} of shape {axes} with at least one number, got an empty {tuple(tensor.shape)}"
+                f"expected {name} of shape {axes} with at least one number, got an empty "
+                f"{tuple(tensor.shape)}"
             )
     if X.shape[0] != Z.shape[0]:
         raise ValueError(f"expected as many rows in Z as in X, got {Z.shape[0]} and {X.shape[0]}")
@@ -103,10 +118,11 @@ def check_trajectories(X: Tensor, Z: Tensor) -> None:
 
 
 def fit_normalizers(X: Tensor, Z: Tensor, symmetry: dict | None) -> tuple[Normalizer, Normalizer]:
-    """Normalisers of X (by `out_rep`) and Z (by `cond_rep`) that commute with the group of `symmetry`; per channel
-    without one.
+    """Normalisers of X (by `out_rep`) and Z (by `cond_rep`) that commute with the group of
+    `symmetry`; per channel without one.
 
-    Raises ValueError for a symmetry with missing or unknown keys, or representations that don't fit the channels.
+    Raises ValueError for a symmetry with missing or unknown keys, or representations that don't fit
+    the channels.
     """
     if symmetry is None:
         return Normalizer.fit(X), Normalizer.fit(Z)
@@ -122,12 +138,15 @@ def fit_normalizers(X: Tensor, Z: Tensor, symmetry: dict | None) -> tuple[Normal
     for name, tensor, key in (("X", X, "out_rep"), ("Z", Z, "cond_rep")):
         rep = parse_representation(group, symmetry[key])
         if rep.size != tensor.shape[-1]:
-            raise ValueError(f"expected {key} of dimension {tensor.shape[-1]}, the channels of {name}, got {rep.size}")
+            raise ValueError(
+                f"expected {key} of dimension {tensor.shape[-1]}, the channels of {name}, got "
+                f"{rep.size}"
+            )
         normalizers.append(Normalizer.fit(tensor, blocks=irrep_blocks(rep)))
     return normalizers[0], normalizers[1]
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def load_trajectories(
@@ -135,9 +154,9 @@ def load_trajectories(
 ) -> tuple[Tensor, Tensor]:
     """Read a data set from `.npz` (without pickle) or `.safetensors`.
 
-    The file holds either `X` (N, T_x, d_x) and `Z` (N, T_z, d_z), or episodes laid end to end: `actions` (M, d_x),
-    `observations` (M, d_z) and `episode_ends` (E,), the row after the last one of each episode (increasing, the last is
-    M).
+    The file holds either `X` (N, T_x, d_x) and `Z` (N, T_z, d_z), or episodes laid end to end:
+    `actions` (M, d_x), `observations` (M, d_z) and `episode_ends` (E,), the row after the last one
+    of each episode (increasing, the last is M).
     Episodes are cut into windows that never cross an end: at the current row t,
 
         Z = observations[t - obs_horizon + 1 : t + 1],    X = actions[t : t + horizon],    t moves by `stride`.
@@ -147,7 +166,8 @@ def load_trajectories(
 
     Returns: X, Z in float32.
     Raises:
-        FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with NaN are named.
+        FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with
+            NaN are named.
     """
     X, Z, _ = load_grouped(path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
     return X, Z
@@ -156,20 +176,28 @@ def load_trajectories(
 def load_grouped(
     path: str | Path, *, obs_horizon: int | None = None, horizon: int | None = None, stride: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`load_trajectories` with a third tensor (N,), the episode of each window (the row itself for X and Z)."""
-    return windows_of(read_tensors(path), path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
+    """`load_trajectories` with a third tensor (N,), the episode of each window (the row itself for
+    X and Z)."""
+    return windows_of(
+        read_tensors(path), path, obs_horizon=obs_horizon, horizon=horizon, stride=stride
+    )
 
 
 def windows_of(
-    tensors: dict[str, Tensor], path: str | Path, *, obs_horizon: int | None, horizon: int | None, stride: int
+    tensors: dict[str, Tensor],
+    path: str | Path,
+    *,
+    obs_horizon: int | None,
+    horizon: int | None,
+    stride: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """X, Z and episodes of the arrays of a file at `path`; as `load_grouped`."""
     episodes = {"actions", "observations", "episode_ends"}
     if {"X", "Z"} <= set(tensors):
         if obs_horizon is not None or horizon is not None or stride != 1:
             raise ValueError(
-                f"expected no obs_horizon, horizon and stride for {path}, which holds windows X and Z already; leave "
-                "them out"
+                f"expected no obs_horizon, horizon and stride for {path}, which holds windows X "
+                "and Z already; leave them out"
             )
         X, Z = floats("X", tensors["X"]), floats("Z", tensors["Z"])
         check_trajectories(X, Z)
@@ -179,24 +207,38 @@ def windows_of(
             f"expected X and Z, or actions, observations and episode_ends in {path}, "
             f"got {brief(sorted(tensors)) if tensors else 'nothing'}"
         )
-    actions, observations = floats("actions", tensors["actions"]), floats("observations", tensors["observations"])
+    actions, observations = (
+        floats("actions", tensors["actions"]),
+        floats("observations", tensors["observations"]),
+    )
     return cut_windows(
-        actions, observations, tensors["episode_ends"], obs_horizon=obs_horizon, horizon=horizon, stride=stride
+        actions,
+        observations,
+        tensors["episode_ends"],
+        obs_horizon=obs_horizon,
+        horizon=horizon,
+        stride=stride,
     )
 
 
 def load_conditions(path: str | Path) -> Tensor:
-    """`Z` (B, ...) of an `.npz` or `.safetensors` file, float32 or, where the file holds whole numbers, int64.
+    """`Z` (B, ...) of an `.npz` or `.safetensors` file, float32 or, where the file holds whole
+    numbers, int64.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: no file, no `Z`, no rows, numbers that aren't finite.
+        FileNotFoundError, TypeError, ValueError: no file, no `Z`, no rows, numbers that aren't
+            finite.
     """
     tensors = read_tensors(path)
     if "Z" not in tensors:
-        raise ValueError(f"expected Z in {path}, got {brief(sorted(tensors)) if tensors else 'nothing'}")
+        raise ValueError(
+            f"expected Z in {path}, got {brief(sorted(tensors)) if tensors else 'nothing'}"
+        )
     Z = floats("Z", tensors["Z"], labels=True)
     if Z.ndim == 0 or Z.numel() == 0:
-        raise ValueError(f"expected Z of shape (B, ...) with at least one row, got {tuple(Z.shape)}")
+        raise ValueError(
+            f"expected Z of shape (B, ...) with at least one row, got {tuple(Z.shape)}"
+        )
     check_finite("Z", Z)
     return Z
 
@@ -210,27 +252,39 @@ def cut_windows(
     horizon: int | None,
     stride: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows X (N, horizon, d_x), Z (N, obs_horizon, d_z) and their episodes (N,), as in `load_trajectories`."""
+    """Windows X (N, horizon, d_x), Z (N, obs_horizon, d_z) and their episodes (N,), as in
+    `load_trajectories`."""
     for name, value in (("obs_horizon", obs_horizon), ("horizon", horizon), ("stride", stride)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"expected {name} to be a whole number >= 1 to cut episodes into windows, got {value!r}")
-    assert obs_horizon is not None and horizon is not None  # said by the loop above; this tells the type checker
+            raise ValueError(
+                f"expected {name} to be a whole number >= 1 to cut episodes into windows, got "
+                f"{value!r}"
+            )
+    assert (
+        obs_horizon is not None and horizon is not None
+    )  # said by the loop above; this tells the type checker
     for name, tensor in (("actions", actions), ("observations", observations)):
         if tensor.ndim != 2 or tensor.numel() == 0:
-            raise ValueError(f"expected {name} of shape (M, d) with M >= 1, got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"expected {name} of shape (M, d) with M >= 1, got {tuple(tensor.shape)}"
+            )
         check_finite(name, tensor)
     rows = actions.shape[0]
     if observations.shape[0] != rows:
-        raise ValueError(f"expected as many observations as actions, got {observations.shape[0]} and {rows}")
+        raise ValueError(
+            f"expected as many observations as actions, got {observations.shape[0]} and {rows}"
+        )
     if episode_ends.is_floating_point() or episode_ends.ndim != 1 or episode_ends.numel() == 0:
         raise ValueError(
-            f"expected episode_ends to be whole numbers (E,), got {episode_ends.dtype} {tuple(episode_ends.shape)}"
+            f"expected episode_ends to be whole numbers (E,), got {episode_ends.dtype} "
+            f"{tuple(episode_ends.shape)}"
         )
     ends = episode_ends.tolist()
     starts = [0, *ends[:-1]]
     if ends[-1] != rows or any(stop <= start for start, stop in zip(starts, ends, strict=True)):
         raise ValueError(
-            f"expected episode_ends that increase from above 0 to {rows}, the number of rows, got {_short(ends)}"
+            f"expected episode_ends that increase from above 0 to {rows}, the number of rows, got "
+            f"{_short(ends)}"
         )
     now, episode = [], []
     for index, (start, stop) in enumerate(zip(starts, ends, strict=True)):
@@ -240,8 +294,8 @@ def cut_windows(
     if not now:
         longest = max(stop - start for start, stop in zip(starts, ends, strict=True))
         raise ValueError(
-            f"expected an episode of at least obs_horizon + horizon - 1 = {obs_horizon + horizon - 1} rows, "
-            f"got at most {longest}; shorten the horizons"
+            "expected an episode of at least obs_horizon + horizon - 1 = "
+            f"{obs_horizon + horizon - 1} rows, got at most {longest}; shorten the horizons"
         )
     t = torch.tensor(now)[:, None]
     X, Z = actions[t + torch.arange(horizon)], observations[t + torch.arange(1 - obs_horizon, 1)]
@@ -249,7 +303,11 @@ def cut_windows(
 
 
 def _short(values: list) -> str:
-    return str(values) if len(values) <= 6 else f"[{', '.join(map(str, values[:5]))}, ... {values[-1]}]"
+    return (
+        str(values)
+        if len(values) <= 6
+        else f"[{', '.join(map(str, values[:5]))}, ... {values[-1]}]"
+    )
 
 
 def floats(name: str, tensor: Tensor, *, labels: bool = False) -> Tensor:
@@ -263,11 +321,13 @@ def floats(name: str, tensor: Tensor, *, labels: bool = False) -> Tensor:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Every array of an `.npz` (without pickle) or `.safetensors` file; errors as `load_trajectories`."""
+    """Every array of an `.npz` (without pickle) or `.safetensors` file; errors as
+    `load_trajectories`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"expected a data file at {path}, got nothing there; give the path of an .npz or .safetensors file"
+            f"expected a data file at {path}, got nothing there; give the path of an .npz or "
+            ".safetensors file"
         )
     if path.suffix == ".safetensors":
         return read_safetensors(path)
@@ -285,7 +345,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _torch_kind(dtype):
-    """The NumPy dtype, in native byte order and with a torch counterpart, that holds these numbers."""
+    """The NumPy dtype, in native byte order and with a torch counterpart, that holds these
+    numbers."""
     import numpy as np
 
     if dtype.kind == "f":

@@ -16,8 +16,8 @@ __all__ = ["TwoRingsTask"]
 class TwoRingsTask(PathTask):
     """Two posts in sequence as a task; arguments as `PathTask`.
 
-    The law is invariant under all rotations and reflections; D4 is the default because a network pays for the elements
-    of its group. Any C_n or D_n, n >= 3, fits as well.
+    The law is invariant under all rotations and reflections; D4 is the default because a network
+    pays for the elements of its group. Any C_n or D_n, n >= 3, fits as well.
     """
 
     name = "two_rings"
@@ -32,7 +32,8 @@ class TwoRingsTask(PathTask):
     score = staticmethod(two_rings.score)
 
     def floor(self) -> dict[str, float]:
-        """Full scores of one more set of demonstrations, and `mode_error_floor`, their exact expectation."""
+        """Full scores of one more set of demonstrations, and `mode_error_floor`, their exact
+        expectation."""
         p = self.references("all")[0].p
         return super().floor() | {"mode_error_floor": class_error_floor(p, self.SAMPLES)}
 

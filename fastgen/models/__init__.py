@@ -1,5 +1,5 @@
-"""Backbones: the abstract regressor, the dense conditional transformer, and (loaded on first use) their equivariant
-siblings."""
+"""Backbones: the abstract regressor, the dense conditional transformer, and (loaded on first use)
+their equivariant siblings."""
 
 from __future__ import annotations
 
@@ -70,11 +70,12 @@ __all__ = [
     "representation",
 ]
 
-# escnn says at import that this optional package of its own, which compiles Fortran, is missing; nothing here needs it.
+# escnn says at import that this optional package of its own, which compiles Fortran, is missing;
+# nothing here needs it.
 warnings.filterwarnings("ignore", message="`py3nj` package not found", category=UserWarning)
 
-# The names that need escnn, by the module that defines them: imported on first use, since a distilled student runs
-# without escnn.
+# The names that need escnn, by the module that defines them: imported on first use, since a
+# distilled student runs without escnn.
 _LAZY = {
     **dict.fromkeys(("eRMSNorm", "eLayerNorm", "eMLP", "eMultiheadAttention"), "elayers"),
     **dict.fromkeys(("eTransformerEncoderLayer", "eTransformerDecoderLayer"), "elayers"),
@@ -83,7 +84,10 @@ _LAZY = {
     "eCondTransformerRegressor": "etransformer",
     **dict.fromkeys(("check_equivariance", "fold"), "equivariance"),
     **dict.fromkeys(("irrep_blocks", "rep_matrices", "representation"), "groups"),
-    **dict.fromkeys(("describe_group", "describe_representation", "parse_group", "parse_representation"), "specs"),
+    **dict.fromkeys(
+        ("describe_group", "describe_representation", "parse_group", "parse_representation"),
+        "specs",
+    ),
 }
 
 
@@ -101,11 +105,13 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     """A freshly initialised model from its ``config``.
 
     Args:
-        config: ``{"class": "CondTransformerRegressor" | "eCondTransformerRegressor", constructor arguments...}``, as in
-            the attribute ``config`` of these models; representations are JSON descriptions beside the key ``group``.
+        config: ``{"class": "CondTransformerRegressor" | "eCondTransformerRegressor", constructor
+            arguments...}``, as in the attribute ``config`` of these models; representations are
+            JSON descriptions beside the key ``group``.
 
     Raises:
-        ValueError: unknown class, or constructor arguments that are missing, unknown or out of range.
+        ValueError: unknown class, or constructor arguments that are missing, unknown or out of
+            range.
     """
     arguments = dict(config)
     name = arguments.pop("class", None)
@@ -121,7 +127,8 @@ def build_model(config: dict[str, Any]) -> nn.Module:
                 arguments[key] = parse_representation(group, arguments[key])
     else:
         raise ValueError(
-            f"unknown model class {name!r}, expected one of: CondTransformerRegressor, eCondTransformerRegressor"
+            f"unknown model class {name!r}, expected one of: CondTransformerRegressor, "
+            "eCondTransformerRegressor"
         )
     try:
         return model_class(**arguments)

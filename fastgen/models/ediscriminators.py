@@ -1,7 +1,7 @@
 """Discriminators whose logit no element of the group changes: D(g x | g z) = D(x | z).
 
-Equivariant features become invariant numbers by a pointwise nonlinearity on regular copies and the mean over each copy;
-without the nonlinearity that mean would see the trivial irrep alone.
+Equivariant features become invariant numbers by a pointwise nonlinearity on regular copies and the
+mean over each copy; without the nonlinearity that mean would see the trivial irrep alone.
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ HEAD_COPIES = 32
 
 
 class InvariantHead(nn.Module):
-    """One invariant logit of tokens, as ``InvariantHeads`` says; ``time_features`` = 0: without the time."""
+    """One invariant logit of tokens, as ``InvariantHeads`` says; ``time_features`` = 0: without the
+    time."""
 
     def __init__(self, in_rep: Representation, width: int, time_features: int = 0) -> None:
         super().__init__()
         check_representation("in_rep", in_rep)
-        copies = in_rep.of_copies(width) if isinstance(in_rep, FourierStack) else regular_stack(in_rep.group, width)
+        copies = (
+            in_rep.of_copies(width)
+            if isinstance(in_rep, FourierStack)
+            else regular_stack(in_rep.group, width)
+        )
         self.norm = EQUIVARIANT.norm(in_rep, "layernorm")
         self.lift = eLinear(in_rep, copies)
         # one number a copy: a constant function on the group
@@ -51,12 +56,14 @@ class InvariantHead(nn.Module):
         return self.in_rep.size
 
     def forward(self, x: Tensor, time: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that ``mask`` (B, T)
-        keeps."""
+        """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that
+        ``mask`` (B, T) keeps."""
         y, order = self.lift(self.norm(x)), self.in_rep.group.order()
         if isinstance(self.lift.out_rep, FourierStack):
             fourier: Tensor = self.lift.fourier.to(y.dtype)  # pyright: ignore[reportAssignmentType]
-            y = (fourier @ y.unflatten(-1, (order, -1))).mT  # (B, T, copy, element), where SiLU is equivariant
+            y = (
+                fourier @ y.unflatten(-1, (order, -1))
+            ).mT  # (B, T, copy, element), where SiLU is equivariant
         else:
             y = y.unflatten(-1, (-1, order))
         if self.time is not None:
@@ -67,24 +74,32 @@ class InvariantHead(nn.Module):
 
 
 class InvariantHeads(FeatureHeads):
-    """``TokenHeads`` of :mod:`fastgen.discriminators` for equivariant features: the logits are invariant.
+    """``TokenHeads`` of :mod:`fastgen.discriminators` for equivariant features: the logits are
+    invariant.
 
-    Each feature (B, T, rep.size) goes through a norm, eLinear to ``width`` regular copies, plus a linear map of the
-    time features, SiLU, the mean over each copy and over the tokens, Linear, SiLU, Linear.
+    Each feature (B, T, rep.size) goes through a norm, eLinear to ``width`` regular copies, plus a
+    linear map of the time features, SiLU, the mean over each copy and over the tokens, Linear,
+    SiLU, Linear.
 
     Args:
-        reps: representations in which the features transform, one each: regular copies in either basis, or any other.
+        reps: representations in which the features transform, one each: regular copies in either
+            basis, or any other.
         width: regular copies between, which is the number of invariants that a logit is made of.
         time_features: size of the time embedding, >= 2.
 
     Raises:
-        TypeError, ValueError: something that is no representation of a finite group, or an argument out of range.
+        TypeError, ValueError: something that is no representation of a finite group, or an argument
+            out of range.
     """
 
-    def __init__(self, reps: Sequence[Representation], *, width: int = 32, time_features: int = 64) -> None:
+    def __init__(
+        self, reps: Sequence[Representation], *, width: int = 32, time_features: int = 64
+    ) -> None:
         check_positive_int("width", width)
         if not isinstance(reps, Sequence) or not reps:
-            raise ValueError(f"expected reps to be a non-empty sequence of representations, got {reps!r}")
+            raise ValueError(
+                f"expected reps to be a non-empty sequence of representations, got {reps!r}"
+            )
         super().__init__((InvariantHead(rep, width, time_features) for rep in reps), time_features)
 
     @property
@@ -96,8 +111,9 @@ class InvariantHeads(FeatureHeads):
 class eFourierFeatures(Typed):
     r"""Fourier features of x read along its orbit: regular copies of phi(rho(g)^{-1} x), g in G.
 
-    With phi(x) = [x, cos(x W), sin(x W)] each number of phi is a function of g, f[g] = phi(rho(g)^{-1} x), and moving x
-    by a moves f[g] to f[a^{-1} g]: one copy of the regular representation, at the frequencies rho(g) W.
+    With phi(x) = [x, cos(x W), sin(x W)] each number of phi is a function of g, f[g] =
+    phi(rho(g)^{-1} x), and moving x by a moves f[g] to f[a^{-1} g]: one copy of the regular
+    representation, at the frequencies rho(g) W.
 
     Args:
         in_rep: representation of x, of size d.
@@ -128,15 +144,19 @@ class eFourierFeatures(Typed):
         self.register_buffer("frequencies", (scale * drawn).to(torch.get_default_dtype()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> (..., (d + 2 num_frequencies) |G|), in the dtype of x; computed in at least float32."""
+        """(..., d) -> (..., (d + 2 num_frequencies) |G|), in the dtype of x; computed in at least
+        float32."""
         wide = x.to(torch.promote_types(x.dtype, self.orbit.dtype))
-        y = (wide @ self.orbit.to(wide.dtype)).unflatten(-1, (-1, x.shape[-1]))  # (..., g, d): rho(g)^-1 x
+        y = (wide @ self.orbit.to(wide.dtype)).unflatten(
+            -1, (-1, x.shape[-1])
+        )  # (..., g, d): rho(g)^-1 x
         phase = y @ self.frequencies.to(wide.dtype)
         return torch.cat([y, phase.cos(), phase.sin()], -1).mT.flatten(-2).to(x.dtype)
 
 
 class eFourierDiscriminator(FourierBase):
-    """``FourierDiscriminator`` of :mod:`fastgen.discriminators` with an invariant logit, D(g x | g z) = D(x | z).
+    """``FourierDiscriminator`` of :mod:`fastgen.discriminators` with an invariant logit, D(g x | g
+    z) = D(x | z).
 
     Equivariant Fourier features, an ``eCondTransformerRegressor`` over the tokens, and a head as in
     ``InvariantHeads``.
@@ -180,7 +200,9 @@ class eFourierDiscriminator(FourierBase):
         width = -(-64 // (num_heads * order)) * num_heads * order if width is None else width
         check_width(width, num_heads, order)
         super().__init__(in_rep.size, cond_rep is not None)
-        self.features = eFourierFeatures(in_rep, -(-num_frequencies // order), scale, generator=generator)
+        self.features = eFourierFeatures(
+            in_rep, -(-num_frequencies // order), scale, generator=generator
+        )
         self.body = eCondTransformerRegressor(
             self.features.out_rep,
             cond_rep if cond_rep is not None else group.trivial_representation,

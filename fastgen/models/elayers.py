@@ -1,4 +1,5 @@
-"""Equivariant layers: the dense layers of ``layers.py`` over representations. Their linear maps stand in ``emaps.py``.
+"""Equivariant layers: the dense layers of ``layers.py`` over representations. Their linear maps
+stand in ``emaps.py``.
 
 References: Cohen and Welling 2016, arXiv:1602.07576.
 """
@@ -37,8 +38,8 @@ __all__ = [
 
 
 class eRMSNorm(Invariant):
-    """y = S x / sqrt(mean(x^2) + eps): the mean square of an orthogonal representation is invariant, S is one scale per
-    copy or irrep.
+    """y = S x / sqrt(mean(x^2) + eps): the mean square of an orthogonal representation is
+    invariant, S is one scale per copy or irrep.
 
     Args:
         in_rep: representation of the features.
@@ -69,8 +70,8 @@ class eRMSNorm(Invariant):
                 nn.init.constant_(parameter, value)
 
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """Scale and shift: per channel (D,) on regular copies; elsewhere the scale is a matrix (D, D) that commutes
-        with the group."""
+        """Scale and shift: per channel (D,) on regular copies; elsewhere the scale is a matrix (D,
+        D) that commutes with the group."""
         scale, shift = self.weight, self.bias
         if scale is not None and self.stack:
             scale = self.stack.spread(scale)
@@ -87,11 +88,12 @@ class eRMSNorm(Invariant):
 
 
 class eLayerNorm(eRMSNorm):
-    """y = S c / sqrt(mean(c^2) + eps) + b with c = x minus the mean of its invariant coordinates, b in the invariant
-    subspace.
+    """y = S c / sqrt(mean(c^2) + eps) + b with c = x minus the mean of its invariant coordinates, b
+    in the invariant subspace.
 
-    On copies of the regular representation this is the ordinary LayerNorm with one scale and one shift per copy.
-    Elsewhere only the invariant coordinates are centred, since no other mean is equivariant.
+    On copies of the regular representation this is the ordinary LayerNorm with one scale and one
+    shift per copy. Elsewhere only the invariant coordinates are centred, since no other mean is
+    equivariant.
 
     Args:
         in_rep: representation of the features.
@@ -118,8 +120,8 @@ class eLayerNorm(eRMSNorm):
 
 
 class eDropout(Typed):
-    """Dropout of whole regular copies (or of the whole vector of another representation): the mask commutes with the
-    group."""
+    """Dropout of whole regular copies (or of the whole vector of another representation): the mask
+    commutes with the group."""
 
     def __init__(self, rep: Representation, p: float) -> None:
         super().__init__(rep, rep)
@@ -129,7 +131,8 @@ class eDropout(Typed):
         self.copies_last = isinstance(stack, FourierStack)
 
     def mask(self, x: Tensor) -> Tensor:
-        """Zeros and 1 / (1 - p), one for each of the tokens and copies of x (..., D): shape (..., copies)."""
+        """Zeros and 1 / (1 - p), one for each of the tokens and copies of x (..., D): shape (...,
+        copies)."""
         return F.dropout(x.new_ones(*x.shape[:-1], self.copies), self.p)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,10 +156,15 @@ class EquivariantKit:
         return sum((space for _ in range(n - 1)), start=space)
 
     def hidden(self, space: Representation) -> Representation:
-        """Regular copies, on which a pointwise nonlinearity is equivariant, of at least four times the dimension; a
-        stack in the irrep basis keeps that basis, and its nonlinearity goes through the regular one."""
+        """Regular copies, on which a pointwise nonlinearity is equivariant, of at least four times
+        the dimension; a stack in the irrep basis keeps that basis, and its nonlinearity goes
+        through the regular one."""
         copies = -(-4 * space.size // space.group.order())
-        return space.of_copies(copies) if isinstance(space, FourierStack) else regular_stack(space.group, copies)
+        return (
+            space.of_copies(copies)
+            if isinstance(space, FourierStack)
+            else regular_stack(space.group, copies)
+        )
 
     def check_heads(self, space: Representation, num_heads: int, name: str) -> None:
         check_positive_int(name, num_heads)
@@ -172,13 +180,17 @@ class EquivariantKit:
         head = -(-space.size // num_heads)
         blocks = np.kron(np.eye(num_heads), np.ones((head, head)))
         if space.size % num_heads or any(
-            np.abs(space(g) * (1 - blocks)).max() > 1e-8 for g in space.group.generators or [space.group.identity]
+            np.abs(space(g) * (1 - blocks)).max() > 1e-8
+            for g in space.group.generators or [space.group.identity]
         ):
             raise ValueError(
-                f"expected {name} to split in_rep into invariant parts of equal size, got {num_heads} for {space}"
+                f"expected {name} to split in_rep into invariant parts of equal size, got "
+                f"{num_heads} for {space}"
             )
 
-    def linear(self, source: Representation, target: Representation, bias: bool = True) -> nn.Module:
+    def linear(
+        self, source: Representation, target: Representation, bias: bool = True
+    ) -> nn.Module:
         return eLinear(source, target, bias)
 
     def lift(self, in_dim: int, space: Representation) -> nn.Module:
@@ -192,7 +204,8 @@ class EquivariantKit:
         """Scaling commutes with the group on regular copies, one number for each."""
         if not stack_of(space):
             raise ValueError(
-                f"expected in_rep to be copies of the regular representation when time_dim > 0, got {space}"
+                "expected in_rep to be copies of the regular representation when time_dim > 0, "
+                f"got {space}"
             )
 
     def dropout(self, space: Representation, p: float) -> nn.Module:
@@ -209,14 +222,15 @@ EQUIVARIANT = EquivariantKit()
 class eMLP(MLP):
     """Equivariant MLP: eLinear to regular copies, GELU, eLinear.
 
-    Between stacks in the irrep basis both maps are block-diagonal, and only the GELU sees the regular basis: two
-    Fourier transforms, F and its transpose, stand around it. Channels come first there, which makes each one matrix
-    product.
+    Between stacks in the irrep basis both maps are block-diagonal, and only the GELU sees the
+    regular basis: two Fourier transforms, F and its transpose, stand around it. Channels come first
+    there, which makes each one matrix product.
 
     Args:
         in_rep: representation of the input.
         out_rep: representation of the output, default ``in_rep``.
-        hidden_rep: copies of the regular representation, default at least four times the input's dimension.
+        hidden_rep: copies of the regular representation, default at least four times the input's
+            dimension.
         dropout: probability.
     """
 
@@ -233,10 +247,14 @@ class eMLP(MLP):
     ) -> None:
         check_representation("in_rep", in_rep)
         if hidden_rep is not None and not stack_of(check_representation("hidden_rep", hidden_rep)):
-            raise ValueError(f"expected hidden_rep to be copies of the regular representation, got {hidden_rep}")
+            raise ValueError(
+                f"expected hidden_rep to be copies of the regular representation, got {hidden_rep}"
+            )
         hidden = self.kit.hidden(in_rep) if hidden_rep is None else hidden_rep
         ends = (in_rep, in_rep if out_rep is None else out_rep)
-        if isinstance(hidden, FourierStack) and not all(isinstance(rep, FourierStack) for rep in ends):
+        if isinstance(hidden, FourierStack) and not all(
+            isinstance(rep, FourierStack) for rep in ends
+        ):
             hidden = regular_stack(hidden.group, hidden.copies)
         super().__init__(in_rep, out_rep, hidden_dim=hidden, dropout=dropout, bias=bias)
 
@@ -245,10 +263,16 @@ class eMLP(MLP):
         if not isinstance(hidden, FourierStack):
             return super().forward(x)
         fourier = self.up.fourier.to(x.dtype)
-        y = self.up.by_irreps(x.reshape(-1, x.shape[-1]), channels_first=(False, True))  # (components * copies, tokens)
-        y = (fourier.T @ F.gelu(fourier @ y.view(len(fourier), -1))).view(len(fourier), hidden.copies, -1)
+        y = self.up.by_irreps(
+            x.reshape(-1, x.shape[-1]), channels_first=(False, True)
+        )  # (components * copies, tokens)
+        y = (fourier.T @ F.gelu(fourier @ y.view(len(fourier), -1))).view(
+            len(fourier), hidden.copies, -1
+        )
         if isinstance(self.hidden_dropout, eDropout) and self.hidden_dropout.training:
-            y = y * self.hidden_dropout.mask(x.new_empty(y.shape[-1], 1)).T  # a number a copy: either basis will do
+            y = (
+                y * self.hidden_dropout.mask(x.new_empty(y.shape[-1], 1)).T
+            )  # a number a copy: either basis will do
         y = self.down.by_irreps(y.flatten(0, 1), channels_first=(True, False))
         return self.out_dropout(y.view(*x.shape[:-1], self.out_rep.size))
 
@@ -262,11 +286,12 @@ class eMLP(MLP):
 
 
 class eMultiheadAttention(MultiheadAttention):
-    """Equivariant multi-head attention: scores are dot products, which an orthogonal representation leaves alone.
+    """Equivariant multi-head attention: scores are dot products, which an orthogonal representation
+    leaves alone.
 
     Args:
-        in_rep: representation of the tokens; its heads must be invariant (whole copies of a regular representation,
-            say).
+        in_rep: representation of the tokens; its heads must be invariant (whole copies of a regular
+            representation, say).
         num_heads: H.
         dropout: probability on the attention weights.
         bias: whether the linear maps have one.
@@ -274,16 +299,21 @@ class eMultiheadAttention(MultiheadAttention):
 
     kit = EQUIVARIANT
 
-    def __init__(self, in_rep: Representation, num_heads: int, dropout: float = 0.0, bias: bool = True) -> None:
+    def __init__(
+        self, in_rep: Representation, num_heads: int, dropout: float = 0.0, bias: bool = True
+    ) -> None:
         check_representation("in_rep", in_rep)
         super().__init__(in_rep, num_heads, dropout, bias)
 
     def _by_irreps(self, x: Tensor, copies: slice, parts: int) -> tuple[Tensor, ...]:
         """As ``_heads`` in the irrep basis, where channels are laid out (component, copy)."""
         y = self.qkv.by_irreps(x.flatten(0, 1), copies=copies)
-        copies_a_head = self.width // self.in_rep.group.order() // self.num_heads  # spelt out for an empty batch
+        copies_a_head = (
+            self.width // self.in_rep.group.order() // self.num_heads
+        )  # spelt out for an empty batch
         y = y.view(*x.shape[:2], self.in_rep.group.order(), parts, self.num_heads, copies_a_head)
-        # one copy a head would make a head's channels a strided view, with which torch leaves its fused attention
+        # one copy a head would make a head's channels a strided view, with which torch leaves its
+        # fused attention
         return y.permute(3, 0, 4, 1, 2, 5).flatten(4).contiguous().unbind(0)
 
     def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, ...]:
@@ -292,7 +322,9 @@ class eMultiheadAttention(MultiheadAttention):
         if memory is None:
             return self._by_irreps(x, slice(None), 3)
         copies = self.in_rep.copies
-        return *self._by_irreps(x, slice(copies), 1), *self._by_irreps(memory, slice(copies, None), 2)
+        return *self._by_irreps(x, slice(copies), 1), *self._by_irreps(
+            memory, slice(copies, None), 2
+        )
 
     def _merge(self, y: Tensor) -> Tensor:
         if not isinstance(self.in_rep, FourierStack):
@@ -321,7 +353,12 @@ class eTransformerEncoderLayer(TransformerEncoderLayer):
     mlp_class = eMLP
 
     def __init__(
-        self, in_rep: Representation, num_heads: int, *, dropout: float = 0.0, norm_module: str = "rmsnorm"
+        self,
+        in_rep: Representation,
+        num_heads: int,
+        *,
+        dropout: float = 0.0,
+        norm_module: str = "rmsnorm",
     ) -> None:
         check_representation("in_rep", in_rep)
         super().__init__(in_rep, num_heads, dropout=dropout, norm_module=norm_module)
@@ -336,11 +373,12 @@ class eTransformerEncoderLayer(TransformerEncoderLayer):
 
 
 class eTransformerDecoderLayer(TransformerDecoderLayer):
-    """``TransformerDecoderLayer`` over a representation: same forward, equivariant maps; the memory transforms as the
-    tokens do.
+    """``TransformerDecoderLayer`` over a representation: same forward, equivariant maps; the memory
+    transforms as the tokens do.
 
     Args:
-        in_rep: representation of tokens and memory; copies of the regular one, in either basis, if ``time_dim`` > 0.
+        in_rep: representation of tokens and memory; copies of the regular one, in either basis, if
+            ``time_dim`` > 0.
         num_heads, dropout, norm_module, time_dim: as there.
     """
 
@@ -358,15 +396,23 @@ class eTransformerDecoderLayer(TransformerDecoderLayer):
         time_dim: int = 0,
     ) -> None:
         check_representation("in_rep", in_rep)
-        super().__init__(in_rep, num_heads, dropout=dropout, norm_module=norm_module, time_dim=time_dim)
+        super().__init__(
+            in_rep, num_heads, dropout=dropout, norm_module=norm_module, time_dim=time_dim
+        )
 
     def _modulate(self, time: Tensor) -> tuple[Tensor, ...]:
         stack = stack_of(self.in_rep)
         if not isinstance(stack, FourierStack):
             return super()._modulate(time)
         # scales and gates are numbers of the copies, a shift is a vector of the invariant subspace
-        numbers = F.linear(time, self.modulation.weight, self.modulation.bias)[:, None].unflatten(-1, (9, -1)).unbind(2)
-        return tuple(stack.invariant(n) if i % 3 == 1 else stack.spread(n) for i, n in enumerate(numbers))
+        numbers = (
+            F.linear(time, self.modulation.weight, self.modulation.bias)[:, None]
+            .unflatten(-1, (9, -1))
+            .unbind(2)
+        )
+        return tuple(
+            stack.invariant(n) if i % 3 == 1 else stack.spread(n) for i, n in enumerate(numbers)
+        )
 
     @property
     def in_rep(self) -> Representation:

@@ -1,4 +1,5 @@
-"""Checks and conversions of equivariant models: the error per group element, and the plain dense twin."""
+"""Checks and conversions of equivariant models: the error per group element, and the plain dense
+twin."""
 
 from __future__ import annotations
 
@@ -19,28 +20,33 @@ __all__ = ["check_equivariance", "fold"]
 
 
 def fold(model: nn.Module) -> CondTransformerRegressor:
-    """The plain dense twin of an equivariant regressor, for inference: same outputs, no escnn object left in it.
+    """The plain dense twin of an equivariant regressor, for inference: same outputs, no escnn
+    object left in it.
 
     Args:
         model: an ``eCondTransformerRegressor``; a ``CondTransformerRegressor`` is copied as it is.
 
     Returns:
-        A new ``CondTransformerRegressor`` in eval mode, with dropout 0 and the dtype and device of ``model``; nothing
-        is shared with it.
+        A new ``CondTransformerRegressor`` in eval mode, with dropout 0 and the dtype and device of
+        ``model``; nothing is shared with it.
 
     Raises:
         TypeError: another kind of module.
     """
     if not isinstance(model, (eCondTransformerRegressor, CondTransformerRegressor)):
         raise TypeError(
-            f"expected an eCondTransformerRegressor or a CondTransformerRegressor, got {type(model).__name__}"
+            "expected an eCondTransformerRegressor or a CondTransformerRegressor, got "
+            f"{type(model).__name__}"
         )
     arguments = {
-        k: v for k, v in model.config.items() if k not in ("class", "group", "in_rep", "cond_rep", "out_rep", "basis")
+        k: v
+        for k, v in model.config.items()
+        if k not in ("class", "group", "in_rep", "cond_rep", "out_rep", "basis")
     }
     arguments |= {"in_dim": model.in_dim, "out_dim": model.out_dim, "cond_dim": model.cond_dim}
     arguments |= {"p_drop_emb": 0.0, "p_drop_attn": 0.0}
-    # on the meta device nothing is drawn: folding costs no initialisation and leaves the global random state alone
+    # on the meta device nothing is drawn: folding costs no initialisation and leaves the global
+    # random state alone
     with torch.device("meta"):
         twin = CondTransformerRegressor(**arguments)
     with torch.no_grad():
@@ -49,11 +55,23 @@ def fold(model: nn.Module) -> CondTransformerRegressor:
 
 
 def _in_regular_basis(model: nn.Module) -> nn.Module:
-    """A network with the parameters of ``model`` whose hidden tokens are regular, as a pointwise GELU needs them."""
-    if not isinstance(model, eCondTransformerRegressor) or not isinstance(model.embedding_rep, FourierStack):
+    """A network with the parameters of ``model`` whose hidden tokens are regular, as a pointwise
+    GELU needs them."""
+    if not isinstance(model, eCondTransformerRegressor) or not isinstance(
+        model.embedding_rep, FourierStack
+    ):
         return model
-    arguments = {k: v for k, v in model.config.items() if k not in ("class", "group", "in_rep", "cond_rep", "out_rep")}
-    arguments |= {"in_rep": model.in_rep, "cond_rep": model.cond_rep, "out_rep": model.out_rep, "basis": "regular"}
+    arguments = {
+        k: v
+        for k, v in model.config.items()
+        if k not in ("class", "group", "in_rep", "cond_rep", "out_rep")
+    }
+    arguments |= {
+        "in_rep": model.in_rep,
+        "cond_rep": model.cond_rep,
+        "out_rep": model.out_rep,
+        "basis": "regular",
+    }
     parameter, random_state = next(model.parameters()), torch.get_rng_state()
     sibling = eCondTransformerRegressor(**arguments).to(parameter.device, parameter.dtype)
     torch.set_rng_state(random_state)
@@ -62,7 +80,8 @@ def _in_regular_basis(model: nn.Module) -> nn.Module:
 
 
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """State dict of the dense twin: submodules have the same names in both, their tensors are expanded here."""
+    """State dict of the dense twin: submodules have the same names in both, their tensors are
+    expanded here."""
     state: dict[str, Tensor | None] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.RMSNorm, nn.LayerNorm, PositionTable)):
@@ -78,7 +97,9 @@ def _dense_state(model: nn.Module) -> dict[str, Tensor]:
             continue
         state |= {f"{name}.weight": weight, f"{name}.bias": bias}
     return {
-        key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items() if value is not None
+        key: value.clone(memory_format=torch.contiguous_format)
+        for key, value in state.items()
+        if value is not None
     }
 
 
@@ -88,28 +109,49 @@ def check_equivariance(
 ) -> dict[str, float]:
     r"""Measure how exactly a model commutes with its group.
 
-    For each g the error is ||f(rho_in(g) X, t, rho_cond(g) Z) - rho_out(g) f(X, t, Z)|| / ||f(X, t, Z)||: noise and
-    observation move together.
+    For each g the error is ||f(rho_in(g) X, t, rho_cond(g) Z) - rho_out(g) f(X, t, Z)|| / ||f(X, t,
+    Z)||: noise and observation move together.
 
     Args:
-        model: has ``in_rep``, ``cond_rep``, ``out_rep``, ``in_horizon``, ``cond_horizon`` and is called (X, t, Z).
+        model: has ``in_rep``, ``cond_rep``, ``out_rep``, ``in_horizon``, ``cond_horizon`` and is
+            called (X, t, Z).
         batch_size: number of random standard normal inputs, with t uniform in [0, 1].
         generator: draws them; None for a fixed seed.
 
     Returns:
-        Group element (as escnn prints it) -> L2-relative error. The model runs in eval mode and gets its mode back.
+        Group element (as escnn prints it) -> L2-relative error. The model runs in eval mode and
+        gets its mode back.
 
     Raises:
         TypeError: ``model`` has no representations.
     """
-    missing = [n for n in ("in_rep", "cond_rep", "out_rep", "in_horizon", "cond_horizon") if not hasattr(model, n)]
+    missing = [
+        n
+        for n in ("in_rep", "cond_rep", "out_rep", "in_horizon", "cond_horizon")
+        if not hasattr(model, n)
+    ]
     if missing:
-        raise TypeError(f"expected an equivariant regressor, got {type(model).__name__} without {', '.join(missing)}")
+        raise TypeError(
+            f"expected an equivariant regressor, got {type(model).__name__} without "
+            f"{', '.join(missing)}"
+        )
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     parameter, network = next(model.parameters()), cast(Any, model)
     dtype, device = parameter.dtype, parameter.device
-    X = torch.randn(batch_size, network.in_horizon, network.in_rep.size, generator=generator, dtype=torch.float64)
-    Z = torch.randn(batch_size, network.cond_horizon, network.cond_rep.size, generator=generator, dtype=torch.float64)
+    X = torch.randn(
+        batch_size,
+        network.in_horizon,
+        network.in_rep.size,
+        generator=generator,
+        dtype=torch.float64,
+    )
+    Z = torch.randn(
+        batch_size,
+        network.cond_horizon,
+        network.cond_rep.size,
+        generator=generator,
+        dtype=torch.float64,
+    )
     t = torch.rand(batch_size, generator=generator, dtype=torch.float64).to(device)
     # inputs that the dtype can hold, so that rounding them is not counted as an error of the model
     X, Z = X.to(dtype).double(), Z.to(dtype).double()
@@ -119,9 +161,16 @@ def check_equivariance(
 
     with evaluating(model):
         reference = evaluate(X, Z)
-        moves = zip(*(rep_matrices(rep) for rep in (network.in_rep, network.cond_rep, network.out_rep)), strict=True)
+        moves = zip(
+            *(rep_matrices(rep) for rep in (network.in_rep, network.cond_rep, network.out_rep)),
+            strict=True,
+        )
         errors = {}
-        for element, (rho_in, rho_cond, rho_out) in zip(network.in_rep.group.elements, moves, strict=True):
+        for element, (rho_in, rho_cond, rho_out) in zip(
+            network.in_rep.group.elements, moves, strict=True
+        ):
             moved = evaluate(X @ rho_in.T, Z @ rho_cond.T)
-            errors[str(element)] = ((moved - reference @ rho_out.T).norm() / reference.norm()).item()
+            errors[str(element)] = (
+                (moved - reference @ rho_out.T).norm() / reference.norm()
+            ).item()
     return errors

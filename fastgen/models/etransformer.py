@@ -25,10 +25,11 @@ BASES = ("auto", "regular", "irrep")
 
 
 def irreps_win(order: int, width: int) -> bool:
-    """Whether block-diagonal maps save more time than small products and two Fourier transforms an MLP cost.
+    """Whether block-diagonal maps save more time than small products and two Fourier transforms an
+    MLP cost.
 
-    Measured on a CPU. From these widths on they did at every size of the batch: .81 of a training step and .93 of an
-    evaluation for a single sample of D4 at width 256, .60 and .6 for 64 samples.
+    Measured on a CPU. From these widths on they did at every size of the batch: .81 of a training
+    step and .93 of an evaluation for a single sample of D4 at width 256, .60 and .6 for 64 samples.
     """
     return width >= 240 and order >= 8 and width // order >= 4
 
@@ -36,14 +37,15 @@ def irreps_win(order: int, width: int) -> bool:
 class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
     r"""Equivariant twin of ``CondTransformerRegressor``.
 
-    .. math:: f_\theta(\rho_{in}(g) X, \rho_{cond}(g) Z, t) = \rho_{out}(g) f_\theta(X, Z, t) \quad \forall g \in G
+    .. math:: f_\theta(\rho_{in}(g) X, \rho_{cond}(g) Z, t) = \rho_{out}(g) f_\theta(X, Z, t) \quad
+    \forall g \in G
 
-    Tokens live in copies of the regular representation; positions and time enter through its invariant subspace; heads
-    hold whole copies.
+    Tokens live in copies of the regular representation; positions and time enter through its
+    invariant subspace; heads hold whole copies.
 
     Args:
-        in_rep: representation of X tokens: a real orthogonal ``escnn.group.Representation`` of a finite group, in any
-            basis.
+        in_rep: representation of X tokens: a real orthogonal ``escnn.group.Representation`` of a
+            finite group, in any basis.
         cond_rep: representation of Z tokens.
         out_rep: representation of output tokens, None for ``in_rep``.
         in_horizon: largest T_x.
@@ -51,12 +53,15 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
         num_layers: decoder layers, >= 1.
         num_attention_heads: heads; divides ``embedding_dim`` / |G|.
         embedding_dim: width D, a multiple of the group order |G|.
-        p_drop_emb, p_drop_attn, causal_attn, num_cond_layers, norm_module, init_scheme, time_scale: as
-            ``CondTransformerRegressor``; dropout removes whole copies, so that it commutes with the group.
-        basis: how linear maps between hidden tokens are evaluated; every way is the same function of the same
-            parameters. "regular" gathers the dense matrix of a group convolution; "irrep" keeps the tokens in the irrep
-            basis, where the maps are block-diagonal, and goes through the regular one only around the GELU; "auto"
-            takes "irrep" where it was measured to be faster (CPU): D >= 240, |G| >= 8, D / |G| >= 4.
+        p_drop_emb, p_drop_attn, causal_attn, num_cond_layers, norm_module, init_scheme, time_scale:
+        as
+            ``CondTransformerRegressor``; dropout removes whole copies, so that it commutes with the
+            group.
+        basis: how linear maps between hidden tokens are evaluated; every way is the same function
+            of the same parameters. "regular" gathers the dense matrix of a group convolution;
+            "irrep" keeps the tokens in the irrep basis, where the maps are block-diagonal, and goes
+            through the regular one only around the GELU; "auto" takes "irrep" where it was measured
+            to be faster (CPU): D >= 240, |G| >= 8, D / |G| >= 4.
 
     Raises:
         TypeError: a representation that is not one.
@@ -96,8 +101,8 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
             check_representation(name, rep)
             if rep.group != in_rep.group:
                 raise ValueError(
-                    f"expected {name} to be a representation of in_rep's group {in_rep.group.name}, "
-                    f"got {rep.group.name}"
+                    f"expected {name} to be a representation of in_rep's group "
+                    f"{in_rep.group.name}, got {rep.group.name}"
                 )
         check_basis(basis, BASES)
         check_positive_int("embedding_dim", embedding_dim)
@@ -105,8 +110,9 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
         if embedding_dim % order:
             lower = max(embedding_dim // order, 1) * order
             raise ValueError(
-                f"expected embedding_dim to be a multiple of the order {order} of {in_rep.group.name}, got "
-                f"{embedding_dim}; the next ones are {lower} and {lower + order}"
+                f"expected embedding_dim to be a multiple of the order {order} of "
+                f"{in_rep.group.name}, got {embedding_dim}; the next ones are {lower} and "
+                f"{lower + order}"
             )
         super().__init__(in_rep.size, out_rep.size, cond_rep.size)
         self.in_rep, self.cond_rep, self.out_rep = in_rep, cond_rep, out_rep
@@ -138,6 +144,6 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
 
     @property
     def embedding_rep(self) -> Representation:
-        """Representation of the hidden tokens: ``embedding_dim`` / |G| copies of the regular representation, in the
-        basis that the linear maps work in."""
+        """Representation of the hidden tokens: ``embedding_dim`` / |G| copies of the regular
+        representation, in the basis that the linear maps work in."""
         return self.head.in_rep

@@ -1,11 +1,12 @@
 """Regular features in the irrep basis, where an equivariant map is block-diagonal.
 
-A function f on the group is f = F f^ with an orthogonal F (|G|, |G|) whose columns are matrix elements of the irreps.
-They are ordered (irrep, row, component): an irrep of dimension d whose endomorphisms have dimension e (1, 2 or 4 for
-real, complex and quaternionic type) has d / e rows of d components, trivial irrep first. An equivariant map acts on
-every row of an irrep by one and the same matrix (d m_out, d m_in), which is linear in the kernel of the group
-convolution that the map is in the regular basis (a Fourier transform). It takes the share sum_irreps d^3 / e / |G|^2 of
-a dense map's products.
+A function f on the group is f = F f^ with an orthogonal F (|G|, |G|) whose columns are matrix
+elements of the irreps. They are ordered (irrep, row, component): an irrep of dimension d whose
+endomorphisms have dimension e (1, 2 or 4 for real, complex and quaternionic type) has d / e rows of
+d components, trivial irrep first. An equivariant map acts on every row of an irrep by one and the
+same matrix (d m_out, d m_in), which is linear in the kernel of the group convolution that the map
+is in the regular basis (a Fourier transform). It takes the share sum_irreps d^3 / e / |G|^2 of a
+dense map's products.
 
 m copies are laid out (row, component, copy): a row of an irrep is a slice of the channels.
 
@@ -45,8 +46,8 @@ __all__ = [
 
 
 class IrrepBlock(NamedTuple):
-    """Neighbouring irreps of one shape: ``count`` irreps of ``rows`` rows of ``size`` components, the first of them at
-    ``start``."""
+    """Neighbouring irreps of one shape: ``count`` irreps of ``rows`` rows of ``size`` components,
+    the first of them at ``start``."""
 
     start: int
     count: int
@@ -63,9 +64,17 @@ def _fourier(group: Any) -> tuple[np.ndarray, tuple[IrrepBlock, ...], np.ndarray
         irrep = group.irrep(*irrep_id)
         units = _orthonormal_units(np.asarray(irrep.endomorphism_basis(), dtype=np.float64))
         rows = _rows_of_units(units)  # (d, d / e, e)
-        # [g, r, a, i]: component (a, i) of row r, a the unit and i the copy of the irrep in the regular representation
+        # [g, r, a, i]: component (a, i) of row r, a the unit and i the copy of the irrep in the
+        # regular representation
         part = np.einsum("gij,jra->grai", parts.numpy(), rows)
-        irreps.append((irrep.size, rows.shape[1], not irrep.is_trivial(), part.reshape(len(part), rows.shape[1], -1)))
+        irreps.append(
+            (
+                irrep.size,
+                rows.shape[1],
+                not irrep.is_trivial(),
+                part.reshape(len(part), rows.shape[1], -1),
+            )
+        )
     irreps.sort(key=lambda i: i[:3])
     matrix = np.concatenate([part.reshape(len(part), -1) for *_, part in irreps], axis=1)
     matrix[:, 0] = abs(matrix[:, 0])  # 1 / sqrt(|G|): invariant vectors have positive coordinates
@@ -78,20 +87,26 @@ def _fourier(group: Any) -> tuple[np.ndarray, tuple[IrrepBlock, ...], np.ndarray
         else:
             blocks.append(IrrepBlock(start, 1, rows, size))
         start += rows * size
-        # the map f -> (g -> f[g u]) on a row: [u, p, q] = sum_g F[g, p] F[g u, q], the mean over the rows
+        # the map f -> (g -> f[g u]) on a row: [u, p, q] = sum_g F[g, p] F[g u, q], the mean over
+        # the rows
         moved = np.einsum("grp,gurq->pqu", part, part[product]) / rows
         transform.append(moved.reshape(size * size, -1))
     return matrix, tuple(blocks), np.concatenate(transform)
 
 
 def _orthonormal_units(algebra: np.ndarray) -> np.ndarray:
-    """Orthonormal basis (e, d, d) of an endomorphism algebra in the inner product tr(A^T B) / d; the first is 1."""
+    """Orthonormal basis (e, d, d) of an endomorphism algebra in the inner product tr(A^T B) / d;
+    the first is 1."""
     size = algebra.shape[-1]
-    start = np.concatenate([np.eye(size)[None], algebra]).reshape(len(algebra) + 1, -1) / math.sqrt(size)
+    start = np.concatenate([np.eye(size)[None], algebra]).reshape(len(algebra) + 1, -1) / math.sqrt(
+        size
+    )
     units: list[np.ndarray] = []
     for candidate in start:
         for _ in range(2):  # the second pass removes what rounding left of the first
-            candidate = candidate - sum((u * (u @ candidate) for u in units), start=np.zeros_like(candidate))
+            candidate = candidate - sum(
+                (u * (u @ candidate) for u in units), start=np.zeros_like(candidate)
+            )
         norm = np.linalg.norm(candidate)
         if norm > 1e-6 and len(units) < len(algebra):
             units.append(candidate / norm)
@@ -99,12 +114,15 @@ def _orthonormal_units(algebra: np.ndarray) -> np.ndarray:
 
 
 def _rows_of_units(units: np.ndarray) -> np.ndarray:
-    """Orthonormal basis (d, d / e, e) of R^d in which every unit acts on each row alike: a row is b, its images u b."""
+    """Orthonormal basis (d, d / e, e) of R^d in which every unit acts on each row alike: a row is
+    b, its images u b."""
     count, size, _ = units.shape
     rows: list[np.ndarray] = []
     for candidate in np.eye(size):
         for _ in range(2):
-            candidate = candidate - sum((row @ (row.T @ candidate) for row in rows), start=np.zeros(size))
+            candidate = candidate - sum(
+                (row @ (row.T @ candidate) for row in rows), start=np.zeros(size)
+            )
         norm = np.linalg.norm(candidate)
         if norm > 1e-2 and len(rows) < size // count:
             rows.append((units @ (candidate / norm)).T)
@@ -113,20 +131,25 @@ def _rows_of_units(units: np.ndarray) -> np.ndarray:
 
 @per_group
 def fourier_matrix(group: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """F (|G|, |G|), orthogonal: f[g] = sum_c F[g, c] f^[c]. One tensor per group, dtype and device is shared."""
-    with torch.inference_mode(False):  # the table outlives the caller, who may be in inference mode now and train later
+    """F (|G|, |G|), orthogonal: f[g] = sum_c F[g, c] f^[c]. One tensor per group, dtype and device
+    is shared."""
+    with torch.inference_mode(
+        False
+    ):  # the table outlives the caller, who may be in inference mode now and train later
         return torch.from_numpy(_fourier(group)[0]).to(device=device, dtype=dtype)
 
 
 @per_group
 def kernel_transform(group: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix (sum of d^2 over the irreps, |G|) from a kernel k[u] to its irrep matrices; shared likewise."""
+    """The matrix (sum of d^2 over the irreps, |G|) from a kernel k[u] to its irrep matrices; shared
+    likewise."""
     with torch.inference_mode(False):
         return torch.from_numpy(_fourier(group)[2]).to(device=device, dtype=dtype)
 
 
 class FourierStack(Stack):
-    """m copies of the regular representation in the irrep basis, laid out (row, component, copy)."""
+    """m copies of the regular representation in the irrep basis, laid out (row, component,
+    copy)."""
 
     def __init__(self, group: Any, copies: int) -> None:
         super().__init__(group, copies, f"{copies}x[regular, irrep basis]")
@@ -135,11 +158,17 @@ class FourierStack(Stack):
     @property
     def _basis(self) -> np.ndarray:
         """From m regular copies, laid out (copy, element): (D, D)."""
-        return np.concatenate([np.kron(_fourier(self.group)[0].T, row[:, None]) for row in np.eye(self.copies)], axis=1)
+        return np.concatenate(
+            [np.kron(_fourier(self.group)[0].T, row[:, None]) for row in np.eye(self.copies)],
+            axis=1,
+        )
 
     def _matrix(self, element: Any) -> np.ndarray:
         matrix = _fourier(self.group)[0]
-        return np.kron(matrix.T @ np.round(self.group.regular_representation(element)) @ matrix, np.eye(self.copies))
+        return np.kron(
+            matrix.T @ np.round(self.group.regular_representation(element)) @ matrix,
+            np.eye(self.copies),
+        )
 
     @property
     def change_of_basis(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -157,7 +186,11 @@ class FourierStack(Stack):
         return F.pad(coefficients * math.sqrt(self.group.order()), (0, self.size - self.copies))
 
     def spread(self, numbers: Tensor) -> Tensor:
-        return numbers.unsqueeze(-2).expand(*numbers.shape[:-1], self.group.order(), self.copies).flatten(-2)
+        return (
+            numbers.unsqueeze(-2)
+            .expand(*numbers.shape[:-1], self.group.order(), self.copies)
+            .flatten(-2)
+        )
 
 
 @per_group
@@ -167,14 +200,17 @@ def fourier_stack(group: Any, copies: int) -> FourierStack:
 
 
 def stack_of(rep: Any) -> Stack | None:
-    """``rep`` as copies of the regular representation in one of the two layouts, or None if it is no such."""
+    """``rep`` as copies of the regular representation in one of the two layouts, or None if it is
+    no such."""
     if isinstance(rep, Stack):
         return rep
     copies = regular_copies(rep)
     return regular_stack(rep.group, copies) if copies else None
 
 
-def irrep_matrices(blocks: tuple[IrrepBlock, ...], transform: Tensor, kernel: Tensor) -> list[Tensor]:
+def irrep_matrices(
+    blocks: tuple[IrrepBlock, ...], transform: Tensor, kernel: Tensor
+) -> list[Tensor]:
     """Matrices of a group convolution in the irrep basis.
 
     Args:
@@ -183,7 +219,8 @@ def irrep_matrices(blocks: tuple[IrrepBlock, ...], transform: Tensor, kernel: Te
         kernel: shape (m_out, m_in, |G|).
 
     Returns:
-        For each block one tensor (count * rows, size * m_out, size * m_in), the rows of an irrep alike.
+        For each block one tensor (count * rows, size * m_out, size * m_in), the rows of an irrep
+        alike.
     """
     m_out, m_in, order = kernel.shape
     numbers = transform.to(kernel.dtype) @ kernel.reshape(-1, order).T
@@ -214,7 +251,10 @@ class _Layout(NamedTuple):
         rows = [b.count * b.rows for b in self.blocks]
         if self.channels_first:
             return [p.unflatten(0, (n, -1)) for p, n in zip(x.split(sizes, 0), rows, strict=True)]
-        return [p.unflatten(1, (n, -1)).permute(1, 2, 0) for p, n in zip(x.split(sizes, 1), rows, strict=True)]
+        return [
+            p.unflatten(1, (n, -1)).permute(1, 2, 0)
+            for p, n in zip(x.split(sizes, 1), rows, strict=True)
+        ]
 
     def first(self, x: Tensor, copies: int) -> Tensor:
         """The channels of the trivial irrep."""
@@ -228,15 +268,24 @@ class _Layout(NamedTuple):
 
 
 class _BlockMap(torch.autograd.Function):
-    """``block_map`` whose products are written where they belong, without a pass over the result to join them."""
+    """``block_map`` whose products are written where they belong, without a pass over the result to
+    join them."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, bias: Tensor | None, source: _Layout, target: _Layout, *matrices: Tensor
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor | None,
+        source: _Layout,
+        target: _Layout,
+        *matrices: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x, *matrices)
         ctx.layouts = source, target
-        tokens, copies = x.shape[1 if source.channels_first else 0], matrices[0].shape[1] // target.blocks[0].size
+        tokens, copies = (
+            x.shape[1 if source.channels_first else 0],
+            matrices[0].shape[1] // target.blocks[0].size,
+        )
         y = target.empty(tokens, copies, x)
         for part, matrix, out in zip(source.views(x), matrices, target.views(y), strict=True):
             if target.channels_first:
@@ -258,7 +307,9 @@ class _BlockMap(torch.autograd.Function):
             first = target.first(grad, matrices[0].shape[1] // target.blocks[0].size)
             grad_bias = first.sum(1 if target.channels_first else 0)
         if any(ctx.needs_input_grad[4:]):
-            grads = [torch.bmm(g, p.mT) for g, p in zip(target.views(grad), source.views(x), strict=True)]
+            grads = [
+                torch.bmm(g, p.mT) for g, p in zip(target.views(grad), source.views(x), strict=True)
+            ]
         return grad_x, grad_bias, None, None, *grads
 
 

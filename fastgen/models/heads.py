@@ -38,8 +38,8 @@ class FeatureHeads(nn.Module):
     """One head for each feature tensor, all at one time embedding.
 
     Args:
-        heads: modules called (tokens (B, T, size), time features (B, time_features), mask (B, T) or None) -> (B, 1),
-            each with the number of channels it takes as ``size``.
+        heads: modules called (tokens (B, T, size), time features (B, time_features), mask (B, T) or
+            None) -> (B, 1), each with the number of channels it takes as ``size``.
         time_features: size of the time embedding, >= 2.
     """
 
@@ -49,13 +49,19 @@ class FeatureHeads(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward(
-        self, features: Sequence[Tensor], t: Tensor | float, cond: Any = None, *, mask: Tensor | None = None
+        self,
+        features: Sequence[Tensor],
+        t: Tensor | float,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Logits of features.
 
         Args:
-            features: one tensor a head, in the order of the heads: tokens (B, T, size), vectors (B, size), or channels
-                first (B, size, H, W), whose places are the tokens; cast to the dtype of the weights.
+            features: one tensor a head, in the order of the heads: tokens (B, T, size), vectors (B,
+                size), or channels first (B, size, H, W), whose places are the tokens; cast to the
+                dtype of the weights.
             t: times (B,), or a scalar.
             cond: not looked at: the features have seen it.
             mask: bool (B, T), True = real token, for features (B, T, size) only.
@@ -68,7 +74,9 @@ class FeatureHeads(nn.Module):
         """
         if isinstance(features, Tensor) or len(features) != len(self.heads):
             got = "one Tensor" if isinstance(features, Tensor) else len(features)
-            raise ValueError(f"expected a list of {len(self.heads)} features, one a head, got {got}")
+            raise ValueError(
+                f"expected a list of {len(self.heads)} features, one a head, got {got}"
+            )
         weight, batch = self.time_emb.hidden.weight, features[0].shape[0]
         wide = torch.promote_types(weight.dtype, torch.float32)
         time = self.time_emb(batch_of_times(t, batch, device=weight.device, dtype=wide))
@@ -89,8 +97,8 @@ def _tokens(i: int, x: Tensor, batch: int, size: int) -> Tensor:
     channels = x.shape[1 if channels_first else -1] if x.ndim else 0
     if x.ndim not in (2, 3, 4) or x.shape[0] != batch or channels != size or x.numel() == 0:
         raise ValueError(
-            f"expected feature {i} of shape ({batch}, {size}), ({batch}, T, {size}) or ({batch}, {size}, H, W), got "
-            f"{tuple(x.shape)}"
+            f"expected feature {i} of shape ({batch}, {size}), ({batch}, T, {size}) or ({batch}, "
+            f"{size}, H, W), got {tuple(x.shape)}"
         )
     if channels_first:
         return x.flatten(2).mT
@@ -98,7 +106,8 @@ def _tokens(i: int, x: Tensor, batch: int, size: int) -> Tensor:
 
 
 class FourierBase(nn.Module):
-    """A discriminator of its own on Fourier features of x: ``features``, a regressor ``body`` over tokens, a ``head``.
+    """A discriminator of its own on Fourier features of x: ``features``, a regressor ``body`` over
+    tokens, a ``head``.
 
     Args:
         dim: channels of an x token.
@@ -124,10 +133,13 @@ class FourierBase(nn.Module):
         """Logit of a noised sample.
 
         Args:
-            features: [x_t] with x_t of shape (B, T <= horizon, d) or (B, d); cast to the dtype of the weights.
+            features: [x_t] with x_t of shape (B, T <= horizon, d) or (B, d); cast to the dtype of
+                the weights.
             t: times (B,), or a scalar.
-            cond: Z of shape (B, T_z <= cond_horizon, d_z) or (B, d_z); None if the discriminator was made without.
-            mask: bool (B, T), True = real token of x_t: a padded sample has the logit of the sample cut to its length.
+            cond: Z of shape (B, T_z <= cond_horizon, d_z) or (B, d_z); None if the discriminator
+                was made without.
+            mask: bool (B, T), True = real token of x_t: a padded sample has the logit of the sample
+                cut to its length.
 
         Returns:
             (B, 1), in the dtype of the weights.
@@ -142,8 +154,14 @@ class FourierBase(nn.Module):
         x = x[:, None] if x.ndim == 2 else x
         check_shape("x_t", x, ("B", f"T <= {self.body.in_horizon}", self.dim))
         if (cond is not None) != self.has_cond:
-            wanted = "a condition" if self.has_cond else "cond=None from a discriminator made without one"
-            raise ValueError(f"expected {wanted}, got {'None' if cond is None else type(cond).__name__}")
+            wanted = (
+                "a condition"
+                if self.has_cond
+                else "cond=None from a discriminator made without one"
+            )
+            raise ValueError(
+                f"expected {wanted}, got {'None' if cond is None else type(cond).__name__}"
+            )
         Z = x.new_zeros(len(x), 1, 1) if cond is None else cond
         dtype = self.body.time_emb.hidden.weight.dtype
         if mask is not None:

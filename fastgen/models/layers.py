@@ -1,9 +1,10 @@
 """Transformer layers on plain vectors, written so that the equivariant ones share every forward.
 
-A layer is built from a *kit*: a handful of constructors (linear map, norm, dropout, position table, invariant lift)
-over a *space*. Here a space is a width and the kit gives ``nn.Linear`` and friends; in ``elayers.py`` a space is a
-group representation and the kit gives their equivariant counterparts with the same call. Forward code, submodule names
-and shapes are therefore one and the same, and an equivariant network folds into a dense one name by name.
+A layer is built from a *kit*: a handful of constructors (linear map, norm, dropout, position table,
+invariant lift) over a *space*. Here a space is a width and the kit gives ``nn.Linear`` and friends;
+in ``elayers.py`` a space is a group representation and the kit gives their equivariant counterparts
+with the same call. Forward code, submodule names and shapes are therefore one and the same, and an
+equivariant network folds into a dense one name by name.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ class LinearMap(nn.Module, ABC):
 
     @abstractmethod
     def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
-        """Draw the parameters afresh, so that the matrix has the variance that ``scheme`` gives a dense one."""
+        """Draw the parameters afresh, so that the matrix has the variance that ``scheme`` gives a
+        dense one."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.dense()
@@ -129,7 +131,9 @@ def dense_of(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
 def check_norm_module(norm_module: str) -> None:
     """Raise for an unknown name."""
     if norm_module not in NORM_MODULES:
-        raise ValueError(f"unknown norm_module {norm_module!r}, expected one of: {', '.join(NORM_MODULES)}")
+        raise ValueError(
+            f"unknown norm_module {norm_module!r}, expected one of: {', '.join(NORM_MODULES)}"
+        )
 
 
 def check_scheme(name: str, scheme: str) -> None:
@@ -139,20 +143,25 @@ def check_scheme(name: str, scheme: str) -> None:
 
 
 def own_gradients(x: Tensor) -> bool:
-    """Whether a hand-written backward may be used: compilers, function transforms and forward-mode derivatives derive
-    their own, autocast chooses dtypes operation by operation, and half precision accumulates in float32 elsewhere."""
+    """Whether a hand-written backward may be used: compilers, function transforms and forward-mode
+    derivatives derive their own, autocast chooses dtypes operation by operation, and half precision
+    accumulates in float32 elsewhere."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
-        or (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
+        or (
+            torch.amp.is_autocast_available(x.device.type)
+            and torch.is_autocast_enabled(x.device.type)
+        )
         or x.dtype not in (torch.float32, torch.float64)
     )
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = r x with r = 1 / sqrt(mean(x^2) + eps). Keeps y and r, and its backward is four passes over the tokens:
-    grad_x = r (grad_y - y mean(grad_y y)); that of the operations one by one is seven."""
+    """y = r x with r = 1 / sqrt(mean(x^2) + eps). Keeps y and r, and its backward is four passes
+    over the tokens: grad_x = r (grad_y - y mean(grad_y y)); that of the operations one by one is
+    seven."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,14 +218,14 @@ class PositionTable(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Features of the time t in [0, 1]: sinusoids of ``time_scale * t``, then Linear, SiLU, Linear, SiLU. (B,) -> (B,
-    dim).
+    """Features of the time t in [0, 1]: sinusoids of ``time_scale * t``, then Linear, SiLU, Linear,
+    SiLU. (B,) -> (B, dim).
 
-    The dim/2 frequencies are spaced geometrically from 1/1000 to 1/16, so that at ``time_scale`` = 1000 the phases turn
-    by 1 to 62 rad over [0, 1]: every channel tells t = 0.90 from 0.95, and none oscillates faster than a solver steps
-    (a ladder up to 1000 rad was learned markedly more slowly). Steps 0..999 are embedded alike at ``time_scale`` = 1.
-    The sinusoids are computed in float32 or above, whatever the network's dtype: half precision would round the phase
-    itself.
+    The dim/2 frequencies are spaced geometrically from 1/1000 to 1/16, so that at ``time_scale`` =
+    1000 the phases turn by 1 to 62 rad over [0, 1]: every channel tells t = 0.90 from 0.95, and
+    none oscillates faster than a solver steps (a ladder up to 1000 rad was learned markedly more
+    slowly). Steps 0..999 are embedded alike at ``time_scale`` = 1. The sinusoids are computed in
+    float32 or above, whatever the network's dtype: half precision would round the phase itself.
 
     Args:
         dim: number of features, >= 2.
@@ -225,14 +234,19 @@ class TimeEmbedding(nn.Module):
     Raises:
         ValueError: an argument out of range.
 
-    References: Vaswani et al. 2017, arXiv:1706.03762 (sinusoids); Peebles and Xie 2023, arXiv:2212.09748 (the MLP on
+    References: Vaswani et al. 2017, arXiv:1706.03762 (sinusoids); Peebles and Xie 2023,
+    arXiv:2212.09748 (the MLP on
         them).
     """
 
     def __init__(self, dim: int, time_scale: float = 1000.0) -> None:
         super().__init__()
         check_positive_int("dim", dim, minimum=2)
-        if isinstance(time_scale, bool) or not isinstance(time_scale, (int, float)) or not 0.0 < time_scale < math.inf:
+        if (
+            isinstance(time_scale, bool)
+            or not isinstance(time_scale, (int, float))
+            or not 0.0 < time_scale < math.inf
+        ):
             raise ValueError(f"expected time_scale to be a finite number > 0, got {time_scale!r}")
         self.time_scale = float(time_scale)
         self.num_frequencies = dim // 2
@@ -240,8 +254,11 @@ class TimeEmbedding(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        """Features of times t (B,), given in float32 or float64, in the dtype of the weights: shape (B, dim)."""
-        frequencies = torch.logspace(-3.0, -math.log10(16.0), self.num_frequencies, device=t.device, dtype=t.dtype)
+        """Features of times t (B,), given in float32 or float64, in the dtype of the weights: shape
+        (B, dim)."""
+        frequencies = torch.logspace(
+            -3.0, -math.log10(16.0), self.num_frequencies, device=t.device, dtype=t.dtype
+        )
         phase = self.time_scale * t[:, None] * frequencies
         features = torch.cat([phase.cos(), phase.sin()], dim=-1).to(self.hidden.weight.dtype)
         return F.silu(self.out(F.silu(self.hidden(features))))
@@ -260,7 +277,13 @@ class MLP(nn.Module):
     kit: LayerKit = DENSE
 
     def __init__(
-        self, in_dim: Any, out_dim: Any = None, *, hidden_dim: Any = None, dropout: float = 0.0, bias: bool = True
+        self,
+        in_dim: Any,
+        out_dim: Any = None,
+        *,
+        hidden_dim: Any = None,
+        dropout: float = 0.0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         check_probability("dropout", dropout)
@@ -278,9 +301,9 @@ class MLP(nn.Module):
 class MultiheadAttention(nn.Module):
     """Multi-head attention with one fused query-key-value map.
 
-    softmax(q k^T / sqrt(d_head)) v per head, heads being consecutive slices of the channels. Self-attention evaluates
-    the fused map once; cross-attention takes its first third for the queries and the rest for keys and values of the
-    memory.
+    softmax(q k^T / sqrt(d_head)) v per head, heads being consecutive slices of the channels.
+    Self-attention evaluates the fused map once; cross-attention takes its first third for the
+    queries and the rest for keys and values of the memory.
 
     Args:
         embed_dim: width D, a multiple of ``num_heads``.
@@ -293,7 +316,9 @@ class MultiheadAttention(nn.Module):
 
     kit: LayerKit = DENSE
 
-    def __init__(self, embed_dim: Any, num_heads: int, dropout: float = 0.0, bias: bool = True) -> None:
+    def __init__(
+        self, embed_dim: Any, num_heads: int, dropout: float = 0.0, bias: bool = True
+    ) -> None:
         super().__init__()
         check_probability("dropout", dropout)
         self.kit.check_heads(embed_dim, num_heads, "num_heads")
@@ -304,9 +329,13 @@ class MultiheadAttention(nn.Module):
         self.qkv.fused = 3  # each third is initialised as a map of its own
         self.out: Any = self.kit.linear(embed_dim, embed_dim, bias)
 
-    def _heads(self, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> tuple[Tensor, ...]:
+    def _heads(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int
+    ) -> tuple[Tensor, ...]:
         """Project and split: (B, T, D) -> ``parts`` tensors (B, H, T, D / H)."""
-        y = F.linear(x, weight, bias).unflatten(-1, (parts, self.num_heads, self.width // self.num_heads))
+        y = F.linear(x, weight, bias).unflatten(
+            -1, (parts, self.num_heads, self.width // self.num_heads)
+        )
         return y.permute(2, 0, 3, 1, 4).unbind(0)
 
     def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, ...]:
@@ -316,29 +345,38 @@ class MultiheadAttention(nn.Module):
             return self._heads(x, weight, bias, 3)
         width = self.width
         q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-        return *self._heads(x, weight[:width], q_bias, 1), *self._heads(memory, weight[width:], kv_bias, 2)
+        return *self._heads(x, weight[:width], q_bias, 1), *self._heads(
+            memory, weight[width:], kv_bias, 2
+        )
 
     def _merge(self, y: Tensor) -> Tensor:
         """Heads (B, H, T, D / H) back to channels (B, T, D)."""
         return y.transpose(1, 2).flatten(2)
 
     def forward(
-        self, x: Tensor, memory: Tensor | None = None, *, is_causal: bool = False, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        is_causal: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Attend from x (B, T, D) to itself, or to ``memory`` (B, S, D); ``is_causal``: token i sees tokens <= i of x;
-        ``mask`` (B, T or S), bool: only those that are True are seen."""
+        """Attend from x (B, T, D) to itself, or to ``memory`` (B, S, D); ``is_causal``: token i
+        sees tokens <= i of x; ``mask`` (B, T or S), bool: only those that are True are seen."""
         q, k, v = self._project(x, memory)
         p = self.dropout if self.training else 0.0
         seen = None if mask is None else mask[:, None, None]
         if seen is not None and is_causal:
-            # Each token sees itself: padding before the first real one would see nothing, and be NaN.
+            # Each token sees itself: padding before the first real one would see nothing, and be
+            # NaN.
             i = torch.arange(x.shape[1], device=x.device)
             seen, is_causal = seen & (i[:, None] > i) | (i[:, None] == i), False
         return self.out(self._merge(F.scaled_dot_product_attention(q, k, v, seen, p, is_causal)))
 
 
 class TransformerEncoderLayer(nn.Module):
-    """Pre-norm encoder layer: x + SA(norm(x)), then x + MLP(norm(x)), with a GELU MLP of four times the width.
+    """Pre-norm encoder layer: x + SA(norm(x)), then x + MLP(norm(x)), with a GELU MLP of four times
+    the width.
 
     Args:
         embed_dim: width D.
@@ -351,7 +389,9 @@ class TransformerEncoderLayer(nn.Module):
     attention_class: type[MultiheadAttention] = MultiheadAttention
     mlp_class: type[MLP] = MLP
 
-    def __init__(self, embed_dim: Any, num_heads: int, *, dropout: float = 0.0, norm_module: str = "rmsnorm") -> None:
+    def __init__(
+        self, embed_dim: Any, num_heads: int, *, dropout: float = 0.0, norm_module: str = "rmsnorm"
+    ) -> None:
         super().__init__()
         self.self_norm = self.kit.norm(embed_dim, norm_module)
         self.self_attention: Any = self.attention_class(embed_dim, num_heads, dropout)
@@ -366,10 +406,12 @@ class TransformerEncoderLayer(nn.Module):
 
 
 class TransformerDecoderLayer(nn.Module):
-    """Pre-norm decoder layer: self-attention, cross-attention to a memory, MLP, each on a residual branch.
+    """Pre-norm decoder layer: self-attention, cross-attention to a memory, MLP, each on a residual
+    branch.
 
-    With ``time_dim`` > 0 the time modulates every branch, x + gate(t) * f(scale(t) * norm(x) + shift(t)), where scale,
-    shift and gate are affine in the time features and start at 1, 0 and 1; they take the place of the norm's own scale.
+    With ``time_dim`` > 0 the time modulates every branch, x + gate(t) * f(scale(t) * norm(x) +
+    shift(t)), where scale, shift and gate are affine in the time features and start at 1, 0 and 1;
+    they take the place of the norm's own scale.
 
     Args:
         embed_dim: width D.
@@ -424,16 +466,24 @@ class TransformerDecoderLayer(nn.Module):
         is_causal: bool = False,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Map x (B, T, D) to (B, T, D), reading ``memory`` (B, S, D) as it is (normalised by its maker), at time
-        features (B, time_dim); ``mask`` (B, T): tokens of x that others may see."""
+        """Map x (B, T, D) to (B, T, D), reading ``memory`` (B, S, D) as it is (normalised by its
+        maker), at time features (B, time_dim); ``mask`` (B, T): tokens of x that others may see."""
         if (time is None) != (self.modulation is None):
-            raise ValueError(f"expected time {'features' if time is None else 'None'} for this layer's time_dim")
+            raise ValueError(
+                f"expected time {'features' if time is None else 'None'} for this layer's time_dim"
+            )
         if self.modulation is None:
-            x = x + self.dropout(self.self_attention(self.self_norm(x), is_causal=is_causal, mask=mask))
+            x = x + self.dropout(
+                self.self_attention(self.self_norm(x), is_causal=is_causal, mask=mask)
+            )
             x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory))
             return x + self.mlp(self.mlp_norm(x))
-        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2, scale_3, shift_3, gate_3 = self._modulate(time)
-        y = self.self_attention(torch.addcmul(shift_1, self.self_norm(x), scale_1), is_causal=is_causal, mask=mask)
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2, scale_3, shift_3, gate_3 = (
+            self._modulate(time)
+        )
+        y = self.self_attention(
+            torch.addcmul(shift_1, self.self_norm(x), scale_1), is_causal=is_causal, mask=mask
+        )
         x = torch.addcmul(x, self.dropout(y), gate_1)
         y = self.cross_attention(torch.addcmul(shift_2, self.cross_norm(x), scale_2), memory)
         x = torch.addcmul(x, self.dropout(y), gate_2)
@@ -441,8 +491,8 @@ class TransformerDecoderLayer(nn.Module):
 
 
 def initialise_(weight: Tensor, scheme: str, fan_in: int, fan_out: int) -> None:
-    """Fill with independent values of zero mean and the scheme's variance: 2/(fan_in + fan_out) xavier, 2/fan_in
-    kaiming.
+    """Fill with independent values of zero mean and the scheme's variance: 2/(fan_in + fan_out)
+    xavier, 2/fan_in kaiming.
 
     Raises:
         ValueError: unknown scheme.
@@ -457,18 +507,25 @@ def initialise_(weight: Tensor, scheme: str, fan_in: int, fan_out: int) -> None:
 
 
 def reset_parameters_(root: nn.Module, scheme: str) -> None:
-    """Give every submodule of ``root`` a fresh initialisation: linear weights by ``scheme``, biases zero, norms one,
-    positions N(0, 0.1^2). Maps with an attribute ``starts_as`` begin as constants: weight zero, bias equal parts of
-    these values."""
+    """Give every submodule of ``root`` a fresh initialisation: linear weights by ``scheme``, biases
+    zero, norms one, positions N(0, 0.1^2). Maps with an attribute ``starts_as`` begin as constants:
+    weight zero, bias equal parts of these values."""
     check_scheme("scheme", scheme)
     for module in root.modules():
         if isinstance(module, nn.Linear):
-            initialise_(module.weight, scheme, module.in_features, module.out_features // getattr(module, "fused", 1))
+            initialise_(
+                module.weight,
+                scheme,
+                module.in_features,
+                module.out_features // getattr(module, "fused", 1),
+            )
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, LinearMap):
             module.reset_parameters(scheme)
-        elif module is not root and (reset := getattr(module, "reset_parameters", None)) is not None:
+        elif (
+            module is not root and (reset := getattr(module, "reset_parameters", None)) is not None
+        ):
             reset()
         if (values := getattr(module, "starts_as", None)) is not None:
             lift: Any = module
@@ -479,8 +536,8 @@ def reset_parameters_(root: nn.Module, scheme: str) -> None:
 
 
 def optim_groups(root: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters by the role of their module: weights of linear maps decay; biases, norms and position tables
-    don't.
+    """Split parameters by the role of their module: weights of linear maps decay; biases, norms and
+    position tables don't.
 
     Returns:
         Two optimiser groups that hold every parameter of ``root`` exactly once.
@@ -488,7 +545,11 @@ def optim_groups(root: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     Raises:
         ValueError: ``weight_decay`` is negative or not a number.
     """
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not weight_decay >= 0.0:
+    if (
+        isinstance(weight_decay, bool)
+        or not isinstance(weight_decay, (int, float))
+        or not weight_decay >= 0.0
+    ):
         raise ValueError(f"expected weight_decay to be a number >= 0, got {weight_decay!r}")
     decay: dict[int, Tensor] = {}
     for module in root.modules():

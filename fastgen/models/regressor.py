@@ -1,5 +1,5 @@
-"""The backbone interface: a network that regresses a trajectory-valued target from a noisy trajectory, a time and a
-condition."""
+"""The backbone interface: a network that regresses a trajectory-valued target from a noisy
+trajectory, a time and a condition."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ __all__ = ["GenCondRegressor"]
 
 
 class GenCondRegressor(nn.Module, ABC):
-    r"""Abstract conditional regressor :math:`V_k = f_\theta(X_k, Z, k)`, the backbone of a flow or a diffusion for P(X
-    | Z).
+    r"""Abstract conditional regressor :math:`V_k = f_\theta(X_k, Z, k)`, the backbone of a flow or
+    a diffusion for P(X | Z).
 
-    .. math:: f_\theta: \mathcal{X}^{T_x} \times \mathcal{Z}^{T_z} \times \mathbb{R} \to \mathcal{Y}^{T_x}
+    .. math:: f_\theta: \mathcal{X}^{T_x} \times \mathcal{Z}^{T_z} \times \mathbb{R} \to
+    \mathcal{Y}^{T_x}
 
-    with X = R^in_dim, Z = R^cond_dim and Y = R^out_dim. For a rectified flow V is the velocity eps - x0, k the time t
-    in [0, 1]. The class imposes no symmetry of its own.
+    with X = R^in_dim, Z = R^cond_dim and Y = R^out_dim. For a rectified flow V is the velocity eps
+    - x0, k the time t in [0, 1]. The class imposes no symmetry of its own.
 
     Args:
         in_dim: d_x, channels of an X token.
@@ -63,7 +64,9 @@ def check_probability(name: str, value: object) -> None:
         raise ValueError(f"expected {name} to be a probability in [0, 1), got {value!r}")
 
 
-def check_sequence(name: str, value: object, *, horizon: int, dim: int, batch: int | None = None) -> None:
+def check_sequence(
+    name: str, value: object, *, horizon: int, dim: int, batch: int | None = None
+) -> None:
     """Raise unless ``value`` is a floating Tensor of shape (batch, 1 <= T <= horizon, dim)."""
     expected = f"expected {name} of shape (B, T_{name.lower()} <= {horizon}, {dim})"
     if isinstance(value, Tensor) and value.ndim == 3 and batch not in (None, value.shape[0]):
@@ -77,7 +80,9 @@ def check_sequence(name: str, value: object, *, horizon: int, dim: int, batch: i
         raise TypeError(f"expected {name} to be a floating point tensor, got {value.dtype}")
 
 
-def batch_of_times(opt_step: Tensor | float | int, batch: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+def batch_of_times(
+    opt_step: Tensor | float | int, batch: int, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """Bring a time to shape (batch,) in ``dtype``.
 
     Args:
@@ -92,14 +97,20 @@ def batch_of_times(opt_step: Tensor | float | int, batch: int, *, device: torch.
     """
     if isinstance(opt_step, Tensor):
         if opt_step.dtype == torch.bool or opt_step.is_complex():
-            raise TypeError(f"expected opt_step to be an int or floating tensor, got {opt_step.dtype}")
+            raise TypeError(
+                f"expected opt_step to be an int or floating tensor, got {opt_step.dtype}"
+            )
         if opt_step.ndim == 0:
             return opt_step.to(device=device, dtype=dtype).expand(batch)
         if opt_step.shape != (batch,):
-            raise ValueError(f"expected opt_step to be a scalar or of shape ({batch},), got {tuple(opt_step.shape)}")
+            raise ValueError(
+                f"expected opt_step to be a scalar or of shape ({batch},), got "
+                f"{tuple(opt_step.shape)}"
+            )
         return opt_step.to(device=device, dtype=dtype)
     if isinstance(opt_step, bool) or not isinstance(opt_step, (int, float)):
         raise TypeError(
-            f"expected opt_step to be a number or a tensor of shape ({batch},), got {type(opt_step).__name__}"
+            f"expected opt_step to be a number or a tensor of shape ({batch},), got "
+            f"{type(opt_step).__name__}"
         )
     return torch.full((batch,), float(opt_step), device=device, dtype=dtype)

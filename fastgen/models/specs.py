@@ -1,4 +1,5 @@
-"""Groups and representations as JSON: "D4", ["standard", "regular"], {"matrices": "file.npz"} and back, exactly."""
+"""Groups and representations as JSON: "D4", ["standard", "regular"], {"matrices": "file.npz"} and
+back, exactly."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ _GROUP_HELP = "expected C<n>, D<n>, Icosahedral, Octahedral or a product of two 
 
 
 def parse_group(name: str) -> Group:
-    """The escnn group of a name: C<n>, D<n> (2n elements), Icosahedral (60), Octahedral (24), or a product such as
-    C2xC2.
+    """The escnn group of a name: C<n>, D<n> (2n elements), Icosahedral (60), Octahedral (24), or a
+    product such as C2xC2.
 
     Raises:
         ValueError: unknown name.
@@ -69,22 +70,26 @@ def describe_group(group: Group) -> str:
     return name
 
 
-def parse_representation(group: Group, spec: str | Sequence[Any] | dict[str, Any]) -> Representation:
+def parse_representation(
+    group: Group, spec: str | Sequence[Any] | dict[str, Any]
+) -> Representation:
     """A representation from its description.
 
     Args:
         group: the group.
-        spec: a list whose direct sum is meant, or a single entry: a name (``trivial``, ``sign``, ``standard``,
-            ``regular``, ``irrep:<id>``), ``{"irreps": [ids], "change_of_basis": rows}``,
-            ``{"regular_by_irreps": copies}`` (as ``fourier.FourierStack``), or ``{"matrices": "file.npz"}`` with an
-            array ``matrices`` of one orthogonal matrix per generator of the group, shape (n, d, d).
+        spec: a list whose direct sum is meant, or a single entry: a name (``trivial``, ``sign``,
+            ``standard``, ``regular``, ``irrep:<id>``), ``{"irreps": [ids], "change_of_basis":
+            rows}``, ``{"regular_by_irreps": copies}`` (as ``fourier.FourierStack``), or
+            ``{"matrices": "file.npz"}`` with an array ``matrices`` of one orthogonal matrix per
+            generator of the group, shape (n, d, d).
 
-    Names: ``standard`` is the irrep by which C_n, D_n (n >= 3) act on the plane and the icosahedral and octahedral
-    groups on space; ``sign`` is -1 on the reflections of D_n, and on the odd rotations of C_n with n even.
+    Names: ``standard`` is the irrep by which C_n, D_n (n >= 3) act on the plane and the icosahedral
+    and octahedral groups on space; ``sign`` is -1 on the reflections of D_n, and on the odd
+    rotations of C_n with n even.
 
     Raises:
-        ValueError: an unknown or empty description, one that this group does not have, or matrices that are no
-            representation.
+        ValueError: an unknown or empty description, one that this group does not have, or matrices
+            that are no representation.
         FileNotFoundError: no such file of matrices.
     """
     if isinstance(spec, (str, dict)):
@@ -103,7 +108,10 @@ def _irrep_names(group: Group) -> str:
 
 def _named(group: Group, name: str) -> Representation:
     known = f"{group.name} has trivial, regular, {_irrep_names(group)}"
-    cyclic, dihedral = isinstance(group, escnn_group.CyclicGroup), isinstance(group, escnn_group.DihedralGroup)
+    cyclic, dihedral = (
+        isinstance(group, escnn_group.CyclicGroup),
+        isinstance(group, escnn_group.DihedralGroup),
+    )
     if name == "trivial":
         return group.trivial_representation
     if name == "regular":
@@ -120,7 +128,11 @@ def _named(group: Group, name: str) -> Representation:
         rotations = group.order() // (2 if dihedral else 1)
         if (cyclic or dihedral) and rotations >= 3:
             return group.irrep(1) if cyclic else group.irrep(1, 1)
-        hint = "; write a reflection (x, y) -> (x, -y) of the plane as [trivial, sign]" if group.name == "C2" else ""
+        hint = (
+            "; write a reflection (x, y) -> (x, -y) of the plane as [trivial, sign]"
+            if group.name == "C2"
+            else ""
+        )
         raise ValueError(f"{group.name} has no 2-D irrep 'standard'{hint}; {known}")
     if name.startswith("irrep:"):
         try:
@@ -137,28 +149,37 @@ def _named(group: Group, name: str) -> Representation:
 def _described(group: Group, spec: dict[str, Any]) -> Representation:
     if set(spec) == {"matrices"}:
         if not isinstance(spec["matrices"], (str, Path)):
-            raise ValueError(f"expected the path of an .npz file as matrices, got {spec['matrices']!r}")
+            raise ValueError(
+                f"expected the path of an .npz file as matrices, got {spec['matrices']!r}"
+            )
         return _from_file(group, Path(spec["matrices"]))
     if set(spec) == {"regular_by_irreps"}:
         copies = spec["regular_by_irreps"]
         if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
-            raise ValueError(f"expected a number of copies >= 1 as regular_by_irreps, got {copies!r}")
+            raise ValueError(
+                f"expected a number of copies >= 1 as regular_by_irreps, got {copies!r}"
+            )
         return fourier_stack(group, copies)
     if set(spec) != {"irreps", "change_of_basis"}:
         raise ValueError(
-            f"expected a representation with keys irreps and change_of_basis, or matrices, got {sorted(spec)}"
+            "expected a representation with keys irreps and change_of_basis, or matrices, got "
+            f"{sorted(spec)}"
         )
     if not isinstance(spec["irreps"], (list, tuple)):
         raise ValueError(f"expected a list of irreps, got {spec['irreps']!r}")
     irreps = [_tuples(i) for i in spec["irreps"]]
     known = {irrep.id for irrep in group.irreps()}
     if any(i not in known for i in irreps):
-        raise ValueError(f"expected irreps of {group.name}, got {irreps}; it has {_irrep_names(group)}")
+        raise ValueError(
+            f"expected irreps of {group.name}, got {irreps}; it has {_irrep_names(group)}"
+        )
     basis = np.array(spec["change_of_basis"], dtype=np.float64)
     size = sum(group.irrep(*i).size for i in irreps)
     if basis.shape != (size, size):
         raise ValueError(f"expected change_of_basis of shape {(size, size)}, got {basis.shape}")
-    return Representation(group, f"basis_{hashlib.blake2b(basis.tobytes(), digest_size=6).hexdigest()}", irreps, basis)
+    return Representation(
+        group, f"basis_{hashlib.blake2b(basis.tobytes(), digest_size=6).hexdigest()}", irreps, basis
+    )
 
 
 def _from_file(group: Group, path: Path) -> Representation:
@@ -180,8 +201,9 @@ def _tuples(value: Any) -> Any:
 
 
 def describe_representation(rep: Representation) -> list[Any]:
-    """JSON-able description from which ``parse_representation`` gives back the same matrices: a list of regular copies
-    and irreps where the change of basis is theirs, else the irreps with the rows of the change of basis."""
+    """JSON-able description from which ``parse_representation`` gives back the same matrices: a
+    list of regular copies and irreps where the change of basis is theirs, else the irreps with the
+    rows of the change of basis."""
     if isinstance(rep, RegularStack):
         return ["regular"] * rep.copies
     if isinstance(rep, FourierStack):
@@ -191,16 +213,22 @@ def describe_representation(rep: Representation) -> list[Any]:
     parts: list[Any] = []
     irrep_index = start = 0
     while irrep_index < len(rep.irreps):
-        candidates = [("regular", list(regular.irreps), regular.change_of_basis)] if rep.group.order() > 1 else []
+        candidates = (
+            [("regular", list(regular.irreps), regular.change_of_basis)]
+            if rep.group.order() > 1
+            else []
+        )
         irrep = rep.group.irrep(*rep.irreps[irrep_index])
-        candidates.append(("irrep:" + repr(irrep.id).replace(" ", ""), [irrep.id], np.eye(irrep.size)))
+        candidates.append(
+            ("irrep:" + repr(irrep.id).replace(" ", ""), [irrep.id], np.eye(irrep.size))
+        )
         for name, irreps, block in candidates:
             stop = start + len(block)
             expected = np.zeros((len(basis), len(block)))
             expected[start:stop] = block[: len(basis) - start]
-            if list(rep.irreps[irrep_index : irrep_index + len(irreps)]) == irreps and np.array_equal(
-                basis[:, start:stop], expected
-            ):
+            if list(
+                rep.irreps[irrep_index : irrep_index + len(irreps)]
+            ) == irreps and np.array_equal(basis[:, start:stop], expected):
                 parts.append(name)
                 irrep_index += len(irreps)
                 start = stop

@@ -1,4 +1,5 @@
-"""The conditional transformer regressor on plain vectors; its equivariant sibling shares the whole forward."""
+"""The conditional transformer regressor on plain vectors; its equivariant sibling shares the whole
+forward."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ TIME_FEATURES = 64  # time is one number: its features need no more when the net
 class ConditionMLP(nn.Module):
     """The condition encoder without attention: c + MLP(norm(c)), token by token."""
 
-    def __init__(self, kit: LayerKit, mlp_class: type[MLP], space: Any, dropout: float, norm_module: str) -> None:
+    def __init__(
+        self, kit: LayerKit, mlp_class: type[MLP], space: Any, dropout: float, norm_module: str
+    ) -> None:
         super().__init__()
         self.mlp_norm = kit.norm(space, norm_module)
         self.mlp = mlp_class(space, dropout=dropout)
@@ -45,7 +48,8 @@ class ConditionMLP(nn.Module):
 
 
 class CondTransformerBase(GenCondRegressor):
-    """Body and forward of both transformer regressors; subclasses choose the kit and the spaces in ``_build``."""
+    """Body and forward of both transformer regressors; subclasses choose the kit and the spaces in
+    ``_build``."""
 
     kit: LayerKit = DENSE
     encoder_class: type[TransformerEncoderLayer] = TransformerEncoderLayer
@@ -100,30 +104,40 @@ class CondTransformerBase(GenCondRegressor):
         # Encode the condition, decode the trajectory.
         if num_cond_layers:
             self.encoder = nn.Sequential(
-                *(self.encoder_class(space, num_attention_heads, **layer) for _ in range(num_cond_layers))
+                *(
+                    self.encoder_class(space, num_attention_heads, **layer)
+                    for _ in range(num_cond_layers)
+                )
             )
         else:
             self.encoder = ConditionMLP(kit, self.mlp_class, space, p_drop_attn, norm_module)
         self.memory_norm = kit.norm(space, norm_module)
         self.decoder = nn.ModuleList(
-            self.decoder_class(space, num_attention_heads, time_dim=TIME_FEATURES, **layer) for _ in range(num_layers)
+            self.decoder_class(space, num_attention_heads, time_dim=TIME_FEATURES, **layer)
+            for _ in range(num_layers)
         )
 
         # Head.
         self.norm = kit.norm(space, norm_module)
         self.head: Any = kit.linear(space, out_space)
-        # what the layers drew by themselves is forgotten: a seed gives the numbers of a reset with that seed
+        # what the layers drew by themselves is forgotten: a seed gives the numbers of a reset with
+        # that seed
         torch.set_rng_state(random_state)
         self.reset_parameters(init_scheme)
 
-    def forward(self, X: Tensor, opt_step: Tensor | float | int, Z: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, X: Tensor, opt_step: Tensor | float | int, Z: Tensor, *, mask: Tensor | None = None
+    ) -> Tensor:
         """Evaluate V = f(X, Z, t).
 
         Args:
-            X: noisy trajectory, shape (B, T_x <= in_horizon, d_x); cast to the dtype of the weights.
-            opt_step: time t, in [0, 1] for a rectified flow: an int, a float, a 0-d tensor or a tensor of shape (B,).
+            X: noisy trajectory, shape (B, T_x <= in_horizon, d_x); cast to the dtype of the
+                weights.
+            opt_step: time t, in [0, 1] for a rectified flow: an int, a float, a 0-d tensor or a
+                tensor of shape (B,).
             Z: condition, shape (B, T_z <= cond_horizon, d_z); cast likewise.
-            mask: bool (B, T_x), True = real: no token of X sees those that are not, which must be finite.
+            mask: bool (B, T_x), True = real: no token of X sees those that are not, which must be
+                finite.
 
         Returns:
             V of shape (B, T_x, d_v) in the dtype of the weights.
@@ -135,7 +149,9 @@ class CondTransformerBase(GenCondRegressor):
         check_sequence("X", X, horizon=self.in_horizon, dim=self.in_dim)
         check_sequence("Z", Z, horizon=self.cond_horizon, dim=self.cond_dim, batch=X.shape[0])
         dtype = self.time_emb.hidden.weight.dtype
-        times = batch_of_times(opt_step, X.shape[0], device=X.device, dtype=torch.promote_types(dtype, torch.float32))
+        times = batch_of_times(
+            opt_step, X.shape[0], device=X.device, dtype=torch.promote_types(dtype, torch.float32)
+        )
         features = self.time_emb(times)
         time = self.time_token(features)[:, None]
         x = self.drop(self.input_emb(X.to(dtype)) + self.pos_emb(X.shape[1]) + time)
@@ -146,8 +162,8 @@ class CondTransformerBase(GenCondRegressor):
         return self.head(self.norm(x))
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """Two optimiser groups that hold every parameter once: weights of linear maps (embeddings and head included)
-        decay, the rest (biases, norms, position tables) does not.
+        """Two optimiser groups that hold every parameter once: weights of linear maps (embeddings
+        and head included) decay, the rest (biases, norms, position tables) does not.
 
         Raises:
             ValueError: ``weight_decay`` is negative.
@@ -155,8 +171,8 @@ class CondTransformerBase(GenCondRegressor):
         return optim_groups(self, weight_decay)
 
     def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
-        """Draw all parameters afresh, as the constructor does: linear weights by ``scheme``, biases 0, norms 1,
-        positions N(0, 0.1^2).
+        """Draw all parameters afresh, as the constructor does: linear weights by ``scheme``, biases
+        0, norms 1, positions N(0, 0.1^2).
 
         Args:
             scheme: xavier_uniform, xavier_normal, kaiming_uniform or kaiming_normal.
@@ -170,9 +186,10 @@ class CondTransformerBase(GenCondRegressor):
 class CondTransformerRegressor(CondTransformerBase):
     r"""Encoder-decoder transformer :math:`V = f_\theta(X, Z, t)` of shape (B, T_x, d_v).
 
-    The condition stream is [time token, Z tokens] with learned positions, encoded by ``num_cond_layers`` encoder layers
-    or, for 0, by an MLP; the decoder runs over the X tokens (plus positions and the time embedding) with
-    cross-attention to it. Pre-norm residual layers, modulated by the time in the decoder.
+    The condition stream is [time token, Z tokens] with learned positions, encoded by
+    ``num_cond_layers`` encoder layers or, for 0, by an MLP; the decoder runs over the X tokens
+    (plus positions and the time embedding) with cross-attention to it. Pre-norm residual layers,
+    modulated by the time in the decoder.
 
     Args:
         in_dim: d_x.
@@ -194,7 +211,8 @@ class CondTransformerRegressor(CondTransformerBase):
     Raises:
         ValueError: an argument out of range, named as here.
 
-    References: Vaswani et al. 2017, arXiv:1706.03762; Chi et al. 2023, arXiv:2303.04137 (the conditioning).
+    References: Vaswani et al. 2017, arXiv:1706.03762; Chi et al. 2023, arXiv:2303.04137 (the
+    conditioning).
     """
 
     def __init__(

@@ -23,8 +23,11 @@ def matrices(symmetry: dict, key: str) -> Tensor:
     return rep_matrices(parse_representation(parse_group(symmetry["group"]), symmetry[key]))
 
 
-def drawn(symmetry: dict, n: int, seed: int = 0, *, act: bool = True, heavy: bool = False) -> tuple[Tensor, Tensor]:
-    """X (n, 4, d_x) and Z (n, 1, d_z), tied and far from symmetric, each row then moved by an element of its own."""
+def drawn(
+    symmetry: dict, n: int, seed: int = 0, *, act: bool = True, heavy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """X (n, 4, d_x) and Z (n, 1, d_z), tied and far from symmetric, each row then moved by an
+    element of its own."""
     generator = torch.Generator().manual_seed(seed)
     rho_x, rho_z = matrices(symmetry, "out_rep"), matrices(symmetry, "cond_rep")
     d_x, d_z = rho_x.shape[-1], rho_z.shape[-1]
@@ -33,7 +36,9 @@ def drawn(symmetry: dict, n: int, seed: int = 0, *, act: bool = True, heavy: boo
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     Z = normal(n, 1, d_z) + 1
-    tie = torch.randn(d_z, 4 * d_x, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    tie = torch.randn(
+        d_z, 4 * d_x, generator=torch.Generator().manual_seed(99), dtype=torch.float64
+    )
     X = (Z.flatten(1) @ tie).view(n, 4, d_x) + normal(n, 4, d_x)
     X = X * normal(n, 1, 1).exp() if heavy else X
     if act:
@@ -46,16 +51,20 @@ def declared(X: Tensor, Z: Tensor, symmetry: dict) -> TrajectoryData:
     return TrajectoryData(X, Z, *fit_normalizers(X, Z, symmetry), symmetry=symmetry)
 
 
-# ---- Symmetry -----------------------------------------------------------------------------------------------------
+# ---- Symmetry ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "heavy"), [(12, False), (40, True), (150, False), (150, True)])
 def test_invariant_data_are_rarely_warned_of(monkeypatch, n, heavy):
-    """The p-values are what they say on few rows, on many and with heavy tails, and the stated rate is kept."""
+    """The p-values are what they say on few rows, on many and with heavy tails, and the stated rate
+    is kept."""
     monkeypatch.setattr(checks, "LEAST_CHANGE", 0.0)
     monkeypatch.setattr(checks, "FALSE_ALARMS", 100.0)
     seeds = range(150)
-    found = [moment_violations(declared(*drawn(WITH_HEIGHT, n, seed, heavy=heavy), WITH_HEIGHT)) for seed in seeds]
+    found = [
+        moment_violations(declared(*drawn(WITH_HEIGHT, n, seed, heavy=heavy), WITH_HEIGHT))
+        for seed in seeds
+    ]
     p = torch.tensor([violation.p_value for violations in found for violation in violations])
     assert len(p) == 4 * len(seeds)  # two generators, two moments
     assert 0.02 < float((p < 0.1).double().mean()) < 0.16
@@ -69,7 +78,10 @@ def test_a_law_that_a_group_changes_is_found_with_element_moment_and_channels():
     found = moment_violations(declared(X, Z, PLANE))
     assert {v.element for v in found} == {"(+, 1[2pi/4])", "(-, 0[2pi/4])"}
     assert {v.moment for v in found} == {"mean", "second moment"}
-    assert all(v.p_value < 1e-6 and v.change > 0.3 and set(v.channels) <= {"X 0", "X 1", "Z 0", "Z 1"} for v in found)
+    assert all(
+        v.p_value < 1e-6 and v.change > 0.3 and set(v.channels) <= {"X 0", "X 1", "Z 0", "Z 1"}
+        for v in found
+    )
 
 
 def test_the_change_is_the_one_of_the_law():
@@ -83,10 +95,15 @@ def test_the_change_is_the_one_of_the_law():
 
 
 def test_a_wrong_representation_is_found_by_what_ties_the_channels():
-    """Positions declared trivial: X alone would pass, every law being invariant under doing nothing."""
+    """Positions declared trivial: X alone would pass, every law being invariant under doing
+    nothing."""
     X, Z = drawn(PLANE, 400)
     assert not moment_violations(declared(X, Z, PLANE))
-    for changes in ({"out_rep": ["trivial"] * 2}, {"cond_rep": ["trivial"] * 2}, {"out_rep": ["irrep:(1,2)", "sign"]}):
+    for changes in (
+        {"out_rep": ["trivial"] * 2},
+        {"cond_rep": ["trivial"] * 2},
+        {"out_rep": ["irrep:(1,2)", "sign"]},
+    ):
         data = declared(X, Z, {**PLANE, **changes})
         assert "second moment" in {v.moment for v in moment_violations(data)}
 
@@ -100,7 +117,9 @@ def test_channels_in_another_order_are_found():
     lines = data_notes(task_of(turned, Z, symmetry=WITH_HEIGHT), 8)
     assert len(lines) == len(found) > 0
     for line in lines:
-        assert line.startswith("warning: the data are not invariant under D4 as data.symmetry declares it: element (")
+        assert line.startswith(
+            "warning: the data are not invariant under D4 as data.symmetry declares it: element ("
+        )
         assert "changes their" in line and "most in " in line and "\n" not in line
 
 
@@ -113,11 +132,18 @@ def test_one_broken_channel_is_named():
 
 def test_units_hide_nothing():
     """A broken channel of millimetres beside one of kilometres."""
-    symmetry = {"group": "C2", "in_rep": ["sign"] * 2, "out_rep": ["sign"] * 2, "cond_rep": ["trivial"]}
+    symmetry = {
+        "group": "C2",
+        "in_rep": ["sign"] * 2,
+        "out_rep": ["sign"] * 2,
+        "cond_rep": ["trivial"],
+    }
     generator = torch.Generator().manual_seed(0)
     X, Z = torch.randn(500, 2, 2, generator=generator), torch.randn(500, 1, 1, generator=generator)
     X = (X + torch.tensor([1.0, 0.0])) * torch.tensor([1e-3, 1e3])
-    identity = TrajectoryData(X, Z, Normalizer.identity(2), Normalizer.identity(1), symmetry=symmetry)
+    identity = TrajectoryData(
+        X, Z, Normalizer.identity(2), Normalizer.identity(1), symmetry=symmetry
+    )
     assert {v.channels for v in moment_violations(identity) if v.moment == "mean"} == {("X 0",)}
 
 
@@ -125,7 +151,10 @@ def test_windows_of_an_episode_are_one_draw():
     """Twelve episodes of a hundred windows each say as much as twelve rows."""
     X, Z = (part.repeat_interleave(100, 0) for part in drawn(PLANE, 12, seed=5))
     noise = 0.01 * torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
-    data, episodes = declared(X + noise, Z + noise[:, :1], PLANE), torch.arange(12).repeat_interleave(100)
+    data, episodes = (
+        declared(X + noise, Z + noise[:, :1], PLANE),
+        torch.arange(12).repeat_interleave(100),
+    )
     assert not moment_violations(data, episodes) and moment_violations(data)
 
 
@@ -149,7 +178,7 @@ def test_embedded_tasks_are_without_fault(name, seed):
     assert data_notes(task, 32) == []
 
 
-# ---- Channels and rows --------------------------------------------------------------------------------------------
+# ---- Channels and rows ---------------------------------------------------------------------------
 
 
 def task_of(X: Tensor, Z: Tensor, **options) -> HeldOutTask:
@@ -172,7 +201,9 @@ def test_constant_channels_are_named_and_harmless():
 
 def test_what_may_be_constant_is_let_pass():
     X, Z = drawn(PLANE, 60)
-    assert constant_channels(task_of(X, torch.ones(60, 1, 1)).train) == {}  # a stand-in for no condition
+    assert (
+        constant_channels(task_of(X, torch.ones(60, 1, 1)).train) == {}
+    )  # a stand-in for no condition
     images = torch.rand(20, 1, 4, 4)
     images[..., 0] = 0
     assert constant_channels(SampleData(images, torch.zeros(20, dtype=torch.long))) == {}
@@ -190,7 +221,10 @@ def test_repeated_rows_are_numbered_as_in_the_file(tmp_path):
     X[other] = X[first]  # another condition: another row
     task = file_task(_saved(tmp_path, X, Z))
     (line,) = data_notes(task, 8)
-    assert line == f"note: 1 of {len(task.train)} training rows repeat an earlier one: {later} (as {first})"
+    assert (
+        line
+        == f"note: 1 of {len(task.train)} training rows repeat an earlier one: {later} (as {first})"
+    )
 
 
 def _saved(folder, X, Z):
@@ -208,7 +242,9 @@ def test_repeats_are_pairs_with_the_first_of_their_kind():
     X = torch.tensor([1.0, 2.0, 1.0, 3.0, 2.0, 1.0])[:, None]
     assert repeated_rows(SampleData(X)) == [(0, 2), (1, 4), (0, 5)]
     assert repeated_rows(SampleData(X, torch.arange(6))) == []
-    assert repeated_rows(SampleData(X, (torch.tensor([0, 0, 0, 0, 1, 1]), torch.zeros(6, 2)))) == [(0, 2)]
+    assert repeated_rows(SampleData(X, (torch.tensor([0, 0, 0, 0, 1, 1]), torch.zeros(6, 2)))) == [
+        (0, 2)
+    ]
 
 
 def test_fewer_rows_than_a_batch_are_said_with_what_is_needed():
@@ -224,5 +260,7 @@ def test_rows_that_are_no_numbers_are_named_before_anything_is_built(tmp_path, k
     arrays = {name: part.numpy() for name, part in zip("XZ", drawn(PLANE, 30), strict=True)}
     for row in (4, 17):
         arrays[key][row, 0, 1] = value
-    with pytest.raises(ValueError, match=rf"finite numbers in {key}, got NaN or infinity in 2 rows: 4, 17"):
+    with pytest.raises(
+        ValueError, match=rf"finite numbers in {key}, got NaN or infinity in 2 rows: 4, 17"
+    ):
         file_task(_saved(tmp_path, arrays["X"], arrays["Z"]))

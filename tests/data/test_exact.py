@@ -1,4 +1,5 @@
-"""Exact teachers obey Bayes' rule, their own group, and each other's predictions, from pure noise to pure data."""
+"""Exact teachers obey Bayes' rule, their own group, and each other's predictions, from pure noise
+to pure data."""
 
 from __future__ import annotations
 
@@ -17,8 +18,13 @@ from fastgen.samplers import sample_teacher
 F64 = torch.float64
 BETAS = torch.linspace(1e-4, 0.02, 1000)
 NOISE_LEVELS = [(0.7, 0.3), (0.05, 1.0), (1.0, 0.02), (1.0, 5.0)]
-TURN, MIRROR = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=F64), torch.diag(torch.tensor([1.0, -1.0], dtype=F64))
-D4 = torch.stack([torch.linalg.matrix_power(TURN, k) @ m for k in range(4) for m in (MIRROR @ MIRROR, MIRROR)])
+TURN, MIRROR = (
+    torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=F64),
+    torch.diag(torch.tensor([1.0, -1.0], dtype=F64)),
+)
+D4 = torch.stack(
+    [torch.linalg.matrix_power(TURN, k) @ m for k in range(4) for m in (MIRROR @ MIRROR, MIRROR)]
+)
 
 
 def covariances(count: int, dim: int) -> torch.Tensor:
@@ -28,30 +34,45 @@ def covariances(count: int, dim: int) -> torch.Tensor:
 
 def mixture(*shape: int) -> GaussianMixture:
     weights = torch.tensor([1.0, 2.0, 3.0])
-    return GaussianMixture(normal(3, *shape, seed=5), covariances(3, math.prod(shape)), weights=weights)
+    return GaussianMixture(
+        normal(3, *shape, seed=5), covariances(3, math.prod(shape)), weights=weights
+    )
 
 
 @pytest.mark.parametrize(("alpha", "sigma"), NOISE_LEVELS)
 def test_predictions_are_the_integrals_of_bayes_rule(alpha: float, sigma: float):
-    means, stds, weights = (torch.tensor(v, dtype=F64) for v in ([-1.0, 0.3, 2.0], [0.3, 0.1, 0.5], [0.5, 0.2, 0.3]))
+    means, stds, weights = (
+        torch.tensor(v, dtype=F64) for v in ([-1.0, 0.3, 2.0], [0.3, 0.1, 0.5], [0.5, 0.2, 0.3])
+    )
     law = GaussianMixture(means[:, None], stds=stds, weights=5 * weights)
     x0 = torch.linspace(-6, 8, 40_001, dtype=F64)[:, None]
-    prior = (weights * torch.exp(-0.5 * ((x0 - means) / stds) ** 2) / stds).sum(1) / math.sqrt(2 * math.pi)
+    prior = (weights * torch.exp(-0.5 * ((x0 - means) / stds) ** 2) / stds).sum(1) / math.sqrt(
+        2 * math.pi
+    )
     assert torch.allclose(law.log_prob(x0).exp(), prior, rtol=1e-12, atol=1e-15)
 
     x = torch.linspace(-3, 3, 7, dtype=F64)[:, None]
     eps = (x - alpha * x0.T) / sigma
     joint = prior * torch.exp(-0.5 * eps**2)
     evidence = joint.sum(1, keepdim=True)
-    assert torch.allclose(law.posterior_mean(x, alpha, sigma), joint @ x0 / evidence, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(
+        law.posterior_mean(x, alpha, sigma), joint @ x0 / evidence, rtol=1e-9, atol=1e-9
+    )
     noise = (joint * eps).sum(1, keepdim=True) / evidence
     assert torch.allclose(law.noise_mean(x, alpha, sigma), noise, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(2,), (4, 2), (3, 4, 4), ()])
 @pytest.mark.parametrize("isotropic", [True, False])
-def test_predictions_add_up_and_the_score_is_the_gradient_of_the_noisy_density(shape, isotropic: bool):
-    dim, means, cond, x = math.prod(shape), normal(3, *shape), normal(6, *shape, seed=1), 2 * normal(6, *shape, seed=2)
+def test_predictions_add_up_and_the_score_is_the_gradient_of_the_noisy_density(
+    shape, isotropic: bool
+):
+    dim, means, cond, x = (
+        math.prod(shape),
+        normal(3, *shape),
+        normal(6, *shape, seed=1),
+        2 * normal(6, *shape, seed=2),
+    )
     stds, eye = torch.tensor([0.3, 0.5, 0.2], dtype=F64), torch.eye(dim, dtype=F64)
     spread = stds[:, None, None] ** 2 * eye if isotropic else covariances(3, dim)
     law = GaussianMixture(means, stds=stds) if isotropic else GaussianMixture(means, spread)
@@ -72,11 +93,14 @@ def test_the_ends_are_finite_and_right_and_joined_smoothly():
     law, x, cond = mixture(4, 2), normal(5, 4, 2), normal(5, 4, 2, seed=1)
     mean, score = law.mean(cond).reshape(5, 4, 2), law.score(x, 1.0, 0.0, cond)
     for scale in (1.0, 80.0):
-        assert torch.allclose(law.posterior_mean(scale * x, 0.0, scale, cond), mean, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(
+            law.posterior_mean(scale * x, 0.0, scale, cond), mean, rtol=1e-12, atol=1e-12
+        )
         assert torch.allclose(law.noise_mean(scale * x, 0.0, scale, cond), x, rtol=1e-12)
     assert torch.allclose(law.posterior_mean(x, 0.5, 0.0, cond), x / 0.5, rtol=1e-12, atol=1e-12)
     assert law.noise_mean(x, 0.5, 0.0, cond).abs().max() == 0
-    # Off the ends by h, predictions differ by O(h), and eps near the data is -h times the score of the data itself.
+    # Off the ends by h, predictions differ by O(h), and eps near the data is -h times the score of
+    # the data itself.
     h = 1e-8
     assert torch.allclose(law.posterior_mean(x, h, 1.0, cond), mean, atol=1e-6)
     assert torch.allclose(law.posterior_mean(x, 1.0, h, cond), x, rtol=1e-12, atol=1e-12)
@@ -84,11 +108,16 @@ def test_the_ends_are_finite_and_right_and_joined_smoothly():
 
 
 def test_a_single_component_is_the_gaussian_teacher():
-    gaussian, law = GaussianTeacher(0.7, 0.4), GaussianMixture(torch.full((1, 4, 2), 0.7, dtype=F64), stds=0.4)
+    gaussian, law = (
+        GaussianTeacher(0.7, 0.4),
+        GaussianMixture(torch.full((1, 4, 2), 0.7, dtype=F64), stds=0.4),
+    )
     x, t, cond = normal(9, 4, 2), torch.linspace(0, 1, 9, dtype=F64), normal(9, seed=1)
     wide = cond[:, None, None].expand(9, 4, 2)
     assert torch.allclose(law.flow(x, t, wide), gaussian(x, t, cond), rtol=1e-12, atol=1e-12)
-    assert torch.allclose(law.predict_x0(x, t, wide), gaussian.predict(x, t, cond)[0], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(
+        law.predict_x0(x, t, wide), gaussian.predict(x, t, cond)[0], rtol=1e-12, atol=1e-12
+    )
     single = ExactTeacher(law)(x.float(), t.float(), wide.float())
     assert single.dtype == torch.float32
     assert torch.allclose(single.double(), gaussian(x, t, cond), atol=1e-5)
@@ -99,7 +128,9 @@ def test_samples_have_the_moments_and_weights_of_the_law():
     x, covariance = law.sample(n, generator=seed(0), dtype=F64), law.covariance()
     assert x.shape == (n, 2, 2) and law.sample(3).dtype == torch.float32
     assert ((x.flatten(1).mean(0) - law.mean()).abs() < 4 * (covariance.diag() / n).sqrt()).all()
-    assert torch.allclose(x.flatten(1).T.cov(), covariance, atol=5 * float(covariance.diag().max()) / math.sqrt(n))
+    assert torch.allclose(
+        x.flatten(1).T.cov(), covariance, atol=5 * float(covariance.diag().max()) / math.sqrt(n)
+    )
     share = law.responsibilities(x).mean(0)
     assert ((share - law.weights).abs() < 4 * (law.weights * (1 - law.weights) / n).sqrt()).all()
     cond = normal(n, 2, 2, seed=4)
@@ -109,7 +140,10 @@ def test_samples_have_the_moments_and_weights_of_the_law():
 
 def test_responsibilities_follow_the_densities_and_modes_follow_the_samples():
     law = GaussianMixture(torch.tensor([[-2.0], [2.0]]), stds=0.5, weights=torch.tensor([1.0, 3.0]))
-    x, cond = torch.tensor([[0.0], [-2.0], [2.0], [-0.1]], dtype=F64), torch.full((4, 1), -5.0, dtype=F64)
+    x, cond = (
+        torch.tensor([[0.0], [-2.0], [2.0], [-0.1]], dtype=F64),
+        torch.full((4, 1), -5.0, dtype=F64),
+    )
     log_odds = math.log(3) + 2 * 2.0 * x[:, 0] / 0.25
     assert torch.allclose(law.responsibilities(x)[:, 1], torch.sigmoid(log_odds), rtol=1e-12)
     assert law.mode_weights(x).tolist() == [0.5, 0.5]
@@ -117,7 +151,8 @@ def test_responsibilities_follow_the_densities_and_modes_follow_the_samples():
 
 
 def orbits() -> GaussianMixture:
-    """A mean in general position (8 components) and one on a mirror, with a covariance of that mirror (4)."""
+    """A mean in general position (8 components) and one on a mirror, with a covariance of that
+    mirror (4)."""
     spread = torch.stack([covariances(1, 2)[0], torch.diag(torch.tensor([0.1, 0.02], dtype=F64))])
     means, weights = torch.tensor([[2.0, 0.7], [1.0, 0.0]], dtype=F64), torch.tensor([1.0, 2.0])
     return GaussianMixture.orbits(means, D4, covariances=spread, weights=weights)
@@ -154,7 +189,11 @@ def levels(path: object, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return log_alpha.exp(), (-(2 * log_alpha).expm1()).sqrt()
 
 
-CASES = [(p, d) for p in ("linear", "cosine", "vp", VariancePreservingInterpolant(0.2, 9.0)) for d in (0, 1)]
+CASES = [
+    (p, d)
+    for p in ("linear", "cosine", "vp", VariancePreservingInterpolant(0.2, 9.0))
+    for d in (0, 1)
+]
 
 
 @pytest.mark.parametrize(("path", "data_at"), [*CASES, ("edm", 0), (BETAS, 0)])
@@ -169,24 +208,35 @@ def test_predictions_agree_with_each_other_on_every_path(path, data_at: int):
     rows["score"] = (zero, -1 / sigma)
     if path is not BETAS:
         ahead, behind = levels(path, s + 1e-6), levels(path, s - 1e-6)
-        d_alpha, d_sigma = ((a - b) / 2e-6 * (1 - 2 * data_at) for a, b in zip(ahead, behind, strict=True))
+        d_alpha, d_sigma = (
+            (a - b) / 2e-6 * (1 - 2 * data_at) for a, b in zip(ahead, behind, strict=True)
+        )
         rows["velocity"] = (d_alpha, d_sigma)
     for prediction, row in rows.items():
-        teacher = ExactTeacher(law, path=path, prediction=prediction, data_at=data_at, time_scale=1000.0).float()
+        teacher = ExactTeacher(
+            law, path=path, prediction=prediction, data_at=data_at, time_scale=1000.0
+        ).float()
         answer = teacher(x, 1000.0 * (1 - s if data_at == 1 else s), cond)
         # x = alpha x0 + sigma eps and answer = a x0 + b eps, solved for x0 and eps.
         a, b, alpha_s, sigma_s = (v[:, None, None] for v in (*row, alpha, sigma))
         determinant = alpha_s * b - sigma_s * a
-        tolerance = (1e-8 if prediction == "velocity" else 1e-11) * (1 + float((1 / determinant).abs().max()))
+        tolerance = (1e-8 if prediction == "velocity" else 1e-11) * (
+            1 + float((1 / determinant).abs().max())
+        )
         assert torch.allclose((b * x - sigma_s * answer) / determinant, x0, rtol=0, atol=tolerance)
         assert torch.allclose((alpha_s * answer - a * x) / determinant, eps, rtol=0, atol=tolerance)
 
 
 def test_betas_are_read_between_rows_by_linear_log_snr():
     teacher = ExactTeacher(mixture(2), path=BETAS, prediction="eps")
-    (alpha, sigma), rows = teacher.coefficients(412.25), teacher.coefficients(torch.tensor([412, 413]))
+    (alpha, sigma), rows = (
+        teacher.coefficients(412.25),
+        teacher.coefficients(torch.tensor([412, 413])),
+    )
     log_ratio = (rows[0] / rows[1]).log()
-    assert float((alpha / sigma).log()) == pytest.approx(float(0.75 * log_ratio[0] + 0.25 * log_ratio[1]), rel=1e-12)
+    assert float((alpha / sigma).log()) == pytest.approx(
+        float(0.75 * log_ratio[0] + 0.25 * log_ratio[1]), rel=1e-12
+    )
     assert float(alpha**2 + sigma**2) == pytest.approx(1, rel=1e-14)
 
 
@@ -212,19 +262,34 @@ def test_wrong_arguments_are_refused_by_name():
     law, x, full = mixture(2), normal(4, 2), torch.ones(1, 2, 2)
     for call, message in [
         (lambda: GaussianMixture(x), "either covariances or stds, got neither"),
-        (lambda: GaussianMixture(x, full), r"expected covariances of shape \(4, 2, 2\), got \(1, 2, 2\)"),
+        (
+            lambda: GaussianMixture(x, full),
+            r"expected covariances of shape \(4, 2, 2\), got \(1, 2, 2\)",
+        ),
         (lambda: GaussianMixture(x[:1], full), "positive definite"),
         (lambda: GaussianMixture(x, stds=0.0), "expected stds > 0"),
-        (lambda: GaussianMixture(x, stds=0.1, weights=torch.ones(3)), r"expected weights of shape \(4,\), got \(3,\)"),
+        (
+            lambda: GaussianMixture(x, stds=0.1, weights=torch.ones(3)),
+            r"expected weights of shape \(4,\), got \(3,\)",
+        ),
         (lambda: GaussianMixture.orbits(x, D4[:3], stds=0.1), "a whole group, got 3"),
         (lambda: GaussianMixture.orbits(x, D4[[0, 0, 4]], stds=0.1), "a whole group, got 3"),
         (lambda: GaussianMixture.orbits(x, 2 * D4, stds=0.1), "orthogonal"),
-        (lambda: law.posterior_mean(normal(4, 3), 1.0, 1.0), r"expected x of shape \(B, 2\), got \(4, 3\)"),
+        (
+            lambda: law.posterior_mean(normal(4, 3), 1.0, 1.0),
+            r"expected x of shape \(B, 2\), got \(4, 3\)",
+        ),
         (lambda: law.flow(x, 0.5, x[:3]), r"expected cond of shape \(4, 2\), got \(3, 2\)"),
-        (lambda: law.noise_mean(x, torch.ones(3), 1.0), r"expected alpha of shape \(4,\), got \(3,\)"),
+        (
+            lambda: law.noise_mean(x, torch.ones(3), 1.0),
+            r"expected alpha of shape \(4,\), got \(3,\)",
+        ),
         (lambda: law.noise_mean(x, 0.0, 0.0), "alpha = sigma = 0"),
         (lambda: law.sample(3, x), r"expected cond of shape \(3, 2\), got \(4, 2\)"),
-        (lambda: ExactTeacher(law)(x, torch.ones(3)), r"expected clock of shape \(4,\), got \(3,\)"),
+        (
+            lambda: ExactTeacher(law)(x, torch.ones(3)),
+            r"expected clock of shape \(4,\), got \(3,\)",
+        ),
         (lambda: ExactTeacher(law)(x, 500.0), "time_scale=1"),
         (lambda: ExactTeacher(law, path=BETAS)(x, 1000.0), r"in \[0, 999\]"),
         (lambda: ExactTeacher(law, path=BETAS, prediction="velocity"), "velocity"),

@@ -1,4 +1,5 @@
-"""A recorded data set is split by episode, and its scores prefer samplers that know what happened."""
+"""A recorded data set is split by episode, and its scores prefer samplers that know what
+happened."""
 
 from __future__ import annotations
 
@@ -28,11 +29,16 @@ def task() -> HeldOutTask:
     return HeldOutTask("toy", X, Z, episodes, primary="energy_score", pack=2)
 
 
-@pytest.mark.parametrize(("episodes", "parts"), [(3, (1, 1, 1)), (10, (7, 1, 2)), (100, (70, 10, 20))])
+@pytest.mark.parametrize(
+    ("episodes", "parts"), [(3, (1, 1, 1)), (10, (7, 1, 2)), (100, (70, 10, 20))]
+)
 def test_split_shares_no_episode_and_loses_none(episodes, parts):
     numbers = torch.arange(episodes * 7) % episodes  # windows of an episode need not be neighbours
     rows = split_episodes(numbers, seed=0)
-    assert tuple(len(numbers[rows[part]].unique()) for part in ("train", "validation", "test")) == parts
+    assert (
+        tuple(len(numbers[rows[part]].unique()) for part in ("train", "validation", "test"))
+        == parts
+    )
     assert torch.equal(torch.cat(list(rows.values())).sort().values, torch.arange(episodes * 7))
     assert sum(parts) == episodes
 
@@ -40,7 +46,9 @@ def test_split_shares_no_episode_and_loses_none(episodes, parts):
 def test_split_is_a_pure_function_of_the_seed():
     numbers = torch.arange(50)
     first, again, other = (split_episodes(numbers, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(first["test"], again["test"]) and not torch.equal(first["test"], other["test"])
+    assert torch.equal(first["test"], again["test"]) and not torch.equal(
+        first["test"], other["test"]
+    )
 
 
 def test_normalisers_see_training_windows_only(task):
@@ -100,18 +108,34 @@ def test_a_file_becomes_a_task(tmp_path):
     }
     np.savez(tmp_path / "mine.npz", **arrays)
     cfg = SimpleNamespace(
-        name="file", path=tmp_path / "mine.npz", pack=2, seed=0, symmetry=None, obs_horizon=2, horizon=4, stride=None
+        name="file",
+        path=tmp_path / "mine.npz",
+        pack=2,
+        seed=0,
+        symmetry=None,
+        obs_horizon=2,
+        horizon=4,
+        stride=None,
     )
     task = build_task(cfg)
     assert isinstance(task, Task) and task.name == "file"
-    assert task.train.X.shape[1:] == (4, 2) and task.train.Z.shape[1:] == (2, 1) and task.train.pack == 2
+    assert (
+        task.train.X.shape[1:] == (4, 2)
+        and task.train.Z.shape[1:] == (2, 1)
+        and task.train.pack == 2
+    )
     scores = task.evaluate(lambda Z, noise: noise)
     assert task.primary in scores and "energy_distance" in scores
 
 
 def test_a_file_with_a_symmetry_is_normalised_by_it(tmp_path):
     np.savez(tmp_path / "mine.npz", X=normal(40, 4, 2).numpy() + 3, Z=normal(40, 2, 3).numpy() + 3)
-    symmetry = {"group": "C4", "in_rep": ["standard"], "cond_rep": ["standard", "trivial"], "out_rep": ["standard"]}
+    symmetry = {
+        "group": "C4",
+        "in_rep": ["standard"],
+        "cond_rep": ["standard", "trivial"],
+        "out_rep": ["standard"],
+    }
     cfg = SimpleNamespace(name="file", path=str(tmp_path / "mine.npz"), pack=1, symmetry=symmetry)
     data = build_task(cfg).train
     assert data.symmetry == symmetry
@@ -120,7 +144,9 @@ def test_a_file_with_a_symmetry_is_normalised_by_it(tmp_path):
 
 
 def small_task(n: int, pack: int = 1) -> HeldOutTask:
-    return HeldOutTask("a", normal(n, 4, 2), normal(n, 1, 1), torch.arange(n), primary="min_ade", pack=pack)
+    return HeldOutTask(
+        "a", normal(n, 4, 2), normal(n, 1, 1), torch.arange(n), primary="min_ade", pack=pack
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Eight Gaussians: the law is exactly D8-symmetric, distances to it are exact, and each score sees its own failure."""
+"""Eight Gaussians: the law is exactly D8-symmetric, distances to it are exact, and each score sees
+its own failure."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def nearest(x: torch.Tensor) -> torch.Tensor:
     return means[torch.cdist(x, means).argmin(1)]
 
 
-# --- the law ---------------------------------------------------------------------------------------------------------
+# --- the law --------------------------------------------------------------------------------------
 
 
 def test_the_means_are_one_orbit_of_d8():
@@ -66,7 +67,7 @@ def test_points_have_the_stated_moments():
     assert x.mean(0).abs().max() < 0.01
 
 
-# --- the distance to the law -----------------------------------------------------------------------------------------
+# --- the distance to the law ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.03, 0.1, 1.0, 3.0])
@@ -80,14 +81,23 @@ def test_mean_distance_to_a_gaussian_is_that_of_rices_law(distance):
 
 def test_energy_distance_is_the_expectation_of_the_one_between_samples():
     x = 1.05 * fresh(5, 300)
-    drawn = torch.stack([energy_distance(x, fresh(seed, 300), unbiased=True) for seed in range(100, 200)])
-    assert abs(float(drawn.mean()) - exact_energy_distance(x)) < 4 * float(drawn.std()) / math.sqrt(len(drawn))
+    drawn = torch.stack(
+        [energy_distance(x, fresh(seed, 300), unbiased=True) for seed in range(100, 200)]
+    )
+    assert abs(float(drawn.mean()) - exact_energy_distance(x)) < 4 * float(drawn.std()) / math.sqrt(
+        len(drawn)
+    )
 
 
 def test_energy_distance_of_the_law_itself_is_unbiased_and_quieter_than_between_samples():
     exact = torch.tensor([exact_energy_distance(fresh(seed, 500)) for seed in range(200, 260)])
     assert abs(float(exact.mean())) < 4 * float(exact.std()) / math.sqrt(60)
-    between = torch.stack([energy_distance(fresh(s, 500), fresh(s + 500, 500), unbiased=True) for s in range(200, 230)])
+    between = torch.stack(
+        [
+            energy_distance(fresh(s, 500), fresh(s + 500, 500), unbiased=True)
+            for s in range(200, 230)
+        ]
+    )
     assert float(exact.std()) < 0.8 * float(between.std())
 
 
@@ -97,7 +107,7 @@ def test_energy_of_a_lost_mode_is_that_of_samples_without_it():
     assert modes.lost_mode_energy() == pytest.approx(exact_energy_distance(kept), rel=0.05)
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("matrix", D8)
@@ -115,7 +125,9 @@ def test_the_law_scores_like_its_floor(held_out):
     assert abs(mean["coverage"] - (1 - 2**-5)) < 0.012
     assert abs(mean["spread"] - 1) < 0.03
     assert abs(mean["mode_error"] - modes.share_error_floor(2048, generator())) < 0.004
-    assert mean["mismatch"] == pytest.approx(1 - mean["coverage"] + mean["energy_distance"] / 8 / 0.03285, abs=1e-3)
+    assert mean["mismatch"] == pytest.approx(
+        1 - mean["coverage"] + mean["energy_distance"] / 8 / 0.03285, abs=1e-3
+    )
 
 
 def test_each_failure_shows_in_its_score(held_out):
@@ -123,17 +135,29 @@ def test_each_failure_shows_in_its_score(held_out):
     good, centre = score(x, held_out), nearest(x)
     lost = x[(x - modes.mode_means()[3]).norm(dim=1) > 0.6]
     dropped = score(lost[torch.arange(2048) % len(lost)], held_out)
-    assert dropped["mode_error"] == pytest.approx(1 / 8) and dropped["coverage"] < good["coverage"] - 0.1
+    assert (
+        dropped["mode_error"] == pytest.approx(1 / 8)
+        and dropped["coverage"] < good["coverage"] - 0.1
+    )
     assert dropped["energy_distance"] > 0.03 and dropped["mismatch"] > good["mismatch"] + 0.2
     assert dropped["spread"] == pytest.approx(1, abs=0.05) and dropped["success"] > 0.98
     wide, narrow = (score(centre + factor * (x - centre), held_out) for factor in (1.3, 0.6))
-    assert wide["spread"] == pytest.approx(1.3 * good["spread"]) and wide["success"] < good["success"] - 0.03
-    assert narrow["spread"] == pytest.approx(0.6 * good["spread"]) and narrow["coverage"] < good["coverage"] - 0.1
+    assert (
+        wide["spread"] == pytest.approx(1.3 * good["spread"])
+        and wide["success"] < good["success"] - 0.03
+    )
+    assert (
+        narrow["spread"] == pytest.approx(0.6 * good["spread"])
+        and narrow["coverage"] < good["coverage"] - 0.1
+    )
     assert min(wide["mismatch"], narrow["mismatch"]) > good["mismatch"] + 0.01
     bridging = x.clone()
     bridging[:100] = 0.5 * (bridging[:100] + bridging[100:200])
     bridged = score(bridging, held_out)
-    assert bridged["success"] < good["success"] - 0.03 and abs(bridged["spread"] - good["spread"]) < 0.08
+    assert (
+        bridged["success"] < good["success"] - 0.03
+        and abs(bridged["spread"] - good["spread"]) < 0.08
+    )
     far = x.clone()
     far[:40] *= 10
     assert score(far, held_out)["mismatch"] > good["mismatch"] + 0.01
@@ -145,7 +169,7 @@ def test_wrong_samples_are_refused(held_out):
             exact_energy_distance(wrong)
 
 
-# --- the task --------------------------------------------------------------------------------------------------------
+# --- the task -------------------------------------------------------------------------------------
 
 
 def test_training_data_are_points_of_the_law_and_a_function_of_size_and_seed(task):
@@ -157,7 +181,9 @@ def test_training_data_are_points_of_the_law_and_a_function_of_size_and_seed(tas
     assert float(x.square().mean()) == pytest.approx(1, rel=1e-5) and bool((z == 1).all())
     # D8 acts irreducibly on the plane: no mean, one scale.
     scale = data.x_normalizer.scale
-    assert torch.equal(scale, scale[0, 0] * torch.eye(2, dtype=F64)) and not bool(data.x_normalizer.mean.any())
+    assert torch.equal(scale, scale[0, 0] * torch.eye(2, dtype=F64)) and not bool(
+        data.x_normalizer.mean.any()
+    )
     assert ModesTask(size=500, symmetry=None).train.symmetry["group"] == "D8"
 
 
@@ -168,7 +194,10 @@ def test_every_sampler_is_given_the_same_noise_and_the_scores_are_repeatable(tas
         calls.append((Z, noise))
         return 1.4 * torch.nn.functional.normalize(noise, dim=-1)
 
-    first, second = task.evaluate(spy, quick=True), ModesTask(size=10, seed=5).evaluate(spy, quick=True)
+    first, second = (
+        task.evaluate(spy, quick=True),
+        ModesTask(size=10, seed=5).evaluate(spy, quick=True),
+    )
     assert first == second and task.primary in first
     assert all(Z.shape == (2048, 1, 1) and bool((Z == 1).all()) for Z, _ in calls)
     assert torch.equal(calls[0][1], calls[1][1]) and calls[0][1].shape == (2048, 1, 2)
@@ -178,7 +207,10 @@ def test_floor_is_the_laws_own_scores_with_their_deviations(task, monkeypatch):
     monkeypatch.setattr(ModesTask, "SAMPLES", 1024)
     floor = task.floor()
     names = {"mismatch", "energy_distance", "success", "coverage", "spread", "mode_error"}
-    assert set(floor) == names | {f"{name}_sd" for name in names} | {"success_floor", "mode_error_floor"}
+    assert set(floor) == names | {f"{name}_sd" for name in names} | {
+        "success_floor",
+        "mode_error_floor",
+    }
     assert abs(floor["energy_distance"]) < 4 * floor["energy_distance_sd"] / math.sqrt(8)
     assert 0 < floor["energy_distance_sd"] < 2e-3
     assert floor["mode_error"] == pytest.approx(floor["mode_error_floor"], abs=0.006)

@@ -1,4 +1,5 @@
-"""The ring's law is what its formulas say, is exactly D4-symmetric, and the scores see what they are meant to see."""
+"""The ring's law is what its formulas say, is exactly D4-symmetric, and the scores see what they
+are meant to see."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def demos() -> tuple[torch.Tensor, torch.Tensor]:
     return Z, ring.demonstrate(Z, g)
 
 
-# --- the loop --------------------------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 
 def test_loop_coordinate_inverts_loop_point_at_any_radius():
@@ -55,7 +56,7 @@ def test_the_group_moves_the_loop_coordinate_by_quarter_turns_and_sign(matrix, r
     assert torch.minimum(shift, 2 - shift).max() < 1e-12
 
 
-# --- conditions and demonstrations -----------------------------------------------------------------------------------
+# --- conditions and demonstrations ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("near", "low", "high"), [(False, 1.0, 7.0), (True, 3.5, 4.5)])
@@ -63,30 +64,41 @@ def test_conditions_fill_their_ranges_uniformly(near, low, high):
     n = 4000
     Z = ring.sample_conditions(n, generator(), near=near)
     radius, s, offset = Z.abs().amax(-1), ring.loop_coordinate(Z[:, 0]), ring.ccw_offset(Z)
-    for values, a, b in [(radius[:, 0], 0.72, 1.28), (radius[:, 1], 0.72, 1.28), (s, 0, 8), (offset, low, high)]:
+    for values, a, b in [
+        (radius[:, 0], 0.72, 1.28),
+        (radius[:, 1], 0.72, 1.28),
+        (s, 0, 8),
+        (offset, low, high),
+    ]:
         assert float(values.min()) >= a - 1e-12 and float(values.max()) <= b + 1e-12
-        # Kolmogorov-Smirnov against the uniform law; 1.95 / sqrt(n) is exceeded with probability 1e-3.
+        # Kolmogorov-Smirnov against the uniform law; 1.95 / sqrt(n) is exceeded with probability
+        # 1e-3.
         empirical = (values.sort().values - a) / (b - a)
         assert (empirical - (torch.arange(n) + 0.5) / n).abs().max() < 1.95 / math.sqrt(n)
 
 
 def test_probability_of_the_direction_is_the_stated_sigmoid():
     offset = torch.tensor([1.0, 3.5, 4.0, 4.5, 7.0], dtype=F64)
-    Z = torch.stack([ring.loop_point(torch.full_like(offset, 7.3)), 0.8 * ring.loop_point(7.3 + offset)], 1)
+    Z = torch.stack(
+        [ring.loop_point(torch.full_like(offset, 7.3)), 0.8 * ring.loop_point(7.3 + offset)], 1
+    )
     expected = [1 / (1 + math.exp(-(8 - 2 * float(x)) / 0.5)) for x in offset]
     assert ring.ccw_probability(Z).tolist() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("matrix", "reflects"), D4)
 def test_law_is_exactly_d4_symmetric(matrix, reflects):
-    """The demonstrator commutes with the group, reflections swap the directions, and p swaps with them."""
+    """The demonstrator commutes with the group, reflections swap the directions, and p swaps with
+    them."""
     g = generator(2)
     n = 200
     Z, ccw = ring.sample_conditions(n, g), torch.rand(n, generator=g) < 0.5
     lane, speed = 0.85 + 0.3 * torch.rand(n, generator=g), 0.9 + 0.2 * torch.rand(n, generator=g)
     noise = torch.randn(n, ring.STEPS, 2, generator=g, dtype=F64)
     X = ring.rollout(Z, ccw, lane=lane, speed=speed, noise=noise)
-    moved = ring.rollout(Z @ matrix.T, ccw ^ reflects, lane=lane, speed=speed, noise=noise @ matrix.T)
+    moved = ring.rollout(
+        Z @ matrix.T, ccw ^ reflects, lane=lane, speed=speed, noise=noise @ matrix.T
+    )
     assert (moved - X @ matrix.T).abs().max() < 1e-11
     p, moved_p = ring.ccw_probability(Z), ring.ccw_probability(Z @ matrix.T)
     assert (moved_p - (1 - p if reflects else p)).abs().max() < 1e-12
@@ -105,7 +117,9 @@ def test_demonstrations_go_the_way_they_were_told():
     Z = ring.sample_conditions(1000, g)
     ccw = torch.arange(1000) % 2 == 0
     lane = speed = torch.ones(1000, dtype=F64)
-    X = ring.rollout(Z, ccw, lane=lane, speed=speed, noise=torch.randn(1000, ring.STEPS, 2, generator=g))
+    X = ring.rollout(
+        Z, ccw, lane=lane, speed=speed, noise=torch.randn(1000, ring.STEPS, 2, generator=g)
+    )
     # A whole lap of up to 7 in either direction; at the top speed each arrives.
     assert torch.equal(ring.goes_ccw(X, Z), ccw)
     assert float((X[:, -1] - Z[:, 1]).norm(dim=-1).quantile(0.9)) < 0.01
@@ -135,11 +149,12 @@ def test_waypoints_are_equally_spaced_in_arc_length():
     assert (ring.resample(path, 4) - expected).abs().max() < 1e-12
 
 
-# --- geometry --------------------------------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------
 
 
 def test_clearance_agrees_with_a_slow_twin():
-    """Against 4001 points along every segment, whose distances can only be larger, and by half a spacing at most."""
+    """Against 4001 points along every segment, whose distances can only be larger, and by half a
+    spacing at most."""
     g = generator(7)
     Z = 1.4 * (2 * torch.rand(200, 2, 2, generator=g, dtype=F64) - 1)
     X = 1.45 * (2 * torch.rand(200, 3, 2, generator=g, dtype=F64) - 1)
@@ -155,13 +170,18 @@ def test_clearance_agrees_with_a_slow_twin():
 
 @pytest.mark.parametrize(("matrix", "reflects"), D4)
 def test_scores_of_a_path_are_invariant(matrix, reflects, demos):
-    Z, X = demos[0][:200], demos[1][:200] + 0.1 * torch.randn(200, 16, 2, generator=generator(), dtype=F64)
+    Z, X = (
+        demos[0][:200],
+        demos[1][:200] + 0.1 * torch.randn(200, 16, 2, generator=generator(), dtype=F64),
+    )
     assert (ring.clearance(X @ matrix.T, Z @ matrix.T) - ring.clearance(X, Z)).abs().max() < 1e-12
     assert torch.equal(ring.succeeds(X @ matrix.T, Z @ matrix.T), ring.succeeds(X, Z))
     assert torch.equal(ring.goes_ccw(X @ matrix.T, Z @ matrix.T), ring.goes_ccw(X, Z) ^ reflects)
 
 
-def straight(start: list[float], goal: list[float], n: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+def straight(
+    start: list[float], goal: list[float], n: int = 16
+) -> tuple[torch.Tensor, torch.Tensor]:
     Z = torch.tensor([[start, goal]], dtype=F64)
     share = torch.arange(1, n + 1, dtype=F64)[:, None] / n
     return Z[:, :1] + share * (Z[:, 1:] - Z[:, :1]), Z
@@ -176,7 +196,8 @@ def straight(start: list[float], goal: list[float], n: int = 16) -> tuple[torch.
         ([-1.0, 0.61], [1.0, 0.61], 16, True),
         ([-1.0, 1.41], [1.0, 1.41], 16, False),  # grazes the wall
         ([-1.0, 1.39], [1.0, 1.39], 16, True),
-        # Along y = x + c past the corner (-.5, .5), which is |c - 1| / sqrt 2 away: .107 and then .092.
+        # Along y = x + c past the corner (-.5, .5), which is |c - 1| / sqrt 2 away: .107 and then
+        # .092.
         ([-1.2, 0.151 - 0.2], [0.2 - 0.151, 1.2], 1, True),
         ([-1.2, 0.130 - 0.2], [0.2 - 0.130, 1.2], 1, False),
     ],
@@ -194,7 +215,7 @@ def test_success_needs_arrival():
         assert bool(ring.succeeds(X, moved)) is arrives
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def test_mode_error_floor_is_the_expected_error_of_a_perfect_sampler():
@@ -202,9 +223,13 @@ def test_mode_error_floor_is_the_expected_error_of_a_perfect_sampler():
     for p, k, expected in exact:
         assert ring.mode_error_floor(torch.tensor([p]), k) == pytest.approx(expected, abs=1e-7)
     p = torch.rand(40, generator=generator(), dtype=F64)
-    drawn = (torch.rand(20000, 40, 16, generator=generator(1), dtype=F64) < p[:, None]).double().mean(2)
+    drawn = (
+        (torch.rand(20000, 40, 16, generator=generator(1), dtype=F64) < p[:, None]).double().mean(2)
+    )
     errors = (drawn - p).abs().mean(1)
-    assert abs(float(errors.mean()) - ring.mode_error_floor(p, 16)) < 4 * float(errors.std()) / math.sqrt(20000)
+    assert abs(float(errors.mean()) - ring.mode_error_floor(p, 16)) < 4 * float(
+        errors.std()
+    ) / math.sqrt(20000)
 
 
 def test_within_mode_spread_sees_the_modes_apart():
@@ -212,7 +237,8 @@ def test_within_mode_spread_sees_the_modes_apart():
     noise = 0.3 * torch.randn(200, 16, 4, 2, generator=g, dtype=F64)
     ccw = torch.rand(200, 16, generator=g) < 0.3
     X = noise + 50.0 * ccw[..., None, None]
-    # sqrt(sum over 8 numbers of variance .09); its sampling error over 200 x 14 x 8 degrees of freedom is below 1 %.
+    # sqrt(sum over 8 numbers of variance .09); its sampling error over 200 x 14 x 8 degrees of
+    # freedom is below 1 %.
     assert ring.within_mode_spread(X, ccw) == pytest.approx(0.3 * math.sqrt(8), rel=0.03)
     alone = torch.zeros(200, 16, dtype=torch.bool)
     alone[:, 0] = True
@@ -223,12 +249,19 @@ def test_energy_against_the_pool_is_the_average_over_all_sets_from_it():
     g = generator(8)
     Z = ring.sample_conditions(3, g, near=True)
     references = ring.References.draw(Z, 6, g)
-    X, pool = ring.demonstrate(Z.repeat_interleave(3, 0), g).view(3, 3, 16, 2), references.X.flatten(2)
+    X, pool = (
+        ring.demonstrate(Z.repeat_interleave(3, 0), g).view(3, 3, 16, 2),
+        references.X.flatten(2),
+    )
     sets = [pool[:, list(rows)] for rows in itertools.combinations(range(6), 3)]
     brute = torch.stack([energy_distance(X.flatten(2), demos) for demos in sets]).mean(0)
     assert (references.energy(X) - brute).abs().max() < 1e-12
-    halves = [(rows, tuple(set(range(6)) - set(rows))) for rows in itertools.combinations(range(6), 3)]
-    between = torch.stack([energy_distance(pool[:, list(a)], pool[:, list(b)]) for a, b in halves]).mean(0)
+    halves = [
+        (rows, tuple(set(range(6)) - set(rows))) for rows in itertools.combinations(range(6), 3)
+    ]
+    between = torch.stack(
+        [energy_distance(pool[:, list(a)], pool[:, list(b)]) for a, b in halves]
+    ).mean(0)
     assert (references.own_energy(3) - between).abs().max() < 1e-12
 
 
@@ -239,7 +272,9 @@ def references() -> ring.References:
 
 
 def fresh(references: ring.References, seed: int) -> torch.Tensor:
-    return ring.demonstrate(references.Z.repeat_interleave(16, 0), generator(seed)).view(-1, 16, 16, 2)
+    return ring.demonstrate(references.Z.repeat_interleave(16, 0), generator(seed)).view(
+        -1, 16, 16, 2
+    )
 
 
 def test_fresh_demonstrations_score_as_demonstrations(references):
@@ -268,12 +303,20 @@ def test_scores_see_each_failure(references):
     collapsed = ring.score(one_way, references)
     assert collapsed["success"] == 1 and collapsed["mode_error"] > 3 * good["mode_error"]
     assert collapsed["energy_ratio"] > 3 and collapsed["spread"] < 0.1
-    noisy = ring.score(X + 0.05 * torch.randn(X.shape, generator=generator(), dtype=F64), references)
-    assert noisy["spread"] > 1.05 and noisy["clearance"] < 0.97 and noisy["energy_ratio"] > good["energy_ratio"]
+    noisy = ring.score(
+        X + 0.05 * torch.randn(X.shape, generator=generator(), dtype=F64), references
+    )
+    assert (
+        noisy["spread"] > 1.05
+        and noisy["clearance"] < 0.97
+        and noisy["energy_ratio"] > good["energy_ratio"]
+    )
 
 
 def test_score_refuses_other_shapes_and_nan(references):
-    with pytest.raises(ValueError, match=r"expected samples of shape \(150, K, 16, 2\), got \(2400, 16, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"expected samples of shape \(150, K, 16, 2\), got \(2400, 16, 2\)"
+    ):
         ring.score(fresh(references, 0).flatten(0, 1), references)
     X = fresh(references, 0)
     X[3, 2, 1, 0] = float("nan")

@@ -1,4 +1,5 @@
-"""The ring as a task: reproducible data, one evaluation for all samplers, demonstrations score like the floor."""
+"""The ring as a task: reproducible data, one evaluation for all samplers, demonstrations score like
+the floor."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def demonstrator(seed: int):
 
 def test_training_data_are_demonstrations_and_a_function_of_size_and_seed(task):
     data = task.train
-    assert data.X.shape == (64, 16, 2) and data.Z.shape == (64, 2, 2) and data.X.dtype == torch.float32
+    assert (
+        data.X.shape == (64, 16, 2) and data.Z.shape == (64, 2, 2) and data.X.dtype == torch.float32
+    )
     assert bool(succeeds(data.X, data.Z).all())
     assert torch.equal(RingTask(size=64).train.X, data.X)
     assert not torch.equal(RingTask(size=64, seed=1).train.Z, data.Z)
@@ -86,7 +89,9 @@ def test_demonstrations_score_like_the_floor(task):
             assert row[f"success{suffix}"] == 1
             assert abs(row[f"energy_ratio{suffix}"] - 1) < 0.3
             assert abs(row[f"mode_error{suffix}"] - floor[f"mode_error_floor{suffix}"]) < 0.02
-            assert abs(row[f"spread{suffix}"] - 1) < 0.05 and abs(row[f"clearance{suffix}"] - 1) < 0.02
+            assert (
+                abs(row[f"spread{suffix}"] - 1) < 0.05 and abs(row[f"clearance{suffix}"] - 1) < 0.02
+            )
     quick = task.evaluate(demonstrator(1), quick=True)
     assert task.primary in quick and abs(quick[task.primary] - 1) < 0.3
 
@@ -105,7 +110,9 @@ def test_scene_is_the_block_in_its_room(task):
 
 
 def test_build_task_makes_the_ring_with_its_options():
-    task = build_task(SimpleNamespace(name="ring", size=20, pack=2, seed=3, path=None, symmetry=None))
+    task = build_task(
+        SimpleNamespace(name="ring", size=20, pack=2, seed=3, path=None, symmetry=None)
+    )
     assert isinstance(task, Task) and task.name == "ring" and task.primary == "energy_ratio"
     assert task.train.pack == 2 and len(task.train) == 20 and task.train.symmetry["group"] == "D4"
     assert torch.equal(task.train.X, RingTask(size=20, seed=3).train.X)
@@ -114,7 +121,10 @@ def test_build_task_makes_the_ring_with_its_options():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "rings"}, "unknown data.name 'rings', expected one of: ring, modes, two_rings, flights, file"),
+        (
+            {"name": "rings"},
+            "unknown data.name 'rings', expected one of: ring, modes, two_rings, flights, file",
+        ),
         ({"name": "ring", "path": "x.npz"}, "no data.path for the task ring, got 'x.npz'"),
         ({"name": "flights", "horizon": 8}, "no data.horizon for the task flights"),
         ({"name": "file"}, "expected data.path"),
@@ -138,7 +148,10 @@ def test_a_symmetry_that_does_not_fit_is_refused():
     own = RingTask.own_symmetry
     for symmetry, words in [
         ({"group": "D4"}, "symmetry with the keys"),
-        (own | {"out_rep": ["standard", "trivial"]}, "out_rep of dimension 2, the channels of X, got 3"),
+        (
+            own | {"out_rep": ["standard", "trivial"]},
+            "out_rep of dimension 2, the channels of X, got 3",
+        ),
     ]:
         with pytest.raises(ValueError, match=words):
             _ = RingTask(size=4, symmetry=symmetry).train

@@ -1,5 +1,5 @@
-"""Samples of any shape are read as the file holds them, split by row, and score best by the sampler that knows the
-law."""
+"""Samples of any shape are read as the file holds them, split by row, and score best by the sampler
+that knows the law."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def file_task(path, **options) -> Task:
     return build_task(SimpleNamespace(name="file", path=str(path), **options))
 
 
-# ---- Files --------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
@@ -41,12 +41,18 @@ def test_a_file_of_any_shape_becomes_a_task(tmp_path, suffix, shape, condition):
     }[condition]
     arrays = {"X": X} | ({} if Z is None else {"Z": Z})
     path = tmp_path / f"mine.{suffix}"
-    save_file(arrays, path) if suffix == "safetensors" else np.savez(path, **{k: v.numpy() for k, v in arrays.items()})
+    save_file(arrays, path) if suffix == "safetensors" else np.savez(
+        path, **{k: v.numpy() for k, v in arrays.items()}
+    )
     task = file_task(path)
     assert isinstance(task, SampleTask) and isinstance(task, Task) and task.name == "file"
     x0, cond = task.train.network_inputs()
     rows = task.rows["train"]
-    assert torch.equal(x0, X[rows].float()) and x0.dtype == torch.float32 and len(task.train) == len(rows)
+    assert (
+        torch.equal(x0, X[rows].float())
+        and x0.dtype == torch.float32
+        and len(task.train) == len(rows)
+    )
     if Z is None:
         assert cond is None
     else:
@@ -60,7 +66,9 @@ def test_a_file_of_any_shape_becomes_a_task(tmp_path, suffix, shape, condition):
 
     scores = task.evaluate(sample, quick=True)
     assert task.primary in scores and all(map(math.isfinite, scores.values()))
-    assert (seen[0] is None) == (Z is None) and (Z is None or len(seen[0]) == 6 * len(task.rows["validation"]))
+    assert (seen[0] is None) == (Z is None) and (
+        Z is None or len(seen[0]) == 6 * len(task.rows["validation"])
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
@@ -68,7 +76,11 @@ def test_three_axes_of_both_are_trajectories_as_ever(tmp_path, dtype):
     X, Z = normal(40, 4, 2), (10 * normal(40, 2, 2, seed=1)).to(dtype)
     np.savez(tmp_path / "mine.npz", X=X.numpy(), Z=Z.numpy())
     task = file_task(tmp_path / "mine.npz", pack=2)
-    assert isinstance(task, HeldOutTask) and task.train.pack == 2 and task.train.Z.dtype == torch.float32
+    assert (
+        isinstance(task, HeldOutTask)
+        and task.train.pack == 2
+        and task.train.Z.dtype == torch.float32
+    )
     assert float(task.train.network_inputs()[0].mean().abs()) < 1e-6  # normalised
 
 
@@ -84,21 +96,45 @@ def with_nan(*rows: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("arrays", "options", "words"),
     [
-        (GOOD | {"X": with_nan(3, 7)}, {}, "finite numbers in X, got NaN or infinity in 2 rows: 3, 7"),
-        (GOOD | {"Z": np.full(40, np.nan)}, {}, "finite numbers in Z, got NaN or infinity in 40 rows"),
+        (
+            GOOD | {"X": with_nan(3, 7)},
+            {},
+            "finite numbers in X, got NaN or infinity in 2 rows: 3, 7",
+        ),
+        (
+            GOOD | {"Z": np.full(40, np.nan)},
+            {},
+            "finite numbers in Z, got NaN or infinity in 40 rows",
+        ),
         (GOOD | {"Z": np.arange(39)}, {}, "as many rows in Z as in X, got 39 and 40"),
         (GOOD | {"Z": np.array(3)}, {}, "as many rows in Z as in X, got 1 and 40"),
-        ({"X": np.zeros(40)}, {}, r"X of shape \(N, \*shape\) with at least one number, got \(40,\)"),
+        (
+            {"X": np.zeros(40)},
+            {},
+            r"X of shape \(N, \*shape\) with at least one number, got \(40,\)",
+        ),
         ({"X": np.zeros((0, 3))}, {}, r"at least one number, got \(0, 3\)"),
-        ({"X": GOOD["X"], "z": np.arange(40)}, {}, r"expected X alone or with Z in .*, got \['X', 'z'\]"),
+        (
+            {"X": GOOD["X"], "z": np.arange(40)},
+            {},
+            r"expected X alone or with Z in .*, got \['X', 'z'\]",
+        ),
         ({"x": GOOD["X"]}, {}, r"expected X and Z, or actions, .* got \['x'\]"),
         ({"X": GOOD["X"][:2]}, {}, "at least 3 episodes"),
         ({"X": GOOD["X"][:9]}, {}, "at least 2 validation rows, got 1 of 9"),
-        (GOOD, {"pack": 2}, r"no data.pack but for trajectories, .* got 2 for X \(40, 3, 4, 4\) and Z \(40,\)"),
+        (
+            GOOD,
+            {"pack": 2},
+            r"no data.pack but for trajectories, .* got 2 for X \(40, 3, 4, 4\) and Z \(40,\)",
+        ),
         (GOOD, {"normalize": True}, "no data.normalize but for trajectories, .* got True"),
         (GOOD, {"horizon": 4}, "no data.horizon but for trajectories"),
         (GOOD, {"stride": 2}, "no data.stride but for trajectories"),
-        ({"X": GOOD["X"]}, {"symmetry": {"group": "C2"}}, r"no data.symmetry .* for X \(40, 3, 4, 4\) alone"),
+        (
+            {"X": GOOD["X"]},
+            {"symmetry": {"group": "C2"}},
+            r"no data.symmetry .* for X \(40, 3, 4, 4\) alone",
+        ),
     ],
 )
 def test_files_and_options_that_do_not_go_together_are_one_line(tmp_path, arrays, options, words):
@@ -110,7 +146,9 @@ def test_files_and_options_that_do_not_go_together_are_one_line(tmp_path, arrays
 
 def test_options_that_change_nothing_are_allowed(tmp_path):
     np.savez(tmp_path / "mine.npz", **GOOD)
-    task = file_task(tmp_path / "mine.npz", pack=1, normalize=False, stride=1, seed=3, symmetry=None)
+    task = file_task(
+        tmp_path / "mine.npz", pack=1, normalize=False, stride=1, seed=3, symmetry=None
+    )
     assert torch.equal(task.rows["test"], file_task(tmp_path / "mine.npz", seed=3).rows["test"])
     assert not torch.equal(task.rows["test"], file_task(tmp_path / "mine.npz", seed=4).rows["test"])
 
@@ -121,7 +159,7 @@ def test_yes_or_no_labels_are_refused(tmp_path):
         file_task(tmp_path / "mine.npz")
 
 
-# ---- The container ------------------------------------------------------------------------------------------------
+# ---- The container -------------------------------------------------------------------------------
 
 
 def test_conditions_of_several_tensors_are_split_together():
@@ -129,7 +167,9 @@ def test_conditions_of_several_tensors_are_split_together():
     task = SampleTask("mine", torch.arange(60.0)[:, None], Z)
     for part in ("train", "validation", "test"):
         X, z = task.split(part)
-        assert torch.equal(X[:, 0].long(), z["label"]) and torch.equal(z["map"][0][:, 1, 1], X[:, 0])
+        assert torch.equal(X[:, 0].long(), z["label"]) and torch.equal(
+            z["map"][0][:, 1, 1], X[:, 0]
+        )
     assert sum(len(rows) for rows in task.rows.values()) == 60
     seen = []
     task.evaluate(lambda z, noise: seen.append(z) or noise, quick=True)
@@ -140,9 +180,17 @@ def test_conditions_of_several_tensors_are_split_together():
 @pytest.mark.parametrize(
     ("parts", "kind", "words"),
     [
-        ({"X": torch.zeros(5, 2, dtype=torch.float64)}, TypeError, "X in float32, got torch.float64"),
+        (
+            {"X": torch.zeros(5, 2, dtype=torch.float64)},
+            TypeError,
+            "X in float32, got torch.float64",
+        ),
         ({"X": torch.zeros(5, 2).long()}, TypeError, "floating-point Tensor, got torch.int64"),
-        ({"X": torch.zeros(5, 2), "Z": {"a": torch.zeros(4)}}, ValueError, "as many rows in Z as in X, got 4 and 5"),
+        (
+            {"X": torch.zeros(5, 2), "Z": {"a": torch.zeros(4)}},
+            ValueError,
+            "as many rows in Z as in X, got 4 and 5",
+        ),
         ({"X": torch.zeros(5, 2), "Z": [1, 2, 3, 4, 5]}, TypeError, "labels are an integer Tensor"),
     ],
 )
@@ -151,16 +199,27 @@ def test_sample_data_checks_its_parts(parts, kind, words):
         SampleData(**parts)
 
 
-# ---- Scores -------------------------------------------------------------------------------------------------------
+# ---- Scores --------------------------------------------------------------------------------------
 
 
 def test_without_a_condition_the_true_law_is_at_no_distance_and_others_are():
     task = SampleTask("free", 2.0 + 3.0 * normal(5000, 4))
     true = task.evaluate(lambda z, noise: 2.0 + 3.0 * noise)
-    assert task.primary == "energy_distance" and set(true) == {"energy_distance", "mean_error", "std_ratio"}
-    assert abs(true["energy_distance"]) < 5e-3 and true["mean_error"] < 0.06 and abs(true["std_ratio"] - 1) < 0.05
+    assert task.primary == "energy_distance" and set(true) == {
+        "energy_distance",
+        "mean_error",
+        "std_ratio",
+    }
+    assert (
+        abs(true["energy_distance"]) < 5e-3
+        and true["mean_error"] < 0.06
+        and abs(true["std_ratio"] - 1) < 0.05
+    )
     assert set(task.floor()) == set(true) and abs(task.floor()["energy_distance"]) < 5e-3
-    for name, sampler in {"narrow": lambda z, n: 2.0 + n, "shifted": lambda z, n: 3.5 + 3.0 * n}.items():
+    for name, sampler in {
+        "narrow": lambda z, n: 2.0 + n,
+        "shifted": lambda z, n: 3.5 + 3.0 * n,
+    }.items():
         assert task.evaluate(sampler)["energy_distance"] > 0.05, name
     assert task.evaluate(lambda z, n: 2.0 + n)["std_ratio"] == pytest.approx(1 / 3, abs=0.03)
     # |shift| / (root of the total variance): 1.5 * 2 / (3 * 2).
@@ -169,7 +228,9 @@ def test_without_a_condition_the_true_law_is_at_no_distance_and_others_are():
 
 def test_an_energy_distance_is_free_of_units():
     X = normal(400, 3, 2, 2)
-    scores = [SampleTask("a", c * X).evaluate(lambda z, noise, c=c: c * noise.abs()) for c in (1.0, 100.0)]
+    scores = [
+        SampleTask("a", c * X).evaluate(lambda z, noise, c=c: c * noise.abs()) for c in (1.0, 100.0)
+    ]
     assert scores[0]["energy_distance"] == pytest.approx(scores[1]["energy_distance"], rel=1e-4)
 
 
@@ -184,7 +245,11 @@ def test_with_a_condition_the_true_law_scores_best(condition):
 
     task = SampleTask("given", law(Z, normal(4000, 3, 2, 2, seed=1)), Z)
     true = task.evaluate(law)
-    assert task.primary == "energy_score" and set(true) == {"energy_score", "energy_distance"} and task.floor() == {}
+    assert (
+        task.primary == "energy_score"
+        and set(true) == {"energy_score", "energy_distance"}
+        and task.floor() == {}
+    )
     assert abs(true["energy_distance"]) < 5e-3
     wrong = {
         "narrow": lambda z, noise: law(z, 0.3 * noise),
@@ -194,8 +259,11 @@ def test_with_a_condition_the_true_law_scores_best(condition):
     for name, sampler in wrong.items():
         scores = task.evaluate(sampler)
         assert scores["energy_score"] > 1.03 * true["energy_score"], name
-        # Labels are no part of the distance, so that a sampler that mixes them up is seen by the energy score alone.
-        assert (scores["energy_distance"] > 0.01) == (name != "of other conditions" or condition == "vectors"), name
+        # Labels are no part of the distance, so that a sampler that mixes them up is seen by the
+        # energy score alone.
+        assert (scores["energy_distance"] > 0.01) == (
+            name != "of other conditions" or condition == "vectors"
+        ), name
 
 
 def test_the_distance_is_that_of_the_metrics():
@@ -206,7 +274,10 @@ def test_the_distance_is_that_of_the_metrics():
     got = task.evaluate(lambda z, n: noise.append(n) or n)["energy_distance"]
     unit = task.train.X.double().sub(task.train.X.double().mean(0)).square().mean().sqrt()
     fans = noise[0].view(len(test), 6, -1).double() / unit
-    one = [energy_distance(fans[:, k], test.flatten(1) / unit, unbiased=True, paired=True) for k in range(6)]
+    one = [
+        energy_distance(fans[:, k], test.flatten(1) / unit, unbiased=True, paired=True)
+        for k in range(6)
+    ]
     assert got == pytest.approx(float(torch.stack(one).mean()), abs=1e-5)
 
 
@@ -220,7 +291,9 @@ def test_evaluation_is_bounded_and_the_same_for_every_sampler():
     task = SampleTask("a", normal(6000, 2))
     assert task.evaluate(spy) == task.evaluate(spy) and torch.equal(seen[0], seen[1])
     task.evaluate(spy, quick=True)
-    assert [len(noise) for noise in seen] == [1000, 1000, 256] and not torch.equal(seen[0][:256], seen[2])
+    assert [len(noise) for noise in seen] == [1000, 1000, 256] and not torch.equal(
+        seen[0][:256], seen[2]
+    )
     large = SampleTask("b", normal(700, 3, 50, 50))  # 7500 numbers: 139 of them are a million
     assert len(large.rows["test"]) == 139 and len(large.rows["validation"]) == 70
     huge = SampleTask("c", torch.zeros(1, 1).expand(700, 2**16))
@@ -235,7 +308,7 @@ def test_answers_in_another_shape_or_with_nan_are_refused():
         task.evaluate(lambda z, noise: noise / 0)
 
 
-# ---- Pictures -----------------------------------------------------------------------------------------------------
+# ---- Pictures ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

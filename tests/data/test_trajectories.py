@@ -1,4 +1,5 @@
-"""Files become windows that stay inside their episode, and what can't be used is refused with its place named."""
+"""Files become windows that stay inside their episode, and what can't be used is refused with its
+place named."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ def save(path, **arrays):
     if path.suffix == ".npz":
         np.savez(path, **arrays)
     else:
-        save_file({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}, path)
+        save_file(
+            {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
+            path,
+        )
     return path
 
 
@@ -31,7 +35,9 @@ def test_windows_are_read_as_they_are(tmp_path, suffix, dtype):
     X, Z = (100 * normal(7, 4, 3)).astype(dtype), (100 * normal(7, 2, 5)).astype(dtype)
     x, z = load_trajectories(save(tmp_path / f"data{suffix}", X=X, Z=Z))
     assert x.dtype == z.dtype == torch.float32
-    assert torch.equal(x, torch.from_numpy(X).float()) and torch.equal(z, torch.from_numpy(Z).float())
+    assert torch.equal(x, torch.from_numpy(X).float()) and torch.equal(
+        z, torch.from_numpy(Z).float()
+    )
 
 
 def test_half_precision_and_big_endian_arrays_are_read(tmp_path):
@@ -44,11 +50,18 @@ def episode_file(tmp_path, ends, suffix=".npz"):
     """Rows that carry their own number, in actions and in observations."""
     rows = np.arange(ends[-1], dtype=float)
     actions, observations = np.stack([rows, -rows], 1), rows[:, None]
-    return save(tmp_path / f"episodes{suffix}", actions=actions, observations=observations, episode_ends=np.array(ends))
+    return save(
+        tmp_path / f"episodes{suffix}",
+        actions=actions,
+        observations=observations,
+        episode_ends=np.array(ends),
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize(("obs_horizon", "horizon", "stride"), [(1, 1, 1), (2, 4, 1), (3, 5, 2), (4, 2, 7)])
+@pytest.mark.parametrize(
+    ("obs_horizon", "horizon", "stride"), [(1, 1, 1), (2, 4, 1), (3, 5, 2), (4, 2, 7)]
+)
 def test_windows_never_cross_the_end_of_an_episode(tmp_path, suffix, obs_horizon, horizon, stride):
     ends = [9, 12, 31, 50]
     path = episode_file(tmp_path, ends, suffix)
@@ -60,11 +73,15 @@ def test_windows_never_cross_the_end_of_an_episode(tmp_path, suffix, obs_horizon
         while now + horizon <= stop:
             expected.append((number, now))
             now += stride
-    assert [tuple(pair) for pair in zip(episodes.tolist(), Z[:, -1, 0].int().tolist(), strict=True)] == expected
+    assert [
+        tuple(pair) for pair in zip(episodes.tolist(), Z[:, -1, 0].int().tolist(), strict=True)
+    ] == expected
     for (number, now), x, z in zip(expected, X, Z, strict=True):
         # The current observation is the last of Z, and the action taken on it the first of X.
         assert z[:, 0].tolist() == list(range(now - obs_horizon + 1, now + 1))
-        assert x[:, 0].tolist() == list(range(now, now + horizon)) and torch.equal(x[:, 1], -x[:, 0])
+        assert x[:, 0].tolist() == list(range(now, now + horizon)) and torch.equal(
+            x[:, 1], -x[:, 0]
+        )
         assert starts[number] <= float(z[0, 0]) and float(x[-1, 0]) < ends[number]
 
 
@@ -92,8 +109,16 @@ def spoiled(name: str, *rows: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("arrays", "windows", "words"),
     [
-        (GOOD | {"X": spoiled("X", 1, 3)}, {}, "finite numbers in X, got NaN or infinity in 2 rows: 1, 3"),
-        (GOOD | {"Z": spoiled("Z", 0)}, {}, "finite numbers in Z, got NaN or infinity in 1 rows: 0"),
+        (
+            GOOD | {"X": spoiled("X", 1, 3)},
+            {},
+            "finite numbers in X, got NaN or infinity in 2 rows: 1, 3",
+        ),
+        (
+            GOOD | {"Z": spoiled("Z", 0)},
+            {},
+            "finite numbers in Z, got NaN or infinity in 1 rows: 0",
+        ),
         (GOOD | {"Z": normal(5, 2, 3)}, {}, "as many rows in Z as in X, got 5 and 4"),
         (GOOD | {"X": normal(4, 6)}, {}, r"X of shape \(N, T_x, d_x\), got \(4, 6\)"),
         ({"X": normal(0, 6, 2), "Z": normal(0, 2, 3)}, {}, "at least one number, got an empty"),
@@ -101,7 +126,11 @@ def spoiled(name: str, *rows: int) -> np.ndarray:
         (GOOD, {"horizon": 3}, "no obs_horizon, horizon and stride"),
         (EPISODES, {"horizon": 2}, "obs_horizon to be a whole number >= 1 .* got None"),
         (EPISODES, {"obs_horizon": 1, "horizon": 0}, "horizon to be a whole number >= 1 .* got 0"),
-        (EPISODES, {"obs_horizon": 3, "horizon": 4}, "at least obs_horizon .* = 6 rows, got at most 5"),
+        (
+            EPISODES,
+            {"obs_horizon": 3, "horizon": 4},
+            "at least obs_horizon .* = 6 rows, got at most 5",
+        ),
         (EPISODES | {"episode_ends": np.array([4, 8])}, ONE, r"to 9, .* got \[4, 8\]"),
         (EPISODES | {"episode_ends": np.array([4, 4, 9])}, ONE, "episode_ends that increase"),
         (EPISODES | {"episode_ends": np.array([0, 9])}, ONE, "increase from above 0"),
@@ -157,10 +186,18 @@ def test_arrays_that_are_no_numbers_are_refused(tmp_path):
     [
         ({"pack": 3}, ValueError, "divides the 8 waypoints, got 3"),
         ({"pack": True}, ValueError, "divides the 8 waypoints, got True"),
-        ({"X": torch.zeros(5, 8, 2, dtype=torch.float64)}, TypeError, "X in float32, got torch.float64"),
+        (
+            {"X": torch.zeros(5, 8, 2, dtype=torch.float64)},
+            TypeError,
+            "X in float32, got torch.float64",
+        ),
         ({"X": torch.zeros(5, 8, 2).long()}, TypeError, "floating-point Tensor, got torch.int64"),
         ({"Z": torch.zeros(4, 1, 3)}, ValueError, "as many rows in Z as in X, got 4 and 5"),
-        ({"z_normalizer": Normalizer.identity(2)}, ValueError, "normalizer of 3 channels for Z, got 2"),
+        (
+            {"z_normalizer": Normalizer.identity(2)},
+            ValueError,
+            "normalizer of 3 channels for Z, got 2",
+        ),
     ],
 )
 def test_trajectory_data_checks_its_parts(change, kind, words):

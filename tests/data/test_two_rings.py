@@ -1,5 +1,5 @@
-"""Two posts in sequence: the law is what its formulas say, invariant under every rotation and reflection of the plane,
-and the scores see what they are meant to see."""
+"""Two posts in sequence: the law is what its formulas say, invariant under every rotation and
+reflection of the plane, and the scores see what they are meant to see."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def turn(degrees: float) -> torch.Tensor:
 
 MIRROR = torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=F64)
 # D4, and elements that are none of it: the law knows no axes.
-MOVES = [(turn(a), False) for a in (90, 180, 270, 33)] + [(turn(a) @ MIRROR, True) for a in (0, 90, 180, 270, 71)]
+MOVES = [(turn(a), False) for a in (90, 180, 270, 33)] + [
+    (turn(a) @ MIRROR, True) for a in (0, 90, 180, 270, 71)
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def references() -> tr.References:
 
 
 def fresh(references: tr.References, seed: int) -> torch.Tensor:
-    return tr.demonstrate(references.Z.repeat_interleave(16, 0), generator(seed)).view(-1, 16, 16, 2)
+    return tr.demonstrate(references.Z.repeat_interleave(16, 0), generator(seed)).view(
+        -1, 16, 16, 2
+    )
 
 
 def draws(n: int, seed: int = 2) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -55,7 +59,7 @@ def draws(n: int, seed: int = 2) -> tuple[torch.Tensor, dict[str, torch.Tensor]]
     return sides, {"gap": gap, "waves": 0.02 * torch.rand(n, 3, generator=g, dtype=F64) - 0.01}
 
 
-# --- conditions and demonstrations -----------------------------------------------------------------------------------
+# --- conditions and demonstrations ----------------------------------------------------------------
 
 
 def test_conditions_fill_their_ranges(demos):
@@ -67,14 +71,16 @@ def test_conditions_fill_their_ranges(demos):
     centre = demos[0][:, :2].mean(1).norm(dim=-1)
     for values, low, high in [*columns, ((centre / 0.2).square(), 0, 1)]:
         assert float(values.min()) >= low - 1e-9 and float(values.max()) <= high + 1e-9
-        # Kolmogorov-Smirnov against the uniform law; 1.95 / sqrt(n) is exceeded with probability 1e-3.
+        # Kolmogorov-Smirnov against the uniform law; 1.95 / sqrt(n) is exceeded with probability
+        # 1e-3.
         empirical = (values.sort().values - low) / (high - low)
         assert (empirical - (torch.arange(8000) + 0.5) / 8000).abs().max() < 1.95 / math.sqrt(8000)
 
 
 @pytest.mark.parametrize(("matrix", "reflects"), MOVES)
 def test_law_is_exactly_symmetric(matrix, reflects):
-    """The demonstrator commutes with the move; reflections swap left and right, and probabilities with them."""
+    """The demonstrator commutes with the move; reflections swap left and right, and probabilities
+    with them."""
     n = 200
     Z, (sides, rest) = tr.sample_conditions(n, generator(2)), draws(n)
     sign = -1 if reflects else 1
@@ -111,7 +117,9 @@ def test_shares_of_the_classes_are_their_probabilities(demos):
             rows = (p[:, k] > low) & (p[:, k] <= high)
             variance = float((p * (1 - p))[rows, k].mean())
             assert int(rows.sum()) > 100
-            assert abs(float((found - p)[rows, k].mean())) < 4 * math.sqrt(variance / int(rows.sum()))
+            assert abs(float((found - p)[rows, k].mean())) < 4 * math.sqrt(
+                variance / int(rows.sum())
+            )
 
 
 def test_demonstrate_is_a_pure_function_of_conditions_and_generator():
@@ -121,11 +129,12 @@ def test_demonstrate_is_a_pure_function_of_conditions_and_generator():
     assert not torch.equal(first, tr.demonstrate(Z, generator(6)))
 
 
-# --- geometry --------------------------------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------
 
 
 def test_clearance_agrees_with_a_slow_twin():
-    """Against 4001 points along every segment, whose distances can only be larger, and by half a spacing at most."""
+    """Against 4001 points along every segment, whose distances can only be larger, and by half a
+    spacing at most."""
     g = generator(7)
     Z = tr.sample_conditions(200, g)
     X = 1.5 * (2 * torch.rand(200, 3, 2, generator=g, dtype=F64) - 1)
@@ -147,14 +156,19 @@ def test_a_path_that_stands_still_can_be_scored():
 
 @pytest.mark.parametrize(("matrix", "reflects"), MOVES)
 def test_scores_of_a_path_are_invariant(matrix, reflects, demos):
-    Z, X = demos[0][:200], demos[1][:200] + 0.1 * torch.randn(200, 16, 2, generator=generator(), dtype=F64)
+    Z, X = (
+        demos[0][:200],
+        demos[1][:200] + 0.1 * torch.randn(200, 16, 2, generator=generator(), dtype=F64),
+    )
     assert (tr.clearance(X @ matrix.T, Z @ matrix.T) - tr.clearance(X, Z)).abs().max() < 1e-12
     assert torch.equal(tr.succeeds(X @ matrix.T, Z @ matrix.T), tr.succeeds(X, Z))
     found = tr.class_of(X, Z)
     assert torch.equal(tr.class_of(X @ matrix.T, Z @ matrix.T), 3 - found if reflects else found)
 
 
-@pytest.mark.parametrize(("height", "clear"), [(0.0, False), (0.2, False), (0.34, False), (0.36, True)])
+@pytest.mark.parametrize(
+    ("height", "clear"), [(0.0, False), (0.2, False), (0.34, False), (0.36, True)]
+)
 def test_success_needs_clearance_of_the_whole_polyline(height, clear):
     """A flat lane beside the line of both posts: no waypoint is near one, only the segment."""
     Z = torch.tensor([[[-1.5, height], [1.5, height], [-0.7, 0], [0.7, 0]]], dtype=F64)
@@ -169,15 +183,19 @@ def test_success_needs_arrival(demos):
         assert bool(tr.succeeds(X, moved)) is arrives
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 def test_class_error_floor_is_the_expected_error_of_a_perfect_sampler():
     p = torch.rand(40, 4, generator=generator(), dtype=F64).softmax(1)
-    drawn = torch.multinomial(p, 16 * 2000, replacement=True, generator=generator(1)).view(40, 2000, 16)
+    drawn = torch.multinomial(p, 16 * 2000, replacement=True, generator=generator(1)).view(
+        40, 2000, 16
+    )
     shares = torch.nn.functional.one_hot(drawn, 4).double().mean(2)
     errors = 0.5 * (shares - p[:, None]).abs().sum(2).mean(0)
-    assert abs(float(errors.mean()) - tr.class_error_floor(p, 16)) < 4 * float(errors.std()) / math.sqrt(2000)
+    assert abs(float(errors.mean()) - tr.class_error_floor(p, 16)) < 4 * float(
+        errors.std()
+    ) / math.sqrt(2000)
 
 
 def test_fresh_demonstrations_score_as_demonstrations(references):
@@ -211,19 +229,27 @@ def test_scores_see_each_failure(references):
     assert collapsed["success"] == 1 and collapsed["mode_error"] > 3 * good["mode_error"]
     assert collapsed["share_error"] > 0.5 and collapsed["energy_ratio"] > 3
     # A mode that is lost everywhere: never first left, then right.
-    lost = torch.where((tr.class_of(X.flatten(0, 1), tiled) == 1)[:, None, None], one_way, X.flatten(0, 1))
+    lost = torch.where(
+        (tr.class_of(X.flatten(0, 1), tiled) == 1)[:, None, None], one_way, X.flatten(0, 1)
+    )
     dropped = tr.score(lost.view_as(X), references)
     assert dropped["success"] == 1 and dropped["share_error"] > 0.15
     assert dropped["mode_error"] > good["mode_error"] + 0.1
     noisy = tr.score(X + 0.05 * torch.randn(X.shape, generator=generator(), dtype=F64), references)
-    assert noisy["spread"] > 1.1 and noisy["clearance"] < 0.95 and noisy["energy_ratio"] > good["energy_ratio"]
+    assert (
+        noisy["spread"] > 1.1
+        and noisy["clearance"] < 0.95
+        and noisy["energy_ratio"] > good["energy_ratio"]
+    )
     assert noisy["success"] < 1
     short = tr.score(torch.lerp(X, references.Z[:, None, :1], 0.1), references)
     assert short["success"] == 0
 
 
 def test_score_refuses_other_shapes_and_nan(references):
-    with pytest.raises(ValueError, match=r"expected samples of shape \(150, K, 16, 2\), got \(2400, 16, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"expected samples of shape \(150, K, 16, 2\), got \(2400, 16, 2\)"
+    ):
         tr.score(fresh(references, 0).flatten(0, 1), references)
     X = fresh(references, 0)
     X[3, 2, 1, 0] = float("nan")
@@ -231,7 +257,7 @@ def test_score_refuses_other_shapes_and_nan(references):
         tr.score(X, references)
 
 
-# --- the task --------------------------------------------------------------------------------------------------------
+# --- the task -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +267,9 @@ def task() -> TwoRingsTask:
 
 def test_training_data_are_demonstrations_and_a_function_of_size_and_seed(task):
     data = task.train
-    assert data.X.shape == (64, 16, 2) and data.Z.shape == (64, 4, 2) and data.X.dtype == torch.float32
+    assert (
+        data.X.shape == (64, 16, 2) and data.Z.shape == (64, 4, 2) and data.X.dtype == torch.float32
+    )
     assert bool(tr.succeeds(data.X, data.Z).all())
     assert torch.equal(TwoRingsTask(size=64).train.X, data.X)
     assert not torch.equal(TwoRingsTask(size=64, seed=1).train.Z, data.Z)
@@ -262,17 +290,31 @@ def test_demonstrations_score_like_the_floor_and_every_sampler_has_the_same_draw
     assert calls[0][0].shape == (3200, 4, 2) and calls[0][1].shape == (3200, 16, 2)
     assert set(floor) == set(scores) | {"mode_error_floor"} and task.primary in scores
     for row in (floor, scores):
-        assert row["success"] == 1 and abs(row["energy_ratio"] - 1) < 0.15 and row["share_error"] < 0.03
+        assert (
+            row["success"] == 1
+            and abs(row["energy_ratio"] - 1) < 0.15
+            and row["share_error"] < 0.03
+        )
         assert abs(row["mode_error"] - floor["mode_error_floor"]) < 0.015
     quick = task.evaluate(demonstrator, quick=True)
     assert abs(quick[task.primary] - 1) < 0.15
-    assert not set(map(tuple, calls[0][0].flatten(1).tolist())) & set(map(tuple, calls[-1][0].flatten(1).tolist()))
+    assert not set(map(tuple, calls[0][0].flatten(1).tolist())) & set(
+        map(tuple, calls[-1][0].flatten(1).tolist())
+    )
 
 
 def test_build_task_makes_it_with_its_options():
     task = build_task(SimpleNamespace(name="two_rings", size=20, pack=2, seed=3))
-    assert isinstance(task, Task) and task.name == "two_rings" and task.train.pack == 2 and len(task.train) == 20
-    for options, words in [({"pack": 3}, "divides the 16 waypoints"), ({"horizon": 8}, "no data.horizon for the task")]:
+    assert (
+        isinstance(task, Task)
+        and task.name == "two_rings"
+        and task.train.pack == 2
+        and len(task.train) == 20
+    )
+    for options, words in [
+        ({"pack": 3}, "divides the 16 waypoints"),
+        ({"horizon": 8}, "no data.horizon for the task"),
+    ]:
         with pytest.raises(ValueError, match=words):
             build_task(SimpleNamespace(name="two_rings", **options))
 
@@ -281,8 +323,12 @@ def test_a_picture_shows_the_posts_of_each_condition(task):
     Z, X = task.examples(3)
     assert Z.shape == (3, 4, 2) and bool(tr.succeeds(X, Z).all())
     drawn = X[:, None].expand(-1, 2, -1, -1)
-    figure = sample_figure({"Z": Z, "X_true": X, "teacher": drawn, "student": drawn, "scene": task.scene()})
+    figure = sample_figure(
+        {"Z": Z, "X_true": X, "teacher": drawn, "student": drawn, "scene": task.scene()}
+    )
     axes = [ax for ax in figure.axes if ax.get_visible()]
     assert len(axes) == 6 and all(len(ax.patches) == 2 for ax in axes)
     corners = torch.tensor(axes[0].patches[1].get_xy())
-    assert torch.allclose((corners - Z[0, 3]).norm(dim=1), torch.tensor(tr.POST, dtype=corners.dtype), atol=1e-6)
+    assert torch.allclose(
+        (corners - Z[0, 3]).norm(dim=1), torch.tensor(tr.POST, dtype=corners.dtype), atol=1e-6
+    )

@@ -1,4 +1,5 @@
-"""Representations made by escnn alone, and the yardsticks of an equivariant map: matrices, characters, error."""
+"""Representations made by escnn alone, and the yardsticks of an equivariant map: matrices,
+characters, error."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def _group(name: str) -> Group:
 @cache
 def _represent(name: str, parts: tuple, turned: bool) -> Representation:
     group = _group(name)
-    reps = [group.regular_representation if part == "regular" else group.irrep(*part) for part in parts]
+    reps = [
+        group.regular_representation if part == "regular" else group.irrep(*part) for part in parts
+    ]
     rep = directsum(reps)
     if turned:
         turn = torch.linalg.qr(normal(rep.size, rep.size, seed=rep.size)).Q
@@ -49,7 +52,9 @@ _MATRICES: dict[int, tuple[Representation, Tensor]] = {}
 
 def _matrices(rep: Representation) -> Tensor:
     if id(rep) not in _MATRICES:
-        stack = torch.stack([torch.as_tensor(rep(g), dtype=torch.float64) for g in rep.group.elements])
+        stack = torch.stack(
+            [torch.as_tensor(rep(g), dtype=torch.float64) for g in rep.group.elements]
+        )
         _MATRICES[id(rep)] = rep, stack  # the representation is kept, so that its id stays taken
     return _MATRICES[id(rep)][1]
 
@@ -61,8 +66,9 @@ def _moved(x: Tensor, rep: Representation) -> Tensor:
 
 @pytest.fixture(scope="session")
 def represent() -> Callable[..., Representation]:
-    """``represent(group, kind, turned=False)``: `small` is a sum of irreps, `mixed` has copies and the regular
-    representation as well, an int is so many regular copies; `turned` rotates the coordinates at random."""
+    """``represent(group, kind, turned=False)``: `small` is a sum of irreps, `mixed` has copies and
+    the regular representation as well, an int is so many regular copies; `turned` rotates the
+    coordinates at random."""
 
     def build(group: str, kind: str | int, *, turned: bool = False) -> Representation:
         if isinstance(kind, int):
@@ -82,15 +88,21 @@ def matrices() -> Callable[[Representation], Tensor]:
 
 @pytest.fixture(scope="session")
 def count() -> Callable[..., int]:
-    """Dimension of the equivariant maps by characters, 1/|G| sum_g tr rho_in(g) tr rho_out(g); of the invariant vectors
-    with one argument. A trace is that of the irreps, whose matrices are small."""
+    """Dimension of the equivariant maps by characters, 1/|G| sum_g tr rho_in(g) tr rho_out(g); of
+    the invariant vectors with one argument. A trace is that of the irreps, whose matrices are
+    small."""
 
     def characters(rep: Representation) -> Tensor:
         irreps = [rep.group.irrep(*irrep_id) for irrep_id in set(rep.irreps)]
-        return sum(rep.irreps.count(irrep.id) * torch.einsum("gdd->g", _matrices(irrep)) for irrep in irreps)
+        return sum(
+            rep.irreps.count(irrep.id) * torch.einsum("gdd->g", _matrices(irrep))
+            for irrep in irreps
+        )
 
     def dimension(in_rep: Representation, out_rep: Representation | None = None) -> int:
-        products = characters(in_rep) if out_rep is None else characters(in_rep) * characters(out_rep)
+        products = (
+            characters(in_rep) if out_rep is None else characters(in_rep) * characters(out_rep)
+        )
         mean = products.mean().item()
         assert math.isclose(mean, round(mean), abs_tol=1e-9)
         return round(mean)
@@ -117,7 +129,9 @@ def worst_error() -> Callable[..., float]:
     """
 
     @torch.no_grad()
-    def measure(f: Callable[..., Tensor], out_rep: Representation, *inputs: tuple[Tensor, Representation]) -> float:
+    def measure(
+        f: Callable[..., Tensor], out_rep: Representation, *inputs: tuple[Tensor, Representation]
+    ) -> float:
         reference = f(*(x for x, _ in inputs)).double()
         moved = f(*(_moved(x, rep).flatten(0, 1) for x, rep in inputs)).double()
         expected = _moved(reference, out_rep)
@@ -135,7 +149,10 @@ def shaken() -> Callable[[nn.Module], nn.Module]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in module.parameters():
-                p.add_(size * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
+                p.add_(
+                    size
+                    * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+                )
         return module
 
     return shake

@@ -1,4 +1,5 @@
-"""Where dense and equivariant networks could part: no samples, no memory, other derivatives, copies and files."""
+"""Where dense and equivariant networks could part: no samples, no memory, other derivatives, copies
+and files."""
 
 from __future__ import annotations
 
@@ -39,14 +40,24 @@ def network(way: str, **changes) -> nn.Module:
     torch.manual_seed(0)
     group = parse_group("D4")
     rep = parse_representation(group, ["standard"])
-    options = {"num_layers": 1, "num_attention_heads": 2, "p_drop_emb": 0.0, "p_drop_attn": 0.0, **changes}
+    options = {
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "p_drop_emb": 0.0,
+        "p_drop_attn": 0.0,
+        **changes,
+    }
     if way == "dense":
         return CondTransformerRegressor(2, 2, 2, 4, 3, embedding_dim=32, **options)
     return eCondTransformerRegressor(rep, rep, rep, 4, 3, embedding_dim=32, basis=way, **options)
 
 
 def inputs(batch: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    return normal(batch, 4, 2).to(dtype), torch.linspace(0.1, 0.9, batch), normal(batch, 3, 2, seed=1).to(dtype)
+    return (
+        normal(batch, 4, 2).to(dtype),
+        torch.linspace(0.1, 0.9, batch),
+        normal(batch, 3, 2, seed=1).to(dtype),
+    )
 
 
 @WAYS
@@ -82,11 +93,13 @@ def test_half_precision_takes_torchs_own_norm_to_the_bit():
     x, weight = normal(5, 16).bfloat16().requires_grad_(), normal(16).bfloat16()
     ours, theirs = rms_norm(x, weight), F.rms_norm(x, (16,), weight, NORM_EPS)
     assert torch.equal(ours, theirs)
-    for a, b in zip(torch.autograd.grad(ours.sum(), x), torch.autograd.grad(theirs.sum(), x), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours.sum(), x), torch.autograd.grad(theirs.sum(), x), strict=True
+    ):
         assert torch.equal(a, b)
 
 
-# ---- Copies and files ---------------------------------------------------------------------------------------------
+# ---- Copies and files ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["regular", "irrep"])
@@ -94,18 +107,25 @@ def test_copies_share_the_constants_and_files_leave_the_groups_tables_out(way, d
     model = network(way)
     clone = copy.deepcopy(model)
     buffers = dict(model.named_buffers())
-    assert buffers and all(value is dict(clone.named_buffers())[name] for name, value in buffers.items())
+    assert buffers and all(
+        value is dict(clone.named_buffers())[name] for name, value in buffers.items()
+    )
     assert not any(a is b for a, b in zip(model.parameters(), clone.parameters(), strict=True))
 
     file = pickle.dumps(model)
     again = pickle.loads(file)
     assert torch.equal(again.eval()(*inputs()), model.eval()(*inputs()))
-    tables = sum(b.numel() * b.element_size() for b in {id(b): b for b in buffers.values()}.values())
+    tables = sum(
+        b.numel() * b.element_size() for b in {id(b): b for b in buffers.values()}.values()
+    )
     numbers = sum(p.numel() * p.element_size() for p in model.parameters())
     assert len(file) < 1.3 * numbers + 40_000 + tables / 4
     model.double()
     assert all(p.dtype == torch.float32 for p in clone.parameters())
-    assert distance(clone.double()(*inputs(dtype=torch.float64)), model(*inputs(dtype=torch.float64))) < 1e-14
+    assert (
+        distance(clone.double()(*inputs(dtype=torch.float64)), model(*inputs(dtype=torch.float64)))
+        < 1e-14
+    )
 
 
 @pytest.mark.parametrize("way", ["regular", "irrep"])
@@ -134,7 +154,7 @@ def test_tables_made_in_inference_mode_can_be_trained_with():
     mlp(torch.randn(3, stack.size, requires_grad=True)).sum().backward()
 
 
-# ---- Matrices of a user's -----------------------------------------------------------------------------------------
+# ---- Matrices of a user's ------------------------------------------------------------------------
 
 
 def test_the_pair_that_is_named_is_one_that_does_not_multiply():
@@ -147,7 +167,9 @@ def test_the_pair_that_is_named_is_one_that_does_not_multiply():
     assert named is not None
     elements = {str(g): g for g in group.elements}
     pairs = [(a, b) for a, b in itertools.product(elements, repeat=2) if f"{a}, {b}" == named[1]]
-    assert len(pairs) == 1 and pairs[0][0] in swapped  # a generator, and an element that it was multiplied with
+    assert (
+        len(pairs) == 1 and pairs[0][0] in swapped
+    )  # a generator, and an element that it was multiplied with
 
 
 def signed_permutation(permutation: list[int], signs: list[int]) -> np.ndarray:
@@ -155,11 +177,13 @@ def signed_permutation(permutation: list[int], signs: list[int]) -> np.ndarray:
 
 
 def test_joints_of_a_quadruped_are_permuted_and_change_sign(tmp_path):
-    """C2xC2 of a robot with four legs of three joints: left-right and front-back mirrors swap legs; the first joint of
-    a leg turns the other way under one, the others under the other."""
+    """C2xC2 of a robot with four legs of three joints: left-right and front-back mirrors swap legs;
+    the first joint of a leg turns the other way under one, the others under the other."""
     legs = np.arange(12).reshape(4, 3)  # front left, front right, hind left, hind right
     across, along = legs[[1, 0, 3, 2]].ravel().tolist(), legs[[2, 3, 0, 1]].ravel().tolist()
-    matrices = np.stack([signed_permutation(across, [-1, 1, 1] * 4), signed_permutation(along, [1, -1, -1] * 4)])
+    matrices = np.stack(
+        [signed_permutation(across, [-1, 1, 1] * 4), signed_permutation(along, [1, -1, -1] * 4)]
+    )
     np.savez(tmp_path / "joints.npz", matrices=matrices)
     config = {
         "class": "eCondTransformerRegressor",
@@ -199,11 +223,13 @@ def test_matrices_may_be_tensors_rounded_or_of_the_trivial_group():
     assert representation(parse_group("C2"), mirror[None]).size == 2
     assert representation(parse_group("C1"), np.zeros((0, 3, 3))).size == 3
     angle = 2 * np.pi / 100
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], dtype=np.float32)
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], dtype=np.float32
+    )
     assert representation(parse_group("C100"), turn[None]).size == 2
 
 
-# ---- What training keeps ------------------------------------------------------------------------------------------
+# ---- What training keeps -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", ["C4 D=128", "D4 D=128"])
@@ -212,6 +238,10 @@ def test_the_benchmarks_sizes_meet_their_bars(config, capsys):
 
     result = bench_backbone.backbone([config], [1], 1, ["size"])
     rows = {row["name"].split(": ")[1]: row for row in result["rows"] if "regular" in row["name"]}
-    for name in ("parameters / degrees of freedom", "saved for backward / dense, B=64", "state / degrees of freedom"):
+    for name in (
+        "parameters / degrees of freedom",
+        "saved for backward / dense, B=64",
+        "state / degrees of freedom",
+    ):
         assert rows[name]["met"], rows[name]
     assert "bars met" in capsys.readouterr().out and result["median seconds"]

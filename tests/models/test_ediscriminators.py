@@ -1,4 +1,5 @@
-"""No element of the group changes a logit; equivariant Fourier features are the plain ones read along the orbit."""
+"""No element of the group changes a logit; equivariant Fourier features are the plain ones read
+along the orbit."""
 
 from __future__ import annotations
 
@@ -33,9 +34,13 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 def plane_of(name: str):
     """A small faithful representation: of the plane, of space, or of two signs."""
     if name == "C2xC2":
-        return parse_representation(parse_group(name), ["irrep:((0,),(1,),0)", "irrep:((1,),(0,),0)"])
+        return parse_representation(
+            parse_group(name), ["irrep:((0,),(1,),0)", "irrep:((1,),(0,),0)"]
+        )
     if name == "D3xC2":
-        return parse_representation(parse_group(name), ["irrep:((1,1),(0,),0)", "irrep:((0,0),(1,),0)"])
+        return parse_representation(
+            parse_group(name), ["irrep:((1,1),(0,),0)", "irrep:((0,0),(1,),0)"]
+        )
     return parse_representation(parse_group(name), ["standard"])
 
 
@@ -57,7 +62,7 @@ def invariance(matrices):
     return measure
 
 
-# ---- Heads --------------------------------------------------------------------------------------------------------
+# ---- Heads ---------------------------------------------------------------------------------------
 
 
 def stacks(name: str) -> list:
@@ -82,7 +87,8 @@ def test_heads_are_invariant_under_every_element(name, dtype, shaken, invariance
 
 @pytest.mark.parametrize("name", ["D4", "D3xC2"])
 def test_heads_are_their_formula_element_by_element(name, shaken, matrices):
-    """The lift read along the orbit: y[c, g] = w_c . rho(g)^-1 n + b_c with n the normed token, one g after another."""
+    """The lift read along the orbit: y[c, g] = w_c . rho(g)^-1 n + b_c with n the normed token, one
+    g after another."""
     rep = plane_of(name)
     heads = shaken(InvariantHeads([rep], width=5).double())
     (head,), t, x = heads.heads, torch.rand(3, dtype=torch.float64), normal(3, 4, rep.size)
@@ -109,7 +115,8 @@ def test_both_bases_give_the_same_logit(name, shaken):
 
 
 def test_heads_see_more_than_the_trivial_irrep(shaken):
-    """Two features with the same mean over the group: a mean without a nonlinearity would not tell them."""
+    """Two features with the same mean over the group: a mean without a nonlinearity would not tell
+    them."""
     group = parse_group("D4")
     heads = shaken(InvariantHeads([regular_stack(group, 1)], width=4)).double()
     a, t = normal(1, 8), torch.tensor([0.5])
@@ -128,11 +135,13 @@ def test_heads_refuse_what_does_not_fit():
         InvariantHeads([])
     with pytest.raises(ValueError, match="expected width to be an int >= 1"):
         InvariantHeads([rep], width=0)
-    with pytest.raises(TypeError, match="expected in_rep to be an escnn.group.Representation, got int"):
+    with pytest.raises(
+        TypeError, match="expected in_rep to be an escnn.group.Representation, got int"
+    ):
         InvariantHeads([8])
 
 
-# ---- Heads for a network ------------------------------------------------------------------------------------------
+# ---- Heads for a network -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("basis", ["regular", "irrep"])
@@ -150,11 +159,14 @@ def test_heads_for_an_equivariant_network_are_invariant_with_it(basis, shaken, i
         assert invariance(lambda x, z: heads(features(x, t, z), t, z), (x, rep), (z, rep)) < 1e-12  # noqa: B023
         assert heads(features(x, t, z), t, z).shape == (3, 2)
     assert type(heads_for(fold(network), x, t, z)) is TokenHeads
-    with pytest.raises(ValueError, match=r"blocks with out_rep in an equivariant network, got \['time_emb'\] without"):
+    with pytest.raises(
+        ValueError,
+        match=r"blocks with out_rep in an equivariant network, got \['time_emb'\] without",
+    ):
         heads_for(network, x, t, z, blocks=["time_emb"])
 
 
-# ---- Fourier features ---------------------------------------------------------------------------------------------
+# ---- Fourier features ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -166,14 +178,16 @@ def test_features_are_the_plain_ones_read_along_the_orbit(name, matrices, worst_
     x, order = normal(4, 2, rep.size), rep.group.order()
     found = features(x).unflatten(-1, (-1, order))
     for g, rho in enumerate(matrices(rep)):
-        torch.testing.assert_close(found[..., g], plain(x @ rho), rtol=0, atol=1e-13)  # x rho = (rho^-1 x)^T
+        torch.testing.assert_close(
+            found[..., g], plain(x @ rho), rtol=0, atol=1e-13
+        )  # x rho = (rho^-1 x)^T
     assert worst_error(features, features.out_rep, (x, rep)) < 1e-13
     # a cosine at the frequency rho(g) w, for every g of the orbit
     w = matrices(rep) @ features.frequencies[:, 0]
     torch.testing.assert_close(found[..., rep.size, :], (x @ w.T).cos(), rtol=0, atol=1e-13)
 
 
-# ---- Stand-alone --------------------------------------------------------------------------------------------------
+# ---- Stand-alone ---------------------------------------------------------------------------------
 
 
 def discriminator(name: str, shaken, *, cond: bool = True, **changes) -> eFourierDiscriminator:
@@ -181,7 +195,10 @@ def discriminator(name: str, shaken, *, cond: bool = True, **changes) -> eFourie
     torch.manual_seed(0)
     options = {"num_frequencies": 16, "num_layers": 1, "num_heads": 2, **changes}
     generator = torch.Generator().manual_seed(0)
-    return shaken(eFourierDiscriminator(rep, rep if cond else None, 3, 2, generator=generator, **options), 0.03)
+    return shaken(
+        eFourierDiscriminator(rep, rep if cond else None, 3, 2, generator=generator, **options),
+        0.03,
+    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -194,7 +211,11 @@ def test_the_logit_is_invariant_under_every_element(name, dtype, shaken, invaria
         parts = [(x, rep), (z, rep)] if cond else [(x, rep)]
         assert invariance(lambda x, z=None: d([x], t, z), *parts) < TOLERANCE[dtype]  # noqa: B023
         logits = d([x], t, z if cond else None)
-        assert logits.shape == (3, 1) and logits.dtype == dtype and d.cond_rep is (rep if cond else None)
+        assert (
+            logits.shape == (3, 1)
+            and logits.dtype == dtype
+            and d.cond_rep is (rep if cond else None)
+        )
 
 
 def test_the_logit_depends_on_all_it_is_given(shaken, matrices):
@@ -215,23 +236,31 @@ def test_the_gradient_in_the_sample_is_equivariant(shaken, matrices):
 
     reference = gradient(x, z)
     for rho in matrices(d.in_rep):
-        torch.testing.assert_close(gradient(x @ rho.T, z @ rho.T), reference @ rho.T, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(
+            gradient(x @ rho.T, z @ rho.T), reference @ rho.T, rtol=1e-10, atol=1e-13
+        )
     assert reference.abs().min() > 0
     assert torch.autograd.gradcheck(lambda x: d([x], t, z), (x.requires_grad_(),))
 
 
 @pytest.mark.parametrize("options", [{}, {"width": 256, "num_heads": 4}], ids=["regular", "irreps"])
-def test_a_padded_sample_has_the_invariant_logit_of_the_sample_cut_to_its_length(options, shaken, matrices):
+def test_a_padded_sample_has_the_invariant_logit_of_the_sample_cut_to_its_length(
+    options, shaken, matrices
+):
     d, t = discriminator("D4", shaken, **options).double(), torch.rand(3, dtype=torch.float64)
     x, z, lengths = normal(3, 3, 2), normal(3, 2, 2, seed=1), torch.tensor([3, 1, 2])
     mask = torch.arange(3) < lengths[:, None]
     padded = x.masked_fill(~mask[..., None], float("nan"))
     logits = d([padded], t, z, mask=mask)
     for i, n in enumerate(lengths):
-        torch.testing.assert_close(logits[i : i + 1], d([x[i : i + 1, :n]], t[i : i + 1], z[i : i + 1]))
+        torch.testing.assert_close(
+            logits[i : i + 1], d([x[i : i + 1, :n]], t[i : i + 1], z[i : i + 1])
+        )
     assert (logits - d([x], t, z))[1:].abs().min() > 1e-6
     for rho in matrices(d.in_rep):
-        torch.testing.assert_close(d([padded @ rho.T], t, z @ rho.T, mask=mask), logits, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            d([padded @ rho.T], t, z @ rho.T, mask=mask), logits, rtol=1e-12, atol=1e-12
+        )
 
 
 def modules_of(shaken) -> dict[str, tuple[nn.Module, tuple]]:
@@ -253,7 +282,11 @@ def test_copies_share_the_group_and_pickles_give_the_same_function(kind, shaken)
     logits = module(*inputs)
     assert torch.equal(clone(*inputs), logits)
     torch.testing.assert_close(again(*inputs), logits)
-    pairs = [(a, b) for a, b in zip(module.modules(), clone.modules(), strict=True) if hasattr(a, "in_rep")]
+    pairs = [
+        (a, b)
+        for a, b in zip(module.modules(), clone.modules(), strict=True)
+        if hasattr(a, "in_rep")
+    ]
     assert pairs and all(a.in_rep is b.in_rep for a, b in pairs)
     ours = {p.data_ptr() for p in module.parameters()}
     assert not ours & {p.data_ptr() for p in clone.parameters()}
@@ -263,8 +296,15 @@ def test_copies_share_the_group_and_pickles_give_the_same_function(kind, shaken)
 
 
 def test_frequencies_travel_in_the_state(shaken):
-    d, t, x, z = discriminator("C4", shaken), torch.rand(3), torch.randn(3, 3, 2), torch.randn(3, 2, 2)
-    other = eFourierDiscriminator(d.in_rep, d.in_rep, 3, 2, num_frequencies=16, num_layers=1, num_heads=2)
+    d, t, x, z = (
+        discriminator("C4", shaken),
+        torch.rand(3),
+        torch.randn(3, 3, 2),
+        torch.randn(3, 2, 2),
+    )
+    other = eFourierDiscriminator(
+        d.in_rep, d.in_rep, 3, 2, num_frequencies=16, num_layers=1, num_heads=2
+    )
     other.load_state_dict(d.state_dict())
     assert torch.equal(other([x], t, z), d([x], t, z))
     assert d.features.frequencies.shape == (2, 4)  # 16 are four orbits of four
@@ -273,20 +313,34 @@ def test_frequencies_travel_in_the_state(shaken):
 def test_single_vectors_are_single_tokens_and_refusals_name_the_argument(shaken):
     d, t, x = discriminator("D4", shaken, cond=False), torch.rand(4), torch.randn(4, 2)
     torch.testing.assert_close(d([x], t), d([x[:, None]], t))
-    with pytest.raises(ValueError, match=r"expected x_t of shape \(B, T <= 3, 2\), got \(4, 3\)|\(4, 1, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"expected x_t of shape \(B, T <= 3, 2\), got \(4, 3\)|\(4, 1, 3\)"
+    ):
         d([torch.ones(4, 3)], t)
-    with pytest.raises(ValueError, match="expected cond=None from a discriminator made without one"):
+    with pytest.raises(
+        ValueError, match="expected cond=None from a discriminator made without one"
+    ):
         d([x], t, x)
-    with pytest.raises(ValueError, match=r"expected width to be a multiple of num_heads \|G\| = 4 x 8, got 48"):
+    with pytest.raises(
+        ValueError, match=r"expected width to be a multiple of num_heads \|G\| = 4 x 8, got 48"
+    ):
         eFourierDiscriminator(plane_of("D4"), width=48)
     with pytest.raises(ValueError, match="expected scale to be a finite number > 0, got -1"):
         eFourierDiscriminator(plane_of("D4"), scale=-1)
-    with pytest.raises(ValueError, match="expected cond_rep to be a representation of in_rep's group"):
+    with pytest.raises(
+        ValueError, match="expected cond_rep to be a representation of in_rep's group"
+    ):
         eFourierDiscriminator(plane_of("D4"), plane_of("C4"))
     for name, width in {"D4": 64, "D8": 64, "Icosahedral": 240}.items():
-        assert eFourierDiscriminator(plane_of(name), num_layers=1).body.config["embedding_dim"] == width
+        assert (
+            eFourierDiscriminator(plane_of(name), num_layers=1).body.config["embedding_dim"]
+            == width
+        )
 
 
 def test_the_dense_twin_of_a_network_gets_dense_heads():
     network = CondTransformerRegressor(2, 2, 2, 4, 1, 1, 2, 8)
-    assert type(heads_for(network, torch.randn(3, 4, 2), torch.rand(3), torch.randn(3, 1, 2))) is TokenHeads
+    assert (
+        type(heads_for(network, torch.randn(3, 4, 2), torch.rand(3), torch.randn(3, 1, 2)))
+        is TokenHeads
+    )

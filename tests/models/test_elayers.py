@@ -1,4 +1,5 @@
-"""Equivariant layers against slow twins: loops over the group, characters, and the dense layers they stand for."""
+"""Equivariant layers against slow twins: loops over the group, characters, and the dense layers
+they stand for."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ from fastgen.models.layers import INIT_SCHEMES, NORM_EPS, LinearMap, reset_param
 
 GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6", "Icosahedral"]
 F64 = torch.float64
-# every way in which a map is parametrised: kernels, lifted and lowered vectors, irrep blocks in two bases
+# every way in which a map is parametrised: kernels, lifted and lowered vectors, irrep blocks in two
+# bases
 PAIRS = [(2, 3), ("mixed", 2), (2, "mixed"), ("small", "mixed"), ("mixed", "small")]
 
 
@@ -53,7 +55,11 @@ def span(layer: eLinear) -> torch.Tensor:
         for i in range(layer.weight.numel()):
             layer.weight.zero_().view(-1)[i] = 1
             rows.append(layer.dense()[0].flatten())
-    return torch.stack(rows) if rows else torch.zeros(0, layer.out_rep.size * layer.in_rep.size, dtype=F64)
+    return (
+        torch.stack(rows)
+        if rows
+        else torch.zeros(0, layer.out_rep.size * layer.in_rep.size, dtype=F64)
+    )
 
 
 def average(W: torch.Tensor, rho_in: torch.Tensor, rho_out: torch.Tensor) -> torch.Tensor:
@@ -64,7 +70,7 @@ def average(W: torch.Tensor, rho_in: torch.Tensor, rho_out: torch.Tensor) -> tor
     return total / len(rho_in)
 
 
-# ---- Linear maps: exactly the equivariant ones --------------------------------------------------------------------
+# ---- Linear maps: exactly the equivariant ones ---------------------------------------------------
 
 
 @pytest.mark.parametrize("kinds", PAIRS, ids=str)
@@ -79,7 +85,9 @@ def test_parameters_of_a_linear_map_are_its_degrees_of_freedom(group, kinds, rep
 
 @pytest.mark.parametrize("kinds", PAIRS, ids=str)
 @pytest.mark.parametrize("group", GROUPS)
-def test_linear_maps_are_all_and_only_the_equivariant_ones(group, kinds, represent, matrices, shaken):
+def test_linear_maps_are_all_and_only_the_equivariant_ones(
+    group, kinds, represent, matrices, shaken
+):
     source, target = pair(represent, group, kinds)
     layer = shaken(eLinear(source, target).double())
     rho_in, rho_out = matrices(source), matrices(target)
@@ -87,7 +95,9 @@ def test_linear_maps_are_all_and_only_the_equivariant_ones(group, kinds, represe
     assert (average(W, rho_in, rho_out) - W).abs().max() < 1e-13  # only: averaging changes nothing
     assert (rho_out @ b - b).abs().max() < 1e-13
     matrices_of_units = span(layer)
-    assert torch.linalg.matrix_rank(matrices_of_units) == len(matrices_of_units)  # no parameter is idle
+    assert torch.linalg.matrix_rank(matrices_of_units) == len(
+        matrices_of_units
+    )  # no parameter is idle
     # all: whatever matrix is averaged over the group, there are parameters for the result
     averaged = average(normal(*W.shape, seed=5), rho_in, rho_out)
     numbers = torch.linalg.lstsq(matrices_of_units.T, averaged.flatten()[:, None]).solution
@@ -118,7 +128,9 @@ def test_a_map_between_regular_copies_is_a_group_convolution(group, represent, s
 
 
 @pytest.mark.parametrize("group", ["C3", "D4", "Icosahedral"])
-def test_vectors_lifted_to_regular_copies_are_read_along_their_orbit(group, represent, matrices, shaken):
+def test_vectors_lifted_to_regular_copies_are_read_along_their_orbit(
+    group, represent, matrices, shaken
+):
     rep, stack = represent(group, "small", turned=True), represent(group, 2)
     layer, x = shaken(eLinear(rep, stack).double()), normal(rep.size)
     orbit = matrices(rep).mT @ x  # rho(g)^-1 x for every g
@@ -132,20 +144,23 @@ def test_representations_without_a_common_irrep_leave_the_bias_alone(represent):
     assert layer.weight.numel() == 0 and layer.bias.numel() == 1
     with torch.no_grad():
         layer.bias.fill_(2.0)
-    torch.testing.assert_close(layer(normal(3, 2)), torch.tensor([2.0, 0.0], dtype=F64).expand(3, 2))
+    torch.testing.assert_close(
+        layer(normal(3, 2)), torch.tensor([2.0, 0.0], dtype=F64).expand(3, 2)
+    )
     assert eLinear(group.irrep(1, 0), group.irrep(1, 1)).bias is None  # nothing is invariant there
 
 
 def test_the_type_of_an_irrep_is_the_number_of_its_parameters(represent):
-    """Endomorphisms of a real irrep are its multiples, of a complex one rotations and scales, of a quaternionic one the
-    quaternions: 1, 2 and 4 numbers."""
+    """Endomorphisms of a real irrep are its multiples, of a complex one rotations and scales, of a
+    quaternionic one the quaternions: 1, 2 and 4 numbers."""
     for name, irrep_id, expected in (("D3", (1, 1), 1), ("C3", (1,), 2), ("Icosahedral", (2,), 1)):
         irrep = represent(name, 1).group.irrep(*irrep_id)
         assert eLinear(irrep, irrep, bias=False).weight.numel() == expected
 
 
 class Quaternions:
-    """The group {1, i, j, k} and their opposites, the smallest with an irrep of quaternionic type; escnn has none."""
+    """The group {1, i, j, k} and their opposites, the smallest with an irrep of quaternionic type;
+    escnn has none."""
 
     name, continuous = "Q8", False
 
@@ -156,24 +171,33 @@ class Quaternions:
         self.identity, self.generators = self.elements[0], self.elements[1:3]
         signs = [(f"sign_{axis}", lambda e, axis=axis: self._sign(e, axis)) for axis in range(4)]
         self._irreps = [
-            IrreducibleRepresentation(self, (n,), name, f, 1, "R", [], character=lambda e, f=f: f(e).item())
+            IrreducibleRepresentation(
+                self, (n,), name, f, 1, "R", [], character=lambda e, f=f: f(e).item()
+            )
             for n, (name, f) in enumerate(signs)
         ]
         self._irreps.append(IrreducibleRepresentation(self, (4,), "left", self.left, 4, "H", []))
-        # the functions g -> psi(g)[i, 0] of an irrep move among each other under f -> f(a^-1 .), by psi(a)
+        # the functions g -> psi(g)[i, 0] of an irrep move among each other under f -> f(a^-1 .), by
+        # psi(a)
         columns = [[irrep(e)[:, 0] for e in self.elements] for irrep in self._irreps]
-        basis = np.concatenate([np.stack(c) / np.linalg.norm(np.stack(c)[:, 0]) for c in columns], axis=1)
+        basis = np.concatenate(
+            [np.stack(c) / np.linalg.norm(np.stack(c)[:, 0]) for c in columns], axis=1
+        )
         self.trivial_representation = self._irreps[0]
-        self.regular_representation = Representation(self, "regular", [irrep.id for irrep in self._irreps], basis)
+        self.regular_representation = Representation(
+            self, "regular", [irrep.id for irrep in self._irreps], basis
+        )
 
     @staticmethod
     def _sign(element, axis: int) -> np.ndarray:
-        """1 everywhere for axis 0, else 1 on the real numbers and on that axis, -1 on the two others."""
+        """1 everywhere for axis 0, else 1 on the real numbers and on that axis, -1 on the two
+        others."""
         return np.array([[1.0 if axis == 0 or np.abs(element.q[[0, axis]]).any() else -1.0]])
 
     @staticmethod
     def left(element) -> np.ndarray:
-        """Multiplication by a quaternion from the left; the right multiplications commute with it."""
+        """Multiplication by a quaternion from the left; the right multiplications commute with
+        it."""
         a, b, c, d = element.q
         return np.array([[a, -b, -c, -d], [b, a, -d, c], [c, d, a, -b], [d, -c, b, a]])
 
@@ -190,7 +214,9 @@ class Quaternions:
 @pytest.mark.parametrize("kinds", [(2, 2), ("small", 2), (2, "small"), ("small", "small")], ids=str)
 def test_quaternionic_irreps_have_their_four_endomorphisms(kinds, matrices, count, shaken):
     group = Quaternions()
-    small = Representation(group, "small", [(4,), (0,), (4,), (2,)], torch.linalg.qr(normal(10, 10)).Q.numpy())
+    small = Representation(
+        group, "small", [(4,), (0,), (4,), (2,)], torch.linalg.qr(normal(10, 10)).Q.numpy()
+    )
     regular = directsum([group.regular_representation] * 2)
     source, target = (small if kind == "small" else regular for kind in kinds)
     layer = shaken(eLinear(source, target).double())
@@ -206,7 +232,10 @@ def test_quaternionic_irreps_have_one_row_of_four_components(count, shaken):
     group = Quaternions()
     source, target = fourier_stack(group, 2), fourier_stack(group, 3)
     assert source.blocks == ((0, 4, 1, 1), (4, 1, 1, 4))
-    layer, regular = shaken(eLinear(source, target).double()), eLinear(regular_stack(group, 2), regular_stack(group, 3))
+    layer, regular = (
+        shaken(eLinear(source, target).double()),
+        eLinear(regular_stack(group, 2), regular_stack(group, 3)),
+    )
     regular.double().load_state_dict(layer.state_dict())
     assert layer.weight.numel() == count(source, target)
     turn_in, turn_out = (
@@ -217,7 +246,7 @@ def test_quaternionic_irreps_have_one_row_of_four_components(count, shaken):
     torch.testing.assert_close(layer(x @ turn_in.T), regular(x) @ turn_out.T, rtol=0, atol=1e-12)
 
 
-# ---- Linear maps: gradients, initialisation, types ----------------------------------------------------------------
+# ---- Linear maps: gradients, initialisation, types -----------------------------------------------
 
 
 @pytest.mark.parametrize("kinds", PAIRS, ids=str)
@@ -226,11 +255,14 @@ def test_gradients_are_finite_differences(group, kinds, represent, shaken):
     source, target = pair(represent, group, kinds)
     layer = shaken(eLinear(source, target).double())
     names, values = zip(
-        *((name, p.detach().clone().requires_grad_()) for name, p in layer.named_parameters()), strict=True
+        *((name, p.detach().clone().requires_grad_()) for name, p in layer.named_parameters()),
+        strict=True,
     )
     x = normal(2, source.size).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, *p: functional_call(layer, dict(zip(names, p, strict=True)), (x,)), (x, *values), fast_mode=True
+        lambda x, *p: functional_call(layer, dict(zip(names, p, strict=True)), (x,)),
+        (x, *values),
+        fast_mode=True,
     )
 
 
@@ -255,11 +287,15 @@ def test_the_dense_matrix_follows_every_update(represent):
     ],
     ids=["kernel", "lift", "lower", "real blocks", "complex blocks"],
 )
-def test_expanded_matrices_have_the_variance_of_a_dense_map(scheme, group, source, target, represent):
+def test_expanded_matrices_have_the_variance_of_a_dense_map(
+    scheme, group, source, target, represent
+):
     group = represent(group, 1).group
 
     def rep(parts):
-        return directsum([group.regular_representation if p == "regular" else group.irrep(*p) for p in parts])
+        return directsum(
+            [group.regular_representation if p == "regular" else group.irrep(*p) for p in parts]
+        )
 
     layer = eLinear(rep(source), rep(target))
     torch.manual_seed(0)
@@ -285,7 +321,9 @@ def test_kaiming_rows_have_squared_norm_two_whatever_the_blocks(kinds, represent
 
 
 def test_reset_of_an_unknown_scheme_is_refused(represent):
-    with pytest.raises(ValueError, match="unknown scheme 'orthogonal', expected one of: xavier_uniform"):
+    with pytest.raises(
+        ValueError, match="unknown scheme 'orthogonal', expected one of: xavier_uniform"
+    ):
         eLinear(represent("D4", 1), represent("D4", 1)).reset_parameters("orthogonal")
 
 
@@ -295,10 +333,15 @@ def test_a_change_of_dtype_costs_the_constants_no_digit(kinds, represent):
     layer = eLinear(source, target)  # parameters of float32, exact in float64
     straight, around = copy.deepcopy(layer).double(), copy.deepcopy(layer).double().float().double()
     assert torch.equal(around.dense()[0], straight.dense()[0])
-    rho_in, rho_out = (torch.stack([torch.as_tensor(rep(g)) for g in rep.group.elements]) for rep in (source, target))
+    rho_in, rho_out = (
+        torch.stack([torch.as_tensor(rep(g)) for g in rep.group.elements])
+        for rep in (source, target)
+    )
     assert (average(straight.dense()[0], rho_in, rho_out) - straight.dense()[0]).abs().max() < 1e-13
     half = copy.deepcopy(layer).bfloat16()
-    assert half.dense()[0].dtype == torch.bfloat16 == half(torch.ones(1, source.size).bfloat16()).dtype
+    assert (
+        half.dense()[0].dtype == torch.bfloat16 == half(torch.ones(1, source.size).bfloat16()).dtype
+    )
     assert all(b.dtype == torch.float32 for b in half.buffers())
 
 
@@ -312,12 +355,14 @@ def test_a_map_built_on_no_device_is_a_map_once_it_has_one(represent, matrices):
     assert (average(W, matrices(layer.in_rep), matrices(layer.out_rep)) - W).abs().max() < 1e-13
 
 
-# ---- Invariant subspace -------------------------------------------------------------------------------------------
+# ---- Invariant subspace --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [2, "mixed", "small"])
 @pytest.mark.parametrize("group", GROUPS)
-def test_positions_and_lifts_stay_in_the_invariant_subspace(group, kind, represent, matrices, count, shaken):
+def test_positions_and_lifts_stay_in_the_invariant_subspace(
+    group, kind, represent, matrices, count, shaken
+):
     rep = represent(group, kind, turned=isinstance(kind, str))
     table, lift = ePositionTable(5, rep).double(), shaken(InvariantLift(3, rep).double())
     assert table.weight.numel() == 5 * count(rep)
@@ -331,7 +376,7 @@ def test_positions_and_lifts_stay_in_the_invariant_subspace(group, kind, represe
     torch.testing.assert_close(table(2), table(5)[:2], rtol=0, atol=1e-15)
 
 
-# ---- Norms --------------------------------------------------------------------------------------------------------
+# ---- Norms ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", [eRMSNorm, eLayerNorm])
@@ -352,11 +397,15 @@ def test_norms_have_a_scale_a_copy_or_irrep_and_a_shift_an_invariant(group, repr
     irreps = sum(count(rep, irrep) / count(irrep, irrep) for irrep in rep.group.irreps())
     assert eRMSNorm(rep).weight.numel() == eLayerNorm(rep).weight.numel() == irreps
     assert eRMSNorm(rep).bias is None
-    assert not list(eRMSNorm(rep, affine=False).parameters()) and not list(eLayerNorm(rep, affine=False).parameters())
+    assert not list(eRMSNorm(rep, affine=False).parameters()) and not list(
+        eLayerNorm(rep, affine=False).parameters()
+    )
 
 
 @pytest.mark.parametrize(("norm", "plain"), [(eRMSNorm, nn.RMSNorm), (eLayerNorm, nn.LayerNorm)])
-def test_on_regular_copies_a_norm_is_the_plain_one_with_a_number_a_copy(norm, plain, represent, shaken):
+def test_on_regular_copies_a_norm_is_the_plain_one_with_a_number_a_copy(
+    norm, plain, represent, shaken
+):
     layer = shaken(norm(represent("D3", 4)).double(), 0.5)
     twin = plain(24, eps=NORM_EPS).double()
     twin.load_state_dict({name: p.repeat_interleave(6) for name, p in layer.named_parameters()})
@@ -370,7 +419,8 @@ def test_a_norm_scales_every_irrep_by_its_number(represent, shaken):
     scale, _ = layer.affine()
     expected = x / (x.square().mean(-1, keepdim=True) + NORM_EPS).sqrt() @ scale
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-13)
-    # S is symmetric with the eigenvalues w_i, each as often as its irrep is wide; equal irreps stand side by side.
+    # S is symmetric with the eigenvalues w_i, each as often as its irrep is wide; equal irreps
+    # stand side by side.
     assert (scale - scale.T).abs().max() < 1e-14
     irreps = [i for kind in dict.fromkeys(rep.irreps) for i in rep.irreps if i == kind]
     sizes = torch.tensor([rep.group.irrep(*i).size for i in irreps])
@@ -390,7 +440,7 @@ def test_layer_norm_centres_the_invariant_coordinates_and_no_others(represent, m
     torch.testing.assert_close(moving_y, ratio * moving_x, rtol=0, atol=1e-12)
 
 
-# ---- Dropout ------------------------------------------------------------------------------------------------------
+# ---- Dropout -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "parts"), [(4, 4), ("mixed", 1)])
@@ -417,11 +467,12 @@ def test_a_mask_commutes_with_the_group(kind, represent, matrices):
         torch.testing.assert_close(layer(x @ rho.T), y @ rho.T, rtol=0, atol=1e-13)
 
 
-# ---- Attention, MLP, transformer layers ---------------------------------------------------------------------------
+# ---- Attention, MLP, transformer layers ----------------------------------------------------------
 
 
 def dense_twin(layer: nn.Module, twin: nn.Module) -> nn.Module:
-    """The plain layer with the expanded numbers of an equivariant one; submodules are named alike."""
+    """The plain layer with the expanded numbers of an equivariant one; submodules are named
+    alike."""
     state = {}
     for name, module in layer.named_modules():
         if isinstance(module, LinearMap):
@@ -430,7 +481,9 @@ def dense_twin(layer: nn.Module, twin: nn.Module) -> nn.Module:
             weight, bias = module.affine()
         else:
             continue
-        state |= {f"{name}.{key}": v for key, v in (("weight", weight), ("bias", bias)) if v is not None}
+        state |= {
+            f"{name}.{key}": v for key, v in (("weight", weight), ("bias", bias)) if v is not None
+        }
     twin.double().load_state_dict(state)
     return twin
 
@@ -438,9 +491,21 @@ def dense_twin(layer: nn.Module, twin: nn.Module) -> nn.Module:
 LAYERS = {
     "mlp": (lambda rep: eMLP(rep), lambda d: MLP(d), 1),
     "attention": (lambda rep: eMultiheadAttention(rep, 2), lambda d: MultiheadAttention(d, 2), 1),
-    "cross-attention": (lambda rep: eMultiheadAttention(rep, 2), lambda d: MultiheadAttention(d, 2), 2),
-    "encoder": (lambda rep: eTransformerEncoderLayer(rep, 2), lambda d: TransformerEncoderLayer(d, 2), 1),
-    "decoder": (lambda rep: eTransformerDecoderLayer(rep, 2), lambda d: TransformerDecoderLayer(d, 2), 2),
+    "cross-attention": (
+        lambda rep: eMultiheadAttention(rep, 2),
+        lambda d: MultiheadAttention(d, 2),
+        2,
+    ),
+    "encoder": (
+        lambda rep: eTransformerEncoderLayer(rep, 2),
+        lambda d: TransformerEncoderLayer(d, 2),
+        1,
+    ),
+    "decoder": (
+        lambda rep: eTransformerDecoderLayer(rep, 2),
+        lambda d: TransformerDecoderLayer(d, 2),
+        2,
+    ),
     "layernorm decoder": (
         lambda rep: eTransformerDecoderLayer(rep, 2, norm_module="layernorm"),
         lambda d: TransformerDecoderLayer(d, 2, norm_module="layernorm"),
@@ -451,7 +516,9 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("group", ["C2", "C3", "D4"])
-def test_layers_commute_with_the_group_and_equal_their_dense_twins(group, name, represent, shaken, worst_error):
+def test_layers_commute_with_the_group_and_equal_their_dense_twins(
+    group, name, represent, shaken, worst_error
+):
     build, plain, inputs = LAYERS[name]
     rep = represent(group, 4)
     layer = shaken(build(rep).double())
@@ -463,23 +530,38 @@ def test_layers_commute_with_the_group_and_equal_their_dense_twins(group, name, 
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_a_layer_with_time_commutes_and_equals_its_dense_twin(is_causal, represent, shaken, worst_error):
+def test_a_layer_with_time_commutes_and_equals_its_dense_twin(
+    is_causal, represent, shaken, worst_error
+):
     rep, time = represent("D4", 4), normal(1, 6, seed=9)
     layer = shaken(eTransformerDecoderLayer(rep, 2, time_dim=6).double(), 0.2)
     x, memory = normal(2, 3, rep.size), normal(2, 4, rep.size, seed=1)
     options = {"is_causal": is_causal}
     assert (
-        worst_error(lambda x, m: layer(x, m, time.expand(len(x), -1), **options), rep, (x, rep), (memory, rep)) < 1e-13
+        worst_error(
+            lambda x, m: layer(x, m, time.expand(len(x), -1), **options),
+            rep,
+            (x, rep),
+            (memory, rep),
+        )
+        < 1e-13
     )
-    twin, time = dense_twin(layer, TransformerDecoderLayer(rep.size, 2, time_dim=6)), normal(2, 6, seed=9)
-    torch.testing.assert_close(layer(x, memory, time, **options), twin(x, memory, time, **options), rtol=0, atol=1e-12)
+    twin, time = (
+        dense_twin(layer, TransformerDecoderLayer(rep.size, 2, time_dim=6)),
+        normal(2, 6, seed=9),
+    )
+    torch.testing.assert_close(
+        layer(x, memory, time, **options), twin(x, memory, time, **options), rtol=0, atol=1e-12
+    )
     # The modulation is invariant: one number a copy.
     parts = layer.modulation(time).view(2, 9, 4, 8)
     assert (parts == parts[..., :1]).all()
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-def test_layers_work_on_any_representation_whose_heads_are_invariant(heads, represent, shaken, worst_error):
+def test_layers_work_on_any_representation_whose_heads_are_invariant(
+    heads, represent, shaken, worst_error
+):
     small = represent("D4", "small", turned=True)
     rep = directsum([small] * 2)  # one copy a head
     x, memory = normal(2, 3, rep.size), normal(2, 4, rep.size, seed=1)
@@ -494,7 +576,9 @@ def test_layers_work_on_any_representation_whose_heads_are_invariant(heads, repr
 
 
 def test_the_hidden_space_of_an_mlp_is_regular_and_four_times_as_wide(represent):
-    rep = represent("D4", "small")  # 5 dimensions: 24 hidden ones are the first multiple of 8 from 20 on
+    rep = represent(
+        "D4", "small"
+    )  # 5 dimensions: 24 hidden ones are the first multiple of 8 from 20 on
     mlp = eMLP(rep)
     assert mlp.up.out_rep.size == 24 and mlp.in_rep is rep and mlp.out_rep is rep
     assert eMLP(rep, hidden_rep=represent("D4", 2)).up.out_rep.size == 16
@@ -511,7 +595,9 @@ def test_the_hidden_space_of_an_mlp_is_regular_and_four_times_as_wide(represent)
     ],
     ids=["mlp", "attention", "encoder", "decoder"],
 )
-def test_dropout_of_a_layer_commutes_in_training_and_is_off_in_eval(build, inputs, represent, matrices):
+def test_dropout_of_a_layer_commutes_in_training_and_is_off_in_eval(
+    build, inputs, represent, matrices
+):
     rep = represent("D3", 4)
     layer, dry = build(rep, 0.4).double(), build(rep, 0.0).double()
     dry.load_state_dict(layer.state_dict())
@@ -521,7 +607,9 @@ def test_dropout_of_a_layer_commutes_in_training_and_is_off_in_eval(build, input
     assert not torch.equal(reference, dry(*tokens))
     for rho in matrices(rep):
         torch.manual_seed(7)
-        torch.testing.assert_close(layer(*(x @ rho.T for x in tokens)), reference @ rho.T, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            layer(*(x @ rho.T for x in tokens)), reference @ rho.T, rtol=0, atol=1e-12
+        )
     assert torch.equal(layer.eval()(*tokens), dry(*tokens))
 
 
@@ -530,11 +618,15 @@ def test_reset_of_a_layer_gives_every_third_of_the_fused_map_its_own_variance(re
     torch.manual_seed(0)
     reset_parameters_(layer, "xavier_normal")
     variance = 2 / (2 * 128)
-    assert layer.qkv.dense()[0].square().mean().item() == pytest.approx(variance, rel=6 * math.sqrt(2 / 6144))
-    assert layer.out.dense()[0].square().mean().item() == pytest.approx(variance, rel=6 * math.sqrt(2 / 2048))
+    assert layer.qkv.dense()[0].square().mean().item() == pytest.approx(
+        variance, rel=6 * math.sqrt(2 / 6144)
+    )
+    assert layer.out.dense()[0].square().mean().item() == pytest.approx(
+        variance, rel=6 * math.sqrt(2 / 2048)
+    )
 
 
-# ---- Copies and files ---------------------------------------------------------------------------------------------
+# ---- Copies and files ----------------------------------------------------------------------------
 
 
 def every_kind(represent) -> nn.ModuleDict:
@@ -592,11 +684,13 @@ def test_a_layer_prints_the_map_that_it_is(represent):
     assert f"{layer.in_rep} -> {layer.out_rep}" in repr(layer)
 
 
-# ---- Errors -------------------------------------------------------------------------------------------------------
+# ---- Errors --------------------------------------------------------------------------------------
 
 
 def sheared():
-    return escnn_group.change_basis(escnn_group.dihedral_group(4).irrep(1, 1), np.array([[1.0, 1], [0, 1]]), "sheared")
+    return escnn_group.change_basis(
+        escnn_group.dihedral_group(4).irrep(1, 1), np.array([[1.0, 1], [0, 1]]), "sheared"
+    )
 
 
 D4, C4 = escnn_group.dihedral_group(4), escnn_group.cyclic_group(4)
@@ -612,13 +706,33 @@ MIXED_HEADS = directsum([D4.irrep(1, 1), D4.irrep(0, 0)])
             ValueError,
             "in_rep and out_rep of one group, got D4 and C4",
         ),
-        (lambda: eLinear(sheared(), REGULAR), ValueError, "expected in_rep to be an orthogonal representation"),
-        (lambda: eLinear(REGULAR, sheared()), ValueError, "expected out_rep to be an orthogonal representation"),
-        (lambda: eLinear(REGULAR, escnn_group.so2_group().irrep(1)), ValueError, "expected out_rep .* finite group"),
-        (lambda: eLinear(8, REGULAR), TypeError, "expected in_rep to be an escnn.group.Representation, got int"),
+        (
+            lambda: eLinear(sheared(), REGULAR),
+            ValueError,
+            "expected in_rep to be an orthogonal representation",
+        ),
+        (
+            lambda: eLinear(REGULAR, sheared()),
+            ValueError,
+            "expected out_rep to be an orthogonal representation",
+        ),
+        (
+            lambda: eLinear(REGULAR, escnn_group.so2_group().irrep(1)),
+            ValueError,
+            "expected out_rep .* finite group",
+        ),
+        (
+            lambda: eLinear(8, REGULAR),
+            TypeError,
+            "expected in_rep to be an escnn.group.Representation, got int",
+        ),
         (lambda: eRMSNorm(3), TypeError, "expected in_rep to be an escnn.group.Representation"),
         (lambda: eMLP(8), TypeError, "expected in_rep to be an escnn.group.Representation"),
-        (lambda: eMLP(REGULAR, hidden_rep=MIXED_HEADS), ValueError, "hidden_rep to be copies of the regular"),
+        (
+            lambda: eMLP(REGULAR, hidden_rep=MIXED_HEADS),
+            ValueError,
+            "hidden_rep to be copies of the regular",
+        ),
         (lambda: eMLP(REGULAR, dropout=1.5), ValueError, "dropout to be a probability"),
         (
             lambda: eMultiheadAttention(REGULAR, 3),
@@ -626,10 +740,26 @@ MIXED_HEADS = directsum([D4.irrep(1, 1), D4.irrep(0, 0)])
             r"num_heads to divide the number of regular copies, 32 / \|G\| = 32 / 8 = 4, got 3",
         ),
         (lambda: eMultiheadAttention(REGULAR, 0), ValueError, "num_heads to be an int >= 1, got 0"),
-        (lambda: eMultiheadAttention(MIXED_HEADS, 2), ValueError, "num_heads to split in_rep into invariant parts"),
-        (lambda: eMultiheadAttention(MIXED_HEADS, 3), ValueError, "num_heads to split in_rep into invariant parts"),
-        (lambda: eTransformerEncoderLayer(REGULAR, 2, dropout=-1), ValueError, "dropout to be a probability"),
-        (lambda: eTransformerEncoderLayer(REGULAR, 2, norm_module="x"), ValueError, "unknown norm_module 'x'"),
+        (
+            lambda: eMultiheadAttention(MIXED_HEADS, 2),
+            ValueError,
+            "num_heads to split in_rep into invariant parts",
+        ),
+        (
+            lambda: eMultiheadAttention(MIXED_HEADS, 3),
+            ValueError,
+            "num_heads to split in_rep into invariant parts",
+        ),
+        (
+            lambda: eTransformerEncoderLayer(REGULAR, 2, dropout=-1),
+            ValueError,
+            "dropout to be a probability",
+        ),
+        (
+            lambda: eTransformerEncoderLayer(REGULAR, 2, norm_module="x"),
+            ValueError,
+            "unknown norm_module 'x'",
+        ),
         (
             lambda: eTransformerDecoderLayer(MIXED_HEADS, 1, time_dim=4),
             ValueError,
@@ -658,7 +788,9 @@ def test_each_third_of_a_fused_map_of_irreps_has_its_own_variance():
     torch.manual_seed(0)
     reset_parameters_(layer, "xavier_normal")
     deviations = 6 * math.sqrt(2 / layer.qkv.weight.numel())
-    assert layer.qkv.dense()[0].square().mean().item() == pytest.approx(2 / (64 + 64), rel=deviations)
+    assert layer.qkv.dense()[0].square().mean().item() == pytest.approx(
+        2 / (64 + 64), rel=deviations
+    )
 
 
 @pytest.mark.parametrize(
@@ -678,7 +810,9 @@ def test_modulation_starts_at_one_zero_and_one(build):
 
 @pytest.mark.parametrize("norm", [eRMSNorm, eLayerNorm])
 def test_a_norm_of_irreps_can_be_built_on_no_device(norm):
-    rep = directsum([escnn_group.dihedral_group(4).irrep(1, 1), escnn_group.dihedral_group(4).irrep(0, 0)])
+    rep = directsum(
+        [escnn_group.dihedral_group(4).irrep(1, 1), escnn_group.dihedral_group(4).irrep(0, 0)]
+    )
     with torch.device("meta"):
         layer = norm(rep)
     layer = layer.to_empty(device="cpu")

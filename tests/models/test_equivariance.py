@@ -1,4 +1,5 @@
-"""The folded twin is the same function in plain tensors; the check sees every element and does see a broken network."""
+"""The folded twin is the same function in plain tensors; the check sees every element and does see
+a broken network."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ import torch
 from exact import normal
 from torch import nn
 
-from fastgen.models import CondTransformerRegressor, build_model, check_equivariance, eCondTransformerRegressor, fold
+from fastgen.models import (
+    CondTransformerRegressor,
+    build_model,
+    check_equivariance,
+    eCondTransformerRegressor,
+    fold,
+)
 
 GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6", "Icosahedral"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -18,11 +25,22 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 @pytest.fixture
 def network(represent, shaken):
     def build(group: str = "D4", **changes) -> eCondTransformerRegressor:
-        options = {"num_layers": 1, "num_attention_heads": 2, "p_drop_emb": 0.2, "p_drop_attn": 0.2, **changes}
-        in_rep, cond_rep = represent(group, "mixed", turned=True), represent(group, "small", turned=True)
+        options = {
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "p_drop_emb": 0.2,
+            "p_drop_attn": 0.2,
+            **changes,
+        }
+        in_rep, cond_rep = (
+            represent(group, "mixed", turned=True),
+            represent(group, "small", turned=True),
+        )
         torch.manual_seed(0)
         width = 4 * in_rep.group.order()
-        model = eCondTransformerRegressor(in_rep, cond_rep, cond_rep, 4, 3, embedding_dim=width, **options)
+        model = eCondTransformerRegressor(
+            in_rep, cond_rep, cond_rep, 4, 3, embedding_dim=width, **options
+        )
         return shaken(model, 0.03)
 
     return build
@@ -34,11 +52,13 @@ def inputs(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return X, torch.linspace(0.1, 0.9, 5), Z
 
 
-# ---- Folding ------------------------------------------------------------------------------------------------------
+# ---- Folding -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"causal_attn": True, "num_cond_layers": 2, "norm_module": "layernorm"}], ids=["plain", "full"]
+    "changes",
+    [{}, {"causal_attn": True, "num_cond_layers": 2, "norm_module": "layernorm"}],
+    ids=["plain", "full"],
 )
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_twin_is_the_same_function(group, changes, network, distance):
@@ -59,14 +79,20 @@ def test_half_precision_folds_to_the_same_rounded_matrices(network, distance):
     model = network().bfloat16().eval()
     twin = fold(model)
     assert all(p.dtype == torch.bfloat16 for p in twin.parameters())
-    assert distance(twin(*inputs(model)), model(*inputs(model))) < 8 * torch.finfo(torch.bfloat16).eps
+    assert (
+        distance(twin(*inputs(model)), model(*inputs(model))) < 8 * torch.finfo(torch.bfloat16).eps
+    )
 
 
 def test_nothing_of_escnn_and_nothing_of_the_network_is_left(network):
     model = network(num_cond_layers=1, norm_module="layernorm")
     twin = fold(model)
     content = pickle.dumps(twin)
-    assert b"escnn" not in content and b"fastgen.models.e" not in content and b"fastgen.models.groups" not in content
+    assert (
+        b"escnn" not in content
+        and b"fastgen.models.e" not in content
+        and b"fastgen.models.groups" not in content
+    )
     assert not list(twin.buffers())
     ours = {v.untyped_storage().data_ptr() for v in [*model.parameters(), *model.buffers()]}
     theirs = [p.untyped_storage().data_ptr() for p in twin.parameters()]
@@ -84,7 +110,9 @@ def test_folding_changes_neither_the_network_nor_the_random_state(network):
     twin = fold(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training and all(m.training for m in model.modules())
-    assert all(p.requires_grad and torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(
+        p.requires_grad and torch.equal(p, before[name]) for name, p in model.named_parameters()
+    )
     with torch.no_grad():
         for p in twin.parameters():
             p.zero_()
@@ -102,21 +130,26 @@ def test_the_twin_can_be_rebuilt_from_its_config_and_state(network):
 
 def test_a_dense_network_folds_into_its_copy(shaken):
     torch.manual_seed(0)
-    model = shaken(CondTransformerRegressor(3, 5, 2, 4, 3, 1, 2, 8, num_cond_layers=1, norm_module="layernorm"))
+    model = shaken(
+        CondTransformerRegressor(3, 5, 2, 4, 3, 1, 2, 8, num_cond_layers=1, norm_module="layernorm")
+    )
     twin = fold(model)
     X, Z = torch.ones(5, 4, 3), torch.ones(5, 3, 2)
     assert torch.equal(twin(X, 0.3, Z), model.eval()(X, 0.3, Z))
-    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in twin.parameters()}
+    assert not {p.data_ptr() for p in model.parameters()} & {
+        p.data_ptr() for p in twin.parameters()
+    }
 
 
 def test_other_modules_do_not_fold():
     with pytest.raises(
-        TypeError, match="expected an eCondTransformerRegressor or a CondTransformerRegressor, got Linear"
+        TypeError,
+        match="expected an eCondTransformerRegressor or a CondTransformerRegressor, got Linear",
     ):
         fold(nn.Linear(2, 2))
 
 
-# ---- The check ----------------------------------------------------------------------------------------------------
+# ---- The check -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -145,7 +178,8 @@ def test_the_check_sees_one_poked_weight_in_the_elements_that_move_it(network):
 
 
 class Shift(nn.Module):
-    """f(X, t, Z) = X + Z + offset on one representation: the error is |(rho(g) - 1) offset| / |f|, a closed form."""
+    """f(X, t, Z) = X + Z + offset on one representation: the error is |(rho(g) - 1) offset| / |f|,
+    a closed form."""
 
     def __init__(self, rep, offset: torch.Tensor) -> None:
         super().__init__()
@@ -186,7 +220,9 @@ def test_the_check_runs_in_eval_and_gives_every_module_its_mode_back(network):
     model.decoder[0].eval()
     modes = [m.training for m in model.modules()]
     assert True in modes and False in modes
-    assert max(check_equivariance(model).values()) < TOLERANCE[torch.float32]  # dropout would break it
+    assert (
+        max(check_equivariance(model).values()) < TOLERANCE[torch.float32]
+    )  # dropout would break it
     assert [m.training for m in model.modules()] == modes
     assert all(p.grad is None for p in model.parameters())
 
@@ -201,8 +237,11 @@ def test_the_modes_come_back_from_a_network_that_fails(network):
 
 def test_a_network_without_representations_is_refused_with_what_it_lacks():
     with pytest.raises(
-        TypeError, match="equivariant regressor, got Linear without in_rep, cond_rep, out_rep, in_horizon"
+        TypeError,
+        match="equivariant regressor, got Linear without in_rep, cond_rep, out_rep, in_horizon",
     ):
         check_equivariance(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="got CondTransformerRegressor without in_rep, cond_rep, out_rep$"):
+    with pytest.raises(
+        TypeError, match="got CondTransformerRegressor without in_rep, cond_rep, out_rep$"
+    ):
         check_equivariance(CondTransformerRegressor(3, 5, 2, 4, 3, 1, 2, 8))

@@ -1,4 +1,5 @@
-"""The whole network commutes with every element of its group, always; it holds the degrees of freedom and no more."""
+"""The whole network commutes with every element of its group, always; it holds the degrees of
+freedom and no more."""
 
 from __future__ import annotations
 
@@ -16,14 +17,24 @@ from exact import normal
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastgen.models import CondTransformerRegressor, build_model, eCondTransformerRegressor, eLinear, fold
+from fastgen.models import (
+    CondTransformerRegressor,
+    build_model,
+    eCondTransformerRegressor,
+    eLinear,
+    fold,
+)
 from fastgen.models.elayers import InvariantLift, ePositionTable, eRMSNorm
 from fastgen.models.layers import INIT_SCHEMES, POSITION_STD
 
 SMALL_GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6"]
 GROUPS = [*SMALL_GROUPS, "Icosahedral"]
 # whole-model relative error per dtype
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8 * torch.finfo(torch.bfloat16).eps}
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-6,
+    torch.bfloat16: 8 * torch.finfo(torch.bfloat16).eps,
+}
 VARIANTS = list(itertools.product([False, True], [0, 2], ["rmsnorm", "layernorm"]))
 
 
@@ -31,18 +42,29 @@ VARIANTS = list(itertools.product([False, True], [0, 2], ["rmsnorm", "layernorm"
 def network(represent, shaken):
     """A small network on mixed representations whose every parameter is off its initial value.
 
-    Some copies of the regular representation, since the time token has one number a copy: the norm of one number alone
-    divides by something near zero now and then, which magnifies the rounding of float32. Wide networks and violent
-    training round more as well: a sum of hundreds of numbers keeps fewer digits.
+    Some copies of the regular representation, since the time token has one number a copy: the norm
+    of one number alone divides by something near zero now and then, which magnifies the rounding of
+    float32. Wide networks and violent training round more as well: a sum of hundreds of numbers
+    keeps fewer digits.
     """
 
-    def build(group: str = "D4", *, turned: bool = True, seed: int = 0, shake: float = 0.03, **changes):
-        options = {"num_layers": 1, "num_attention_heads": 2, "p_drop_emb": 0.2, "p_drop_attn": 0.2, **changes}
+    def build(
+        group: str = "D4", *, turned: bool = True, seed: int = 0, shake: float = 0.03, **changes
+    ):
+        options = {
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "p_drop_emb": 0.2,
+            "p_drop_attn": 0.2,
+            **changes,
+        }
         in_rep, cond_rep = (represent(group, kind, turned=turned) for kind in ("mixed", "small"))
         out_rep = represent(group, "small", turned=not turned)
         width = options.pop("copies", 2 if group == "Icosahedral" else 4) * in_rep.group.order()
         torch.manual_seed(seed)
-        model = eCondTransformerRegressor(in_rep, cond_rep, out_rep, 4, 3, embedding_dim=width, **options)
+        model = eCondTransformerRegressor(
+            in_rep, cond_rep, out_rep, 4, 3, embedding_dim=width, **options
+        )
         return shaken(model, shake).eval()
 
     return build
@@ -87,7 +109,7 @@ def trained(model: nn.Module, steps: int = 6) -> nn.Module:
     return model.eval()
 
 
-# ---- Equivariance -------------------------------------------------------------------------------------------------
+# ---- Equivariance --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("causal_attn", "num_cond_layers", "norm_module"), VARIANTS)
@@ -95,7 +117,11 @@ def trained(model: nn.Module, steps: int = 6) -> nn.Module:
 def test_the_network_commutes_with_every_element(
     group, causal_attn, num_cond_layers, norm_module, network, model_error
 ):
-    options = {"causal_attn": causal_attn, "num_cond_layers": num_cond_layers, "norm_module": norm_module}
+    options = {
+        "causal_attn": causal_attn,
+        "num_cond_layers": num_cond_layers,
+        "norm_module": norm_module,
+    }
     for turned in (False, True):
         model = network(group, turned=turned, **options)
         assert model_error(model) < TOLERANCE[torch.float32]
@@ -109,7 +135,11 @@ def test_the_network_commutes_with_every_element(
 def test_the_network_commutes_with_all_rotations_of_an_icosahedron(
     turned, causal_attn, num_cond_layers, norm_module, network, model_error
 ):
-    options = {"causal_attn": causal_attn, "num_cond_layers": num_cond_layers, "norm_module": norm_module}
+    options = {
+        "causal_attn": causal_attn,
+        "num_cond_layers": num_cond_layers,
+        "norm_module": norm_module,
+    }
     model = network("Icosahedral", turned=turned, **options)
     assert model_error(model, batch=2) < TOLERANCE[torch.float32]
     assert model_error(model.double(), batch=2) < TOLERANCE[torch.float64]
@@ -119,7 +149,9 @@ def test_the_network_commutes_with_all_rotations_of_an_icosahedron(
 def test_training_and_casts_keep_it_exact(group, network, model_error):
     model = trained(network(group, norm_module="layernorm", num_cond_layers=1))
     before = network(group, norm_module="layernorm", num_cond_layers=1)
-    moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True)]
+    moved = [
+        not torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True)
+    ]
     assert all(moved)
     assert model_error(model) < TOLERANCE[torch.float32]
     clone = copy.deepcopy(model)
@@ -149,7 +181,11 @@ def test_every_basis_commutes_and_is_the_same_function(basis, network, model_err
 
 def test_a_product_of_groups_and_a_default_output(represent, model_error, shaken):
     group = escnn_group.direct_product(escnn_group.cyclic_group(2), escnn_group.dihedral_group(3))
-    rep = change_basis(sum(group.irreps()[1:], group.irreps()[0]), torch.linalg.qr(normal(8, 8)).Q.numpy(), "turned")
+    rep = change_basis(
+        sum(group.irreps()[1:], group.irreps()[0]),
+        torch.linalg.qr(normal(8, 8)).Q.numpy(),
+        "turned",
+    )
     model = shaken(eCondTransformerRegressor(rep, group.irreps()[-1], None, 4, 3, 1, 2, 24)).eval()
     assert model.out_rep is rep
     assert model_error(model) < TOLERANCE[torch.float32]
@@ -157,15 +193,20 @@ def test_a_product_of_groups_and_a_default_output(represent, model_error, shaken
 
 
 def test_the_trivial_group_leaves_a_plain_network(shaken, distance):
-    rep = sum([escnn_group.cyclic_group(1).trivial_representation] * 2, escnn_group.cyclic_group(1).irrep(0))
-    model = shaken(eCondTransformerRegressor(rep, rep, rep, 4, 3, 1, 2, 8, norm_module="layernorm")).eval()
+    rep = sum(
+        [escnn_group.cyclic_group(1).trivial_representation] * 2,
+        escnn_group.cyclic_group(1).irrep(0),
+    )
+    model = shaken(
+        eCondTransformerRegressor(rep, rep, rep, 4, 3, 1, 2, 8, norm_module="layernorm")
+    ).eval()
     plain = CondTransformerRegressor(3, 3, 3, 4, 3, 1, 2, 8, norm_module="layernorm").eval()
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters())
     plain.load_state_dict(fold(model).state_dict())
     assert distance(plain(*inputs(model)), model(*inputs(model))) < 2e-6
 
 
-# ---- Dropout ------------------------------------------------------------------------------------------------------
+# ---- Dropout -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", ["C3", "D4"])
@@ -175,7 +216,9 @@ def test_in_training_the_same_seed_commutes(group, network, matrices, distance):
     torch.manual_seed(3)
     reference = model(X, t, Z)
     assert distance(model(X, t, Z), reference) > 1e-2  # another seed, another mask
-    for rho_in, rho_cond, rho_out in zip(*map(matrices, (model.in_rep, model.cond_rep, model.out_rep)), strict=True):
+    for rho_in, rho_cond, rho_out in zip(
+        *map(matrices, (model.in_rep, model.cond_rep, model.out_rep)), strict=True
+    ):
         torch.manual_seed(3)
         y = model(X @ rho_in.T, t, Z @ rho_cond.T)
         assert distance(y, reference @ rho_out.T) < TOLERANCE[torch.float64]
@@ -186,7 +229,7 @@ def test_dropout_is_off_in_eval(network):
     assert torch.equal(model(*inputs(model)), dry(*inputs(model)))
 
 
-# ---- What it looks at ---------------------------------------------------------------------------------------------
+# ---- What it looks at ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_cond_layers", [0, 2])
@@ -196,7 +239,10 @@ def test_causal_token_i_sees_x_up_to_i_and_all_of_z(num_cond_layers, network):
     for i in range(4):
         x, z = X.clone().requires_grad_(), Z.clone().requires_grad_()
         y = model(x, t, z)[:, i]
-        of_x, of_z = (g.norm(dim=(0, 2)) for g in torch.autograd.grad((y * normal(*y.shape, seed=4)).sum(), (x, z)))
+        of_x, of_z = (
+            g.norm(dim=(0, 2))
+            for g in torch.autograd.grad((y * normal(*y.shape, seed=4)).sum(), (x, z))
+        )
         assert (of_x[: i + 1] > 1e-6).all() and (of_x[i + 1 :] == 0).all() and (of_z > 1e-6).all()
 
 
@@ -229,7 +275,7 @@ def test_positions_and_time_are_fixed_by_the_group(group, network, matrices):
         assert (torch.einsum("gde,...e->g...d", rho, y) - y).abs().max() < 1e-12 * y.abs().max()
 
 
-# ---- Degrees of freedom -------------------------------------------------------------------------------------------
+# ---- Degrees of freedom --------------------------------------------------------------------------
 
 
 def degrees_of_freedom(model: nn.Module, count) -> int:
@@ -237,16 +283,25 @@ def degrees_of_freedom(model: nn.Module, count) -> int:
     total = 0
     for name, module in model.named_modules():
         if isinstance(module, eLinear):
-            expected = {"weight": count(module.in_rep, module.out_rep), "bias": count(module.out_rep)}
+            expected = {
+                "weight": count(module.in_rep, module.out_rep),
+                "bias": count(module.out_rep),
+            }
         elif isinstance(module, InvariantLift):
-            expected = {"weight": module.in_features * count(module.out_rep), "bias": count(module.out_rep)}
+            expected = {
+                "weight": module.in_features * count(module.out_rep),
+                "bias": count(module.out_rep),
+            }
         elif isinstance(module, ePositionTable):
             expected = {"weight": len(module.weight) * count(module.out_rep)}
         elif isinstance(module, eRMSNorm):
             expected = {key: count(module.in_rep) for key, _ in module.named_parameters()}
         elif isinstance(module, nn.Linear):  # on time features, which are invariants
             assert name.startswith("time_emb.")
-            expected = {"weight": module.in_features * module.out_features, "bias": module.out_features}
+            expected = {
+                "weight": module.in_features * module.out_features,
+                "bias": module.out_features,
+            }
         else:
             assert not list(module.parameters(recurse=False)), name
             continue
@@ -257,7 +312,9 @@ def degrees_of_freedom(model: nn.Module, count) -> int:
 
 @pytest.mark.parametrize("norm_module", ["rmsnorm", "layernorm"])
 @pytest.mark.parametrize("group", GROUPS)
-def test_parameters_are_the_degrees_of_freedom_and_the_state_is_the_parameters(group, norm_module, network, count):
+def test_parameters_are_the_degrees_of_freedom_and_the_state_is_the_parameters(
+    group, norm_module, network, count
+):
     model = network(group, norm_module=norm_module, num_cond_layers=1, num_layers=2)
     expected = degrees_of_freedom(model, count)
     assert sum(p.numel() for p in model.parameters()) == expected
@@ -282,10 +339,12 @@ def test_safetensors_take_the_state_as_it_is(network, tmp_path):
     save_file(model.state_dict(), tmp_path / "state.safetensors")
     other.load_state_dict(load_file(tmp_path / "state.safetensors"), strict=True)
     assert torch.equal(other(*inputs(model)), model(*inputs(model)))
-    assert (tmp_path / "state.safetensors").stat().st_size < 1.1 * 4 * sum(p.numel() for p in model.parameters()) + 8192
+    assert (tmp_path / "state.safetensors").stat().st_size < 1.1 * 4 * sum(
+        p.numel() for p in model.parameters()
+    ) + 8192
 
 
-# ---- Training -----------------------------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 
 def test_every_parameter_gets_a_gradient(network):
@@ -324,7 +383,11 @@ def test_optim_groups_hold_every_parameter_once_by_its_role(network):
     assert sorted(map(id, decay["params"] + rest["params"])) == sorted(names)
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in (decay, rest))
     assert {"input_emb.weight", "cond_emb.weight", "time_token.weight", "head.weight"} <= decayed
-    expected = {name for name in kept | decayed if name.endswith("weight") and "norm" not in name and "pos" not in name}
+    expected = {
+        name
+        for name in kept | decayed
+        if name.endswith("weight") and "norm" not in name and "pos" not in name
+    }
     assert decayed == expected
     assert all(name.endswith("bias") or "norm" in name or "pos_emb" in name for name in kept)
     for value in (-1.0, float("nan"), None):
@@ -378,7 +441,9 @@ def test_the_constructor_draws_by_its_scheme(scheme, represent):
     model = eCondTransformerRegressor(rep, rep, rep, 4, 3, 1, 2, 64, init_scheme=scheme)
     weight = model.decoder[0].mlp.up.weight
     variance = 2 / 64 if scheme.startswith("kaiming") else 2 / (64 + 256)
-    assert weight.square().mean().item() == pytest.approx(variance, rel=6 * (2 / weight.numel()) ** 0.5)
+    assert weight.square().mean().item() == pytest.approx(
+        variance, rel=6 * (2 / weight.numel()) ** 0.5
+    )
     largest = weight.abs().max().item() / variance**0.5
     assert largest <= 3**0.5 * (1 + 1e-6) if scheme.endswith("uniform") else largest > 3
 
@@ -387,10 +452,12 @@ def test_an_unknown_scheme_is_refused_and_changes_nothing(network):
     model, before = network(), network()
     with pytest.raises(ValueError, match="unknown scheme 'zeros', expected one of: xavier_uniform"):
         model.reset_parameters("zeros")
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True)
+    )
 
 
-# ---- Copies and files ---------------------------------------------------------------------------------------------
+# ---- Copies and files ----------------------------------------------------------------------------
 
 
 def test_a_copy_shares_representations_and_nothing_that_is_trained(network):
@@ -398,7 +465,9 @@ def test_a_copy_shares_representations_and_nothing_that_is_trained(network):
     clone = copy.deepcopy(model)
     for name in ("in_rep", "cond_rep", "out_rep", "embedding_rep"):
         assert getattr(clone, name) is getattr(model, name)
-    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in clone.parameters()}
+    assert not {p.data_ptr() for p in model.parameters()} & {
+        p.data_ptr() for p in clone.parameters()
+    }
     reference = model(*inputs(model))
     assert torch.equal(clone(*inputs(model)), reference)
     trained(clone)
@@ -423,11 +492,18 @@ def test_a_pickled_network_is_the_same_function(group, network, model_error):
 @pytest.mark.parametrize("group", ["C3", "D4", "Icosahedral"])
 def test_build_model_rebuilds_from_the_config_as_json(group, turned, network):
     model = network(
-        group, turned=turned, num_cond_layers=1, causal_attn=True, norm_module="layernorm", time_scale=500.0
+        group,
+        turned=turned,
+        num_cond_layers=1,
+        causal_attn=True,
+        norm_module="layernorm",
+        time_scale=500.0,
     )
     again = build_model(json.loads(json.dumps(model.config))).eval()
     assert type(again) is eCondTransformerRegressor and again.config == model.config
-    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
     again.load_state_dict(model.state_dict())
     torch.testing.assert_close(again(*inputs(model)), model(*inputs(model)))
 
@@ -439,7 +515,13 @@ def test_build_model_reads_names_as_a_yaml_file_has_them(model_error):
         "in_rep": ["standard"],
         "cond_rep": ["standard", "sign"],
     }
-    config |= {"out_rep": None, "in_horizon": 4, "cond_horizon": 3, "num_layers": 1, "num_attention_heads": 2}
+    config |= {
+        "out_rep": None,
+        "in_horizon": 4,
+        "cond_horizon": 3,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = build_model({**config, "embedding_dim": 32})
     assert (model.in_dim, model.cond_dim, model.out_dim) == (2, 3, 2)
     assert model_error(model.eval()) < TOLERANCE[torch.float32]
@@ -460,10 +542,15 @@ def test_another_dtype_of_the_input_is_cast_to_that_of_the_weights(network):
     assert not torch.equal(half(X, 0.999, Z), half(X, 1.0, Z))
 
 
-# ---- Errors -------------------------------------------------------------------------------------------------------
+# ---- Errors --------------------------------------------------------------------------------------
 
 D4, C4 = escnn_group.dihedral_group(4), escnn_group.cyclic_group(4)
-ARGUMENTS = {"in_rep": D4.irrep(1, 1), "cond_rep": D4.irrep(1, 1), "out_rep": D4.irrep(1, 1), "in_horizon": 4}
+ARGUMENTS = {
+    "in_rep": D4.irrep(1, 1),
+    "cond_rep": D4.irrep(1, 1),
+    "out_rep": D4.irrep(1, 1),
+    "in_horizon": 4,
+}
 ARGUMENTS |= {"cond_horizon": 2, "num_layers": 1, "num_attention_heads": 2, "embedding_dim": 32}
 SHEARED = change_basis(D4.irrep(1, 1), torch.tensor([[1.0, 1.0], [0.0, 1.0]]).numpy(), "sheared")
 
@@ -478,30 +565,70 @@ SHEARED = change_basis(D4.irrep(1, 1), torch.tensor([[1.0, 1.0], [0.0, 1.0]]).nu
         ),
         ({"embedding_dim": 0}, ValueError, "embedding_dim to be an int >= 1, got 0"),
         ({"embedding_dim": 32.0}, ValueError, "embedding_dim to be an int >= 1, got 32.0"),
-        ({"num_attention_heads": 3}, ValueError, r"num_attention_heads to divide .* 32 / \|G\| = 32 / 8 = 4, got 3"),
+        (
+            {"num_attention_heads": 3},
+            ValueError,
+            r"num_attention_heads to divide .* 32 / \|G\| = 32 / 8 = 4, got 3",
+        ),
         ({"num_attention_heads": 8}, ValueError, "num_attention_heads to divide"),
         ({"num_attention_heads": 0}, ValueError, "num_attention_heads to be an int >= 1, got 0"),
-        ({"in_rep": C4.irrep(1)}, ValueError, "cond_rep to be a representation of in_rep's group C4, got D4"),
-        ({"cond_rep": C4.irrep(1)}, ValueError, "cond_rep to be a representation of in_rep's group D4, got C4"),
-        ({"out_rep": C4.irrep(1)}, ValueError, "out_rep to be a representation of in_rep's group D4, got C4"),
-        ({"in_rep": SHEARED}, ValueError, "in_rep to be an orthogonal representation, got .*sheared"),
+        (
+            {"in_rep": C4.irrep(1)},
+            ValueError,
+            "cond_rep to be a representation of in_rep's group C4, got D4",
+        ),
+        (
+            {"cond_rep": C4.irrep(1)},
+            ValueError,
+            "cond_rep to be a representation of in_rep's group D4, got C4",
+        ),
+        (
+            {"out_rep": C4.irrep(1)},
+            ValueError,
+            "out_rep to be a representation of in_rep's group D4, got C4",
+        ),
+        (
+            {"in_rep": SHEARED},
+            ValueError,
+            "in_rep to be an orthogonal representation, got .*sheared",
+        ),
         ({"cond_rep": SHEARED}, ValueError, "cond_rep to be an orthogonal representation"),
         ({"out_rep": SHEARED}, ValueError, "out_rep to be an orthogonal representation"),
-        ({"in_rep": escnn_group.so2_group().irrep(1)}, ValueError, r"in_rep .* finite group, got one of SO\(2\)"),
-        ({"cond_rep": escnn_group.o2_group().irrep(1, 1)}, ValueError, r"cond_rep .* finite group, got one of O\(2\)"),
+        (
+            {"in_rep": escnn_group.so2_group().irrep(1)},
+            ValueError,
+            r"in_rep .* finite group, got one of SO\(2\)",
+        ),
+        (
+            {"cond_rep": escnn_group.o2_group().irrep(1, 1)},
+            ValueError,
+            r"cond_rep .* finite group, got one of O\(2\)",
+        ),
         ({"in_rep": 2}, TypeError, "in_rep to be an escnn.group.Representation, got int"),
-        ({"cond_rep": "standard"}, TypeError, "cond_rep to be an escnn.group.Representation, got str"),
+        (
+            {"cond_rep": "standard"},
+            TypeError,
+            "cond_rep to be an escnn.group.Representation, got str",
+        ),
         ({"in_horizon": 0}, ValueError, "in_horizon to be an int >= 1, got 0"),
         ({"cond_horizon": -1}, ValueError, "cond_horizon to be an int >= 1, got -1"),
         ({"num_layers": 0}, ValueError, "num_layers to be an int >= 1, got 0"),
         ({"num_cond_layers": -1}, ValueError, "num_cond_layers to be an int >= 0, got -1"),
         ({"p_drop_emb": 1.0}, ValueError, r"p_drop_emb to be a probability in \[0, 1\), got 1.0"),
-        ({"p_drop_attn": -0.1}, ValueError, r"p_drop_attn to be a probability in \[0, 1\), got -0.1"),
+        (
+            {"p_drop_attn": -0.1},
+            ValueError,
+            r"p_drop_attn to be a probability in \[0, 1\), got -0.1",
+        ),
         ({"causal_attn": None}, ValueError, "causal_attn to be a bool, got None"),
         ({"norm_module": "batchnorm"}, ValueError, "unknown norm_module 'batchnorm'"),
         ({"init_scheme": "zeros"}, ValueError, "unknown init_scheme 'zeros'"),
         ({"time_scale": 0}, ValueError, "time_scale to be a finite number > 0, got 0"),
-        ({"basis": "fourier"}, ValueError, "unknown basis 'fourier', expected .* auto, regular, irrep"),
+        (
+            {"basis": "fourier"},
+            ValueError,
+            "unknown basis 'fourier', expected .* auto, regular, irrep",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(changes, kind, words):
@@ -516,8 +643,18 @@ def test_a_wrong_argument_is_named(changes, kind, words):
         ((3, 4, 3), (3,), (3, 2, 2), r"expected X of shape \(B, T_x <= 4, 2\), got \(3, 4, 3\)"),
         ((3, 4, 2), (3,), (3, 3, 2), r"expected Z of shape \(.*, T_z <= 2, 2\), got \(3, 3, 2\)"),
         ((3, 4, 2), (3,), (4, 2, 2), r"expected Z of shape \(.*3, T_z <= 2, 2\), got \(4, 2, 2\)"),
-        ((3, 4, 2), (4,), (3, 2, 2), r"expected opt_step to be a scalar or of shape \(3,\), got \(4,\)"),
-        ((3, 4, 2), (3, 1), (3, 2, 2), r"expected opt_step to be a scalar or of shape \(3,\), got \(3, 1\)"),
+        (
+            (3, 4, 2),
+            (4,),
+            (3, 2, 2),
+            r"expected opt_step to be a scalar or of shape \(3,\), got \(4,\)",
+        ),
+        (
+            (3, 4, 2),
+            (3, 1),
+            (3, 2, 2),
+            r"expected opt_step to be a scalar or of shape \(3,\), got \(3, 1\)",
+        ),
     ],
 )
 def test_a_wrong_shape_is_shown_beside_the_expected_one(x, t, z, words):
@@ -551,5 +688,7 @@ def test_a_width_below_the_order_names_two_widths():
 def test_z_message_has_the_letter():
     rep = escnn_group.dihedral_group(4).irrep(1, 1)
     model = eCondTransformerRegressor(rep, rep, rep, 4, 2, 1, 2, 16)
-    with pytest.raises(ValueError, match=r"expected Z of shape \(B, T_z <= 2, 2\), got \(3, 5, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"expected Z of shape \(B, T_z <= 2, 2\), got \(3, 5, 2\)"
+    ):
         model(torch.zeros(3, 4, 2), 0.5, torch.zeros(3, 5, 2))

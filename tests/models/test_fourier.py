@@ -1,4 +1,5 @@
-"""The irrep basis: it is the regular representation turned, and every layer in it is the layer there turned."""
+"""The irrep basis: it is the regular representation turned, and every layer in it is the layer
+there turned."""
 
 from __future__ import annotations
 
@@ -29,30 +30,57 @@ from fastgen.models import (
 )
 from fastgen.models.elayers import InvariantLift, eDropout, ePositionTable
 from fastgen.models.etransformer import irreps_win
-from fastgen.models.fourier import block_map, fourier_matrix, fourier_stack, irrep_matrices, kernel_transform
+from fastgen.models.fourier import (
+    block_map,
+    fourier_matrix,
+    fourier_stack,
+    irrep_matrices,
+    kernel_transform,
+)
 from fastgen.models.groups import regular_stack
 from fastgen.models.layers import NORM_EPS, rms_norm
 
-GROUPS = ["C1", "C2", "C3", "C4", "C8", "D3", "D4", "D6", "C3xC3", "C2xD3", "Octahedral", "Icosahedral"]
+GROUPS = [
+    "C1",
+    "C2",
+    "C3",
+    "C4",
+    "C8",
+    "D3",
+    "D4",
+    "D6",
+    "C3xC3",
+    "C2xD3",
+    "Octahedral",
+    "Icosahedral",
+]
 F64, CPU = torch.float64, torch.device("cpu")
 
 
 def turned(x: Tensor, group, *, back: bool = False) -> Tensor:
-    """Regular copies (..., copy, element) to the irrep basis (..., component, copy), or back, one copy at a time."""
+    """Regular copies (..., copy, element) to the irrep basis (..., component, copy), or back, one
+    copy at a time."""
     matrix = fourier_matrix(group, F64, CPU)
     if back:
-        return torch.cat([part @ matrix.T for part in x.unflatten(-1, (len(matrix), -1)).unbind(-1)], dim=-1)
-    return torch.stack([part @ matrix for part in x.unflatten(-1, (-1, len(matrix))).unbind(-2)], dim=-1).flatten(-2)
+        return torch.cat(
+            [part @ matrix.T for part in x.unflatten(-1, (len(matrix), -1)).unbind(-1)], dim=-1
+        )
+    return torch.stack(
+        [part @ matrix for part in x.unflatten(-1, (-1, len(matrix))).unbind(-2)], dim=-1
+    ).flatten(-2)
 
 
 def twins(build, group, copies: int, shaken, seed: int = 0):
-    """A layer on regular copies and the one in the irrep basis with the same parameters, in float64."""
-    regular, by_irreps = (shaken(build(stack(group, copies)).double()) for stack in (regular_stack, fourier_stack))
+    """A layer on regular copies and the one in the irrep basis with the same parameters, in
+    float64."""
+    regular, by_irreps = (
+        shaken(build(stack(group, copies)).double()) for stack in (regular_stack, fourier_stack)
+    )
     by_irreps.load_state_dict(regular.state_dict())
     return regular, by_irreps
 
 
-# ---- The basis ----------------------------------------------------------------------------------------------------
+# ---- The basis -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -65,20 +93,34 @@ def test_the_basis_is_orthogonal_and_turns_the_regular_representation(name):
     x = normal(2 * group.order())
     for g in group.elements[:: max(group.order() // 5, 1)]:
         rho, regular = torch.from_numpy(stack(g)), torch.from_numpy(regular_stack(group, 2)(g))
-        torch.testing.assert_close(rho @ turned(x, group), turned(regular @ x, group), rtol=0, atol=1e-12)
-        blocks = torch.block_diag(*(torch.from_numpy(group.irrep(*i)(g)) for i in stack.irreps)).double()
-        basis, inverse = (torch.from_numpy(m) for m in (stack.change_of_basis, stack.change_of_basis_inv))
+        torch.testing.assert_close(
+            rho @ turned(x, group), turned(regular @ x, group), rtol=0, atol=1e-12
+        )
+        blocks = torch.block_diag(
+            *(torch.from_numpy(group.irrep(*i)(g)) for i in stack.irreps)
+        ).double()
+        basis, inverse = (
+            torch.from_numpy(m) for m in (stack.change_of_basis, stack.change_of_basis_inv)
+        )
         torch.testing.assert_close(basis @ blocks @ inverse, rho, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_the_blocks_are_as_small_as_schur_allows(name):
-    """On a row of an irrep of dimension d a map of one copy has d^2 numbers, and no number elsewhere."""
+    """On a row of an irrep of dimension d a map of one copy has d^2 numbers, and no number
+    elsewhere."""
     group = parse_group(name)
-    dense = eLinear(fourier_stack(group, 1), fourier_stack(group, 1), bias=False).double().dense()[0]
+    dense = (
+        eLinear(fourier_stack(group, 1), fourier_stack(group, 1), bias=False).double().dense()[0]
+    )
     share = sum(b.count * b.rows * b.size**2 for b in fourier_stack(group, 1).blocks)
     assert int((dense.abs() > 1e-12).sum()) <= share
-    known = {"C4": 6, "C8": 14, "D4": 12, "Icosahedral": 244}  # sum of d^3 / (dimension of the endomorphisms)
+    known = {
+        "C4": 6,
+        "C8": 14,
+        "D4": 12,
+        "Icosahedral": 244,
+    }  # sum of d^3 / (dimension of the endomorphisms)
     assert known.get(name, share) == share
 
 
@@ -89,7 +131,9 @@ def test_gradients_of_a_block_map_are_finite_differences_to_second_order(name, f
     group = parse_group(name)
     blocks, order = fourier_stack(group, 1).blocks, group.order()
     transform = kernel_transform(group, F64, CPU)
-    x, kernel, bias = (v.requires_grad_() for v in (normal(4, 2 * order), normal(3, 2, order), normal(3)))
+    x, kernel, bias = (
+        v.requires_grad_() for v in (normal(4, 2 * order), normal(3, 2, order), normal(3))
+    )
 
     def apply(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         matrices = irrep_matrices(blocks, transform, kernel)
@@ -100,7 +144,7 @@ def test_gradients_of_a_block_map_are_finite_differences_to_second_order(name, f
     assert torch.autograd.gradgradcheck(apply, (x, kernel, bias), fast_mode=True)
 
 
-# ---- Layers: the slow twin is the loop over the group or over the copies ------------------------------------------
+# ---- Layers: the slow twin is the loop over the group or over the copies -------------------------
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -112,7 +156,9 @@ def test_a_linear_map_is_the_group_convolution_turned(name, shaken, count):
     x, elements = normal(2 * group.order()), group.elements
     signal, y = x.view(2, -1), turned(layer(turned(x, group)), group, back=True).view(3, -1)
     for g in range(0, len(elements), -(-len(elements) // 12)):
-        expected = layer.bias.detach().clone()  # y[o, g] = b[o] + sum_i sum_h k[o, i, g^-1 h] x[i, h]
+        expected = (
+            layer.bias.detach().clone()
+        )  # y[o, g] = b[o] + sum_i sum_h k[o, i, g^-1 h] x[i, h]
         for h, b in enumerate(elements):
             expected += layer.weight.detach()[:, :, elements.index(~elements[g] @ b)] @ signal[:, h]
         torch.testing.assert_close(y[:, g], expected, rtol=0, atol=1e-11)
@@ -122,7 +168,9 @@ def test_a_linear_map_is_the_group_convolution_turned(name, shaken, count):
 
 @pytest.mark.parametrize("kind", ["small", "mixed", 2])
 @pytest.mark.parametrize("name", ["C3", "D4", "Icosahedral"])
-def test_maps_from_and_to_other_representations_are_turned_on_one_side(name, kind, represent, shaken, worst_error):
+def test_maps_from_and_to_other_representations_are_turned_on_one_side(
+    name, kind, represent, shaken, worst_error
+):
     rep = represent(name, kind)
     x = normal(3, rep.size)
     regular, by_irreps = twins(lambda stack: eLinear(rep, stack), rep.group, 2, shaken)
@@ -164,8 +212,14 @@ def test_a_layer_is_the_regular_one_turned_dropout_included(name, layer, trainin
 @pytest.mark.parametrize("name", ["C8", "D3"])
 def test_a_decoder_layer_is_the_regular_one_turned(name, is_causal, time_dim, shaken):
     group = parse_group(name)
-    regular, by_irreps = twins(lambda s: eTransformerDecoderLayer(s, 2, time_dim=time_dim), group, 4, shaken)
-    x, memory, time = normal(2, 5, 4 * group.order()), normal(2, 3, 4 * group.order(), seed=1), normal(2, 6, seed=2)
+    regular, by_irreps = twins(
+        lambda s: eTransformerDecoderLayer(s, 2, time_dim=time_dim), group, 4, shaken
+    )
+    x, memory, time = (
+        normal(2, 5, 4 * group.order()),
+        normal(2, 3, 4 * group.order(), seed=1),
+        normal(2, 6, seed=2),
+    )
     arguments = (time,) if time_dim else ()
     expected = turned(regular(x, memory, *arguments, is_causal=is_causal), group)
     y = by_irreps(turned(x, group), turned(memory, group), *arguments, is_causal=is_causal)
@@ -176,7 +230,9 @@ def test_a_decoder_layer_is_the_regular_one_turned(name, is_causal, time_dim, sh
 def test_lifts_and_positions_are_the_regular_ones_turned(name, shaken):
     group = parse_group(name)
     regular, by_irreps = twins(lambda stack: InvariantLift(5, stack), group, 3, shaken)
-    torch.testing.assert_close(by_irreps(normal(2, 5)), turned(regular(normal(2, 5)), group), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        by_irreps(normal(2, 5)), turned(regular(normal(2, 5)), group), rtol=0, atol=1e-12
+    )
     regular, by_irreps = twins(lambda stack: ePositionTable(4, stack), group, 3, shaken)
     torch.testing.assert_close(by_irreps(3), turned(regular(3), group), rtol=0, atol=1e-12)
 
@@ -197,7 +253,9 @@ def test_an_mlp_out_of_the_irrep_basis_has_a_regular_hidden_space(represent, sha
 )
 def test_any_group_and_shape(name, copies, tokens, seed, shaken):
     group = parse_group(name)
-    regular, by_irreps = twins(lambda stack: eMLP(stack), group, copies, lambda m: shaken(m, seed=seed))
+    regular, by_irreps = twins(
+        lambda stack: eMLP(stack), group, copies, lambda m: shaken(m, seed=seed)
+    )
     x = normal(*tokens, copies * group.order(), seed=seed)
     y = by_irreps(turned(x, group))
     torch.testing.assert_close(turned(y, group, back=True), regular(x), rtol=0, atol=1e-11)
@@ -205,52 +263,87 @@ def test_any_group_and_shape(name, copies, tokens, seed, shaken):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_root_mean_square_norm_is_torchs_with_exact_gradients(weighted):
-    x, weight = normal(3, 7).requires_grad_(), normal(7, seed=1).requires_grad_() if weighted else None
+    x, weight = (
+        normal(3, 7).requires_grad_(),
+        normal(7, seed=1).requires_grad_() if weighted else None,
+    )
     assert torch.equal(rms_norm(x, weight), F.rms_norm(x, (7,), weight, NORM_EPS))
     arguments = (x, weight) if weighted else (x,)
     f = (lambda x, w: rms_norm(x, w)) if weighted else (lambda x: rms_norm(x, None))
     assert torch.autograd.gradcheck(f, arguments) and torch.autograd.gradgradcheck(f, arguments)
 
 
-ROUNDING = 32 * torch.finfo(torch.float32).eps  # of sums in another order, over the layers of a network
+ROUNDING = (
+    32 * torch.finfo(torch.float32).eps
+)  # of sums in another order, over the layers of a network
 
 
-# ---- The network --------------------------------------------------------------------------------------------------
+# ---- The network ---------------------------------------------------------------------------------
 
 
-def network(basis: str = "irrep", name: str = "D4", copies: int = 4, **changes) -> eCondTransformerRegressor:
+def network(
+    basis: str = "irrep", name: str = "D4", copies: int = 4, **changes
+) -> eCondTransformerRegressor:
     group = parse_group(name)
-    rep, cond = parse_representation(group, ["standard"]), parse_representation(group, ["standard", "trivial"])
-    options = {"num_layers": 1, "num_attention_heads": 2, "p_drop_emb": 0.0, "p_drop_attn": 0.0, **changes}
+    rep, cond = (
+        parse_representation(group, ["standard"]),
+        parse_representation(group, ["standard", "trivial"]),
+    )
+    options = {
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "p_drop_emb": 0.0,
+        "p_drop_attn": 0.0,
+        **changes,
+    }
     torch.manual_seed(0)
-    return eCondTransformerRegressor(rep, cond, rep, 4, 3, embedding_dim=copies * group.order(), basis=basis, **options)
+    return eCondTransformerRegressor(
+        rep, cond, rep, 4, 3, embedding_dim=copies * group.order(), basis=basis, **options
+    )
 
 
 def inputs(model, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     dtype = model.head.weight.dtype
-    X, Z = normal(batch, 4, model.in_dim).to(dtype), normal(batch, 3, model.cond_dim, seed=1).to(dtype)
+    X, Z = (
+        normal(batch, 4, model.in_dim).to(dtype),
+        normal(batch, 3, model.cond_dim, seed=1).to(dtype),
+    )
     return X, torch.linspace(0.1, 0.9, batch), Z
 
 
 @pytest.mark.parametrize("norm_module", ["rmsnorm", "layernorm"])
 @pytest.mark.parametrize("causal_attn", [False, True])
 @pytest.mark.parametrize("name", ["C3", "C8", "D4", "Icosahedral"])
-def test_the_network_is_the_same_function_of_the_same_state(name, causal_attn, norm_module, shaken, distance):
-    options = {"name": name, "causal_attn": causal_attn, "norm_module": norm_module, "num_cond_layers": 1}
+def test_the_network_is_the_same_function_of_the_same_state(
+    name, causal_attn, norm_module, shaken, distance
+):
+    options = {
+        "name": name,
+        "causal_attn": causal_attn,
+        "norm_module": norm_module,
+        "num_cond_layers": 1,
+    }
     model, other = (shaken(network(basis, **options)).double() for basis in ("irrep", "regular"))
-    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in other.state_dict().items()}
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in other.state_dict().items()
+    }
     assert distance(model(*inputs(model)), other(*inputs(other))) < 1e-13
     assert max(check_equivariance(model).values()) < 1e-12
     assert max(check_equivariance(model.float()).values()) < ROUNDING
     twin = fold(model)
     assert distance(twin(*inputs(model)), model(*inputs(model))) < ROUNDING
-    assert all(torch.equal(v, fold(other.float()).state_dict()[k]) for k, v in twin.state_dict().items())
+    assert all(
+        torch.equal(v, fold(other.float()).state_dict()[k]) for k, v in twin.state_dict().items()
+    )
     X, t, Z = inputs(model)
     assert distance(model(X[:, :2], t, Z[:, :1]), other(X[:, :2], t, Z[:, :1])) < ROUNDING
 
 
 def test_a_seed_gives_the_same_network_and_the_same_training_in_every_basis(distance):
-    models = [network(basis, p_drop_emb=0.2, p_drop_attn=0.2).double().train() for basis in ("irrep", "regular")]
+    models = [
+        network(basis, p_drop_emb=0.2, p_drop_attn=0.2).double().train()
+        for basis in ("irrep", "regular")
+    ]
     for model in models:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
         torch.manual_seed(1)
@@ -266,12 +359,22 @@ def test_a_seed_gives_the_same_network_and_the_same_training_in_every_basis(dist
 def test_auto_takes_the_irreps_where_they_win():
     assert type(network("auto", copies=4).embedding_rep) is type(network("regular").embedding_rep)
     wide = network("auto", copies=30)
-    assert type(wide.embedding_rep) is type(network("irrep").embedding_rep) and wide.config["basis"] == "auto"
-    cases = {(8, 240): True, (8, 232): False, (60, 240): True, (60, 180): False, (4, 512): False, (128, 256): False}
+    assert (
+        type(wide.embedding_rep) is type(network("irrep").embedding_rep)
+        and wide.config["basis"] == "auto"
+    )
+    cases = {
+        (8, 240): True,
+        (8, 232): False,
+        (60, 240): True,
+        (60, 180): False,
+        (4, 512): False,
+        (128, 256): False,
+    }
     assert {case: irreps_win(*case) for case in cases} == cases
 
 
-# ---- Whatever is done to a network --------------------------------------------------------------------------------
+# ---- Whatever is done to a network ---------------------------------------------------------------
 
 BASES = pytest.mark.parametrize("basis", ["regular", "irrep"])
 
@@ -298,8 +401,12 @@ def test_the_twin_compiles_and_is_exported_for_any_batch(basis, shaken):
     torch.testing.assert_close(compiled(*inputs(model)), twin(*inputs(model)))
     batch = torch.export.Dim("batch", min=2, max=64)
     for net in (twin, model.eval()):
-        program = torch.export.export(net, inputs(model), dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
-        torch.testing.assert_close(program.module()(*inputs(model, 7)), model(*inputs(model, 7)), rtol=1e-4, atol=1e-5)
+        program = torch.export.export(
+            net, inputs(model), dynamic_shapes=({0: batch}, {0: batch}, {0: batch})
+        )
+        torch.testing.assert_close(
+            program.module()(*inputs(model, 7)), model(*inputs(model, 7)), rtol=1e-4, atol=1e-5
+        )
 
 
 @BASES
@@ -309,7 +416,12 @@ def test_copies_and_pickles_share_the_group(basis, shaken):
     clone, again = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     for other in (clone, again):
         assert torch.equal(other(*inputs(model)), model(*inputs(model)))
-        groups = {id(m.in_rep.group) for net in (model, other) for m in net.modules() if hasattr(m, "in_rep")}
+        groups = {
+            id(m.in_rep.group)
+            for net in (model, other)
+            for m in net.modules()
+            if hasattr(m, "in_rep")
+        }
         assert groups == {id(model.in_rep.group)}
     assert clone.embedding_rep is model.embedding_rep is again.embedding_rep
 
@@ -317,7 +429,9 @@ def test_copies_and_pickles_share_the_group(basis, shaken):
 @BASES
 def test_an_average_in_eval_mode_is_never_stale(basis, shaken):
     model = shaken(network(basis)).eval()
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
+    )
     average.eval()
     with torch.no_grad():
         average(*inputs(model))
@@ -329,7 +443,9 @@ def test_an_average_in_eval_mode_is_never_stale(basis, shaken):
     with torch.no_grad():
         for p in expected.parameters():
             p.mul_(1.25 / 1.5)
-    torch.testing.assert_close(average(*inputs(model)), expected(*inputs(model)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        average(*inputs(model)), expected(*inputs(model)), rtol=1e-4, atol=1e-5
+    )
 
 
 @BASES
@@ -361,7 +477,10 @@ def test_built_on_no_device_it_takes_a_state(basis, shaken):
 def test_checkpointing_gives_the_same_gradients(basis, shaken):
     model = shaken(network(basis, p_drop_attn=0.2, p_drop_emb=0.2)).double().train()
     grads = []
-    for run in (model, lambda *a: torch.utils.checkpoint.checkpoint(model, *a, use_reentrant=False)):
+    for run in (
+        model,
+        lambda *a: torch.utils.checkpoint.checkpoint(model, *a, use_reentrant=False),
+    ):
         model.zero_grad()
         torch.manual_seed(0)
         run(*inputs(model)).square().sum().backward()

@@ -42,7 +42,7 @@ def block_diagonal(rep, blocks, index: int) -> torch.Tensor:
     return torch.block_diag(*(torch.as_tensor(irrep(g), dtype=F64) for irrep in irreps))
 
 
-# ---- The group ----------------------------------------------------------------------------------------------------
+# ---- The group -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -73,7 +73,7 @@ def test_kernel_selector_reads_the_kernel_at_the_inverse_of_g_times_h(group, rep
     assert kernel_selector(group, torch.float32, torch.device("cpu")).dtype == torch.float32
 
 
-# ---- Regular representations --------------------------------------------------------------------------------------
+# ---- Regular representations ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", EVERY)
@@ -83,7 +83,9 @@ def test_a_stack_behaves_like_the_direct_sum_it_stands_for(group, represent):
     assert isinstance(stack, RegularStack) and regular_stack(plain.group, 2) is stack
     assert stack.size == plain.size and list(stack.irreps) == list(plain.irreps)
     assert np.allclose(stack.change_of_basis, plain.change_of_basis, atol=1e-14)
-    assert np.allclose(stack.change_of_basis @ stack.change_of_basis_inv, np.eye(stack.size), atol=1e-12)
+    assert np.allclose(
+        stack.change_of_basis @ stack.change_of_basis_inv, np.eye(stack.size), atol=1e-12
+    )
     for g in plain.group.elements[:: max(1, plain.group.order() // 6)]:
         assert np.allclose(stack(g), plain(g), atol=1e-12)
         assert stack.character(g) == pytest.approx(plain.character(g), abs=1e-9)
@@ -110,11 +112,16 @@ def test_regular_copies_are_found_in_that_layout_and_in_no_other(group, represen
     assert regular_copies(represent(group, 2, turned=True)) == 0
     # The same copies with channel and element swapped are another layout.
     order = plain.group.order()
-    shuffle = np.eye(2 * order).reshape(2, order, 2 * order).transpose(1, 0, 2).reshape(2 * order, 2 * order)
+    shuffle = (
+        np.eye(2 * order)
+        .reshape(2, order, 2 * order)
+        .transpose(1, 0, 2)
+        .reshape(2 * order, 2 * order)
+    )
     assert regular_copies(change_basis(plain, shuffle, "swapped")) == 0
 
 
-# ---- Bases --------------------------------------------------------------------------------------------------------
+# ---- Bases ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -125,7 +132,9 @@ def test_irrep_blocks_take_a_representation_apart(group, turned, represent, matr
     assert (Q @ Q.T - torch.eye(rep.size, dtype=F64)).abs().max() < 1e-13
     assert [b[0] for b in blocks] == [0, *(b[1] for b in blocks[:-1])] and blocks[-1][1] == rep.size
     for index in range(rep.group.order()):
-        assert (Q @ block_diagonal(rep, blocks, index) @ Q.T - matrices(rep)[index]).abs().max() < 1e-12
+        assert (
+            Q @ block_diagonal(rep, blocks, index) @ Q.T - matrices(rep)[index]
+        ).abs().max() < 1e-12
     trivial = {irrep_id for irrep_id in rep.irreps if rep.group.irrep(*irrep_id).is_trivial()}
     assert [is_trivial for *_, is_trivial in blocks] == [i in trivial for i in rep.irreps]
 
@@ -134,8 +143,12 @@ def test_irrep_blocks_take_a_representation_apart(group, turned, represent, matr
 def test_a_scaled_change_of_basis_changes_no_orthogonal_one(group, represent, matrices):
     """Q and 3 Q give the same matrices, as does any scale of its own for every irrep."""
     rep = represent(group, "mixed", turned=True)
-    scales = np.concatenate([np.full(rep.group.irrep(*i).size, 1.0 + k) for k, i in enumerate(rep.irreps)])
-    scaled = escnn_group.Representation(rep.group, "scaled", rep.irreps, rep.change_of_basis * scales)
+    scales = np.concatenate(
+        [np.full(rep.group.irrep(*i).size, 1.0 + k) for k, i in enumerate(rep.irreps)]
+    )
+    scaled = escnn_group.Representation(
+        rep.group, "scaled", rep.irreps, rep.change_of_basis * scales
+    )
     assert np.allclose(scaled(rep.group.elements[1]), rep(rep.group.elements[1]), atol=1e-12)
     assert (irrep_blocks(scaled)[0] - irrep_blocks(rep)[0]).abs().max() < 1e-12
 
@@ -155,7 +168,9 @@ def test_isotypic_columns_transform_by_their_irrep(group, represent, matrices):
 @pytest.mark.parametrize("kind", ["small", "mixed", 2])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("group", EVERY)
-def test_invariant_basis_spans_all_vectors_that_no_element_moves(group, kind, turned, represent, matrices, count):
+def test_invariant_basis_spans_all_vectors_that_no_element_moves(
+    group, kind, turned, represent, matrices, count
+):
     rep = represent(group, kind, turned=turned)
     basis = invariant_basis(rep)
     projector = matrices(rep).mean(0)  # the group average projects on the invariant vectors
@@ -176,19 +191,22 @@ def test_rep_matrices_are_in_the_order_of_the_elements(turned, represent, matric
 
 @pytest.mark.parametrize("group", EVERY)
 def test_degrees_of_freedom_are_the_dimension_of_the_solutions(group, represent, matrices, count):
-    """The maps with rho_out(g) W = W rho_in(g) are the kernel of a linear system in the numbers of W."""
+    """The maps with rho_out(g) W = W rho_in(g) are the kernel of a linear system in the numbers of
+    W."""
     source, target = represent(group, "small"), represent(group, "small", turned=True)
     generators = [source.group.elements.index(g) for g in source.group.generators]
     rho_in, rho_out = matrices(source).mT.contiguous(), matrices(target)
     eye_in, eye_out = (torch.eye(rep.size, dtype=F64) for rep in (source, target))
-    system = torch.cat([torch.kron(rho_out[g], eye_in) - torch.kron(eye_out, rho_in[g]) for g in generators])
+    system = torch.cat(
+        [torch.kron(rho_out[g], eye_in) - torch.kron(eye_out, rho_in[g]) for g in generators]
+    )
     solutions = source.size * target.size - int(torch.linalg.matrix_rank(system))
     assert degrees_of_freedom(source, target) == solutions == count(source, target)
     traces = [torch.einsum("gdd->g", matrices(rep)) for rep in (source, target)]
     assert (traces[0] * traces[1]).mean().item() == pytest.approx(solutions, abs=1e-9)
 
 
-# ---- Representations from matrices --------------------------------------------------------------------------------
+# ---- Representations from matrices ---------------------------------------------------------------
 
 
 def of_generators(rep) -> np.ndarray:
@@ -231,14 +249,23 @@ MIRROR = np.diag([1.0, -1.0])
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([rotation(2 * np.pi / 3), rotation(0.3)], "multiply as D3 does, got a product for the pair"),
+        (
+            [rotation(2 * np.pi / 3), rotation(0.3)],
+            "multiply as D3 does, got a product for the pair",
+        ),
         ([rotation(2 * np.pi / 4), MIRROR], "multiply as D3 does, got a product for the pair"),
         (
             [rotation(2 * np.pi / 3), 2 * MIRROR],
             r"expected an orthogonal matrix for \(-, 0\[2pi/3\]\), got .*3\.0e\+00",
         ),
-        ([rotation(2 * np.pi / 3), np.full((2, 2), np.nan)], r"expected an orthogonal matrix for \(-, 0"),
-        ([rotation(2 * np.pi / 3)], r"expected matrices of shape \(2, d, d\), .* of D3, got \(1, 2, 2\)"),
+        (
+            [rotation(2 * np.pi / 3), np.full((2, 2), np.nan)],
+            r"expected an orthogonal matrix for \(-, 0",
+        ),
+        (
+            [rotation(2 * np.pi / 3)],
+            r"expected matrices of shape \(2, d, d\), .* of D3, got \(1, 2, 2\)",
+        ),
         ([MIRROR, MIRROR, MIRROR], r"expected matrices of shape \(2, d, d\).* got \(3, 2, 2\)"),
         (np.zeros((2, 2, 3)), r"got \(2, 2, 3\)"),
         (np.zeros((2, 0, 0)), r"got \(2, 0, 0\)"),
@@ -250,7 +277,7 @@ def test_matrices_that_are_no_representation_are_refused(given, words):
         representation(escnn_group.dihedral_group(3), given)
 
 
-# ---- Checks -------------------------------------------------------------------------------------------------------
+# ---- Checks --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", EVERY)
@@ -264,13 +291,18 @@ def test_an_orthogonal_representation_is_returned_as_it_is(group, kind, represen
 def test_what_is_no_orthogonal_representation_of_a_finite_group_is_refused(represent):
     rep = represent("D3", 1).group.irrep(1, 1)
     sheared = change_basis(rep, np.array([[1.0, 1.0], [0.0, 1.0]]), "sheared")
-    with pytest.raises(ValueError, match="expected out_rep to be an orthogonal representation, got .*sheared"):
+    with pytest.raises(
+        ValueError, match="expected out_rep to be an orthogonal representation, got .*sheared"
+    ):
         check_representation("out_rep", sheared)
     for infinite in (escnn_group.so2_group().irrep(1), escnn_group.o2_group().irrep(1, 1)):
         with pytest.raises(
-            ValueError, match="expected in_rep to be a representation of a finite group, got one of S?O"
+            ValueError,
+            match="expected in_rep to be a representation of a finite group, got one of S?O",
         ):
             check_representation("in_rep", infinite)
     for wrong in (None, 3, "regular", rep.group, np.eye(2)):
-        with pytest.raises(TypeError, match="expected cond_rep to be an escnn.group.Representation, got "):
+        with pytest.raises(
+            TypeError, match="expected cond_rep to be an escnn.group.Representation, got "
+        ):
             check_representation("cond_rep", wrong)

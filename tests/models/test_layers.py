@@ -1,4 +1,5 @@
-"""The plain layers are their formulas, written out slowly; initialisation and decay follow the role of a parameter."""
+"""The plain layers are their formulas, written out slowly; initialisation and decay follow the role
+of a parameter."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# ---- Attention ----------------------------------------------------------------------------------------------------
+# ---- Attention -----------------------------------------------------------------------------------
 
 
 def slow_attention(layer: MultiheadAttention, x, memory, *, is_causal=False):
@@ -61,14 +62,19 @@ def test_attention_is_its_formula(heads, bias, shaken):
     layer = shaken(MultiheadAttention(12, heads, bias=bias).double(), 0.3)
     x, memory = normal(3, 5, 12), normal(3, 4, 12, seed=1)
     torch.testing.assert_close(layer(x), slow_attention(layer, x, x), **EXACT)
-    torch.testing.assert_close(layer(x, is_causal=True), slow_attention(layer, x, x, is_causal=True), **EXACT)
+    torch.testing.assert_close(
+        layer(x, is_causal=True), slow_attention(layer, x, x, is_causal=True), **EXACT
+    )
     torch.testing.assert_close(layer(x, memory), slow_attention(layer, x, memory), **EXACT)
     # Attending to oneself is attending to a memory that happens to be oneself.
     torch.testing.assert_close(layer(x, x), layer(x), **EXACT)
 
 
 def test_attention_agrees_with_torch(shaken):
-    layer, theirs = shaken(MultiheadAttention(8, 2).double()), nn.MultiheadAttention(8, 2, batch_first=True).double()
+    layer, theirs = (
+        shaken(MultiheadAttention(8, 2).double()),
+        nn.MultiheadAttention(8, 2, batch_first=True).double(),
+    )
     theirs.load_state_dict(
         {
             "in_proj_weight": layer.qkv.weight,
@@ -81,7 +87,7 @@ def test_attention_agrees_with_torch(shaken):
     torch.testing.assert_close(layer(x), theirs(x, x, x, need_weights=False)[0], **EXACT)
 
 
-# ---- Blocks -------------------------------------------------------------------------------------------------------
+# ---- Blocks --------------------------------------------------------------------------------------
 
 
 def test_mlp_is_two_maps_around_a_gelu(shaken):
@@ -95,19 +101,30 @@ def test_mlp_is_two_maps_around_a_gelu(shaken):
 @pytest.mark.parametrize("norm_module", ["rmsnorm", "layernorm"])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_encoder_layer_is_its_formula(norm_module, is_causal, shaken):
-    layer, x = shaken(TransformerEncoderLayer(8, 2, norm_module=norm_module).double()), normal(2, 5, 8)
+    layer, x = (
+        shaken(TransformerEncoderLayer(8, 2, norm_module=norm_module).double()),
+        normal(2, 5, 8),
+    )
     h = layer.self_norm(x)
     y = x + slow_attention(layer.self_attention, h, h, is_causal=is_causal)
-    torch.testing.assert_close(layer(x, is_causal=is_causal), y + layer.mlp(layer.mlp_norm(y)), **EXACT)
+    torch.testing.assert_close(
+        layer(x, is_causal=is_causal), y + layer.mlp(layer.mlp_norm(y)), **EXACT
+    )
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_decoder_layer_without_time_is_its_formula(is_causal, shaken):
-    layer, x, memory = shaken(TransformerDecoderLayer(8, 2).double()), normal(2, 5, 8), normal(2, 3, 8, seed=1)
+    layer, x, memory = (
+        shaken(TransformerDecoderLayer(8, 2).double()),
+        normal(2, 5, 8),
+        normal(2, 3, 8, seed=1),
+    )
     h = layer.self_norm(x)
     y = x + slow_attention(layer.self_attention, h, h, is_causal=is_causal)
     y = y + slow_attention(layer.cross_attention, layer.cross_norm(y), memory)
-    torch.testing.assert_close(layer(x, memory, is_causal=is_causal), y + layer.mlp(layer.mlp_norm(y)), **EXACT)
+    torch.testing.assert_close(
+        layer(x, memory, is_causal=is_causal), y + layer.mlp(layer.mlp_norm(y)), **EXACT
+    )
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -158,7 +175,8 @@ def test_dropout_acts_in_training_only(build):
     layer, plain = build(0.5), build(0.0)
     plain.load_state_dict(layer.state_dict())
     inputs = [
-        torch.randn(2, 5, 8, generator=generator(i)) for i in range(2 if "Decoder" in type(layer).__name__ else 1)
+        torch.randn(2, 5, 8, generator=generator(i))
+        for i in range(2 if "Decoder" in type(layer).__name__ else 1)
     ]
     assert torch.equal(layer.eval()(*inputs), plain(*inputs))
     layer.train()
@@ -169,7 +187,7 @@ def test_dropout_acts_in_training_only(build):
     assert torch.equal(first, layer(*inputs))
 
 
-# ---- Positions and time -------------------------------------------------------------------------------------------
+# ---- Positions and time --------------------------------------------------------------------------
 
 
 def test_positions_are_the_first_rows_of_a_table():
@@ -178,11 +196,18 @@ def test_positions_are_the_first_rows_of_a_table():
 
 
 def test_time_features_are_an_mlp_of_sinusoids(shaken):
-    embedding, t = shaken(TimeEmbedding(8).double()), torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    embedding, t = (
+        shaken(TimeEmbedding(8).double()),
+        torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64),
+    )
     frequencies = [10 ** (-3 + k * (3 - math.log10(16)) / 3) for k in range(4)]  # 1/1000 to 1/16
-    rows = [[f(1000 * s * w) for f in (math.cos, math.sin) for w in frequencies] for s in t.tolist()]
+    rows = [
+        [f(1000 * s * w) for f in (math.cos, math.sin) for w in frequencies] for s in t.tolist()
+    ]
     waves = torch.tensor(rows, dtype=torch.float64)
-    torch.testing.assert_close(embedding(t), F.silu(embedding.out(F.silu(embedding.hidden(waves)))), **EXACT)
+    torch.testing.assert_close(
+        embedding(t), F.silu(embedding.out(F.silu(embedding.hidden(waves)))), **EXACT
+    )
 
 
 def test_time_scale_multiplies_the_time(shaken):
@@ -204,7 +229,7 @@ def test_every_number_of_features_has_its_width(dim):
     assert TimeEmbedding(dim)(torch.zeros(5)).shape == (5, dim)
 
 
-# ---- Initialisation and decay -------------------------------------------------------------------------------------
+# ---- Initialisation and decay --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", INIT_SCHEMES)
@@ -213,7 +238,9 @@ def test_a_scheme_has_its_variance_and_its_shape(scheme):
     variance = {"xavier": 2 / (50 + 150), "kaiming": 2 / 50}[scheme.split("_")[0]]
     weight = torch.empty(200, 200)
     initialise_(weight, scheme, 50, 150)
-    deviations = 6 * math.sqrt(2 / weight.numel())  # six standard deviations of the estimate for normal numbers
+    deviations = 6 * math.sqrt(
+        2 / weight.numel()
+    )  # six standard deviations of the estimate for normal numbers
     assert weight.square().mean().item() == pytest.approx(variance, rel=deviations)
     assert abs(weight.mean().item()) < 6 * math.sqrt(variance / weight.numel())
     # A uniform law ends at sqrt(3) deviations, a normal one doesn't.
@@ -238,7 +265,12 @@ def test_reset_gives_every_role_its_law(shaken):
     # Each third of the fused map is a map of its own: 60 -> 60.
     assert root["attention"].qkv.weight.square().mean().item() == pytest.approx(2 / 120, rel=0.06)
     assert root["positions"].weight.std().item() == pytest.approx(POSITION_STD, rel=0.08)
-    for bias in (root["linear"].bias, root["attention"].qkv.bias, root["attention"].out.bias, root["norm"].bias):
+    for bias in (
+        root["linear"].bias,
+        root["attention"].qkv.bias,
+        root["attention"].out.bias,
+        root["norm"].bias,
+    ):
         assert not bias.any()
     assert (root["norm"].weight == 1).all() and (root["rms"].weight == 1).all()
 
@@ -256,9 +288,14 @@ def test_weights_of_linear_maps_decay_and_nothing_else(shaken):
     assert (decay["weight_decay"], rest["weight_decay"]) == (0.02, 0.0)
     names = {id(p): name for name, p in root.named_parameters()}
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in (decay, rest))
-    assert len(decay["params"]) + len(rest["params"]) == len(names) and decayed | kept == set(names.values())
-    # The role can be read off the name: linear maps are the modules whose weight is a matrix, position tables aside.
-    expected = {n for n, p in root.named_parameters() if p.ndim == 2 and not n.startswith("positions")}
+    assert len(decay["params"]) + len(rest["params"]) == len(names) and decayed | kept == set(
+        names.values()
+    )
+    # The role can be read off the name: linear maps are the modules whose weight is a matrix,
+    # position tables aside.
+    expected = {
+        n for n, p in root.named_parameters() if p.ndim == 2 and not n.startswith("positions")
+    }
     assert decayed == expected
 
 
@@ -268,7 +305,7 @@ def test_a_shared_weight_is_held_once():
     assert [len(group["params"]) for group in optim_groups(root, 0.1)] == [1, 2]
 
 
-# ---- Errors -------------------------------------------------------------------------------------------------------
+# ---- Errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -282,14 +319,22 @@ def test_a_shared_weight_is_held_once():
             r"dropout to be a probability in \[0, 1\), got 1.0",
         ),
         (lambda: MLP(8, dropout=-0.1), ValueError, "dropout to be a probability"),
-        (lambda: TransformerDecoderLayer(8, 2, time_dim=-1), ValueError, "time_dim to be an int >= 0, got -1"),
+        (
+            lambda: TransformerDecoderLayer(8, 2, time_dim=-1),
+            ValueError,
+            "time_dim to be an int >= 0, got -1",
+        ),
         (
             lambda: TransformerEncoderLayer(8, 2, norm_module="batchnorm"),
             ValueError,
             "unknown norm_module 'batchnorm', expected one of: rmsnorm, layernorm",
         ),
         (lambda: TimeEmbedding(1), ValueError, "dim to be an int >= 2, got 1"),
-        (lambda: TimeEmbedding(8, time_scale=0.0), ValueError, "time_scale to be a finite number > 0, got 0.0"),
+        (
+            lambda: TimeEmbedding(8, time_scale=0.0),
+            ValueError,
+            "time_scale to be a finite number > 0, got 0.0",
+        ),
         (lambda: TimeEmbedding(8, time_scale=math.inf), ValueError, "time_scale .* got inf"),
         (lambda: TimeEmbedding(8, time_scale="1"), ValueError, "time_scale .* got '1'"),
         (
@@ -297,10 +342,26 @@ def test_a_shared_weight_is_held_once():
             ValueError,
             "unknown scheme 'orthogonal', expected .*",
         ),
-        (lambda: reset_parameters_(nn.Linear(1, 1), "x"), ValueError, "unknown scheme 'x'.*xavier_uniform"),
-        (lambda: optim_groups(nn.Linear(1, 1), -1e-9), ValueError, "weight_decay to be a number >= 0, got -1e-09"),
-        (lambda: optim_groups(nn.Linear(1, 1), math.nan), ValueError, "weight_decay to be a number >= 0, got nan"),
-        (lambda: dense_of(nn.Conv1d(1, 1, 1)), TypeError, "expected nn.Linear or LinearMap, got Conv1d"),
+        (
+            lambda: reset_parameters_(nn.Linear(1, 1), "x"),
+            ValueError,
+            "unknown scheme 'x'.*xavier_uniform",
+        ),
+        (
+            lambda: optim_groups(nn.Linear(1, 1), -1e-9),
+            ValueError,
+            "weight_decay to be a number >= 0, got -1e-09",
+        ),
+        (
+            lambda: optim_groups(nn.Linear(1, 1), math.nan),
+            ValueError,
+            "weight_decay to be a number >= 0, got nan",
+        ),
+        (
+            lambda: dense_of(nn.Conv1d(1, 1, 1)),
+            TypeError,
+            "expected nn.Linear or LinearMap, got Conv1d",
+        ),
         (lambda: DENSE.norm(4, "none"), ValueError, "unknown norm_module 'none'"),
     ],
 )

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from fastgen.models import CondTransformerRegressor, GenCondRegressor
-from fastgen.models.regressor import batch_of_times, check_positive_int, check_probability, check_sequence
+from fastgen.models.regressor import (
+    batch_of_times,
+    check_positive_int,
+    check_probability,
+    check_sequence,
+)
 
 CPU = torch.device("cpu")
 
@@ -30,7 +35,8 @@ def test_a_subclass_knows_its_dimensions_and_is_called_by_position():
     assert (network.in_dim, network.out_dim, network.cond_dim) == (3, 4, 5)
     X = torch.ones(2, 6, 3)
     assert torch.equal(
-        network(X, torch.tensor([0.0, 0.5]), torch.ones(2, 1, 5)), X * torch.tensor([0, 0.5])[:, None, None]
+        network(X, torch.tensor([0.0, 0.5]), torch.ones(2, 1, 5)),
+        X * torch.tensor([0, 0.5])[:, None, None],
     )
 
 
@@ -41,7 +47,7 @@ def test_a_dimension_that_is_no_positive_int_is_named(name, value):
         Scaled(**{"in_dim": 1, "out_dim": 1, "cond_dim": 1, name: value})
 
 
-# ---- Times --------------------------------------------------------------------------------------------------------
+# ---- Times ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -70,17 +76,21 @@ def test_times_keep_their_digits_and_their_order():
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (4,), (3, 1), (1, 3), (3, 1, 1), (0,)])
 def test_other_shapes_of_a_time_are_refused(shape):
-    with pytest.raises(ValueError, match=r"expected opt_step to be a scalar or of shape \(3,\), got \("):
+    with pytest.raises(
+        ValueError, match=r"expected opt_step to be a scalar or of shape \(3,\), got \("
+    ):
         batch_of_times(torch.zeros(shape), 3, device=CPU, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("time", ["0.5", None, [0.5, 0.5, 0.5], True, torch.tensor(True), torch.tensor(1j)])
+@pytest.mark.parametrize(
+    "time", ["0.5", None, [0.5, 0.5, 0.5], True, torch.tensor(True), torch.tensor(1j)]
+)
 def test_what_is_no_real_number_is_refused_as_a_time(time):
     with pytest.raises(TypeError, match="expected opt_step to be"):
         batch_of_times(time, 3, device=CPU, dtype=torch.float32)
 
 
-# ---- Checks -------------------------------------------------------------------------------------------------------
+# ---- Checks --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 5, 3), (2, 0, 3), (2, 4, 2), (1, 2, 4, 3)])
@@ -92,9 +102,13 @@ def test_a_sequence_of_another_shape_is_shown_beside_the_expected_one(shape):
 
 def test_a_sequence_of_another_batch_type_or_dtype_is_refused():
     check_sequence("Z", torch.zeros(5, 4, 3), horizon=4, dim=3, batch=5)
-    with pytest.raises(ValueError, match=r"expected Z of shape \(.*5, T_z <= 4, 3\), got \(6, 4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"expected Z of shape \(.*5, T_z <= 4, 3\), got \(6, 4, 3\)"
+    ):
         check_sequence("Z", torch.zeros(6, 4, 3), horizon=4, dim=3, batch=5)
-    with pytest.raises(TypeError, match="expected Z to be a floating point tensor, got torch.int64"):
+    with pytest.raises(
+        TypeError, match="expected Z to be a floating point tensor, got torch.int64"
+    ):
         check_sequence("Z", torch.zeros(5, 4, 3).long(), horizon=4, dim=3)
     with pytest.raises(TypeError, match=r"expected Z of shape \(B, T_z <= 4, 3\), got list"):
         check_sequence("Z", [[[0.0] * 3]], horizon=4, dim=3)

@@ -1,4 +1,5 @@
-"""The dense transformer: what it may look at, how it reads the time, how it is trained, reset, rebuilt and refused."""
+"""The dense transformer: what it may look at, how it reads the time, how it is trained, reset,
+rebuilt and refused."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ X, Z = normal(6, 4, 3), normal(6, 3, 2, seed=1)
 
 def model(seed: int = 0, **changes) -> CondTransformerRegressor:
     torch.manual_seed(seed)
-    return CondTransformerRegressor(**{**SIZES, **OPTIONS, "p_drop_emb": 0.0, "p_drop_attn": 0.0, **changes}).double()
+    return CondTransformerRegressor(
+        **{**SIZES, **OPTIONS, "p_drop_emb": 0.0, "p_drop_attn": 0.0, **changes}
+    ).double()
 
 
 def dependence(network: nn.Module, i: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,7 +36,7 @@ def dependence(network: nn.Module, i: int) -> tuple[torch.Tensor, torch.Tensor]:
     return grads[0].norm(dim=(0, 2)), grads[1].norm(dim=(0, 2))
 
 
-# ---- What it looks at ---------------------------------------------------------------------------------------------
+# ---- What it looks at ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_cond_layers", [0, 2])
@@ -59,7 +62,9 @@ def test_masked_tokens_are_seen_by_none_but_themselves(causal_attn, real, shaken
     mask = torch.tensor(real).expand(6, 4)
     x = X.clone().requires_grad_()
     for i, y in enumerate(network(x, 0.4, Z, mask=mask).unbind(1)):
-        (gradient,) = torch.autograd.grad((y * normal(*y.shape, seed=2)).sum(), x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            (y * normal(*y.shape, seed=2)).sum(), x, retain_graph=True
+        )
         seen = mask[0] & (torch.arange(4) <= i if causal_attn else torch.ones(4, dtype=torch.bool))
         seen[i] = True  # also by the residual branch
         assert torch.isfinite(gradient).all() and (gradient.norm(dim=(0, 2)) > 0).equal(seen)
@@ -70,7 +75,9 @@ def test_a_causal_prefix_does_not_know_what_follows(shaken):
     network = shaken(model(causal_attn=True))
     whole = network(X, 0.4, Z)
     for length in range(1, 5):
-        torch.testing.assert_close(network(X[:, :length], 0.4, Z), whole[:, :length], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            network(X[:, :length], 0.4, Z), whole[:, :length], rtol=0, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("num_cond_layers", [0, 2])
@@ -90,7 +97,7 @@ def test_positions_tell_equal_tokens_apart():
     assert (y[:, 1:] - y[:, :1]).norm(dim=(0, 2)).min() > 1e-3
 
 
-# ---- Time ---------------------------------------------------------------------------------------------------------
+# ---- Time ----------------------------------------------------------------------------------------
 
 
 def test_every_form_of_a_time_is_the_same_time(shaken):
@@ -122,7 +129,7 @@ def test_time_scale_reaches_the_embedding(shaken):
     torch.testing.assert_close(steps(X, 300, Z), network(X, 0.3, Z), rtol=0, atol=1e-12)
 
 
-# ---- Types --------------------------------------------------------------------------------------------------------
+# ---- Types ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -147,7 +154,7 @@ def test_each_probability_acts_by_itself(p, shaken):
     assert not torch.equal(network(X, 0.3, Z), network(X, 0.3, Z))
 
 
-# ---- Training -----------------------------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 
 def test_every_parameter_gets_a_gradient(shaken):
@@ -164,9 +171,13 @@ def test_optim_groups_hold_every_parameter_once_by_its_role():
     names = {id(p): name for name, p in network.named_parameters()}
     assert sorted(map(id, decay["params"] + rest["params"])) == sorted(names)
     decayed = {names[id(p)] for p in decay["params"]}
-    assert decayed == {n for n, p in network.named_parameters() if p.ndim == 2 and "pos_emb" not in n}
+    assert decayed == {
+        n for n, p in network.named_parameters() if p.ndim == 2 and "pos_emb" not in n
+    }
     assert {"input_emb.weight", "cond_emb.weight", "time_token.weight", "head.weight"} <= decayed
-    assert {"pos_emb.weight", "cond_pos_emb.weight", "input_emb.bias", "norm.weight"} <= set(names.values()) - decayed
+    assert {"pos_emb.weight", "cond_pos_emb.weight", "input_emb.bias", "norm.weight"} <= set(
+        names.values()
+    ) - decayed
     assert network.get_optim_groups()[0]["weight_decay"] == 1e-3
     torch.optim.AdamW(network.get_optim_groups())
 
@@ -197,7 +208,9 @@ def test_reset_and_constructor_give_the_same_laws(scheme, shaken):
             assert torch.equal(p, q), name  # constants
         else:
             deviations = 6 * (4 / p.numel()) ** 0.5  # of the difference of two estimates
-            assert p.square().mean().item() == pytest.approx(q.square().mean().item(), rel=deviations), name
+            assert p.square().mean().item() == pytest.approx(
+                q.square().mean().item(), rel=deviations
+            ), name
     attention = fresh.decoder[0].self_attention
     fan = 2 / 64 if scheme.startswith("kaiming") else 2 / 128
     for weight in (attention.qkv.weight, attention.out.weight):
@@ -213,10 +226,12 @@ def test_an_unknown_scheme_is_refused_and_changes_nothing():
     assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
 
 
-# ---- Rebuilding ---------------------------------------------------------------------------------------------------
+# ---- Rebuilding ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_cond_layers": 2, "causal_attn": True, "norm_module": "layernorm"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_cond_layers": 2, "causal_attn": True, "norm_module": "layernorm"}]
+)
 def test_build_model_rebuilds_from_the_config_as_json(changes, shaken):
     network = shaken(model(time_scale=500.0, **changes))
     again = build_model(json.loads(json.dumps(network.config))).double()
@@ -232,7 +247,9 @@ def test_a_pickled_network_is_the_same_function(shaken):
 
 def test_build_model_refuses_what_it_cannot_build():
     config = model().config
-    with pytest.raises(ValueError, match="unknown model class 'MLP', expected one of: CondTransformerRegressor"):
+    with pytest.raises(
+        ValueError, match="unknown model class 'MLP', expected one of: CondTransformerRegressor"
+    ):
         build_model({**config, "class": "MLP"})
     with pytest.raises(ValueError, match="unknown model class None"):
         build_model({})
@@ -247,12 +264,22 @@ def test_build_model_refuses_what_it_cannot_build():
 
 def test_arguments_stand_in_the_promised_order():
     """Outside code passes them by position."""
-    common = ["num_layers", "num_attention_heads", "embedding_dim", "p_drop_emb", "p_drop_attn", "causal_attn"]
+    common = [
+        "num_layers",
+        "num_attention_heads",
+        "embedding_dim",
+        "p_drop_emb",
+        "p_drop_attn",
+        "causal_attn",
+    ]
     common += ["num_cond_layers"]
     dense = ["in_dim", "out_dim", "cond_dim", "in_horizon", "cond_horizon", *common, "time_scale"]
     equivariant = ["in_rep", "cond_rep", "out_rep", "in_horizon", "cond_horizon", *common]
     equivariant += ["norm_module", "init_scheme", "time_scale"]
-    for model_class, names in ((CondTransformerRegressor, dense), (models.eCondTransformerRegressor, equivariant)):
+    for model_class, names in (
+        (CondTransformerRegressor, dense),
+        (models.eCondTransformerRegressor, equivariant),
+    ):
         parameters = inspect.signature(model_class).parameters.values()
         assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == names
 
@@ -265,7 +292,7 @@ def test_every_public_name_is_there_and_others_are_not():
         models.eTransformer  # noqa: B018
 
 
-# ---- Errors -------------------------------------------------------------------------------------------------------
+# ---- Errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -314,7 +341,9 @@ def test_a_wrong_shape_is_shown_beside_the_expected_one(x, z, words):
 def test_a_wrong_time_or_type_is_refused():
     network = model()
     for shape in ((5,), (6, 1), (1,)):
-        with pytest.raises(ValueError, match=r"expected opt_step to be a scalar or of shape \(6,\)"):
+        with pytest.raises(
+            ValueError, match=r"expected opt_step to be a scalar or of shape \(6,\)"
+        ):
             network(X, torch.zeros(shape), Z)
     with pytest.raises(TypeError, match="expected opt_step to be a number"):
         network(X, None, Z)
