@@ -24,7 +24,8 @@ __all__ = ["read_npz"]
 
 # What unpacks to this size is harmless at any ratio; above it, numbers that were measured compress
 # to a tenth, labels and zeros beside them to a hundredth. A bomb has 1000.
-_HARMLESS_BYTES, _MOST_RATIO = 1 << 24, 200
+_HARMLESS_BYTES = 1 << 24
+_MOST_RATIO = 200
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -67,7 +68,8 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             names = [member.filename.removesuffix(".npy") for member in members]
             if repeated := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"the name {first_names(repeated)} twice")
-            unpacked, most = sum(m.file_size for m in members), path.stat().st_size * _MOST_RATIO
+            unpacked = sum(m.file_size for m in members)
+            most = path.stat().st_size * _MOST_RATIO
             if unpacked > max(most, _HARMLESS_BYTES):
                 raise ValueError(f"{unpacked:,} bytes packed into {path.stat().st_size:,}")
             return {
@@ -98,7 +100,8 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"pickled objects in {brief(member.filename)}")
         if dtype.kind not in "fiub":
             raise _NotNumbers(member.filename.removesuffix(".npy")[:80], brief(dtype))
-        expected, found = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+        expected = math.prod(shape) * dtype.itemsize
+        found = member.file_size - file.tell()
         if min(shape, default=1) < 0 or expected != found:
             raise ValueError(
                 f"{found:,} bytes for {brief(shape)} of {dtype} in {brief(member.filename)}"

@@ -194,7 +194,8 @@ def _exchange(a: Path, b: Path) -> bool:
     renameat2: Callable[..., int] | None = getattr(
         ctypes.CDLL(None, use_errno=True), "renameat2", None
     )
-    at_cwd, rename_exchange = -100, 2
+    at_cwd = -100
+    rename_exchange = 2
     return (
         renameat2 is not None
         and renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), rename_exchange) == 0
@@ -451,10 +452,8 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     check_file(path)
     try:
         with open(path, "rb") as file:
-            size, most = (
-                int.from_bytes(file.read(8), "little"),
-                min(path.stat().st_size - 8, _MOST_JSON_BYTES),
-            )
+            size = int.from_bytes(file.read(8), "little")
+            most = min(path.stat().st_size - 8, _MOST_JSON_BYTES)
             if not 2 <= size <= most:
                 raise ValueError(f"a header of {size:,} bytes")
             # The library takes the last of two equal names without a word.

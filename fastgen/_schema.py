@@ -38,7 +38,8 @@ __all__ = [
 ]
 
 CONFIG = "config.json"
-NETWORK_FORMAT, STUDENT_FORMAT = "fastgen-network", "fastgen-student"
+NETWORK_FORMAT = "fastgen-network"
+STUDENT_FORMAT = "fastgen-student"
 _VERSION = 1
 _COMMON_KEYS = (
     "format",
@@ -81,7 +82,9 @@ _ARGUMENTS: dict[str, Any] = {
     "norm_module": str,
     "init_scheme": str,
 }
-DENSE, EQUIVARIANT, CUSTOM = "CondTransformerRegressor", "eCondTransformerRegressor", "custom"
+DENSE = "CondTransformerRegressor"
+EQUIVARIANT = "eCondTransformerRegressor"
+CUSTOM = "custom"
 NETWORKS: dict[str, dict[str, Any]] = {
     DENSE: {"in_dim": int, "out_dim": int, "cond_dim": int, **_ARGUMENTS},
     EQUIVARIANT: {
@@ -190,7 +193,9 @@ def check_student(
         "parameterization as an object or null",
         "parameterization",
     )
-    t_list, steps, pred_type = config["t_list"], config["steps"], config["pred_type"]
+    t_list = config["t_list"]
+    steps = config["steps"]
+    pred_type = config["pred_type"]
     expect(pred_type in ("flow", "x0", "eps"), "pred_type flow, x0 or eps", "pred_type")
     expect(config["sample_type"] in ("ode", "sde"), "sample_type ode or sde", "sample_type")
     numbers = (
@@ -221,7 +226,9 @@ def check_student(
         "group",
     )
     expect(_is_size(config["pack"]), "pack as a whole number >= 1", "pack")
-    horizon, cond_horizon, pack = config["horizon"], config["cond_horizon"], config["pack"]
+    horizon = config["horizon"]
+    cond_horizon = config["cond_horizon"]
+    pack = config["pack"]
     network = config["network"]
     dense = isinstance(network, dict) and network.get("class") == DENSE
     # Tokens, channels and a normaliser of channels are words about trajectories.
@@ -327,12 +334,11 @@ def check_network(
     # of which are axes.
     width = axis if name == DENSE else axis**2
     for key, kind in arguments.items():
-        value, most = config[key], {"layers": len(shapes), "width": width}.get(kind, axis)
+        value = config[key]
+        most = {"layers": len(shapes), "width": width}.get(kind, axis)
         if kind in (int, "layers", "width"):
-            good, what = (
-                type(value) is int and 0 <= value <= most,
-                f"within 0..{most}, which the tensors allow",
-            )
+            good = type(value) is int and 0 <= value <= most
+            what = f"within 0..{most}, which the tensors allow"
         elif kind == "group":
             # The order of C<n> and D<n> is a multiple of n, and embedding_dim is a multiple of the
             # order.
@@ -343,10 +349,8 @@ def check_network(
             good = good and all(_is_representation(part, most) for part in value)
             what = f"as a list of at most {most} representations, none of them from a file"
         else:
-            good, what = (
-                type(value) is kind or (kind is float and type(value) is int),
-                f"of type {kind.__name__}",
-            )
+            good = type(value) is kind or (kind is float and type(value) is int)
+            what = f"of type {kind.__name__}"
         if not good:
             raise ValueError(f"{where}: expected network.{key} {what}, got {brief(value)}")
     # Some map is as wide on both sides; its kernel has a number for each |G| entries of the matrix.

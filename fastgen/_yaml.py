@@ -17,7 +17,9 @@ from ._files import brief, read_text
 
 __all__ = ["parse_yaml", "read_yaml"]
 
-_MOST_BYTES, _MOST_VALUES, _MOST_DEPTH = 1 << 18, 50_000, 32
+_MOST_BYTES = 1 << 18
+_MOST_VALUES = 50_000
+_MOST_DEPTH = 32
 _TAGS = (None, "!", "tag:yaml.org,2002:str")
 
 
@@ -90,16 +92,21 @@ def _measure(text: str, where: str) -> None:
             continue
         if isinstance(event, yaml.CollectionEndEvent):
             closed = levels.pop()
-            size, anchor, key = closed.size + 1, closed.anchor, None
+            size = closed.size + 1
+            anchor = closed.anchor
+            key = None
         elif isinstance(event, yaml.ScalarEvent):
-            size, key = 1, event.value
+            size = 1
+            key = event.value
         elif isinstance(event, yaml.AliasEvent):
             if sizes.get(event.anchor, 0) is None:
                 raise _Refused(
                     f"expected no alias inside what it stands for, got *{brief(event.anchor)} in "
                     f"line {line}"
                 )
-            size, anchor, key = sizes.get(event.anchor) or 0, None, None
+            size = sizes.get(event.anchor) or 0
+            anchor = None
+            key = None
         else:
             continue
         if anchor is not None:
@@ -117,11 +124,15 @@ class _Level:
     """A list, or with `keys` a dict, while its entries arrive."""
 
     def __init__(self, anchor: str | None, keys: set[str] | None = None) -> None:
-        self.anchor, self.keys, self.size, self.entries = anchor, keys, 0, 0
+        self.anchor = anchor
+        self.keys = keys
+        self.size = 0
+        self.entries = 0
 
     def add(self, size: int, text: str | None) -> str | None:
         """Count an entry; returns a key that was there before."""
-        self.size, self.entries = self.size + size, self.entries + 1
+        self.size = self.size + size
+        self.entries = self.entries + 1
         if self.keys is None or text is None or self.entries % 2 == 0:
             return None
         if text in self.keys:

@@ -14,19 +14,21 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
     Args:
         config: the content of config.json.      numbers: how many the network has.
     """
-    network, steps, description = config["network"], config["steps"], config["description"]
+    network = config["network"]
+    steps = config["steps"]
+    description = config["description"]
     shape = ", ".join(map(str, config["horizon"]))
     built_in = network["class"] != "custom"
     name = network["class"] if built_in else network["name"]
-    z_code, z_shape = "...  # what the network takes", "cond"
+    z_code = "...  # what the network takes"
+    z_shape = "cond"
     if config["cond_horizon"] is not None:
         t_z, d_z = config["cond_horizon"]
-        z_code, z_shape = (
-            f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units",
-            f"z (B, T_z <= {t_z}, {d_z})",
-        )
+        z_code = f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units"
+        z_shape = f"z (B, T_z <= {t_z}, {d_z})"
     elif description.get("condition") == "none":
-        z_code, z_shape = "None  # nothing to condition on", "no condition"
+        z_code = "None  # nothing to condition on"
+        z_shape = "no condition"
     elif isinstance(description.get("condition"), str):
         z_shape = f"z {description['condition']}"
         z_code = f"...  # {description['condition']}"
@@ -98,7 +100,8 @@ def _trained_as(parameterization: Mapping[str, Any] | None) -> str:
 def _guidance(description: Mapping[str, Any]) -> str | None:
     """The guidance of the teacher: always its scale, and the rest where it is known; None without
     guidance."""
-    scale, interval = description.get("guidance_scale"), description.get("guidance_interval")
+    scale = description.get("guidance_scale")
+    interval = description.get("guidance_interval")
     if scale is None:
         return None
     parts = [f"scale {scale}"]

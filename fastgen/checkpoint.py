@@ -37,7 +37,9 @@ from ._files import (
 
 logger = logging.getLogger(__name__)
 
-_TENSORS, _META, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_TENSORS = "state.safetensors"
+_META = "state.json"
+_MANIFEST = "manifest.json"
 _FILES = (_TENSORS, _META)
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 

@@ -93,7 +93,8 @@ class PathClock(Clock):
     data at 1."""
 
     def __init__(self, interpolant: BaseInterpolant, data_at: int) -> None:
-        self.interpolant, self.data_at = interpolant, data_at
+        self.interpolant = interpolant
+        self.data_at = data_at
         tau = torch.tensor([1.0, 0.0], dtype=torch.float64)
         low, high = (
             interpolant.compute_sigma_t(tau)[0] / interpolant.compute_alpha_t(tau)[0]
@@ -108,7 +109,8 @@ class PathClock(Clock):
         return self.interpolant.compute_alpha_t(tau)[0], self.interpolant.compute_sigma_t(tau)[0]
 
     def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        tau, sign = self._tau(s), 1.0 if self.data_at == 1 else -1.0
+        tau = self._tau(s)
+        sign = 1.0 if self.data_at == 1 else -1.0
         return sign * self.interpolant.compute_alpha_t(tau)[
             1
         ], sign * self.interpolant.compute_sigma_t(tau)[1]
@@ -157,7 +159,8 @@ class TableClock(Clock):
                 f"expected every beta in (0, 1), got {table[row]:g} in row {row}; alphas_cumprod "
                 "is not betas: betas = 1 - abar[1:] / abar[:-1], after beta_0 = 1 - abar[0]"
             )
-        self.betas, self.whole = table, bool(nearest)
+        self.betas = table
+        self.whole = bool(nearest)
         log_abar = torch.log1p(-table).cumsum(0)
         if torch.isinf(log_abar[-1]):
             log_abar[-1] = min(math.log(_LAST_ALPHA_BAR), float(log_abar[-2]) - 1.0)
@@ -186,7 +189,8 @@ class TableClock(Clock):
         table = self._table(ratio.device)
         level = (2.0 * ratio.log()).clamp(table[0], table[-1])
         high = torch.searchsorted(table, level).clamp(1, len(table) - 1)
-        start, end = table[high - 1], table[high]
+        start = table[high - 1]
+        end = table[high]
         # A beta too small for float64 makes two rows equal.
         return (high - 1) + (
             (level - start) / (end - start).clamp(min=torch.finfo(table.dtype).tiny)
@@ -206,7 +210,8 @@ class SigmaClock(Clock):
                 f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, "
                 f"sigma_max={sigma_max}"
             )
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.sigma_min = float(sigma_min)
+        self.sigma_max = float(sigma_max)
         self.ratios = (self.sigma_min, self.sigma_max)
 
     def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor]:

@@ -290,7 +290,8 @@ class DMDConfig(_Config):
     def _rungs(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        t_list, steps = values.get("t_list"), values.get("student_steps")
+        t_list = values.get("t_list")
+        steps = values.get("student_steps")
         if t_list is None or (isinstance(t_list, list | tuple) and not t_list):
             return {key: value for key, value in values.items() if key != "t_list"}
         if not isinstance(t_list, list | tuple) and hasattr(t_list, "tolist"):
@@ -328,7 +329,8 @@ class DMDConfig(_Config):
     def _defaults(self) -> DMDConfig:
         # Frozen models are still filled in during validation, through the base class' setter.
         if not self.t_list:
-            n, s = self.student_steps, self.t_list_shift
+            n = self.student_steps
+            s = self.t_list_shift
             even = [self.t_max * (n - i) / n for i in range(n)]
             # The first rung is t_max itself, which n t_max / n need not be.
             rungs = [self.t_max] + [s * t / (1.0 + (s - 1.0) * t) for t in even[1:]]
@@ -388,7 +390,8 @@ class DMDConfig(_Config):
                 f"expected gan_loss=softplus {asked}, got relativistic: its logit is the log "
                 "ratio of data and student up to an unknown constant only"
             )
-        vsd, gan = self.vsd_t, self.gan_t
+        vsd = self.vsd_t
+        gan = self.gan_t
         if not gan.min_t <= vsd.min_t < vsd.max_t <= gan.max_t:
             raise ValueError(
                 f"expected gan_t to cover vsd_t {asked}, whose ratio is the discriminator's at "

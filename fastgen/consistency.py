@@ -204,7 +204,9 @@ def teacher_step(
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         if trusted == 1.0:
             return flow(x, t)
-        seen, v, x0 = t.clamp(max=trusted), torch.zeros_like(x), torch.zeros_like(x)
+        seen = t.clamp(max=trusted)
+        v = torch.zeros_like(x)
+        x0 = torch.zeros_like(x)
         share = seen / t.clamp(min=EPSILON)
         for _ in range(3):
             # Up to `trusted` this is x itself, and all rounds say the same.
@@ -270,7 +272,8 @@ def consistency_loss(
             `teacher_step` refuses.
         TypeError: for times below float32.
     """
-    batch, wide = x0.shape[:1], wide_dtype(x0.device)
+    batch = x0.shape[:1]
+    wide = wide_dtype(x0.device)
     check_shape("noise", noise, x0.shape)
     check_pred_type(pred_type)
     if not huber_c > 0:

@@ -30,7 +30,8 @@ __all__ = ["TIMES", "best_declaration", "denoising_errors", "judge_declaration"]
 TIMES = (0.2, 0.5, 0.8)
 _ROWS = 128
 # Of large samples fewer rows say as much: each is an average over its own numbers.
-_MOST_NUMBERS, _LEAST_ROWS = 2**20, 8
+_MOST_NUMBERS = 2**20
+_LEAST_ROWS = 8
 # At large t little of x0 is left to be seen, and an honest error on so few rows can come out a
 # little above 1.
 _CLEARLY_WORSE = 1.1
@@ -60,7 +61,8 @@ def denoising_errors(
     x0, eps, cond = _probe(x0, cond, parameter)
     variance = (x0 - x0.mean(0)).square().mean().clamp(min=1e-12)
     # What lies outside its own range a teacher need not know.
-    low, high = float(getattr(teacher, "t_min", 0.0)), float(getattr(teacher, "t_max", 1.0))
+    low = float(getattr(teacher, "t_min", 0.0))
+    high = float(getattr(teacher, "t_max", 1.0))
     errors = []
     with torch.no_grad(), evaluating(teacher):
         for t in (min(max(t, low), high) for t in times):
@@ -170,7 +172,8 @@ class _Remembered:
     """A network that answers a call it has had before without making it again."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network, self.like = network, next(network.parameters(), torch.empty(0))
+        self.network = network
+        self.like = next(network.parameters(), torch.empty(0))
         self.calls: dict[tuple[float, float], Tensor] = {}
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:

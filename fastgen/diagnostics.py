@@ -112,7 +112,8 @@ def diagnose(
 
 def time_bins(cfg: SampleTimestepConfig, bins: int = BINS) -> list[float]:
     """Bounds (bins + 1) of even bins of [min_t, max_t], increasing."""
-    low, width = float(cfg.min_t), (float(cfg.max_t) - float(cfg.min_t)) / check_count("bins", bins)
+    low = float(cfg.min_t)
+    width = (float(cfg.max_t) - float(cfg.min_t)) / check_count("bins", bins)
     return [*(low + width * k for k in range(bins)), float(cfg.max_t)]
 
 
@@ -206,12 +207,10 @@ def _squared_errors(
     with evaluating(pipeline.teacher, pipeline.fake_score):
         for t, eps in _binned(generated, pipeline.config.vsd_t, bins, generator):
             x_t = add_noise(generated, eps, t)
-            x, teacher = (
-                generated.double(),
-                teacher_x0(
-                    pipeline.teacher, x_t, t, cond, pred_type=pipeline.config.pred_type
-                ).double(),
-            )
+            x = generated.double()
+            teacher = teacher_x0(
+                pipeline.teacher, x_t, t, cond, pred_type=pipeline.config.pred_type
+            ).double()
             fake = pipeline.fake_x0(x_t, t, cond, rung).double()
             rows.append(
                 torch.stack(
@@ -265,7 +264,8 @@ def sample_gradients(
     leaf = made.x0.requires_grad_()
     with torch.enable_grad():
         losses = pipeline.sample_losses(Generated(leaf, made.rung), x0, cond, generator=generator)
-    config, n = pipeline.config, leaf.numel()
+    config = pipeline.config
+    n = leaf.numel()
     weights = {"vsd": config.vsd_weight, "gan_gen": config.gan_loss_weight_gen}
     gradients = {
         name: torch.autograd.grad(losses[name], leaf)[0] for name in weights if name in losses
@@ -318,7 +318,8 @@ def discriminator_accuracy_per_bin(
     if pipeline.discriminator is None or pipeline.features is None:
         raise ValueError("expected a pipeline with discriminator=, got none")
     check_shape("x0", x0, generated.shape)
-    rung, shares = pipeline.num_rungs - 1, []
+    rung = pipeline.num_rungs - 1
+    shares = []
     for t, eps in _binned(generated, pipeline.config.gan_t, bins, generator):
         noised = (add_noise(x.to(generated.dtype), eps, t) for x in (x0, generated))
         real, fake = (pipeline.judged(x_t, t, cond, rung) for x_t in noised)

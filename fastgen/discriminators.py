@@ -361,10 +361,8 @@ def discriminator_for(
         torch.manual_seed(generator_for(seed, "discriminator").initial_seed())
         if not on_samples:
             parameter = next(network.parameters())
-            x, z = (
-                x0[:2].to(parameter),
-                cond_to(take_rows(cond, slice(2)), parameter.device, parameter.dtype),
-            )
+            x = x0[:2].to(parameter)
+            z = cond_to(take_rows(cond, slice(2)), parameter.device, parameter.dtype)
             return heads_for(network, x, x.new_full((len(x),), 0.5), z, blocks=blocks)
         if x0.ndim not in (2, 3) or not (
             cond is None or (isinstance(cond, Tensor) and cond.ndim == 3)

@@ -128,7 +128,9 @@ class Distillation:
         teacher: nn.Module,
         task: Task | None = None,
     ) -> None:
-        self.cfg, self.run_dir, self.accelerator = cfg, run_dir, accelerator
+        self.cfg = cfg
+        self.run_dir = run_dir
+        self.accelerator = accelerator
         self.task = build_data(cfg.data) if task is None else task
         self.network = teacher.to(accelerator.device).eval()
         self.x0, cond = self.task.train.network_inputs()
@@ -164,7 +166,8 @@ class Distillation:
 
     def train(self) -> None:
         """Run what is left of the stages."""
-        cfg, stages = self.cfg, {}
+        cfg = self.cfg
+        stages = {}
         if cfg.train.kd_steps:
             stages["kd"] = self.kd_stage
         if cfg.train.steps and (name := STAGE_OF_METHOD[cfg.method]) is not None:
@@ -194,7 +197,9 @@ class Distillation:
     def matching_stage(self) -> Stage:
         """DMD2 or LADD from the KD student (without KD from the teacher's weights): fake score from
         the teacher's weights, discriminator from scratch, each where the losses need it."""
-        cfg, dmd, train = self.cfg, self.cfg.dmd, self.cfg.train
+        cfg = self.cfg
+        dmd = self.cfg.dmd
+        train = self.cfg.train
         name = STAGE_OF_METHOD[cfg.method] or "dmd"
         student = self._next_student()
         fake_score = discriminator = None
@@ -272,7 +277,8 @@ class Distillation:
 
     def _next_student(self) -> TrainedNetwork:
         """The student of the stage after KD."""
-        cfg, network = self.cfg, self._student()
+        cfg = self.cfg
+        network = self._student()
         if cfg.train.kd_steps:
             network.load_state_dict(self.trainer.result("kd"))
         return self._trainable(
@@ -299,7 +305,8 @@ class Distillation:
 
     def _on_pairs(self, student: TrainedNetwork, name: str, steps: int) -> KnowledgeDistillation:
         """KD of `student` on the teacher's pairs, with draws of their own."""
-        cfg, watch = self.cfg, Stopwatch(self.trainer.seconds, "pairs")
+        cfg = self.cfg
+        watch = Stopwatch(self.trainer.seconds, "pairs")
         states, cond = self.pairs()
         watch.lap()
         return KnowledgeDistillation(
@@ -309,10 +316,12 @@ class Distillation:
     def pairs(self) -> tuple[Tensor, Any]:
         """States of the teacher's ODE at the student's rungs (N, K + 1, ...) with their conditions;
         kept in the run folder."""
-        cfg, path = self.cfg, self.run_dir / "pairs.safetensors"
+        cfg = self.cfg
+        path = self.run_dir / "pairs.safetensors"
         n = cfg.train.kd_pairs
         cond = take_rows(self.cond, torch.arange(n) % len(self.x0))
-        shape, parts = tuple(self.x0.shape[1:]), []
+        shape = tuple(self.x0.shape[1:])
+        parts = []
         if path.exists():
             states = load_tensors(path).get("states")
             if states is None or states.shape != (n, len(cfg.dmd.t_list), *shape):
@@ -320,7 +329,8 @@ class Distillation:
                     f"expected the teacher pairs of this run in {path}, got others; delete the file"
                 )
             return states, cond
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rank = self.accelerator.process_index
+        world = self.accelerator.num_processes
         chunk = chunk_rows(self.task.train, _PAIR_CHUNK)
         with progress_bar("teacher pairs", n, shown=self.accelerator.is_main_process) as bar:
             for start in range(0, n, chunk):
@@ -353,7 +363,9 @@ class Distillation:
 
     def hand_over(self) -> None:
         """Score, choose, export and report."""
-        cfg, task, seconds = self.cfg, self.task, dict(self.trainer.seconds)
+        cfg = self.cfg
+        task = self.task
+        seconds = dict(self.trainer.seconds)
         watch = Stopwatch(seconds, "hand_over")
         candidates = {name: self._trained(name) for name in self.trainer.stages}
         validation = {
@@ -374,7 +386,8 @@ class Distillation:
         teacher_rows, floor = self.teacher_rows or self.measured_scores()
         student = candidates[selected]
         calls = len(cfg.dmd.t_list) - 1
-        few, many = self._sampler(student), self._teacher_sampler(100)
+        few = self._sampler(student)
+        many = self._teacher_sampler(100)
         results: dict[str, Any] = {
             "teacher": teacher_rows,
             "student": rows[selected],
@@ -435,7 +448,8 @@ class Distillation:
 
     def export(self, student: nn.Module, results: dict[str, Any]) -> None:
         """Write ``student/``."""
-        cfg, data = self.cfg, self.task.train
+        cfg = self.cfg
+        data = self.task.train
         export_student(
             self.run_dir / "student",
             student,
@@ -459,7 +473,8 @@ class Distillation:
     def _guidance(self) -> dict[str, Any]:
         """How the teacher was guided that the student learned from, for the description of an
         export."""
-        dmd, source = self.cfg.dmd, self.cfg.teacher.null_cond
+        dmd = self.cfg.dmd
+        source = self.cfg.teacher.null_cond
         if dmd.guidance_scale is None or source is None:
             return {}
         return {
@@ -535,7 +550,8 @@ def score_student(run_dir: Path, factory: str | None = None) -> dict[str, dict[s
     """Scores of the exported student of a run, through the very sampler that its users call; keyed
     by network calls."""
     cfg = load_config(DistillConfig, run_dir / "config.yaml")
-    task, student = build_data(cfg.data), load_run_student(run_dir / "student", factory)
+    task = build_data(cfg.data)
+    student = load_run_student(run_dir / "student", factory)
 
     def sampler(steps: int) -> Sampler:
         return lambda z, noise: student.sample(

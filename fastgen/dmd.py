@@ -178,10 +178,15 @@ class DMDPipeline:
             self._guidance = Guidance(
                 config.guidance_scale, config.guidance_interval, config.guidance_rescale
             )
-        self.student, self.teacher, self.fake_score = student, teacher, fake_score
+        self.student = student
+        self.teacher = teacher
+        self.fake_score = fake_score
         self.config = config
-        self.discriminator, self.features = discriminator, features
-        self.rank, self.world_size, self.same_draws = rank, world_size, same_draws
+        self.discriminator = discriminator
+        self.features = features
+        self.rank = rank
+        self.world_size = world_size
+        self.same_draws = same_draws
 
     def alone(self) -> DMDPipeline:
         """The same pipeline for a batch that no other process has a part of."""
@@ -197,7 +202,8 @@ class DMDPipeline:
 
     def _sharing(self, rank: int, world_size: int) -> DMDPipeline:
         pipeline = copy.copy(self)
-        pipeline.rank, pipeline.world_size = rank, world_size
+        pipeline.rank = rank
+        pipeline.world_size = world_size
         return pipeline
 
     # ---- Losses ----------------------------------------------------------------------------------
@@ -354,7 +360,8 @@ class DMDPipeline:
                 else generated.detach()
             )
             t_fake, eps_fake = self._draw(made.x0, config.gan_t, generator)
-            t_real, eps_real = t_fake, eps_fake
+            t_real = t_fake
+            eps_real = eps_fake
             if not config.gan_use_same_t_noise:
                 t_real, eps_real = self._draw(x0, config.gan_t, generator)
             clean = {"fake": (made.x0, eps_fake, t_fake), "real": (x0, eps_real, t_real)}
@@ -370,7 +377,8 @@ class DMDPipeline:
             name: self._logits(self.discriminator, features[name], t, cond, mask)
             for name, (_, _, t) in clean.items()
         }
-        real, fake = logits["real"], logits["fake"]
+        real = logits["real"]
+        fake = logits["fake"]
         losses = {"gan_disc": gan_disc_loss(real, fake, kind=config.gan_loss)}
         total = losses["gan_disc"]
         for name, weight, at in (
@@ -449,7 +457,8 @@ class DMDPipeline:
         """Kernel distance of student samples to data: m = `real_data_samples` new samples for every
         m-th condition of the batch, as many samples in all as it has rows; without a condition,
         groups of m of the samples x."""
-        config, m = self.config, self.config.real_data_samples
+        config = self.config
+        m = self.config.real_data_samples
         if x0 is None:
             raise ValueError(
                 f"expected x0 for real_data_weight={config.real_data_weight}, got None"
@@ -460,7 +469,8 @@ class DMDPipeline:
                 f"expected a batch (per process and micro-batch) that real_data_samples={m} "
                 f"divides, got {len(x)}"
             )
-        groups, real = len(x) // m, x0
+        groups = len(x) // m
+        real = x0
         if config.real_data_conditional and cond is not None:
             # Every m-th and not the first ones: a process that has a part of the batch takes its
             # part of these.
@@ -470,7 +480,8 @@ class DMDPipeline:
             fresh = self._normal_like(noise, generator)
             start = None if config.backward_simulation else repeated(x0)
             x = self.generate(start, fresh, map_tensors(repeated, cond), generator=generator).x0
-            real, mask = x0[::m], None if mask is None else mask[::m]
+            real = x0[::m]
+            mask = None if mask is None else mask[::m]
         elif mask is not None:
             raise ValueError(
                 "expected no mask where real data are compared in groups "
@@ -682,7 +693,8 @@ class DMDPipeline:
 
 def _plain_network(network: nn.Module) -> tuple[nn.Module, bool]:
     """The network inside what this package wraps one in, and whether it computes in bfloat16."""
-    network, in_bfloat16 = unwrap(network), False
+    network = unwrap(network)
+    in_bfloat16 = False
     while isinstance(network, RungConditioned | GuidedNetwork | LowRankFakeScore | Bfloat16Network):
         in_bfloat16 = in_bfloat16 or isinstance(network, Bfloat16Network)
         network = network.network

@@ -57,15 +57,14 @@ class Draws:
         *,
         accumulation: int = 1,
     ) -> None:
-        world, rank = accelerator.num_processes, accelerator.process_index
+        world = accelerator.num_processes
+        rank = accelerator.process_index
         check_shares(batch_size, world, accumulation)
         self.accumulation = accumulation
-        self.seed, self.stage, self.device, self.batch_size = (
-            seed,
-            stage,
-            accelerator.device,
-            batch_size,
-        )
+        self.seed = seed
+        self.stage = stage
+        self.device = accelerator.device
+        self.batch_size = batch_size
         self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._rank = rank
         self._epoch: tuple[int, Tensor] | None = None
@@ -81,7 +80,9 @@ class Draws:
     def batch_rows(self, step: int, n: int) -> Tensor:
         """All rows of batch `step` of n rows of data: epochs of shuffled rows, each row once an
         epoch."""
-        sample, last, parts = step * self.batch_size, (step + 1) * self.batch_size, []
+        sample = step * self.batch_size
+        last = (step + 1) * self.batch_size
+        parts = []
         while sample < last:
             epoch, offset = divmod(sample, n)
             take = min(n - offset, last - sample)

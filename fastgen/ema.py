@@ -113,7 +113,8 @@ class ExponentialMovingAverage:
         shadows: list[Tensor] = []
         values: list[Tensor] = []
         for name, place, leaf in self._places_of(model):
-            shadow, value = part(self.shadow[name]), part(place[leaf])
+            shadow = part(self.shadow[name])
+            value = part(place[leaf])
             if isinstance(place[leaf], nn.Parameter) and beta > 0.0:
                 shadows.append(shadow)
                 alike = value.dtype == shadow.dtype and value.device == shadow.device

@@ -22,7 +22,8 @@ from .samplers import sample_student, sample_teacher
 
 Sampler = Callable[[Any, Tensor], Tensor]  # (Z, noise) -> X, original units
 T_MAX_EPS = 0.999
-_CHUNK, _CHUNK_NUMBERS = 4096, 2**22
+_CHUNK = 4096
+_CHUNK_NUMBERS = 2**22
 
 
 def teacher_sampler(
@@ -73,7 +74,8 @@ def student_sampler(
 
 def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[int, list[float]]:
     """Step counts that a student of these rungs serves (`served_steps`), with their rungs."""
-    rungs, end = list(t_list[:-1]), t_list[-1]
+    rungs = list(t_list[:-1])
+    end = t_list[-1]
     n = len(rungs)
     return {k: [*rungs[:: n // k], end] for k in served_steps(n, sample_type)}
 

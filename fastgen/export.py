@@ -52,7 +52,9 @@ __all__ = [
     "save_network",
 ]
 
-_CARD, _MODEL, _STUDENT = "README.md", "model.safetensors", "student.safetensors"
+_CARD = "README.md"
+_MODEL = "model.safetensors"
+_STUDENT = "student.safetensors"
 # Scores that a recipe lays beside a network belong to those weights, and go when the network is
 # replaced.
 SCORES = "scores.json"
@@ -312,7 +314,8 @@ def _sizes(
     it has none."""
     if given is not None:
         return list(given)
-    tokens, channels = getattr(network, length, None), getattr(network, dim, None)
+    tokens = getattr(network, length, None)
+    channels = getattr(network, dim, None)
     if tokens is None or channels is None:
         return None
     if type(pack) is not int or pack < 1 or channels % pack:

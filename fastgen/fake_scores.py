@@ -61,12 +61,11 @@ class LowRankLinear(nn.Linear):
         self, linear: nn.Linear, rank: int, scale: float, generator: torch.Generator
     ) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.scale = (
-            linear.in_features,
-            linear.out_features,
-            scale,
-        )
-        self.frozen, self.bias = linear.weight, linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.scale = scale
+        self.frozen = linear.weight
+        self.bias = linear.bias
         place = {
             "device": linear.weight.device,
             "dtype": torch.promote_types(linear.weight.dtype, torch.float32),
@@ -125,7 +124,8 @@ class LowRankFakeScore(nn.Module):
                 f"train.fake_score_rank={rank}, got {type(teacher).__name__} with {reached:,} of "
                 f"{total:,}; set it to null"
             )
-        generator, scale = generator_for(seed, "low rank"), 1.0 if alpha is None else alpha / rank
+        generator = generator_for(seed, "low rank")
+        scale = 1.0 if alpha is None else alpha / rank
         self.corrections = nn.ParameterDict()
         made = {linear: LowRankLinear(linear, rank, scale, generator) for linear in linears}
         for linear, path in linears.items():

@@ -76,7 +76,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self.number:
-            self.number, self._since = number, now
+            self.number = number
+            self._since = now
         elif number == signal.SIGINT and (self.number != number or now - self._since > self.SAME):
             raise Stopped(number=number)
 

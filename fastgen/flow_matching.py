@@ -309,7 +309,8 @@ def sample_timesteps(
     """
     _check_time_dtype(dtype)
     check_choice("time_dist_type", cfg.time_dist_type, TIME_DISTRIBUTIONS)
-    low, high = float(cfg.min_t), float(cfg.max_t)
+    low = float(cfg.min_t)
+    high = float(cfg.max_t)
     if not 0.0 <= low < high <= 1.0:
         raise ValueError(f"expected 0 <= min_t < max_t <= 1, got min_t={low}, max_t={high}")
     u = draw_uniform((n,), device=device, generator=generator)
@@ -324,7 +325,8 @@ def sample_timesteps(
             t = _truncated_lognormal(u, low, high, cfg.p_mean, _positive("p_std", cfg.p_std))
         case "shifted":
             s = _positive("shift", cfg.shift)
-            u_low, u_high = _unshift(low, s), _unshift(high, s)
+            u_low = _unshift(low, s)
+            u_high = _unshift(high, s)
             u = u_low + (u_high - u_low) * u
             t = s * u / (1.0 + (s - 1.0) * u)
         case _:  # polynomial

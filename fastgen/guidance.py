@@ -113,7 +113,9 @@ class GuidedNetwork(NetworkWrapper):
         self, network: nn.Module, guidance: Guidance, null_cond: Cond, *, pred_type: str = "flow"
     ) -> None:
         super().__init__(network)
-        self.guidance, self.null_cond, self.pred_type = guidance, null_cond, pred_type
+        self.guidance = guidance
+        self.null_cond = null_cond
+        self.pred_type = pred_type
         for name in (*DECLARED, "call_dtype"):
             if hasattr(network, name):
                 setattr(self, name, getattr(network, name))

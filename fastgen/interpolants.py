@@ -93,11 +93,13 @@ class BaseInterpolant(abc.ABC):
     def _time_of_ratio(self, ratio: Tensor) -> Tensor:
         """Root of sigma(t) = ratio alpha(t) by bisection of the decreasing function sigma - ratio
         alpha."""
-        low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
+        low = torch.zeros_like(ratio)
+        high = torch.ones_like(ratio)
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
             later = self._sigma(middle)[0] > ratio * self._alpha(middle)[0]
-            low, high = torch.where(later, middle, low), torch.where(later, high, middle)
+            low = torch.where(later, middle, low)
+            high = torch.where(later, high, middle)
         return 0.5 * (low + high)
 
     # ---- Public methods --------------------------------------------------------------------------
@@ -309,7 +311,8 @@ class VariancePreservingInterpolant(BaseInterpolant):
                 f"expected 0 < sigma_min <= sigma_max, got sigma_min={sigma_min}, "
                 f"sigma_max={sigma_max}"
             )
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.sigma_min + (1.0 - t) * (self.sigma_max - self.sigma_min)
@@ -354,7 +357,8 @@ class VariancePreservingInterpolant(BaseInterpolant):
         # doesn't cancel.
         large = torch.hypot(torch.ones_like(ratio), ratio).log()
         level = torch.where(ratio < 1.0, 0.5 * torch.log1p(ratio.clamp(max=1.0) ** 2), large)
-        half, slope = self.sigma_min / 2, self.sigma_max - self.sigma_min
+        half = self.sigma_min / 2
+        slope = self.sigma_max - self.sigma_min
         u = 2 * level / (half + torch.sqrt(half**2 + slope * level))
         return torch.where(level.isinf(), 0.0, (1.0 - u).clamp(min=0.0))
 

@@ -53,7 +53,8 @@ def rung_grid(
     if not times[0] <= t_max <= 1.0:
         raise ValueError(f"expected t_max in [t_list[0], 1] = [{times[0]}, 1], got {t_max}")
     knots = [t_max, *times[1:]]
-    grid, index = [t_max], [0]
+    grid = [t_max]
+    index = [0]
     for t, s in zip(knots, knots[1:], strict=False):
         count = max(1, round(calls * (t - s) / t_max))
         grid += [t + (s - t) * i / count for i in range(1, count)] + [s]
@@ -169,12 +170,14 @@ def kd_loss(
     row = torch.arange(batch, device=states.device)
     rungs = rungs.to(states.device)
     all_times = torch.tensor(times, dtype=wide_dtype(states.device), device=states.device)
-    t, x_t = all_times[rungs], states[row, rungs]
+    t = all_times[rungs]
+    x_t = states[row, rungs]
     x0 = predict_x0(student, x_t, t, cond, pred_type=pred_type, dtype=states.dtype)
     if sample_type == "sde":
         target = states[:, -1]
     else:
-        s, x_s = all_times[rungs + 1], states[row, rungs + 1]
+        s = all_times[rungs + 1]
+        x_s = states[row, rungs + 1]
         target = (x_t - expand_like(t / (t - s), x_t) * (x_t - x_s)).to(states.dtype)
     residual = (x0 - target).to(torch.promote_types(states.dtype, torch.float32))
     square = residual.square().flatten(1).mean(1)

@@ -153,7 +153,8 @@ def vsd_loss(
     gen = _wide(gen_data)
     mask = None if mask is None else expand_mask(mask, gen)
     with torch.no_grad():
-        teacher, fake = _wide(teacher_x0), _wide(fake_score_x0)
+        teacher = _wide(teacher_x0)
+        fake = _wide(fake_score_x0)
         distance = gen - teacher
         size = (
             _mean(distance.abs(), mask)
@@ -281,7 +282,8 @@ def gan_disc_loss(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "soft
         ValueError: an unknown kind, or shapes that differ if "relativistic".
     """
     check_choice("kind", kind, GAN_KINDS)
-    real, fake = _wide(real_logits), _wide(fake_logits)
+    real = _wide(real_logits)
+    fake = _wide(fake_logits)
     if kind == "softplus":
         return F.softplus(fake).mean() + F.softplus(-real).mean()
     check_shape("fake_logits", fake_logits, real_logits.shape)
@@ -307,7 +309,8 @@ def discriminator_accuracy(
         ValueError: an unknown kind, or shapes that differ if "relativistic".
     """
     check_choice("kind", kind, GAN_KINDS)
-    real, fake = _wide(real_logits.detach()), _wide(fake_logits.detach())
+    real = _wide(real_logits.detach())
+    fake = _wide(fake_logits.detach())
     if kind == "softplus":
         return 0.5 + 0.25 * (real.sign().mean() - fake.sign().mean())
     check_shape("fake_logits", fake_logits, real_logits.shape)
@@ -339,7 +342,8 @@ def classifier_free_guidance(
         ValueError: if the shapes differ.
     """
     check_shape("uncond_pred", uncond_pred, cond_pred.shape)
-    cond, uncond = _wide(cond_pred), _wide(uncond_pred)
+    cond = _wide(cond_pred)
+    uncond = _wide(uncond_pred)
     return (cond + (guidance_scale - 1.0) * (cond - uncond)).to(cond_pred.dtype)
 
 

@@ -70,7 +70,8 @@ def footprint(
             each has whole, and a copy of the network in CPU memory
             (:class:`fastgen.trained_network.TrainedNetwork`). None: not shared.
     """
-    parameters, parts = list(network.parameters()), shards or 1
+    parameters = list(network.parameters())
+    parts = shards or 1
     own = sum(_shard(p, parts) * p.element_size() for p in parameters)
     buffers = sum(map(_bytes, network.buffers()))
     shadow = 0
@@ -200,11 +201,9 @@ def memory_table(
         sum(getattr(row, part) for row in rows) for part in ("weights", "gradients", "adam", "ema")
     ]
     largest = max((row.activations for row in rows), default=0)
-    numbers, there, here = (
-        sum(row.parameters for row in rows),
-        sum(sums) + largest,
-        sum(host.values()),
-    )
+    numbers = sum(row.parameters for row in rows)
+    there = sum(sums) + largest
+    here = sum(host.values())
     if device == "cpu":
         return "\n".join([*lines, line("total", numbers, (*sums, largest, there + here))])
     lines.append(line(f"total on {device}", numbers, (*sums, largest, there)))

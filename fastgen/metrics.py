@@ -49,14 +49,16 @@ def energy_distance(
         raise ValueError(
             f"expected x (..., N, d) and y (..., M, d), got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    n, m = x.shape[-2], y.shape[-2]
+    n = x.shape[-2]
+    m = y.shape[-2]
     if min(n, m) < (2 if unbiased or paired else 1):
         raise ValueError(
             f"expected at least {2 if unbiased or paired else 1} rows in x and y, got {n} and {m}"
         )
     if paired and n != m:
         raise ValueError(f"expected as many rows in x as in y when paired, got {n} and {m}")
-    x, y = x.double(), y.double()
+    x = x.double()
+    y = y.double()
     cross = pairwise_distances(x, y)
     if paired:
         total = cross.sum((-2, -1)) - torch.diagonal(cross, dim1=-2, dim2=-1).sum(-1)
@@ -98,7 +100,8 @@ def coverage(samples: Tensor, data: Tensor, *, k: int = 5, radius: Tensor | None
     radius = neighbour_radius(data, k) if radius is None else radius
     if radius.shape != data.shape[:1]:
         raise ValueError(f"expected radius of shape ({len(data)},), got {tuple(radius.shape)}")
-    samples, data = samples.double(), data.double()
+    samples = samples.double()
+    data = data.double()
     nearest = torch.cat([pairwise_distances(rows, samples).amin(1) for rows in data.split(_ROWS)])
     return (nearest <= radius).double().mean()
 
@@ -141,7 +144,8 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
     k = samples.shape[1]
     if k < 2:
         raise ValueError(f"expected at least 2 samples per observation, got {k}")
-    x, y = samples.double().flatten(2), truth.double().flatten(1)
+    x = samples.double().flatten(2)
+    y = truth.double().flatten(1)
     to_truth = (x - y[:, None]).norm(dim=-1).mean(1)
     return to_truth - 0.5 * pairwise_distances(x, x).sum((-2, -1)) / (k * (k - 1))
 

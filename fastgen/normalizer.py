@@ -109,11 +109,13 @@ class Normalizer:
         rows = _as_float64("x", x.reshape(-1, x.shape[-1]), 2)
         d = rows.shape[1]
         if blocks is None:
-            basis, spans = torch.eye(d, dtype=torch.float64), [(i, i + 1, True) for i in range(d)]
+            basis = torch.eye(d, dtype=torch.float64)
+            spans = [(i, i + 1, True) for i in range(d)]
         else:
             basis, spans = _check_blocks(blocks, d)
         y = rows @ basis
-        centre, spread = y.mean(0), torch.empty(d, dtype=torch.float64)
+        centre = y.mean(0)
+        spread = torch.empty(d, dtype=torch.float64)
         for start, stop, is_trivial in spans:
             if not is_trivial:
                 centre[start:stop] = 0.0

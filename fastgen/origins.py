@@ -24,20 +24,24 @@ __all__ = ["check_origin", "fingerprint", "write_origin"]
 
 ORIGIN = "origin.json"
 TOLERANCE = 1e-5
-_PROJECTIONS, _CHUNK = 3, 1 << 20
+_PROJECTIONS = 3
+_CHUNK = 1 << 20
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> list[float]:
     """[n, r, sums ...] of all numbers in `tensors`, in their order; [0.0] where there is none."""
     generator = generator_for(0, "fingerprint")
-    n, squares, sums = 0, 0.0, torch.zeros(_PROJECTIONS, dtype=torch.float64)
+    n = 0
+    squares = 0.0
+    sums = torch.zeros(_PROJECTIONS, dtype=torch.float64)
     # The same signs for each part, whose number comes in by a factor: drawing is what takes time.
     signs = torch.randint(2, (_PROJECTIONS, _CHUNK), generator=generator).double() * 2.0 - 1.0
     for tensor in tensors:
         for part in tensor.detach().reshape(-1).split(_CHUNK):
             factors = torch.randn(_PROJECTIONS, dtype=torch.float64, generator=generator)
             wide = part.cpu().double().nan_to_num(0.0, 1.0, -1.0)
-            n, squares = n + len(part), squares + float(wide.square().sum())
+            n = n + len(part)
+            squares = squares + float(wide.square().sum())
             sums += factors * (signs[:, : len(part)] @ wide)
     scale = squares**0.5
     return [float(n), (squares / n) ** 0.5, *(sums / (scale or 1.0)).tolist()] if n else [0.0]
@@ -62,7 +66,8 @@ def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
         )
     before = read_json(path)
     for name in sorted(before.keys() | origin.keys()):
-        then, now = before.get(name), origin.get(name)
+        then = before.get(name)
+        now = origin.get(name)
         if not _agree(then, now):
             said = (
                 f" ({then} then, {now} now)"

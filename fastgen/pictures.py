@@ -31,7 +31,9 @@ __all__ = [
     "trajectory_figure",
 ]
 
-INK, GREY, PALE = "#000000", "#6b6b6b", "#c9c9c9"
+INK = "#000000"
+GREY = "#6b6b6b"
+PALE = "#c9c9c9"
 COLOURS = {
     "teacher": "#0072B2",
     "ab2": "#56B4E9",
@@ -165,10 +167,12 @@ def _mosaic(x: Tensor, columns: int) -> Tensor:
     """Images (n, 3, H, W) as one (rows, columns, 3), so many beside each other."""
     _, _, height, width = x.shape
     tiles = x.nan_to_num().clamp(0.0, 1.0).permute(0, 2, 3, 1)
-    rows, gap = -(-len(tiles) // columns), max(1, width // 16)
+    rows = -(-len(tiles) // columns)
+    gap = max(1, width // 16)
     canvas = x.new_ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
     for k, tile in enumerate(tiles):
-        top, left = k // columns * (height + gap), k % columns * (width + gap)
+        top = k // columns * (height + gap)
+        left = k % columns * (width + gap)
         canvas[top : top + height, left : left + width] = tile
     return canvas
 
@@ -186,7 +190,8 @@ def _histograms(drawn: Mapping[str, Tensor], labels: Mapping[str, Any]) -> Figur
             continue
         low, high = (float(bound) for bound in torch.aminmax(numbers["data"][:, k]))
         margin = 0.25 * (high - low) or 1.0
-        low, high = low - margin, high + margin
+        low = low - margin
+        high = high + margin
         for who, x in numbers.items():
             # What lies outside is counted at the edge, so that it shows.
             values = x[:, k].nan_to_num(high).clamp(low, high).tolist()
@@ -234,10 +239,13 @@ def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
         examples: as for :func:`write_report`; `scene` may hold "x_label" and "y_label", the names
             of the axes.
     """
-    scene, labels = examples.get("scene") or {}, examples.get("labels") or {}
-    z, truth = xy_points(examples["Z"]), xy_points(examples["X_true"])
+    scene = examples.get("scene") or {}
+    labels = examples.get("labels") or {}
+    z = xy_points(examples["Z"])
+    truth = xy_points(examples["X_true"])
     paths = {who: xy_points(examples[who]) for who in ("teacher", "student")}
-    n, equal = len(truth), bool(scene.get("equal", True))
+    n = len(truth)
+    equal = bool(scene.get("equal", True))
     has_goal = "discs" in scene or (bool(scene.get("obstacles")) and len(z[0]) == 2)
     limits = [
         box_around(scene, [z[i], truth[i], *paths["teacher"][i], *paths["student"][i]])
@@ -281,7 +289,8 @@ def _obstacles(scene: Mapping[str, Any], z: list) -> list:
     """Corners of every obstacle of one condition: the scene's own, and discs around the points
     after start and goal."""
     turns = [2 * math.pi * k / 48 for k in range(48)]
-    radius, centres = scene.get("discs", 0.0), z[2:] if "discs" in scene else []
+    radius = scene.get("discs", 0.0)
+    centres = z[2:] if "discs" in scene else []
     discs = [
         [(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns]
         for x, y in centres

@@ -73,7 +73,8 @@ def guided_teacher(cfg: DistillConfig, network: nn.Module, data: Data) -> nn.Mod
         ValueError: a null condition that can't be read, or that isn't shaped like one row of the
             data's condition.
     """
-    dmd, source = cfg.dmd, cfg.teacher.null_cond
+    dmd = cfg.dmd
+    source = cfg.teacher.null_cond
     if dmd.guidance_scale is None or source is None:
         return network
     _, cond = data.network_inputs()
@@ -100,7 +101,8 @@ def guided_teacher(cfg: DistillConfig, network: nn.Module, data: Data) -> nn.Mod
 
 def new_discriminator(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond) -> nn.Module:
     """The discriminator that `cfg.dmd` asks for, untrained."""
-    on_samples, blocks = cfg.dmd.gan_features == "sample", cfg.dmd.gan_blocks or None
+    on_samples = cfg.dmd.gan_features == "sample"
+    blocks = cfg.dmd.gan_blocks or None
     return discriminator_for(teacher, x0, cond, on_samples=on_samples, blocks=blocks, seed=cfg.seed)
 
 
@@ -118,7 +120,8 @@ def check_plan(
         ValueError: nothing to train, a student to keep that isn't trained, keys that the recipe
             can't serve, a batch that can't be shared, a teacher that doesn't fit the data.
     """
-    train, dmd = cfg.train, cfg.dmd
+    train = cfg.train
+    dmd = cfg.dmd
     if not train.kd_steps and not train.steps:
         raise ValueError(
             "expected train.kd_steps > 0 or train.steps > 0, got 0 for both: there is nothing to "
@@ -200,7 +203,8 @@ def check_plan(
 
 def _check_used(cfg: DistillConfig) -> None:
     """Refuse what is asked of losses that the method does not train."""
-    dmd, method = cfg.dmd, cfg.method
+    dmd = cfg.dmd
+    method = cfg.method
     if method in ("kd", "consistency"):
         weights = (
             "gan_loss_weight_gen",
@@ -330,7 +334,8 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     """
     teacher = load_teacher(cfg)
     cfg, notes = fit_to_teacher(with_method(cfg), teacher)
-    task, launch = build_data(cfg.data), launch or _launch()
+    task = build_data(cfg.data)
+    launch = launch or _launch()
     x0, cond = task.train.network_inputs()
     cond = cond_to(cond, dtype=network_dtype(teacher, x0.dtype))
     check_plan(cfg, teacher, x0, cond, processes=launch.processes)
@@ -359,7 +364,9 @@ def distillation_footprints(
 ) -> dict[str, list[Footprint]]:
     """What teacher, student and the networks trained or kept beside it take in a process, by stage;
     without a launch in the only one, on a CPU. `teacher` is changed as `frozen_teacher` says."""
-    train, dmd, launch = cfg.train, cfg.dmd, launch or Launch()
+    train = cfg.train
+    dmd = cfg.dmd
+    launch = launch or Launch()
     x0, cond = data.network_inputs()
     cond = cond_to(cond, dtype=network_dtype(teacher, x0.dtype))
     dtype, plain, frozen = frozen_teacher(cfg, teacher)
@@ -367,14 +374,16 @@ def distillation_footprints(
     guided = guided_teacher(cfg, frozen, data)
     size = micro_batch(train, launch.processes)
     rows = torch.arange(size) % len(x0)
-    x0, cond = x0[rows], take_rows(cond, rows)
+    x0 = x0[rows]
+    cond = take_rows(cond, rows)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
     method = STAGE_OF_METHOD[cfg.method] if train.steps else None
 
     def kd() -> Tensor:
         states = torch.stack([noise] * len(dmd.t_list), 1)
-        rungs, kind = torch.zeros(size, dtype=torch.int64), dmd.student_sample_type
+        rungs = torch.zeros(size, dtype=torch.int64)
+        kind = dmd.student_sample_type
         options = {"pred_type": dmd.pred_type, "huber_c": train.kd_huber_c, "sample_type": kind}
         return kd_loss(student, states, dmd.t_list, cond, rungs, **options)
 
@@ -448,14 +457,18 @@ def distillation_footprints(
 def plan_teacher(cfg: TrainTeacherConfig, *, launch: Launch | None = None) -> str:
     """Memory of the training of a teacher, with what its loss keeps for one micro-batch; and notes
     on its data."""
-    task, train, launch = build_data(cfg.data), cfg.train, launch or _launch()
+    task = build_data(cfg.data)
+    train = cfg.train
+    launch = launch or _launch()
     x0, cond = task.train.network_inputs()
     data = _bytes(x0, cond)
     network = build_network(cfg, task)
     if train.gradient_checkpointing:
         recompute_blocks(network)
     rows = torch.arange(micro_batch(train, launch.processes)) % len(x0)
-    x0, cond, t = x0[rows], take_rows(cond, rows), torch.full((len(rows),), 0.5)
+    x0 = x0[rows]
+    cond = take_rows(cond, rows)
+    t = torch.full((len(rows),), 0.5)
     eps = torch.ones_like(x0)
 
     def loss() -> Tensor:

@@ -105,10 +105,8 @@ def _as_then(
 ) -> Iterator[None]:
     """Inside, modules are in the modes and parameters as frozen as they were when the loss was
     computed."""
-    modes_now, flags_now = (
-        [(m, m.training) for m, _ in modes],
-        [(p, p.requires_grad) for p, _ in flags],
-    )
+    modes_now = [(m, m.training) for m, _ in modes]
+    flags_now = [(p, p.requires_grad) for p, _ in flags]
     try:
         _set(modes, flags)
         yield

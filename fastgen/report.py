@@ -188,7 +188,8 @@ def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> 
     values = [value for _, value, *_ in levels] + [
         value for points in curves.values() for value in points.values()
     ]
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     if scale == "linear":
         # One or two Euler steps are so far off that nothing else could be told apart beside them.
         near = [value for _, value, *_ in levels]
@@ -199,7 +200,8 @@ def _draw_score(ax: Axes, results: Mapping[str, Any], name: str, scale: str) -> 
             if label != "teacher, Euler" or k > 2
         ]
         if near and high - low > 3 * (max(near) - min(near)) > 0:
-            low, high = min(near), max(near)
+            low = min(near)
+            high = max(near)
     calls = sorted({k for points in curves.values() for k in points})
     _score_axes(ax, scale, low, high, calls)
     bottom, top = ax.get_ylim()
@@ -296,7 +298,8 @@ def _log_axis(ax: Axes, low: float, high: float) -> None:
     these are too few)."""
     from matplotlib.ticker import FixedLocator, FuncFormatter
 
-    bottom, top = low / 1.2, high * 1.2
+    bottom = low / 1.2
+    top = high * 1.2
     ax.set_yscale("log")
     ax.set_ylim(bottom, top)
     decades = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
@@ -429,7 +432,8 @@ def _draw_validation(
             markersize=5,
             label=f"during {_stage_name(stage)}",
         )
-        ends, level = [points[0][0], points[-1][0]], [points[0][1]] * 2
+        ends = [points[0][0], points[-1][0]]
+        level = [points[0][1]] * 2
         ax.plot(
             ends,
             level,

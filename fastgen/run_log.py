@@ -114,7 +114,8 @@ class PhaseClock:
         """The phases since the last call, with what is in none of them as "other"; starts anew."""
         now = time.perf_counter()
         found = {**self.seconds, "other": max(0.0, now - self._since - sum(self.seconds.values()))}
-        self.seconds, self._since = {}, now
+        self.seconds = {}
+        self._since = now
         return found
 
 
@@ -136,12 +137,10 @@ class RunLog:
         main_process: bool,
         track: Callable[[dict[str, float], int], None] | None = None,
     ) -> None:
-        self.run_dir, self.batch_size, self.main_process, self.track = (
-            run_dir,
-            batch_size,
-            main_process,
-            track,
-        )
+        self.run_dir = run_dir
+        self.batch_size = batch_size
+        self.main_process = main_process
+        self.track = track
         self.clock = PhaseClock()
         self._updates = 0
 
@@ -252,8 +251,12 @@ class Lines:
     def __init__(
         self, title: str, total: int, initial: int = 0, *, every: float = LINE_EVERY
     ) -> None:
-        self.title, self.total, self.n, self.every = title, total, initial, every
-        self._shown, self._last = -1, -float("inf")
+        self.title = title
+        self.total = total
+        self.n = initial
+        self.every = every
+        self._shown = -1
+        self._last = -float("inf")
         self._text = ""
 
     def update(self, n: int = 1) -> None:
@@ -265,7 +268,8 @@ class Lines:
             self._show()
 
     def _show(self) -> None:
-        self._shown, self._last = self.n, time.monotonic()
+        self._shown = self.n
+        self._last = time.monotonic()
         print(
             f"{self.title}: {self.n}/{self.total}" + (f", {self._text}" if self._text else ""),
             file=sys.stderr,

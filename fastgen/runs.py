@@ -17,7 +17,8 @@ from .cli import dump_anywhere
 from .faults import together
 from .origins import check_origin, write_origin
 
-CONFIG, _LOCK = "config.yaml", ".lock"
+CONFIG = "config.yaml"
+_LOCK = ".lock"
 # What a run writes: a folder that holds one of these without a config is not a run's.
 _OURS = (
     "metrics.jsonl",
@@ -149,7 +150,8 @@ def _lock(handle: int, folder: Path) -> None:
 def _check_same(saved: Path, cfg: BaseModel) -> None:
     before = read_yaml(saved)
     now = yaml.safe_load(dump_anywhere(cfg))
-    before, now = _flatten(before), _flatten(now)
+    before = _flatten(before)
+    now = _flatten(now)
     different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     different = [key for key in different if key not in _FREE_KEYS]
     if different:

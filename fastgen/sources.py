@@ -260,8 +260,11 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
         ValueError: rungs that the config asks for beyond the teacher's range, or a range without a
             time in it.
     """
-    low, high = float(getattr(teacher, "t_min", 0.0)), float(getattr(teacher, "t_max", 1.0))
-    dmd, notes, changes = cfg.dmd, [], dict[str, Any]()
+    low = float(getattr(teacher, "t_min", 0.0))
+    high = float(getattr(teacher, "t_max", 1.0))
+    dmd = cfg.dmd
+    notes = []
+    changes = dict[str, Any]()
     if isinstance(teacher, RectifiedFlow):
         notes.append(f"teacher: {teacher.extra_repr()}")
     asked = dmd.model_fields_set

@@ -112,14 +112,12 @@ class FlowMatching(Stage):
     def __init__(
         self, network: TrainedNetwork, x0: Tensor, cond: Any, cfg: TeacherTrainConfig, draws: Draws
     ) -> None:
-        self.network, self.x0, self.cond, self.cfg, self.draws, self.steps = (
-            network,
-            x0,
-            cond,
-            cfg,
-            draws,
-            cfg.steps,
-        )
+        self.network = network
+        self.x0 = x0
+        self.cond = cond
+        self.cfg = cfg
+        self.draws = draws
+        self.steps = cfg.steps
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("data"):
@@ -134,10 +132,8 @@ class FlowMatching(Stage):
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Any]:
         """x0, noise, times and cond of update `step`."""
         rows = self.draws.rows(step, len(self.x0))
-        x0, cond = (
-            cond_to(self.x0[rows], self.draws.device),
-            cond_to(take_rows(self.cond, rows), self.draws.device),
-        )
+        x0 = cond_to(self.x0[rows], self.draws.device)
+        cond = cond_to(take_rows(self.cond, rows), self.draws.device)
         eps = self.draws.normal(step, "eps", tuple(x0.shape[1:]))
         t = self._times(step).to(x0.device)
         if self.cfg.cond_dropout:
@@ -181,8 +177,13 @@ class KnowledgeDistillation(Stage):
         huber_c: float,
         draws: Draws,
     ) -> None:
-        self.student, self.states, self.cond, self.dmd = student, states, cond, dmd
-        self.steps, self.huber_c, self.draws = steps, huber_c, draws
+        self.student = student
+        self.states = states
+        self.cond = cond
+        self.dmd = dmd
+        self.steps = steps
+        self.huber_c = huber_c
+        self.draws = draws
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
@@ -191,7 +192,8 @@ class KnowledgeDistillation(Stage):
     def batch(self, step: int) -> tuple[Tensor, Any, Tensor]:
         """States (B, K + 1, ...), cond and rungs (B,) of batch `step`."""
         with self.clock.phase("data"):
-            rows, device = self.draws.rows(step, len(self.states)), self.draws.device
+            rows = self.draws.rows(step, len(self.states))
+            device = self.draws.device
             rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(device)
             return (
                 cond_to(self.states[rows], device),
@@ -288,8 +290,14 @@ class DistributionMatching(Stage):
         pairs: KnowledgeDistillation | None = None,
         name: str = "dmd",
     ) -> None:
-        self.student, self.pipeline, self.pairs, self.name = student, pipeline, pairs, name
-        self.x0, self.cond, self.dmd, self.draws = x0, cond, dmd, draws
+        self.student = student
+        self.pipeline = pipeline
+        self.pairs = pairs
+        self.name = name
+        self.x0 = x0
+        self.cond = cond
+        self.dmd = dmd
+        self.draws = draws
         self.judges: list[Judge] = []
         if fake_score is not None:
             updates = dmd.fake_score_warmup_steps, dmd.fake_steps_per_student_step
@@ -321,10 +329,8 @@ class DistributionMatching(Stage):
         alone decide."""
         generator = self.draws.generator(step, "diagnose")
         rows = torch.randperm(len(self.x0), generator=generator)[:DIAGNOSED_ROWS]
-        x0, cond = (
-            cond_to(self.x0[rows], self.draws.device),
-            cond_to(take_rows(self.cond, rows), self.draws.device),
-        )
+        x0 = cond_to(self.x0[rows], self.draws.device)
+        cond = cond_to(take_rows(self.cond, rows), self.draws.device)
         return diagnose(self.pipeline, x0, cond, generator=generator)
 
     def _update_student(self, step: int, logs: dict[str, Tensor | float]) -> list[Generated]:
@@ -357,7 +363,8 @@ class DistributionMatching(Stage):
         logs: dict[str, Tensor | float],
     ) -> None:
         if made:
-            name, batch = f"{judge.name}0", self._batch(step, "student")
+            name = f"{judge.name}0"
+            batch = self._batch(step, "student")
         else:
             name = f"{judge.name}{index - judge.updates(step, self.warmup)[0]}"
             batch = self._batch(step, name, index)
@@ -389,10 +396,8 @@ class DistributionMatching(Stage):
         batches."""
         with self.clock.phase("data"):
             rows = self.draws.rows(step if index is None else index, len(self.x0))
-            x0, cond = (
-                cond_to(self.x0[rows], self.draws.device),
-                cond_to(take_rows(self.cond, rows), self.draws.device),
-            )
+            x0 = cond_to(self.x0[rows], self.draws.device)
+            cond = cond_to(take_rows(self.cond, rows), self.draws.device)
             return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
 
     def batch_rows(self, step: int, part: str) -> Tensor:
@@ -464,9 +469,18 @@ class ConsistencyDistillation(Stage):
                 f"expected t_list[0] >= {self.least_first_rung} for consistency distillation, got "
                 f"{dmd.t_list[0]}"
             )
-        self.student, self.teacher, self.x0, self.cond, self.dmd = student, teacher, x0, cond, dmd
-        self.steps, self.huber_c, self.draws = steps, huber_c, draws
-        self.first, self.last, self.method, self.negative_cond = first, last, method, negative_cond
+        self.student = student
+        self.teacher = teacher
+        self.x0 = x0
+        self.cond = cond
+        self.dmd = dmd
+        self.steps = steps
+        self.huber_c = huber_c
+        self.draws = draws
+        self.first = first
+        self.last = last
+        self.method = method
+        self.negative_cond = negative_cond
         self._target: nn.Module | None = None
 
     def update(self, step: int) -> dict[str, Tensor | float]:
@@ -477,7 +491,8 @@ class ConsistencyDistillation(Stage):
     def _batch(self, step: int) -> tuple[Any, ...]:
         """x0 (0 at the first rung), noise, t, s, end, cond and the negative one of update
         `step`."""
-        draws, device = self.draws, self.draws.device
+        draws = self.draws
+        device = self.draws.device
         with self.clock.phase("data"):
             rows = draws.rows(step, len(self.x0))
             x0 = cond_to(self.x0[rows], device)

@@ -54,11 +54,15 @@ class Student:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.t_list, self.steps = tuple(t_list), tuple(sorted(steps))
-        self.sample_type, self.pred_type, self.pack = sample_type, pred_type, pack
+        self.t_list = tuple(t_list)
+        self.steps = tuple(sorted(steps))
+        self.sample_type = sample_type
+        self.pred_type = pred_type
+        self.pack = pack
         self.horizon = tuple(horizon)
         self.cond_horizon = None if cond_horizon is None else (cond_horizon[0], cond_horizon[1])
-        self.x_normalizer, self.z_normalizer = x_normalizer, z_normalizer
+        self.x_normalizer = x_normalizer
+        self.z_normalizer = z_normalizer
         self.config = dict(config or {})
 
     @property
@@ -128,7 +132,8 @@ class Student:
             )
         rows = self._check_cond(cond, noise)
         shape = (rows, *(() if num_samples is None else (num_samples,)), *self.horizon)
-        device, dtype = self.device, self.dtype
+        device = self.device
+        dtype = self.dtype
         if noise is None:
             noise = draw_normal(shape, device=device, generator=generator)
         elif tuple(noise.shape) != shape:

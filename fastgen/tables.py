@@ -93,7 +93,8 @@ def trained_stages(results: Mapping[str, Any]) -> dict[str, str]:
 def demonstrations_score(floor: Mapping[str, Any] | None, name: str) -> float | None:
     """The demonstrations' own score: exact where the task knows it (`mode_error_floor_near`), else
     measured."""
-    base, near = name.removesuffix("_near"), "_near" if name.endswith("_near") else ""
+    base = name.removesuffix("_near")
+    near = "_near" if name.endswith("_near") else ""
     return (floor or {}).get(f"{base}_floor{near}", (floor or {}).get(name))
 
 
@@ -147,7 +148,8 @@ def format_table(results: Mapping[str, Any]) -> str:
     Args:
         results: as for :func:`fastgen.report.write_report`.
     """
-    rows, blocks = _rows(results), []
+    rows = _rows(results)
+    blocks = []
     titles = (
         {"": "all conditions", "_near": "near opposition"}
         if len(score_blocks(results)) > 1
@@ -275,7 +277,8 @@ def training_curves(
     losses: dict[str, dict[str, Curve]] = {}
     validation: dict[str, Curve] = {}
     for count, row in enumerate(rows):
-        stage, step = str(row.get("stage", "training")), row.get("step", count)
+        stage = str(row.get("stage", "training"))
+        step = row.get("step", count)
         found = {
             k: v
             for k, v in row.items()
@@ -374,6 +377,8 @@ def with_aspect(box: Sequence[float], aspect: float) -> Box:
     """The smallest box around `box`, with the same centre, that is `aspect` times as wide as
     high."""
     x0, x1, y0, y1 = box
-    width, height = max(x1 - x0, aspect * (y1 - y0)), max(y1 - y0, (x1 - x0) / aspect)
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    width = max(x1 - x0, aspect * (y1 - y0))
+    height = max(y1 - y0, (x1 - x0) / aspect)
+    x = (x0 + x1) / 2
+    y = (y0 + y1) / 2
     return x - width / 2, x + width / 2, y - height / 2, y + height / 2

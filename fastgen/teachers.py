@@ -155,7 +155,9 @@ class RectifiedFlow(NetworkWrapper):
         self, network: nn.Module, clock: Clock, prediction: str, time_scale: float
     ) -> None:
         super().__init__(network)
-        self.clock, self.prediction, self.time_scale = clock, prediction, time_scale
+        self.clock = clock
+        self.prediction = prediction
+        self.time_scale = time_scale
         low, high = (
             ratio / (1.0 + ratio) if math.isfinite(ratio) else 1.0 for ratio in clock.ratios
         )
@@ -185,7 +187,8 @@ class RectifiedFlow(NetworkWrapper):
             ValueError: t outside [0, 1].      TypeError: t in less than float32.
         """
         check_time(t)
-        wide, dtype = wide_dtype(x_t.device), network_dtype(self.network, x_t.dtype)
+        wide = wide_dtype(x_t.device)
+        dtype = network_dtype(self.network, x_t.dtype)
         t = (
             torch.as_tensor(t, dtype=wide, device=x_t.device)
             .expand(x_t.shape[0])
@@ -196,22 +199,29 @@ class RectifiedFlow(NetworkWrapper):
         s = seen_time.to(wide) / self.time_scale
         alpha, sigma = (expand_like(c, x_t) for c in self.clock.coefficients(s))
         seen = ((alpha + sigma) * x_t.to(wide)).to(dtype)
-        answer, x_s = self.network(seen, seen_time, cond), seen.to(wide)
+        answer = self.network(seen, seen_time, cond)
+        x_s = seen.to(wide)
         check_shape("the network's output", answer, x_t.shape)
         answer = answer.to(wide)
         match self.prediction:
             case "flow":
-                a, b = -torch.ones_like(alpha), torch.ones_like(alpha)
+                a = -torch.ones_like(alpha)
+                b = torch.ones_like(alpha)
             case "velocity":
                 a, b = (expand_like(c, x_t) for c in self.clock.derivatives(s))
             case "v":
-                a, b = -sigma, alpha
+                a = -sigma
+                b = alpha
             case "x0":
-                a, b = torch.ones_like(alpha), torch.zeros_like(alpha)
+                a = torch.ones_like(alpha)
+                b = torch.zeros_like(alpha)
             case "score":  # as eps: at sigma = 0 the row of the table is infinite
-                answer, a, b = -sigma * answer, torch.zeros_like(alpha), torch.ones_like(alpha)
+                answer = -sigma * answer
+                a = torch.zeros_like(alpha)
+                b = torch.ones_like(alpha)
             case _:  # eps
-                a, b = torch.zeros_like(alpha), torch.ones_like(alpha)
+                a = torch.zeros_like(alpha)
+                b = torch.ones_like(alpha)
         det = alpha * b - sigma * a
         return (b * x_s - sigma * answer) / det, (alpha * answer - a * x_s) / det
 
@@ -344,9 +354,11 @@ def describe_network(network: nn.Module) -> tuple[nn.Module, dict[str, Any] | No
     """
     flow = names = None
     if isinstance(network, RectifiedFlow):
-        flow, network = network.describe(), network.network
+        flow = network.describe()
+        network = network.network
     if isinstance(network, KeywordNetwork):
-        names, network = dict(network.names), network.network
+        names = dict(network.names)
+        network = network.network
     return network, None if flow is names is None else {"rectified_flow": flow, "keywords": names}
 
 
@@ -370,7 +382,8 @@ def wrap_network(network: nn.Module, description: Mapping[str, Any] | None) -> n
         return inner
     if set(description) != {"rectified_flow", "keywords"}:
         raise ValueError(f"expected rectified_flow and keywords, got {sorted(description)}")
-    flow, names = description["rectified_flow"], description["keywords"]
+    flow = description["rectified_flow"]
+    names = description["keywords"]
     try:
         if names is not None:
             inner = KeywordNetwork(inner, **names)

@@ -103,7 +103,9 @@ class TrainedNetwork:
         compiled: bool = False,
     ) -> None:
         check_batch_statistics(network, shared=accelerator.num_processes > 1)
-        self.accelerator, self.cfg, self.total = accelerator, optimizer, total
+        self.accelerator = accelerator
+        self.cfg = optimizer
+        self.total = total
         sharded = getattr(accelerator, "is_fsdp2", False)
         # Sharding turns the network itself into shards: what is handed out is made from a copy.
         self._plain = copy.deepcopy(network).cpu() if sharded else None
@@ -205,7 +207,8 @@ class TrainedNetwork:
     def take_skipped(self) -> list[Skip]:
         """The updates skipped since the last call, in order; waits for the device."""
         self._read()
-        taken, self._skips = self._skips, []
+        taken = self._skips
+        self._skips = []
         return taken
 
     def _read(self) -> None:
@@ -271,7 +274,8 @@ class TrainedNetwork:
             name: value for name, value in tensors.items() if not name.startswith("optimizer.")
         }
         check_parts(found, expected, "a network")
-        weights, now = with_prefix(tensors, "weights"), self.bare.state_dict()
+        weights = with_prefix(tensors, "weights")
+        now = self.bare.state_dict()
         self.bare.load_state_dict(
             {name: shared_like(value, now[name]) for name, value in weights.items()}
         )
@@ -292,7 +296,9 @@ class TrainedNetwork:
         if self.ema is not None:
             self.ema.load_state_dict(with_prefix(tensors, "ema"))
         in_a_row, in_all = tensors["skipped"].tolist()
-        self._counts, self._unread, self._skips = (in_a_row, in_all), [], []
+        self._counts = (in_a_row, in_all)
+        self._unread = []
+        self._skips = []
 
 
 def _in_bfloat16(forward: Callable[..., Any], accelerator: Accelerator) -> Callable[..., Any]:

@@ -146,7 +146,8 @@ class Stopwatch:
     """
 
     def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self.seconds, self.name = seconds, name
+        self.seconds = seconds
+        self.name = name
         self.restart()
 
     def restart(self) -> None:
@@ -197,23 +198,24 @@ class Trainer:
         resume: bool,
         evaluate_start: bool = False,
     ) -> None:
-        self.stages, self.run_dir, self.loop, self.accelerator = stages, run_dir, loop, accelerator
-        self.evaluate, self.primary, self.seed, self.evaluate_start = (
-            evaluate,
-            primary,
-            seed,
-            evaluate_start,
-        )
+        self.stages = stages
+        self.run_dir = run_dir
+        self.loop = loop
+        self.accelerator = accelerator
+        self.evaluate = evaluate
+        self.primary = primary
+        self.seed = seed
+        self.evaluate_start = evaluate_start
         self.scores: dict[str, dict[str, float]] = {}  # validation scores at the end of each stage
         self.progress: dict[str, Progress] = {}
         self.seconds: dict[str, float] = {}
-        self.position, self.step, self.iteration = 0, 0, 0
+        self.position = 0
+        self.step = 0
+        self.iteration = 0
         self._tensors: Mapping[str, torch.Tensor] = {}
         self._stop = StopRequest()
-        self._stride, self._since = (
-            1,
-            (0.0, 0),
-        )  # of looks at a GPU; the time and the iteration of the last one
+        self._stride = 1  # of looks at a GPU; the time and the iteration of the last one
+        self._since = (0.0, 0)
         if resume:
             with together():
                 self._restore()
@@ -254,7 +256,8 @@ class Trainer:
                 with self._stop.listening(), self._bar(stage) as bar:
                     self._run_stage(stage, bar)
                     self._keep(stage, self._result_path(name))
-                    self.position, self.step = self.position + 1, 0
+                    self.position = self.position + 1
+                    self.step = 0
                     self._save({})
                     if number := self._stopped_by():
                         raise Stopped(
@@ -285,12 +288,16 @@ class Trainer:
         return [text for progress in self.progress.values() for text in progress.warnings.values()]
 
     def _run_stage(self, stage: Stage, bar: Any) -> None:
-        loop, shown, progress = self.loop, {}, self.progress[stage.name]
+        loop = self.loop
+        shown = {}
+        progress = self.progress[stage.name]
         self.log.clock.take()  # what led up to the stage is not its time
-        self._stride, self._since = 1, (time.monotonic(), self.iteration)
+        self._stride = 1
+        self._since = (time.monotonic(), self.iteration)
         if self.step == 0 and self.evaluate_start:
             self._log({"stage": stage.name, "step": 0, **self._validate(stage)})
-        watch, on_cpu = Stopwatch(self.seconds, stage.name), self.accelerator.device.type == "cpu"
+        watch = Stopwatch(self.seconds, stage.name)
+        on_cpu = self.accelerator.device.type == "cpu"
         while self.step < stage.steps and not progress.out_of_patience(loop.patience):
             step = self.step
             # Dropout draws from torch's global state; every other draw has its own generator.
@@ -302,7 +309,8 @@ class Trainer:
                 network.at = step + 1
             logs = stage.update(step)
             self.log.count()
-            self.step, self.iteration = step + 1, self.iteration + 1
+            self.step = step + 1
+            self.iteration = self.iteration + 1
             last = self.step == stage.steps
             save = self.step % loop.checkpoint_every == 0 and not last
             # The end of a warm-up shows whether judges see anything, before the student follows
@@ -358,7 +366,8 @@ class Trainer:
             return self._scored(stage)
 
     def _scored(self, stage: Stage) -> dict[str, Any]:
-        network, progress = stage.averaged(), self.progress[stage.name]
+        network = stage.averaged()
+        progress = self.progress[stage.name]
         scores = self.scores[stage.name] = self._agreed(self.evaluate(network))
         warnings = progress.add(self.step, scores, trained=self.step > stage.warmup)
         if self.loop.keep_best and progress.best_step == self.step:
@@ -461,12 +470,11 @@ class Trainer:
         needed = ("position", "step", "iteration", "scores", "seconds", "progress")
         missing = [key for key in needed if key not in meta]
         if not missing:
-            self.position, self.step, self.iteration = (
-                meta["position"],
-                meta["step"],
-                meta["iteration"],
-            )
-            self.scores, self.seconds = meta["scores"], meta["seconds"]
+            self.position = meta["position"]
+            self.step = meta["step"]
+            self.iteration = meta["iteration"]
+            self.scores = meta["scores"]
+            self.seconds = meta["seconds"]
             begun = list(self.stages)[: self.position + bool(self.step)]
             names = [field.name for field in fields(Progress)]
             for stage, name in itertools.product(begun, names):
@@ -527,10 +535,8 @@ class Trainer:
             for part, row in told["skipped"].items():
                 self.progress[stage.name].skip(part, at, row["in_all"])
                 if self.accelerator.is_main_process:
-                    counts, rows = (
-                        f"{row['in_a_row']} in a row, {row['in_all']} in all",
-                        row["rows"],
-                    )
+                    counts = f"{row['in_a_row']} in a row, {row['in_all']} in all"
+                    rows = row["rows"]
                     shown = [
                         *map(str, rows[:8]),
                         *([f"... ({len(rows)} in metrics.jsonl)"] if rows[8:] else []),

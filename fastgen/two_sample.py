@@ -81,14 +81,18 @@ def two_sample_loss(
     if not bandwidths or not all(h > 0 for h in bandwidths):
         raise ValueError(f"expected bandwidths > 0, got {list(bandwidths)}")
     wide = torch.promote_types(generated.dtype, torch.float32)
-    x, y = generated.to(wide), data.to(wide)
-    m, entries = x.shape[1], x[0, 0].numel()
+    x = generated.to(wide)
+    y = data.to(wide)
+    m = x.shape[1]
+    entries = x[0, 0].numel()
     if mask is not None:
         check_shape("mask", mask, (x.shape[0], x.shape[2]))
         real = expand_mask(mask, x[:, 0])[:, None]
-        x, y = x.masked_fill(~real, 0.0), y.masked_fill(~real, 0.0)
+        x = x.masked_fill(~real, 0.0)
+        y = y.masked_fill(~real, 0.0)
         entries = real.flatten(1).sum(1).to(wide)[:, None, None]
-    x, y = x.flatten(2), y.flatten(2)
+    x = x.flatten(2)
+    y = y.flatten(2)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         r = pairwise_distances(a, b) / entries**0.5

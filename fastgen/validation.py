@@ -18,7 +18,8 @@ __all__ = ["Progress", "teacher_note"]
 # A student whose spread is within this factor of the data's is one that can collapse; before, it is
 # still learning.
 DECENT = 2.0
-SPREAD_FALL, SPREAD_RISE = 0.8, 1.25
+SPREAD_FALL = 0.8
+SPREAD_RISE = 1.25
 MODE_ERROR_RISE = 0.03
 PRIMARY_RISE = 0.1
 # Unbiased energy distances are about 0 for the right law; below this they are sampling noise, in
@@ -79,11 +80,14 @@ class Progress:
         if trained:
             score = finite.get(self.primary)
             if score is not None and (self.best is None or score < self.best):
-                self.best, self.best_step, self.stale = score, step, 0
+                self.best = score
+                self.best_step = step
+                self.stale = 0
             else:
                 self.stale += 1
         if self.start is None:
-            self.start, self.start_step = finite, step
+            self.start = finite
+            self.start_step = step
         new = {
             cause: text
             for cause, text in self._causes(step, finite).items()
@@ -134,14 +138,16 @@ class Progress:
 
     def _causes(self, step: int, scores: Mapping[str, float]) -> dict[str, str]:
         """{cause: warning} of what these scores show."""
-        found, start = {}, self.start or {}
+        found = {}
+        start = self.start or {}
         remedy = _REMEDIES.get(self.stage, "stop earlier, or lower the learning rate")
         here = f"{self.stage} update {step}:"
         name = next((name for name in _SPREADS if name in scores), None)
         if name is not None:
             value = scores[name]
             if self.spread is None and 1 / DECENT <= value <= DECENT:
-                self.spread, self.spread_step = value, step
+                self.spread = value
+                self.spread_step = step
             # Nearer to the data's spread, 1, is no collapse, even on its other side.
             far = max(self.spread or 1.0, 1.0 / (self.spread or 1.0))
             if self.spread is not None and value < SPREAD_FALL / far:
@@ -156,12 +162,14 @@ class Progress:
                 )
         since = f"(update {self.start_step})"
         if {"mode_error"} <= scores.keys() & start.keys():
-            before, now = start["mode_error"], scores["mode_error"]
+            before = start["mode_error"]
+            now = scores["mode_error"]
             if now > before + MODE_ERROR_RISE:
                 moved = f"rose from {before:.3f} {since} to {now:.3f}"
                 found["modes"] = f"{here} the mode error {moved}: modes are being lost; {remedy}"
         if {self.primary} <= scores.keys() & start.keys():
-            before, now = start[self.primary], scores[self.primary]
+            before = start[self.primary]
+            now = scores[self.primary]
             least = ENERGY_NOISE if self.primary == "energy_distance" else 0.0
             if now > before + max(PRIMARY_RISE * abs(before), least):
                 moved = f"got worse than it was at the start of the stage, {before:.3g} {since} to {now:.3g}"

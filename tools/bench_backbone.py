@@ -39,7 +39,10 @@ CONFIGS = {
     "A5 D=240": ("Icosahedral", 240),
 }
 PARTS = ("exact", "size", "speed")
-LAYERS, HEADS, T_X, T_Z = 4, 4, 16, 3
+LAYERS = 4
+HEADS = 4
+T_X = 16
+T_Z = 3
 WIDE = 240  # from here on the bars of the irrep basis hold
 Step = Callable[[], Any]
 
@@ -267,8 +270,12 @@ class Comparison:
         models: dict[str, nn.Module],
         arguments: dict[str, tuple[Tensor, ...]],
     ) -> None:
-        self.table, self.name, self.rounds, self.make = table, name, rounds, make
-        self.models, self.arguments = models, arguments
+        self.table = table
+        self.name = name
+        self.rounds = rounds
+        self.make = make
+        self.models = models
+        self.arguments = arguments
 
     def __call__(self, a: str, b: str, bar: float | None, *, at_least: bool = False) -> None:
         name = f"{self.name}: {a} / {b}"

@@ -34,7 +34,9 @@ class Bar(NamedTuple):
 
 def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
     """name -> bar, of what `run_quality` found for a case."""
-    rows, teacher, floor = result["rows"], result["teacher"], result["floor"]
+    rows = result["rows"]
+    teacher = result["teacher"]
+    floor = result["floor"]
     found: dict[str, Bar] = {}
     if case == "modes":
         student = _medians(rows["KD + DMD"]["kd"]["1"])
@@ -60,7 +62,8 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
             if case == "weak modes"
             else ("KD + GAN + data", "energy_ratio")
         )
-        student, full = _medians(rows[row]["dmd"]["1"]), teacher["100"]
+        student = _medians(rows[row]["dmd"]["1"])
+        full = teacher["100"]
         found["success"] = Bar(student["success"], full["success"], True)
         found[energy] = Bar(student[energy], full[energy])
         if "coverage" in full:
@@ -110,19 +113,22 @@ def _paths(
 def _gains(name: str, row: dict[str, Any], least: dict[str, float]) -> dict[str, Bar]:
     """DMD after the KD of the same runs: how many scores it improves or worsens by more than the
     seeds differ by, and more than `least`."""
-    kd, dmd = row["kd"]["1"], row["dmd"]["1"]
+    kd = row["kd"]["1"]
+    dmd = row["dmd"]["1"]
     better = worse = 0
     for score in (*_BETTER, "spread"):
         if score not in kd:
             continue
-        before, after = kd[score], dmd[score]
+        before = kd[score]
+        after = dmd[score]
         ranges = before["most"] - before["least"] + after["most"] - after["least"]
         noise = max(ranges / 2, least[score])
         if score == "spread":
             gain = abs(before["median"] - 1.0) - abs(after["median"] - 1.0)
         else:
             gain = _BETTER[score] * (after["median"] - before["median"])
-        better, worse = better + (gain > noise), worse + (gain < -noise)
+        better = better + (gain > noise)
+        worse = worse + (gain < -noise)
     return {
         f"{name}: scores better than KD's": Bar(better, 1, True),
         f"{name}: scores worse than KD's": Bar(worse, 0),

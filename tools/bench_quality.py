@@ -191,7 +191,8 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
     """Run, print the tables and return what goes into the JSON file."""
     result = {}
     for name in cases:
-        case, folder = CASES[name], out_dir / name.replace(" ", "-")
+        case = CASES[name]
+        folder = out_dir / name.replace(" ", "-")
         teacher = (
             []
             if case.weak is None or case.teachers
@@ -201,9 +202,11 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
         teachers: dict[str, Any] = {}
         reports: list[dict[str, Any]] = []
         for row, overrides in case.rows.items():
-            label, reports = row.translate({ord(" "): None, ord("+"): "-", ord(","): "-"}), []
+            label = row.translate({ord(" "): None, ord("+"): "-", ord(","): "-"})
+            reports = []
             for seed in seeds:
-                run, drawn = folder / f"{label}-{seed}", [f"seed={seed}"]
+                run = folder / f"{label}-{seed}"
+                drawn = [f"seed={seed}"]
                 if case.teachers and case.weak is not None:
                     drawn.append(f"data.seed={seed}")
                     config, trained = case.weak
@@ -256,7 +259,8 @@ def kept_when_turned(folder: Path) -> float:
     def succeed(g: torch.Tensor) -> torch.Tensor:
         return succeeds(student.sample(Z @ g.T, noise=noise @ g.T), (Z @ g.T).double())
 
-    quarter, mirror = torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.diag(torch.tensor([1.0, -1.0]))
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    mirror = torch.diag(torch.tensor([1.0, -1.0]))
     turns = [torch.linalg.matrix_power(quarter, k) for k in range(4)]
     before = succeed(turns[0])
     after = torch.stack([succeed(g) for g in (*turns[1:], *(turn @ mirror for turn in turns))])

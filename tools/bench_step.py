@@ -24,7 +24,11 @@ from fastgen.dmd import DMDPipeline, Generated
 from fastgen.ema import ExponentialMovingAverage
 from fastgen.models import CondTransformerRegressor
 
-BATCH, T_X, D_X, T_Z, D_Z = 128, 4, 8, 2, 2
+BATCH = 128
+T_X = 4
+D_X = 8
+T_Z = 2
+D_Z = 2
 WIDTHS = (64, 128)
 FAKE_UPDATES = 2
 BAR = 0.9

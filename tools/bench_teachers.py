@@ -47,8 +47,13 @@ DECLARATIONS: dict[str, dict[str, Any]] = {
         "time_scale": 1000.0,
     },
 }
-BATCH, SAMPLES, PAIRS = 256, 8000, 6000
-TEACHER_STEPS, KD_STEPS, WARMUP, DMD_STEPS = 2500, 400, 100, 150
+BATCH = 256
+SAMPLES = 8000
+PAIRS = 6000
+TEACHER_STEPS = 2500
+KD_STEPS = 400
+WARMUP = 100
+DMD_STEPS = 150
 
 
 def mixture() -> GaussianMixture:
@@ -94,7 +99,8 @@ def train_network(declaration: dict[str, Any], data: Tensor, seed: int) -> nn.Mo
     """A network trained as declared, by the loss of its own prediction (of a score, times
     sigma)."""
     clock = parse_clock(declaration["path"], declaration.get("data_at", 0))
-    scale, prediction = declaration.get("time_scale", 1.0), declaration["prediction"]
+    scale = declaration.get("time_scale", 1.0)
+    prediction = declaration["prediction"]
     score_sigma = (lambda s: clock.coefficients(s.double())[1]) if prediction == "score" else None
     network = Denoiser(time_scale=scale, sigma=score_sigma)
     generator = generator_for(seed, "teacher")
@@ -128,10 +134,8 @@ def minimise(
     network: nn.Module, loss: Callable[[int], Tensor], steps: int, *, lr: float, decay: float
 ) -> nn.Module:
     """Adam with a warm-up and a cosine; the network with its averaged weights, in eval mode."""
-    step_of, ema = (
-        stepper(network, lr, (0.9, 0.99)),
-        ExponentialMovingAverage(network, EMAConfig(decay=decay)),
-    )
+    step_of = stepper(network, lr, (0.9, 0.99))
+    ema = ExponentialMovingAverage(network, EMAConfig(decay=decay))
     for step in range(steps):
         step_of(loss(step), step / steps)
         ema.update(network, iteration=step + 1)
@@ -215,7 +219,8 @@ def scores(x: Tensor, law: GaussianMixture, reference: Tensor) -> dict[str, floa
 def run_teachers(seeds: list[int], out: Path) -> None:
     """The table, on the terminal and in `out`/bench.json."""
     torch.set_num_threads(1)
-    law, started = mixture(), time.perf_counter()
+    law = mixture()
+    started = time.perf_counter()
     data = law.sample(100_000, generator=generator_for(0, "data"))
     reference = law.sample(2000, generator=generator_for(0, "reference")).double()
     fresh = [law.sample(SAMPLES, generator=generator_for(seed, "fresh")) for seed in seeds]

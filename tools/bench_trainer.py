@@ -55,7 +55,8 @@ class Bare:
         if compiled:
             self.network = torch.compile(self.network)
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=cfg.betas, fused=True)
-        self.parameters, self.clip = list(self.network.parameters()), cfg.clip_grad_norm
+        self.parameters = list(self.network.parameters())
+        self.clip = cfg.clip_grad_norm
 
     def step(self, loss: Tensor) -> None:
         loss.backward()
@@ -69,7 +70,8 @@ def bare_kd(
 ) -> Callable[[int], None]:
     """One bare update of KD."""
     student = Bare(stage.student.bare, cfg.train.kd_optimizer, compiled=compiled)
-    dmd, batches = cfg.dmd, [stage.batch(n) for n in range(PRELOADED)]
+    dmd = cfg.dmd
+    batches = [stage.batch(n) for n in range(PRELOADED)]
 
     def update(n: int) -> None:
         states, cond, rungs = batches[n % PRELOADED]
@@ -87,7 +89,9 @@ def bare_dmd(
     stage: DistributionMatching, cfg: DistillConfig, *, compiled: bool = False
 ) -> Callable[[int], None]:
     """One bare iteration of DMD: an update of the student and those of the fake score after it."""
-    train, pipeline, draws = cfg.train, stage.pipeline, stage.draws
+    train = cfg.train
+    pipeline = stage.pipeline
+    draws = stage.draws
     fake_score = stage.judges[0].network.bare
     student = Bare(stage.student.bare, train.student_optimizer, compiled=compiled)
     fake = Bare(fake_score, train.fake_score_optimizer, compiled=compiled)
@@ -129,11 +133,15 @@ class Halted:
     """
 
     def __init__(self, stage: Stage, bare: Callable[[int], None], skip: int) -> None:
-        self.bare, self.skip = bare, skip
+        self.bare = bare
+        self.skip = skip
         self.seconds: dict[str, list[Tensor]] = {"trainer": [], "bare": []}
         self.events: dict[str, list[Tensor]] = {"checkpoint": [], "validation": []}
-        self._update, self._step, self._paused = stage.update, 0, nothing()
-        self._scoring, self._saving = nothing(), nothing()
+        self._update = stage.update
+        self._step = 0
+        self._paused = nothing()
+        self._scoring = nothing()
+        self._saving = nothing()
         self._started: Tensor | None = None
         stage.update = self.update  # pyright: ignore[reportAttributeAccessIssue]
         for network in stage.trained().values():
@@ -181,7 +189,8 @@ class Halted:
 
     def _saved(self, seconds: Tensor, *_: Any) -> None:
         """A part of a checkpoint."""
-        self._paused, self._saving = self._paused + seconds, self._saving + seconds
+        self._paused = self._paused + seconds
+        self._saving = self._saving + seconds
 
     def _wrote(self, seconds: Tensor, tensors: Mapping[str, Tensor]) -> None:
         self._saved(seconds)

@@ -79,7 +79,9 @@ NETWORK = {"num_layers": 1, "num_attention_heads": 2, "embedding_dim": 64}
 class FewModes(ModesTask):
     """Scores of so few samples say nothing, and take no time."""
 
-    SAMPLES, QUICK_SAMPLES, FLOOR_DRAWS = 128, 64, 1
+    SAMPLES = 128
+    QUICK_SAMPLES = 64
+    FLOOR_DRAWS = 1
 
 
 def main() -> None:
@@ -106,7 +108,9 @@ def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
         {"kills": [{"moment", "at", "half_written", "damaged"}], "compared": {what: number},
         "different": [what], "passed"}.
     """
-    whole, killed, draw = out / "whole", out / "killed", random.Random(seed)
+    whole = out / "whole"
+    killed = out / "killed"
+    draw = random.Random(seed)
     code = join(started(whole, out / "whole.log"))
     if code != 0:
         raise RuntimeError(f"the uninterrupted run ended with {code}: see {out / 'whole.log'}")
@@ -254,7 +258,8 @@ def compare(whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
     for file in files:
         if not (other / file).exists():
             continue
-        one, two = load_file(whole / file), load_file(other / file)
+        one = load_file(whole / file)
+        two = load_file(other / file)
         different += [f"{file}: {name}" for name in sorted(one.keys() ^ two.keys())]
         common = sorted(one.keys() & two.keys())
         different += [f"{file}: {name}" for name in common if not same_bits(one[name], two[name])]

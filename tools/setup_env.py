@@ -164,7 +164,8 @@ def choose_environment() -> Environment:
     """The active virtual or conda environment, else .venv in the checkout (which may be the active
     one)."""
     own = ROOT / ".venv"
-    virtual, conda = os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX")
+    virtual = os.environ.get("VIRTUAL_ENV")
+    conda = os.environ.get("CONDA_PREFIX")
     if os.environ.get("CONDA_DEFAULT_ENV") == "base":
         conda = None
     for active in filter(None, (virtual, conda)):
@@ -381,7 +382,8 @@ def set_up(groups: list[str]) -> None:
         # repaired.
         say(f"making .venv with {sys.executable} (Python {sys.version.split()[0]})")
         make_venv(env)
-        state, stamp = probe(env), {}
+        state = probe(env)
+        stamp = {}
     if state is None:
         raise SetupError(f"{env.python} does not run: deactivate that environment or repair it")
     if state.version < (3, 10):

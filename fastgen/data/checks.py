@@ -37,7 +37,8 @@ __all__ = ["Violation", "constant_channels", "data_notes", "moment_violations", 
 FALSE_ALARMS = 1e-3
 # What is proved and yet small is how recorded data are: nothing that a user would change.
 LEAST_CHANGE = 0.1
-_MOST_ROWS, _MOST_NUMBERS = 2000, 1024
+_MOST_ROWS = 2000
+_MOST_NUMBERS = 1024
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def data_notes(task: Any, batch_size: int) -> list[str]:
 
 def _said(v: Violation, group: str) -> str:
     what = "their mean" if v.moment == "mean" else "their second moment, E[v v^T] of v = (X, Z)"
-    of, where = "the root mean square" if v.moment == "mean" else "it", _listed(v.channels)
+    of = "the root mean square" if v.moment == "mean" else "it"
+    where = _listed(v.channels)
     return (
         f"warning: the data are not invariant under {group} as data.symmetry declares it: element "
         f"{v.element} changes {what}, by {v.change:.2g} of {of} (chance of that if they were: "
@@ -150,7 +152,8 @@ def repeated_rows(data: TrajectoryData | SampleData) -> list[tuple[int, int]]:
         # And row by row: a matrix product rounds equal rows of two blocks differently.
         key += torch.cat([(block.double() * weights).sum(1) for block in part.split(4096)])
     order = key.argsort(stable=True)
-    first, pairs = int(order[0]), []
+    first = int(order[0])
+    pairs = []
     for row in order[1:].tolist() if len(key.unique()) < len(key) else []:
         if all(torch.equal(part[first], part[row]) for part in parts):
             pairs.append((first, row))
@@ -202,18 +205,17 @@ def moment_violations(data: TrajectoryData, episodes: Tensor | None = None) -> l
         for _ in range(part.shape[1])
         for channel in range(part.shape[2])
     ]
-    v, generators, found = (
-        torch.cat([part.flatten(1) for part in parts], 1),
-        list(group.generators),
-        [],
-    )
+    v = torch.cat([part.flatten(1) for part in parts], 1)
+    generators = list(group.generators)
+    found = []
     for element in generators:
         matrices = [torch.as_tensor(rep(element), dtype=torch.float64) for rep in reps]
         moved = torch.cat(
             [(part @ rho.T).flatten(1) for part, rho in zip(parts, matrices, strict=True)], 1
         )
         # Products of rows as they are and as g leaves them; R is orthogonal.
-        same, across = v @ v.T, moved @ v.T
+        same = v @ v.T
+        across = moved @ v.T
         second = v.T @ v / len(v)
         size = v.square().sum(1).mean().sqrt()
         tests = {
@@ -252,7 +254,8 @@ def _zero_mean(products: Tensor, draws: Tensor) -> tuple[float, float]:
     count = int(draws.max()) + 1
     sums = torch.zeros(count, len(products), dtype=products.dtype).index_add_(0, draws, products)
     gram = torch.zeros(count, count, dtype=products.dtype).index_add_(1, draws, sums)
-    own, total = float(gram.diagonal().sum()), float(gram.sum())
+    own = float(gram.diagonal().sum())
+    total = float(gram.sum())
     # Of d that are zero but for rounding, the squares of products have nothing to say.
     if count < 2 or own <= 1e-20 * len(products):
         return 1.0, 0.0

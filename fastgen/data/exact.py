@@ -85,24 +85,27 @@ class ExactTeacher(nn.Module):
             raise ValueError(f"expected data_at to be 0 or 1, got {data_at!r}")
         if not 0 < time_scale < math.inf:
             raise ValueError(f"expected time_scale > 0, got {time_scale!r}")
-        self.mixture, self.prediction, self.data_at, self.time_scale = (
-            mixture,
-            prediction,
-            data_at,
-            float(time_scale),
-        )
+        self.mixture = mixture
+        self.prediction = prediction
+        self.data_at = data_at
+        self.time_scale = float(time_scale)
         self.path: BaseInterpolant | None = None
         self._rows: Tensor | None = None
         if isinstance(path, Tensor):
             self._rows = _log_snr(path)
-            self.name, self._last = "betas", float(len(path) - 1)
+            self.name = "betas"
+            self._last = float(len(path) - 1)
         elif isinstance(path, BaseInterpolant):
-            self.name, self._last, self.path = type(path).__name__, 1.0, path
+            self.name = type(path).__name__
+            self._last = 1.0
+            self.path = path
         else:
             check_choice("path", path, (*PATHS, "edm"))
-            self.name, self._last = path, math.inf
+            self.name = path
+            self._last = math.inf
             if path != "edm":
-                self.path, self._last = PATHS[path](), 1.0
+                self.path = PATHS[path]()
+                self._last = 1.0
         if data_at == 1 and self.path is None:
             raise ValueError(f"expected data_at=0 for the path {self.name}, got 1")
         if prediction == "velocity" and self._rows is not None:
@@ -131,7 +134,8 @@ class ExactTeacher(nn.Module):
     def _predict(self, x_s: Tensor, s: Tensor, cond: Tensor | None) -> Tensor:
         alpha, sigma = self._coefficients(s)
         x0, score = self.mixture.posterior_and_score(x_s, alpha, sigma, cond)
-        alpha, sigma = expand_like(alpha, x_s), expand_like(sigma, x_s)
+        alpha = expand_like(alpha, x_s)
+        sigma = expand_like(sigma, x_s)
         eps = -sigma * score
         match self.prediction:
             case "flow":
@@ -180,7 +184,8 @@ class ExactTeacher(nn.Module):
             return torch.ones_like(s), s
         rows = self._rows.to(s)
         row = s.floor().long()
-        low, high = rows[row], rows[(row + 1).clamp(max=len(rows) - 1)]
+        low = rows[row]
+        high = rows[(row + 1).clamp(max=len(rows) - 1)]
         log_snr = low + (s - row) * (high - low)
         return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
 

@@ -39,12 +39,17 @@ __all__ = ["FlightsTask", "constant_velocity", "flight_windows", "quickstart_pat
 
 INSTALL = "pip install --no-deps 'traffic==2.13.*'"
 _QUICKSTART = Path("data/samples/collections/quickstart.json.gz")
-STEP, GAP = 10.0, 60.0  # s
-PAST, FUTURE, STRIDE = 8, 16, 8
-SLOWEST, FASTEST = 100 / 360, 1100 / 360  # km in 10 s
+STEP = 10.0  # s
+GAP = 60.0
+PAST = 8
+FUTURE = 16
+STRIDE = 8
+SLOWEST = 100 / 360  # km in 10 s
+FASTEST = 1100 / 360
 # The quickstart's JSON has 66 MB; a few hundred bytes of gzip can unpack to any size.
 _MOST_BYTES = 1 << 28
-_EQUATOR, _FLATTENING = 6378.137, 1 / 298.257223563  # WGS84, km
+_EQUATOR = 6378.137  # WGS84, km
+_FLATTENING = 1 / 298.257223563
 
 Track = tuple[Tensor, Tensor]
 
@@ -130,7 +135,8 @@ def flight_windows(
 
     Raises ValueError if no flight is long enough for a window.
     """
-    windows, flights = [], []
+    windows = []
+    flights = []
     for flight, (seconds, degrees) in enumerate(tracks):
         cuts = (seconds.diff() > GAP).nonzero().flatten() + 1
         for t, position in zip(seconds.tensor_split(cuts), degrees.tensor_split(cuts), strict=True):

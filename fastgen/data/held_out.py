@@ -59,8 +59,13 @@ class HeldOutTask:
         check_trajectories(X, Z)
         check_pack(pack, X.shape[1])
         self._normalize = normalize
-        self.name, self.primary, self.pack, self.symmetry = name, primary, pack, symmetry
-        self._X, self._Z, self.episodes = X, Z, episodes
+        self.name = name
+        self.primary = primary
+        self.pack = pack
+        self.symmetry = symmetry
+        self._X = X
+        self._Z = Z
+        self.episodes = episodes
         self.rows = split_rows(episodes, seed, self.LIMITS)
 
     def split(self, part: str) -> tuple[Tensor, Tensor]:
@@ -100,7 +105,8 @@ class HeldOutTask:
         """
         part = "validation" if quick else "test"
         X, Z = self.split(part)
-        k, n = self.SAMPLES, len(X)
+        k = self.SAMPLES
+        n = len(X)
         noise = torch.randn(
             n * k, *X.shape[1:], generator=generator_for(EVALUATION_SEED, self.name, part)
         )
@@ -178,7 +184,8 @@ def split_episodes(episodes: Tensor, seed: int) -> dict[str, Tensor]:
             f"{len(names)}"
         )
     order = names[torch.randperm(len(names), generator=generator_for(seed, "split"))]
-    n_test, n_validation = max(1, round(0.2 * len(names))), max(1, round(0.1 * len(names)))
+    n_test = max(1, round(0.2 * len(names)))
+    n_validation = max(1, round(0.1 * len(names)))
     parts = {
         "test": order[:n_test],
         "validation": order[n_test : n_test + n_validation],

@@ -66,7 +66,8 @@ class GaussianMixture:
         self.shape = tuple(self.means.shape[1:])
         self._flat_means = self.means.flatten(1) if self.shape else self.means[:, None]
         if spread.ndim == 1:  # isotropic: every basis is an eigenbasis, so none is kept
-            self._variances, self._basis = (spread**2)[:, None].expand_as(self._flat_means), None
+            self._variances = (spread**2)[:, None].expand_as(self._flat_means)
+            self._basis = None
             return
         self._variances, self._basis = torch.linalg.eigh(0.5 * (spread + spread.mT))
         least = self._variances[:, 0] / self._variances[:, -1].abs()
@@ -120,7 +121,8 @@ class GaussianMixture:
         merged = weights.new_zeros(len(kept)).index_add(
             0, index, weights.repeat_interleave(len(group))
         )
-        where, isotropic = moved[kept].reshape(-1, *means.shape[1:]), spread.ndim == 1
+        where = moved[kept].reshape(-1, *means.shape[1:])
+        isotropic = spread.ndim == 1
         if isotropic:
             return cls(where, stds=moved_spread[kept], weights=merged)
         return cls(where, moved_spread[kept], weights=merged)
@@ -270,13 +272,15 @@ class GaussianMixture:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k - sum(y^2 / v + log v) / 2 (B, K); y (B, K, D); v (B or 1, K, D)."""
         check_shape(name, x, ("B", *self.shape))
-        alpha, sigma = _per_sample("alpha", alpha, x), _per_sample("sigma", sigma, x)
+        alpha = _per_sample("alpha", alpha, x)
+        sigma = _per_sample("sigma", sigma, x)
         if x.device.type == "cpu" and bool(((alpha == 0) & (sigma == 0)).any()):
             raise ValueError("expected alpha or sigma to be other than 0, got alpha = sigma = 0")
         if cond is not None:
             check_shape("cond", cond, x.shape)
             x = x - alpha * cond
-        alpha, sigma = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
+        alpha = alpha.reshape(-1, 1, 1)
+        sigma = sigma.reshape(-1, 1, 1)
         y = x.reshape(len(x), 1, -1) - alpha * self._flat_means.to(x)
         if self._basis is not None:
             y = torch.einsum("kde,bkd->bke", self._basis.to(x), y)
@@ -317,7 +321,8 @@ def _parameters(
     if not isinstance(means, Tensor) or means.ndim == 0 or means.numel() == 0:
         got = tuple(means.shape) if isinstance(means, Tensor) else type(means).__name__
         raise ValueError(f"expected means of shape (K, *shape), not empty, got {got}")
-    count, dim = len(means), math.prod(means.shape[1:])
+    count = len(means)
+    dim = math.prod(means.shape[1:])
     if (covariances is None) == (stds is None):
         raise ValueError(
             f"expected either covariances or stds, got {'neither' if stds is None else 'both'}"

@@ -32,7 +32,9 @@ from .trajectories import EVALUATION_SEED, TrajectoryData, check_pack, check_siz
 
 __all__ = ["ModesTask", "exact_energy_distance", "modes_mixture", "score", "share_error_floor"]
 
-COUNT, RADIUS, STD = 8, 1.4, 0.1
+COUNT = 8
+RADIUS = 1.4
+STD = 0.1
 IN_MODE = 3.0  # standard deviations
 NEIGHBOURS = 5
 ROWS = 1024  # of a distance matrix that are in memory at once
@@ -121,10 +123,8 @@ def score(x: Tensor, held_out: Tensor, radius: Tensor | None = None) -> dict[str
     x = x.double()
     distance, mode = pairwise_distances(x, mode_means()).min(1)
     shares = torch.bincount(mode, minlength=COUNT).double() / len(x)
-    energy, covered = (
-        exact_energy_distance(x),
-        float(coverage(x, held_out, k=NEIGHBOURS, radius=radius)),
-    )
+    energy = exact_energy_distance(x)
+    covered = float(coverage(x, held_out, k=NEIGHBOURS, radius=radius))
     return {
         "mismatch": 1 - covered + energy / (COUNT * lost_mode_energy()),
         "energy_distance": energy,
@@ -169,14 +169,18 @@ class ModesTask:
         "cond_rep": ["trivial"],
         "out_rep": ["standard"],
     }
-    SAMPLES, QUICK_SAMPLES, FLOOR_DRAWS = 8192, 2048, 8
+    SAMPLES = 8192
+    QUICK_SAMPLES = 2048
+    FLOOR_DRAWS = 8
 
     def __init__(
         self, *, size: int = 20000, pack: int = 1, seed: int = 0, symmetry: dict | None = None
     ) -> None:
         check_size(size, "points")
         check_pack(pack, 1)
-        self.size, self.pack, self.seed = size, pack, seed
+        self.size = size
+        self.pack = pack
+        self.seed = seed
         self.symmetry = dict(self.own_symmetry) if symmetry is None else symmetry
 
     @property
@@ -227,7 +231,9 @@ class ModesTask:
             for _ in range(self.FLOOR_DRAWS)
         ]
         table = torch.tensor([list(row.values()) for row in rows], dtype=torch.float64)
-        names, mean, sd = list(rows[0]), table.mean(0).tolist(), table.std(0).tolist()
+        names = list(rows[0])
+        mean = table.mean(0).tolist()
+        sd = table.std(0).tolist()
         floor = dict(zip(names, mean, strict=True)) | dict(
             zip((f"{name}_sd" for name in names), sd, strict=True)
         )

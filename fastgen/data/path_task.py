@@ -41,14 +41,19 @@ class PathTask(ABC):
     }
     # Students of neighbouring quality differ by .03 in energy ratio, which 128 validation
     # conditions can't tell.
-    CONDITIONS, QUICK_CONDITIONS, SAMPLES, POOL = 200, 400, 16, 128
+    CONDITIONS = 200
+    QUICK_CONDITIONS = 400
+    SAMPLES = 16
+    POOL = 128
 
     def __init__(
         self, *, size: int = 4000, pack: int = 4, seed: int = 0, symmetry: dict | None = None
     ) -> None:
         check_size(size)
         check_pack(pack, HORIZON)
-        self.size, self.pack, self.seed = size, pack, seed
+        self.size = size
+        self.pack = pack
+        self.seed = seed
         self.symmetry = dict(self.own_symmetry) if symmetry is None else symmetry
 
     @staticmethod
@@ -81,7 +86,8 @@ class PathTask(ABC):
     def _train(self) -> TrajectoryData:
         generator = generator_for(self.seed, self.name, "train")
         Z = self.conditions(self.size, generator, "train")
-        X, Z = self.demonstrate(Z, generator).float(), Z.float()
+        X = self.demonstrate(Z, generator).float()
+        Z = Z.float()
         return TrajectoryData(
             X, Z, *fit_normalizers(X, Z, self.symmetry), pack=self.pack, symmetry=self.symmetry
         )

@@ -41,10 +41,16 @@ __all__ = [
     "succeeds",
 ]
 
-BLOCK, WALL, RADIUS, ARRIVAL = 0.5, 1.5, 0.1, 0.15
+BLOCK = 0.5
+WALL = 1.5
+RADIUS = 0.1
+ARRIVAL = 0.15
 PERIMETER = 8.0
 HORIZON = 16
-STEPS, DT, GAIN, NOISE = 150, 0.05, 8.0, 0.02
+STEPS = 150
+DT = 0.05
+GAIN = 8.0
+NOISE = 0.02
 AHEAD = 0.45  # the carrot's lead on the loop
 BRAKE = 0.25  # closer than this to the carrot the desired speed falls in proportion to the distance
 
@@ -138,13 +144,16 @@ def rollout(Z: Tensor, ccw: Tensor, *, lane: Tensor, speed: Tensor, noise: Tenso
     """
     Z = Z.double()
     sign = torch.where(ccw, 1.0, -1.0).double()
-    start, goal = Z[:, 0], Z[:, 1]
+    start = Z[:, 0]
+    goal = Z[:, 1]
     s_goal = loop_coordinate(goal)
     length = (sign * (s_goal - loop_coordinate(start))) % PERIMETER
     kick = noise.double() * (NOISE / math.sqrt(DT))
 
-    x, v = start.clone(), torch.zeros_like(start)
-    s, travelled = loop_coordinate(x), torch.zeros_like(length)
+    x = start.clone()
+    v = torch.zeros_like(start)
+    s = loop_coordinate(x)
+    travelled = torch.zeros_like(length)
     path = torch.empty(Z.shape[0], STEPS + 1, 2, dtype=torch.float64)
     path[:, 0] = x
     for step in range(STEPS):
@@ -204,7 +213,8 @@ def _segment_to_block(a: Tensor, b: Tensor) -> Tensor:
     # each axis.
     parallel = d == 0
     safe = torch.where(parallel, torch.ones_like(d), d)
-    t1, t2 = (-BLOCK - a) / safe, (BLOCK - a) / safe
+    t1 = (-BLOCK - a) / safe
+    t2 = (BLOCK - a) / safe
     inside = a.abs() <= BLOCK
     enter = (
         torch.where(parallel, torch.where(inside, -math.inf, math.inf), torch.minimum(t1, t2))
@@ -269,7 +279,8 @@ def within_mode_spread(X: Tensor, modes: Tensor) -> float:
     mode.
     """
     x = X.double().flatten(2)
-    squares, freedom = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    squares = torch.zeros((), dtype=torch.float64)
+    freedom = torch.zeros((), dtype=torch.float64)
     for mode in modes.unique():
         weight = (modes == mode).double()[..., None]
         n = weight.sum(1, keepdim=True)
@@ -315,11 +326,10 @@ class References:
         2 mean |x - y| - mean |x - x'| - (K - 1) / K mean_{y != y'} |y - y'|. X (C, K, 16, 2) ->
         (C,).
         """
-        k, x = X.shape[1], X.flatten(2)
-        cross, within = (
-            pairwise_distances(x, self.X.flatten(2)).mean((1, 2)),
-            pairwise_distances(x, x).mean((1, 2)),
-        )
+        k = X.shape[1]
+        x = X.flatten(2)
+        cross = pairwise_distances(x, self.X.flatten(2)).mean((1, 2))
+        within = pairwise_distances(x, x).mean((1, 2))
         return 2 * cross - within - (k - 1) / k * self.distance
 
     def own_energy(self, k: int) -> Tensor:
@@ -350,7 +360,8 @@ def score(X: Tensor, references: References) -> dict[str, float]:
         X.double().flatten(0, 1),
         references.Z.repeat_interleave(samples, 0),
     )
-    ccw, least = goes_ccw(flat, tiled).view(conditions, samples), clearance(flat, tiled)
+    ccw = goes_ccw(flat, tiled).view(conditions, samples)
+    least = clearance(flat, tiled)
     return {
         "success": float(clears_and_arrives(flat, tiled, least).double().mean()),
         "mode_error": float((ccw.double().mean(1) - references.p).abs().mean()),

@@ -96,12 +96,15 @@ class SampleTask:
 
     SAMPLES = 6
     LIMITS = {"test": 1000, "validation": 256}
-    NUMBERS, FEWEST = 2**20, 64
+    NUMBERS = 2**20
+    FEWEST = 64
 
     def __init__(self, name: str, X: Tensor, Z: Any = None, *, seed: int = 0) -> None:
         check_samples(X, Z)
-        self.name, self.primary = name, "energy_distance" if Z is None else "energy_score"
-        self._X, self._Z = X, Z
+        self.name = name
+        self.primary = "energy_distance" if Z is None else "energy_score"
+        self._X = X
+        self._Z = Z
         most = max(self.FEWEST, self.NUMBERS // X[0].numel())
         limits = {part: min(limit, most) for part, limit in self.LIMITS.items()}
         self.rows = split_rows(torch.arange(len(X)), seed, limits)
@@ -145,7 +148,8 @@ class SampleTask:
         """
         part = "validation" if quick else "test"
         X, Z = self.split(part)
-        k, n = 1 if Z is None else self.SAMPLES, len(X)
+        k = 1 if Z is None else self.SAMPLES
+        n = len(X)
         noise = torch.randn(
             n * k, *X.shape[1:], generator=generator_for(EVALUATION_SEED, self.name, part)
         )
@@ -202,7 +206,8 @@ class SampleTask:
         return {"energy_score": float(score), "energy_distance": float(distance)}
 
     def _unconditional(self, drawn: Tensor, X: Tensor) -> dict[str, float]:
-        x, y = drawn.double(), X.double().flatten(1)
+        x = drawn.double()
+        y = X.double().flatten(1)
         spread = y.var(0).sum().sqrt().clamp(min=torch.finfo(y.dtype).tiny)
         return {
             "energy_distance": float(

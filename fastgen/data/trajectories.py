@@ -199,7 +199,8 @@ def windows_of(
                 f"expected no obs_horizon, horizon and stride for {path}, which holds windows X "
                 "and Z already; leave them out"
             )
-        X, Z = floats("X", tensors["X"]), floats("Z", tensors["Z"])
+        X = floats("X", tensors["X"])
+        Z = floats("Z", tensors["Z"])
         check_trajectories(X, Z)
         return X, Z, torch.arange(X.shape[0])
     if not episodes <= set(tensors):
@@ -207,10 +208,8 @@ def windows_of(
             f"expected X and Z, or actions, observations and episode_ends in {path}, "
             f"got {brief(sorted(tensors)) if tensors else 'nothing'}"
         )
-    actions, observations = (
-        floats("actions", tensors["actions"]),
-        floats("observations", tensors["observations"]),
-    )
+    actions = floats("actions", tensors["actions"])
+    observations = floats("observations", tensors["observations"])
     return cut_windows(
         actions,
         observations,
@@ -286,7 +285,8 @@ def cut_windows(
             f"expected episode_ends that increase from above 0 to {rows}, the number of rows, got "
             f"{_short(ends)}"
         )
-    now, episode = [], []
+    now = []
+    episode = []
     for index, (start, stop) in enumerate(zip(starts, ends, strict=True)):
         current = range(start + obs_horizon - 1, stop - horizon + 1, stride)
         now += current
@@ -298,7 +298,8 @@ def cut_windows(
             f"{obs_horizon + horizon - 1} rows, got at most {longest}; shorten the horizons"
         )
     t = torch.tensor(now)[:, None]
-    X, Z = actions[t + torch.arange(horizon)], observations[t + torch.arange(1 - obs_horizon, 1)]
+    X = actions[t + torch.arange(horizon)]
+    Z = observations[t + torch.arange(1 - obs_horizon, 1)]
     return X, Z, torch.tensor(episode)
 
 

@@ -58,8 +58,10 @@ SIDES = (
     (-1, 1),
     (-1, -1),
 )  # of post 1 and 2, +1 left: the four classes in their order
-OFF_LINE, SAME_SIDE = 8.0, 0.3
-POINTS, WAVES = 120, 3
+OFF_LINE = 8.0
+SAME_SIDE = 0.3
+POINTS = 120
+WAVES = 3
 
 
 # --- the conditions and their frame ---------------------------------------------------------------
@@ -162,8 +164,10 @@ def clearance(X: Tensor, Z: Tensor) -> Tensor:
 
     Exact for the segments, not only for the waypoints. X (N, T, 2), Z (N, 4, 2).
     """
-    points, centres = _polyline(X, Z), Z[:, None, 2:].double()
-    a, d = points[:, :-1, None], points.diff(dim=1)[:, :, None]
+    points = _polyline(X, Z)
+    centres = Z[:, None, 2:].double()
+    a = points[:, :-1, None]
+    d = points.diff(dim=1)[:, :, None]
     along = ((centres - a) * d).sum(-1) / d.square().sum(-1).clamp_min(torch.finfo(a.dtype).tiny)
     distance = (a + along.clamp(0, 1)[..., None] * d - centres).norm(dim=-1)
     return (distance.amin((1, 2)) - POST).clamp_min(0)
@@ -183,7 +187,8 @@ def class_of(X: Tensor, Z: Tensor) -> Tensor:
     segments. Z as in `clearance`. Rotations keep it, reflections take k to 3 - k.
     """
     ray = _polyline(X, Z)[:, :, None] - Z[:, None, 2:].double()
-    before, after = ray[:, :-1], ray[:, 1:]
+    before = ray[:, :-1]
+    after = ray[:, 1:]
     cross = before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0]
     right = torch.atan2(cross, (before * after).sum(-1)).sum(1) > 0
     return 2 * right[:, 0].long() + right[:, 1].long()
@@ -245,7 +250,8 @@ def score(X: Tensor, references: ring.References) -> dict[str, float]:
         X.double().flatten(0, 1),
         references.Z.repeat_interleave(samples, 0),
     )
-    found, least = class_of(flat, tiled).view(conditions, samples), clearance(flat, tiled)
+    found = class_of(flat, tiled).view(conditions, samples)
+    least = clearance(flat, tiled)
     shares = torch.nn.functional.one_hot(found, len(SIDES)).double().mean(1)
     error = shares - references.p
     return {

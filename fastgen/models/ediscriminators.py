@@ -58,7 +58,8 @@ class InvariantHead(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that
         ``mask`` (B, T) keeps."""
-        y, order = self.lift(self.norm(x)), self.in_rep.group.order()
+        y = self.lift(self.norm(x))
+        order = self.in_rep.group.order()
         if isinstance(self.lift.out_rep, FourierStack):
             fourier: Tensor = self.lift.fourier.to(y.dtype)  # pyright: ignore[reportAssignmentType]
             y = (

@@ -57,7 +57,8 @@ class eRMSNorm(Invariant):
         if affine:
             self.weight = nn.Parameter(torch.ones(self.copies or len(in_rep.irreps)))
         if affine and not self.copies:
-            columns, sizes = [], []
+            columns = []
+            sizes = []
             for irrep_id, parts in irrep_columns(in_rep).items():
                 columns.append(parts.flatten(1))
                 sizes += [in_rep.group.irrep(*irrep_id).size] * parts.shape[1]
@@ -72,7 +73,8 @@ class eRMSNorm(Invariant):
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Scale and shift: per channel (D,) on regular copies; elsewhere the scale is a matrix (D,
         D) that commutes with the group."""
-        scale, shift = self.weight, self.bias
+        scale = self.weight
+        shift = self.bias
         if scale is not None and self.stack:
             scale = self.stack.spread(scale)
         elif scale is not None:

@@ -228,11 +228,14 @@ class eLinear(Invariant, LinearMap):
 
     def __init__(self, in_rep: Representation, out_rep: Representation, bias: bool = True) -> None:
         super().__init__(in_rep, out_rep)
-        source, out_copies, order = stack_of(in_rep), self.copies, in_rep.group.order()
+        source = stack_of(in_rep)
+        out_copies = self.copies
+        order = in_rep.group.order()
         in_copies = source.copies if source else 0
         self.fused = 1
         if in_copies and out_copies:
-            self.kind, shape = "kernel", (out_copies, in_copies, order)
+            self.kind = "kernel"
+            shape = (out_copies, in_copies, order)
             if not (isinstance(in_rep, FourierStack) and isinstance(out_rep, FourierStack)):
                 self._constant("selector", kernel_selector)
         elif in_copies or out_copies:
@@ -258,7 +261,8 @@ class eLinear(Invariant, LinearMap):
     def _build_blocks(self) -> int:
         """Bases of the irreps that both representations contain; returns the number of degrees of
         freedom."""
-        sources, targets = irrep_columns(self.in_rep), irrep_columns(self.out_rep)
+        sources = irrep_columns(self.in_rep)
+        targets = irrep_columns(self.out_rep)
         self.blocks: list[
             tuple[int, int, int]
         ] = []  # multiplicity out, multiplicity in, dimension of the endomorphisms
@@ -327,7 +331,8 @@ class eLinear(Invariant, LinearMap):
     ) -> Tensor:
         """Between stacks in the irrep basis: the map to some of the output copies, applied as
         ``block_map`` does."""
-        kernel, transform = self.weight[copies], self.transform
+        kernel = self.weight[copies]
+        transform = self.transform
         matrices = irrep_matrices(self.irrep_blocks, transform, kernel)  # pyright: ignore[reportArgumentType]
         bias = None if self.bias is None else self.bias[copies] * math.sqrt(kernel.shape[-1])
         return block_map(x, self.irrep_blocks, matrices, bias, channels_first=channels_first)
@@ -336,7 +341,8 @@ class eLinear(Invariant, LinearMap):
         weight = self.weight.new_zeros(self.out_rep.size, self.in_rep.size)
         start = 0
         for n, block in enumerate(self.blocks):
-            target, source = getattr(self, f"target_{n}"), getattr(self, f"source_{n}")
+            target = getattr(self, f"target_{n}")
+            source = getattr(self, f"source_{n}")
             numbers = self.weight[start : start + math.prod(block)].view(block).to(target.dtype)
             weight = weight + torch.einsum("eoa,oik,dika->ed", target, numbers, source).to(
                 weight.dtype

@@ -72,7 +72,8 @@ def _in_regular_basis(model: nn.Module) -> nn.Module:
         "out_rep": model.out_rep,
         "basis": "regular",
     }
-    parameter, random_state = next(model.parameters()), torch.get_rng_state()
+    parameter = next(model.parameters())
+    random_state = torch.get_rng_state()
     sibling = eCondTransformerRegressor(**arguments).to(parameter.device, parameter.dtype)
     torch.set_rng_state(random_state)
     sibling.load_state_dict(model.state_dict())
@@ -85,12 +86,14 @@ def _dense_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor | None] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.RMSNorm, nn.LayerNorm, PositionTable)):
-            weight, bias = module.weight, getattr(module, "bias", None)
+            weight = module.weight
+            bias = getattr(module, "bias", None)
         elif isinstance(module, LinearMap):
             weight, bias = module.dense()
             bias = weight.new_zeros(len(weight)) if bias is None else bias
         elif isinstance(module, ePositionTable):
-            weight, bias = module.embed(module.weight), None
+            weight = module.embed(module.weight)
+            bias = None
         elif isinstance(module, eRMSNorm):
             weight, bias = module.affine()
         else:
@@ -136,8 +139,10 @@ def check_equivariance(
             f"{', '.join(missing)}"
         )
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    parameter, network = next(model.parameters()), cast(Any, model)
-    dtype, device = parameter.dtype, parameter.device
+    parameter = next(model.parameters())
+    network = cast(Any, model)
+    dtype = parameter.dtype
+    device = parameter.device
     X = torch.randn(
         batch_size,
         network.in_horizon,
@@ -154,7 +159,8 @@ def check_equivariance(
     )
     t = torch.rand(batch_size, generator=generator, dtype=torch.float64).to(device)
     # inputs that the dtype can hold, so that rounding them is not counted as an error of the model
-    X, Z = X.to(dtype).double(), Z.to(dtype).double()
+    X = X.to(dtype).double()
+    Z = Z.to(dtype).double()
 
     def evaluate(x: Tensor, z: Tensor) -> Tensor:
         return model(x.to(device, dtype), t, z.to(device, dtype)).double().cpu()

@@ -115,7 +115,9 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
                 f"{lower + order}"
             )
         super().__init__(in_rep.size, out_rep.size, cond_rep.size)
-        self.in_rep, self.cond_rep, self.out_rep = in_rep, cond_rep, out_rep
+        self.in_rep = in_rep
+        self.cond_rep = cond_rep
+        self.out_rep = out_rep
         self.basis = basis
         arguments = {
             "in_horizon": in_horizon,

@@ -80,7 +80,8 @@ def _fourier(group: Any) -> tuple[np.ndarray, tuple[IrrepBlock, ...], np.ndarray
     matrix[:, 0] = abs(matrix[:, 0])  # 1 / sqrt(|G|): invariant vectors have positive coordinates
     product = multiplication_table(group)
     blocks: list[IrrepBlock] = []
-    transform, start = [], 0
+    transform = []
+    start = 0
     for size, rows, _, part in irreps:
         if blocks and (blocks[-1].size, blocks[-1].rows) == (size, rows):
             blocks[-1] = blocks[-1]._replace(count=blocks[-1].count + 1)
@@ -224,7 +225,8 @@ def irrep_matrices(
     """
     m_out, m_in, order = kernel.shape
     numbers = transform.to(kernel.dtype) @ kernel.reshape(-1, order).T
-    matrices, start = [], 0
+    matrices = []
+    start = 0
     for _, count, rows, size in blocks:
         part = numbers[start : start + count * size * size].view(count, 1, size, size, m_out, m_in)
         part = part.transpose(3, 4).reshape(count, 1, size * m_out, size * m_in)
@@ -282,10 +284,8 @@ class _BlockMap(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, *matrices)
         ctx.layouts = source, target
-        tokens, copies = (
-            x.shape[1 if source.channels_first else 0],
-            matrices[0].shape[1] // target.blocks[0].size,
-        )
+        tokens = x.shape[1 if source.channels_first else 0]
+        copies = matrices[0].shape[1] // target.blocks[0].size
         y = target.empty(tokens, copies, x)
         for part, matrix, out in zip(source.views(x), matrices, target.views(y), strict=True):
             if target.channels_first:
@@ -300,7 +300,10 @@ class _BlockMap(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, *matrices = ctx.saved_tensors
         source, target = ctx.layouts
-        grad, grad_x, grad_bias, grads = grad.contiguous(), None, None, [None] * len(matrices)
+        grad = grad.contiguous()
+        grad_x = None
+        grad_bias = None
+        grads = [None] * len(matrices)
         if ctx.needs_input_grad[0]:
             grad_x = _BlockMap.apply(grad, None, target, source, *(m.mT for m in matrices))
         if ctx.needs_input_grad[1]:

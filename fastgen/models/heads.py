@@ -77,7 +77,8 @@ class FeatureHeads(nn.Module):
             raise ValueError(
                 f"expected a list of {len(self.heads)} features, one a head, got {got}"
             )
-        weight, batch = self.time_emb.hidden.weight, features[0].shape[0]
+        weight = self.time_emb.hidden.weight
+        batch = features[0].shape[0]
         wide = torch.promote_types(weight.dtype, torch.float32)
         time = self.time_emb(batch_of_times(t, batch, device=weight.device, dtype=wide))
         logits = []
@@ -120,7 +121,8 @@ class FourierBase(nn.Module):
 
     def __init__(self, dim: int, has_cond: bool) -> None:
         super().__init__()
-        self.dim, self.has_cond = dim, has_cond
+        self.dim = dim
+        self.has_cond = has_cond
 
     def forward(
         self,

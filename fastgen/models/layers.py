@@ -370,7 +370,8 @@ class MultiheadAttention(nn.Module):
             # Each token sees itself: padding before the first real one would see nothing, and be
             # NaN.
             i = torch.arange(x.shape[1], device=x.device)
-            seen, is_causal = seen & (i[:, None] > i) | (i[:, None] == i), False
+            seen = seen & (i[:, None] > i) | (i[:, None] == i)
+            is_causal = False
         return self.out(self._merge(F.scaled_dot_product_attention(q, k, v, seen, p, is_causal)))
 
 
@@ -438,7 +439,8 @@ class TransformerDecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         check_positive_int("time_dim", time_dim, minimum=0)
-        kit, affine = self.kit, time_dim == 0
+        kit = self.kit
+        affine = time_dim == 0
         self.self_norm = kit.norm(embed_dim, norm_module, affine)
         self.self_attention: Any = self.attention_class(embed_dim, num_heads, dropout)
         self.cross_norm = kit.norm(embed_dim, norm_module, affine)

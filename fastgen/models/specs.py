@@ -108,10 +108,8 @@ def _irrep_names(group: Group) -> str:
 
 def _named(group: Group, name: str) -> Representation:
     known = f"{group.name} has trivial, regular, {_irrep_names(group)}"
-    cyclic, dihedral = (
-        isinstance(group, escnn_group.CyclicGroup),
-        isinstance(group, escnn_group.DihedralGroup),
-    )
+    cyclic = isinstance(group, escnn_group.CyclicGroup)
+    dihedral = isinstance(group, escnn_group.DihedralGroup)
     if name == "trivial":
         return group.trivial_representation
     if name == "regular":

@@ -85,7 +85,8 @@ class CondTransformerBase(GenCondRegressor):
         check_scheme("init_scheme", init_scheme)
         if not isinstance(causal_attn, bool):
             raise ValueError(f"expected causal_attn to be a bool, got {causal_attn!r}")
-        kit, random_state = self.kit, torch.get_rng_state()
+        kit = self.kit
+        random_state = torch.get_rng_state()
         kit.check_heads(space, num_attention_heads, "num_attention_heads")
         self.in_horizon = in_horizon
         self.cond_horizon = cond_horizon
