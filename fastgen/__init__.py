@@ -5,8 +5,7 @@ Importing the package loads torch and safetensors only; what needs more is impor
 used.
 """
 
-from fastgen.export import export_student as export_student
-from fastgen.export import load_student as load_student
+from .export.folders import export_student as export_student, load_student as load_student
 
 __all__ = ["export_student", "load_student"]
 __version__ = "0.1.0"

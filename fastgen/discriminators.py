@@ -19,29 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._tensor import (
-    cond_text,
-    cond_to,
-    expand_mask,
-    generator_for,
-    map_tensors,
-    masked_mean,
-    take_rows,
+from ._core.conditions import cond_text, cond_to, map_tensors, take_rows
+from ._core.seeds import generator_for
+from .models.discriminators import (
+    FeatureHeads,
+    FourierDiscriminator,
+    TokenHeads,
 )
-from .models.heads import FeatureHeads, FourierBase, check_scale, check_width
-from .models.layers import NORM_EPS
-from .models.regressor import check_positive_int
-from .models.transformer import CondTransformerRegressor
 from .networks import Cond, NetworkWrapper, call_network
 
-__all__ = [
-    "FourierDiscriminator",
-    "TokenHeads",
-    "block_features",
-    "discriminator_for",
-    "heads_for",
-    "sample_features",
-]
+__all__ = ["block_features", "discriminator_for", "heads_for", "sample_features"]
 
 Features = Callable[[Tensor, Tensor, Cond], list[Tensor]]
 
@@ -134,52 +121,6 @@ def sample_features(x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
     return [x_t]
 
 
-class TokenHead(nn.Module):
-    """One logit of tokens, as `TokenHeads` says."""
-
-    def __init__(self, dim: int, width: int, time_features: int) -> None:
-        super().__init__()
-        self.size = dim
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.first = nn.Linear(dim, width)
-        self.second = nn.Linear(width, width)
-        self.time = nn.Linear(time_features, width, bias=False)
-        self.out = nn.Linear(width, 1)
-
-    def forward(self, x: Tensor, time: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that
-        `mask` (B, T) keeps."""
-        y = self.second(nn.functional.silu(self.first(self.norm(x)))) + self.time(time)[:, None]
-        y = nn.functional.silu(y)
-        return self.out(masked_mean(y, None if mask is None else expand_mask(mask, y), 1))
-
-
-class TokenHeads(FeatureHeads):
-    """Small heads on a network's features, one logit each.
-
-    Each token of a feature goes through LayerNorm, Linear, SiLU, Linear, plus a linear map of the
-    time features, SiLU; the mean over the tokens goes through a Linear.
-
-    Args:
-        dims: channels of the features, in their order.
-        width: hidden width of each head.
-        time_features: size of the time embedding, >= 2.
-
-    Raises:
-        ValueError: an argument out of range.
-
-    Source: Yin et al. 2024, arXiv:2405.14867, section 4.3, for networks of any shape.
-    """
-
-    def __init__(self, dims: Sequence[int], *, width: int = 64, time_features: int = 64) -> None:
-        check_positive_int("width", width)
-        if not isinstance(dims, Sequence) or isinstance(dims, str) or not dims:
-            raise ValueError(f"expected dims to be a non-empty sequence of ints, got {dims!r}")
-        for i, dim in enumerate(dims):
-            check_positive_int(f"dims[{i}]", dim)
-        super().__init__((TokenHead(dim, width, time_features) for dim in dims), time_features)
-
-
 def heads_for(
     network: nn.Module,
     x_t: Tensor,
@@ -223,115 +164,14 @@ def heads_for(
             raise ValueError(
                 f"expected blocks with out_rep in an equivariant network, got {untyped[:5]} without"
             )
-        from .models import InvariantHeads
+        from .models.ediscriminators import InvariantHeads
 
-        heads: FeatureHeads = InvariantHeads(
-            [modules[name].out_rep for name, _ in found], **options
-        )  # pyright: ignore[reportArgumentType]
+        reps: list[Any] = [modules[name].out_rep for name, _ in found]
+        heads: FeatureHeads = InvariantHeads(reps, **options)
     else:
         heads = TokenHeads([f.shape[1 if f.ndim == 4 else -1] for _, f in found], **options)
     first = found[0][1]
     return heads.to(first.device, torch.promote_types(first.dtype, torch.float32))
-
-
-class FourierFeatures(nn.Module):
-    """x -> [x, cos(x W), sin(x W)], (..., d) -> (..., d + 2 num_frequencies), W with entries scale
-    * N(0, 1)."""
-
-    frequencies: Tensor
-
-    def __init__(
-        self,
-        dim: int,
-        num_frequencies: int,
-        scale: float,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        check_positive_int("dim", dim)
-        check_positive_int("num_frequencies", num_frequencies)
-        check_scale(scale)
-        drawn = torch.randn(dim, num_frequencies, generator=generator, dtype=torch.float64)
-        self.register_buffer("frequencies", (scale * drawn).to(torch.get_default_dtype()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Phases are computed in at least float32; the answer has the dtype of x."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        phase = wide @ self.frequencies.to(wide.dtype)
-        return torch.cat([wide, phase.cos(), phase.sin()], -1).to(x.dtype)
-
-
-class FourierHead(nn.Module):
-    """Mean over tokens (those that a mask (B, T) keeps), LayerNorm, Linear, SiLU, Linear: (B, T,
-    width) -> (B, 1)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.hidden = nn.Linear(width, width)
-        self.out = nn.Linear(width, 1)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        y = masked_mean(x, None if mask is None else expand_mask(mask, x), 1)
-        return self.out(nn.functional.silu(self.hidden(self.norm(y))))
-
-
-class FourierDiscriminator(FourierBase):
-    """A discriminator of its own for low-dimensional data, called `discriminator([x_t], t, cond)`:
-    use it with `features=sample_features`.
-
-    Tokens [x, cos(x W), sin(x W)] with fixed random frequencies W, a `CondTransformerRegressor`
-    over them, modulated by t and reading Z, then the mean over tokens, LayerNorm, Linear, SiLU,
-    Linear. On raw coordinates such a network sees coarse differences only, and features of a
-    teacher lack what the teacher did not learn.
-
-    Args:
-        dim: channels d of an x token.
-        cond_dim: channels of a Z token, None for no condition.
-        horizon, cond_horizon: most tokens of x and Z.
-        num_frequencies: columns of W.
-        scale: W has entries scale * N(0, 1), in radians per unit of x.
-        width: of the tokens.
-        num_layers, num_heads: of the transformer.
-        generator: draws W; the weights come from torch's global state.
-
-    Raises:
-        ValueError: an argument out of range.
-
-    References: Tancik et al. 2020, arXiv:2006.10739 (Fourier features).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        cond_dim: int | None = None,
-        horizon: int = 1,
-        cond_horizon: int = 1,
-        *,
-        num_frequencies: int = 64,
-        scale: float = 2.0,
-        width: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        check_width(width, num_heads)
-        super().__init__(dim, cond_dim is not None)
-        self.features = FourierFeatures(dim, num_frequencies, scale, generator=generator)
-        self.body = CondTransformerRegressor(
-            dim + 2 * num_frequencies,
-            width,
-            1 if cond_dim is None else cond_dim,
-            horizon,
-            cond_horizon,
-            num_layers,
-            num_heads,
-            width,
-            p_drop_emb=0.0,
-            p_drop_attn=0.0,
-        )
-        self.head = FourierHead(width)
 
 
 def discriminator_for(
@@ -375,7 +215,7 @@ def discriminator_for(
         horizons = (x0.shape[1] if x0.ndim == 3 else 1, 1 if cond is None else cond.shape[1])
         for module in network.modules():
             if hasattr(module, "in_rep") and hasattr(module, "cond_rep"):
-                from .models import eFourierDiscriminator
+                from .models.ediscriminators import eFourierDiscriminator
 
                 cond_rep: Any = None if cond is None else module.cond_rep
                 return eFourierDiscriminator(module.in_rep, cond_rep, *horizons)  # pyright: ignore[reportArgumentType]

@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._shards import gathered, is_shard, own, settle, shared_like, sharing
-from ._tensor import at_hand, check_choice, unwrap
+from ._core.checks import check_choice
+from ._core.modules import unwrap
+from ._core.processes import gathered, is_shard, own, settle, shared_like, sharing
+from ._core.tensors import at_hand
 
 if TYPE_CHECKING:
-    from .config import EMAConfig
+    from .config.dmd import EMAConfig
 
 __all__ = ["ExponentialMovingAverage", "averaged_weights"]
 
@@ -51,7 +53,7 @@ class ExponentialMovingAverage:
 
     Args:
         model: network whose present weights start the shadow.
-        cfg: `fastgen.config.EMAConfig`, or any object with its attributes.
+        cfg: `fastgen.config.dmd.EMAConfig`, or any object with its attributes.
         device: where the shadow is kept; None: where the weights are.
 
     Raises:

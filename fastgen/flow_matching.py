@@ -34,18 +34,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ._tensor import (
-    PRED_TYPES,
-    check_choice,
-    check_pred_type,
-    check_shape,
-    draw_uniform,
-    expand_like,
-    in_float64,
-)
+from ._core.checks import PRED_TYPES, check_choice, check_pred_type, check_shape
+from ._core.seeds import draw_uniform
+from ._core.tensors import expand_like, in_float64
 
 if TYPE_CHECKING:
-    from .config import SampleTimestepConfig
+    from .config.dmd import SampleTimestepConfig
 
 __all__ = [
     "PRED_TYPES",
@@ -295,7 +289,7 @@ def sample_timesteps(
 
     Args:
         n: number of draws.
-        cfg: `fastgen.config.SampleTimestepConfig`, or any object with its attributes.
+        cfg: `fastgen.config.dmd.SampleTimestepConfig`, or any object with its attributes.
         device, dtype: of the result; float32 or float64.
         generator: source of the draws, on any device.
 

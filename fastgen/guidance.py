@@ -24,22 +24,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._tensor import (
-    at_hand,
-    cond_to,
-    expand_like,
-    expand_mask,
-    map_tensors,
-    masked_mean,
-    wide_dtype,
-)
-from .flow_matching import convert_prediction
-from .losses import classifier_free_guidance
-from .networks import DECLARED, Cond, NetworkWrapper, network_dtype, teacher_x0
+from ._core.checks import check_shape
+from ._core.tensors import _wide, expand_like, expand_mask, masked_mean, wide_dtype
 
-__all__ = ["Guidance", "GuidedNetwork", "guide_x0"]
+__all__ = ["Guidance", "check_guidance", "classifier_free_guidance", "guide_x0"]
 
 
 class Guidance(NamedTuple):
@@ -94,61 +84,31 @@ def _rms(x: Tensor, mask: Tensor | None) -> Tensor:
     return masked_mean(x.to(wide_dtype(x.device)).flatten(1).square(), real, 1).sqrt()
 
 
-class GuidedNetwork(NetworkWrapper):
-    """A teacher that guides itself: called `net(x_t, t, cond)`, it answers what `network` predicts
-    when guided.
+def classifier_free_guidance(
+    cond_pred: Tensor, uncond_pred: Tensor, guidance_scale: float
+) -> Tensor:
+    """Guided prediction c + (s - 1) (c - u): s = 1 is the conditional one, s = 0 the unconditional
+    one.
 
-    For recipes, where everything that asks the teacher (pairs, scores, pictures, DMD) must ask the
-    guided one.
+    Any linear parameterisation (flow, x0, eps at one x_t and t) gives the same guided model.
 
-    Args:
-        network: called `network(x_t, t, cond)`, predicts `pred_type`.
-        guidance: scale, interval and rescaling.
-        null_cond: what to guide away from: like a condition, of one row or of as many rows as are
-            asked for.
-        pred_type: "flow", "x0" or "eps".
+    Returns:
+        the shape of `cond_pred`, in its dtype.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
+    check_shape("uncond_pred", uncond_pred, cond_pred.shape)
+    cond = _wide(cond_pred)
+    uncond = _wide(uncond_pred)
+    return (cond + (guidance_scale - 1.0) * (cond - uncond)).to(cond_pred.dtype)
 
-    def __init__(
-        self, network: nn.Module, guidance: Guidance, null_cond: Cond, *, pred_type: str = "flow"
-    ) -> None:
-        super().__init__(network)
-        self.guidance = guidance
-        self.null_cond = null_cond
-        self.pred_type = pred_type
-        for name in (*DECLARED, "call_dtype"):
-            if hasattr(network, name):
-                setattr(self, name, getattr(network, name))
 
-    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The guided x0 (B, ...), in the dtype of `x_t`."""
-        plain = teacher_x0(self.network, x_t, t, cond, pred_type=self.pred_type)
-        if not self._guides(t):
-            return plain
-        null = teacher_x0(self.network, x_t, t, self._null(x_t), pred_type=self.pred_type)
-        return guide_x0(plain, null, t, self.guidance)
+def check_guidance(guidance_scale: float | None, negative_cond: object) -> None:
+    """Refuse guidance without the condition to guide away from.
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """The guided prediction (B, ...) in `pred_type`."""
-        if not self._guides(t):
-            return self.network(x_t, t, cond)
-        if not self.guidance.rescale:
-            # Guidance is linear: predictions of any kind are guided as x0 is, without the rounding
-            # of a way there.
-            return guide_x0(
-                self.network(x_t, t, cond), self.network(x_t, t, self._null(x_t)), t, self.guidance
-            )
-        return convert_prediction(self.predict_x0(x_t, t, cond), x_t, t, "x0", self.pred_type)
-
-    def _guides(self, t: Tensor) -> bool:
-        """Whether the null condition may be needed; on a GPU always, rather than waiting for it to
-        read times."""
-        lo, hi = self.guidance.interval
-        return self.guidance.scale != 1.0 and (
-            not at_hand(t) or bool(((t >= lo) & (t <= hi)).any())
-        )
-
-    def _null(self, x_t: Tensor) -> Cond:
-        """The null condition, a row for each sample."""
-        null = cond_to(self.null_cond, x_t.device, network_dtype(self.network, x_t.dtype))
-        return map_tensors(lambda value: value.expand(len(x_t), *value.shape[1:]), null)
+    Raises:
+        ValueError: for `guidance_scale` without `negative_cond`.
+    """
+    if guidance_scale is not None and negative_cond is None:
+        raise ValueError(f"expected negative_cond with guidance_scale={guidance_scale}, got None")

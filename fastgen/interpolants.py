@@ -32,7 +32,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._tensor import check_choice, check_shape, expand_like, in_float64, wide_dtype
+from ._core.checks import check_choice, check_shape
+from ._core.tensors import expand_like, in_float64, wide_dtype
 
 __all__ = [
     "DIFFUSION_FORMS",

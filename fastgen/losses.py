@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._tensor import check_choice, check_shape, expand_like, expand_mask, masked_mean
-from .flow_matching import EPSILON, check_pred_type
+from ._core.checks import check_choice, check_pred_type, check_shape
+from ._core.tensors import _wide, expand_like, expand_mask, masked_mean
+from .flow_matching import EPSILON
 
 __all__ = [
-    "check_guidance",
-    "classifier_free_guidance",
     "discriminator_accuracy",
     "dsm_loss",
     "f_divergence_weight",
@@ -327,26 +326,6 @@ def r1_loss(real_logits: Tensor, perturbed_real_logits: Tensor) -> Tensor:
     return (_wide(real_logits) - _wide(perturbed_real_logits)).square().mean()
 
 
-def classifier_free_guidance(
-    cond_pred: Tensor, uncond_pred: Tensor, guidance_scale: float
-) -> Tensor:
-    """Guided prediction c + (s - 1) (c - u): s = 1 is the conditional one, s = 0 the unconditional
-    one.
-
-    Any linear parameterisation (flow, x0, eps at one x_t and t) gives the same guided model.
-
-    Returns:
-        the shape of `cond_pred`, in its dtype.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    check_shape("uncond_pred", uncond_pred, cond_pred.shape)
-    cond = _wide(cond_pred)
-    uncond = _wide(uncond_pred)
-    return (cond + (guidance_scale - 1.0) * (cond - uncond)).to(cond_pred.dtype)
-
-
 def time_weight(kind: str, t: Tensor) -> Tensor:
     """A weight (B,) of a denoising loss over the time t (B,): "sigma" t, "alpha" 1 - t, "min_snr"
     min(snr, 5) with snr = ((1 - t) / t)^2, "none" 1.
@@ -369,16 +348,6 @@ def time_weight(kind: str, t: Tensor) -> Tensor:
             return torch.ones_like(t)
 
 
-def check_guidance(guidance_scale: float | None, negative_cond: object) -> None:
-    """Refuse guidance without the condition to guide away from.
-
-    Raises:
-        ValueError: for `guidance_scale` without `negative_cond`.
-    """
-    if guidance_scale is not None and negative_cond is None:
-        raise ValueError(f"expected negative_cond with guidance_scale={guidance_scale}, got None")
-
-
 def _rows(x: Tensor) -> Tensor:
     """(B, ...) -> (B, n), also for samples that are one number each, (B,)."""
     return x.reshape(x.shape[0], -1)
@@ -393,7 +362,3 @@ def _mean_square(x: Tensor, mask: Tensor | None) -> Tensor:
     """As `_mean`, of the squares; padding leaves before it is squared: its gradient is zero
     whatever it holds."""
     return _mean((x if mask is None else x.masked_fill(~mask, 0.0)).square(), mask)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

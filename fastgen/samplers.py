@@ -23,20 +23,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ._tensor import check_choice, check_count, check_shape, draw_normal, time_dtype, wide_dtype
-from .flow_matching import add_noise, check_pred_type, check_t_list, convert_prediction, x0_to_eps
-from .losses import check_guidance, classifier_free_guidance
+from ._core.checks import check_choice, check_count, check_pred_type, check_shape
+from ._core.seeds import draw_normal
+from ._core.tensors import time_dtype, wide_dtype
+from .flow_matching import add_noise, check_t_list, convert_prediction, x0_to_eps
+from .guidance import check_guidance, classifier_free_guidance
 from .networks import Cond, Network, call_network, predict_x0
 from .solvers import SOLVERS, Velocity, integrate
 
 __all__ = [
-    "SAMPLE_TYPES",
-    "TRUSTED_NOISE_TIME",
     "BaseDiffusion",
     "FlowMatching",
+    "SAMPLE_TYPES",
     "StepFn",
+    "TRUSTED_NOISE_TIME",
     "sample_student",
     "sample_teacher",
+    "served_steps",
     "teacher_grid",
     "teacher_velocity",
     "unroll",
@@ -458,3 +461,14 @@ def _collect(
         return collections.deque(states, maxlen=1)[0].to(dtype)
     xs = torch.stack([x.to(dtype) for x in states], dim=1)
     return xs, torch.tensor(times, dtype=time_dtype(dtype), device=xs.device)
+
+
+def served_steps(rungs: int, sample_type: str) -> list[int]:
+    """The numbers of calls that a student of so many rungs is trained for.
+
+    Under "sde" every rung predicts the sample itself, so each divisor k of K takes every (K / k)-th
+    rung. Under "ode" a rung is trained to reach the next one, and only K calls make a sample.
+    """
+    return [
+        k for k in range(1, rungs + 1) if rungs % k == 0 and (k == rungs or sample_type != "ode")
+    ]

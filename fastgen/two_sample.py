@@ -23,7 +23,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._tensor import check_choice, check_shape, expand_mask
+from ._core.checks import check_choice, check_shape
+from ._core.tensors import expand_mask
 from .metrics import pairwise_distances
 
 __all__ = ["KERNELS", "two_sample_loss"]

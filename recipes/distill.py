@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastgen.cli import parse_command_line, user_errors
 from fastgen.config import DistillConfig
 from fastgen.distillation import distill
-from fastgen.launching import is_first_process
-from fastgen.planning import plan_distillation
+from fastgen.jobs.command_line import parse_command_line, user_errors
+from fastgen.jobs.planning import plan_distillation
+from fastgen.training.launching import is_first_process
 
 DEFAULT = Path(__file__).parent / "configs" / "ring.yaml"
 

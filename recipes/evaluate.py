@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastgen.cli import user_errors
 from fastgen.config import TeacherConfig
-from fastgen.distillation import score_student
-from fastgen.pretraining import score_teacher
-from fastgen.tables import format_table
-from fastgen.trainer import use_all_cores
+from fastgen.jobs.command_line import user_errors
+from fastgen.jobs.distillation import score_student
+from fastgen.jobs.pretraining import score_teacher
+from fastgen.report.tables import format_table
+from fastgen.training.accelerator import use_all_cores
 
 
 def main() -> None:

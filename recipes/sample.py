@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastgen._tensor import cond_text
-from fastgen.checkpoint import save_tensors
-from fastgen.cli import user_errors
+from fastgen._core.conditions import cond_text
+from fastgen._core.tensor_files import save_tensors
 from fastgen.data.trajectories import load_conditions
-from fastgen.sources import load_run_student
-from fastgen.student import Student
+from fastgen.export.student import Student
+from fastgen.jobs.command_line import user_errors
+from fastgen.jobs.sources import load_run_student
 
 DEFAULTS = {
     "z": None,

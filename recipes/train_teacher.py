@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastgen.cli import dump_yaml, parse_command_line, user_errors
 from fastgen.config import TrainTeacherConfig
-from fastgen.launching import is_first_process
-from fastgen.planning import plan_teacher
+from fastgen.config.files import dump_yaml
+from fastgen.jobs.command_line import parse_command_line, user_errors
+from fastgen.jobs.planning import plan_teacher
 from fastgen.pretraining import train_teacher
+from fastgen.training.launching import is_first_process
 
 DEFAULT = Path(__file__).parent / "configs" / "ring-teacher.yaml"
 

@@ -8,23 +8,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from exact import normal
 from torch import Tensor, nn
 
 from fastgen.config import DMDConfig
-from fastgen.discriminators import (
-    FourierDiscriminator,
-    FourierFeatures,
-    TokenHeads,
-    block_features,
-    heads_for,
-    sample_features,
-)
+from fastgen.discriminators import block_features, heads_for, sample_features
 from fastgen.dmd import DMDPipeline
 from fastgen.flow_matching import add_noise
 from fastgen.losses import discriminator_accuracy, gan_disc_loss, gan_gen_loss
-from fastgen.models import CondTransformerRegressor
+from fastgen.models.discriminators import FourierDiscriminator, FourierFeatures, TokenHeads
+from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.teachers import as_rectified_flow
+from support.exact import normal
 
 
 class Blocks(nn.Module):

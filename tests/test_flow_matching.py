@@ -6,12 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from exact import normal
 
-from fastgen._tensor import generator_for
+from fastgen._core.checks import PRED_TYPES
+from fastgen._core.seeds import generator_for
 from fastgen.flow_matching import (
     EPSILON,
-    PRED_TYPES,
     add_noise,
     check_t_list,
     convert_prediction,
@@ -24,6 +23,7 @@ from fastgen.flow_matching import (
     x0_to_eps,
     x0_to_flow,
 )
+from support.exact import normal
 
 X0, EPS = normal(5, 3, 2), normal(5, 3, 2, seed=1)
 T = torch.tensor([0.01, 0.3, 0.5, 0.75, 0.99], dtype=torch.float64)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastgen._tensor import generator_for
+from fastgen._core.seeds import generator_for
 from fastgen.flow_matching import convert_prediction
-from fastgen.guidance import Guidance, GuidedNetwork, guide_x0
+from fastgen.guidance import Guidance, guide_x0
 from fastgen.samplers import sample_teacher
 from fastgen.teachers import as_rectified_flow
+from fastgen.teachers.guided import GuidedNetwork
 
 
 def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:

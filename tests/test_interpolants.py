@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from exact import normal
 from torch import Tensor
 
 from fastgen.interpolants import (
@@ -14,6 +13,7 @@ from fastgen.interpolants import (
     LinearInterpolant,
     VariancePreservingInterpolant,
 )
+from support.exact import normal
 
 PATHS = {
     "linear": LinearInterpolant(),

@@ -4,14 +4,13 @@ import math
 
 import pytest
 import torch
-from exact import normal
 
+from fastgen.guidance import classifier_free_guidance
 from fastgen.losses import (
     F_DIVERGENCES,
     GAN_KINDS,
     MAX_LOG_RATIO,
     NORM_EPSILON,
-    classifier_free_guidance,
     discriminator_accuracy,
     dsm_loss,
     f_divergence_weight,
@@ -20,6 +19,7 @@ from fastgen.losses import (
     r1_loss,
     vsd_loss,
 )
+from support.exact import normal
 
 GEN, TEACHER, FAKE = normal(6, 4, 3), normal(6, 4, 3, seed=1), normal(6, 4, 3, seed=2)
 

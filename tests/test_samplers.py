@@ -5,13 +5,13 @@ import itertools
 
 import pytest
 import torch
-from exact import ConjugatedTeacher, GaussianTeacher, normal, slope
 from torch import Tensor, nn
 
-from fastgen._tensor import generator_for
+from fastgen._core.seeds import generator_for
 from fastgen.flow_matching import x0_to_eps
 from fastgen.samplers import TRUSTED_NOISE_TIME, FlowMatching, sample_student, sample_teacher
 from fastgen.solvers import SOLVERS, integrate
+from support.exact import ConjugatedTeacher, GaussianTeacher, normal, slope
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 2}
 CALLS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastgen._tensor import generator_for
+from fastgen._core.seeds import generator_for
 from fastgen.metrics import energy_distance
 from fastgen.two_sample import KERNELS, two_sample_loss
 

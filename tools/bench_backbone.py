@@ -20,17 +20,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastgen.models import (
-    CondTransformerRegressor,
-    check_equivariance,
-    eCondTransformerRegressor,
-    eLinear,
-    fold,
-    parse_group,
-    parse_representation,
-)
-from fastgen.models.elayers import InvariantLift, ePositionTable, eRMSNorm
+from fastgen.models.elayers import eRMSNorm
+from fastgen.models.emaps import InvariantLift, eLinear, ePositionTable
+from fastgen.models.equivariance import check_equivariance, fold
+from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.groups import degrees_of_freedom
+from fastgen.models.specs import parse_group, parse_representation
+from fastgen.models.transformer import CondTransformerRegressor
 
 CONFIGS = {
     "C4 D=128": ("C4", 128),

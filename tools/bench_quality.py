@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench_bars import bars_of
 
-from fastgen import load_student
-from fastgen.cli import load_config
+from bench_bars import bars_of
 from fastgen.config import TrainTeacherConfig
-from fastgen.data.ring import succeeds
-from fastgen.data.ring_task import RingTask
+from fastgen.config.files import load_config
+from fastgen.data.tasks.ring import succeeds
+from fastgen.data.tasks.ring_task import RingTask
+from fastgen.export.folders import load_student
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"

@@ -23,18 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgen._tensor import generator_for
-from fastgen.clocks import parse_clock
+from fastgen._core.seeds import generator_for
 from fastgen.config import DistillConfig, EMAConfig
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.ema import ExponentialMovingAverage
-from fastgen.kd import kd_loss, teacher_pairs
+from fastgen.jobs.checks import fit_to_teacher
+from fastgen.methods.kd import kd_loss, teacher_pairs
 from fastgen.metrics import energy_distance
-from fastgen.models import TimeEmbedding
+from fastgen.models.layers import TimeEmbedding
 from fastgen.samplers import sample_student, sample_teacher
-from fastgen.sources import fit_to_teacher
 from fastgen.teachers import as_rectified_flow
+from fastgen.teachers.clocks import parse_clock
 
 DECLARATIONS: dict[str, dict[str, Any]] = {
     "native flow": {"path": "linear", "prediction": "flow"},

@@ -28,15 +28,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgen.cli import load_config
 from fastgen.config import DistillConfig, LoopConfig, OptimizerConfig
-from fastgen.distillation import Distillation
+from fastgen.config.files import load_config
 from fastgen.dmd import DMDPipeline
-from fastgen.kd import kd_loss
-from fastgen.runs import claim_run, open_run
-from fastgen.sources import fit_to_teacher, load_teacher
-from fastgen.stages import DistributionMatching, KnowledgeDistillation, Stage
-from fastgen.trainer import Trainer, start_accelerator
+from fastgen.jobs.checks import fit_to_teacher
+from fastgen.jobs.distillation import Distillation
+from fastgen.jobs.sources import load_teacher
+from fastgen.methods.kd import KnowledgeDistillation, kd_loss
+from fastgen.methods.matching import DistributionMatching
+from fastgen.records.folder import claim_run, open_run
+from fastgen.training.accelerator import start_accelerator
+from fastgen.training.stage import Stage
+from fastgen.training.trainer import Trainer
 
 CONFIG = Path(__file__).parents[1] / "recipes" / "configs" / "ring.yaml"
 UPDATES = 25  # of a round: one row of the log at the default train.log_every

@@ -33,12 +33,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from fastgen.checkpoint import check_checkpoint, checkpoint_folders
 from fastgen.config import DistillConfig
-from fastgen.data.modes import ModesTask
+from fastgen.data.tasks.modes import ModesTask
 from fastgen.distillation import distill
 from fastgen.models import build_model
-from fastgen.run_log import read_log, timeless
+from fastgen.records.checkpoints import check_checkpoint, checkpoint_folders
+from fastgen.records.log import read_log, timeless
 
 TOO_LATE = "too late"
 PATIENCE = 300.0  # seconds until a run that makes no checkpoint counts as hung

@@ -12,7 +12,7 @@ from .samples import SampleData, SampleTask
 from .trajectories import TrajectoryData, load_trajectories
 
 if TYPE_CHECKING:
-    from ..config import DataConfig
+    from ..config.schemas import DataConfig
 
 __all__ = [
     "Data",
@@ -117,19 +117,19 @@ def build_task(cfg: Any) -> Task:
     options = ("pack", "symmetry", "seed", *TASKS[cfg.name])
     given = {key: getattr(cfg, key) for key in options if getattr(cfg, key, None) is not None}
     if cfg.name == "ring":
-        from .ring_task import RingTask
+        from .tasks.ring_task import RingTask
 
         return RingTask(**given)
     if cfg.name == "modes":
-        from .modes import ModesTask
+        from .tasks.modes import ModesTask
 
         return ModesTask(**given)
     if cfg.name == "two_rings":
-        from .two_rings_task import TwoRingsTask
+        from .tasks.two_rings_task import TwoRingsTask
 
         return TwoRingsTask(**given)
     if cfg.name == "flights":
-        from .flights import FlightsTask
+        from .tasks.flights import FlightsTask
 
         return FlightsTask(**given)
     from .samples import file_task

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._tensor import tensors_in
+from .._core.conditions import tensors_in
 from ..normalizer import is_constant
 from .held_out import HeldOutTask
 from .samples import SampleData, SampleTask
@@ -178,7 +178,7 @@ def moment_violations(data: TrajectoryData, episodes: Tensor | None = None) -> l
             those of one condition aren't, unless there is but one.
     """
     # Groups load escnn, which data without a symmetry doesn't need.
-    from ..models import parse_group, parse_representation
+    from ..models.specs import parse_group, parse_representation
 
     symmetry = data.symmetry
     if symmetry is None or len(data.X) < 2:

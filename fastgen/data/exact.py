@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .._tensor import TIME_SLACK, check_choice, check_shape, expand_like, in_float64, wide_dtype
+from .._core.checks import TIME_SLACK, check_choice, check_shape
+from .._core.tensors import expand_like, in_float64, wide_dtype
 from ..interpolants import (
     EPSILON,
     BaseInterpolant,

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .._tensor import generator_for
+from .._core.seeds import generator_for
 from ..metrics import energy_distance, energy_score, min_ade, min_fde
 from ..normalizer import Normalizer
 from .trajectories import (

@@ -20,15 +20,9 @@ import math
 import torch
 from torch import Tensor
 
-from .._tensor import (
-    check_count,
-    check_shape,
-    draw_normal,
-    draw_uniform,
-    expand_like,
-    in_float64,
-    wide_dtype,
-)
+from .._core.checks import check_count, check_shape
+from .._core.seeds import draw_normal, draw_uniform
+from .._core.tensors import expand_like, in_float64, wide_dtype
 
 __all__ = ["GaussianMixture"]
 

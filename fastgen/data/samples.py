@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._files import brief
-from .._tensor import generator_for, map_tensors, take_rows, tensors_in
+from .._core.conditions import map_tensors, take_rows, tensors_in
+from .._core.files import brief
+from .._core.seeds import generator_for
 from ..metrics import energy_distance, energy_score
 from .held_out import HeldOutTask, checked, split_rows
 from .trajectories import EVALUATION_SEED, check_finite, floats, read_tensors, windows_of

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._files import brief, read_safetensors
+from .._core.files import brief
+from .._core.tensor_files import read_safetensors
 from ..normalizer import Normalizer, pack_tokens
 
 __all__ = ["TrajectoryData", "check_trajectories", "fit_normalizers", "load_trajectories"]
@@ -131,7 +132,8 @@ def fit_normalizers(X: Tensor, Z: Tensor, symmetry: dict | None) -> tuple[Normal
         got = sorted(symmetry) if isinstance(symmetry, dict) else repr(symmetry)
         raise ValueError(f"expected symmetry with the keys {sorted(keys)}, got {got}")
     # Groups load escnn, which data without a symmetry doesn't need.
-    from ..models import irrep_blocks, parse_group, parse_representation
+    from ..models.groups import irrep_blocks
+    from ..models.specs import parse_group, parse_representation
 
     group = parse_group(symmetry["group"])
     normalizers = []
@@ -336,7 +338,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         # NumPy arrives with the file that needs it.
         import numpy as np
 
-        from .._archives import read_npz
+        from .._core.archives import read_npz
 
         return {
             name: torch.from_numpy(np.ascontiguousarray(array.astype(_torch_kind(array.dtype))))

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fastgen.models.layers import (
+from .layers import (
     MLP,
     MultiheadAttention,
     TimeEmbedding,
     TransformerDecoderLayer,
     TransformerEncoderLayer,
 )
-from fastgen.models.regressor import GenCondRegressor
-from fastgen.models.transformer import CondTransformerRegressor
+from .regressor import GenCondRegressor
+from .transformer import CondTransformerRegressor
 
 if TYPE_CHECKING:
-    from fastgen.models.ediscriminators import InvariantHeads, eFourierDiscriminator
-    from fastgen.models.elayers import (
+    from .ediscriminators import InvariantHeads, eFourierDiscriminator
+    from .elayers import (
         eLayerNorm,
         eMLP,
         eMultiheadAttention,
@@ -29,16 +29,11 @@ if TYPE_CHECKING:
         eTransformerDecoderLayer,
         eTransformerEncoderLayer,
     )
-    from fastgen.models.emaps import eLinear
-    from fastgen.models.equivariance import check_equivariance, fold
-    from fastgen.models.etransformer import eCondTransformerRegressor
-    from fastgen.models.groups import irrep_blocks, rep_matrices, representation
-    from fastgen.models.specs import (
-        describe_group,
-        describe_representation,
-        parse_group,
-        parse_representation,
-    )
+    from .emaps import eLinear
+    from .equivariance import check_equivariance, fold
+    from .etransformer import eCondTransformerRegressor
+    from .groups import irrep_blocks, rep_matrices, representation
+    from .specs import describe_group, describe_representation, parse_group, parse_representation
 
 __all__ = [
     "MLP",
@@ -118,8 +113,8 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     if name == "CondTransformerRegressor":
         model_class: Any = CondTransformerRegressor
     elif name == "eCondTransformerRegressor":
-        from fastgen.models.etransformer import eCondTransformerRegressor as model_class
-        from fastgen.models.specs import parse_group, parse_representation
+        from .etransformer import eCondTransformerRegressor as model_class
+        from .specs import parse_group, parse_representation
 
         group = parse_group(arguments.pop("group", None))
         for key in ("in_rep", "cond_rep", "out_rep"):

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from escnn.group import Representation
 from torch import Tensor, nn
 
-from fastgen._tensor import expand_mask, masked_mean
-from fastgen.models.elayers import EQUIVARIANT
-from fastgen.models.emaps import Typed, eLinear
-from fastgen.models.etransformer import eCondTransformerRegressor
-from fastgen.models.fourier import FourierStack
-from fastgen.models.groups import check_representation, regular_stack, rep_matrices
-from fastgen.models.heads import FeatureHeads, FourierBase, check_scale, check_width
-from fastgen.models.regressor import check_positive_int
+from .._core.tensors import expand_mask, masked_mean
+from .discriminators import FeatureHeads, FourierBase, check_scale, check_width
+from .elayers import EQUIVARIANT
+from .emaps import Typed, eLinear
+from .etransformer import eCondTransformerRegressor
+from .fourier import FourierStack
+from .groups import check_representation, regular_stack, rep_matrices
+from .regressor import check_positive_int
 
 __all__ = ["InvariantHeads", "eFourierDiscriminator"]
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from escnn.group import Representation
 from torch import Tensor, nn
 
-from fastgen.models.emaps import Invariant, InvariantLift, Typed, eLinear, ePositionTable
-from fastgen.models.fourier import FourierStack, stack_of
-from fastgen.models.groups import check_representation, irrep_columns, regular_stack
-from fastgen.models.layers import (
+from .emaps import Invariant, InvariantLift, Typed, eLinear, ePositionTable
+from .fourier import FourierStack, stack_of
+from .groups import check_representation, irrep_columns, regular_stack
+from .layers import (
     MLP,
     NORM_EPS,
     MultiheadAttention,
@@ -24,7 +24,7 @@ from fastgen.models.layers import (
     check_norm_module,
     rms_norm,
 )
-from fastgen.models.regressor import check_positive_int, check_probability
+from .regressor import check_positive_int, check_probability
 
 __all__ = [
     "EQUIVARIANT",

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from escnn.group import Representation
 from torch import Tensor, nn
 
-from fastgen.models.fourier import (
+from .fourier import (
     FourierStack,
     block_map,
     fourier_matrix,
@@ -36,20 +36,15 @@ from fastgen.models.fourier import (
     kernel_transform,
     stack_of,
 )
-from fastgen.models.groups import (
+from .groups import (
     check_representation,
     invariant_basis,
     irrep_columns,
     kernel_selector,
     rep_matrices,
 )
-from fastgen.models.layers import POSITION_STD, LinearMap, initialise_
-from fastgen.models.specs import (
-    describe_group,
-    describe_representation,
-    parse_group,
-    parse_representation,
-)
+from .layers import POSITION_STD, LinearMap, initialise_
+from .specs import describe_group, describe_representation, parse_group, parse_representation
 
 __all__ = [
     "check_basis",

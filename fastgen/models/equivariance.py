@@ -8,13 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastgen._tensor import evaluating
-from fastgen.models.elayers import ePositionTable, eRMSNorm
-from fastgen.models.etransformer import eCondTransformerRegressor
-from fastgen.models.fourier import FourierStack
-from fastgen.models.groups import rep_matrices
-from fastgen.models.layers import LinearMap, PositionTable
-from fastgen.models.transformer import CondTransformerRegressor
+from .._core.modules import evaluating
+from .elayers import eRMSNorm
+from .emaps import ePositionTable
+from .etransformer import eCondTransformerRegressor
+from .fourier import FourierStack
+from .groups import rep_matrices
+from .layers import LinearMap, PositionTable
+from .transformer import CondTransformerRegressor
 
 __all__ = ["check_equivariance", "fold"]
 

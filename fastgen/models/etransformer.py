@@ -6,18 +6,13 @@ from typing import Any
 
 from escnn.group import Representation
 
-from fastgen.models.elayers import (
-    EQUIVARIANT,
-    eMLP,
-    eTransformerDecoderLayer,
-    eTransformerEncoderLayer,
-)
-from fastgen.models.emaps import SharedRepresentations, check_basis
-from fastgen.models.fourier import fourier_stack
-from fastgen.models.groups import check_representation, regular_stack
-from fastgen.models.regressor import check_positive_int
-from fastgen.models.specs import describe_group, describe_representation
-from fastgen.models.transformer import CondTransformerBase
+from .elayers import EQUIVARIANT, eMLP, eTransformerDecoderLayer, eTransformerEncoderLayer
+from .emaps import SharedRepresentations, check_basis
+from .fourier import fourier_stack
+from .groups import check_representation, regular_stack
+from .regressor import check_positive_int
+from .specs import describe_group, describe_representation
+from .transformer import CondTransformerBase
 
 __all__ = ["eCondTransformerRegressor"]
 

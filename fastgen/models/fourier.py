@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen.models.groups import (
+from .groups import (
     Stack,
     irrep_columns,
     multiplication_table,
@@ -31,7 +31,7 @@ from fastgen.models.groups import (
     regular_copies,
     regular_stack,
 )
-from fastgen.models.layers import own_gradients
+from .layers import own_gradients
 
 __all__ = [
     "FourierStack",

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.models.regressor import check_positive_int, check_probability
+from .regressor import check_positive_int, check_probability
 
 __all__ = [
     "DENSE",

@@ -16,10 +16,10 @@ import numpy as np
 from escnn import group as escnn_group
 from escnn.group import Group, Representation, directsum
 
-from fastgen._archives import read_npz
-from fastgen._files import brief
-from fastgen.models.fourier import FourierStack, fourier_stack
-from fastgen.models.groups import RegularStack, regular_stack, representation
+from .._core.archives import read_npz
+from .._core.files import brief
+from .fourier import FourierStack, fourier_stack
+from .groups import RegularStack, regular_stack, representation
 
 __all__ = ["describe_group", "describe_representation", "parse_group", "parse_representation"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgen.models.layers import (
+from .layers import (
     DENSE,
     MLP,
     LayerKit,
@@ -20,7 +20,7 @@ from fastgen.models.layers import (
     optim_groups,
     reset_parameters_,
 )
-from fastgen.models.regressor import (
+from .regressor import (
     GenCondRegressor,
     batch_of_times,
     check_positive_int,

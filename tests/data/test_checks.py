@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.data import SampleData, SampleTask, TrajectoryData, build_task, checks
+from fastgen.data import build_task, checks
 from fastgen.data.checks import constant_channels, data_notes, moment_violations, repeated_rows
 from fastgen.data.held_out import HeldOutTask
-from fastgen.data.samples import file_task
-from fastgen.data.trajectories import fit_normalizers
-from fastgen.models import parse_group, parse_representation, rep_matrices
+from fastgen.data.samples import SampleData, SampleTask, file_task
+from fastgen.data.trajectories import TrajectoryData, fit_normalizers
+from fastgen.models.groups import rep_matrices
+from fastgen.models.specs import parse_group, parse_representation
 from fastgen.normalizer import Normalizer
 
 PLANE = {"group": "D4", "in_rep": ["standard"], "out_rep": ["standard"], "cond_rep": ["standard"]}

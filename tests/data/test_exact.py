@@ -8,12 +8,12 @@ import math
 
 import pytest
 import torch
-from exact import GaussianTeacher, normal
 
 from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.interpolants import VariancePreservingInterpolant
 from fastgen.samplers import sample_teacher
+from support.exact import GaussianTeacher, normal
 
 F64 = torch.float64
 BETAS = torch.linspace(1e-4, 0.02, 1000)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastgen.data import SampleData, SampleTask, Task, build_task
+from fastgen.data import Task, build_task
 from fastgen.data.held_out import HeldOutTask
+from fastgen.data.samples import SampleData, SampleTask
 from fastgen.metrics import energy_distance
 
 

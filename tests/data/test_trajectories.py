@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastgen.data import TrajectoryData, load_trajectories
-from fastgen.data.trajectories import load_grouped
+from fastgen.data.trajectories import TrajectoryData, load_grouped, load_trajectories
 from fastgen.normalizer import Normalizer, unpack_tokens
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from escnn import group as escnn_group
 from escnn.group import Group, Representation, change_basis, directsum
-from exact import normal
 from torch import Tensor, nn
+
+from support.exact import normal
 
 # trivial, sign and standard where the group has them, then one more irrep of the larger groups
 IRREPS: dict[str, list[tuple[int, ...]]] = {

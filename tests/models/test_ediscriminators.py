@@ -9,23 +9,19 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from exact import normal
 from torch import Tensor, nn
 
-from fastgen.discriminators import FourierFeatures, TokenHeads, block_features, heads_for
+from fastgen.discriminators import block_features, heads_for
 from fastgen.losses import gan_gen_loss
-from fastgen.models import (
-    CondTransformerRegressor,
-    InvariantHeads,
-    eCondTransformerRegressor,
-    eFourierDiscriminator,
-    fold,
-    parse_group,
-    parse_representation,
-)
-from fastgen.models.ediscriminators import eFourierFeatures
+from fastgen.models.discriminators import FourierFeatures, TokenHeads
+from fastgen.models.ediscriminators import InvariantHeads, eFourierDiscriminator, eFourierFeatures
+from fastgen.models.equivariance import fold
+from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.fourier import fourier_stack
 from fastgen.models.groups import regular_stack
+from fastgen.models.specs import parse_group, parse_representation
+from fastgen.models.transformer import CondTransformerRegressor
+from support.exact import normal
 
 GROUPS = ["C4", "D4", "D8", "C2xC2", "D3xC2", "Icosahedral"]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}

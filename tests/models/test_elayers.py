@@ -14,27 +14,32 @@ import torch
 import torch.nn.functional as F
 from escnn import group as escnn_group
 from escnn.group import IrreducibleRepresentation, Representation, directsum
-from exact import normal
 from torch import nn
 from torch.func import functional_call
 
-from fastgen.models import (
-    MLP,
-    MultiheadAttention,
-    TransformerDecoderLayer,
-    TransformerEncoderLayer,
+from fastgen.models.elayers import (
+    eDropout,
     eLayerNorm,
-    eLinear,
     eMLP,
     eMultiheadAttention,
     eRMSNorm,
     eTransformerDecoderLayer,
     eTransformerEncoderLayer,
 )
-from fastgen.models.elayers import InvariantLift, eDropout, ePositionTable
+from fastgen.models.emaps import InvariantLift, eLinear, ePositionTable
 from fastgen.models.fourier import fourier_stack
 from fastgen.models.groups import regular_stack
-from fastgen.models.layers import INIT_SCHEMES, NORM_EPS, LinearMap, reset_parameters_
+from fastgen.models.layers import (
+    INIT_SCHEMES,
+    MLP,
+    NORM_EPS,
+    LinearMap,
+    MultiheadAttention,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+    reset_parameters_,
+)
+from support.exact import normal
 
 GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6", "Icosahedral"]
 F64 = torch.float64

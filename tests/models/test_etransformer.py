@@ -13,19 +13,17 @@ import pytest
 import torch
 from escnn import group as escnn_group
 from escnn.group import change_basis
-from exact import normal
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastgen.models import (
-    CondTransformerRegressor,
-    build_model,
-    eCondTransformerRegressor,
-    eLinear,
-    fold,
-)
-from fastgen.models.elayers import InvariantLift, ePositionTable, eRMSNorm
+from fastgen.models import build_model
+from fastgen.models.elayers import eRMSNorm
+from fastgen.models.emaps import InvariantLift, eLinear, ePositionTable
+from fastgen.models.equivariance import fold
+from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.layers import INIT_SCHEMES, POSITION_STD
+from fastgen.models.transformer import CondTransformerRegressor
+from support.exact import normal
 
 SMALL_GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6"]
 GROUPS = [*SMALL_GROUPS, "Icosahedral"]

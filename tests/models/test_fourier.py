@@ -9,27 +9,21 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from exact import normal
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from fastgen.models import (
-    check_equivariance,
-    eCondTransformerRegressor,
+from fastgen.models.elayers import (
+    eDropout,
     eLayerNorm,
-    eLinear,
     eMLP,
     eMultiheadAttention,
     eRMSNorm,
     eTransformerDecoderLayer,
     eTransformerEncoderLayer,
-    fold,
-    parse_group,
-    parse_representation,
 )
-from fastgen.models.elayers import InvariantLift, eDropout, ePositionTable
-from fastgen.models.etransformer import irreps_win
+from fastgen.models.emaps import InvariantLift, eLinear, ePositionTable
+from fastgen.models.equivariance import check_equivariance, fold
+from fastgen.models.etransformer import eCondTransformerRegressor, irreps_win
 from fastgen.models.fourier import (
     block_map,
     fourier_matrix,
@@ -39,6 +33,8 @@ from fastgen.models.fourier import (
 )
 from fastgen.models.groups import regular_stack
 from fastgen.models.layers import NORM_EPS, rms_norm
+from fastgen.models.specs import parse_group, parse_representation
+from support.exact import normal
 
 GROUPS = [
     "C1",

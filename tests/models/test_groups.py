@@ -7,7 +7,6 @@ import pytest
 import torch
 from escnn import group as escnn_group
 from escnn.group import change_basis, directsum
-from exact import normal
 
 from fastgen.models.groups import (
     RegularStack,
@@ -23,6 +22,7 @@ from fastgen.models.groups import (
     rep_matrices,
     representation,
 )
+from support.exact import normal
 
 GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6"]
 EVERY = [*GROUPS, "Icosahedral"]

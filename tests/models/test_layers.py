@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from exact import normal
 from torch import nn
 
 from fastgen.models.layers import (
@@ -27,6 +26,7 @@ from fastgen.models.layers import (
     optim_groups,
     reset_parameters_,
 )
+from support.exact import normal
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.models import CondTransformerRegressor, GenCondRegressor
 from fastgen.models.regressor import (
+    GenCondRegressor,
     batch_of_times,
     check_positive_int,
     check_probability,
     check_sequence,
 )
+from fastgen.models.transformer import CondTransformerRegressor
 
 CPU = torch.device("cpu")
 

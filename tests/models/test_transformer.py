@@ -9,12 +9,13 @@ import pickle
 
 import pytest
 import torch
-from exact import normal
 from torch import nn
 
 from fastgen import models
-from fastgen.models import CondTransformerRegressor, build_model
+from fastgen.models import build_model
 from fastgen.models.layers import INIT_SCHEMES, POSITION_STD
+from fastgen.models.transformer import CondTransformerRegressor
+from support.exact import normal
 
 SIZES = {"in_dim": 3, "out_dim": 5, "cond_dim": 2, "in_horizon": 4, "cond_horizon": 3}
 OPTIONS = {"num_layers": 2, "num_attention_heads": 2, "embedding_dim": 8}

@@ -1,0 +1,1 @@
+"""The cellar: what every wing stands on and nothing here knows."""

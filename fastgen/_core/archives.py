@@ -1,0 +1,115 @@
+"""NumPy archives (.npz) whose arrays are no larger than the file that brings them.
+
+A zip says of each member how large it unpacks, and each .npy header says how large its array is.
+Both are compared with the file before anything is unpacked or allocated, so that neither a header
+of a few bytes nor a decompression bomb costs more than reading it. The bytes of each array carry a
+CRC-32, which `zipfile` checks. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from .files import brief, check_file, first_names
+
+__all__ = ["read_npz"]
+
+# What unpacks to this size is harmless at any ratio; above it, numbers that were measured compress
+# to a tenth, labels and zeros beside them to a hundredth. A bomb has 1000.
+_HARMLESS_BYTES = 1 << 24
+_MOST_RATIO = 200
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_FOREIGN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    NotImplementedError,
+    RuntimeError,
+)
+_ERRORS = (
+    *_FOREIGN,
+    ValueError,
+    OSError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    SyntaxError,
+)
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz archive, {name: array}.
+
+    Raises:
+        ValueError: missing, not an archive of plain arrays, damaged, a name given twice, an array
+            that isn't as large as its place in the archive, or one that unpacks to more than 200
+            times the file (and 16 MB).
+        TypeError: an array of something else than numbers or yes-or-no values.
+    """
+    path = Path(path)
+    check_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            names = [member.filename.removesuffix(".npy") for member in members]
+            if repeated := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"the name {first_names(repeated)} twice")
+            unpacked = sum(m.file_size for m in members)
+            most = path.stat().st_size * _MOST_RATIO
+            if unpacked > max(most, _HARMLESS_BYTES):
+                raise ValueError(f"{unpacked:,} bytes packed into {path.stat().st_size:,}")
+            return {
+                name: _read(archive, member) for name, member in zip(names, members, strict=True)
+            }
+    except _NotNumbers as error:
+        raise TypeError(
+            f"expected numbers in {error.args[0]} of {path}, got {error.args[1]}"
+        ) from error
+    except _ERRORS as error:
+        raise ValueError(
+            f"expected an .npz archive of plain arrays at {path}, got one that can't be read: "
+            f"{brief(error)}"
+        ) from error
+
+
+class _NotNumbers(Exception):
+    """An array whose dtype isn't that of a number."""
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{brief(member.filename)} in version {version} of the .npy format")
+        shape, _, dtype = _HEADERS[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"pickled objects in {brief(member.filename)}")
+        if dtype.kind not in "fiub":
+            raise _NotNumbers(member.filename.removesuffix(".npy")[:80], brief(dtype))
+        expected = math.prod(shape) * dtype.itemsize
+        found = member.file_size - file.tell()
+        if min(shape, default=1) < 0 or expected != found:
+            raise ValueError(
+                f"{found:,} bytes for {brief(shape)} of {dtype} in {brief(member.filename)}"
+            )
+    with archive.open(member) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        # The checksum is compared at the end of the member, which the last read need not have
+        # reached.
+        if file.read(1):
+            raise ValueError(f"more than its array in {brief(member.filename)}")
+        return array

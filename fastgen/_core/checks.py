@@ -1,0 +1,124 @@
+"""Checks of arguments: shapes, choices, counts and times, refused in words that say what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "PRED_TYPES",
+    "TIME_SLACK",
+    "check_choice",
+    "check_count",
+    "check_pred_type",
+    "check_shape",
+    "check_time",
+]
+
+
+# Slack for times that were computed rather than typed: a few float32 roundings around the ends of
+# [0, 1].
+TIME_SLACK = 1e-6
+
+
+PRED_TYPES = ("flow", "x0", "eps")
+
+
+def check_shape(name: str, x: Tensor, expected: Sequence[int | str]) -> None:
+    """Refuse `x` unless its shape fits `expected`.
+
+    Args:
+        name: the argument's name, as the caller spells it.
+        x: tensor of any shape.
+        expected: one entry per axis: an int is the size required, a string names a free axis
+            (`"B"`) or, written `"T_z <= 2"`, an axis of at least 1 and at most that size.
+
+    Raises:
+        ValueError: such as `expected Z of shape (B, T_z <= 2, 2), got (8, 3, 2)`.
+    """
+    fits = isinstance(x, Tensor) and x.ndim == len(expected)
+    if fits:
+        for size, want in zip(x.shape, expected, strict=True):
+            if isinstance(want, str):
+                _, bounded, bound = want.partition("<=")
+                fits = fits and (not bounded or 1 <= size <= int(bound))
+            else:
+                fits = fits and size == want
+    if not fits:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        wanted = ", ".join(str(size) for size in expected) + ("," if len(expected) == 1 else "")
+        raise ValueError(f"expected {name} of shape ({wanted}), got {got}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse `value` unless it is one of `choices`.
+
+    Raises:
+        ValueError: such as `unknown method 'rk9', expected one of: euler, heun`.
+    """
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}, expected one of: {', '.join(choices)}")
+
+
+def check_pred_type(pred_type: str, name: str = "pred_type") -> None:
+    """Refuse a `pred_type` that is not one of "flow", "x0", "eps".
+
+    Raises:
+        ValueError: for "v" the message says which quantity of that letter is spelt how here.
+    """
+    if pred_type == "v":
+        raise ValueError(
+            f"unknown {name} 'v': say 'flow' for eps - x0; for networks trained on v = alpha eps "
+            "- sigma x0 wrap the network with as_rectified_flow(prediction='v')"
+        )
+    check_choice(name, pred_type, PRED_TYPES)
+
+
+def check_count(name: str, value: object) -> int:
+    """`value` as the count it is.
+
+    Raises:
+        ValueError: unless it is an int of at least 1; such as `expected steps to be an int >= 1,
+            got 0`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"expected {name} to be an int >= 1, got {value!r}")
+    return value
+
+
+def check_time(t: float | Tensor, name: str = "t") -> None:
+    """Refuse a time that is not a float or a float32/float64 tensor, or that lies outside [0, 1].
+
+    Floats and tensors in CPU memory are range-checked. Tensors on an accelerator are not: reading
+    their extremes would make the host wait for the device at every formula.
+
+    Raises:
+        TypeError: for bfloat16, float16 and integer tensors, and for anything that is not a number.
+        ValueError: for times outside [0, 1] (up to `TIME_SLACK`) and for NaN.
+    """
+    if isinstance(t, Tensor):
+        if t.dtype not in (torch.float32, torch.float64):
+            reason = (
+                "; bfloat16 rounds 0.999 to 1.0, so times are never kept in it"
+                if t.is_floating_point()
+                else ""
+            )
+            raise TypeError(
+                f"expected {name} to be a float or a float32/float64 tensor, got {t.dtype}{reason}"
+            )
+        if t.device.type != "cpu" or t.numel() == 0 or torch.compiler.is_compiling():
+            return
+        low, high = (float(bound) for bound in torch.aminmax(t.detach()))
+    elif isinstance(t, int | float) and not isinstance(t, bool):
+        low = high = float(t)
+    else:
+        raise TypeError(
+            f"expected {name} to be a float or a float32/float64 tensor, got {type(t).__name__}"
+        )
+    if not (low >= -TIME_SLACK and high <= 1.0 + TIME_SLACK):
+        shown = f"{low:g}" if low == high else f"values from {low:g} to {high:g}"
+        raise ValueError(
+            f"expected {name} in [0, 1], got {shown}; divide times counted to 1000 by 1000"
+        )

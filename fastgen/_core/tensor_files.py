@@ -1,0 +1,271 @@
+"""Tensor files: safetensors that are complete or not there, checked before they are trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from .files import (
+    _AGAIN,
+    _MOST_JSON_BYTES,
+    _differences,
+    _unique_keys,
+    brief,
+    check_file,
+    check_names,
+    write_file,
+)
+
+__all__ = [
+    "TensorFile",
+    "check_tensor_entry",
+    "load_tensors",
+    "read_safetensors",
+    "save_tensors",
+    "sha256",
+    "write_tensors",
+]
+
+
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+_HEADER_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Write a state dict as safetensors, floating tensors in `dtype`.
+
+    Returns:
+        {"file", "bytes", "sha256", "dtype"}: what `TensorFile` needs to know the file again.
+
+    Raises:
+        ValueError: a tensor with NaN or infinity, or without data (meta device); its name is said.
+        OSError: the file can't be written.
+    """
+    if dtype not in _DTYPES.values():
+        raise ValueError(f"expected weights of dtype {', '.join(_DTYPES)}, got {dtype}")
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if value.is_meta:
+            raise ValueError(
+                f"expected tensors with data, got {name} on the meta device; load the weights first"
+            )
+        # A copy of its own for each name: safetensors refuses tensors that share memory.
+        value = (
+            value.detach()
+            .to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True)
+            .contiguous()
+        )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"expected finite weights, got NaN or infinity in {name}; the training has diverged"
+            )
+        tensors[name] = value
+    # safetensors makes files that only their owner can read; a file made by Python follows the
+    # user's umask.
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, str(path), metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {brief(error)}") from error
+    path.chmod(mode)
+    name = str(dtype).removeprefix("torch.")
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path), "dtype": name}
+
+
+def check_tensor_entry(entry: Any, name: str, where: str) -> None:
+    """ValueError unless `entry` is what `write_tensors` returns for the file `name`."""
+    check_names(entry, ("file", "bytes", "sha256", "dtype"), f"{where}: tensors")
+    if entry["file"] != name:
+        raise ValueError(
+            f"{where}: expected the tensor file {name!r}, got {brief(entry['file'])}; {_AGAIN}"
+        )
+    if (
+        type(entry["bytes"]) is not int
+        or not isinstance(entry["sha256"], str)
+        or entry["dtype"] not in tuple(_DTYPES)
+    ):
+        raise ValueError(
+            f"{where}: expected bytes, sha256, dtype ({', '.join(_DTYPES)}), got {brief(entry)}; "
+            f"{_AGAIN}"
+        )
+
+
+class TensorFile:
+    """A safetensors file whose size and checksum are those recorded; its shapes are known before
+    anything is allocated.
+
+    Args:
+        folder: where it is.      entry: what `write_tensors` returned.
+
+    Attributes: `path`; `dtype` of its floating tensors; `shapes`, {name: shape}.
+
+    Raises:
+        ValueError: missing, truncated, edited, not safetensors.
+    """
+
+    def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
+        self.path = folder / entry["file"]
+        self.dtype = _DTYPES[entry["dtype"]]
+        check_file(self.path, _AGAIN)
+        try:
+            if (size := self.path.stat().st_size) != entry["bytes"]:
+                what = "truncated" if size < entry["bytes"] else "another one"
+                expected = f"expected {entry['bytes']:,} bytes, got {size:,}"
+                raise ValueError(f"{self.path}: {expected}; the file is {what}, {_AGAIN}")
+            if (digest := sha256(self.path)) != entry["sha256"]:
+                expected = f"expected sha256 {entry['sha256'][:12]}..., got {digest[:12]}..."
+                raise ValueError(f"{self.path}: {expected}; the file was edited, {_AGAIN}")
+            with safe_open(str(self.path), framework="pt") as file:
+                header = {name: file.get_slice(name) for name in list(file.keys())}
+                self.shapes = {name: tuple(part.get_shape()) for name, part in header.items()}
+                self._dtypes = {name: part.get_dtype() for name, part in header.items()}
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.path}: expected a safetensors file, got {brief(error)}; {_AGAIN}"
+            ) from error
+
+    def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, once their names, shapes and dtypes are those of `expected`, which may be on
+        the meta device."""
+        if said := _differences(set(expected), set(self.shapes)):
+            what = f"expected the {len(expected)} tensors of the network in config.json"
+            raise ValueError(f"{self.path}: {what}, got them with {said}")
+        for name, value in expected.items():
+            if self.shapes[name] != tuple(value.shape):
+                raise ValueError(
+                    f"{self.path}: expected {name} of shape {tuple(value.shape)}, got "
+                    f"{self.shapes[name]}"
+                )
+            dtype = self.dtype if value.is_floating_point() else value.dtype
+            if self._dtypes[name] != _HEADER_DTYPES.get(dtype, str(dtype)):
+                raise ValueError(
+                    f"{self.path}: expected {name} of dtype {dtype}, got {self._dtypes[name]}"
+                )
+        with safe_open(str(self.path), framework="pt") as file:
+            # Clones, because the tensors handed out map the file and would change (or crash) with
+            # it.
+            return {name: file.get_tensor(name).clone() for name in expected}
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without a record of its size and checksum, each with memory
+    of its own.
+
+    Raises:
+        ValueError: missing, not a file, truncated, not safetensors, a name given twice.
+    """
+    path = Path(path)
+    check_file(path)
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            most = min(path.stat().st_size - 8, _MOST_JSON_BYTES)
+            if not 2 <= size <= most:
+                raise ValueError(f"a header of {size:,} bytes")
+            # The library takes the last of two equal names without a word.
+            json.loads(file.read(size), object_pairs_hook=_unique_keys)
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in list(file.keys())}
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    # Numbers of a kind that torch has no dtype for are the library's AttributeError or KeyError.
+    except (
+        SafetensorError,
+        ValueError,
+        RecursionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+    ) as error:
+        what = f"expected a safetensors file, got one that can't be read: {brief(error)}"
+        raise ValueError(f"{path}: {what}; copy it anew") from error
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Safetensors file with a checksum of its own, written aside and renamed; every tensor keeps
+    its dtype."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = _own_memory(tensors)
+    write_file(path, save(own, metadata={"format": "pt", "sha256": _digest(own)}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file of `save_tensors`; ValueError if it is missing, truncated, damaged or
+    something else."""
+    try:
+        tensors = read_safetensors(path)
+    except ValueError as error:
+        raise ValueError(f"cannot read {error}") from error
+    with safe_open(str(path), framework="pt") as file:
+        expected = (file.metadata() or {}).get("sha256")
+    if _digest(tensors) != expected:
+        raise ValueError(
+            f"cannot read {path}: it does not match its checksum; restore the file, or begin a "
+            "new run"
+        )
+    return tensors
+
+
+def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses to write tensors that share memory.
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # safetensors makes files that only their owner can read; a file made by Python follows the
+    # user's umask.
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), str(path), metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {brief(error)}") from error
+    path.chmod(mode)

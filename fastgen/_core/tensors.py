@@ -1,0 +1,155 @@
+"""Helpers under every formula: broadcasting, the float64 border, argument checks, conditions,
+frozen networks, seeded draws."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from .checks import check_time
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The dtype formulas are computed in: float64, or float32 on `mps`, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def at_hand(x: Tensor) -> bool:
+    """Whether the host can read `x` for nothing; for a number on a GPU it waits until all before it
+    is computed."""
+    return x.device.type == "cpu"
+
+
+def time_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of times that travel beside data of `dtype`: float64 for float64, else float32,
+    never less."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def expand_like(t: float | Tensor, x: Tensor) -> Tensor:
+    """Give `t` trailing axes of size 1, so that it broadcasts over the batch of `x`.
+
+    Args:
+        t: Python float, 0-d or one-element tensor, shape (B,), or shape (B, 1, ..., 1).
+        x: shape (B, ...).
+
+    Returns:
+        `t` with shape (B, 1, ..., 1) and its own dtype; a float becomes a 0-d float64 tensor.
+
+    Raises:
+        ValueError: if `t` is neither a scalar nor one time per sample.
+    """
+    if not isinstance(t, Tensor):
+        return x.new_full((), t, dtype=wide_dtype(x.device))
+    if t.ndim == 0:
+        return t
+    if t.numel() == 1:
+        return t.reshape((1,) * x.ndim)
+    if t.ndim > x.ndim or t.shape[0] != x.shape[0] or t.numel() != t.shape[0]:
+        raise ValueError(
+            f"expected t of shape ({x.shape[0]},) for x of shape {tuple(x.shape)}, got "
+            f"{tuple(t.shape)}"
+        )
+    return t.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def expand_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """A padding mask as one flag for each number of `x`.
+
+    Args:
+        mask: bool, True = real: (B, T) or more of the leading axes of `x`, each of its size or 1.
+        x: shape (B, T, ...).
+
+    Returns:
+        bool, the shape of `x`.
+
+    Raises:
+        ValueError: for another dtype or shape, or a row without anything real (CPU only: on an
+            accelerator reading it would make the host wait, and the mean over nothing is NaN).
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise ValueError(
+            f"expected mask to be a bool Tensor, got {getattr(mask, 'dtype', type(mask).__name__)}"
+        )
+    sizes = tuple(x.shape[: mask.ndim])
+    if not 2 <= mask.ndim <= x.ndim or any(
+        size not in (1, want) for size, want in zip(mask.shape, sizes, strict=True)
+    ):
+        raise ValueError(
+            f"expected mask of shape {tuple(x.shape[:2])}, or one that broadcasts to "
+            f"{tuple(x.shape)} from its leading axes, got {tuple(mask.shape)}"
+        )
+    if mask.device.type == "cpu" and not (real := mask.flatten(1).any(1)).all():
+        raise ValueError(
+            "expected mask to have a real token in each row, got none in row "
+            f"{int(real.int().argmin())}"
+        )
+    return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)).expand(x.shape)
+
+
+def masked_mean(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+    """Mean of `x` over the axis `dim`, of the entries where `mask` (bool, the shape of `x`) is
+    True; of all for None.
+
+    What is masked out counts as nothing, also if it is not finite, and gets no gradient.
+    """
+    if mask is None:
+        return x.mean(dim)
+    return x.masked_fill(~mask, 0.0).sum(dim) / mask.sum(dim)
+
+
+def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: compute in float64, answer in the dtype of the argument named `like`.
+
+    Floating tensors among the arguments are cast to float64 (gradients pass through the casts),
+    Python floats stay exact. A parameter called `t` is a time and goes through `check_time` before
+    it is cast: a bfloat16 time has already lost what float64 is for. If the `like` argument is a
+    Python float the result keeps the dtype it was computed in.
+
+    Raises (the decorated function):
+        TypeError: if the `like` argument is not a floating point tensor (or a float).
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            reference = bound.arguments[like]
+            if isinstance(reference, Tensor):
+                if not reference.is_floating_point():
+                    raise TypeError(
+                        f"expected {like} to be a floating point tensor, got {reference.dtype}"
+                    )
+            elif not isinstance(reference, int | float):
+                raise TypeError(
+                    f"expected {like} to be a floating point tensor, got {type(reference).__name__}"
+                )
+            if "t" in bound.arguments:
+                check_time(bound.arguments["t"])
+            for name, value in bound.arguments.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    bound.arguments[name] = value.to(wide_dtype(value.device))
+            result: Any = function(*bound.args, **bound.kwargs)
+            if not isinstance(reference, Tensor):
+                return result
+            if isinstance(result, tuple):
+                return tuple(part.to(reference.dtype) for part in result)  # pyright: ignore[reportReturnType]
+            return result.to(reference.dtype)
+
+        return wrapped
+
+    return decorate
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,22 @@
+"""Configs: the schemas of everything a user can set."""
+
+from .dmd import (
+    DMDConfig as DMDConfig,
+    EMAConfig as EMAConfig,
+    SampleTimestepConfig as SampleTimestepConfig,
+)
+from .schemas import (
+    DataConfig as DataConfig,
+    DistillConfig as DistillConfig,
+    KeywordsConfig as KeywordsConfig,
+    ModelConfig as ModelConfig,
+    SymmetryConfig as SymmetryConfig,
+    TeacherConfig as TeacherConfig,
+    TrainTeacherConfig as TrainTeacherConfig,
+)
+from .training import (
+    DistillTrainConfig as DistillTrainConfig,
+    LoopConfig as LoopConfig,
+    OptimizerConfig as OptimizerConfig,
+    TeacherTrainConfig as TeacherTrainConfig,
+)

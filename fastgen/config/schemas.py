@@ -1,0 +1,220 @@
+"""Schemas of everything a user can set: validated, immutable, unknown keys refused.
+
+Each class is a frozen pydantic model, usable from Python (``DMDConfig(student_steps=4)``) and from
+YAML. Reading files, overrides and the command line is the business of :mod:`fastgen.config.files`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from .base import _Config
+from .dmd import DMDConfig
+from .training import DistillTrainConfig, TeacherTrainConfig
+
+
+class SymmetryConfig(_Config):
+    """How a group acts on the channels of one waypoint, one observation token and one predicted
+    waypoint."""
+
+    group: str = Field(description="C<n>, D<n>, Icosahedral, or a product such as C2xC2")
+    in_rep: list[str] | dict[str, str] = Field(
+        description="direct sum of trivial, sign, standard, regular, irrep:<id>"
+    )
+    cond_rep: list[str] | dict[str, str] = Field(
+        description="the same for observations; or {matrices: file.npz}"
+    )
+    out_rep: list[str] | dict[str, str] | None = Field(
+        default=None, description="the same for outputs; null = in_rep"
+    )
+
+    @field_validator("in_rep", "cond_rep", "out_rep", mode="before")
+    @classmethod
+    def _one(cls, rep: Any) -> Any:
+        return [rep] if isinstance(rep, str) else rep
+
+
+class DataConfig(_Config):
+    """Where trajectories, or samples of any other shape, come from."""
+
+    name: Literal["ring", "modes", "two_rings", "flights", "file"] = Field(
+        default="ring", description="embedded task, or `file` for your own"
+    )
+    path: str | None = Field(
+        default=None,
+        description="file: .npz or .safetensors with X and Z, X alone, or actions, observations, "
+        "episode_ends",
+    )
+    size: int | None = Field(
+        default=None,
+        gt=0,
+        description="ring, two_rings: number of demonstrations; null = 4000; modes: of points; "
+        "null = 20000",
+    )
+    seed: int = Field(
+        default=0, ge=0, description="seed of the generated demonstrations and of splits"
+    )
+    pack: int | None = Field(
+        default=None,
+        ge=1,
+        description="waypoints per token; null = the task's own (ring, two_rings, flights 4)",
+    )
+    symmetry: SymmetryConfig | None = Field(
+        default=None, description="symmetry of the data; null = the embedded task's own"
+    )
+    obs_horizon: int | None = Field(
+        default=None, ge=1, description="observations per window; null = the task's own"
+    )
+    horizon: int | None = Field(
+        default=None, ge=1, description="waypoints per window; null = the task's own"
+    )
+    stride: int | None = Field(
+        default=None, ge=1, description="steps between windows; null = the task's own"
+    )
+    normalize: bool | None = Field(
+        default=None,
+        description="file of trajectories: false for a teacher that was trained in the units of "
+        "the file; null = true; other samples are never normalised",
+    )
+
+
+class ModelConfig(_Config):
+    """A conditional transformer to train as a teacher."""
+
+    equivariant: bool = Field(
+        default=True, description="eCondTransformerRegressor; false: its dense twin"
+    )
+    embedding_dim: int = Field(
+        default=96, gt=0, description="width; a multiple of the group order and of the heads"
+    )
+    num_layers: int = Field(default=3, ge=1, description="decoder layers")
+    num_attention_heads: int = Field(default=4, ge=1, description="attention heads")
+    num_cond_layers: int = Field(
+        default=0, ge=0, description="encoder layers over the condition; 0 = an MLP"
+    )
+    causal_attn: bool = Field(default=False, description="waypoints attend to earlier ones only")
+    p_drop_emb: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout on embeddings")
+    p_drop_attn: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="dropout in attention and feed-forward blocks"
+    )
+    norm_module: Literal["rmsnorm", "layernorm"] = Field(
+        default="rmsnorm", description="normalisation"
+    )
+
+
+class KeywordsConfig(_Config):
+    """Names of the arguments and of the answer of a network that isn't called `net(x_t, t,
+    cond)`."""
+
+    x: str = Field(default="hidden_states", description="its name of the noisy sample")
+    t: str = Field(default="timestep", description="its name of the time")
+    cond: str = Field(default="encoder_hidden_states", description="its name of the condition")
+    output: str = Field(default="sample", description="attribute or key of its answer")
+
+
+class TeacherConfig(_Config):
+    """The network to distil: where it comes from, and how it was trained if not as a rectified
+    flow."""
+
+    folder: str | None = Field(
+        default=None,
+        description="folder with model.safetensors and config.json (recipes/train_teacher.py)",
+    )
+    factory: str | None = Field(
+        default=None,
+        description="package.module:callable that returns the network, in place of folder",
+    )
+    arguments: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
+    weights: str | None = Field(
+        default=None, description=".safetensors that the network's weights are loaded from"
+    )
+    keywords: KeywordsConfig | None = Field(
+        default=None,
+        description="for a network called by keywords, as those of diffusers; {} = their usual "
+        "names",
+    )
+    path: str | dict[str, Any] = Field(
+        default="linear",
+        description="path it was trained on: linear, cosine, vp, edm, or {name: ..., arguments} "
+        "such as {name: betas, schedule: scaled_linear, beta_start: 0.00085, beta_end: 0.012}",
+    )
+    prediction: Literal["flow", "velocity", "eps", "x0", "v", "score"] = Field(
+        default="flow", description="what it predicts"
+    )
+    data_at: Literal[0, 1] = Field(default=0, description="end of its clock where the data are")
+    time_scale: float = Field(
+        default=1.0, gt=0.0, description="what its clock is multiplied by when it is called"
+    )
+    dtype: Literal["bfloat16"] | None = Field(
+        default=None,
+        description="keep the teacher's weights in bfloat16, from which students start; null = as "
+        "they are",
+    )
+    null_cond: str | None = Field(
+        default=None,
+        description="the condition that dmd.guidance_scale guides away from: `zeros` "
+        "(normalised), or an .npz or .safetensors file that holds one row of a condition as Z",
+    )
+    calls: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8, 16, 100), description="Euler steps of the teacher's rows in the report"
+    )
+    ab2_calls: tuple[int, ...] = Field(
+        default=(4, 8, 16), description="AB2 calls of the teacher's rows in the report"
+    )
+    measure: bool = Field(
+        default=False,
+        description="measure the teacher's scores even where they lie beside its weights",
+    )
+
+
+class DistillConfig(_Config):
+    """One run of recipes/distill.py."""
+
+    name: str = Field(
+        default="ring", min_length=1, description="name of the run; run_dir defaults to runs/<name>"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of every draw of the run")
+    run_dir: str | None = Field(default=None, description="folder of the run; null = runs/<name>")
+    resume: bool = Field(default=False, description="go on from the newest checkpoint in run_dir")
+    data: DataConfig = Field(default=DataConfig(), description="trajectories")
+    teacher: TeacherConfig = Field(default=TeacherConfig(), description="the network to distil")
+    method: Literal["dmd2", "kd", "ladd", "consistency"] = Field(
+        default="dmd2",
+        description="what follows the KD warm start of train.kd_steps: DMD2, nothing, a GAN alone "
+        "or consistency distillation",
+    )
+    dmd: DMDConfig = Field(
+        default=DMDConfig(), description="student, losses and schedule of the method"
+    )
+    train: DistillTrainConfig = Field(
+        default=DistillTrainConfig(), description="budgets and optimisers"
+    )
+    keep: Literal["best", "kd", "dmd", "ladd", "consistency"] = Field(
+        default="best", description="the stage whose student is exported; best: by validation score"
+    )
+
+
+class TrainTeacherConfig(_Config):
+    """One run of recipes/train_teacher.py."""
+
+    name: str = Field(
+        default="ring-teacher",
+        min_length=1,
+        description="name of the run; run_dir defaults to runs/<name>",
+    )
+    seed: int = Field(default=0, ge=0, description="seed of every draw of the run")
+    run_dir: str | None = Field(default=None, description="folder of the run; null = runs/<name>")
+    resume: bool = Field(default=False, description="go on from the newest checkpoint in run_dir")
+    data: DataConfig = Field(default=DataConfig(), description="trajectories")
+    model: ModelConfig = Field(default=ModelConfig(), description="the network")
+    train: TeacherTrainConfig = Field(
+        default=TeacherTrainConfig(), description="budget and optimiser"
+    )
+    calls: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8, 16, 100), description="Euler steps whose scores are measured"
+    )
+    ab2_calls: tuple[int, ...] = Field(
+        default=(4, 8, 16), description="AB2 calls whose scores are measured"
+    )

@@ -1,0 +1,1 @@
+"""Embedded tasks: laws of demonstrations with known answers, and recorded flights."""

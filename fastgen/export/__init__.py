@@ -1,0 +1,10 @@
+"""Exports: a student in a folder, and back."""
+
+from .folders import (
+    export_student as export_student,
+    has_custom_network as has_custom_network,
+    load_network as load_network,
+    load_student as load_student,
+    save_network as save_network,
+)
+from .student import Student as Student

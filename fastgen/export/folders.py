@@ -1,0 +1,327 @@
+"""Networks and students as folders: safetensors and JSON, written whole, checked before they are
+trusted.
+
+    save_network / load_network      model.safetensors, config.json                 a teacher, as it was trained
+    export_student / load_student    student.safetensors, config.json, README.md    a few-step sampler, dense tensors
+
+A student folder is all that is needed to sample: weights, rungs, sampler, normalizers. Reading one
+needs torch and safetensors alone, imports nothing by name and unpickles nothing. `config.json`
+records the size and sha256 of the tensor file and a checksum of itself; the network it describes is
+compared with the header of the tensor file before memory is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .._core.files import brief, new_folder, plain_json, write_file
+from .._core.tensor_files import TensorFile, write_tensors
+from ..models import build_model
+from ..normalizer import Normalizer
+from ..samplers import served_steps
+from ..teachers.conversion import check_prediction, describe_network, wrap_network
+from .card import student_card
+from .schema import (
+    CONFIG,
+    CUSTOM,
+    DENSE,
+    EQUIVARIANT,
+    NETWORK_FORMAT,
+    NETWORKS,
+    STUDENT_FORMAT,
+    built_in_config,
+    check_network,
+    check_student,
+    config_head,
+    read_config,
+    write_config,
+)
+from .student import Student
+
+__all__ = [
+    "Student",
+    "export_student",
+    "has_custom_network",
+    "load_network",
+    "load_student",
+    "save_network",
+]
+
+_CARD = "README.md"
+_MODEL = "model.safetensors"
+_STUDENT = "student.safetensors"
+# Scores that a recipe lays beside a network belong to those weights, and go when the network is
+# replaced.
+SCORES = "scores.json"
+
+
+# ---- Networks ------------------------------------------------------------------------------------
+
+
+def save_network(
+    folder: str | Path, network: nn.Module, *, description: Mapping[str, Any] | None = None
+) -> None:
+    """Write a network, as it is and in its own dtype, to `model.safetensors` and `config.json` in
+    `folder`.
+
+    Args:
+        folder: new, empty, or an earlier export, which is replaced whole, with a `README.md` or
+            `scores.json` about it.
+        network: one of `fastgen.models`, whose `.config` says how to build it again, or any module,
+            which its user then has to build and give to `load_network(network=)`.
+        description: anything JSON can hold: command, seed, scores, data. NaN and infinity become
+            null.
+
+    Raises:
+        TypeError: a description that JSON can't hold.
+        ValueError: weights that aren't finite, a folder that holds other files.
+        OSError: the folder can't be written; what stood there is untouched.
+    """
+    config = config_head(NETWORK_FORMAT, network)
+    config["description"] = plain_json(dict(description or {}), "description")
+    with new_folder(folder, (CONFIG, _CARD, _MODEL, SCORES)) as partial:
+        config["tensors"] = write_tensors(
+            partial / _MODEL, network.state_dict(), _dtype_of(network)
+        )
+        write_config(partial, config)
+
+
+def load_network(
+    folder: str | Path, *, network: nn.Module | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network in a folder written by `save_network`, on the CPU and in eval mode, and its
+    description.
+
+    Args:
+        folder: with `model.safetensors` and `config.json`.
+        network: the module to load into, for a class that isn't of `fastgen.models`; None builds
+            what config.json says.
+
+    Raises:
+        ValueError: a missing, truncated, edited or foreign file; tensors that don't fit the
+            network.
+    """
+    file, config = read_config(Path(folder), NETWORK_FORMAT, _MODEL)
+    tensors = TensorFile(Path(folder), config["tensors"])
+    return _load(file, config["network"], tensors, network, NETWORKS), config["description"]
+
+
+# ---- Students ------------------------------------------------------------------------------------
+
+
+def export_student(
+    path: str | Path,
+    network: nn.Module,
+    *,
+    t_list: Sequence[float],
+    steps: Sequence[int] | None = None,
+    sample_type: str = "ode",
+    pred_type: str = "flow",
+    x_normalizer: Normalizer | None = None,
+    z_normalizer: Normalizer | None = None,
+    pack: int = 1,
+    horizon: Sequence[int] | None = None,
+    cond_horizon: Sequence[int] | None = None,
+    description: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a student folder: `student.safetensors` (plain dense tensors), `config.json`,
+    `README.md`.
+
+    Args:
+        path: new, empty, or an earlier export, which is replaced whole once the new one is
+            complete.
+        network: with the weights to ship (the EMA's). An equivariant one is folded to a dense twin
+            of the same outputs. Of one that :mod:`fastgen.teachers.conversion` has converted the network
+            inside is shipped, with its path, prediction and clock beside it as `parameterization`.
+        t_list: [t_1 > ... > t_K > 0.0], t_1 <= 1 (< 1 for "eps"): the very floats the student was
+            trained with.
+        steps: numbers of calls to offer; None: K, and for "sde" every divisor k of K, over every (K
+            / k)-th rung.
+        sample_type: "ode" (a rung reuses the implied noise) or "sde" (it draws fresh noise).
+        pred_type: "flow", "x0" or "eps".
+        x_normalizer, z_normalizer: of unpacked channels; None: the network speaks original units.
+        pack: waypoints per token of a trajectory.
+        horizon: the shape of a sample: (T_x, d_x) of a trajectory, and any other with a network of
+            your own, where `pack` is 1 and there is no `x_normalizer`; None: the network's
+            `in_horizon * pack`, `in_dim / pack`.
+        cond_horizon: (most T_z, d_z) of a condition; None: the network's `cond_horizon`,
+            `cond_dim`, and unchecked where it has none (but for d_z, with a `z_normalizer`).
+        description: anything JSON can hold; NaN and infinity become null. `summary` (text),
+            `scores` ({name: value} or {row: {name: value}}) and, without a `cond_horizon`,
+            `condition` ("none" for a student that is sampled without one, else what one looks like)
+            also go to the card; so do, of a guided teacher, `guidance_scale`, `guidance_interval`,
+            `guidance_rescale` and `guidance_null_cond` (its name).
+
+    Raises:
+        TypeError: a description that JSON can't hold.
+        ValueError: options that contradict each other or the network, weights that aren't finite, a
+            folder that holds other files.
+        OSError: the folder can't be written; what stood there is untouched.
+    """
+    check_prediction(network, pred_type)
+    network, parameterization = describe_network(network)
+    config = {
+        "parameterization": parameterization,
+        "t_list": [float(t) for t in t_list],
+        "steps": served_steps(len(t_list) - 1, sample_type) if steps is None else sorted(steps),
+        "sample_type": sample_type,
+        "pred_type": pred_type,
+        "horizon": _sizes(horizon, network, "in_horizon", "in_dim", pack),
+        "cond_horizon": _sizes(cond_horizon, network, "cond_horizon", "cond_dim", 1),
+        "pack": pack,
+        "x_normalizer": None if x_normalizer is None else x_normalizer.state(),
+        "z_normalizer": None if z_normalizer is None else z_normalizer.state(),
+        "group": built_in_config(network).get("group"),
+        "description": plain_json(dict(description or {}), "description"),
+    }
+    if built_in_config(network).get("class") == EQUIVARIANT:
+        # Imported here because the equivariant files need escnn, which a dense student must not.
+        from ..models.equivariance import fold
+
+        network = fold(network)
+    config = {**config_head(STUDENT_FORMAT, network), **config}
+    check_student(config, "export_student")
+    card = student_card(config, sum(p.numel() for p in network.parameters()))
+    with new_folder(path, (CONFIG, _CARD, _STUDENT)) as partial:
+        config["tensors"] = write_tensors(
+            partial / _STUDENT, network.state_dict(), _dtype_of(network)
+        )
+        write_file(partial / _CARD, card.encode())
+        write_config(partial, config)
+
+
+def load_student(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    network: nn.Module | None = None,
+) -> Student:
+    """The sampler in a folder written by `export_student`, ready to call; needs torch and
+    safetensors only.
+
+    Args:
+        path: the folder.      device: where to sample.      dtype: of network and samples; None: as it was exported.
+        network: the module to load into, for a class that isn't of `fastgen.models`; it becomes the
+            student's own. The bare one: what converted it for training stands in config.json and is
+            done again here.
+
+    Returns: a :class:`Student`.
+
+    Raises:
+        ValueError: a missing, truncated, edited or foreign file, in one line that says which one
+            and what to do.
+    """
+    file, config = read_config(Path(path), STUDENT_FORMAT, _STUDENT)
+    x_normalizer, z_normalizer = check_student(config, str(file))
+    tensors = TensorFile(Path(path), config["tensors"])
+    # A folder from elsewhere can name the dense class only: nothing else is imported, and no group
+    # is constructed.
+    given = None if network is None else describe_network(network)[0]
+    loaded = _load(file, config["network"], tensors, given, (DENSE,))
+    try:
+        converted = wrap_network(loaded if network is None else network, config["parameterization"])
+    except ValueError as error:
+        raise ValueError(f"{file}: parameterization: {error}") from error
+    return Student(
+        converted.to(device=device, dtype=dtype),
+        t_list=config["t_list"],
+        steps=config["steps"],
+        sample_type=config["sample_type"],
+        pred_type=config["pred_type"],
+        horizon=config["horizon"],
+        cond_horizon=config["cond_horizon"],
+        pack=config["pack"],
+        x_normalizer=x_normalizer,
+        z_normalizer=z_normalizer,
+        config=config,
+    )
+
+
+def has_custom_network(path: str | Path) -> bool:
+    """Whether the student in a folder has a network that isn't of `fastgen.models`: `load_student`
+    has to be given it.
+
+    Raises:
+        ValueError: as `load_student`.
+    """
+    network = read_config(Path(path), STUDENT_FORMAT, _STUDENT)[1]["network"]
+    return isinstance(network, dict) and network.get("class") == CUSTOM
+
+
+def _load(
+    file: Path, config: Any, tensors: TensorFile, network: nn.Module | None, classes: Iterable[str]
+) -> nn.Module:
+    """The network that `config` describes, or the one given, with its tensors and in eval mode."""
+    if network is not None:
+        network.to(tensors.dtype)
+        network.load_state_dict(tensors.read(network.state_dict()))
+        return network.eval()
+    config = check_network(config, str(file), tensors.shapes, classes)
+    try:
+        if config["class"] == DENSE:
+            # On the meta device a network of any size costs nothing: shapes are compared before
+            # memory is allocated.
+            with torch.device("meta"), _Uninitialised():
+                built = build_model(config)
+        else:
+            # A group's tables must hold numbers; check_network bounds them. The caller's generator
+            # stays as it is.
+            with torch.random.fork_rng(devices=[]):
+                built = build_model(config)
+    # escnn answers a representation that a group doesn't have with whatever its tables raise,
+    # assertions included.
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(f"{file}: network: {brief(error)}") from error
+    built.to(tensors.dtype)
+    built.load_state_dict(tensors.read(built.state_dict()), assign=True)
+    return built.eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Inside, random initialisation does nothing: on the meta device it has nothing to fill, yet
+    its first call would import a compiler for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # By name: both the functions of torch.nn.init and the methods of Tensor come by here.
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _dtype_of(network: nn.Module) -> torch.dtype:
+    return next(
+        (v.dtype for v in network.state_dict().values() if v.is_floating_point()), torch.float32
+    )
+
+
+def _sizes(
+    given: Sequence[int] | None, network: nn.Module, length: str, dim: str, pack: Any
+) -> list[int] | None:
+    """[tokens, channels] as given, or as the network's attributes say with `pack` undone; None if
+    it has none."""
+    if given is not None:
+        return list(given)
+    tokens = getattr(network, length, None)
+    channels = getattr(network, dim, None)
+    if tokens is None or channels is None:
+        return None
+    if type(pack) is not int or pack < 1 or channels % pack:
+        raise ValueError(
+            f"expected pack as a whole number >= 1 that divides the network's {dim} = {channels}, "
+            f"got {pack!r}"
+        )
+    return [tokens * pack, channels // pack]

@@ -1,0 +1,1 @@
+"""Jobs: what the recipes run, from a config to a folder."""

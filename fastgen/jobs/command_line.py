@@ -1,0 +1,84 @@
+"""The command line of a recipe: a config file, overrides, and errors as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._core.processes import leave, part
+from ..config.files import C, describe, load_config
+from ..training.signals import stopped_by_sigterm
+
+__all__ = ["CommandLine", "parse_command_line", "user_errors"]
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a recipe was asked to do."""
+
+    config: Any
+    dry_run: bool
+
+
+def parse_command_line(
+    schema: type[C], *, default: Path, doc: str | None, argv: list[str] | None = None
+) -> CommandLine:
+    """Read `argv` into a validated config.
+
+    Args:
+        schema: pydantic class of the config.
+        default: YAML file used when the command line names none.
+        doc: the recipe's docstring, first part of ``--help``.
+        argv: arguments; None means ``sys.argv[1:]``.
+    Raises:
+        ValueError: unknown key (with the nearest known one), wrong type, unreadable file.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        print(f"{(doc or '').strip()}\n\nKeys (default) meaning:\n{describe(schema)}")
+        raise SystemExit(0)
+    flags = {a for a in argv if a.startswith("-")}
+    if unknown := flags - {"--resume", "--dry-run"}:
+        raise ValueError(
+            f"unknown option {sorted(unknown)[0]}, expected --resume, --dry-run or --help"
+        )
+    overrides = [a for a in argv if not a.startswith("-") and "=" in a]
+    files = [a for a in argv if not a.startswith("-") and "=" not in a]
+    if len(files) > 1:
+        raise ValueError(f"expected one config file, got {files}; overrides are written key=value")
+    if "--resume" in flags:
+        overrides.append("resume=true")
+    path = Path(files[0]) if files else default
+    return CommandLine(load_config(schema, path, overrides), "--dry-run" in flags)
+
+
+@contextlib.contextmanager
+def user_errors(*, resumable: bool = False) -> Iterator[None]:
+    """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their
+    traceback.
+
+    Ctrl-C is one line and exit code 130, SIGTERM likewise with 143; `resumable` says that --resume
+    goes on after it. One of several processes ends with the block, also where nothing went wrong
+    (see `fastgen._core.processes.part`).
+    """
+    try:
+        with stopped_by_sigterm():
+            yield
+            part()
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+        if os.environ.get("FASTGEN_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split())
+        print(f"error: {message} (FASTGEN_TRACEBACK=1 shows where)", file=sys.stderr)
+        leave(2)
+    except KeyboardInterrupt as interrupt:
+        said = str(interrupt) or (
+            "what is done is in the run folder; --resume goes on" if resumable else ""
+        )
+        print(f"\nstopped{': ' + said if said else ''}", file=sys.stderr)
+        leave(getattr(interrupt, "exit_code", 130))

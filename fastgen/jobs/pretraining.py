@@ -1,0 +1,149 @@
+"""Flow matching of a conditional transformer on trajectories: the job behind
+recipes/train_teacher.py."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .._core.conditions import tensors_in
+from .._core.files import write_json
+from .._core.processes import together
+from ..config.dmd import EMAConfig
+from ..config.files import validate
+from ..config.schemas import DataConfig, TrainTeacherConfig
+from ..data import Task, build_data
+from ..data.checks import data_notes
+from ..export.folders import SCORES, load_network, save_network
+from ..methods.pretraining import FlowMatching
+from ..records.folder import claim_run, open_run
+from ..records.origin import fingerprint
+from ..training.accelerator import start_accelerator
+from ..training.draws import Draws
+from ..training.recompute import recompute_blocks
+from ..training.stage import Stage
+from ..training.trained_network import TrainedNetwork, check_compiler
+from ..training.trainer import Trainer
+from .evaluation import evaluate_teacher, teacher_sampler
+from .setup import build_network
+
+_VALIDATION_CALLS = 8
+
+
+def train_teacher(cfg: TrainTeacherConfig) -> Path:
+    """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the
+    run folder."""
+    accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
+    check_compiler(accelerator.device, wanted=cfg.train.compile)
+    with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
+        task = build_data(cfg.data)
+        torch.manual_seed(cfg.seed)
+        initial = build_network(cfg, task)
+        parts = cfg.train.gradient_accumulation_steps
+        draws = Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size, accumulation=parts)
+        with together():
+            if accelerator.is_main_process:
+                for line in data_notes(task, cfg.train.batch_size):
+                    print(line, file=sys.stderr, flush=True)
+                data = fingerprint(tensors_in(task.train.network_inputs()))
+                claim_run(
+                    run_dir,
+                    cfg,
+                    {"data": data, "mixed precision": str(accelerator.mixed_precision)},
+                )
+
+        def stage() -> Stage:
+            x0, cond = task.train.network_inputs()
+            ema = EMAConfig(decay=cfg.train.ema_decay)
+            train = cfg.train
+            # A copy: preparing changes a network for good (autocast, shards), and `initial` is what
+            # is handed over.
+            copied = copy.deepcopy(initial)
+            network = TrainedNetwork(
+                recompute_blocks(copied) if train.gradient_checkpointing else copied,
+                train.optimizer,
+                train.steps,
+                accelerator,
+                ema=ema,
+                ema_on_cpu=train.ema_on_cpu,
+                compiled=train.compile,
+            )
+            return FlowMatching(network, x0, cond, cfg.train, draws)
+
+        def evaluate(network: nn.Module) -> dict[str, float]:
+            return task.evaluate(
+                teacher_sampler(network, task.train, _VALIDATION_CALLS, "ab2"), quick=True
+            )
+
+        trainer = Trainer(
+            {"flow_matching": stage},
+            run_dir,
+            cfg.train,
+            accelerator,
+            evaluate=evaluate,
+            primary=task.primary,
+            seed=cfg.seed,
+            resume=cfg.resume,
+        )
+        trainer.run()
+        with together():
+            if accelerator.is_main_process:
+                initial.load_state_dict(trainer.result("flow_matching"))
+                hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds)
+    return run_dir
+
+
+def hand_over(
+    cfg: TrainTeacherConfig,
+    run_dir: Path,
+    network: nn.Module,
+    task: Task,
+    seconds: dict[str, float],
+) -> None:
+    """Save the network with what it was trained on and how long that took, then its scores beside
+    it."""
+    folder = run_dir / "teacher"
+    description = {
+        "task": task.name,
+        "path": "linear",
+        "prediction": "flow",
+        "data": cfg.data.model_dump(mode="json"),
+        "seed": cfg.seed,
+        "steps": cfg.train.steps,
+        "seconds": round(seconds["flow_matching"], 1),
+        "seconds_cpu": round(seconds["flow_matching_cpu"], 1),
+    }
+    save_network(folder, network, description=description)
+    score_teacher(folder, calls=cfg.calls, ab2_calls=cfg.ab2_calls)
+    print(f"teacher: {folder}")
+
+
+def score_teacher(
+    folder: Path, *, calls: Sequence[int], ab2_calls: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Score a saved teacher on the data it names, write ``scores.json`` beside its weights, return
+    its rows."""
+    network, description = load_network(folder)
+    if "data" not in description:
+        raise ValueError(
+            f"expected {folder} to name its data (a folder of recipes/train_teacher.py), got none"
+        )
+    task = build_data(validate(DataConfig, description["data"]))
+    rows = evaluate_teacher(
+        network.eval(),
+        task,
+        calls,
+        ab2_calls,
+        progress=lambda row: print(f"scoring: {row}", flush=True),
+    )
+    write_json(
+        folder / SCORES, {"data": description["data"], "teacher": rows, "floor": task.floor()}
+    )
+    for name, scores in rows.items():
+        print(f"{name:>8}  " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
+    return rows

@@ -1,0 +1,485 @@
+"""Consistency distillation: the student learns to give one answer all along each of the teacher's
+trajectories.
+
+The teacher's ODE carries x_t to x_s, s < t, and both lie on one trajectory, so a student that maps
+each to the trajectory's end must answer the same for both. With F the student's map to the time
+`end`,
+
+    F(x_t, t) = x_t + (1 - end / t) (x0_student(x_t, t) - x_t)        (= x_t - (t - end) flow),
+    x_t       = (1 - t) x0 + t eps,    x_s = one solver step of the teacher from x_t,
+    loss      = mean_B ( sqrt(mean_d r^2 + c^2) - c ),    r = F(x_t, t) - stopgrad F_target(x_s, s).
+
+F(x, end) = x whatever the network, so truth enters at `end` and spreads to larger t, step by step.
+No trajectory is solved or stored: an update costs one teacher step, one call of the target and one
+training call of the student.
+
+The map is the one the student's sampler makes. `sde` re-noises a predicted x0, so every time looks
+to end = 0. `ode` moves along the flow to the next rung, so every time looks to the next rung below
+it: consistency in segments (Heek et al.), each of which starts at its rung with the very step the
+sampler takes. One rung is the same case of both.
+
+It is discrete in time, on a grid that is refined while training goes on: a coarse one spreads the
+truth fast, a fine one has little solver error. It stays coarse here, 16 intervals at the end: with
+a step of second order the solver's error is small already, while each interval adds an error of the
+student's. Those errors add up to samples that spread too far, the more so the higher the learning
+rate; an average of the student as target damps them. The continuous limit (Lu & Song) and MeanFlow
+need forward-mode derivatives, and MeanFlow a student with a second time.
+
+References:
+    Song et al., Consistency Models, 2023, arXiv:2303.01469. Song & Dhariwal, Improved Techniques
+    for Training Consistency Models, 2023, arXiv:2310.14189 (refined grid, pseudo-Huber).
+    Heek et al., Multistep Consistency Models, 2024, arXiv:2403.06807. Lu & Song, 2024,
+    arXiv:2410.11081. Geng et al., Mean Flows, 2025, arXiv:2505.13447.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._core.checks import check_choice, check_count, check_pred_type, check_shape, check_time
+from .._core.conditions import cond_to, take_rows
+from .._core.modules import evaluating, unwrap
+from .._core.tensors import expand_like, wide_dtype
+from ..config.dmd import DMDConfig
+from ..flow_matching import EPSILON, add_noise, check_t_list
+from ..guidance import check_guidance
+from ..networks import Cond, Network, predict_x0
+from ..samplers import SAMPLE_TYPES, guided_flow, trusted_time
+from ..solvers import SOLVERS
+from ..training.draws import Draws
+from ..training.stage import Stage, _update
+from ..training.trained_network import TrainedNetwork
+from .kd import rung_grid
+
+__all__ = [
+    "ConsistencyDistillation",
+    "ONE_STEP_SOLVERS",
+    "consistency_intervals",
+    "consistency_loss",
+    "consistency_times",
+    "teacher_step",
+]
+
+ONE_STEP_SOLVERS = ("euler", "midpoint", "heun", "rk4")
+
+
+# ---- Times ---------------------------------------------------------------------------------------
+
+
+def consistency_intervals(progress: float, *, first: int = 4, last: int = 16) -> int:
+    """Number of intervals of the time grid: `first`, doubled at equal parts of the training, at
+    most `last`.
+
+    With D = ceil(log2(last / first)) doublings, N = min(last, first 2^floor((D + 1) progress)); at
+    the end N = last.
+
+    Args:
+        progress: part of the training that is done, in [0, 1].
+        first, last: 1 <= first <= last.
+
+    Raises:
+        ValueError: for a progress outside [0, 1] or counts that are none.
+    """
+    check_count("first", first)
+    if check_count("last", last) < first:
+        raise ValueError(f"expected first <= last, got first={first}, last={last}")
+    if not 0.0 <= progress <= 1.0:
+        raise ValueError(f"expected progress in [0, 1], got {progress}")
+    doublings = math.ceil(math.log2(last / first))
+    return min(last, first * 2 ** min(doublings, math.floor((doublings + 1) * progress)))
+
+
+def consistency_times(
+    n: int,
+    progress: float,
+    t_list: Sequence[float],
+    *,
+    sample_type: str = "sde",
+    first: int = 4,
+    last: int = 16,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw `n` intervals (s, t) of a grid from t_list[0] to 0, uniformly, each with the `end` its
+    map looks to.
+
+    The grid is that of :func:`fastgen.methods.kd.rung_grid`: every rung is a point of it, so each rung is
+    trained at the very float the sampler calls it with, the first one included.
+
+    Args:
+        n: number of draws.
+        progress: part of the training that is done, in [0, 1].
+        t_list: the student's trajectory [t_1 > ... > 0.0].
+        sample_type: "sde": end = 0; "ode": end = the next rung below t.
+        first, last: intervals at the start and at the end of the training, see
+            `consistency_intervals`. Each segment between rungs has at least one.
+        generator: source of the draws.
+
+    Returns:
+        `(t, s, end)`: float64 on the CPU, shape (n,), t_1 >= t > s >= end >= 0.
+
+    Raises:
+        ValueError: for an invalid `t_list`, an unknown `sample_type`, and as
+            `consistency_intervals`.
+    """
+    check_choice("sample_type", sample_type, SAMPLE_TYPES)
+    times = check_t_list(t_list)
+    grid, index = rung_grid(
+        times, consistency_intervals(progress, first=first, last=last), t_max=times[0]
+    )
+    points = torch.tensor(grid, dtype=torch.float64)
+    ends = torch.zeros(len(grid) - 1, dtype=torch.float64)
+    if sample_type == "ode":
+        for start, stop in zip(index, index[1:], strict=False):
+            ends[start:stop] = points[stop]
+    drawn = torch.randint(len(grid) - 1, (check_count("n", n),), generator=generator)
+    return points[drawn], points[drawn + 1], ends[drawn]
+
+
+# ---- The teacher's step --------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def teacher_step(
+    teacher: Network,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    cond: Cond = None,
+    *,
+    method: str = "midpoint",
+    pred_type: str = "flow",
+    guidance_scale: float | None = None,
+    negative_cond: Cond = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """One solver step of the teacher's ODE from time t to time s, each sample with times of its
+    own.
+
+    Beyond the time T up to which :func:`fastgen.samplers.teacher_velocity` follows a teacher (its
+    `t_max`; .95 for noise predictions), its x0 is the one at T for the same noise, found by three
+    rounds from x0 = 0 as there.
+
+    Args:
+        teacher: called `teacher(x_t, t, cond)`.
+        x_t: shape (B, ...).
+        t, s: shape (B,), 0 <= s <= t <= 1. "midpoint" never asks at s, so no prediction is divided
+            by s = 0.
+        cond: condition.
+        method: euler (order 1, one call), midpoint or heun (order 2, two calls), rk4 (order 4, four
+            calls).
+        pred_type, guidance_scale, negative_cond: as in :func:`fastgen.samplers.sample_teacher`.
+        dtype: what a network without parameters is given; None: the dtype of `x_t`.
+
+    Returns:
+        x_s, without a graph, in the dtype of `x_t`.
+
+    Raises:
+        ValueError: for an unknown method or prediction, times of other shapes, or guidance without
+            `negative_cond`.
+    """
+    check_choice("method", method, ONE_STEP_SOLVERS)
+    check_pred_type(pred_type)
+    check_guidance(guidance_scale, negative_cond)
+    trusted = trusted_time(teacher, pred_type)
+    seen_dtype = x_t.dtype if dtype is None else dtype
+
+    def flow(x: Tensor, t: Tensor) -> Tensor:
+        return guided_flow(
+            teacher,
+            x,
+            t.flatten(),
+            cond,
+            negative_cond,
+            guidance_scale,
+            pred_type=pred_type,
+            dtype=seen_dtype,
+        )
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        if trusted == 1.0:
+            return flow(x, t)
+        seen = t.clamp(max=trusted)
+        v = torch.zeros_like(x)
+        x0 = torch.zeros_like(x)
+        share = seen / t.clamp(min=EPSILON)
+        for _ in range(3):
+            # Up to `trusted` this is x itself, and all rounds say the same.
+            earlier = torch.where(t > trusted, share * x + (1.0 - share) * x0, x)
+            v = flow(earlier, seen)
+            x0 = earlier - seen * v
+        return torch.where(t > trusted, (x - x0) / t.clamp(min=EPSILON), v)
+
+    wide = wide_dtype(x_t.device)
+    times = [expand_like(time.to(x_t.device, wide), x_t) for time in (t, s)]
+    # A step of `solvers` is arithmetic alone: times that broadcast serve it as well as floats.
+    step: Any = SOLVERS[method]()
+    with evaluating(*_modules(teacher)):
+        return step(velocity, x_t.to(wide), *times).to(x_t.dtype)
+
+
+# ---- Loss ----------------------------------------------------------------------------------------
+
+
+def consistency_loss(
+    student: Network,
+    teacher: Network,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    s: Tensor,
+    cond: Cond = None,
+    *,
+    end: float | Tensor = 0.0,
+    pred_type: str = "flow",
+    target: Network | None = None,
+    huber_c: float = 0.02,
+    method: str = "midpoint",
+    guidance_scale: float | None = None,
+    negative_cond: Cond = None,
+) -> Tensor:
+    """Pseudo-Huber distance between the student's answers at two neighbours on a trajectory;
+    formulas stand above.
+
+    Gradients reach the student at (x_t, t) only, with nothing frozen by the caller. Teacher and
+    target judge in eval mode; the student is in the caller's.
+
+    Args:
+        student: called `student(x_t, t, cond)`.
+        teacher: its velocity takes x_t to x_s.
+        x0: data, shape (B, ...); zeros for pure-noise inputs t eps.
+        noise: standard normal eps, the shape of `x0`.
+        t, s: shape (B,), 0 <= end <= s < t <= 1.
+        cond: condition of all networks.
+        end: where the student's map ends, a float or (B,): 0 for x0, or the next rung.
+        pred_type: what all networks predict.
+        target: network that answers at (x_s, s), such as an average of the student; None: the
+            student as it is.
+        huber_c: c > 0: residuals well above it count linearly, well below it quadratically.
+        method: solver of the teacher's step, see `teacher_step`.
+        guidance_scale, negative_cond: of the teacher alone.
+
+    Returns:
+        scalar, at least float32.
+
+    Raises:
+        ValueError: for shapes or times that don't fit each other, huber_c <= 0, or what
+            `teacher_step` refuses.
+        TypeError: for times below float32.
+    """
+    batch = x0.shape[:1]
+    wide = wide_dtype(x0.device)
+    check_shape("noise", noise, x0.shape)
+    check_pred_type(pred_type)
+    if not huber_c > 0:
+        raise ValueError(f"expected huber_c > 0, got {huber_c}")
+    ends = end if isinstance(end, Tensor) else t.new_full(tuple(batch), end)
+    for name, time in (("t", t), ("s", s), ("end", ends)):
+        check_shape(name, time, batch)
+        check_time(time, name)
+    # Times on an accelerator are not read: see `check_time`.
+    if t.device.type == "cpu" and not bool(((t > s) & (s >= ends)).all()):
+        raise ValueError("expected end <= s < t for every sample, got times in another order")
+    t, s, ends = (time.to(x0.device, wide) for time in (t, s, ends))
+
+    x_t = add_noise(x0.to(wide), noise.to(wide), t)
+    answer = _end_of(student, x_t, t, ends, cond, pred_type, x0.dtype)
+    with torch.no_grad():
+        x_s = teacher_step(
+            teacher,
+            x_t,
+            t,
+            s,
+            cond,
+            method=method,
+            pred_type=pred_type,
+            guidance_scale=guidance_scale,
+            negative_cond=negative_cond,
+            dtype=x0.dtype,
+        )
+        # Without its wrapper: nothing is to be synchronised for an answer that has no gradient.
+        judge = (
+            target
+            if target is not None
+            else unwrap(student)
+            if isinstance(student, nn.Module)
+            else student
+        )
+        with evaluating(*_modules(judge)):
+            wanted = _end_of(judge, x_s, s, ends, cond, pred_type, x0.dtype)
+    residual = (answer - wanted).to(torch.promote_types(x0.dtype, torch.float32))
+    square = residual.square().flatten(1).mean(1)
+    return ((square + huber_c**2).sqrt() - huber_c).mean()
+
+
+def _end_of(
+    network: Network,
+    x_t: Tensor,
+    t: Tensor,
+    end: Tensor,
+    cond: Cond,
+    pred_type: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """F(x_t, t) = x_t + (1 - end / t) (x0 - x_t), and x_t itself at t = end, zero included."""
+    x0 = predict_x0(network, x_t, t, cond, pred_type=pred_type, dtype=dtype)
+    return x_t + expand_like((t - end) / t.clamp(min=EPSILON), x_t) * (x0 - x_t)
+
+
+def _modules(network: Network) -> tuple[nn.Module, ...]:
+    """The network if it is a module, for `evaluating`."""
+    return (network,) if isinstance(network, nn.Module) else ()
+
+
+class ConsistencyDistillation(Stage):
+    """One answer along each trajectory of the teacher, from data and one teacher step (see
+    :mod:`fastgen.methods.consistency`).
+
+    Times run over [0, t_1], on a grid of which every rung is a point and that is refined as `step`
+    nears `steps`. At the first rung the student sees t_1 noise, as its sampler does, without the (1
+    - t_1) x0 of noised data.
+
+    Args:
+        student: starts from the teacher's weights. Its EMA, if it keeps one, is the target network;
+            else itself.
+        teacher: called `teacher(x_t, t, cond)`, predicts `dmd.pred_type`.
+        x0: data (N, ...) in the networks' units.      cond: its conditions, N rows each, or None.
+        dmd: of it `t_list`, `student_sample_type`, `pred_type`, `guidance_scale`.
+        steps: updates.      huber_c: c of the pseudo-Huber loss.      draws: of this stage.
+        first, last: intervals of the grid at the start and at the end.
+        method: solver of the teacher's step; "euler" costs one call of the teacher, the others two
+            or more.
+        negative_cond: for a guided teacher, N rows.
+
+    Raises:
+        ValueError: guidance without `negative_cond`; a first rung below .9: there t_1 noise, which
+            the sampler starts from, is no state of any trajectory.
+    """
+
+    name = "consistency"
+    least_first_rung = 0.9
+
+    def __init__(
+        self,
+        student: TrainedNetwork,
+        teacher: nn.Module,
+        x0: Tensor,
+        cond: Any,
+        dmd: DMDConfig,
+        steps: int,
+        huber_c: float,
+        draws: Draws,
+        *,
+        first: int = 4,
+        last: int = 16,
+        method: str = "midpoint",
+        negative_cond: Any = None,
+    ) -> None:
+        check_guidance(dmd.guidance_scale, negative_cond)
+        if dmd.t_list[0] < self.least_first_rung:
+            raise ValueError(
+                f"expected t_list[0] >= {self.least_first_rung} for consistency distillation, got "
+                f"{dmd.t_list[0]}"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.x0 = x0
+        self.cond = cond
+        self.dmd = dmd
+        self.steps = steps
+        self.huber_c = huber_c
+        self.draws = draws
+        self.first = first
+        self.last = last
+        self.method = method
+        self.negative_cond = negative_cond
+        self._target: nn.Module | None = None
+
+    def update(self, step: int) -> dict[str, Tensor | float]:
+        with self.clock.phase("student"):
+            losses = functools.partial(self._losses, self._judge())
+            return _update(self.student, step, losses, self.draws, *self._batch(step))
+
+    def _batch(self, step: int) -> tuple[Any, ...]:
+        """x0 (0 at the first rung), noise, t, s, end, cond and the negative one of update
+        `step`."""
+        draws = self.draws
+        device = self.draws.device
+        with self.clock.phase("data"):
+            rows = draws.rows(step, len(self.x0))
+            x0 = cond_to(self.x0[rows], device)
+            cond, negative = (
+                cond_to(take_rows(value, rows), device) for value in (self.cond, self.negative_cond)
+            )
+            noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
+            t, s, end = (time.to(device) for time in self._times(step))
+        pure = (t == self.dmd.t_list[0]).view(-1, *(1,) * (x0.ndim - 1))
+        return torch.where(pure, 0.0, x0), noise, t, s, end, cond, negative
+
+    def _losses(
+        self,
+        target: nn.Module | None,
+        x0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        s: Tensor,
+        end: Tensor,
+        *conds: Any,
+    ) -> dict[str, Tensor]:
+        cond, negative = conds
+        loss = consistency_loss(
+            self.student.network,
+            self.teacher,
+            x0,
+            noise,
+            t,
+            s,
+            cond,
+            end=end,
+            pred_type=self.dmd.pred_type,
+            target=target,
+            huber_c=self.huber_c,
+            method=self.method,
+            guidance_scale=self.dmd.guidance_scale,
+            negative_cond=negative,
+        )
+        return {"loss": loss}
+
+    def _judge(self) -> nn.Module | None:
+        """The student's average as it is now, None without one: what a checkpoint holds is all
+        there is to it."""
+        if self.student.ema is None:
+            return None
+        if self._target is None:
+            self._target = self.student.averaged()
+        else:
+            self.student.ema.copy_to(self._target)
+        return self._target
+
+    def _times(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This process' share of (t, s, end)."""
+        draws = self.draws
+        t, s, end = consistency_times(
+            draws.batch_size,
+            min(1.0, step / max(1, self.steps)),
+            self.dmd.t_list,
+            sample_type=self.dmd.student_sample_type,
+            first=self.first,
+            last=self.last,
+            generator=draws.generator(step, "t"),
+        )
+        return t[draws.slice], s[draws.slice], end[draws.slice]
+
+    def batch_rows(self, step: int, part: str) -> Tensor:
+        return self.draws.batch_rows(step, len(self.x0))
+
+    def trained(self) -> dict[str, TrainedNetwork]:
+        return {"student": self.student}
+
+    def averaged(self) -> nn.Module:
+        return self.student.averaged()

@@ -1,0 +1,257 @@
+"""Knowledge distillation: regress the student on the teacher's own ODE trajectories, the warm start
+of distillation.
+
+The teacher carries each noise to one sample along its ODE. Storing the states at the student's
+rungs costs nothing extra, and the student learns at each rung where that trajectory goes. Two-step
+Adams-Bashforth with 16 calls is as good a target as 100 Euler steps.
+
+References:
+    Luhman & Luhman, Knowledge Distillation in Iterative Generative Models, 2021, arXiv:2101.02388.
+    Song & Dhariwal, Improved Techniques for Consistency Models, 2023, arXiv:2310.14189
+    (pseudo-Huber loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._core.checks import check_choice, check_count
+from .._core.conditions import cond_to, take_rows
+from .._core.tensors import expand_like, wide_dtype
+from ..config.dmd import DMDConfig
+from ..flow_matching import check_t_list
+from ..networks import Cond, Network, predict_x0
+from ..samplers import SAMPLE_TYPES, check_student, teacher_velocity
+from ..solvers import SOLVERS, integrate
+from ..training.draws import Draws
+from ..training.stage import Stage, _update
+from ..training.trained_network import TrainedNetwork
+
+__all__ = ["KnowledgeDistillation", "kd_loss", "rung_grid", "teacher_pairs"]
+
+
+def rung_grid(
+    t_list: Sequence[float], calls: int = 16, *, t_max: float = 1.0
+) -> tuple[list[float], list[int]]:
+    """A time grid from `t_max` to 0 on which every inner rung is a point.
+
+    Each segment between neighbouring rungs is cut into equal intervals, their number proportional
+    to its length and at least 1. The first segment starts at `t_max`, where the teacher starts.
+
+    Args:
+        t_list: the student's trajectory [t_1 > ... > 0.0].
+        calls: number of intervals wanted; the grid has about as many, never fewer than there are
+            rungs.
+        t_max: the teacher's first time, in [t_1, 1].
+
+    Returns:
+        `(grid, index)`: decreasing floats, and where in it each entry of `t_list` stands (0 for the
+        first rung, which stands for the start). `grid[index[k]] == t_list[k]` exactly for 0 < k.
+
+    Raises:
+        ValueError: for calls < 1, an invalid `t_list`, or a t_max outside [t_1, 1].
+    """
+    times = check_t_list(t_list)
+    check_count("calls", calls)
+    if not times[0] <= t_max <= 1.0:
+        raise ValueError(f"expected t_max in [t_list[0], 1] = [{times[0]}, 1], got {t_max}")
+    knots = [t_max, *times[1:]]
+    grid = [t_max]
+    index = [0]
+    for t, s in zip(knots, knots[1:], strict=False):
+        count = max(1, round(calls * (t - s) / t_max))
+        grid += [t + (s - t) * i / count for i in range(1, count)] + [s]
+        index.append(len(grid) - 1)
+    return grid, index
+
+
+@torch.no_grad()
+def teacher_pairs(
+    teacher: Network,
+    noise: Tensor,
+    cond: Cond,
+    t_list: Sequence[float],
+    *,
+    calls: int = 16,
+    method: str = "ab2",
+    pred_type: str = "flow",
+    guidance_scale: float | None = None,
+    negative_cond: Cond = None,
+) -> Tensor:
+    """The teacher's ODE states at the student's rungs.
+
+    Args:
+        teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1,
+            for "eps" at t_1.
+        noise: standard normal, shape (B, ...).
+        cond: condition.
+        t_list: the student's trajectory, K rungs and 0.0.
+        calls, method: the grid (see `rung_grid`) and the solver of the ODE.
+        pred_type, guidance_scale, negative_cond: as in `sample_teacher`.
+
+    Returns:
+        shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input t_1
+        noise, `[:, k]` the state at t_list[k], `[:, -1]` the sample x0.
+    """
+    check_choice("method", method, tuple(SOLVERS))
+    times = check_t_list(t_list)
+    # At t = 1 a noise prediction says nothing about x0, so such a teacher starts where the student
+    # does.
+    t_max = times[0] if pred_type == "eps" else max(times[0], float(getattr(teacher, "t_max", 1.0)))
+    grid, index = rung_grid(times, calls, t_max=t_max)
+    velocity = teacher_velocity(
+        teacher,
+        cond,
+        dtype=noise.dtype,
+        pred_type=pred_type,
+        guidance_scale=guidance_scale,
+        negative_cond=negative_cond,
+    )
+    wide_noise = noise.to(wide_dtype(noise.device))
+    wanted = set(index[1:])
+    states = [times[0] * wide_noise]
+    for i, x in enumerate(integrate(velocity, grid[0] * wide_noise, grid, method)):
+        if i in wanted:
+            states.append(x)
+    return torch.stack([x.to(noise.dtype) for x in states], dim=1)
+
+
+def kd_loss(
+    student: Network,
+    states: Tensor,
+    t_list: Sequence[float],
+    cond: Cond,
+    rungs: Tensor,
+    *,
+    pred_type: str = "flow",
+    huber_c: float = 0.02,
+    sample_type: str = "ode",
+) -> Tensor:
+    """Pseudo-Huber regression of the student's x0 at one rung per sample.
+
+    With t = t_list[k], x_t = states[:, k] and r = x0_student - target,
+
+        loss = mean_B ( sqrt(mean_d r^2 + c^2) - c ).
+
+    The target is what the student's sampler needs at that rung. `sde` re-noises the predicted x0,
+    so the target is the end of the trajectory, states[:, -1]. `ode` moves along the chord to the
+    next rung s, so the target is the x0 for which that move lands on the next state: x_t - t (x_t -
+    x_s) / (t - s). At the last rung both are the end point.
+
+    Args:
+        student: called `student(x_t, t, cond)`.
+        states: shape (B, K + 1, ...) from `teacher_pairs`.
+        t_list: the student's trajectory, K rungs and 0.0.
+        cond: condition.
+        rungs: integer indices in [0, K), shape (B,), drawn by the caller.
+        pred_type: what the student predicts.
+        huber_c: c > 0: residuals well above it count linearly, well below it quadratically.
+        sample_type: "sde" or "ode", how the student will be sampled.
+
+    Returns:
+        scalar, at least float32.
+
+    Raises:
+        ValueError: for shapes that do not fit each other, huber_c <= 0, or what `sample_student`
+            would refuse.
+    """
+    check_choice("sample_type", sample_type, SAMPLE_TYPES)
+    times = check_student(t_list, sample_type, pred_type)
+    batch = states.shape[0]
+    if states.ndim < 3 or states.shape[1] != len(times):
+        raise ValueError(
+            f"expected states of shape (B, {len(times)}, ...), got {tuple(states.shape)}"
+        )
+    if rungs.shape != (batch,) or rungs.is_floating_point():
+        raise ValueError(
+            f"expected rungs to be integers of shape ({batch},), got {rungs.dtype} "
+            f"{tuple(rungs.shape)}"
+        )
+    if not huber_c > 0:
+        raise ValueError(f"expected huber_c > 0, got {huber_c}")
+
+    row = torch.arange(batch, device=states.device)
+    rungs = rungs.to(states.device)
+    all_times = torch.tensor(times, dtype=wide_dtype(states.device), device=states.device)
+    t = all_times[rungs]
+    x_t = states[row, rungs]
+    x0 = predict_x0(student, x_t, t, cond, pred_type=pred_type, dtype=states.dtype)
+    if sample_type == "sde":
+        target = states[:, -1]
+    else:
+        s = all_times[rungs + 1]
+        x_s = states[row, rungs + 1]
+        target = (x_t - expand_like(t / (t - s), x_t) * (x_t - x_s)).to(states.dtype)
+    residual = (x0 - target).to(torch.promote_types(states.dtype, torch.float32))
+    square = residual.square().flatten(1).mean(1)
+    return ((square + huber_c**2).sqrt() - huber_c).mean()
+
+
+class KnowledgeDistillation(Stage):
+    """Regress the student on the teacher's ODE pairs, over all rungs of `t_list` (see
+    :mod:`fastgen.methods.kd`)."""
+
+    name = "kd"
+
+    def __init__(
+        self,
+        student: TrainedNetwork,
+        states: Tensor,
+        cond: Any,
+        dmd: DMDConfig,
+        steps: int,
+        huber_c: float,
+        draws: Draws,
+    ) -> None:
+        self.student = student
+        self.states = states
+        self.cond = cond
+        self.dmd = dmd
+        self.steps = steps
+        self.huber_c = huber_c
+        self.draws = draws
+
+    def update(self, step: int) -> dict[str, Tensor | float]:
+        with self.clock.phase("student"):
+            return _update(self.student, step, self._losses, self.draws, *self.batch(step))
+
+    def batch(self, step: int) -> tuple[Tensor, Any, Tensor]:
+        """States (B, K + 1, ...), cond and rungs (B,) of batch `step`."""
+        with self.clock.phase("data"):
+            rows = self.draws.rows(step, len(self.states))
+            device = self.draws.device
+            rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(device)
+            return (
+                cond_to(self.states[rows], device),
+                cond_to(take_rows(self.cond, rows), device),
+                rungs,
+            )
+
+    def _losses(self, *batch: Any) -> dict[str, Tensor]:
+        return {"loss": self.loss(*batch)}
+
+    def loss(self, states: Tensor, cond: Any, rungs: Tensor) -> Tensor:
+        """The loss of such a batch, or of a part of it."""
+        return kd_loss(
+            self.student.network,
+            states,
+            self.dmd.t_list,
+            cond,
+            rungs,
+            pred_type=self.dmd.pred_type,
+            huber_c=self.huber_c,
+            sample_type=self.dmd.student_sample_type,
+        )
+
+    def batch_rows(self, step: int, part: str) -> Tensor:
+        return self.draws.batch_rows(step, len(self.states))
+
+    def trained(self) -> dict[str, TrainedNetwork]:
+        return {"student": self.student}
+
+    def averaged(self) -> nn.Module:
+        return self.student.averaged()

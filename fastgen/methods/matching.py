@@ -1,0 +1,218 @@
+"""What one update of each training stage is: flow matching, KD warm start, DMD, consistency
+distillation.
+
+A stage owns networks with their optimisers and says what `update(step)` does;
+:class:`fastgen.training.trainer.Trainer` owns the loop, the clock, the log and the checkpoints. Every draw
+is a pure function of (seed, stage, step), so that a resumed run makes the very draws of an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._core.conditions import cond_to, take_rows
+from ..config.dmd import DMDConfig
+from ..training.draws import Draws
+from ..training.stage import Stage, _accumulate, _split
+from ..training.trained_network import TrainedNetwork
+from .diagnostics import diagnose
+from .dmd import DMDPipeline, Generated
+from .kd import KnowledgeDistillation
+
+DIAGNOSED_ROWS = 256
+
+
+class Judge(NamedTuple):
+    """A network that is trained beside the student, to judge it.
+
+    Attributes:
+        name: prefix of its draws and logs.
+        network: with its optimiser.
+        loss: name of the pipeline's method.
+        warmup: updates before the first student update.
+        turns: updates after each student update.
+    """
+
+    name: str
+    network: TrainedNetwork
+    loss: str
+    warmup: int
+    turns: int
+
+    def updates(self, step: int, warmup: int) -> range:
+        """The numbers of its own updates that belong to `step` of a stage whose warm-up has
+        `warmup` steps."""
+        if step < warmup:
+            first = step - (warmup - self.warmup)
+            return range(max(first, 0), first + 1)
+        first = self.warmup + (step - warmup) * self.turns
+        return range(first, first + self.turns)
+
+
+class DistributionMatching(Stage):
+    """DMD2, or the GAN alone (LADD): warm-up of fake score and discriminator, then they and the
+    student take turns.
+
+    After every student update come `fake_steps_per_student_step` updates of the fake score and
+    `gan_disc_steps_per_student_step` of the discriminator, where there are such networks. The first
+    of each may take the samples that the student was just trained on (`fake_score_reuse_batch`).
+    Both warm-ups end together.
+
+    Args:
+        student: the network to distil.
+        fake_score: None where the pipeline has none.
+        pipeline: the losses.
+        x0, cond: training data as networks see them.
+        dmd: as the pipeline's.
+        steps: student updates.
+        discriminator: the pipeline's, or None.
+        pairs: KD on teacher pairs, whose loss is added with `kd_weight`; None: there is none.
+        name: of the stage.
+    """
+
+    def __init__(
+        self,
+        student: TrainedNetwork,
+        fake_score: TrainedNetwork | None,
+        pipeline: DMDPipeline,
+        x0: Tensor,
+        cond: Any,
+        dmd: DMDConfig,
+        steps: int,
+        draws: Draws,
+        *,
+        discriminator: TrainedNetwork | None = None,
+        pairs: KnowledgeDistillation | None = None,
+        name: str = "dmd",
+    ) -> None:
+        self.student = student
+        self.pipeline = pipeline
+        self.pairs = pairs
+        self.name = name
+        self.x0 = x0
+        self.cond = cond
+        self.dmd = dmd
+        self.draws = draws
+        self.judges: list[Judge] = []
+        if fake_score is not None:
+            updates = dmd.fake_score_warmup_steps, dmd.fake_steps_per_student_step
+            self.judges.append(Judge("fake", fake_score, "compute_fake_score_loss", *updates))
+        if discriminator is not None:
+            updates = dmd.gan_disc_warmup_steps, dmd.gan_disc_steps_per_student_step
+            self.judges.append(Judge("disc", discriminator, "compute_discriminator_loss", *updates))
+        self.warmup = max((judge.warmup for judge in self.judges), default=0) if steps else 0
+        self.steps = self.warmup + steps
+
+    def update(self, step: int) -> dict[str, Tensor | float]:
+        logs: dict[str, Tensor | float] = {}
+        made: list[Generated] = []
+        if step >= self.warmup:
+            with self.clock.phase("student"):
+                made = self._update_student(step, logs)
+        for judge in self.judges:
+            for index in judge.updates(step, self.warmup):
+                first = step >= self.warmup and index == judge.updates(step, self.warmup)[0]
+                reused = made if first and self.dmd.fake_score_reuse_batch else []
+                with self.clock.phase(judge.name):
+                    self._update_judge(judge, step, index, reused, logs)
+        # What a stage is watched by: the student's first loss, in the warm-up a judge's.
+        logs["loss"] = next(iter(logs.values()))
+        return logs
+
+    def diagnose(self, step: int) -> dict[str, float | list[float]]:
+        """What shows a collapse (:mod:`fastgen.methods.diagnostics`), on rows and draws that (seed, step)
+        alone decide."""
+        generator = self.draws.generator(step, "diagnose")
+        rows = torch.randperm(len(self.x0), generator=generator)[:DIAGNOSED_ROWS]
+        x0 = cond_to(self.x0[rows], self.draws.device)
+        cond = cond_to(take_rows(self.cond, rows), self.draws.device)
+        return diagnose(self.pipeline, x0, cond, generator=generator)
+
+    def _update_student(self, step: int, logs: dict[str, Tensor | float]) -> list[Generated]:
+        """One update; the samples it was made on, a micro-batch each."""
+        made: list[Generated] = []
+
+        def loss(
+            pipeline: DMDPipeline, batch: tuple[Tensor, Tensor, Any], pairs: tuple[Any, ...]
+        ) -> dict[str, Tensor]:
+            generator = self.draws.generator(step, "student")
+            generated = pipeline.generate(*batch, generator=generator)
+            losses = pipeline.compute_student_loss(*batch, generated=generated, generator=generator)
+            made.append(generated.detach())
+            if self.pairs is not None:
+                losses["kd"] = self.pairs.loss(*pairs)
+                losses["total"] = losses["total"] + self.dmd.kd_weight * losses["kd"]
+            return losses
+
+        pairs = () if self.pairs is None else self.pairs.batch(step)
+        parts = self._pipelines(), self._split(*self._batch(step, "student")), self._split(*pairs)
+        logs |= _accumulate(self.student, step - self.warmup, loss, parts)
+        return made
+
+    def _update_judge(
+        self,
+        judge: Judge,
+        step: int,
+        index: int,
+        made: list[Generated],
+        logs: dict[str, Tensor | float],
+    ) -> None:
+        if made:
+            name = f"{judge.name}0"
+            batch = self._batch(step, "student")
+        else:
+            name = f"{judge.name}{index - judge.updates(step, self.warmup)[0]}"
+            batch = self._batch(step, name, index)
+
+        def loss(
+            pipeline: DMDPipeline, batch: tuple[Tensor, Tensor, Any], generated: Generated | None
+        ) -> dict[str, Tensor]:
+            # Each part of the batch starts from the same state, draws for the whole and keeps its
+            # own.
+            generator = self.draws.generator(step, name)
+            return getattr(pipeline, judge.loss)(*batch, generated=generated, generator=generator)
+
+        parts = self._pipelines(), self._split(*batch), made or [None] * self.draws.accumulation
+        done = _accumulate(judge.network, index, loss, parts)
+        norm = done.pop("grad_norm")
+        logs |= {key: value for key, value in done.items() if key not in ("total", "lr")}
+        logs[f"{judge.name}_grad_norm"] = norm
+
+    def _pipelines(self) -> list[DMDPipeline]:
+        """The pipeline of each micro-batch."""
+        k = self.draws.accumulation
+        return [self.pipeline.micro_batch(j, k) for j in range(k)]
+
+    def _split(self, *batch: Any) -> list[tuple[Any, ...]]:
+        return _split(self.draws, *batch)
+
+    def _batch(self, step: int, name: str, index: int | None = None) -> tuple[Tensor, Tensor, Any]:
+        """x0, noise and cond of one update; `index` counts the updates of its network, and so its
+        batches."""
+        with self.clock.phase("data"):
+            rows = self.draws.rows(step if index is None else index, len(self.x0))
+            x0 = cond_to(self.x0[rows], self.draws.device)
+            cond = cond_to(take_rows(self.cond, rows), self.draws.device)
+            return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
+
+    def batch_rows(self, step: int, part: str) -> Tensor:
+        batches = [step]
+        for judge in self.judges:
+            if judge.network is self.trained()[part]:
+                batches = list(judge.updates(step, self.warmup))
+                if step >= self.warmup and self.dmd.fake_score_reuse_batch:
+                    batches[:1] = [step]
+        return torch.cat([self.draws.batch_rows(batch, len(self.x0)) for batch in batches])
+
+    def trained(self) -> dict[str, TrainedNetwork]:
+        names = {"fake": "fake_score", "disc": "discriminator"}
+        return {"student": self.student} | {
+            names[judge.name]: judge.network for judge in self.judges
+        }
+
+    def averaged(self) -> nn.Module:
+        return self.student.averaged()

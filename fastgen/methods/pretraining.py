@@ -1,0 +1,77 @@
+"""Flow matching: the stage that trains a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._core.conditions import cond_to, map_tensors, take_rows
+from .._core.tensors import expand_like
+from ..config.training import TeacherTrainConfig
+from ..flow_matching import add_noise, sample_timesteps
+from ..losses import dsm_loss
+from ..training.draws import Draws
+from ..training.stage import Stage, _update
+from ..training.trained_network import TrainedNetwork
+
+__all__ = ["FlowMatching"]
+
+
+class FlowMatching(Stage):
+    """Flow matching on data: regress v(x_t, t, cond) on eps - x0 (Lipman et al. 2023,
+    arXiv:2210.02747)."""
+
+    name = "flow_matching"
+
+    def __init__(
+        self, network: TrainedNetwork, x0: Tensor, cond: Any, cfg: TeacherTrainConfig, draws: Draws
+    ) -> None:
+        self.network = network
+        self.x0 = x0
+        self.cond = cond
+        self.cfg = cfg
+        self.draws = draws
+        self.steps = cfg.steps
+
+    def update(self, step: int) -> dict[str, Tensor | float]:
+        with self.clock.phase("data"):
+            x0, eps, t, cond = self._batch(step)
+        with self.clock.phase("network"):
+            return _update(self.network, step, self._losses, self.draws, x0, eps, t, cond)
+
+    def _losses(self, x0: Tensor, eps: Tensor, t: Tensor, cond: Any) -> dict[str, Tensor]:
+        pred = self.network.network(add_noise(x0, eps, t), t, cond)
+        return {"loss": dsm_loss("flow", pred, x0=x0, eps=eps, t=t)}
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """x0, noise, times and cond of update `step`."""
+        rows = self.draws.rows(step, len(self.x0))
+        x0 = cond_to(self.x0[rows], self.draws.device)
+        cond = cond_to(take_rows(self.cond, rows), self.draws.device)
+        eps = self.draws.normal(step, "eps", tuple(x0.shape[1:]))
+        t = self._times(step).to(x0.device)
+        if self.cfg.cond_dropout:
+            kept = self.draws.uniform(step, "cond") >= self.cfg.cond_dropout
+            cond = map_tensors(lambda value: value * expand_like(kept.to(value), value), cond)
+        return x0, eps, t, cond
+
+    def _times(self, step: int) -> Tensor:
+        draws = self.draws
+        t = sample_timesteps(
+            draws.batch_size,
+            self.cfg.t,
+            device=torch.device("cpu"),
+            generator=draws.generator(step, "t"),
+        )
+        return t[draws.slice]
+
+    def batch_rows(self, step: int, part: str) -> Tensor:
+        return self.draws.batch_rows(step, len(self.x0))
+
+    def trained(self) -> dict[str, TrainedNetwork]:
+        return {"network": self.network}
+
+    def averaged(self) -> nn.Module:
+        return self.network.averaged()

@@ -1,0 +1,337 @@
+"""What dense and equivariant discriminators share: features as tokens, and the order of the calls.
+
+A subclass gives the parts, plain or equivariant, and this file the forward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._core.checks import check_shape
+from .._core.tensors import expand_mask, masked_mean
+from .layers import NORM_EPS, TimeEmbedding, optim_groups
+from .regressor import batch_of_times, check_positive_int
+from .transformer import CondTransformerRegressor
+
+__all__ = [
+    "FeatureHeads",
+    "FourierBase",
+    "FourierDiscriminator",
+    "FourierFeatures",
+    "FourierHead",
+    "TokenHead",
+    "TokenHeads",
+    "check_scale",
+    "check_width",
+]
+
+
+def check_scale(scale: object) -> None:
+    """Raise unless the scale of frequencies is a finite number > 0."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0.0 < scale < math.inf:
+        raise ValueError(f"expected scale to be a finite number > 0, got {scale!r}")
+
+
+def check_width(width: int, num_heads: int, order: int = 1) -> None:
+    """Raise unless each of ``num_heads`` heads gets whole copies of ``order`` channels."""
+    check_positive_int("width", width)
+    check_positive_int("num_heads", num_heads)
+    if width % (num_heads * order):
+        unit = f"num_heads |G| = {num_heads} x {order}" if order > 1 else f"num_heads = {num_heads}"
+        raise ValueError(f"expected width to be a multiple of {unit}, got {width}")
+
+
+class FeatureHeads(nn.Module):
+    """One head for each feature tensor, all at one time embedding.
+
+    Args:
+        heads: modules called (tokens (B, T, size), time features (B, time_features), mask (B, T) or
+            None) -> (B, 1), each with the number of channels it takes as ``size``.
+        time_features: size of the time embedding, >= 2.
+    """
+
+    def __init__(self, heads: Iterable[nn.Module], time_features: int) -> None:
+        super().__init__()
+        self.time_emb = TimeEmbedding(time_features)
+        self.heads = nn.ModuleList(heads)
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        t: Tensor | float,
+        cond: Any = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of features.
+
+        Args:
+            features: one tensor a head, in the order of the heads: tokens (B, T, size), vectors (B,
+                size), or channels first (B, size, H, W), whose places are the tokens; cast to the
+                dtype of the weights.
+            t: times (B,), or a scalar.
+            cond: not looked at: the features have seen it.
+            mask: bool (B, T), True = real token, for features (B, T, size) only.
+
+        Returns:
+            (B, heads), in the dtype of the weights.
+
+        Raises:
+            ValueError: another number of features than of heads, or a shape that doesn't fit.
+        """
+        if isinstance(features, Tensor) or len(features) != len(self.heads):
+            got = "one Tensor" if isinstance(features, Tensor) else len(features)
+            raise ValueError(
+                f"expected a list of {len(self.heads)} features, one a head, got {got}"
+            )
+        weight = self.time_emb.hidden.weight
+        batch = features[0].shape[0]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        time = self.time_emb(batch_of_times(t, batch, device=weight.device, dtype=wide))
+        logits = []
+        for i, (head, x) in enumerate(zip(self.heads, features, strict=True)):
+            tokens = _tokens(i, x, batch, head.size)  # pyright: ignore[reportArgumentType]
+            logits.append(head(tokens.to(weight.dtype), time, mask if x.ndim == 3 else None))
+        return torch.cat(logits, 1)
+
+    def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
+        """Two optimiser groups: weights of linear maps decay, the rest does not."""
+        return optim_groups(self, weight_decay)
+
+
+def _tokens(i: int, x: Tensor, batch: int, size: int) -> Tensor:
+    """Feature number i as tokens (B, T, size)."""
+    channels_first = x.ndim == 4
+    channels = x.shape[1 if channels_first else -1] if x.ndim else 0
+    if x.ndim not in (2, 3, 4) or x.shape[0] != batch or channels != size or x.numel() == 0:
+        raise ValueError(
+            f"expected feature {i} of shape ({batch}, {size}), ({batch}, T, {size}) or ({batch}, "
+            f"{size}, H, W), got {tuple(x.shape)}"
+        )
+    if channels_first:
+        return x.flatten(2).mT
+    return x[:, None] if x.ndim == 2 else x
+
+
+class FourierBase(nn.Module):
+    """A discriminator of its own on Fourier features of x: ``features``, a regressor ``body`` over
+    tokens, a ``head``.
+
+    Args:
+        dim: channels of an x token.
+        has_cond: whether there is a condition; without, the body reads one constant token.
+    """
+
+    features: nn.Module
+    body: Any
+    head: nn.Module
+
+    def __init__(self, dim: int, has_cond: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.has_cond = has_cond
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        t: Tensor | float,
+        cond: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logit of a noised sample.
+
+        Args:
+            features: [x_t] with x_t of shape (B, T <= horizon, d) or (B, d); cast to the dtype of
+                the weights.
+            t: times (B,), or a scalar.
+            cond: Z of shape (B, T_z <= cond_horizon, d_z) or (B, d_z); None if the discriminator
+                was made without.
+            mask: bool (B, T), True = real token of x_t: a padded sample has the logit of the sample
+                cut to its length.
+
+        Returns:
+            (B, 1), in the dtype of the weights.
+
+        Raises:
+            ValueError: a shape that doesn't fit, a condition that is missing or not expected.
+        """
+        if isinstance(features, Tensor) or len(features) != 1:
+            got = "one Tensor" if isinstance(features, Tensor) else len(features)
+            raise ValueError(f"expected features [x_t], as sample_features gives them, got {got}")
+        x = features[0]
+        x = x[:, None] if x.ndim == 2 else x
+        check_shape("x_t", x, ("B", f"T <= {self.body.in_horizon}", self.dim))
+        if (cond is not None) != self.has_cond:
+            wanted = (
+                "a condition"
+                if self.has_cond
+                else "cond=None from a discriminator made without one"
+            )
+            raise ValueError(
+                f"expected {wanted}, got {'None' if cond is None else type(cond).__name__}"
+            )
+        Z = x.new_zeros(len(x), 1, 1) if cond is None else cond
+        dtype = self.body.time_emb.hidden.weight.dtype
+        if mask is not None:
+            check_shape("mask", mask, x.shape[:2])
+            # A weight of zero in attention is no protection from what is not finite.
+            x = x.masked_fill(~expand_mask(mask, x), 0.0)
+        y = self.features(x.to(dtype))
+        Z = Z[:, None] if isinstance(Z, Tensor) and Z.ndim == 2 else Z
+        return self.head(self.body(y, t, Z, mask=mask), mask=mask)
+
+    def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
+        """Two optimiser groups: weights of linear maps decay, the rest does not."""
+        return optim_groups(self, weight_decay)
+
+
+class TokenHead(nn.Module):
+    """One logit of tokens, as `TokenHeads` says."""
+
+    def __init__(self, dim: int, width: int, time_features: int) -> None:
+        super().__init__()
+        self.size = dim
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.first = nn.Linear(dim, width)
+        self.second = nn.Linear(width, width)
+        self.time = nn.Linear(time_features, width, bias=False)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, time: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that
+        `mask` (B, T) keeps."""
+        y = self.second(nn.functional.silu(self.first(self.norm(x)))) + self.time(time)[:, None]
+        y = nn.functional.silu(y)
+        return self.out(masked_mean(y, None if mask is None else expand_mask(mask, y), 1))
+
+
+class TokenHeads(FeatureHeads):
+    """Small heads on a network's features, one logit each.
+
+    Each token of a feature goes through LayerNorm, Linear, SiLU, Linear, plus a linear map of the
+    time features, SiLU; the mean over the tokens goes through a Linear.
+
+    Args:
+        dims: channels of the features, in their order.
+        width: hidden width of each head.
+        time_features: size of the time embedding, >= 2.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: Yin et al. 2024, arXiv:2405.14867, section 4.3, for networks of any shape.
+    """
+
+    def __init__(self, dims: Sequence[int], *, width: int = 64, time_features: int = 64) -> None:
+        check_positive_int("width", width)
+        if not isinstance(dims, Sequence) or isinstance(dims, str) or not dims:
+            raise ValueError(f"expected dims to be a non-empty sequence of ints, got {dims!r}")
+        for i, dim in enumerate(dims):
+            check_positive_int(f"dims[{i}]", dim)
+        super().__init__((TokenHead(dim, width, time_features) for dim in dims), time_features)
+
+
+class FourierFeatures(nn.Module):
+    """x -> [x, cos(x W), sin(x W)], (..., d) -> (..., d + 2 num_frequencies), W with entries scale
+    * N(0, 1)."""
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_frequencies: int,
+        scale: float,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive_int("dim", dim)
+        check_positive_int("num_frequencies", num_frequencies)
+        check_scale(scale)
+        drawn = torch.randn(dim, num_frequencies, generator=generator, dtype=torch.float64)
+        self.register_buffer("frequencies", (scale * drawn).to(torch.get_default_dtype()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Phases are computed in at least float32; the answer has the dtype of x."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        phase = wide @ self.frequencies.to(wide.dtype)
+        return torch.cat([wide, phase.cos(), phase.sin()], -1).to(x.dtype)
+
+
+class FourierHead(nn.Module):
+    """Mean over tokens (those that a mask (B, T) keeps), LayerNorm, Linear, SiLU, Linear: (B, T,
+    width) -> (B, 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = masked_mean(x, None if mask is None else expand_mask(mask, x), 1)
+        return self.out(nn.functional.silu(self.hidden(self.norm(y))))
+
+
+class FourierDiscriminator(FourierBase):
+    """A discriminator of its own for low-dimensional data, called `discriminator([x_t], t, cond)`:
+    use it with `features=sample_features`.
+
+    Tokens [x, cos(x W), sin(x W)] with fixed random frequencies W, a `CondTransformerRegressor`
+    over them, modulated by t and reading Z, then the mean over tokens, LayerNorm, Linear, SiLU,
+    Linear. On raw coordinates such a network sees coarse differences only, and features of a
+    teacher lack what the teacher did not learn.
+
+    Args:
+        dim: channels d of an x token.
+        cond_dim: channels of a Z token, None for no condition.
+        horizon, cond_horizon: most tokens of x and Z.
+        num_frequencies: columns of W.
+        scale: W has entries scale * N(0, 1), in radians per unit of x.
+        width: of the tokens.
+        num_layers, num_heads: of the transformer.
+        generator: draws W; the weights come from torch's global state.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    References: Tancik et al. 2020, arXiv:2006.10739 (Fourier features).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        cond_dim: int | None = None,
+        horizon: int = 1,
+        cond_horizon: int = 1,
+        *,
+        num_frequencies: int = 64,
+        scale: float = 2.0,
+        width: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        check_width(width, num_heads)
+        super().__init__(dim, cond_dim is not None)
+        self.features = FourierFeatures(dim, num_frequencies, scale, generator=generator)
+        self.body = CondTransformerRegressor(
+            dim + 2 * num_frequencies,
+            width,
+            1 if cond_dim is None else cond_dim,
+            horizon,
+            cond_horizon,
+            num_layers,
+            num_heads,
+            width,
+            p_drop_emb=0.0,
+            p_drop_attn=0.0,
+        )
+        self.head = FourierHead(width)

@@ -1,0 +1,1 @@
+"""Records of a run: what it leaves on disk."""

@@ -1,0 +1,274 @@
+"""Checkpoints of a run: safetensors and JSON, complete or not there.
+
+A checkpoint is a folder ``checkpoints/step_<n>/`` with ``state.safetensors``, ``state.json`` and
+``manifest.json``, the size and sha256 of each of its files. It is written under another name,
+flushed to disk and renamed, so a kill at any moment leaves either the whole checkpoint or none; a
+damaged newest one is named and the one before is used. A state that lacks a part is an error that
+names it. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core.files import (
+    brief,
+    check_file,
+    first_names,
+    new_folder,
+    read_json,
+    write_json,
+)
+from .._core.tensor_files import _own_memory, _write_tensors, read_safetensors, sha256
+
+logger = logging.getLogger(__name__)
+
+_TENSORS = "state.safetensors"
+_META = "state.json"
+_MANIFEST = "manifest.json"
+_FILES = (_TENSORS, _META)
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+
+
+# ---- Files of tensors ----------------------------------------------------------------------------
+
+
+# ---- Checkpoints ---------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    run_dir: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Write ``checkpoints/step_<step>`` and drop all but the newest `keep` up to it.
+
+    Raises:
+        FloatingPointError: a tensor with NaN or infinity, by name; nothing is written.
+        OSError: it can't be written; the checkpoints before it stay as they were.
+    """
+    own = _own_memory(tensors)
+    check_finite(own)
+    folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    # The run's lock is ours: whatever is half written or half removed here was left by a run that
+    # was killed.
+    for left in folder.parent.glob(".step_*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with new_folder(folder, (*_FILES, _MANIFEST)) as partial:
+        _write_tensors(partial / _TENSORS, own)
+        write_json(partial / _META, meta)
+        files = {
+            name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)}
+            for name in _FILES
+        }
+        write_json(partial / _MANIFEST, {"files": files})
+    # Newer ones, if any, are damaged: not among those that are kept, and not ours to remove.
+    for old in [other for other in checkpoint_folders(run_dir) if _number(other) <= step][:-keep]:
+        _remove(old)
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint: it is there or not, never in part, whatever moment a kill comes at."""
+    aside = folder.with_name(f".{folder.name}.old")
+    os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """FloatingPointError that names the tensors with NaN or infinity."""
+    bad = [
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if bad:
+        raise FloatingPointError(
+            f"expected a finite state to save, got NaN or infinity in {first_names(bad, most=3)}"
+        )
+
+
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first. What has another name is not one, such as a copy that a
+    user made."""
+    found = [
+        path
+        for path in (run_dir / "checkpoints").glob("step_*")
+        if re.fullmatch(r"step_\d{8,}", path.name)
+    ]
+    return sorted(found, key=_number)
+
+
+def set_aside(run_dir: Path, number: int) -> None:
+    """Rename checkpoints after `number`, which could not be read, to damaged_<n>: kept, and in
+    nobody's way."""
+    for folder in checkpoint_folders(run_dir):
+        if _number(folder) > number:
+            name = folder.name.replace("step", "damaged")
+            while (folder.parent / name).exists():
+                name += "-again"
+            os.rename(folder, folder.parent / name)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def check_checkpoint(folder: Path) -> None:
+    """ValueError unless `folder` holds each file of its manifest and no other, of that size and
+    checksum.
+
+    Hidden files are a file manager's or a network disk's, and no part of it.
+    """
+    files = read_json(folder / _MANIFEST).get("files")
+    if not isinstance(files, dict) or files.keys() != set(_FILES):
+        raise ValueError(f"expected {', '.join(_FILES)} in {_MANIFEST}, got {brief(files)}")
+    if foreign := {path.name for path in folder.glob("[!.]*")} - {*_FILES, _MANIFEST}:
+        raise ValueError(
+            f"expected the files of {_MANIFEST}, got {first_names(foreign)} beside them"
+        )
+    for name, entry in files.items():
+        check_file(folder / name)
+        if (size := (folder / name).stat().st_size) != entry["bytes"]:
+            raise ValueError(f"expected {name} of {entry['bytes']} bytes, got {size}")
+        if sha256(folder / name) != entry["sha256"]:
+            raise ValueError(f"{name} does not match its checksum")
+
+
+def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """(tensors, meta) of the newest intact checkpoint, None if the run has none.
+
+    Raises:
+        ValueError: there are checkpoints, but every one of them is damaged.
+    """
+    folders = checkpoint_folders(run_dir)
+    for folder in reversed(folders):
+        try:
+            check_checkpoint(folder)
+            return read_safetensors(folder / _TENSORS), read_json(folder / _META)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, error)
+    if folders:
+        raise ValueError(
+            f"no checkpoint in {run_dir / 'checkpoints'} is intact; remove the folder to start "
+            "again"
+        )
+    return None
+
+
+# ---- What a state is made of ---------------------------------------------------------------------
+
+
+def check_parts(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """ValueError unless names, shapes and dtypes of `got` are those of `expected`, before anything
+    is loaded.
+
+    Args:
+        what: whose state it is, for the message.
+    """
+    different = (
+        ("without", expected.keys() - got.keys()),
+        ("with the unknown", got.keys() - expected.keys()),
+    )
+    if said := [f"{how} {first_names(names)}" for how, names in different if names]:
+        raise ValueError(
+            f"expected the whole state of {what}, got one {'; '.join(said)}; {_INCOMPLETE}"
+        )
+    for name, value in expected.items():
+        wanted, found = (f"{tuple(x.shape)} {x.dtype}" for x in (value, got[name]))
+        if wanted != found:
+            raise ValueError(
+                f"expected {name} of {what} to be {wanted}, got {found}; {_INCOMPLETE}"
+            )
+
+
+_INCOMPLETE = "the checkpoint is of another network, or incomplete: go on with what wrote it, or begin a new run"
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """Adam's moments and step counts as flat tensors ``<prefix>.<parameter index>.<name>``.
+
+    ``<prefix>.begun`` holds the indices that have a state (an optimiser before its first step has
+    none, nor has a parameter that never had a gradient), so that one that is lost can't pass for
+    one that hasn't begun.
+    """
+    state = optimizer.state_dict()["state"]
+    flat = {
+        f"{prefix}.{i}.{name}": torch.as_tensor(v)
+        for i, entry in state.items()
+        for name, v in entry.items()
+    }
+    return flat | {f"{prefix}.begun": torch.tensor(sorted(state), dtype=torch.int64)}
+
+
+def unflatten_optimizer(
+    optimizer: torch.optim.Optimizer,
+    prefix: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    what: str | None = None,
+) -> None:
+    """Inverse of :func:`flatten_optimizer`, into an optimiser over the same parameters; `what`
+    names it in messages.
+
+    Raises:
+        ValueError: the state of some parameter is missing, or parts of it, or has another shape.
+    """
+    what = prefix if what is None else what
+    found = with_prefix(tensors, prefix)
+    begun = found.pop("begun", None)
+    if begun is None:
+        raise ValueError(f"expected the state of {what}, got none; {_INCOMPLETE}")
+    packed = optimizer.state_dict()["param_groups"]
+    parameters = dict(
+        zip(
+            (i for group in packed for i in group["params"]),
+            (p for group in optimizer.param_groups for p in group["params"]),
+            strict=True,
+        )
+    )
+    indices = begun.tolist()
+    if unknown := set(indices) - parameters.keys():
+        raise ValueError(
+            f"expected the state of {len(parameters)} parameters in {what}, got {sorted(unknown)}"
+        )
+    steps = {
+        value.dtype
+        for name, value in found.items()
+        if name.endswith(".step") and value.is_floating_point()
+    }
+    check_parts(
+        found, dict(_adam_state(parameters, indices, next(iter(steps), torch.float32))), what
+    )
+    state = {i: {name: found[f"{i}.{name}"] for name in _ADAM} for i in indices}
+    optimizer.load_state_dict({"state": state, "param_groups": packed})
+
+
+def _adam_state(
+    parameters: Mapping[int, Tensor], indices: list[int], step_dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    for i in indices:
+        yield f"{i}.step", torch.empty((), dtype=step_dtype, device="meta")
+        for name in ("exp_avg", "exp_avg_sq"):
+            yield f"{i}.{name}", torch.empty_like(parameters[i], device="meta")
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Entries below ``<prefix>.``, with the prefix taken off."""
+    return {
+        key[len(prefix) + 1 :]: value
+        for key, value in tensors.items()
+        if key.startswith(prefix + ".")
+    }
+
+
+def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Entries renamed to ``<prefix>.<name>``."""
+    return {f"{prefix}.{key}": value for key, value in tensors.items()}

@@ -1,0 +1,3 @@
+"""Reports: the pictures, tables and numbers of a run."""
+
+from .page import write_report as write_report

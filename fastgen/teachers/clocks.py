@@ -1,0 +1,344 @@
+"""Clocks: the path that a network was trained on, read on the network's own time s.
+
+    x_s = alpha(s) x0 + sigma(s) eps
+
+A clock gives alpha and sigma at s and, the other way round, the s of a noise ratio sigma / alpha.
+The ratio is what two paths have in common: x_s / (alpha + sigma) is the rectified-flow sample x_t
+at t = sigma / (alpha + sigma).
+
+| clock                          | s                              | alpha             | sigma             |
+|--------------------------------|--------------------------------|-------------------|-------------------|
+| PathClock(interpolant, data_at)| [0, 1], data at 0 or at 1      | the interpolant's | the interpolant's |
+| TableClock(betas)              | row 0 .. N-1, data at row 0    | sqrt(abar_s)      | sqrt(1 - abar_s)  |
+| SigmaClock(sigma_min, sigma_max)| sigma_min .. sigma_max        | 1                 | s                 |
+
+All arithmetic is float64.
+
+References:
+    Ho et al., DDPM, 2020, arXiv:2006.11239 (linear betas). Nichol & Dhariwal, Improved DDPM, 2021,
+    arXiv:2102.09672 (squared cosine). Rombach et al., Latent Diffusion, 2021, arXiv:2112.10752
+    (scaled-linear betas). Karras et al., EDM, 2022, arXiv:2206.00364 (sigma as the clock). Kingma
+    et al., Variational Diffusion Models, 2021, arXiv:2107.00630 (log-SNR).
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core.checks import check_choice, check_count
+from .._core.tensors import wide_dtype
+from ..interpolants import (
+    BaseInterpolant,
+    CosineInterpolant,
+    LinearInterpolant,
+    VariancePreservingInterpolant,
+)
+
+__all__ = [
+    "BETA_SCHEDULES",
+    "Clock",
+    "PathClock",
+    "SigmaClock",
+    "TableClock",
+    "beta_table",
+    "parse_clock",
+]
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squared_cosine")
+PATHS = ("linear", "cosine", "vp", "edm", "betas")
+# A table whose last row is pure noise is treated as ending at this alpha^2: log-SNR has no row at
+# minus infinity.
+_LAST_ALPHA_BAR = 1e-10
+_MOST_ROWS = 100_000
+
+
+class Clock(abc.ABC):
+    """alpha and sigma on a network's own time, and the time of a noise ratio.
+
+    Attributes:
+        ratios: (smallest, largest) noise ratio on the path; infinity where it reaches pure noise.
+        whole: times are rounded to whole numbers before a network sees them.
+        smooth: the path has a velocity.
+    """
+
+    ratios: tuple[float, float]
+    whole = False
+    smooth = True
+
+    @abc.abstractmethod
+    def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at float64 times, shaped like `s`."""
+
+    @abc.abstractmethod
+    def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(d alpha / ds, d sigma / ds), shaped like `s`."""
+
+    @abc.abstractmethod
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        """The s with sigma(s) / alpha(s) = ratio, for float64 ratios within `ratios`."""
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What `parse_clock` builds this clock from again, apart from `data_at`: JSON with the key
+        "name"."""
+
+
+class PathClock(Clock):
+    """An interpolant with the network's data at s = 0 or at s = 1; an interpolant itself has its
+    data at 1."""
+
+    def __init__(self, interpolant: BaseInterpolant, data_at: int) -> None:
+        self.interpolant = interpolant
+        self.data_at = data_at
+        tau = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        low, high = (
+            interpolant.compute_sigma_t(tau)[0] / interpolant.compute_alpha_t(tau)[0]
+        ).tolist()
+        self.ratios = (low, high)
+
+    def _tau(self, s: Tensor) -> Tensor:
+        return s if self.data_at == 1 else 1.0 - s
+
+    def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        tau = self._tau(s)
+        return self.interpolant.compute_alpha_t(tau)[0], self.interpolant.compute_sigma_t(tau)[0]
+
+    def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        tau = self._tau(s)
+        sign = 1.0 if self.data_at == 1 else -1.0
+        return sign * self.interpolant.compute_alpha_t(tau)[
+            1
+        ], sign * self.interpolant.compute_sigma_t(tau)[1]
+
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        tau = self.interpolant.time_of_noise_ratio(ratio)
+        assert isinstance(tau, Tensor)  # a tensor in, a tensor out; this tells the type checker
+        return self._tau(tau)
+
+    def describe(self) -> dict[str, Any]:
+        match self.interpolant:
+            case LinearInterpolant():
+                return {"name": "linear"}
+            case CosineInterpolant():
+                return {"name": "cosine"}
+            case VariancePreservingInterpolant(sigma_min=low, sigma_max=high):
+                return {"name": "vp", "sigma_min": low, "sigma_max": high}
+            case _:
+                return {"name": "custom", "class": type(self.interpolant).__name__}
+
+
+class TableClock(Clock):
+    """A discrete DDPM schedule: abar_i = prod_{j <= i} (1 - beta_j), log-SNR linear between the
+    rows.
+
+    Args:
+        betas: shape (N,), N >= 2, each in (0, 1); the last may be 1 (pure noise, taken as alpha =
+            1e-5).
+        nearest: networks get the nearest whole row, as an integer, for those that look it up in a
+            table of N.
+    """
+
+    smooth = False
+
+    def __init__(self, betas: Tensor | Sequence[float], *, nearest: bool = False) -> None:
+        table = torch.as_tensor(betas, dtype=torch.float64).detach().to("cpu", copy=True)
+        if table.ndim != 1 or not 2 <= len(table) <= _MOST_ROWS:
+            raise ValueError(
+                f"expected betas of shape (N,) with 2 <= N <= {_MOST_ROWS}, got "
+                f"{tuple(table.shape)}"
+            )
+        inside = (table > 0) & (table < 1)
+        if not bool(inside[:-1].all()) or not 0 < table[-1] <= 1:
+            row = int((~inside).nonzero()[0])
+            raise ValueError(
+                f"expected every beta in (0, 1), got {table[row]:g} in row {row}; alphas_cumprod "
+                "is not betas: betas = 1 - abar[1:] / abar[:-1], after beta_0 = 1 - abar[0]"
+            )
+        self.betas = table
+        self.whole = bool(nearest)
+        log_abar = torch.log1p(-table).cumsum(0)
+        if torch.isinf(log_abar[-1]):
+            log_abar[-1] = min(math.log(_LAST_ALPHA_BAR), float(log_abar[-2]) - 1.0)
+        # Minus the log-SNR, 2 log(sigma / alpha): increasing, with 1 - abar taken without
+        # cancellation near the data.
+        self._tables = {torch.device("cpu"): torch.log(-torch.expm1(log_abar)) - log_abar}
+        ends = self._tables[torch.device("cpu")][[0, -1]]
+        self.ratios = (math.exp(ends[0] / 2), math.exp(ends[1] / 2))
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._tables:
+            self._tables[device] = self._tables[torch.device("cpu")].to(device, wide_dtype(device))
+        return self._tables[device]
+
+    def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        table = self._table(s.device)
+        row = s.clamp(0.0, len(table) - 1.0)
+        low = row.floor().long().clamp(max=len(table) - 2)
+        level = torch.lerp(table[low], table[low + 1], row - low)
+        return torch.sigmoid(-level).sqrt(), torch.sigmoid(level).sqrt()
+
+    def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        raise TypeError("a table of betas has no velocity: its path has corners")
+
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        table = self._table(ratio.device)
+        level = (2.0 * ratio.log()).clamp(table[0], table[-1])
+        high = torch.searchsorted(table, level).clamp(1, len(table) - 1)
+        start = table[high - 1]
+        end = table[high]
+        # A beta too small for float64 makes two rows equal.
+        return (high - 1) + (
+            (level - start) / (end - start).clamp(min=torch.finfo(table.dtype).tiny)
+        ).clamp(0.0, 1.0)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "betas", "betas": self.betas.tolist(), "nearest": self.whole}
+
+
+class SigmaClock(Clock):
+    """EDM's clock: x = x0 + sigma eps, and the network is told sigma. Scalings of its input are the
+    network's own."""
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, "
+                f"sigma_max={sigma_max}"
+            )
+        self.sigma_min = float(sigma_min)
+        self.sigma_max = float(sigma_max)
+        self.ratios = (self.sigma_min, self.sigma_max)
+
+    def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(s), s
+
+    def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(s), torch.ones_like(s)
+
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        return ratio
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "edm", "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+
+
+def beta_table(
+    schedule: str, rows: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> Tensor:
+    """The betas (rows,) of a DDPM schedule, float64.
+
+    | schedule       | beta_i                                                                          |
+    |----------------|---------------------------------------------------------------------------------|
+    | linear         | linspace(beta_start, beta_end)                                                  |
+    | scaled_linear  | linspace(sqrt(beta_start), sqrt(beta_end))^2                                    |
+    | squared_cosine | min(1 - f((i + 1) / N) / f(i / N), .999), f(u) = cos^2(pi/2 (u + .008) /
+    1.008) |
+
+    Raises:
+        ValueError: an unknown schedule, fewer than 2 rows, betas outside (0, 1).
+    """
+    check_choice("schedule", schedule, BETA_SCHEDULES)
+    if check_count("rows", rows) < 2 or rows > _MOST_ROWS:
+        raise ValueError(f"expected rows in 2..{_MOST_ROWS}, got {rows}")
+    if schedule == "squared_cosine":
+        level = (
+            torch.cos(
+                math.pi / 2 * (torch.arange(rows + 1, dtype=torch.float64) / rows + 0.008) / 1.008
+            )
+            ** 2
+        )
+        return (1.0 - level[1:] / level[:-1]).clamp(max=0.999)
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError(
+            f"expected 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
+        )
+    power = 2.0 if schedule == "scaled_linear" else 1.0
+    return (
+        torch.linspace(
+            beta_start ** (1 / power), beta_end ** (1 / power), rows, dtype=torch.float64
+        )
+        ** power
+    )
+
+
+def _table_clock(
+    betas: Any = None, schedule: str | None = None, nearest: bool = False, **arguments: Any
+) -> TableClock:
+    if (betas is None) == (schedule is None):
+        raise ValueError("expected betas (a list of numbers) or schedule, one of the two")
+    if not isinstance(nearest, bool):
+        raise ValueError(f"expected nearest: true or false, got {nearest!r}")
+    if schedule == "squared_cosine" and arguments.keys() & {"beta_start", "beta_end"}:
+        raise ValueError(
+            "expected no beta_start and beta_end for the schedule squared_cosine, which has its own"
+        )
+    if schedule is not None:
+        betas = beta_table(schedule, **arguments)
+    elif arguments:
+        raise ValueError(
+            f"expected no {sorted(arguments)[0]} beside betas, got "
+            f"{arguments[sorted(arguments)[0]]!r}"
+        )
+    return TableClock(betas, nearest=nearest)
+
+
+def parse_clock(path: object, data_at: int = 0) -> Clock:
+    """The clock that a path means.
+
+    Args:
+        path: "linear", "cosine", "vp" or "edm"; an interpolant; betas (N,) as a Tensor or list; or
+            a mapping with the path's `name` and arguments: `sigma_min`, `sigma_max` of "vp" and
+            "edm"; of "betas" either `betas` or `schedule` (of `BETA_SCHEDULES`) with `rows`,
+            `beta_start`, `beta_end`; and `nearest`.
+        data_at: the end of the network's clock where the data are, 0 or 1; 0 for "edm" and betas,
+            which count noise.
+
+    Raises:
+        ValueError: an unknown name, arguments that the path doesn't have or refuses, `data_at` not
+            0 or 1.
+        TypeError: anything else as a path.
+    """
+    if isinstance(data_at, bool) or data_at not in (0, 1):
+        raise ValueError(f"expected data_at to be 0 or 1, got {data_at!r}")
+    if isinstance(path, Tensor | list | tuple):
+        path = {"name": "betas", "betas": path}
+    if isinstance(path, str):
+        path = {"name": path}
+    if isinstance(path, Clock):
+        return path
+    if isinstance(path, BaseInterpolant):
+        return PathClock(path, data_at)
+    if not isinstance(path, Mapping):
+        raise TypeError(
+            f"expected path as one of {', '.join(PATHS)}, an interpolant, betas or a mapping with "
+            f"a name, got {type(path).__name__}"
+        )
+    arguments: dict[str, Any] = dict(path)
+    name = str(arguments.pop("name", None))
+    check_choice("path", name, PATHS)
+    if name in ("edm", "betas") and data_at != 0:
+        raise ValueError(
+            f"expected data_at=0 for the path {name!r}, which counts from the data, got {data_at}"
+        )
+    builders: dict[str, Callable[..., Any]] = {
+        "linear": LinearInterpolant,
+        "cosine": CosineInterpolant,
+        "vp": VariancePreservingInterpolant,
+        "edm": SigmaClock,
+        "betas": _table_clock,
+    }
+    try:
+        built = builders[name](**arguments)
+    except (TypeError, OverflowError) as error:
+        known = {"vp": "sigma_min, sigma_max", "edm": "sigma_min, sigma_max"}.get(name, "none")
+        known = "betas, schedule, rows, beta_start, beta_end, nearest" if name == "betas" else known
+        raise ValueError(
+            f"expected arguments of the path {name!r} among: {known}; got {arguments}"
+        ) from error
+    return PathClock(built, data_at) if isinstance(built, BaseInterpolant) else built

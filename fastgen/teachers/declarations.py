@@ -1,0 +1,197 @@
+"""Whether a teacher is what it was declared to be: its denoising error on the data, against that of
+other declarations.
+
+A network trained on the data finds x0 in x_t better than the mean of the data does, at every t:
+
+    error(t) = E |x0_hat(x_t, t) - x0|^2 / E |x0 - mean|^2,    1 for the mean.
+
+Declared wrongly, it is asked at other times or its answer is read as something else, and the error
+shows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._core.conditions import cond_to, take_rows
+from .._core.files import brief
+from .._core.modules import evaluating
+from .._core.seeds import generator_for
+from .._core.tensors import wide_dtype
+from ..flow_matching import add_noise
+from ..networks import Cond, network_dtype, teacher_x0
+from .clocks import parse_clock
+from .conversion import PREDICTIONS, RectifiedFlow, as_rectified_flow
+
+__all__ = ["TIMES", "best_declaration", "denoising_errors", "judge_declaration"]
+
+TIMES = (0.2, 0.5, 0.8)
+_ROWS = 128
+# Of large samples fewer rows say as much: each is an average over its own numbers.
+_MOST_NUMBERS = 2**20
+_LEAST_ROWS = 8
+# At large t little of x0 is left to be seen, and an honest error on so few rows can come out a
+# little above 1.
+_CLEARLY_WORSE = 1.1
+# Another declaration is worth a word when it leaves less than this share of the error. Errors are
+# taken together by their geometric mean: what is hard to see at a large t must not drown what is
+# plain at a small one.
+_CLEARLY_BETTER = 0.5
+
+
+def denoising_errors(
+    teacher: nn.Module,
+    x0: Tensor,
+    cond: Cond,
+    *,
+    pred_type: str = "flow",
+    times: tuple[float, ...] = TIMES,
+) -> list[float]:
+    """error(t) of `teacher` at each of `times`, on up to 128 rows of the data; infinity where it
+    isn't finite.
+
+    Args:
+        teacher: called `teacher(x_t, t, cond)` in RF time.
+        x0, cond: the data as networks see them, (N, ...).
+        pred_type: what the teacher predicts.
+    """
+    parameter = next(teacher.parameters(), x0)
+    x0, eps, cond = _probe(x0, cond, parameter)
+    variance = (x0 - x0.mean(0)).square().mean().clamp(min=1e-12)
+    # What lies outside its own range a teacher need not know.
+    low = float(getattr(teacher, "t_min", 0.0))
+    high = float(getattr(teacher, "t_max", 1.0))
+    errors = []
+    with torch.no_grad(), evaluating(teacher):
+        for t in (min(max(t, low), high) for t in times):
+            x_t = add_noise(x0, eps, t)
+            times_t = torch.full((len(x_t),), t, dtype=wide_dtype(x_t.device), device=x_t.device)
+            x0_hat = teacher_x0(teacher, x_t, times_t, cond, pred_type=pred_type)
+            error = float((x0_hat - x0).square().mean() / variance)
+            errors.append(error if math.isfinite(error) else math.inf)
+    return errors
+
+
+def best_declaration(
+    network: nn.Module, x0: Tensor, cond: Cond, declared: dict[str, Any]
+) -> tuple[dict[str, Any], list[float]]:
+    """The declaration under which a bare network denoises best, and its errors; `declared` is among
+    those tried.
+
+    Every prediction is read out of the same call, so a path, a clock and a time cost one call each.
+    """
+    best: tuple[dict[str, Any], list[float]] = (declared, [math.inf])
+    for clock in _clocks(declared):
+        answers = _Remembered(network)
+        try:
+            smooth = parse_clock(clock["path"], clock["data_at"]).smooth
+            for prediction in (p for p in PREDICTIONS if smooth or p != "velocity"):
+                declaration = {**clock, "prediction": prediction}
+                teacher = as_rectified_flow(answers, **declaration)
+                errors = denoising_errors(teacher, x0.to(answers.like), cond)
+                if _typical(errors) < _typical(best[1]):
+                    best = (declaration, errors)
+        except Exception:
+            continue  # a clock that the network can't be called with, whatever it says, isn't its own
+    return best
+
+
+def judge_declaration(
+    teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: str, search: bool
+) -> list[str]:
+    """Lines that say how well the teacher denoises the data, the last ones warnings.
+
+    Args:
+        teacher: as it will be distilled, converted or not.
+        search: also try other declarations, some tens of calls with 128 rows.
+    """
+    errors = denoising_errors(teacher, x0, cond, pred_type=pred_type)
+    shown = ", ".join(f"{error:.3g}" for error in errors)
+    lines = [
+        f"denoising error of the teacher at t = {', '.join(map(str, TIMES))}: {shown} (the data's "
+        "mean: 1)"
+    ]
+    if max(errors) > _CLEARLY_WORSE:
+        lines.append(
+            "warning: the teacher denoises these data worse than their mean does: are they its "
+            "training data, in its units (data.normalize), and is it declared as it was trained "
+            "(teacher.path, prediction, data_at, time_scale)?"
+        )
+    if search:
+        bare = teacher.network if isinstance(teacher, RectifiedFlow) else teacher
+        plain = {"path": "linear", "prediction": pred_type, "data_at": 0, "time_scale": 1.0}
+        declared = teacher.describe() if isinstance(teacher, RectifiedFlow) else plain
+        found, least = best_declaration(bare, x0, cond, declared)
+        if _typical(least) < _CLEARLY_BETTER * _typical(errors) and found != declared:
+            said = ", ".join(
+                f"{key}={_spelt(value)}" for key, value in found.items() if value != declared[key]
+            )
+            lines.append(
+                f"warning: declared with {said} the teacher would denoise them better: "
+                + ", ".join(f"{error:.3g}" for error in least)
+            )
+    return lines
+
+
+def _typical(errors: list[float]) -> float:
+    """Geometric mean; of anything infinite a number that is merely enormous, so that shares of it
+    can be taken."""
+    return math.exp(sum(math.log(min(max(error, 1e-9), 1e12)) for error in errors) / len(errors))
+
+
+def _clocks(declared: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Paths with their clocks: what was declared, then what is common."""
+    yield {key: declared[key] for key in ("path", "data_at", "time_scale")}
+    for path in ({"name": "linear"}, {"name": "cosine"}, {"name": "vp"}):
+        for data_at in (0, 1):
+            for time_scale in (1.0, 1000.0):
+                yield {"path": path, "data_at": data_at, "time_scale": time_scale}
+    yield {"path": {"name": "edm"}, "data_at": 0, "time_scale": 1.0}
+    yield {
+        "path": {"name": "betas", "schedule": "squared_cosine", "rows": 100},
+        "data_at": 0,
+        "time_scale": 1.0,
+    }
+    for schedule in ("linear", "scaled_linear", "squared_cosine"):
+        ends = {"beta_start": 0.00085, "beta_end": 0.012} if schedule == "scaled_linear" else {}
+        for nearest in (False, True):
+            path = {"name": "betas", "schedule": schedule, **ends, "nearest": nearest}
+            yield {"path": path, "data_at": 0, "time_scale": 1.0}
+
+
+def _spelt(value: Any) -> str:
+    """As a user writes it in YAML: a path without arguments is its name."""
+    if isinstance(value, dict):
+        return value["name"] if len(value) == 1 else brief(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class _Remembered:
+    """A network that answers a call it has had before without making it again."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.like = next(network.parameters(), torch.empty(0))
+        self.calls: dict[tuple[float, float], Tensor] = {}
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        key = (float(t[0]), float(x.double().sum()))
+        if key not in self.calls:
+            with evaluating(self.network):
+                self.calls[key] = self.network(x.to(network_dtype(self.network, x.dtype)), t, cond)
+        return self.calls[key]
+
+
+def _probe(x0: Tensor, cond: Cond, like: Tensor) -> tuple[Tensor, Tensor, Cond]:
+    """Up to 128 rows (fewer of large samples) spread over the data with noise of a fixed seed,
+    where `like` is."""
+    most = max(_LEAST_ROWS, min(_ROWS, _MOST_NUMBERS // x0[0].numel()))
+    rows = torch.linspace(0, len(x0) - 1, min(most, len(x0))).round().long()
+    x0, cond = (cond_to(take_rows(part, rows), like.device, like.dtype) for part in (x0, cond))
+    eps = torch.randn(x0.shape, generator=generator_for(0, "declaration")).to(x0)
+    return x0, eps, cond

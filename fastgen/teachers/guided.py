@@ -1,0 +1,73 @@
+"""A teacher that guides itself."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .._core.conditions import cond_to, map_tensors
+from .._core.tensors import at_hand
+from ..flow_matching import convert_prediction
+from ..guidance import Guidance, guide_x0
+from ..networks import DECLARED, Cond, NetworkWrapper, network_dtype, teacher_x0
+
+__all__ = ["GuidedNetwork"]
+
+
+class GuidedNetwork(NetworkWrapper):
+    """A teacher that guides itself: called `net(x_t, t, cond)`, it answers what `network` predicts
+    when guided.
+
+    For recipes, where everything that asks the teacher (pairs, scores, pictures, DMD) must ask the
+    guided one.
+
+    Args:
+        network: called `network(x_t, t, cond)`, predicts `pred_type`.
+        guidance: scale, interval and rescaling.
+        null_cond: what to guide away from: like a condition, of one row or of as many rows as are
+            asked for.
+        pred_type: "flow", "x0" or "eps".
+    """
+
+    def __init__(
+        self, network: nn.Module, guidance: Guidance, null_cond: Cond, *, pred_type: str = "flow"
+    ) -> None:
+        super().__init__(network)
+        self.guidance = guidance
+        self.null_cond = null_cond
+        self.pred_type = pred_type
+        for name in (*DECLARED, "call_dtype"):
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
+
+    def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The guided x0 (B, ...), in the dtype of `x_t`."""
+        plain = teacher_x0(self.network, x_t, t, cond, pred_type=self.pred_type)
+        if not self._guides(t):
+            return plain
+        null = teacher_x0(self.network, x_t, t, self._null(x_t), pred_type=self.pred_type)
+        return guide_x0(plain, null, t, self.guidance)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+        """The guided prediction (B, ...) in `pred_type`."""
+        if not self._guides(t):
+            return self.network(x_t, t, cond)
+        if not self.guidance.rescale:
+            # Guidance is linear: predictions of any kind are guided as x0 is, without the rounding
+            # of a way there.
+            return guide_x0(
+                self.network(x_t, t, cond), self.network(x_t, t, self._null(x_t)), t, self.guidance
+            )
+        return convert_prediction(self.predict_x0(x_t, t, cond), x_t, t, "x0", self.pred_type)
+
+    def _guides(self, t: Tensor) -> bool:
+        """Whether the null condition may be needed; on a GPU always, rather than waiting for it to
+        read times."""
+        lo, hi = self.guidance.interval
+        return self.guidance.scale != 1.0 and (
+            not at_hand(t) or bool(((t >= lo) & (t <= hi)).any())
+        )
+
+    def _null(self, x_t: Tensor) -> Cond:
+        """The null condition, a row for each sample."""
+        null = cond_to(self.null_cond, x_t.device, network_dtype(self.network, x_t.dtype))
+        return map_tensors(lambda value: value.expand(len(x_t), *value.shape[1:]), null)

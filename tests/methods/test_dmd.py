@@ -1,0 +1,556 @@
+"""The method: gradients reach what they are meant for, training inputs are the sampler's, data are
+the fixed point."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgen._core.seeds import generator_for
+from fastgen.config import DMDConfig
+from fastgen.dmd import DMDPipeline, RungConditioned, create_fake_score
+from fastgen.flow_matching import add_noise, pred_x0_from_flow, sample_timesteps
+from fastgen.guidance import classifier_free_guidance
+from fastgen.losses import vsd_loss
+from fastgen.samplers import sample_student
+from support.exact import GaussianTeacher, normal
+
+T_LIST = (0.999, 0.75, 0.5, 0.25, 0.0)
+NOISE, X0, COND = normal(6, 3), normal(6, 3, seed=1), normal(6, 3, seed=2)
+
+
+class Net(nn.Module):
+    """A float64 MLP on [x_t, t, cond]; `hidden` are its features."""
+
+    def __init__(self, seed: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.first, self.last, self.dropout = (
+            nn.Linear(7, 16),
+            nn.Linear(16, 3),
+            nn.Dropout(dropout),
+        )
+        generator = generator_for(seed)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(0.4 * torch.randn(p.shape, generator=generator))
+        self.double()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def hidden(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        self.seen.append((x_t.detach(), t.detach()))
+        return self.dropout(torch.tanh(self.first(torch.cat([x_t, t[:, None], cond], 1))))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return self.last(self.hidden(x_t, t, cond))
+
+
+class Heads(nn.Module):
+    """A discriminator with two heads on one feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 2).double()
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(normal(*p.shape, seed=4))
+
+    def forward(self, features: list[Tensor], t: Tensor, cond: Tensor) -> Tensor:
+        return self.linear(features[0]) + t[:, None]
+
+
+def build(
+    *, gan: bool = False, rank: int = 0, world_size: int = 1, dropout: float = 0.0, **changes
+) -> DMDPipeline:
+    config = DMDConfig(**{"fake_score_rung_conditioned": False, **changes})
+    student, teacher, fake = (Net(seed, dropout=dropout) for seed in (1, 2, 3))
+    extra = (
+        {"discriminator": Heads(), "features": lambda x, t, c: [teacher.hidden(x, t, c)]}
+        if gan
+        else {}
+    )
+    return DMDPipeline(student, teacher, fake, config, rank=rank, world_size=world_size, **extra)
+
+
+def networks(pipeline: DMDPipeline) -> dict[str, nn.Module]:
+    nets = {
+        "student": pipeline.student,
+        "teacher": pipeline.teacher,
+        "fake_score": pipeline.fake_score,
+    }
+    return nets | (
+        {"discriminator": pipeline.discriminator} if pipeline.discriminator is not None else {}
+    )
+
+
+# ---- Routing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backward_simulation", [True, False])
+@pytest.mark.parametrize("student_sample_type", ["ode", "sde"])
+@pytest.mark.parametrize("loss", ["student", "fake_score", "discriminator"])
+def test_gradients_reach_only_the_network_named(loss, student_sample_type, backward_simulation):
+    """Nothing is frozen by the caller: every parameter of every network asks for gradients."""
+    pipeline = build(
+        gan=True,
+        t_list=T_LIST,
+        student_sample_type=student_sample_type,
+        backward_simulation=backward_simulation,
+        gan_loss_weight_gen=0.1,
+        gan_r1_reg_weight=1.0,
+    )
+    compute = getattr(pipeline, f"compute_{loss}_loss")
+    compute(X0, NOISE, COND, generator=generator_for(0))["total"].backward()
+    for name, net in networks(pipeline).items():
+        gradients = [p.grad for p in net.parameters()]
+        if name == loss:
+            assert all(
+                g is not None and torch.isfinite(g).all() and g.abs().sum() > 0 for g in gradients
+            )
+        else:
+            assert all(g is None for g in gradients), name
+        assert all(p.requires_grad for p in net.parameters()), name
+
+
+def test_the_gan_term_reaches_the_student_through_both_networks():
+    """Only the GAN term is kept, so what arrives came through discriminator and teacher
+    features."""
+    pipeline = build(gan=True, gan_loss_weight_gen=0.1)
+    losses = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))
+    torch.testing.assert_close(losses["total"], losses["vsd"] + 0.1 * losses["gan_gen"])
+    losses["gan_gen"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in pipeline.student.parameters())
+    assert all(p.grad is None for p in pipeline.teacher.parameters())
+
+
+def test_losses_are_named_as_promised():
+    plain, gan = build(), build(gan=True, gan_r1_reg_weight=1.0)
+    draw = {"generator": generator_for(0)}
+    assert set(plain.compute_student_loss(X0, NOISE, COND, **draw)) == {"vsd", "total"}
+    assert set(plain.compute_fake_score_loss(X0, NOISE, COND, **draw)) == {"fake_score", "total"}
+    assert set(gan.compute_student_loss(X0, NOISE, COND, **draw)) == {"vsd", "gan_gen", "total"}
+    assert set(gan.compute_discriminator_loss(X0, NOISE, COND, **draw)) == {
+        "gan_disc",
+        "r1",
+        "total",
+    }
+
+
+# ---- Formulas ------------------------------------------------------------------------------------
+
+
+def student_x0(pipeline: DMDPipeline, x_t: Tensor, t: float) -> Tensor:
+    times = torch.full((len(x_t),), t, dtype=torch.float64)
+    return pred_x0_from_flow(pipeline.student(x_t, times, COND), x_t, t)
+
+
+@pytest.mark.parametrize("guidance_scale", [None, 3.0])
+@pytest.mark.parametrize("vsd_norm", ["mean_abs", "rms"])
+def test_student_loss_is_the_formula(vsd_norm, guidance_scale):
+    pipeline = build(vsd_norm=vsd_norm, guidance_scale=guidance_scale)
+    negative = torch.zeros_like(COND)
+    loss = pipeline.compute_student_loss(
+        X0, NOISE, COND, negative_cond=negative, generator=generator_for(0)
+    )["vsd"]
+
+    generator = generator_for(0)
+    t = sample_timesteps(6, pipeline.config.vsd_t, device="cpu", generator=generator)
+    eps = torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    x = student_x0(pipeline, 0.999 * NOISE, 0.999)
+    x_t = add_noise(x.detach(), eps, t)
+    teacher, unguided, fake = (
+        pred_x0_from_flow(net(x_t, t.double(), cond), x_t, t)
+        for net, cond in (
+            (pipeline.teacher, COND),
+            (pipeline.teacher, negative),
+            (pipeline.fake_score, COND),
+        )
+    )
+    if guidance_scale is not None:
+        teacher = classifier_free_guidance(teacher, unguided, guidance_scale)
+    expected = vsd_loss(x, teacher, fake, norm=vsd_norm)
+    torch.testing.assert_close(loss, expected)
+    weights = list(pipeline.student.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("space", ["flow", "x0", "eps"])
+def test_fake_score_loss_is_denoising_on_student_samples(space):
+    """In x0 space it is the flow loss times t^2, in eps space times (1 - t)^2."""
+    pipeline = build(fake_score_pred_type=space)
+    loss = pipeline.compute_fake_score_loss(X0, NOISE, COND, generator=generator_for(0))[
+        "fake_score"
+    ]
+    generator = generator_for(0)
+    t = sample_timesteps(
+        6, pipeline.config.fake_score_t, device="cpu", generator=generator
+    ).double()
+    eps = torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    x = student_x0(pipeline, 0.999 * NOISE, 0.999)
+    x_t = add_noise(x, eps, t)
+    weight = {"flow": torch.ones_like(t), "x0": t**2, "eps": (1 - t) ** 2}[space]
+    per_sample = (pipeline.fake_score(x_t, t, COND) - (eps - x)).square().mean(1)
+    torch.testing.assert_close(loss, (weight * per_sample).mean())
+
+
+def test_at_the_start_fake_score_and_teacher_agree_and_nothing_moves():
+    teacher = Net(2)
+    fake = create_fake_score(teacher.requires_grad_(False))
+    assert all(p.requires_grad for p in fake.parameters()) and not any(
+        p.requires_grad for p in teacher.parameters()
+    )
+    pipeline = DMDPipeline(Net(1), teacher, fake, DMDConfig())
+    loss = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))["total"]
+    loss.backward()
+    assert loss == 0 and all(not p.grad.any() for p in pipeline.student.parameters())
+
+
+def test_r1_perturbs_the_data_and_nothing_else():
+    pipeline = build(gan=True, gan_r1_reg_weight=3.0, gan_r1_reg_alpha=0.05)
+    losses = pipeline.compute_discriminator_loss(X0, NOISE, COND, generator=generator_for(0))
+    (_, _), (real, t_real), (perturbed, t_perturbed) = pipeline.teacher.seen
+    assert torch.equal(t_real, t_perturbed)
+    moved = (perturbed - real) / (1 - t_real[:, None])  # the same eps cancels, (1 - t) a n is left
+    generator = generator_for(0)
+    for _ in range(2):
+        sample_timesteps(6, pipeline.config.gan_t, device="cpu", generator=generator)
+        torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    n = torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(moved, 0.05 * n)
+    torch.testing.assert_close(
+        losses["total"], losses["gan_disc"] + 3.0 / (2 * 0.05**2) * losses["r1"]
+    )
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_real_and_generated_samples_can_share_time_and_noise(same):
+    pipeline = build(gan=True, gan_use_same_t_noise=same)
+    pipeline.compute_discriminator_loss(X0, NOISE, COND, generator=generator_for(0))
+    (fake, t_fake), (real, t_real) = pipeline.teacher.seen
+    assert torch.equal(t_fake, t_real) == same
+    if same:
+        x = student_x0(pipeline, 0.999 * NOISE, 0.999)
+        torch.testing.assert_close(real - fake, (1 - t_real[:, None]) * (X0 - x))
+
+
+def test_a_teacher_that_offers_x0_is_asked_for_it():
+    pipeline = build()
+    pipeline.teacher.predict_x0 = lambda x_t, t, cond: torch.full_like(x_t, 0.5)
+    generator = generator_for(0)
+    loss = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator)["vsd"]
+    t = sample_timesteps(
+        6, pipeline.config.vsd_t, device="cpu", generator=(generator := generator_for(0))
+    )
+    x = student_x0(pipeline, 0.999 * NOISE, 0.999)
+    x_t = add_noise(x, torch.randn(6, 3, dtype=torch.float64, generator=generator), t)
+    fake = pred_x0_from_flow(pipeline.fake_score(x_t, t.double(), COND), x_t, t)
+    torch.testing.assert_close(loss, vsd_loss(x, torch.full_like(x, 0.5), fake))
+
+
+# ---- Training inputs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("student_sample_type", ["ode", "sde"])
+def test_training_inputs_are_the_samplers_inputs(student_sample_type):
+    """At each rung the very tensor that sampling with the same draws feeds to the network there."""
+    pipeline, rungs = build(t_list=T_LIST, student_sample_type=student_sample_type), set()
+    for seed in range(16):
+        x_t, t, rung = pipeline.student_input(X0, NOISE, COND, generator=generator_for(seed))
+        generator = generator_for(seed)
+        torch.randint(4, (1,), generator=generator)  # the rung is drawn first
+        xs, ts = sample_student(
+            pipeline.student,
+            NOISE,
+            T_LIST,
+            COND,
+            sample_type=student_sample_type,
+            generator=generator,
+            return_all_steps=True,
+        )
+        assert torch.equal(x_t, xs[:, rung]) and t == ts[rung] and not x_t.requires_grad
+        rungs.add(rung)
+    assert rungs == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("student_sample_type", ["ode", "sde"])
+def test_inputs_at_a_rung_have_the_samplers_law(student_sample_type):
+    """Moments over many samples, with independent draws for training and sampling."""
+    n = 20_000
+    teacher = GaussianTeacher()
+    config = DMDConfig(
+        t_list=T_LIST, student_sample_type=student_sample_type, fake_score_rung_conditioned=False
+    )
+    pipeline = DMDPipeline(teacher, teacher, teacher, config)
+    xs, _ = sample_student(
+        teacher,
+        normal(n, 1, seed=10),
+        T_LIST,
+        sample_type=student_sample_type,
+        generator=generator_for(11),
+        return_all_steps=True,
+    )
+    for seed in range(8):
+        x_t, _, rung = pipeline.student_input(
+            None, normal(n, 1, seed=20 + seed), generator=generator_for(seed)
+        )
+        # Four standard deviations of the difference of two means (of deviations about 1 at most) of
+        # 20000 samples.
+        assert (
+            abs(x_t.mean() - xs[:, rung].mean()) < 0.04
+            and abs(x_t.std() - xs[:, rung].std()) < 0.03
+        )
+
+
+def test_noised_data_has_one_rung_per_sample_and_pure_noise_at_the_first():
+    pipeline = build(t_list=T_LIST, backward_simulation=False)
+    noise, x0 = normal(400, 3), normal(400, 3, seed=1)
+    x_t, t, rungs = pipeline.student_input(x0, noise, generator=generator_for(0))
+    assert isinstance(t, Tensor) and isinstance(rungs, Tensor)
+    assert set(rungs.tolist()) == {0, 1, 2, 3} and torch.equal(
+        t, torch.tensor(T_LIST, dtype=torch.float64)[rungs]
+    )
+    first = rungs == 0
+    torch.testing.assert_close(x_t[first], 0.999 * noise[first])
+    torch.testing.assert_close(x_t[~first], add_noise(x0, noise, t)[~first])
+    with pytest.raises(ValueError, match="expected x0 for backward_simulation=False"):
+        pipeline.student_input(None, noise)
+
+
+def test_data_are_not_needed_with_backward_simulation():
+    pipeline = build(t_list=T_LIST)
+    for compute in (pipeline.compute_student_loss, pipeline.compute_fake_score_loss):
+        without = compute(None, NOISE, COND, generator=generator_for(0))["total"]
+        assert torch.equal(without, compute(X0, NOISE, COND, generator=generator_for(0))["total"])
+
+
+def test_nothing_is_generated_with_dropout():
+    pipeline = build(dropout=0.5)
+    for net in networks(pipeline).values():
+        net.train()
+    a, b = (
+        pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(0))["total"]
+        for _ in range(2)
+    )
+    assert torch.equal(a, b)
+    # Its own loss is the fake score's training: there it has the mode the caller gave it.
+    assert pipeline.fake_score.training and pipeline.teacher.training
+    a, b = (
+        pipeline.compute_fake_score_loss(X0, NOISE, COND, generator=generator_for(0))["total"]
+        for _ in range(2)
+    )
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("loss", ["student", "fake_score", "discriminator"])
+@pytest.mark.parametrize("backward_simulation", [True, False])
+def test_processes_share_the_draws_of_the_global_batch(loss, backward_simulation):
+    """Two half batches average to the whole batch, with generators in the same state."""
+    settings = {
+        "t_list": T_LIST,
+        "student_sample_type": "sde",
+        "backward_simulation": backward_simulation,
+        "gan_r1_reg_weight": 1.0,
+    }
+
+    def total(part: slice, rank: int, world_size: int) -> Tensor:
+        pipeline = build(gan=True, rank=rank, world_size=world_size, **settings)
+        compute = getattr(pipeline, f"compute_{loss}_loss")
+        return compute(X0[part], NOISE[part], COND[part], generator=generator_for(0))["total"]
+
+    whole = total(slice(0, 6), 0, 1)
+    halves = [total(slice(3 * r, 3 * r + 3), r, 2) for r in range(2)]
+    torch.testing.assert_close(sum(halves) / 2, whole)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A group of one process: wrappers behave as among many, without the minutes of starting
+    them."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def all_gradients(pipeline: DMDPipeline, wrapped: bool) -> dict[str, Tensor]:
+    """Gradients of the losses in turn, twice: a wrapper that waits for gradients complains in the
+    second pass."""
+    bare = {name: net for name, net in networks(pipeline).items() if name != "teacher"}
+    for name, net in bare.items() if wrapped else ():
+        setattr(pipeline, name, nn.parallel.DistributedDataParallel(net))
+    for turn in range(2):
+        for name in bare:
+            compute = getattr(pipeline, f"compute_{name}_loss")
+            compute(X0, NOISE, COND, generator=generator_for(turn))["total"].backward()
+    return {
+        f"{name}.{key}": p.grad for name, net in bare.items() for key, p in net.named_parameters()
+    }
+
+
+def test_wrapped_networks_get_the_gradients_of_bare_ones(process_group):
+    settings = {"t_list": T_LIST, "gan_loss_weight_gen": 0.1, "gan_r1_reg_weight": 1.0}
+    bare, wrapped = (all_gradients(build(gan=True, **settings), flag) for flag in (False, True))
+    assert bare.keys() == wrapped.keys()
+    for name, gradient in wrapped.items():
+        torch.testing.assert_close(gradient, bare[name])
+
+
+def test_all_processes_take_the_rung_of_the_first(process_group, monkeypatch):
+    pipeline, sent = build(t_list=T_LIST), []
+
+    def broadcast(rung: Tensor, src: int) -> None:
+        sent.append(src)
+        rung.fill_(3)
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    assert [
+        pipeline.student_input(None, NOISE, COND, generator=generator_for(k))[2] for k in range(8)
+    ] == [3] * 8
+    assert sent == [0] * 8
+
+
+# ---- Rungs and the fake score --------------------------------------------------------------------
+
+
+def test_rung_zero_is_the_plain_network_and_others_differ():
+    net = Net(1)
+    conditioned, t = RungConditioned(net, 4), torch.rand(6, dtype=torch.float64)
+    plain = net(NOISE, t, COND)
+    assert torch.equal(conditioned(NOISE, t, COND), plain)
+    outputs = [conditioned(NOISE, t, COND, rung=rung) for rung in range(4)]
+    assert torch.equal(outputs[0], plain)
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(outputs, outputs[1:], strict=False))
+    mixed = conditioned(NOISE, t, COND, rung=torch.arange(6) % 4)
+    torch.testing.assert_close(mixed, torch.stack([outputs[row % 4][row] for row in range(6)]))
+    with pytest.raises(ValueError, match=r"expected rung in \[0, 4\), got 4"):
+        conditioned(NOISE, t, COND, rung=4)
+
+
+def test_rung_conditioning_refuses_networks_that_clamp_their_time():
+    net = Net(1)
+    net.t_max = 0.99
+    with pytest.raises(ValueError, match="clamps them to its own range"):
+        RungConditioned(net, 2)
+
+
+@pytest.mark.parametrize("backward_simulation", [True, False])
+@pytest.mark.parametrize("loss", ["student", "fake_score"])
+def test_the_fake_score_is_told_the_rung(loss, backward_simulation):
+    teacher = Net(2)
+    fake = create_fake_score(teacher, num_rungs=4)
+    assert isinstance(fake, RungConditioned)
+    pipeline = DMDPipeline(
+        Net(1), teacher, fake, DMDConfig(t_list=T_LIST, backward_simulation=backward_simulation)
+    )
+    getattr(pipeline, f"compute_{loss}_loss")(X0, NOISE, COND, generator=generator_for(2))
+    ((_, t),) = fake.network.seen
+    _, _, rung = pipeline.student_input(X0, NOISE, COND, generator=generator_for(2))
+    assert torch.equal(t.floor().long(), torch.as_tensor(rung).expand(6)) and t.max() > 1
+
+
+# ---- Refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "extra", "message"),
+    [
+        ({"gan_loss_weight_gen": 0.1}, {}, "expected discriminator= for gan_loss_weight_gen=0.1"),
+        ({}, {"rank": 2, "world_size": 2}, "expected 0 <= rank < world_size"),
+    ],
+)
+def test_bad_pipelines_are_refused(settings, extra, message):
+    with pytest.raises(ValueError, match=message):
+        DMDPipeline(Net(1), Net(2), Net(3), DMDConfig(**settings), **extra)
+
+
+def test_a_t_list_that_contradicts_student_steps_is_refused():
+    config = DMDConfig(t_list=T_LIST).model_copy(update={"student_steps": 2})
+    with pytest.raises(ValueError, match="expected student_steps=4 for t_list="):
+        DMDPipeline(Net(1), Net(2), Net(3), config)
+
+
+def test_bad_calls_are_refused():
+    with pytest.raises(ValueError, match="expected negative_cond with guidance_scale=2.0"):
+        build(guidance_scale=2.0).compute_student_loss(X0, NOISE, COND)
+    with pytest.raises(ValueError, match=r"expected x0 of shape \(6, 3\), got \(6, 2\)"):
+        build().compute_fake_score_loss(X0[:, :2], NOISE, COND)
+    with pytest.raises(ValueError, match="expected a pipeline with discriminator="):
+        build().compute_discriminator_loss(X0, NOISE, COND)
+
+
+# ---- The fixed point -----------------------------------------------------------------------------
+
+
+class TrainableGaussian(GaussianTeacher):
+    """The exact flow of N(mean, std^2) with trainable moments: a fake score that can be perfect."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        nn.Module.__init__(self)
+        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
+        self.log_std = nn.Parameter(torch.tensor(std, dtype=torch.float64).log())
+
+    @property
+    def std(self) -> Tensor:
+        return self.log_std.exp()
+
+
+class Affine(nn.Module):
+    """A one-step student x0 = a noise + b, spoken as a flow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+        self.b = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: None) -> Tensor:
+        t = t[:, None]
+        return (x_t - (self.a * x_t / t + self.b)) / t
+
+
+@pytest.mark.parametrize("vsd_norm", ["mean_abs", "rms"])
+def test_the_students_fixed_point_is_the_teachers_law(vsd_norm):
+    """From N(-0.5, 1.5^2), with a fake score that follows, to the teacher's N(0.7, 0.4^2)."""
+    teacher, student = GaussianTeacher(mean=0.7, std=0.4), Affine()
+    fake = TrainableGaussian(0.0, 1.0)
+    pipeline = DMDPipeline(student, teacher, fake, DMDConfig(vsd_norm=vsd_norm))
+    optimizers = {
+        "student": torch.optim.Adam(student.parameters(), lr=0.01, betas=(0.0, 0.99)),
+        "fake_score": torch.optim.Adam(fake.parameters(), lr=0.05, betas=(0.0, 0.99)),
+    }
+    for step in range(300):
+        for k, name in enumerate(["fake_score", "fake_score", "student"]):
+            compute = getattr(pipeline, f"compute_{name}_loss")
+            loss = compute(
+                None, normal(128, 2, seed=3 * step + k), generator=generator_for(step, k)
+            )["total"]
+            optimizers[name].zero_grad()
+            loss.backward()
+            optimizers[name].step()
+    assert student.b.item() == pytest.approx(0.7, abs=0.05)
+    assert abs(student.a.item()) == pytest.approx(0.4, abs=0.05)
+
+
+def test_the_pipeline_leaves_its_networks_as_they_are():
+    pipeline = build(gan=True)
+    before = {name: copy.deepcopy(net.state_dict()) for name, net in networks(pipeline).items()}
+    pipeline.compute_student_loss(X0, NOISE, COND)
+    pipeline.compute_fake_score_loss(X0, NOISE, COND)
+    pipeline.compute_discriminator_loss(X0, NOISE, COND)
+    for name, net in networks(pipeline).items():
+        assert all(torch.equal(value, before[name][key]) for key, value in net.state_dict().items())
+
+
+def test_a_rung_conditioned_fake_score_decays_what_its_network_decays():
+    from fastgen.models.transformer import CondTransformerRegressor
+
+    network = CondTransformerRegressor(2, 2, 3, 4, 1, 1, 2, 8)
+    groups, own = RungConditioned(network, 2).get_optim_groups(0.1), network.get_optim_groups(0.1)
+    assert [[id(p) for p in g["params"]] for g in groups] == [
+        [id(p) for p in g["params"]] for g in own
+    ]
+    (everything,) = RungConditioned(Net(1), 2).get_optim_groups(0.1)
+    assert len(everything["params"]) == len(list(Net(1).parameters()))

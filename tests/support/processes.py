@@ -1,0 +1,83 @@
+"""Runs of a toy with each of DMD's branches on, as a script for `torchrun` and for one process
+alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgen._core.processes import part
+from fastgen.config import DistillConfig
+from fastgen.data.trajectories import TrajectoryData
+from fastgen.distillation import distill
+from support.toy import ToyTask, ToyTeacher, with_everything
+
+# (dtype, micro-batches of a process)
+RUNS = [(torch.float32, 1), (torch.float32, 2), (torch.float64, 1), (torch.float64, 2)]
+# High enough to go somewhere in 20 updates, low enough that roundings don't grow; every gradient is
+# clipped.
+OPTIMIZER = {"lr": 1e-3, "warmup_steps": 0, "clip_grad_norm": 0.1}
+
+
+class WideData(TrajectoryData):
+    """Data that networks see in float64."""
+
+    def network_inputs(self) -> tuple[Tensor, Tensor]:
+        x0, cond = super().network_inputs()
+        return x0.double(), cond.double()
+
+
+def name(dtype: torch.dtype, accumulation: int) -> str:
+    return f"{str(dtype).removeprefix('torch.')}-{accumulation}"
+
+
+def config(run_dir: Path, accumulation: int, **changes) -> DistillConfig:
+    """20 updates of KD, 20 of DMD with its warm-up."""
+    train = {
+        "kd_steps": 20,
+        "steps": 16,
+        "batch_size": 16,
+        "keep_best": False,
+        "log_every": 1,
+        "checkpoint_every": 10,
+    }
+    optimizers = {
+        f"{who}_optimizer": OPTIMIZER for who in ("kd", "student", "fake_score", "discriminator")
+    }
+    cfg = with_everything(run_dir, gradient_accumulation_steps=accumulation, **train, **optimizers)
+    return cfg.model_copy(update=changes)
+
+
+class Idling(ToyTeacher):
+    """A part of it is never called, as an auxiliary head of somebody's teacher."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.idle = nn.Linear(3, 3)
+        nn.init.constant_(self.idle.weight, 0.5)
+        nn.init.constant_(self.idle.bias, 0.5)
+
+
+def run(folder: Path, dtype: torch.dtype, accumulation: int, **changes) -> Path:
+    """One run in `dtype`; noise is drawn in torch's default, which is `dtype` for the time
+    being."""
+    before, task = torch.get_default_dtype(), ToyTask()
+    if dtype == torch.float64:
+        data = task.train
+        task.train = WideData(data.X, data.Z, data.x_normalizer, data.z_normalizer, pack=data.pack)
+    torch.set_default_dtype(dtype)
+    try:
+        cfg = config(folder / name(dtype, accumulation), accumulation, **changes)
+        return distill(cfg, teacher=Idling().to(dtype), task=task)
+    finally:
+        torch.set_default_dtype(before)
+
+
+if __name__ == "__main__":
+    for each in RUNS:
+        run(Path(sys.argv[1]), *each)
+    part()

@@ -1,0 +1,393 @@
+"""The set-up: what it reads, what it would install where, and that README, CI and scripts say the
+same."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+# What a user's own environment may hold: torch and numpy as old or new as they like, and things of
+# no concern.
+THEIRS = {"torch": "2.6.0+cu118", "numpy": "2.3.1", "pydantic": "2.8.0", "some-project": "1"}
+
+
+def load(name: str, path: Path) -> ModuleType:
+    """A module from a file that isn't in a package."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+setup_env = load("setup_env", ROOT / "tools" / "setup_env.py")
+stand_in = load(
+    "wigner_d_stand_in", ROOT / "tools" / "lie_learn" / "lie_learn/representations/SO3/wigner_d.py"
+)
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARRAYS = setup_env.read_requirements(PYPROJECT)
+PIN_LINES = setup_env.read_pins(setup_env.CONSTRAINTS.read_text(encoding="utf-8"))
+PINS = [Requirement(line) for line in PIN_LINES]
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {setup_env.requirement_name(requirement) for requirement in requirements}
+
+
+def applies(requirement: Requirement, python: str) -> bool:
+    environment = {
+        **default_environment(),
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+    }
+    return requirement.marker is None or requirement.marker.evaluate(environment)
+
+
+# ---- Reading pyproject.toml and the constraints --------------------------------------------------
+
+
+def test_requirements_are_read_as_a_toml_parser_reads_them():
+    tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11")
+    project = tomllib.loads(PYPROJECT)["project"]
+    groups = {"dependencies": project["dependencies"], **project["optional-dependencies"]}
+    assert {name: ARRAYS[name] for name in groups} == groups
+
+
+def test_the_reader_takes_arrays_of_one_requirement_a_line():
+    text = (
+        """build = ["a"]\nx = [\n    "b>=1; python_version < '3.13'",\n    "c[d]",\n]\ny = [\n]\n"""
+    )
+    assert setup_env.read_requirements(text) == {
+        "x": ["b>=1; python_version < '3.13'", "c[d]"],
+        "y": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("requirement", "name"),
+    [
+        ("numpy>=1.24,<2; python_version < '3.13'", "numpy"),
+        ("pyright[nodejs]>=1.1.400", "pyright"),
+        ("PyYAML", "pyyaml"),
+        ("  typing_extensions==4.16.0", "typing-extensions"),
+        ("ruamel.yaml.clib ~= 0.2", "ruamel-yaml-clib"),
+        ("a--b__c.d==1", "a-b-c-d"),
+    ],
+)
+def test_a_requirement_is_known_by_its_canonical_name(requirement, name):
+    assert setup_env.requirement_name(requirement) == name
+    assert setup_env.canonical(name) == name
+
+
+@pytest.mark.parametrize("requirement", ["", ">=1", "; python_version < '3'", "-e ."])
+def test_what_names_nothing_is_refused(requirement):
+    with pytest.raises(setup_env.SetupError, match="expected a requirement"):
+        setup_env.requirement_name(requirement)
+
+
+def test_pins_are_the_lines_that_are_no_comments():
+    assert setup_env.read_pins("# a\n\nb==1\n  c==2; x  \n#d==3\n") == ["b==1", "c==2; x"]
+
+
+def test_every_pin_is_one_version_of_one_package_for_each_python():
+    for python in PYTHONS:
+        valid = [pin for pin in PINS if applies(pin, python)]
+        assert len({pin.name.lower() for pin in valid}) == len(valid)
+        assert all([clause.operator for clause in pin.specifier] == ["=="] for pin in valid)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_the_set_up_installs_is_pinned_within_its_range(python):
+    asked = [line for group in ("dependencies", "viz", "dev") for line in ARRAYS[group]]
+    asked += [*setup_env.ESCNN_NEEDS, setup_env.FLIGHTS]
+    for requirement in filter(lambda r: applies(r, python), map(Requirement, asked)):
+        name = setup_env.canonical(requirement.name)
+        pins = [
+            pin for pin in PINS if setup_env.canonical(pin.name) == name and applies(pin, python)
+        ]
+        assert len(pins) == 1, name
+        version = next(iter(pins[0].specifier)).version
+        assert requirement.specifier.contains(version), (
+            f"{name} {version} is not within {requirement.specifier}"
+        )
+
+
+def test_escnn_is_pinned_where_pip_alone_would_leave_it_out():
+    escnn = next(Requirement(line) for line in ARRAYS["dependencies"] if line.startswith("escnn"))
+    pin = next(pin for pin in PINS if pin.name == "escnn")
+    assert not applies(escnn, "3.13") and applies(pin, "3.13")
+    assert escnn.specifier.contains(next(iter(pin.specifier)).version)
+
+
+# ---- What would be installed ---------------------------------------------------------------------
+
+
+def test_our_own_environment_gets_every_dependency_but_escnn_which_comes_bare():
+    lines = setup_env.wanted(["dependencies", "viz", "dev"], {}, ours=True)
+    asked = names([line for group in ("dependencies", "viz", "dev") for line in ARRAYS[group]])
+    assert names(lines) == (asked - {"escnn"}) | set(setup_env.ESCNN_NEEDS)
+    # Whatever is there already, in .venv the pins decide.
+    assert setup_env.wanted(["dependencies"], THEIRS, ours=True) == setup_env.wanted(
+        ["dependencies"], {}, ours=True
+    )
+    assert setup_env.effective_pins(THEIRS, ours=True) == PIN_LINES
+
+
+@pytest.mark.parametrize("mine", [("torch", "numpy"), ("torch",), ("numpy",), ()])
+def test_a_users_own_torch_and_numpy_are_neither_asked_for_nor_moved(mine):
+    found = {
+        name: version
+        for name, version in THEIRS.items()
+        if name not in ("torch", "numpy") or name in mine
+    }
+    lines = setup_env.wanted(["dependencies", "viz"], found, ours=False)
+    pins = setup_env.effective_pins(found, ours=False)
+    for name in ("torch", "numpy"):
+        of_it = [pin for pin in pins if setup_env.requirement_name(pin) == name]
+        if name in mine:
+            # Frozen at the very version that is there, so that no dependency of another package can
+            # move it.
+            assert name not in names(lines) and of_it == [f"{name}=={THEIRS[name]}"]
+        else:
+            assert name in names(lines) and of_it == [
+                pin for pin in PIN_LINES if pin.startswith(f"{name}==")
+            ]
+
+
+def test_in_a_users_environment_only_what_is_missing_is_pinned():
+    pins = setup_env.effective_pins(THEIRS, ours=False)
+    assert names(pins) == (names(PIN_LINES) - set(THEIRS)) | {"torch", "numpy"}
+    # pydantic is there but must be within our range: pip is asked for the range, not for the pin.
+    assert "pydantic" in names(setup_env.wanted(["dependencies"], THEIRS, ours=False))
+
+
+# ---- Where ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path) -> Path:
+    """No active environment, and a checkout that isn't this one."""
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(setup_env, "ROOT", tmp_path / "checkout")
+    return tmp_path
+
+
+def environment(folder: Path) -> Path:
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").touch()
+    return folder
+
+
+def test_without_an_active_environment_it_is_dot_venv(nowhere):
+    chosen = setup_env.choose_environment()
+    assert chosen.ours and chosen.python == nowhere / "checkout" / ".venv" / "bin" / "python"
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_an_active_environment_is_used(nowhere, monkeypatch, variable):
+    monkeypatch.setenv(variable, str(environment(nowhere / "mine")))
+    chosen = setup_env.choose_environment()
+    assert not chosen.ours and chosen.prefix == nowhere / "mine"
+
+
+def test_condas_base_and_an_environment_that_is_gone_do_not_count(nowhere, monkeypatch, capsys):
+    monkeypatch.setenv("CONDA_PREFIX", str(environment(nowhere / "conda")))
+    monkeypatch.setenv("CONDA_DEFAULT_ENV", "base")
+    monkeypatch.setenv("VIRTUAL_ENV", str(nowhere / "deleted"))
+    assert setup_env.choose_environment().ours
+    assert "deleted is said to be active" in capsys.readouterr().out
+
+
+def test_dot_venv_stays_ours_when_it_is_the_active_one(nowhere, monkeypatch):
+    monkeypatch.setenv("VIRTUAL_ENV", str(environment(nowhere / "checkout" / ".venv")))
+    monkeypatch.setenv("CONDA_PREFIX", str(environment(nowhere / "conda")))
+    assert setup_env.choose_environment().ours
+
+
+def test_variables_that_would_lead_pip_elsewhere_are_not_passed_on(monkeypatch):
+    for name in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_USER"):
+        monkeypatch.setenv(name, "/elsewhere")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://example.org")  # the user's own settings are
+    passed = setup_env.child_environment()
+    assert not {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_USER"} & passed.keys()
+    assert passed["PIP_EXTRA_INDEX_URL"] == "https://example.org"
+
+
+# ---- The stand-in for lie_learn ------------------------------------------------------------------
+
+ANGLES = np.random.default_rng(0).uniform(-np.pi, np.pi, (6, 3))
+
+
+def rotation(degree: int, angles: np.ndarray) -> np.ndarray:
+    return stand_in.wigner_D_matrix(degree, *angles)
+
+
+def angles_of(matrix: np.ndarray) -> np.ndarray:
+    """ZYZ angles (alpha, beta, gamma) of a rotation matrix in the axes (x, y, z)."""
+    alpha, beta = np.arctan2(matrix[1, 2], matrix[0, 2]), np.arccos(np.clip(matrix[2, 2], -1, 1))
+    return np.array([alpha, beta, np.arctan2(matrix[2, 1], -matrix[2, 0])])
+
+
+def turned(alpha: float, beta: float, gamma: float) -> np.ndarray:
+    """The rotation matrix of ZYZ angles, from the definition."""
+
+    def z(angle: float) -> np.ndarray:
+        c, s = np.cos(angle), np.sin(angle)
+        return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+    c, s = np.cos(beta), np.sin(beta)
+    return z(alpha) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]) @ z(gamma)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3, 6])
+def test_the_stand_ins_matrices_are_orthogonal_irreps_of_rotations(degree):
+    for first, second in zip(ANGLES, ANGLES[::-1], strict=True):
+        a, b = rotation(degree, first), rotation(degree, second)
+        assert a.shape == (2 * degree + 1,) * 2 and a.dtype == np.float64
+        assert np.abs(a @ a.T - np.eye(len(a))).max() < 1e-12
+        product = rotation(degree, angles_of(turned(*first) @ turned(*second)))
+        assert np.abs(product - a @ b).max() < 1e-10
+        # Which irrep it is, up to a basis: its character, a function of the angle w of the rotation
+        # alone.
+        w = np.arccos(np.clip((np.trace(turned(*first)) - 1) / 2, -1, 1))
+        assert np.trace(a) == pytest.approx(np.sin((degree + 0.5) * w) / np.sin(w / 2), abs=1e-8)
+
+
+def test_degree_one_is_the_rotation_of_y_z_x():
+    for angles in ANGLES:
+        permuted = turned(*angles)[np.ix_([1, 2, 0], [1, 2, 0])]
+        assert np.abs(rotation(1, angles) - permuted).max() < 1e-12
+
+
+def test_the_stand_ins_values_are_those_of_lie_learn_itself():
+    # What is importable is the published package, or the stand-in where no wheel of it fits; both
+    # must agree.
+    from lie_learn.representations.SO3.wigner_d import wigner_D_matrix
+
+    for degree in range(7):
+        for angles in ANGLES:
+            # Called as escnn calls it.
+            published = wigner_D_matrix(degree, *angles, field="real")
+            assert np.abs(rotation(degree, angles) - published).max() < 1e-9
+
+
+def test_the_stand_in_refuses_what_it_does_not_have():
+    with pytest.raises(ValueError, match="real irreps only"):
+        stand_in.wigner_D_matrix(1, 0.1, 0.2, 0.3, field="complex")
+
+
+# ---- The commands --------------------------------------------------------------------------------
+
+
+def commands(text: str) -> list[str]:
+    """Lines of the shell blocks of a Markdown text."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        line.partition("  #")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip()
+    ]
+
+
+def script(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_readme_names_one_command_for_the_job_and_one_for_the_tests():
+    first, second = commands(README)[:2]
+    assert first == "tools/setup.sh && . .venv/bin/activate && accelerate launch recipes/distill.py"
+    assert second == "tools/check.sh"
+
+
+def test_every_script_that_the_readme_calls_exists_and_those_called_by_name_can_be_executed():
+    called = {
+        word
+        for line in commands(README)
+        for word in re.findall(r"(?:tools|recipes|\.ci)/[\w./-]+", line)
+    }
+    assert {"tools/setup.sh", "tools/check.sh", "recipes/distill.py"} <= called
+    assert all((ROOT / path).exists() for path in called)
+    assert all(
+        os.access(ROOT / path, os.X_OK)
+        for path in [*(p for p in called if p.endswith(".sh")), ".ci/run"]
+    )
+
+
+def test_ci_runs_the_readmes_test_command_to_the_letter():
+    command = re.findall(r'^test_command="(.*)"$', script(".ci/run"), re.MULTILINE)
+    assert command == [commands(README)[1]]
+    assert re.search(r"^exec \$test_command$", script(".ci/run"), re.MULTILINE)
+
+
+def test_what_the_checks_run_is_installed_for_developers():
+    modules = set(re.findall(r'"\$python" -m (\w+)', script("tools/check.sh")))
+    assert modules == {"ruff", "pyright", "pytest"} and modules <= names(ARRAYS["dev"])
+    assert ("--numprocesses" in script("tools/check.sh")) <= (
+        "pytest-xdist" in names(ARRAYS["dev"])
+    )
+
+
+def test_what_the_checks_ask_of_the_set_up_is_among_its_options():
+    asked = set(re.findall(r"tools/setup\.sh (--[\w-]+)", script("tools/check.sh")))
+    assert asked == {"--dev", "--which"}
+    text = set_up("--help").stdout
+    assert all(option in text for option in asked)
+
+
+def set_up(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """tools/setup.sh in no environment but what `variables` say, from a folder that isn't the
+    checkout."""
+    inherited = {
+        k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON")
+    }
+    return subprocess.run(
+        [str(ROOT / "tools" / "setup.sh"), *arguments],
+        env={**inherited, **variables},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_which_prints_the_environments_python_and_installs_nothing(tmp_path):
+    before = sorted(os.listdir(ROOT))
+    done = set_up("--which")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{ROOT}/.venv/bin/python\n", "")
+    mine = environment(tmp_path / "mine")
+    assert set_up("--which", VIRTUAL_ENV=str(mine)).stdout == f"{mine}/bin/python\n"
+    assert sorted(os.listdir(ROOT)) == before
+
+
+def test_help_explains_and_an_unknown_option_is_refused():
+    done = set_up("--help")
+    assert done.returncode == 0 and "tools/setup.sh --dev" in done.stdout and ".venv" in done.stdout
+    done = set_up("--devel")
+    assert done.returncode == 2 and "--devel" in done.stderr
+
+
+def test_a_python_that_is_missing_or_too_old_is_one_line(tmp_path):
+    old = tmp_path / "python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    for python, said in ((str(old), "Python 3.8.1"), (str(tmp_path / "none"), "none that runs")):
+        done = set_up("--which", PYTHON=python)
+        assert done.returncode == 1 and done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1
+        assert "needs Python 3.10 or newer" in done.stderr and said in done.stderr

@@ -1,0 +1,315 @@
+"""One process and many, one batch and its micro-batches: the same losses and the same weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from safetensors.torch import load_file
+from torch import nn
+
+from fastgen.config import OptimizerConfig
+from fastgen.records.log import read_log, timeless
+from fastgen.training.accelerator import start_accelerator
+from fastgen.training.launching import Launch, launch_of, launch_warning
+from fastgen.training.trained_network import TrainedNetwork
+from support import processes
+from support.processes import RUNS, name
+
+TESTS = Path(__file__).parents[1]
+PATIENCE = 900
+# What a sum in another order costs in 20 updates: measured 4e-7 and 6e-15.
+TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-10}
+
+
+def launched(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A Python process that starts others, to its end."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        # One thread, and nobody's accelerate config.
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HOME": os.devnull,
+            "PYTHONPATH": path,
+            **variables,
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def torchrun(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What the command of this name does, on a port of its own."""
+    return launched(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        2,
+        *arguments,
+        **variables,
+    )
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """A folder with the runs of one process."""
+    folder = tmp_path_factory.mktemp("one")
+    for run in RUNS:
+        processes.run(folder, *run)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """A folder with the same runs of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(TESTS / "support" / "processes.py", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Everything that a run has written: pairs, results of stages, and the state of all networks
+    and optimisers."""
+    files = [
+        *run.glob("*.safetensors"),
+        *run.glob("stages/*"),
+        *run.glob("checkpoints/*/*.safetensors"),
+    ]
+    return {
+        f"{file.relative_to(run)} {key}": value
+        for file in files
+        for key, value in load_file(file).items()
+    }
+
+
+def compare(run: Path, other: Path, tolerance: float) -> None:
+    """Fail unless two runs have the same tensors and log up to `tolerance`."""
+    a, b = tensors(run), tensors(other)
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert float((value.double() - b[key].double()).abs().max()) <= tolerance, key
+    log, other_log = ([timeless(row) for row in read_log(of)] for of in (run, other))
+    for row, other_row in zip(log, other_log, strict=True):
+        assert row.keys() == other_row.keys()
+        for key, value in row.items():
+            if isinstance(value, float):
+                assert other_row[key] == pytest.approx(value, rel=tolerance, abs=tolerance), (
+                    row["step"],
+                    key,
+                )
+        for key, value in row.get("diagnostics", {}).items():
+            # Scores of a network, a ratio of small numbers among them.
+            assert np.asarray(other_row["diagnostics"][key]) == pytest.approx(
+                np.asarray(value), rel=1e-3, abs=1e-4
+            )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_two_processes_and_micro_batches_make_the_run_of_one(one, two, dtype):
+    whole = one / name(dtype, 1)
+    parts = {
+        key.split()[1].partition(".")[0] for key in tensors(whole) if key.startswith("checkpoints")
+    }
+    assert {"student", "fake_score", "discriminator"} <= parts
+    logged = {key for row in read_log(whole) for key in row}
+    assert {
+        "vsd",
+        "gan_gen",
+        "real_data",
+        "kd",
+        "fake_score",
+        "gan_disc",
+        "r1",
+        "r2",
+        "diagnostics",
+    } <= logged
+    for other in (one / name(dtype, 2), two / name(dtype, 1), two / name(dtype, 2)):
+        compare(whole, other, TOLERANCES[dtype])
+
+
+def test_another_seed_makes_another_run(tmp_path, one):
+    # The agreement above is not that of networks which don't move.
+    other = processes.run(tmp_path, torch.float64, 1, seed=1)
+    a, b = tensors(one / name(torch.float64, 1)), tensors(other)
+    moved = [key for key in a if ".weights." in key and (a[key] - b[key]).abs().max() > 1e-3]
+    assert {key.split()[1].partition(".")[0] for key in moved} == {
+        "student",
+        "fake_score",
+        "discriminator",
+    }
+
+
+# ---- Launches ------------------------------------------------------------------------------------
+
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+STARTED = "import sys; from fastgen.training.accelerator import start_accelerator; print(start_accelerator(1).num_processes)"
+
+
+@pytest.mark.parametrize(
+    ("started", "environment", "parent", "said"),
+    [
+        (
+            1,
+            LAUNCHED,
+            ["accelerate", "launch", "--num_processes", "3", "x.py"],
+            "asked for 3 processes and started 1",
+        ),
+        (
+            1,
+            LAUNCHED,
+            ["accelerate", "launch", "--num-processes=3", "x.py"],
+            "torchrun --nproc_per_node 3 x.py a=1",
+        ),
+        (
+            1,
+            LAUNCHED,
+            ["accelerate", "launch", "--config_file", "c.yaml"],
+            "torchrun --nproc_per_node N x.py a=1",
+        ),
+        (1, LAUNCHED, [], "asked for several processes"),
+        (1, LAUNCHED, ["accelerate", "launch", "--num_processes", "1", "x.py"], None),
+        (2, LAUNCHED, ["accelerate", "launch", "--num_processes", "2", "x.py"], None),
+        (1, {**LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}, [], None),
+        (1, {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}, ["bash"], None),
+        (1, {"ACCELERATE_MIXED_PRECISION": "no"}, ["accelerate", "launch", "x.py"], None),
+    ],
+)
+def test_a_launch_that_got_fewer_processes_than_it_asked_for_is_told(
+    started, environment, parent, said
+):
+    found = launch_warning(started, environment=environment, parent=parent, script=["x.py", "a=1"])
+    assert found is None if said is None else said in (found or "") and "\n" not in found
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_accelerate_on_a_cpu_starts_one_process_and_the_run_says_so(tmp_path, asked):
+    (tmp_path / "script.py").write_text(STARTED)
+    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", asked)
+    done = launched(*launch, tmp_path / "script.py")
+    assert done.returncode == 0 and done.stdout.split() == ["1"], done.stderr
+    warned = [
+        line for line in done.stderr.splitlines() if line.startswith("warning: accelerate launch")
+    ]
+    assert len(warned) == (asked > 1)
+    assert asked == 1 or f"torchrun --nproc_per_node 2 {tmp_path / 'script.py'}" in warned[0]
+
+
+def test_torchrun_on_a_cpu_makes_a_group(tmp_path):
+    (tmp_path / "script.py").write_text(STARTED)
+    done = torchrun(tmp_path / "script.py")
+    assert done.returncode == 0 and "".join(done.stdout.split()) == "22", (
+        done.stderr
+    )  # two writers, one pipe
+    assert "warning: accelerate" not in done.stderr
+
+
+# ---- Micro-batches of one network ----------------------------------------------------------------
+
+
+def trained(network: nn.Module) -> TrainedNetwork:
+    return TrainedNetwork(
+        network, OptimizerConfig(lr=0.1, clip_grad_norm=0.1), 9, start_accelerator(1)
+    )
+
+
+def test_micro_batches_are_clipped_as_one():
+    x = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    networks = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        network = trained(nn.Linear(3, 1).double())
+        alive = [
+            lambda rows=rows, n=network: n.network(rows).square().mean() for rows in x.chunk(parts)
+        ]
+        done = [network.update(alive, step) for step in range(3)]
+        networks.append((network.bare.state_dict(), float(done[-1]["grad_norm"])))
+    (one, norm), (many, other) = networks
+    assert all(torch.allclose(one[key], many[key], rtol=0, atol=1e-14) for key in one)
+    assert norm == pytest.approx(other, rel=1e-12) and norm > 0.1
+    with pytest.raises(ValueError, match="at least one micro-batch"):
+        network.update([], 0)
+
+
+def test_statistics_of_a_part_of_the_batch_are_refused():
+    network = trained(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    losses = [lambda rows=rows: network.network(rows).square().mean() for rows in x.chunk(2)]
+    with pytest.raises(
+        ValueError, match="expected no batch normalisation in train mode .* BatchNorm1d at '1'"
+    ):
+        network.update(losses, 0)
+    network.update(losses[:1], 0)
+    network.bare.eval()
+    network.update(losses, 1)
+
+
+# ---- Example configs of accelerate ---------------------------------------------------------------
+
+EXAMPLES = TESTS.parent / "recipes" / "accelerate"
+KINDS = {"gpus8": ("MULTI_GPU", 1, 8), "nodes2x8": ("MULTI_GPU", 2, 16), "fsdp2": ("FSDP", 1, 8)}
+
+
+def test_every_example_is_tested():
+    assert {file.stem for file in EXAMPLES.glob("*.yaml")} == KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accelerate_launches_by_the_example_configs(monkeypatch, kind):
+    distributed, machines, number = KINDS[kind]
+    file = str(EXAMPLES / f"{kind}.yaml")
+    config = load_config_from_file(file)
+    assert config.distributed_type == distributed
+    arguments = launch_command_parser().parse_args(["--config_file", file, "recipes/distill.py"])
+    # The very path of `accelerate launch`, up to where it would start processes.
+    asked = []
+    monkeypatch.setattr("accelerate.commands.launch.multi_gpu_launcher", asked.append)
+    launch_command(arguments)
+    (arguments,) = asked
+    environment = prepare_multi_gpu_env(arguments)
+    assert (arguments.num_machines, arguments.num_processes) == (machines, number)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert (environment.get("FSDP_VERSION") == "2") == (kind == "fsdp2")
+    found = launch_of({**environment, "RANK": "0", "WORLD_SIZE": str(number)}, torch.device("cuda"))
+    assert found == Launch(number, "cuda", sharded=kind == "fsdp2")
+    if kind == "fsdp2":
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+        assert not plugin.cpu_ram_efficient_loading and plugin.auto_wrap_policy is None
+
+
+SHARDED = {"RANK": "0", "WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "accelerator", "expected"),
+    [
+        ({}, None, Launch()),
+        ({"WORLD_SIZE": "8", "RANK": "0"}, "cuda", Launch(8, "cuda")),
+        (SHARDED, "cuda", Launch(8, "cuda", sharded=True)),
+        (SHARDED | {"FSDP_VERSION": "1"}, "cuda", Launch(8, "cuda")),
+        (SHARDED | {"ACCELERATE_USE_FSDP": "false"}, "cuda", Launch(8, "cuda")),
+        (SHARDED, None, Launch(8)),
+        (SHARDED | {"ACCELERATE_USE_CPU": "True"}, "cuda", Launch(8)),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "cuda", Launch(1, "cuda")),
+    ],
+)
+def test_a_launch_is_known_from_its_variables(environment, accelerator, expected):
+    found = launch_of(environment, None if accelerator is None else torch.device(accelerator))
+    assert found == expected and found.shards == (8 if expected.sharded else None)
