@@ -67,7 +67,7 @@ CALLS = {
 }
 # A module named by a string: the factory of a user's own config, and the lazy names of our own
 # models.
-IMPORTERS = {"fastgen/sources.py", "fastgen/models/__init__.py"}
+IMPORTERS = {"fastgen/jobs/sources.py", "fastgen/models/__init__.py"}
 
 
 def offences(tree: ast.AST, path: str) -> list[str]:

@@ -119,7 +119,7 @@ def test_the_folder_holds_numbers_pages_and_pictures(tmp_path, monkeypatch):
 
 def test_numbers_that_are_none_become_null_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "fastgen.report.figures.training_figure",
+        "fastgen.report.page.training_figure",
         lambda *_: (_ for _ in ()).throw(ImportError("no plots")),
     )
     broken = results()

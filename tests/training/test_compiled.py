@@ -33,9 +33,7 @@ def traced(monkeypatch):
         return plain(network, backend="eager")
 
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr(
-        "fastgen.training.trained_network.check_compiler", lambda device, *, wanted: None
-    )
+    monkeypatch.setattr("fastgen.jobs.distillation.check_compiler", lambda device, *, wanted: None)
     return compiled
 
 
