@@ -17,10 +17,14 @@ from .._core.processes import together
 from ..config.dmd import EMAConfig
 from ..config.files import validate
 from ..config.schemas import DataConfig, TrainTeacherConfig
+from typing import Any
 from ..data import Task, build_data
+from ..data.samples import SampleData
+from ..models import build_model
+from .._core.conditions import cond_text
 from ..data.checks import data_notes
 from ..export.folders import SCORES, load_network, save_network
-from ..methods.pretraining import FlowMatching
+from ..methods.pretraining import FlowMatchingTraining
 from ..records.folder import claim_run, open_run
 from ..records.origin import fingerprint
 from ..training.accelerator import start_accelerator
@@ -30,7 +34,6 @@ from ..training.stage import Stage
 from ..training.trained_network import TrainedNetwork, check_compiler
 from ..training.trainer import Trainer
 from .evaluation import evaluate_teacher, teacher_sampler
-from .setup import build_network
 
 _VALIDATION_CALLS = 8
 
@@ -73,7 +76,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
                 ema_on_cpu=train.ema_on_cpu,
                 compiled=train.compile,
             )
-            return FlowMatching(network, x0, cond, cfg.train, draws)
+            return FlowMatchingTraining(network, x0, cond, cfg.train, draws)
 
         def evaluate(network: nn.Module) -> dict[str, float]:
             return task.evaluate(
@@ -147,3 +150,31 @@ def score_teacher(
     for name, scores in rows.items():
         print(f"{name:>8}  " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
     return rows
+
+
+def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
+    """The network that `cfg.model` asks for, on the task's tokens and with its symmetry."""
+    options = cfg.model.model_dump(exclude={"equivariant"})
+    data = task.train
+    if isinstance(data, SampleData):
+        raise ValueError(
+            "expected trajectories X (N, T_x, d_x) with Z (N, T_z, d_z) for the networks of this "
+            f"package, got X {tuple(data.X.shape)} and Z {cond_text(data.Z)}; train a network of "
+            "your own and distil that"
+        )
+    x0, cond = data.network_inputs()
+    options |= {"in_horizon": x0.shape[1], "cond_horizon": cond.shape[1]}
+    if not cfg.model.equivariant:
+        dims = {"in_dim": x0.shape[2], "out_dim": x0.shape[2], "cond_dim": cond.shape[2]}
+        return build_model({"class": "CondTransformerRegressor", **dims, **options})
+    if data.symmetry is None:
+        raise ValueError(
+            "model.equivariant needs data.symmetry (group, in_rep, cond_rep), got none; or set "
+            "model.equivariant=false"
+        )
+    symmetry: dict[str, Any] = dict(data.symmetry)
+    for key in ("in_rep", "out_rep"):
+        # A token holds `pack` waypoints, each moved by the group in the same way.
+        parts = symmetry[key] if isinstance(symmetry[key], list) else [symmetry[key]]
+        symmetry[key] = parts * data.pack
+    return build_model({"class": "eCondTransformerRegressor", **symmetry, **options})

@@ -56,6 +56,7 @@ from ..training.draws import Draws
 from ..training.stage import Stage, _update
 from ..training.trained_network import TrainedNetwork
 from .kd import rung_grid
+from .method import Batch, Method, Networks, PlannedNetwork, Run
 
 __all__ = [
     "ConsistencyDistillation",
@@ -66,6 +67,8 @@ __all__ = [
     "teacher_step",
 ]
 
+# At smaller times t_1 noise, which the sampler starts from, is no state of any trajectory.
+LEAST_FIRST_RUNG = 0.9
 ONE_STEP_SOLVERS = ("euler", "midpoint", "heun", "rk4")
 
 
@@ -362,7 +365,6 @@ class ConsistencyDistillation(Stage):
     """
 
     name = "consistency"
-    least_first_rung = 0.9
 
     def __init__(
         self,
@@ -381,9 +383,9 @@ class ConsistencyDistillation(Stage):
         negative_cond: Any = None,
     ) -> None:
         check_guidance(dmd.guidance_scale, negative_cond)
-        if dmd.t_list[0] < self.least_first_rung:
+        if dmd.t_list[0] < LEAST_FIRST_RUNG:
             raise ValueError(
-                f"expected t_list[0] >= {self.least_first_rung} for consistency distillation, got "
+                f"expected t_list[0] >= {LEAST_FIRST_RUNG} for consistency distillation, got "
                 f"{dmd.t_list[0]}"
             )
         self.student = student
@@ -483,3 +485,63 @@ class ConsistencyDistillation(Stage):
 
     def averaged(self) -> nn.Module:
         return self.student.averaged()
+
+
+class Consistency(Method):
+    """Consistency distillation of the KD student."""
+
+    stage = "consistency"
+    title = "consistency"
+
+    def check(self, networks: Networks, *, sharded: bool) -> None:
+        super().check(networks, sharded=sharded)
+        first = networks.cfg.student.t_list[0]
+        if first < LEAST_FIRST_RUNG:
+            raise ValueError(
+                f"expected student.t_list[0] >= {LEAST_FIRST_RUNG} for method=consistency, got "
+                f"{first}"
+            )
+
+    def build(self, run: Run) -> Stage:
+        train = run.cfg.train
+        return ConsistencyDistillation(
+            run.student(train.student_optimizer, train.steps, run.cfg.student.ema),
+            run.teacher_in_training(),
+            run.networks.x0,
+            run.networks.cond,
+            run.cfg.pipeline,
+            train.steps,
+            train.kd_huber_c,
+            run.draws(self.stage),
+        )
+
+    def plan(self, networks: Networks, batch: Batch) -> Sequence[PlannedNetwork]:
+        cfg = networks.cfg
+        student = networks.student()
+
+        def loss() -> Tensor:
+            t, s, end = consistency_times(
+                len(batch.x0),
+                0.0,
+                cfg.student.t_list,
+                sample_type=cfg.student.sample_type,
+                generator=torch.Generator().manual_seed(0),
+            )
+            return consistency_loss(
+                student,
+                networks.teacher,
+                batch.x0,
+                batch.noise,
+                t,
+                s,
+                batch.cond,
+                end=end,
+                pred_type=cfg.student.pred_type,
+                huber_c=cfg.train.kd_huber_c,
+            )
+
+        planned = [PlannedNetwork("student", student, loss, cfg.student.ema)]
+        if cfg.student.ema is not None:
+            # A whole copy even of a sharded student, on its device.
+            planned.append(PlannedNetwork("target", networks.student()))
+        return planned

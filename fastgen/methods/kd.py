@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from .._core.checks import check_choice, check_count
 from .._core.conditions import cond_to, take_rows
 from .._core.tensors import expand_like, wide_dtype
-from ..config.dmd import DMDConfig
+from ..config.dmd import DMDConfig, EMAConfig
+from ..config.schemas import DistillConfig
 from ..flow_matching import check_t_list
 from ..networks import Cond, Network, predict_x0
 from ..samplers import SAMPLE_TYPES, check_student, teacher_velocity
@@ -30,6 +32,7 @@ from ..solvers import SOLVERS, integrate
 from ..training.draws import Draws
 from ..training.stage import Stage, _update
 from ..training.trained_network import TrainedNetwork
+from .method import Batch, Method, Networks, PlannedNetwork, Run
 
 __all__ = ["KnowledgeDistillation", "kd_loss", "rung_grid", "teacher_pairs"]
 
@@ -195,8 +198,6 @@ class KnowledgeDistillation(Stage):
     """Regress the student on the teacher's ODE pairs, over all rungs of `t_list` (see
     :mod:`fastgen.methods.kd`)."""
 
-    name = "kd"
-
     def __init__(
         self,
         student: TrainedNetwork,
@@ -206,7 +207,10 @@ class KnowledgeDistillation(Stage):
         steps: int,
         huber_c: float,
         draws: Draws,
+        *,
+        name: str = "kd",
     ) -> None:
+        self.name = name
         self.student = student
         self.states = states
         self.cond = cond
@@ -255,3 +259,74 @@ class KnowledgeDistillation(Stage):
 
     def averaged(self) -> nn.Module:
         return self.student.averaged()
+
+
+def on_pairs(
+    run: Run, student: TrainedNetwork, stage: str, updates: int, *, draws: str | None = None
+) -> KnowledgeDistillation:
+    """KD of `student` on the pairs of a run.
+
+    Args:
+        stage: what the stage is called.
+        updates: of the student.
+        draws: name of its random numbers; None: that of the stage.
+    """
+    states, cond = run.pairs()
+    return KnowledgeDistillation(
+        student,
+        states,
+        cond,
+        run.cfg.pipeline,
+        updates,
+        run.cfg.train.kd_huber_c,
+        run.draws(stage if draws is None else draws),
+        name=stage,
+    )
+
+
+def planned_loss(networks: Networks, student: nn.Module, batch: Batch) -> Tensor:
+    """The KD loss of one micro-batch, on states that have the size of the teacher's."""
+    cfg = networks.cfg
+    t_list = cfg.student.t_list
+    return kd_loss(
+        student,
+        torch.stack([batch.noise] * len(t_list), 1),
+        t_list,
+        batch.cond,
+        torch.zeros(len(batch.x0), dtype=torch.int64),
+        pred_type=cfg.student.pred_type,
+        huber_c=cfg.train.kd_huber_c,
+        sample_type=cfg.student.sample_type,
+    )
+
+
+class KD(Method):
+    """Knowledge distillation: the warm start of every method, and a method of its own."""
+
+    stage = "kd"
+    title = "KD"
+    colour = "#E69F00"
+    remedy = "stop earlier, lower train.kd_optimizer.lr, or raise train.kd_pairs"
+
+    def updates(self, cfg: DistillConfig) -> int:
+        return cfg.train.kd_steps
+
+    def complete(self, cfg: DistillConfig) -> DistillConfig:
+        """Nothing comes after the warm start."""
+        return cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": 0})})
+
+    def uses_pairs(self, cfg: DistillConfig) -> bool:
+        return True
+
+    def build(self, run: Run) -> Stage:
+        """The student from the teacher's weights, regressed on the teacher's pairs."""
+        train = run.cfg.train
+        average = EMAConfig(decay=train.kd_ema_decay)
+        student = run.student(train.kd_optimizer, train.kd_steps, average)
+        return on_pairs(run, student, self.stage, train.kd_steps)
+
+    def plan(self, networks: Networks, batch: Batch) -> Sequence[PlannedNetwork]:
+        student = networks.student()
+        loss = functools.partial(planned_loss, networks, student, batch)
+        average = EMAConfig(decay=networks.cfg.train.kd_ema_decay)
+        return [PlannedNetwork("student", student, loss, average)]

@@ -27,7 +27,7 @@ from fastgen.guidance import Guidance
 from fastgen.methods.consistency import ConsistencyDistillation
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
-from fastgen.methods.pretraining import FlowMatching
+from fastgen.methods.pretraining import FlowMatchingTraining
 from fastgen.records.log import read_log
 from fastgen.teachers.guided import GuidedNetwork
 from fastgen.training.draws import Draws
@@ -80,7 +80,7 @@ def draws(accumulation: int) -> Draws:
 
 def flow_matching(accumulation: int) -> Stage:
     cfg = TeacherTrainConfig(steps=5, batch_size=BATCH, cond_dropout=0.1)
-    return FlowMatching(
+    return FlowMatchingTraining(
         network(ToyTeacher()), *ToyTask().train.network_inputs(), cfg, draws(accumulation)
     )
 
