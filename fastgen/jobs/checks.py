@@ -17,7 +17,7 @@ from ..config.schemas import DataConfig, DistillConfig
 from ..export.folders import SCORES
 from ..methods.consistency import ConsistencyDistillation
 from ..methods.fake_scores import create_fake_score
-from ..networks import Cond
+from ..networks import Cond, time_range
 from ..teachers.conversion import (
     RectifiedFlow,
     loss_space,
@@ -279,8 +279,7 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
         ValueError: rungs that the config asks for beyond the teacher's range, or a range without a
             time in it.
     """
-    low = float(getattr(teacher, "t_min", 0.0))
-    high = float(getattr(teacher, "t_max", 1.0))
+    low, high = time_range(teacher)
     dmd = cfg.dmd
     notes = []
     changes = dict[str, Any]()
