@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ._core.checks import check_choice
-from ._core.modules import unwrap
+from ._core.modules import as_built
 from ._core.processes import gathered, is_shard, own, settle, shared_like, sharing
 from ._core.tensors import at_hand
 
@@ -109,7 +109,7 @@ class ExponentialMovingAverage:
                 return
             skip = None
         beta = self.beta(iteration)
-        settle(unwrap(model))
+        settle(as_built(model))
         # Asked once, not of each weight.
         part = own if sharing() else _itself
         shadows: list[Tensor] = []
@@ -198,7 +198,7 @@ def averaged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _places(model: nn.Module) -> Iterator[Place]:
     """(name, the dict of its module that holds it, its key there) of each of these weights."""
-    bare = unwrap(model)
+    bare = as_built(model)
     settle(bare)
     for named in (bare.named_parameters(), bare.named_buffers()):
         for name, x in named:

@@ -3,13 +3,14 @@ below float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ._core.checks import check_shape
+from ._core.modules import as_built, inside_launcher
 from ._core.tensors import time_dtype
 from .flow_matching import convert_prediction
 
@@ -18,32 +19,91 @@ __all__ = [
     "Network",
     "NetworkWrapper",
     "call_network",
+    "coats",
+    "idle_parameters",
     "network_dtype",
     "parameters_to",
     "predict_x0",
+    "predicts_noise",
     "teacher_x0",
+    "time_range",
+    "unwrap",
 ]
 
-# What samplers and checks read off a converted network holds for one that wraps it.
-DECLARED = ("t_min", "t_max", "predicts_noise")
+# What a network may say of itself, each an attribute that it has or hasn't:
+#   t_min, t_max       the RF times in which it is defined
+#   predicts_noise     its answer is eps up to a factor
+#   call_dtype         the dtype in which it is called, where its parameters have another
+#   predict_x0         a method that answers x0 straight away
+DECLARED = ("t_min", "t_max", "predicts_noise", "call_dtype", "predict_x0")
 
 Cond = Any  # a Tensor, a mapping or tuple of Tensors, or None: handed to the network untouched
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
 
 
 class NetworkWrapper(nn.Module):
-    """A module around `network` that adds no weights; its optimiser groups are the network's
-    own."""
+    """A module around `network` that adds no weights.
+
+    It declares what its network declares (`t_min`, `t_max`, `predicts_noise`, `call_dtype`,
+    `predict_x0`), unless it sets an attribute of its own; what the network lacks, it lacks. Its
+    optimiser groups are the network's.
+
+    Attributes:
+        network: the network inside.
+        passes_on: names of what it declares because its network does.
+    """
+
+    passes_on: ClassVar[tuple[str, ...]] = DECLARED
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here for what the wrapper itself doesn't have.
+        if name in self.passes_on:
+            return getattr(self.network, name)
+        return super().__getattr__(name)
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
         """The network's own groups, or one with all parameters."""
         if (groups := getattr(self.network, "get_optim_groups", None)) is not None:
             return groups(weight_decay)
         return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
+
+
+def coats(network: nn.Module) -> Iterator[nn.Module]:
+    """The network with all that is around it, outermost first; the bare network comes last.
+
+    Coats are a `NetworkWrapper`, DistributedDataParallel, DataParallel and torch.compile.
+    """
+    inner: nn.Module | None = network
+    while inner is not None:
+        yield inner
+        inner = inner.network if isinstance(inner, NetworkWrapper) else inside_launcher(inner)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The bare network: the last of its `coats`."""
+    return list(coats(network))[-1]
+
+
+def time_range(network: object) -> tuple[float, float]:
+    """(t_min, t_max): the RF times in which a network says it is defined, [0, 1] if it says
+    nothing."""
+    return float(_declared(network, "t_min", 0.0)), float(_declared(network, "t_max", 1.0))
+
+
+def predicts_noise(network: object) -> bool:
+    """Whether a network says that its answer is eps up to a factor."""
+    return bool(_declared(network, "predicts_noise", False))
+
+
+def _declared(network: object, name: str, default: Any) -> Any:
+    """An attribute of `DECLARED`; DistributedDataParallel, for one, doesn't pass them on."""
+    if isinstance(network, nn.Module):
+        network = as_built(network)
+    return getattr(network, name, default)
 
 
 def parameters_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -58,7 +118,8 @@ def parameters_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
     """The dtype a network says it is called in (`call_dtype`), else that of its first parameter
     that is one to compute in, else `default`."""
-    if (dtype := getattr(network, "call_dtype", None)) is not None:
+    dtype = _declared(network, "call_dtype", None)
+    if dtype is not None:
         return dtype
     if isinstance(network, nn.Module):
         for parameter in network.parameters():

@@ -28,7 +28,7 @@ from ._core.seeds import draw_normal
 from ._core.tensors import time_dtype, wide_dtype
 from .flow_matching import add_noise, check_t_list, convert_prediction, x0_to_eps
 from .guidance import check_guidance, classifier_free_guidance
-from .networks import Cond, Network, call_network, predict_x0
+from .networks import Cond, Network, call_network, predict_x0, predicts_noise, time_range
 from .solvers import SOLVERS, Velocity, integrate
 
 __all__ = [
@@ -64,7 +64,7 @@ def teacher_grid(
     """
     if t_grid is None:
         steps = check_count("steps", steps)
-        t_max = float(getattr(network, "t_max", 1.0))
+        _, t_max = time_range(network)
         return [t_max * (1.0 - i / steps) for i in range(steps + 1)]
     grid = [float(t) for t in t_grid]
     if (
@@ -85,8 +85,8 @@ def teacher_grid(
 def trusted_time(network: Network, pred_type: str) -> float:
     """The time T up to which a teacher's own x0 is followed: its `t_max`, and .95 for noise
     predictions."""
-    trusted = float(getattr(network, "t_max", 1.0))
-    if pred_type == "eps" or getattr(network, "predicts_noise", False):
+    _, trusted = time_range(network)
+    if pred_type == "eps" or predicts_noise(network):
         trusted = min(trusted, TRUSTED_NOISE_TIME)
     return trusted
 

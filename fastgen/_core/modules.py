@@ -1,4 +1,5 @@
-"""States of a module that last for a block: frozen parameters, eval mode."""
+"""Modules: states that last for a block (frozen parameters, eval mode), and what launchers put
+around one."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from .processes import settle
 
-__all__ = ["evaluating", "frozen", "unwrap"]
+__all__ = ["as_built", "evaluating", "frozen", "inside_launcher"]
 
 
 @contextlib.contextmanager
@@ -57,13 +58,22 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
             attributes["training"] = True
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel and torch.compile wrappers; the module itself if
-    there are none."""
-    while True:
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
-        else:
-            return module
+def inside_launcher(module: nn.Module) -> nn.Module | None:
+    """The module that DistributedDataParallel, DataParallel or torch.compile was put around; None
+    for a module that is none of these."""
+    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return module.module
+    compiled = getattr(module, "_orig_mod", None)  # where torch.compile keeps it
+    return compiled if isinstance(compiled, nn.Module) else None
+
+
+def as_built(module: nn.Module) -> nn.Module:
+    """The module as it was built, inside what accelerate and torch.compile have put around it; the
+    module itself if they have put nothing.
+
+    Wrappers of this package stay on: they are part of what was built. See
+    :func:`fastgen.networks.unwrap` for the bare network.
+    """
+    while (inner := inside_launcher(module)) is not None:
+        module = inner
+    return module

@@ -123,8 +123,7 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
         ValueError: rungs that the config asks for beyond the teacher's range, or a range without a
             time in it.
     """
-    low = float(getattr(teacher, "t_min", 0.0))
-    high = float(getattr(teacher, "t_max", 1.0))
+    low, high = time_range(teacher)
     dmd = cfg.dmd
     notes = []
     changes = dict[str, Any]()

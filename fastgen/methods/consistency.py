@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from .._core.checks import check_choice, check_count, check_pred_type, check_shape, check_time
 from .._core.conditions import cond_to, take_rows
-from .._core.modules import evaluating, unwrap
+from .._core.modules import as_built, evaluating
 from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig
 from ..flow_matching import EPSILON, add_noise, check_t_list
@@ -309,7 +309,7 @@ def consistency_loss(
         judge = (
             target
             if target is not None
-            else unwrap(student)
+            else as_built(student)
             if isinstance(student, nn.Module)
             else student
         )

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.checks import check_count, check_shape
-from .._core.modules import evaluating, unwrap
+from .._core.modules import as_built, evaluating
 from .._core.seeds import draw_normal, draw_uniform
 from .._core.tensors import time_dtype
 from ..flow_matching import add_noise
@@ -83,7 +83,7 @@ def diagnose(
     noise = draw_normal(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
     with evaluating(pipeline.student):
         generated = sample_student(
-            unwrap(pipeline.student),
+            as_built(pipeline.student),
             noise,
             pipeline.t_list,
             cond,

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .._core.checks import check_choice, check_pred_type, check_shape
 from .._core.conditions import map_tensors
-from .._core.modules import evaluating, frozen, unwrap
+from .._core.modules import as_built, evaluating, frozen
 from .._core.seeds import draw_normal
 from .._core.tensors import wide_dtype
 from ..discriminators import Features, block_features, sample_features
@@ -47,13 +47,13 @@ from ..losses import (
     time_weight,
     vsd_loss,
 )
-from ..networks import Cond, call_network, network_dtype, predict_x0, teacher_x0
+from ..networks import Cond, call_network, coats, network_dtype, predict_x0, teacher_x0
 from ..samplers import check_student, unroll
-from ..teachers.conversion import check_prediction, loss_space
+from ..teachers.conversion import check_prediction, loss_space, translated
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network
 from ..two_sample import two_sample_loss
-from .fake_scores import LowRankFakeScore, RungConditioned, create_fake_score
+from .fake_scores import RungConditioned, create_fake_score
 
 if TYPE_CHECKING:
     from ..config.dmd import DMDConfig, SampleTimestepConfig
@@ -142,15 +142,13 @@ class DMDPipeline:
                 f"{config.student_steps}"
             )
         for network in (student, teacher, *([] if fake_score is None else [fake_score])):
-            check_prediction(unwrap(network), config.pred_type)
+            check_prediction(network, config.pred_type)
         check_choice("vsd_norm", config.vsd_norm, VSD_NORMS)
         if fake_score is None and config.vsd_weight > 0:
             raise ValueError(f"expected a fake_score for vsd_weight={config.vsd_weight}, got None")
         self.fake_score_pred_type = config.fake_score_pred_type or config.pred_type
         if fake_score is not None and config.fake_score_pred_type is None:
-            self.fake_score_pred_type = (
-                loss_space(_plain_network(fake_score)[0]) or config.pred_type
-            )
+            self.fake_score_pred_type = loss_space(fake_score) or config.pred_type
         check_pred_type(self.fake_score_pred_type, "fake_score_pred_type")
         if discriminator is None and config.trains_discriminator:
             raise ValueError(
@@ -166,7 +164,7 @@ class DMDPipeline:
                 f"expected 0 <= rank < world_size, got rank={rank}, world_size={world_size}"
             )
         self._knows_rung = fake_score is not None and isinstance(
-            unwrap(fake_score), RungConditioned
+            as_built(fake_score), RungConditioned
         )
         self._rung_features = self._knows_rung and named and config.gan_features == "fake_score"
         self._guidance = None
@@ -517,7 +515,7 @@ class DMDPipeline:
         if self.config.backward_simulation or self.num_rungs == 1:
             rung = self._draw_rung(noise.device, generator)
             states = unroll(
-                unwrap(self.student),
+                as_built(self.student),
                 noise,
                 self.t_list,
                 cond,
@@ -559,7 +557,7 @@ class DMDPipeline:
     def _teacher_x0(
         self, x_t: Tensor, t: Tensor, cond: Cond, negative_cond: Cond, mask: Tensor | None
     ) -> Tensor:
-        teacher = unwrap(self.teacher)
+        teacher = as_built(self.teacher)
         if mask is not None and isinstance(teacher, GuidedNetwork) and teacher.guidance.rescale:
             raise ValueError(
                 "expected guidance_rescale and negative_cond of the pipeline with a mask, got a "
@@ -604,7 +602,7 @@ class DMDPipeline:
         # nothing to synchronise.
         if self.discriminator is None:
             raise ValueError("expected a pipeline with discriminator=, got none")
-        discriminator = unwrap(self.discriminator)
+        discriminator = as_built(self.discriminator)
         judges = (self.teacher, self.fake_score, discriminator)
         with frozen(*judges), evaluating(*judges):
             return self._logits(discriminator, self._features(x_t, t, cond, rung), t, cond, mask)
@@ -637,7 +635,8 @@ class DMDPipeline:
         if network is None:
             raise ValueError("expected a fake_score for gan_features='fake_score', got None")
         # The blocks' names are the plain network's own, and a guided teacher calls it twice.
-        plain, in_bfloat16 = _plain_network(network)
+        plain = translated(network)
+        in_bfloat16 = any(isinstance(coat, Bfloat16Network) for coat in coats(network))
         features = block_features(plain, config.gan_blocks or None)
 
         def as_given(x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
@@ -685,13 +684,3 @@ class DMDPipeline:
         """This process's part of a draw for the global batch."""
         size = len(x) // self.world_size
         return x[self.rank * size : (self.rank + 1) * size]
-
-
-def _plain_network(network: nn.Module) -> tuple[nn.Module, bool]:
-    """The network inside what this package wraps one in, and whether it computes in bfloat16."""
-    network = unwrap(network)
-    in_bfloat16 = False
-    while isinstance(network, RungConditioned | GuidedNetwork | LowRankFakeScore | Bfloat16Network):
-        in_bfloat16 = in_bfloat16 or isinstance(network, Bfloat16Network)
-        network = network.network
-    return network, in_bfloat16

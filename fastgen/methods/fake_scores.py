@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from .._core.checks import check_count
 from .._core.seeds import generator_for
-from ..networks import DECLARED, Cond, NetworkWrapper, network_dtype
+from ..networks import Cond, NetworkWrapper, network_dtype
 
 __all__ = ["LowRankFakeScore", "RungConditioned", "create_fake_score"]
 
@@ -84,7 +84,7 @@ class LowRankLinear(nn.Linear):
         return functional.linear(input, self.frozen, self.bias) + self.scale * low
 
 
-class LowRankFakeScore(nn.Module):
+class LowRankFakeScore(NetworkWrapper):
     """A fake score that is its teacher, whose weights it shares and leaves alone, with a trained
     correction of low rank in each `nn.Linear` (Hu et al., LoRA, 2021, arXiv:2106.09685).
 
@@ -106,7 +106,8 @@ class LowRankFakeScore(nn.Module):
     def __init__(
         self, teacher: nn.Module, rank: int, *, alpha: float | None = None, seed: int = 0
     ) -> None:
-        super().__init__()
+        # Not NetworkWrapper's own, which would count the teacher's weights among this module's.
+        nn.Module.__init__(self)
         check_count("rank", rank)
         network = _sharing_memory(teacher)
         linears: dict[nn.Linear, str] = {}  # and their first paths
@@ -135,15 +136,12 @@ class LowRankFakeScore(nn.Module):
         for module, name, linear in places:
             setattr(module, name, made[linear])
         self.call_dtype = network_dtype(teacher, torch.float32)
-        for name in DECLARED:
-            if hasattr(teacher, name):
-                setattr(self, name, getattr(teacher, name))
         # What is frozen is the teacher's, not this module's: out of `parameters()` and the state
         # dict.
         self.unregistered = (network,)
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> nn.Module:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The teacher's modules with the corrections in them."""
         return self.unregistered[0]
 

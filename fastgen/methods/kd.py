@@ -26,7 +26,7 @@ from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig, EMAConfig
 from ..config.schemas import DistillConfig
 from ..flow_matching import check_t_list
-from ..networks import Cond, Network, predict_x0
+from ..networks import Cond, Network, predict_x0, time_range
 from ..samplers import SAMPLE_TYPES, check_student, teacher_velocity
 from ..solvers import SOLVERS, integrate
 from ..training.draws import Draws
@@ -104,7 +104,7 @@ def teacher_pairs(
     times = check_t_list(t_list)
     # At t = 1 a noise prediction says nothing about x0, so such a teacher starts where the student
     # does.
-    t_max = times[0] if pred_type == "eps" else max(times[0], float(getattr(teacher, "t_max", 1.0)))
+    t_max = times[0] if pred_type == "eps" else max(times[0], time_range(teacher)[1])
     grid, index = rung_grid(times, calls, t_max=t_max)
     velocity = teacher_velocity(
         teacher,

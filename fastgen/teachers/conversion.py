@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from .._core.checks import check_choice, check_shape, check_time
 from .._core.files import brief
 from .._core.tensors import expand_like, time_dtype, wide_dtype
-from ..networks import Cond, Network, NetworkWrapper, network_dtype
+from ..networks import DECLARED, Cond, Network, NetworkWrapper, coats, network_dtype, unwrap
 from .clocks import Clock, SigmaClock, TableClock, parse_clock
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "check_prediction",
     "describe_network",
     "loss_space",
+    "translated",
     "wrap_network",
 ]
 
@@ -81,6 +82,9 @@ class KeywordNetwork(NetworkWrapper):
     Raises (when called):
         TypeError: an answer without a Tensor of that name.
     """
+
+    # A `predict_x0` of a network with another call has another call, too.
+    passes_on = tuple(name for name in DECLARED if name != "predict_x0")
 
     def __init__(
         self,
@@ -316,15 +320,18 @@ def as_rectified_flow(
 
 
 def loss_space(network: nn.Module) -> str | None:
-    """Where a converted network's own loss lives, "flow", "x0" or "eps"; None for a network of
-    another kind.
+    """Where the own loss of a converted network lives, "flow", "x0" or "eps", whatever is around
+    it; None for a network of another kind.
 
     A noise network that is trained by its flow, (eps - x_t) / (1 - t), would hear of nothing but
     times near 1.
     """
-    if not isinstance(network, RectifiedFlow):
+    converted = _converted(network)
+    if converted is None:
         return None
-    return "eps" if network.predicts_noise else "x0" if network.prediction == "x0" else "flow"
+    if converted.predicts_noise:
+        return "eps"
+    return "x0" if converted.prediction == "x0" else "flow"
 
 
 def check_prediction(network: object, pred_type: str) -> None:
@@ -334,12 +341,31 @@ def check_prediction(network: object, pred_type: str) -> None:
     Raises:
         ValueError: says so.
     """
-    if isinstance(network, RectifiedFlow) and pred_type != "flow":
+    converted = _converted(network)
+    if converted is not None and pred_type != "flow":
         raise ValueError(
             f"expected pred_type='flow', got {pred_type!r}: what the network predicts is said by "
-            f"as_rectified_flow (prediction={network.prediction!r}), and what comes out of it is "
+            f"as_rectified_flow (prediction={converted.prediction!r}), and what comes out of it is "
             "the flow"
         )
+
+
+def translated(network: nn.Module) -> nn.Module:
+    """The network with the conversions that its teacher came with (`RectifiedFlow`,
+    `KeywordNetwork`), without what a run has put around those."""
+    for coat in coats(network):
+        if isinstance(coat, RectifiedFlow | KeywordNetwork):
+            return coat
+    return unwrap(network)
+
+
+def _converted(network: object) -> RectifiedFlow | None:
+    """The `RectifiedFlow` among the coats of `network`."""
+    if isinstance(network, nn.Module):
+        for coat in coats(network):
+            if isinstance(coat, RectifiedFlow):
+                return coat
+    return None
 
 
 # ---- As JSON -------------------------------------------------------------------------------------

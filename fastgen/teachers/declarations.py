@@ -24,7 +24,7 @@ from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from .._core.tensors import wide_dtype
 from ..flow_matching import add_noise
-from ..networks import Cond, network_dtype, teacher_x0
+from ..networks import Cond, network_dtype, teacher_x0, time_range
 from .clocks import parse_clock
 from .conversion import PREDICTIONS, RectifiedFlow, as_rectified_flow
 
@@ -64,8 +64,7 @@ def denoising_errors(
     x0, eps, cond = _probe(x0, cond, parameter)
     variance = (x0 - x0.mean(0)).square().mean().clamp(min=1e-12)
     # What lies outside its own range a teacher need not know.
-    low = float(getattr(teacher, "t_min", 0.0))
-    high = float(getattr(teacher, "t_max", 1.0))
+    low, high = time_range(teacher)
     errors = []
     with torch.no_grad(), evaluating(teacher):
         for t in (min(max(t, low), high) for t in times):

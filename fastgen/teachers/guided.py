@@ -8,7 +8,7 @@ from .._core.conditions import cond_to, map_tensors
 from .._core.tensors import at_hand
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
-from ..networks import DECLARED, Cond, NetworkWrapper, network_dtype, teacher_x0
+from ..networks import Cond, NetworkWrapper, network_dtype, teacher_x0
 
 __all__ = ["GuidedNetwork"]
 
@@ -35,9 +35,6 @@ class GuidedNetwork(NetworkWrapper):
         self.guidance = guidance
         self.null_cond = null_cond
         self.pred_type = pred_type
-        for name in (*DECLARED, "call_dtype"):
-            if hasattr(network, name):
-                setattr(self, name, getattr(network, name))
 
     def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The guided x0 (B, ...), in the dtype of `x_t`."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..networks import DECLARED, Cond, NetworkWrapper, network_dtype, parameters_to
+from ..networks import Cond, NetworkWrapper, network_dtype, parameters_to
 
 __all__ = ["Bfloat16Network"]
 
@@ -28,18 +28,20 @@ class Bfloat16Network(NetworkWrapper):
         super().__init__(network)
         self.call_dtype = network_dtype(network, torch.float32)
         parameters_to(network, torch.bfloat16)
-        for name in DECLARED:
-            if hasattr(network, name):
-                setattr(self, name, getattr(network, name))
-        if hasattr(network, "predict_x0"):
-            self.predict_x0 = self._predict_x0
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """Predict from `x_t` (B, ...) at `t` (B,)."""
         with torch.autocast(x_t.device.type, torch.bfloat16):
             return self.network(x_t, t, cond).to(x_t.dtype)
 
-    def _predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        with torch.autocast(x_t.device.type, torch.bfloat16):
-            predict: Any = self.network.predict_x0
-            return predict(x_t, t, cond).to(x_t.dtype)
+    @property
+    def predict_x0(self) -> Callable[[Tensor, Tensor, Cond], Tensor]:
+        """The network's own `predict_x0(x_t, t, cond)` in bfloat16; there is none if the network
+        has none."""
+        predict: Callable[[Tensor, Tensor, Cond], Tensor] = self.network.predict_x0  # pyright: ignore[reportAssignmentType]
+
+        def in_bfloat16(x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+            with torch.autocast(x_t.device.type, torch.bfloat16):
+                return predict(x_t, t, cond).to(x_t.dtype)
+
+        return in_bfloat16

@@ -6,7 +6,7 @@ from torch import nn
 
 from fastgen._core.checks import check_shape, check_time
 from fastgen._core.conditions import cond_text, cond_to, map_tensors, take_rows, tensors_in
-from fastgen._core.modules import evaluating, frozen, unwrap
+from fastgen._core.modules import as_built, evaluating, frozen
 from fastgen._core.seeds import draw_normal, draw_uniform, generator_for
 from fastgen._core.tensors import expand_like, expand_mask, in_float64, masked_mean
 from support.exact import normal
@@ -166,12 +166,12 @@ def test_draws_follow_the_generator_and_keep_the_dtype():
     assert u.dtype == torch.float64 and 0 <= u.min() and u.max() < 1
 
 
-def test_unwrap_finds_the_bare_network():
+def test_as_built_finds_the_network_inside_a_compiled_one():
     net = nn.Linear(2, 2)
-    assert unwrap(net) is net
+    assert as_built(net) is net
     compiled = nn.Module()
     compiled._orig_mod = net  # the attribute torch.compile keeps the network in
-    assert unwrap(compiled) is net
+    assert as_built(compiled) is net
 
 
 # ---- Conditions ----------------------------------------------------------------------------------
