@@ -92,6 +92,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             primary=task.primary,
             seed=cfg.seed,
             resume=cfg.resume,
+            remedies={"flow_matching": "stop earlier, or lower train.optimizer.lr"},
         )
         trainer.run()
         with together():

@@ -63,6 +63,7 @@ class Trainer:
             better.
         evaluate_start: also validate each stage before its first update, for stages that start from
             something trained.
+        remedies: stage -> what its warnings advise.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Trainer:
         seed: int,
         resume: bool,
         evaluate_start: bool = False,
+        remedies: Mapping[str, str] | None = None,
     ) -> None:
         self.stages = stages
         self.run_dir = run_dir
@@ -86,6 +88,7 @@ class Trainer:
         self.primary = primary
         self.seed = seed
         self.evaluate_start = evaluate_start
+        self.remedies = remedies or {}
         self.scores: dict[str, dict[str, float]] = {}  # validation scores at the end of each stage
         self.progress: dict[str, Progress] = {}
         self.seconds: dict[str, float] = {}
@@ -126,7 +129,7 @@ class Trainer:
             if self.step:
                 self._load(stage)
             else:
-                self.progress[name] = Progress(name, self.primary)
+                self.progress[name] = Progress(name, self.primary, **self._advice(name))
             stage.clock = self.log.clock
             with self._saying_what_is_left():
                 with together():
@@ -161,6 +164,14 @@ class Trainer:
         """
         kept = self.loop.keep_best and self.progress[name].best_step is not None
         return load_tensors(self._best_path(name) if kept else self._result_path(name))
+
+    def stage_before(self) -> str | None:
+        """Name of the stage that has ended last; None before the first has."""
+        return list(self.stages)[self.position - 1] if self.position else None
+
+    def _advice(self, name: str) -> dict[str, str]:
+        """What warnings of a stage advise, where it has a remedy of its own."""
+        return {"remedy": self.remedies[name]} if name in self.remedies else {}
 
     @property
     def warnings(self) -> list[str]:
