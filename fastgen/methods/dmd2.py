@@ -78,7 +78,6 @@ class DMD2(Method):
 
     stage = "dmd"
     title = "DMD"
-    colour = "#009E73"
     remedy = (
         "stop earlier, lower train.student_optimizer.lr, or raise dmd.fake_steps_per_student_step"
     )
@@ -184,7 +183,6 @@ class LADD(DMD2):
 
     stage = "ladd"
     title = "LADD"
-    colour = ""
     remedy = Method.remedy
 
     def complete(self, cfg: DistillConfig) -> DistillConfig:

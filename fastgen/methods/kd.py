@@ -306,6 +306,7 @@ class KD(Method):
     stage = "kd"
     title = "KD"
     colour = "#E69F00"
+    heading = "KD: regression on teacher pairs"
     remedy = "stop earlier, lower train.kd_optimizer.lr, or raise train.kd_pairs"
 
     def updates(self, cfg: DistillConfig) -> int:

@@ -149,13 +149,15 @@ class Method(ABC):
     Attributes:
         stage: name of its stage: in the log, in `stages/`, in the report, and for `keep`.
         title: what the report calls a student of this method.
-        colour: of its curves and pictures; "" for the report's neutral one.
+        colour: of its curves and pictures, as matplotlib reads colours.
+        heading: over the panel of its losses; "" for the title.
         remedy: what a warning of its stage advises.
     """
 
     stage: str
     title: str
-    colour: str = ""
+    colour: str = "#009E73"
+    heading: str = ""
     remedy: str = "stop earlier, or lower the learning rate"
 
     def updates(self, cfg: DistillConfig) -> int:

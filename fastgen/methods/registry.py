@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from ..config.schemas import DistillConfig
+from ..report.styles import StageStyle
 from .consistency import Consistency
 from .dmd2 import DMD2, LADD
 from .kd import KD
 from .method import Method
 
-__all__ = ["METHODS", "WARM_START", "method_named", "stages_of"]
+__all__ = ["METHODS", "WARM_START", "method_named", "stage_styles", "stages_of"]
 
 METHODS: dict[str, Method] = {
-    "dmd2": DMD2(),
     "kd": KD(),
+    "dmd2": DMD2(),
     "ladd": LADD(),
     "consistency": Consistency(),
 }
@@ -36,3 +37,11 @@ def stages_of(cfg: DistillConfig) -> list[Method]:
     warm_start = METHODS[WARM_START]
     methods = [warm_start] if own is warm_start else [warm_start, own]
     return [method for method in methods if method.updates(cfg) > 0]
+
+
+def stage_styles() -> dict[str, StageStyle]:
+    """How a report shows the stage of each method, in the order of training."""
+    return {
+        method.stage: StageStyle(method.title, method.colour, method.heading)
+        for method in METHODS.values()
+    }

@@ -56,7 +56,7 @@ def test_a_new_method_is_planned_trained_chosen_exported_and_reported(again, mon
 
 def test_an_unknown_method_is_refused_with_those_there_are(tmp_path):
     values = toy_config(tmp_path / "run").model_dump() | {"method": "magic"}
-    with pytest.raises(ValueError, match="unknown method 'magic', expected one of: dmd2, kd"):
+    with pytest.raises(ValueError, match="unknown method 'magic', expected one of: kd, dmd2"):
         distill(DistillConfig.model_validate(values), teacher=ToyTeacher(), task=ToyTask())
 
 
