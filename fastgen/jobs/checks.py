@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .._core.conditions import cond_text, cond_to, take_rows
 from .._core.files import brief, check_names, read_json
 from .._core.modules import evaluating
-from ..config.dmd import DMDConfig
-from ..config.files import validate
+from ..config.files import C, validate
+from ..config.matching import MatchingConfig
 from ..config.schemas import DataConfig, DistillConfig
 from ..export.folders import SCORES
 from ..methods.consistency import ConsistencyDistillation
@@ -46,7 +46,7 @@ def with_method(cfg: DistillConfig) -> DistillConfig:
     if cfg.method == "kd":
         return cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": 0})})
     if cfg.method == "ladd":
-        if cfg.dmd.vsd_weight not in (0.0, DMDConfig().vsd_weight):
+        if cfg.dmd.vsd_weight not in (0.0, MatchingConfig().vsd_weight):
             raise ValueError(
                 "expected no dmd.vsd_weight with method=ladd, which has no VSD loss, got "
                 f"{cfg.dmd.vsd_weight}; leave it out, or set method=dmd2"
@@ -125,11 +125,12 @@ def check_plan(
     if (
         train.steps
         and cfg.method == "consistency"
-        and dmd.t_list[0] < ConsistencyDistillation.least_first_rung
+        and cfg.student.t_list[0] < ConsistencyDistillation.least_first_rung
     ):
         least = ConsistencyDistillation.least_first_rung
         raise ValueError(
-            f"expected dmd.t_list[0] >= {least} for method=consistency, got {dmd.t_list[0]}"
+            f"expected student.t_list[0] >= {least} for method=consistency, got "
+            f"{cfg.student.t_list[0]}"
         )
     if train.fake_score_rank is not None:
         if not matches or not dmd.vsd_weight:
@@ -139,7 +140,7 @@ def check_plan(
                 "and dmd.vsd_weight > 0"
             )
         create_fake_score(teacher, rank=train.fake_score_rank)
-    rungs = len(dmd.t_list) - 1
+    rungs = cfg.student.steps
     if matches and dmd.vsd_weight and dmd.fake_score_rung_conditioned and rungs > 1:
         hint = (
             "a fake score that knows its rung is called with times up to the number of rungs; set "
@@ -272,7 +273,7 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
     """The config with its times within the teacher's, and one line for each thing that this
     changed.
 
-    A student starts at the teacher's own largest RF time where that is below `dmd.t_max`, and at
+    A student starts at the teacher's own largest RF time where that is below `student.t_max`, and at
     0.5 where the teacher predicts noise; drawn times stay within the teacher's range.
 
     Raises:
@@ -281,36 +282,37 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
     """
     low = float(getattr(teacher, "t_min", 0.0))
     high = float(getattr(teacher, "t_max", 1.0))
+    student = cfg.student
     dmd = cfg.dmd
     notes = []
-    changes = dict[str, Any]()
     if isinstance(teacher, RectifiedFlow):
         notes.append(f"teacher: {teacher.extra_repr()}")
-    asked = dmd.model_fields_set
+    asked = student.model_fields_set
     if "t_list" in asked or "t_max" in asked:
-        first = dmd.t_list[0]
+        first = student.t_list[0]
         if first > high:
-            key = "dmd.t_list" if "t_list" in asked else "dmd.t_max"
+            key = "student.t_list" if "t_list" in asked else "student.t_max"
             raise ValueError(
                 f"expected {key} to begin at most at {high:.6g}, the teacher's largest RF time, "
                 f"got {first}"
             )
-        if len(dmd.t_list) > 2 and dmd.t_list[-2] < low:
+        if len(student.t_list) > 2 and student.t_list[-2] < low:
             raise ValueError(
-                f"expected the rungs of dmd.t_list but the last within {low:.6g}..{high:.6g}, the "
-                f"teacher's RF times, got {dmd.t_list[-2]}"
+                f"expected the rungs of student.t_list but the last within {low:.6g}..{high:.6g}, the "
+                f"teacher's RF times, got {student.t_list[-2]}"
             )
     else:
-        noise = "eps" in (loss_space(teacher), dmd.pred_type)
-        start = min(dmd.t_max, high, NOISE_STUDENT_START if noise else 1.0)
-        if start < dmd.t_max:
+        noise = "eps" in (loss_space(teacher), student.pred_type)
+        start = min(student.t_max, high, NOISE_STUDENT_START if noise else 1.0)
+        if start < student.t_max:
             why = (
                 f"the teacher is defined up to {high:.6g}"
                 if start == high
                 else "the teacher predicts noise"
             )
-            changes["t_max"] = start
+            student = _changed(student, {"t_max": start})
             notes.append(f"the student starts at t = {start:.6g} ({why})")
+    changes = dict[str, Any]()
     for key in ("vsd_t", "fake_score_t", "gan_t"):
         law = getattr(dmd, key)
         inside = {"min_t": max(law.min_t, low), "max_t": min(law.max_t, high)}
@@ -323,9 +325,13 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
             changes[key] = {**law.model_dump(), **inside}
             notes.append(f"dmd.{key} is drawn within {inside['min_t']:.6g}..{inside['max_t']:.6g}")
     clock_ends = isinstance(teacher, RectifiedFlow) and dmd.fake_score_rung_conditioned
-    if clock_ends and "fake_score_rung_conditioned" not in asked:
+    if clock_ends and "fake_score_rung_conditioned" not in dmd.model_fields_set:
         changes["fake_score_rung_conditioned"] = False
-    if not changes:
-        return cfg, notes
-    fitted = validate(DMDConfig, {**dmd.model_dump(exclude_unset=True), **changes})
-    return cfg.model_copy(update={"dmd": fitted}), notes
+    if changes:
+        dmd = _changed(dmd, changes)
+    return cfg.model_copy(update={"student": student, "dmd": dmd}), notes
+
+
+def _changed(config: C, changes: dict[str, Any]) -> C:
+    """`config` validated anew with `changes`; what was not set stays open to its default."""
+    return validate(type(config), {**config.model_dump(exclude_unset=True), **changes})

@@ -18,8 +18,9 @@ from .._core.seeds import generator_for
 from .._core.tensor_files import load_tensors, save_tensors
 from .._core.tensors import time_dtype
 from .._core.timing import Stopwatch
-from ..config.dmd import DMDConfig, EMAConfig
+from ..config.dmd import DMDConfig
 from ..config.files import load_config
+from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig
 from ..config.training import OptimizerConfig
 from ..data import Task, build_data
@@ -92,7 +93,7 @@ def distill(
             if accelerator.is_main_process:
                 notes += data_notes(job.task, cfg.train.batch_size)
                 notes += judge_declaration(
-                    job.frozen, job.x0, job.cond, pred_type=cfg.dmd.pred_type, search=False
+                    job.frozen, job.x0, job.cond, pred_type=cfg.student.pred_type, search=False
                 )
                 if job.teacher_rows is not None:
                     notes += job.teacher_notes(*job.teacher_rows)
@@ -195,7 +196,7 @@ class Distillation:
         fake_score = discriminator = None
         if dmd.vsd_weight > 0:
             updates = dmd.fake_score_warmup_steps + train.steps * dmd.fake_steps_per_student_step
-            rungs = dmd.student_steps if dmd.fake_score_rung_conditioned else 1
+            rungs = cfg.student.steps if dmd.fake_score_rung_conditioned else 1
             source = self._student() if train.fake_score_rank is None else self.frozen
             network = create_fake_score(
                 source, num_rungs=rungs, rank=train.fake_score_rank, seed=cfg.seed
@@ -221,7 +222,7 @@ class Distillation:
             pipeline,
             self.x0,
             self.cond,
-            dmd,
+            cfg.pipeline,
             train.steps,
             self._draws(name),
             discriminator=discriminator,
@@ -263,7 +264,7 @@ class Distillation:
 
     def _unguided(self) -> DMDConfig:
         """The method's config for losses: the teacher guides itself already."""
-        return self.cfg.dmd.model_copy(update={"guidance_scale": None})
+        return self.cfg.pipeline.model_copy(update={"guidance_scale": None})
 
     def _next_student(self) -> TrainedNetwork:
         """The student of the stage after KD."""
@@ -272,7 +273,7 @@ class Distillation:
         if cfg.train.kd_steps:
             network.load_state_dict(self.trainer.result("kd"))
         return self._trainable(
-            self._used(network), cfg.train.student_optimizer, cfg.train.steps, ema=cfg.dmd.ema
+            self._used(network), cfg.train.student_optimizer, cfg.train.steps, ema=cfg.student.ema
         )
 
     def _trainable(
@@ -300,7 +301,7 @@ class Distillation:
         states, cond = self.pairs()
         watch.lap()
         return KnowledgeDistillation(
-            student, states, cond, cfg.dmd, steps, cfg.train.kd_huber_c, self._draws(name)
+            student, states, cond, cfg.pipeline, steps, cfg.train.kd_huber_c, self._draws(name)
         )
 
     def pairs(self) -> tuple[Tensor, Any]:
@@ -314,7 +315,7 @@ class Distillation:
         parts = []
         if path.exists():
             states = load_tensors(path).get("states")
-            if states is None or states.shape != (n, len(cfg.dmd.t_list), *shape):
+            if states is None or states.shape != (n, len(cfg.student.t_list), *shape):
                 raise ValueError(
                     f"expected the teacher pairs of this run in {path}, got others; delete the file"
                 )
@@ -334,9 +335,9 @@ class Distillation:
                     self.teacher,
                     noise[rows].to(self.accelerator.device),
                     cond_to(take_rows(cond, start + rows), self.accelerator.device),
-                    cfg.dmd.t_list,
+                    cfg.student.t_list,
                     calls=cfg.train.kd_teacher_calls,
-                    pred_type=cfg.dmd.pred_type,
+                    pred_type=cfg.student.pred_type,
                 )
                 gathered = self.accelerator.gather(states)
                 assert isinstance(
@@ -367,15 +368,15 @@ class Distillation:
             name: evaluate_student(
                 network,
                 task,
-                cfg.dmd.t_list,
-                sample_type=cfg.dmd.student_sample_type,
-                pred_type=cfg.dmd.pred_type,
+                cfg.student.t_list,
+                sample_type=cfg.student.sample_type,
+                pred_type=cfg.student.pred_type,
             )
             for name, network in candidates.items()
         }
         teacher_rows, floor = self.teacher_rows or self.measured_scores()
         student = candidates[selected]
-        calls = len(cfg.dmd.t_list) - 1
+        calls = len(cfg.student.t_list) - 1
         few = self._sampler(student)
         many = self._teacher_sampler(100)
         results: dict[str, Any] = {
@@ -431,7 +432,7 @@ class Distillation:
             self.task,
             self.cfg.teacher.calls,
             self.cfg.teacher.ab2_calls,
-            pred_type=self.cfg.dmd.pred_type,
+            pred_type=self.cfg.student.pred_type,
             progress=lambda row: print(f"teacher {row}", file=sys.stderr, flush=True),
         )
         return rows, self.task.floor()
@@ -443,10 +444,10 @@ class Distillation:
         export_student(
             self.run_dir / "student",
             student,
-            t_list=list(cfg.dmd.t_list),
-            steps=list(nested_t_lists(cfg.dmd.t_list, cfg.dmd.student_sample_type)),
-            sample_type=cfg.dmd.student_sample_type,
-            pred_type=cfg.dmd.pred_type,
+            t_list=list(cfg.student.t_list),
+            steps=list(nested_t_lists(cfg.student.t_list, cfg.student.sample_type)),
+            sample_type=cfg.student.sample_type,
+            pred_type=cfg.student.pred_type,
             x_normalizer=data.x_normalizer,
             z_normalizer=data.z_normalizer,
             pack=data.pack,
@@ -489,7 +490,7 @@ class Distillation:
             "student": self._sampler(student)(repeated, noise),
         }
         drawn = {who: x.unflatten(0, (n, samples)) for who, x in drawn.items()}
-        calls = self.cfg.dmd.student_steps
+        calls = self.cfg.student.steps
         labels = {
             "teacher": "teacher, 100 calls",
             "student": f"student, {calls} call{'s' * (calls > 1)}",
@@ -517,17 +518,17 @@ class Distillation:
 
     def _teacher_sampler(self, calls: int) -> Sampler:
         return teacher_sampler(
-            self.teacher, self.task.train, calls, pred_type=self.cfg.dmd.pred_type
+            self.teacher, self.task.train, calls, pred_type=self.cfg.student.pred_type
         )
 
     def _sampler(self, network: nn.Module) -> Sampler:
-        dmd = self.cfg.dmd
+        student = self.cfg.student
         return student_sampler(
             network,
             self.task.train,
-            dmd.t_list,
-            sample_type=dmd.student_sample_type,
-            pred_type=dmd.pred_type,
+            student.t_list,
+            sample_type=student.sample_type,
+            pred_type=student.pred_type,
         )
 
     def _trained(self, name: str) -> nn.Module:

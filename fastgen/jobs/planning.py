@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .._core.conditions import cond_to, take_rows, tensors_in
-from ..config.dmd import EMAConfig
 from ..config.files import dump_yaml
+from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig, TrainTeacherConfig
 from ..config.training import LoopConfig
 from ..data import Data, build_data
@@ -53,7 +53,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     cond = cond_to(cond, dtype=network_dtype(teacher, x0.dtype))
     check_plan(cfg, teacher, x0, cond, processes=launch.processes)
     notes += data_notes(task, cfg.train.batch_size)
-    notes += judge_declaration(teacher, x0, cond, pred_type=cfg.dmd.pred_type, search=True)
+    notes += judge_declaration(teacher, x0, cond, pred_type=cfg.student.pred_type, search=True)
     tables: list[str] = []
     for stage, rows in distillation_footprints(cfg, teacher, task.train, launch=launch).items():
         tensors = {"data": _bytes(x0, cond)}
@@ -68,7 +68,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
 def pair_bytes(cfg: DistillConfig, x0: Tensor, cond: Cond) -> int:
     """Bytes of the teacher's pairs: states in the dtype that noise is drawn in, and a row of `cond`
     for each."""
-    states = len(cfg.dmd.t_list) * x0[0].numel() * torch.get_default_dtype().itemsize
+    states = len(cfg.student.t_list) * x0[0].numel() * torch.get_default_dtype().itemsize
     return cfg.train.kd_pairs * (states + _bytes(x0[:0], take_rows(cond, slice(1))))
 
 
@@ -79,6 +79,7 @@ def distillation_footprints(
     without a launch in the only one, on a CPU. `teacher` is changed as `frozen_teacher` says."""
     train = cfg.train
     dmd = cfg.dmd
+    asked = cfg.student
     launch = launch or Launch()
     x0, cond = data.network_inputs()
     cond = cond_to(cond, dtype=network_dtype(teacher, x0.dtype))
@@ -94,18 +95,18 @@ def distillation_footprints(
     method = STAGE_OF_METHOD[cfg.method] if train.steps else None
 
     def kd() -> Tensor:
-        states = torch.stack([noise] * len(dmd.t_list), 1)
+        states = torch.stack([noise] * len(asked.t_list), 1)
         rungs = torch.zeros(size, dtype=torch.int64)
-        kind = dmd.student_sample_type
-        options = {"pred_type": dmd.pred_type, "huber_c": train.kd_huber_c, "sample_type": kind}
-        return kd_loss(student, states, dmd.t_list, cond, rungs, **options)
+        kind = asked.sample_type
+        options = {"pred_type": asked.pred_type, "huber_c": train.kd_huber_c, "sample_type": kind}
+        return kd_loss(student, states, asked.t_list, cond, rungs, **options)
 
     def consistent() -> Tensor:
-        kind = dmd.student_sample_type
+        kind = asked.sample_type
         t, s, end = consistency_times(
-            size, 0.0, dmd.t_list, sample_type=kind, first=4, last=16, generator=generator
+            size, 0.0, asked.t_list, sample_type=kind, first=4, last=16, generator=generator
         )
-        options = {"pred_type": dmd.pred_type, "huber_c": train.kd_huber_c}
+        options = {"pred_type": asked.pred_type, "huber_c": train.kd_huber_c}
         return consistency_loss(student, guided, x0, noise, t, s, cond, end=end, **options)
 
     def stage(
@@ -130,20 +131,20 @@ def distillation_footprints(
         found["kd"] = stage(activation_bytes(kd, [student]), EMAConfig())
     if method == "consistency":
         # A whole copy even of a sharded student, on its device.
-        target = [] if dmd.ema is None else [footprint("target", student, trained=False)]
-        found[method] = stage(activation_bytes(consistent, [student, guided]), dmd.ema, target)
+        target = [] if asked.ema is None else [footprint("target", student, trained=False)]
+        found[method] = stage(activation_bytes(consistent, [student, guided]), asked.ema, target)
     elif method is not None:
         fake: nn.Module | None = None
         discriminator: nn.Module | None = None
         if dmd.vsd_weight:
-            rungs = dmd.student_steps if dmd.fake_score_rung_conditioned else 1
+            rungs = asked.steps if dmd.fake_score_rung_conditioned else 1
             rank = train.fake_score_rank
             fake = create_fake_score(
                 student if rank is None else frozen, num_rungs=rungs or 1, rank=rank
             )
         if dmd.trains_discriminator:
             discriminator = new_discriminator(cfg, student, x0, cond)
-        unguided = dmd.model_copy(update={"guidance_scale": None})
+        unguided = cfg.pipeline.model_copy(update={"guidance_scale": None})
         pipeline = DMDPipeline(student, guided, fake, unguided, discriminator=discriminator)
         networks = [
             network for network in (student, guided, fake, discriminator) if network is not None
@@ -163,7 +164,7 @@ def distillation_footprints(
                 run = functools.partial(loss, x0, noise, cond, generator=generator)
                 kept = activation_bytes(run, networks)
                 judges.append(footprint(name, network, activations=kept, shards=launch.shards))
-        found[method] = stage(activation_bytes(matched, networks), dmd.ema, judges)
+        found[method] = stage(activation_bytes(matched, networks), asked.ema, judges)
     return found
 
 

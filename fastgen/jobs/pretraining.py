@@ -14,8 +14,8 @@ from torch import nn
 from .._core.conditions import tensors_in
 from .._core.files import write_json
 from .._core.processes import together
-from ..config.dmd import EMAConfig
 from ..config.files import validate
+from ..config.groups import EMAConfig
 from ..config.schemas import DataConfig, TrainTeacherConfig
 from ..data import Task, build_data
 from ..data.checks import data_notes
