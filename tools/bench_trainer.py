@@ -73,17 +73,17 @@ def bare_kd(
 ) -> Callable[[int], None]:
     """One bare update of KD."""
     student = Bare(stage.student.bare, cfg.train.kd_optimizer, compiled=compiled)
-    dmd = cfg.dmd
+    asked = cfg.student
     batches = [stage.batch(n) for n in range(PRELOADED)]
 
     def update(n: int) -> None:
         states, cond, rungs = batches[n % PRELOADED]
         options = {
-            "pred_type": dmd.pred_type,
+            "pred_type": asked.pred_type,
             "huber_c": stage.huber_c,
-            "sample_type": dmd.student_sample_type,
+            "sample_type": asked.sample_type,
         }
-        student.step(kd_loss(student.network, states, dmd.t_list, cond, rungs, **options))
+        student.step(kd_loss(student.network, states, asked.t_list, cond, rungs, **options))
 
     return update
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .._core.files import check_names, read_json
-from ..config.files import validate
+from ..config.files import C, validate
 from ..config.schemas import DataConfig, DistillConfig
 from ..export.folders import SCORES
 from ..methods.registry import method_named, stages_of
@@ -116,7 +116,7 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
     """The config with its times within the teacher's, and one line for each thing that this
     changed.
 
-    A student starts at the teacher's own largest RF time where that is below `dmd.t_max`, and at
+    A student starts at the teacher's own largest RF time where that is below `student.t_max`, and at
     0.5 where the teacher predicts noise; drawn times stay within the teacher's range.
 
     Raises:
@@ -124,36 +124,37 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
             time in it.
     """
     low, high = time_range(teacher)
+    student = cfg.student
     dmd = cfg.dmd
     notes = []
-    changes = dict[str, Any]()
     if isinstance(teacher, RectifiedFlow):
         notes.append(f"teacher: {teacher.extra_repr()}")
-    asked = dmd.model_fields_set
+    asked = student.model_fields_set
     if "t_list" in asked or "t_max" in asked:
-        first = dmd.t_list[0]
+        first = student.t_list[0]
         if first > high:
-            key = "dmd.t_list" if "t_list" in asked else "dmd.t_max"
+            key = "student.t_list" if "t_list" in asked else "student.t_max"
             raise ValueError(
                 f"expected {key} to begin at most at {high:.6g}, the teacher's largest RF time, "
                 f"got {first}"
             )
-        if len(dmd.t_list) > 2 and dmd.t_list[-2] < low:
+        if len(student.t_list) > 2 and student.t_list[-2] < low:
             raise ValueError(
-                f"expected the rungs of dmd.t_list but the last within {low:.6g}..{high:.6g}, the "
-                f"teacher's RF times, got {dmd.t_list[-2]}"
+                f"expected the rungs of student.t_list but the last within {low:.6g}..{high:.6g}, the "
+                f"teacher's RF times, got {student.t_list[-2]}"
             )
     else:
-        noise = "eps" in (loss_space(teacher), dmd.pred_type)
-        start = min(dmd.t_max, high, NOISE_STUDENT_START if noise else 1.0)
-        if start < dmd.t_max:
+        noise = "eps" in (loss_space(teacher), student.pred_type)
+        start = min(student.t_max, high, NOISE_STUDENT_START if noise else 1.0)
+        if start < student.t_max:
             why = (
                 f"the teacher is defined up to {high:.6g}"
                 if start == high
                 else "the teacher predicts noise"
             )
-            changes["t_max"] = start
+            student = _changed(student, {"t_max": start})
             notes.append(f"the student starts at t = {start:.6g} ({why})")
+    changes = dict[str, Any]()
     for key in ("vsd_t", "fake_score_t", "gan_t"):
         law = getattr(dmd, key)
         inside = {"min_t": max(law.min_t, low), "max_t": min(law.max_t, high)}
@@ -166,9 +167,13 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
             changes[key] = {**law.model_dump(), **inside}
             notes.append(f"dmd.{key} is drawn within {inside['min_t']:.6g}..{inside['max_t']:.6g}")
     clock_ends = isinstance(teacher, RectifiedFlow) and dmd.fake_score_rung_conditioned
-    if clock_ends and "fake_score_rung_conditioned" not in asked:
+    if clock_ends and "fake_score_rung_conditioned" not in dmd.model_fields_set:
         changes["fake_score_rung_conditioned"] = False
-    if not changes:
-        return cfg, notes
-    fitted = validate(DMDConfig, {**dmd.model_dump(exclude_unset=True), **changes})
-    return cfg.model_copy(update={"dmd": fitted}), notes
+    if changes:
+        dmd = _changed(dmd, changes)
+    return cfg.model_copy(update={"student": student, "dmd": dmd}), notes
+
+
+def _changed(config: C, changes: dict[str, Any]) -> C:
+    """`config` validated anew with `changes`; what was not set stays open to its default."""
+    return validate(type(config), {**config.model_dump(exclude_unset=True), **changes})

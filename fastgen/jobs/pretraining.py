@@ -7,24 +7,23 @@ import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from .._core.conditions import tensors_in
+from .._core.conditions import cond_text, tensors_in
 from .._core.files import write_json
 from .._core.processes import together
-from ..config.dmd import EMAConfig
 from ..config.files import validate
+from ..config.groups import EMAConfig
 from ..config.schemas import DataConfig, TrainTeacherConfig
-from typing import Any
 from ..data import Task, build_data
-from ..data.samples import SampleData
-from ..models import build_model
-from .._core.conditions import cond_text
 from ..data.checks import data_notes
+from ..data.samples import SampleData
 from ..export.folders import SCORES, load_network, save_network
 from ..methods.pretraining import FlowMatchingTraining
+from ..models import build_model
 from ..records.folder import claim_run, open_run
 from ..records.origin import fingerprint
 from ..training.accelerator import start_accelerator

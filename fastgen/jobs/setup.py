@@ -13,7 +13,7 @@ from ..data import Data
 from ..data.trajectories import load_conditions
 from ..guidance import Guidance
 from ..methods.method import Batch, Networks
-from ..networks import Cond, network_dtype, parameters_to
+from ..networks import network_dtype, parameters_to
 from ..teachers.answer import answer_of
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network

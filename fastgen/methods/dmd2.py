@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.dmd import DMDConfig
+from ..config.matching import MatchingConfig
 from ..config.schemas import DistillConfig
 from ..discriminators import discriminator_for
 from ..training.stage import Stage
@@ -187,7 +188,7 @@ class LADD(DMD2):
 
     def complete(self, cfg: DistillConfig) -> DistillConfig:
         """Without VSD; the GAN has weight 1 unless said otherwise."""
-        if cfg.dmd.vsd_weight not in (0.0, DMDConfig().vsd_weight):
+        if cfg.dmd.vsd_weight not in (0.0, MatchingConfig().vsd_weight):
             raise ValueError(
                 "expected no dmd.vsd_weight with method=ladd, which has no VSD loss, got "
                 f"{cfg.dmd.vsd_weight}; leave it out, or set method=dmd2"

@@ -164,7 +164,9 @@ class Progress:
             now = scores["mode_error"]
             if now > before + MODE_ERROR_RISE:
                 moved = f"rose from {before:.3f} {since} to {now:.3f}"
-                found["modes"] = f"{here} the mode error {moved}: modes are being lost; {self.remedy}"
+                found["modes"] = (
+                    f"{here} the mode error {moved}: modes are being lost; {self.remedy}"
+                )
         if {self.primary} <= scores.keys() & start.keys():
             before = start[self.primary]
             now = scores[self.primary]

@@ -78,7 +78,7 @@ def toy(monkeypatch) -> None:
 
 def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(toy):
     def rows(dmd: dict, **loop) -> dict[str, list[str]]:
-        plan = plan_distillation(config(dmd={"student_steps": 2, **dmd}, train=train(**loop)))
+        plan = plan_distillation(config(dmd=dmd, train=train(**loop)))
         return list(tables(plan).values())[-1]
 
     gan = {"gan_loss_weight_gen": 0.1, "gan_blocks": ["linear"]}
@@ -164,11 +164,12 @@ class Times(ToyTeacher):
 
 @pytest.mark.parametrize("law", [lambda t: t.clamp(max=1.0), lambda t: (1.0 - t).sqrt()])
 def test_a_teacher_for_times_up_to_one_needs_a_fake_score_that_does_not_know_its_rung(law):
-    rungs = {**toy_config("unused").dmd.model_dump(exclude={"t_list"}), "student_steps": 3}
+    student = {"steps": 3}
+    dmd = {**toy_config("unused").dmd.model_dump(), "fake_score_rung_conditioned": False}
     with pytest.raises(ValueError, match="dmd.fake_score_rung_conditioned=false"):
-        check_plan(config(dmd=rungs), Times(law), X0, COND)
-    check_plan(config(dmd={**rungs, "fake_score_rung_conditioned": False}), Times(law), X0, COND)
-    check_plan(config(dmd=rungs), Times(lambda t: t), X0, COND)
+        check_plan(config(student=student), Times(law), X0, COND)
+    check_plan(config(student=student, dmd=dmd), Times(law), X0, COND)
+    check_plan(config(student=student), Times(lambda t: t), X0, COND)
 
 
 def test_a_teacher_without_parameters_is_refused():

@@ -73,7 +73,8 @@ def toy_config(run_dir, **train) -> DistillConfig:
             "name": "toy",
             "run_dir": str(run_dir),
             "teacher": {"calls": [1, 2], "ab2_calls": [4]},
-            "dmd": {"student_steps": 2, "fake_score_warmup_steps": 4, "vsd_norm": "rms"},
+            "student": {"steps": 2},
+            "dmd": {"fake_score_warmup_steps": 4, "vsd_norm": "rms"},
             "train": {**loop, "evaluate_every": 4, "log_every": 2, "threads": 1, **train},
         }
     )
@@ -81,7 +82,6 @@ def toy_config(run_dir, **train) -> DistillConfig:
 
 # Each of DMD's branches on, as `dmd` of a config.
 EVERYTHING = {
-    "student_steps": 2,
     "fake_score_warmup_steps": 4,
     "vsd_norm": "rms",
     "f_divergence": "forward_kl",

@@ -155,7 +155,8 @@ def stages(
         **base.model_dump(),
         "method": method,
         "teacher": {**base.teacher.model_dump(), **(teacher or {})},
-        "dmd": {"student_steps": 1, **(dmd or {})},
+        "student": {"steps": 1},
+        "dmd": dmd or {},
         "train": {**base.train.model_dump(), **train},
     }
     cfg = with_method(DistillConfig.model_validate(values))
@@ -227,11 +228,12 @@ def nbytes(tensors: Iterable[torch.Tensor]) -> int:
 
 @pytest.mark.parametrize("ema", [None, {"dtype": "float64"}])
 def test_averages_and_targets_are_those_that_the_stages_hold(tmp_path, ema):
-    """The KD student has an average whatever dmd.ema is; the target of consistency is there with an
-    average alone."""
+    """The KD student has an average whatever student.ema is; the target of consistency is there
+    with an average alone."""
     values = toy_config(tmp_path / "run").model_dump() | {
         "method": "consistency",
-        "dmd": {"student_steps": 1, "ema": ema},
+        "student": {"steps": 1, "ema": ema},
+        "dmd": {},
     }
     cfg, teacher, task = with_method(DistillConfig.model_validate(values)), ToyTeacher(), ToyTask()
     found = distillation_footprints(cfg, copy.deepcopy(teacher), task.train)
