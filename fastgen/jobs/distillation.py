@@ -35,6 +35,7 @@ from ..records.folder import claim_run, open_run
 from ..records.log import progress_bar, read_log
 from ..records.origin import fingerprint
 from ..report.page import write_report
+from ..report.styles import StageStyle
 from ..report.tables import format_table
 from ..teachers.declarations import judge_declaration
 from ..training.accelerator import start_accelerator
@@ -62,6 +63,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _PAIR_CHUNK = 2048
+# Stage -> how a report shows it, in the order of training.
+_STAGE_STYLES = {
+    "kd": StageStyle(title="KD", colour="#E69F00", heading="KD: regression on teacher pairs"),
+    "dmd": StageStyle(title="DMD", colour="#009E73"),
+    "ladd": StageStyle(title="LADD", colour="#009E73"),
+    "consistency": StageStyle(title="consistency", colour="#009E73"),
+}
 
 
 def distill(
@@ -400,12 +408,13 @@ class Distillation:
         }
         watch.lap()
         self.export(student, results)
-        print(format_table(results))
+        print(format_table(results, stages=_STAGE_STYLES))
         write_report(
             self.run_dir,
             results=results,
             curves=read_log(self.run_dir),
             examples=self.examples(student),
+            stages=_STAGE_STYLES,
         )
         print(f"student: {self.run_dir / 'student'}   report: {self.run_dir / 'report'}")
 
