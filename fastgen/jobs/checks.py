@@ -44,8 +44,8 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
     """
     cfg = setup.cfg
     train = cfg.train
-    method = method_named(cfg.method)
-    stages = [stage.stage for stage in stages_of(cfg)]
+    methods = stages_of(cfg)
+    stages = [method.stage for method in methods]
     if not stages:
         raise ValueError(
             "expected train.kd_steps > 0 or train.steps > 0, got 0 for both: there is nothing to "
@@ -63,7 +63,7 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
     check_shares(train.batch_size, processes, train.gradient_accumulation_steps)
     _check_groups(cfg, processes)
     setup.prediction_at(0.5)
-    method.check(setup, sharded=sharded)
+    methods[-1].check(setup, sharded=sharded)
 
 
 def _check_groups(cfg: DistillConfig, processes: int) -> None:

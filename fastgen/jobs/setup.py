@@ -109,4 +109,4 @@ def guided_teacher(cfg: DistillConfig, network: nn.Module, data: Data) -> nn.Mod
             )
     guidance = Guidance(dmd.guidance_scale, dmd.guidance_interval, dmd.guidance_rescale)
     null = cond_to(null, dtype=network_dtype(network, torch.float32))
-    return GuidedNetwork(network, guidance, null, pred_type=dmd.pred_type).eval()
+    return GuidedNetwork(network, guidance, null, pred_type=cfg.student.pred_type).eval()

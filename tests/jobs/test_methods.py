@@ -116,11 +116,11 @@ def test_the_guided_teacher_is_what_is_distilled(tmp_path):
         for name, extra in (("plain", {}), ("guided", {"guidance_scale": 3.0}))
     )
     z, noise = plain.task.train.Z, torch.randn(48, 4, 2, generator=torch.Generator().manual_seed(0))
-    a, b = (job._teacher_sampler(4)(z, noise) for job in (plain, guided))
+    a, b = (job.closing.teacher_sampler(4)(z, noise) for job in (plain, guided))
     assert (a - b).abs().max() > 0.1
     # KD pairs are the guided teacher's, students start from the plain network's weights.
     assert not torch.equal(plain.pairs()[0], guided.pairs()[0])
-    state = guided._student().state_dict()
+    state = guided.networks.student().state_dict()
     assert all(torch.equal(value, ToyTeacher().state_dict()[name]) for name, value in state.items())
 
 

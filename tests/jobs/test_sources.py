@@ -18,7 +18,7 @@ from fastgen.config.files import dump_yaml
 from fastgen.data import build_data
 from fastgen.export import export_student, save_network
 from fastgen.jobs.checks import fit_to_teacher
-from fastgen.jobs.setup import build_network
+from fastgen.jobs.pretraining import build_network
 from fastgen.jobs.sources import load_run_student, load_teacher, load_weights
 from fastgen.samplers import sample_student
 from fastgen.teachers import KeywordNetwork, RectifiedFlow, as_rectified_flow

@@ -18,7 +18,7 @@ from fastgen.models import build_model
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.networks import idle_parameters
 from fastgen.records.checkpoints import load_newest_checkpoint
-from support.toy import ToyTask, ToyTeacher, plug_pulled, toy_config
+from support.toy import ToyTask, ToyTeacher, plug_pulled, setup_of, toy_config
 
 X, T, Z = (
     torch.ones(6, 3, 4).double(),
@@ -148,7 +148,7 @@ def test_an_equivariant_teacher_is_refused():
 
 def test_a_rank_without_a_fake_score_is_refused():
     x0, cond = ToyTask().train.network_inputs()
-    check_plan(toy_config("unused", fake_score_rank=2), ToyTeacher(), x0, cond)
+    check_plan(setup_of(toy_config("unused", fake_score_rank=2), ToyTeacher(), x0, cond))
     for changes in ({"steps": 0}, {}):
         cfg = toy_config("unused", fake_score_rank=2, **changes)
         if not changes:
@@ -157,7 +157,7 @@ def test_a_rank_without_a_fake_score_is_refused():
             ValueError,
             match="expected train.fake_score_rank=null where no fake score is trained, got 2",
         ):
-            check_plan(cfg, ToyTeacher(), x0, cond)
+            check_plan(setup_of(cfg, ToyTeacher(), x0, cond))
 
 
 def test_a_run_trains_and_saves_the_corrections(tmp_path):

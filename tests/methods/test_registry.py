@@ -70,4 +70,6 @@ def test_stages_are_unique_and_the_warm_start_comes_first():
     assert len({method.stage for method in METHODS.values()}) == len(METHODS)
     for name, method in METHODS.items():
         cfg = DistillConfig(method=name)
-        assert [stage.stage for stage in stages_of(cfg)] == list(dict.fromkeys(["kd", method.stage]))
+        assert [stage.stage for stage in stages_of(cfg)] == list(
+            dict.fromkeys(["kd", method.stage])
+        )

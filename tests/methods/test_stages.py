@@ -399,7 +399,9 @@ DMD = DMDConfig(
 def flow_matching(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
     network = Recorder(ToyTeacher())
     cfg = TeacherTrainConfig(steps=5, batch_size=BATCH)
-    return FlowMatchingTraining(network, *TASK.train.network_inputs(), cfg, draws(rank, world)), [network]
+    return FlowMatchingTraining(network, *TASK.train.network_inputs(), cfg, draws(rank, world)), [
+        network
+    ]
 
 
 def distillation(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:

@@ -119,7 +119,7 @@ def test_a_run_with_it_trains_float32_students_from_its_weights(tmp_path):
         job = Distillation(
             cfg, run_dir, start_accelerator(1), teacher=copy.deepcopy(given), task=ToyTask()
         )
-        start = job._student().linear.weight
+        start = job.networks.student().linear.weight
     assert start.dtype == torch.float32 and torch.equal(start, before.bfloat16().float())
     run = distill(cfg, teacher=given, task=ToyTask())
     assert {v.dtype for v in load_tensors(run / "stages" / "dmd.safetensors").values()} == {
