@@ -21,6 +21,10 @@ from torch import Tensor
 from ._core.checks import check_choice, check_pred_type, check_shape
 from ._core.tensors import _wide, expand_like, expand_mask, masked_mean
 from .flow_matching import EPSILON
+from .guidance import (
+    check_guidance as check_guidance,
+    classifier_free_guidance as classifier_free_guidance,
+)
 
 __all__ = [
     "discriminator_accuracy",

@@ -91,7 +91,9 @@ def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(toy):
         f"{numbers:,}",
         *(f"{k * size:.2f}" for k in (1, 1, 2, 0)),
     ]
-    assert "discriminator" not in rows({}) and "discriminator" not in rows(gan, steps=0)
+    assert "discriminator" not in rows({}) and "discriminator" not in rows({}, steps=0)
+    with pytest.raises(ValueError, match="got dmd.gan_loss_weight_gen=0.1; set it to 0"):
+        rows(gan, steps=0)
     pairs = f"{10_000 * 4 * (3 * X0[0].numel() + COND[0].numel()) / 1e6:.2f}"
     assert rows({"kd_weight": 0.1}, kd_steps=0, kd_pairs=10_000)["teacher pairs"] == [pairs]
     assert rows({}, steps=0, kd_pairs=10_000)["teacher pairs"] == [pairs]
