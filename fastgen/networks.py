@@ -59,15 +59,22 @@ class NetworkWrapper(nn.Module):
         super().__init__()
         self.network = network
 
+    def declared(self, name: str) -> Any:
+        """What the network inside declares by this name of `DECLARED`.
+
+        Raises:
+            AttributeError: it declares nothing by this name.
+        """
+        return getattr(as_built(self.network), name)
+
     def __getattr__(self, name: str) -> Any:
         # Python asks here for what the wrapper itself doesn't have.
-        if name in self.passes_on:
-            return getattr(self.network, name)
-        return super().__getattr__(name)
+        return self.declared(name) if name in self.passes_on else super().__getattr__(name)
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
         """The network's own groups, or one with all parameters."""
-        if (groups := getattr(self.network, "get_optim_groups", None)) is not None:
+        groups = getattr(as_built(self.network), "get_optim_groups", None)
+        if groups is not None:
             return groups(weight_decay)
         return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
 
@@ -100,7 +107,8 @@ def predicts_noise(network: object) -> bool:
 
 
 def _declared(network: object, name: str, default: Any) -> Any:
-    """An attribute of `DECLARED`; DistributedDataParallel, for one, doesn't pass them on."""
+    """An attribute of `DECLARED`, read through what launchers put around a network: not all of
+    them pass it on."""
     if isinstance(network, nn.Module):
         network = as_built(network)
     return getattr(network, name, default)
@@ -189,7 +197,7 @@ def teacher_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_typ
     """What a network says of the data: by its own `predict_x0(x_t, t, cond)` where it offers one,
     which a converted or guided network answers without a lossy round trip, else from its
     prediction. Arguments as in `call_network`."""
-    direct = getattr(network, "predict_x0", None)
+    direct = _declared(network, "predict_x0", None)
     if direct is not None:
         return direct(x_t, t, cond)
     return predict_x0(network, x_t, t, cond, pred_type=pred_type, dtype=x_t.dtype)

@@ -33,10 +33,10 @@ class RungConditioned(NetworkWrapper):
 
     def __init__(self, network: nn.Module, num_rungs: int) -> None:
         super().__init__(network)
-        if hasattr(network, "t_max"):
+        if hasattr(self, "t_max"):
             raise ValueError(
                 "expected a network that takes times beyond 1, got one that clamps them to its "
-                f"own range (t_max={network.t_max}); set fake_score_rung_conditioned=False"
+                f"own range (t_max={self.t_max}); set fake_score_rung_conditioned=False"
             )
         self.num_rungs = check_count("num_rungs", num_rungs)
 

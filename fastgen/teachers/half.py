@@ -38,7 +38,7 @@ class Bfloat16Network(NetworkWrapper):
     def predict_x0(self) -> Callable[[Tensor, Tensor, Cond], Tensor]:
         """The network's own `predict_x0(x_t, t, cond)` in bfloat16; there is none if the network
         has none."""
-        predict: Callable[[Tensor, Tensor, Cond], Tensor] = self.network.predict_x0  # pyright: ignore[reportAssignmentType]
+        predict: Callable[[Tensor, Tensor, Cond], Tensor] = self.declared("predict_x0")
 
         def in_bfloat16(x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
             with torch.autocast(x_t.device.type, torch.bfloat16):
