@@ -15,15 +15,17 @@ __all__ = ["as_built", "evaluating", "frozen", "inside_launcher"]
 
 @contextlib.contextmanager
 def frozen(*modules: nn.Module | None) -> Iterator[None]:
-    """Inside, no parameter of `modules` collects gradients, while gradients still flow through to
-    their inputs.
+    """Inside, no parameter of `modules` collects gradients. They still flow through to the inputs:
+    unlike under `torch.no_grad`, a loss reaches what *feeds* the network.
 
-    Unlike `torch.no_grad` this lets a loss reach what *feeds* the network. Each parameter gets its
-    own flag back on exit, also after an error. `None` entries are skipped.
+    On exit each parameter gets its own flag back, also after an error. `None` entries are skipped.
     """
     settle(*modules)
     flags = {
-        p: p.requires_grad for module in modules if module is not None for p in module.parameters()
+        parameter: parameter.requires_grad
+        for module in modules
+        if module is not None
+        for parameter in module.parameters()
     }
     try:
         for parameter in flags:
@@ -37,17 +39,17 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Inside, `modules` are in eval mode (no dropout); every submodule gets its own mode back on
-    exit."""
-    # Into the dicts themselves: a module's own setattr first looks through parameters and buffers,
-    # which over all submodules, several times an update, is a twentieth of the update of a small
-    # network.
+    """Inside, `modules` are in eval mode (no dropout). On exit every submodule gets its own mode
+    back."""
+    # Into the dicts themselves, since a module's own setattr first looks through parameters and
+    # buffers. Over all submodules, several times an update, that would be a twentieth of the update
+    # of a small network.
     training = [
-        m.__dict__
+        submodule.__dict__
         for module in modules
         if module is not None
-        for m in module.modules()
-        if m.training
+        for submodule in module.modules()
+        if submodule.training
     ]
     try:
         for attributes in training:

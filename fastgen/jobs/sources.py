@@ -24,11 +24,8 @@ from ..config.schemas import DistillConfig, TeacherConfig
 from ..export.folders import has_custom_network, load_network, load_student
 from ..export.student import Student
 from ..records.folder import CONFIG as RUN_CONFIG
-from ..teachers.conversion import (
-    KeywordNetwork,
-    as_rectified_flow,
-    check_prediction,
-)
+from ..teachers.conversion import as_rectified_flow, check_prediction
+from ..teachers.keywords import KeywordNetwork
 
 __all__ = ["load_run_student", "load_teacher", "load_weights"]
 

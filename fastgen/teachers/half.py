@@ -1,4 +1,4 @@
-"""A teacher whose parameters are kept in bfloat16."""
+"""Half precision: a teacher whose parameters are kept in bfloat16."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Bfloat16Network"]
 
 
 class Bfloat16Network(NetworkWrapper):
-    """A frozen network whose parameters are kept in bfloat16 and whose products are taken in it, by
-    torch's autocast.
+    """A frozen network whose parameters are kept in bfloat16. Torch's autocast takes its products
+    in bfloat16, too.
 
-    It is called in the dtype that it had, and answers in that of `x_t`; times and buffers are left
-    as they are, and so is all arithmetic that autocast leaves in float32. A prediction differs by
-    about 2^-8 of its size.
+    It is called in the dtype that it had before, and answers in that of `x_t`. Times and buffers
+    stay as they are, and so does all arithmetic that autocast leaves in float32. A prediction
+    differs by about 2^-8 of its size.
 
     Args:
         network: its parameters are cast in place.
@@ -30,15 +30,18 @@ class Bfloat16Network(NetworkWrapper):
         parameters_to(network, torch.bfloat16)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """Predict from `x_t` (B, ...) at `t` (B,)."""
+        """The prediction for `x_t` (B, ...) at `t` (B,)."""
         with torch.autocast(x_t.device.type, torch.bfloat16):
             return self.network(x_t, t, cond).to(x_t.dtype)
 
     @property
     def predict_x0(self) -> Callable[[Tensor, Tensor, Cond], Tensor]:
-        """The network's own `predict_x0(x_t, t, cond)` in bfloat16; there is none if the network
-        has none."""
-        predict: Callable[[Tensor, Tensor, Cond], Tensor] = self.network.predict_x0  # pyright: ignore[reportAssignmentType]
+        """The network's own `predict_x0(x_t, t, cond)`, in bfloat16.
+
+        Raises:
+            AttributeError: the network has none.
+        """
+        predict: Callable[[Tensor, Tensor, Cond], Tensor] = self.declared("predict_x0")
 
         def in_bfloat16(x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
             with torch.autocast(x_t.device.type, torch.bfloat16):

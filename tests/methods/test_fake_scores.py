@@ -20,11 +20,9 @@ from fastgen.networks import idle_parameters
 from fastgen.records.checkpoints import load_newest_checkpoint
 from support.toy import ToyTask, ToyTeacher, plug_pulled, setup_of, toy_config
 
-X, T, Z = (
-    torch.ones(6, 3, 4).double(),
-    torch.linspace(0.1, 0.9, 6).double(),
-    torch.ones(6, 2, 2).double(),
-)
+X = torch.ones(6, 3, 4).double()
+T = torch.linspace(0.1, 0.9, 6).double()
+Z = torch.ones(6, 2, 2).double()
 
 
 def teacher() -> nn.Module:
@@ -78,6 +76,24 @@ def test_a_map_in_two_places_has_one_correction():
     inner = fake.network
     assert inner.tied is inner.net["one"] and isinstance(inner.tied, LowRankLinear)
     assert torch.equal(fake(X, T), net(X, T)) and not torch.equal(trained(fake)(X, T), net(X, T))
+
+
+def test_a_map_that_one_module_holds_twice_has_one_correction():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.two = self.one
+
+        def forward(self, x_t, t, cond=None):
+            return self.one(self.two(x_t))
+
+    net = Twice().double()
+    fake = LowRankFakeScore(net, 2)
+    assert {*fake.corrections} == {"one/up", "one/down"}
+    assert isinstance(fake.network.one, LowRankLinear)
+    assert fake.network.two is fake.network.one
+    assert torch.equal(fake(X, T), net(X, T))
 
 
 @pytest.mark.parametrize("rank", [None, 2])
