@@ -31,7 +31,7 @@ from fastgen.ema import ExponentialMovingAverage
 from fastgen.jobs.checks import fit_to_teacher
 from fastgen.methods.kd import kd_loss, teacher_pairs
 from fastgen.metrics import energy_distance
-from fastgen.models.layers import TimeEmbedding
+from fastgen.models import TimeEmbedding
 from fastgen.samplers import sample_student, sample_teacher
 from fastgen.teachers import as_rectified_flow
 from fastgen.teachers.clocks import parse_clock
