@@ -95,7 +95,7 @@ class Student:
     @torch.no_grad()
     def sample(
         self,
-        cond: Any,
+        cond: Any = None,
         *,
         num_samples: int | None = None,
         steps: int | None = None,
