@@ -1,6 +1,6 @@
-"""The training loop: accelerate, validation, checkpoints, interruption.
+"""The training loop: stages, validation, checkpoints, interruption.
 
-The only module that knows accelerate. What an update is stands in :mod:`fastgen.methods.matching`.
+What an update is stands in :mod:`fastgen.methods`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .._core.files import plain_json
@@ -35,7 +33,7 @@ from ..records.checkpoints import (
     with_prefix,
 )
 from ..records.log import RunLog, progress_bar, say
-from .accelerator import start_tracker
+from .processes import Processes
 from .signals import Stopped, StopRequest
 from .stage import Stage
 from .validation import Progress
@@ -70,7 +68,7 @@ class Trainer:
         stages: Mapping[str, Callable[[], Stage]],
         run_dir: Path,
         loop: LoopConfig,
-        accelerator: Accelerator,
+        processes: Processes,
         *,
         evaluate: Callable[[nn.Module], dict[str, float]],
         primary: str,
@@ -81,7 +79,7 @@ class Trainer:
         self.stages = stages
         self.run_dir = run_dir
         self.loop = loop
-        self.accelerator = accelerator
+        self.processes = processes
         self.evaluate = evaluate
         self.primary = primary
         self.seed = seed
@@ -99,7 +97,7 @@ class Trainer:
         if resume:
             with together():
                 self._restore()
-            if not (self.step or self.position) and accelerator.is_main_process:
+            if not (self.step or self.position) and processes.is_main_process:
                 say(f"nothing to resume in {run_dir}: the run starts at its beginning")
             if len(places := set(gather_objects((self.position, self.step, self.iteration)))) > 1:
                 raise ValueError(
@@ -107,14 +105,14 @@ class Trainer:
                     f"(stage, update, iteration) {sorted(places)}; put the run on a disk that "
                     "they share"
                 )
-        main = accelerator.is_main_process
+        main = processes.is_main_process
         with together():
             if resume and main:
                 set_aside(run_dir, self._number())
             track = (
                 None
                 if loop.tracker is None
-                else start_tracker(accelerator, loop.tracker, run_dir, self.iteration)
+                else processes.start_tracker(loop.tracker, run_dir, self.iteration)
             )
             self.log = RunLog(run_dir, batch_size=loop.batch_size, main_process=main, track=track)
             self.log.truncate(list(stages), self.position, self.step)
@@ -130,7 +128,7 @@ class Trainer:
             stage.clock = self.log.clock
             with self._saying_what_is_left():
                 with together():
-                    if self.accelerator.is_main_process:
+                    if self.processes.is_main_process:
                         self._restore_best(name)
                 self._tensors = {}
                 with self._stop.listening(), self._bar(stage) as bar:
@@ -145,11 +143,8 @@ class Trainer:
                         )
             # Before the next stage makes its own.
             del stage
-            self.accelerator.free_memory()
-        for (
-            tracker
-        ) in self.accelerator.trackers:  # not end_training, which leaves the group of processes
-            tracker.finish()
+            self.processes.free_memory()
+        self.processes.finish_trackers()
 
     def result(self, name: str) -> dict[str, torch.Tensor]:
         """EMA weights of the stage `name`: its best validated ones with `keep_best`, else those at
@@ -177,11 +172,11 @@ class Trainer:
         if self.step == 0 and self.evaluate_start:
             self._log({"stage": stage.name, "step": 0, **self._validate(stage)})
         watch = Stopwatch(self.seconds, stage.name)
-        on_cpu = self.accelerator.device.type == "cpu"
+        on_cpu = self.processes.device.type == "cpu"
         while self.step < stage.steps and not progress.out_of_patience(loop.patience):
             step = self.step
             # Dropout draws from torch's global state; every other draw has its own generator.
-            rank = self.accelerator.process_index
+            rank = self.processes.process_index
             seed = generator_for(self.seed, stage.name, "dropout", step, rank).initial_seed()
             # On a CPU torch.manual_seed would look for devices of every kind each time.
             (torch.default_generator if on_cpu else torch).manual_seed(seed)
@@ -199,7 +194,7 @@ class Trainer:
             log = self.step % loop.log_every == 0 or last or validate
             # A GPU would have to catch up with the host first; a CPU is asked at once.
             look = on_cpu or log or save or self.step % self._stride == 0
-            stop = self._stopped_by() if look or self.accelerator.num_processes == 1 else 0
+            stop = self._stopped_by() if look or self.processes.num_processes == 1 else 0
             skips, hopeless = self._skipped(stage) if look or stop else ({}, None)
             # Where it is read later, which updates have rows must not depend on when.
             skipped = skips.pop(self.step, {}) if log or on_cpu else {}
@@ -248,7 +243,9 @@ class Trainer:
     def _scored(self, stage: Stage) -> dict[str, Any]:
         network = stage.averaged()
         progress = self.progress[stage.name]
-        scores = self.scores[stage.name] = self._agreed(self.evaluate(network))
+        # What all processes decide by must be the same to the last digit.
+        scores = self.processes.of_main(self.evaluate(network))
+        self.scores[stage.name] = scores
         warnings = progress.add(self.step, scores, trained=self.step > stage.warmup)
         if self.loop.keep_best and progress.best_step == self.step:
             self._keep(stage, self._best_path(stage.name), network)
@@ -263,7 +260,7 @@ class Trainer:
             row["warnings"] = warnings
         if progress.out_of_patience(self.loop.patience) and self.step < stage.steps:
             row["stopped_early"] = progress.early_end(self.step)
-        if self.accelerator.is_main_process:
+        if self.processes.is_main_process:
             for text in [
                 *(f"warning: {text}" for text in warnings),
                 *filter(None, [row.get("stopped_early")]),
@@ -271,30 +268,19 @@ class Trainer:
                 say(text)
         return row
 
-    def _agreed(self, scores: dict[str, float]) -> dict[str, float]:
-        """The main process' scores: what all processes decide by must be the same to the last
-        digit."""
-        if self.accelerator.num_processes == 1:
-            return scores
-        return broadcast_object_list([scores])[0]
-
     def _means(self, logs: Mapping[str, torch.Tensor | float]) -> dict[str, float]:
         """Means over the processes, each of which has the losses of its own share of the batch."""
         values = [float(value) for value in logs.values()]
-        if self.accelerator.num_processes > 1:
+        if self.processes.num_processes > 1:
             own = torch.tensor(
-                values, dtype=wide_dtype(self.accelerator.device), device=self.accelerator.device
+                values, dtype=wide_dtype(self.processes.device), device=self.processes.device
             )
-            mean = self.accelerator.reduce(own, "mean")
-            assert isinstance(
-                mean, torch.Tensor
-            )  # a tensor in, a tensor out; this tells the type checker
-            values = mean.tolist()
+            values = self.processes.mean(own).tolist()
         return dict(zip(logs, values, strict=True))
 
     def _bar(self, stage: Stage) -> Any:
         title = f"{self.position + 1}/{len(self.stages)} {stage.name}"
-        return progress_bar(title, stage.steps, self.step, shown=self.accelerator.is_main_process)
+        return progress_bar(title, stage.steps, self.step, shown=self.processes.is_main_process)
 
     def _log(self, row: dict[str, Any]) -> dict[str, Any]:
         seconds = round(self.seconds.get(row["stage"], 0.0), 3)
@@ -315,13 +301,13 @@ class Trainer:
         weights = (stage.averaged() if network is None else network).state_dict()
         with together():
             check_finite(weights)
-            if self.accelerator.is_main_process:
+            if self.processes.is_main_process:
                 save_tensors(path, weights)
 
     def _save(self, tensors: Mapping[str, torch.Tensor], *, best_of: str | None = None) -> None:
         """Write a checkpoint of `tensors`, with the best weights so far of the stage `best_of`."""
         with self.log.clock.phase("checkpoint"), together():
-            if not self.accelerator.is_main_process:
+            if not self.processes.is_main_process:
                 return
             if best_of is not None and (path := self._best_path(best_of)).exists():
                 tensors = {**tensors, **add_prefix(_BEST, load_tensors(path))}
@@ -414,7 +400,7 @@ class Trainer:
         for at, told in found.items():
             for part, row in told["skipped"].items():
                 self.progress[stage.name].skip(part, at, row["in_all"])
-                if self.accelerator.is_main_process:
+                if self.processes.is_main_process:
                     counts = f"{row['in_a_row']} in a row, {row['in_all']} in all"
                     rows = row["rows"]
                     shown = [
@@ -470,16 +456,13 @@ class Trainer:
         """Number of the signal that any process got, 0 if none: all leave the loop after the same
         update."""
         number = self._stop.number
-        if self.accelerator.num_processes == 1:
+        if self.processes.num_processes == 1:
             return number
         now, (before, updates) = time.monotonic(), self._since
         self._since = now, self.iteration
         stride = int(HEARD_WITHIN * max(1, self.iteration - updates) / max(1e-3, now - before))
-        own = torch.tensor([[number, max(1, stride)]], device=self.accelerator.device)
-        both = self.accelerator.gather(own)
-        assert isinstance(
-            both, torch.Tensor
-        )  # a tensor in, a tensor out; this tells the type checker
+        own = torch.tensor([[number, max(1, stride)]], device=self.processes.device)
+        both = self.processes.gather(own)
         # The clock of one of them, so that all look after the same updates.
         self._stride = int(both[0, 1])
         return int(both[:, 0].max())
