@@ -162,7 +162,9 @@ def test_a_resume_of_nothing_says_so(tmp_path, capsys):
 
 
 def test_processes_that_find_different_checkpoints_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastgen.training.trainer.gather_objects", lambda value: [value, (1, 2, 3)])
+    monkeypatch.setattr(
+        "fastgen.training.resuming.gather_objects", lambda value: [value, (1, 2, 3)]
+    )
     with pytest.raises(ValueError, match="expected all processes to find the same checkpoint in"):
         follow(tmp_path, SCORES, resume=True)
 
@@ -189,7 +191,9 @@ def test_all_processes_decide_by_the_scores_of_the_main_one(tmp_path):
 def test_a_resumed_run_knows_the_scores_and_seconds_of_what_was_done(tmp_path):
     whole = follow(tmp_path, SCORES, stages=[Counter("kd", 3), Counter("dmd", 3)])
     again = follow(tmp_path, SCORES, stages=[Counter("kd", 3), Counter("dmd", 3)], resume=True)
-    assert again.scores == whole.scores == {"kd": {"energy": 0.6}, "dmd": {"energy": 0.6}}
+    assert (
+        again.state.scores == whole.state.scores == {"kd": {"energy": 0.6}, "dmd": {"energy": 0.6}}
+    )
     assert again.seconds == whole.seconds and whole.seconds["dmd"] > 0
 
 
@@ -500,13 +504,13 @@ def test_a_killed_run_keeps_its_best_and_its_patience(tmp_path, pull_at):
     with pytest.raises(Pulled):
         follow(tmp_path / "killed", SCORES, patience=3, pull_at=pull_at)
     again = follow(tmp_path / "killed", SCORES, patience=3, resume=True)
-    assert again.iteration == whole.iteration == 6 and kept(again) == kept(whole) == 3
-    assert again.progress == whole.progress
+    assert again.state.iteration == whole.state.iteration == 6 and kept(again) == kept(whole) == 3
+    assert again.state.progress == whole.state.progress
     whole_rows, killed_rows = (read_log(tmp_path / name) for name in ("whole", "killed"))
     assert [*map(timeless, killed_rows)] == [*map(timeless, whole_rows)]
     # A finished run that is resumed has its best still.
     done = follow(tmp_path / "killed", SCORES, patience=3, resume=True)
-    assert kept(done) == 3 and done.progress == whole.progress
+    assert kept(done) == 3 and done.state.progress == whole.state.progress
 
 
 def test_a_best_of_after_the_checkpoint_is_forgotten_with_it(tmp_path):
