@@ -101,6 +101,10 @@ class SharedStop:
         self._last_time = time.monotonic()
         self._last_iteration = iteration
 
+    def due(self, updates: int) -> bool:
+        """Whether processes ask each other after so many `updates` of their stage."""
+        return updates % self.every == 0
+
     def heard(self, iteration: int, *, ask: bool = True) -> int:
         """Number of the signal that any process got, 0 if none.
 

@@ -22,7 +22,7 @@ from ..records.log import RunLog, progress_bar, say
 from .processes import Processes
 from .resuming import RunFiles, RunState, saying_what_is_left, tensors_of
 from .signals import SharedStop, Stopped, StopRequest
-from .skipped import Skipped, say_skipped, take_skipped
+from .skipped import Skipped, note_skipped, say_skipped, take_skipped
 from .stage import Stage
 from .validation import Progress
 
@@ -36,13 +36,23 @@ class Due(NamedTuple):
         validation: the averaged weights are scored.
         row: a row of the log is written.
         checkpoint: the state is saved.
-        look: the host asks the device, and processes each other, what they have to tell.
     """
 
     validation: bool
     row: bool
     checkpoint: bool
-    look: bool
+
+
+def due_after(updates: int, stage: Stage, loop: LoopConfig) -> Due:
+    """What is due when `updates` of a stage are done."""
+    last = updates == stage.steps
+    # The end of a warm-up shows whether judges see anything, before the student follows them.
+    validation = last or updates == stage.warmup or updates % loop.evaluate_every == 0
+    return Due(
+        validation=validation,
+        row=validation or updates % loop.log_every == 0,
+        checkpoint=not last and updates % loop.checkpoint_every == 0,
+    )
 
 
 class Trainer:
@@ -107,12 +117,8 @@ class Trainer:
             track = None
             if loop.tracker is not None:
                 track = processes.start_tracker(loop.tracker, run_dir, self.state.iteration)
-            self.log = RunLog(
-                run_dir,
-                batch_size=loop.batch_size,
-                main_process=processes.is_main_process,
-                track=track,
-            )
+            main = processes.is_main_process
+            self.log = RunLog(run_dir, batch_size=loop.batch_size, main_process=main, track=track)
             self.log.truncate(list(stages), self.state.position, self.state.updates)
 
     @property
@@ -188,16 +194,21 @@ class Trainer:
             losses = stage.update(state.updates)
             state.count_update()
             self.log.count()
-            due = self._due(stage)
+            due = due_after(state.updates, stage, self.loop)
 
-            # Signals, and updates that were skipped.
-            stop = self._stop.heard(state.iteration, ask=due.look)
-            skipped = self._skipped(stage) if due.look or stop else Skipped({})
-            own = {}  # of this very update: in its row of the log where it has one whoever looks
+            # Signals, and updates that were skipped: what the device must be asked for.
+            look = self._on_cpu or due.row or due.checkpoint or self._stop.due(state.updates)
+            stop = self._stop.heard(state.iteration, ask=look)
+            skipped = Skipped({})
+            if look or stop:
+                skipped = take_skipped(stage, progress, self.loop.most_skipped)
+                say_skipped(stage.name, skipped, shown=self.processes.is_main_process)
+            # Which updates have their skips in a row of losses must not depend on when we look.
+            own = {}
             if due.row or self._on_cpu:
                 own = skipped.rows.pop(state.updates, {})
             watch.lap()
-            self._note_skipped(stage, skipped)
+            note_skipped(stage.name, skipped, self.log, state)
 
             # Validation.
             if due.validation:
@@ -206,8 +217,9 @@ class Trainer:
 
             # The log.
             if due.row or own:
-                row = self._log(stage, {**self._means(losses), **scored, **own})
-                bar.set_postfix(self._postfix(row))
+                row = self._log(stage, {**means(losses, self.processes), **scored, **own})
+                score = state.scores.get(stage.name, {}).get(self.primary)
+                bar.set_postfix(beside_bar(row, {self.primary: score}))
                 scored = {}
             bar.update()
 
@@ -216,12 +228,7 @@ class Trainer:
                 self.save(tensors_of(stage.trained()), best_of=stage.name)
 
             # The end, before its time.
-            if skipped.hopeless:
-                raise FloatingPointError(
-                    f"loss or gradient of the {skipped.hopeless}; look at the rows that "
-                    "metrics.jsonl names, lower the learning rate in a new run, or raise "
-                    "train.most_skipped"
-                )
+            skipped.check_hope()
             if stop:
                 saved = f"state saved at {stage.name} update {state.updates}"
                 raise Stopped(f"{saved}; --resume goes on from there", stop)
@@ -233,18 +240,6 @@ class Trainer:
         # torch.manual_seed looks for devices of every kind each time.
         seeded = torch.default_generator if self._on_cpu else torch
         seeded.manual_seed(generator.initial_seed())
-
-    def _due(self, stage: Stage) -> Due:
-        """What is due after the update that was done just now."""
-        loop = self.loop
-        updates = self.state.updates
-        last = updates == stage.steps
-        checkpoint = updates % loop.checkpoint_every == 0 and not last
-        # The end of a warm-up shows whether judges see anything, before the student follows them.
-        validation = updates % loop.evaluate_every == 0 or last or updates == stage.warmup
-        row = updates % loop.log_every == 0 or validation
-        look = self._on_cpu or row or checkpoint or updates % self._stop.every == 0
-        return Due(validation, row, checkpoint, look)
 
     # ---- Validation ------------------------------------------------------------------------------
 
@@ -294,51 +289,10 @@ class Trainer:
         with together():
             return self.log.write(row)
 
-    def _means(self, losses: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """Means over the processes, each of which has the losses of its own share of the batch."""
-        values = [float(value) for value in losses.values()]
-        if self.processes.num_processes > 1:
-            device = self.processes.device
-            own = torch.tensor(values, dtype=wide_dtype(device), device=device)
-            values = self.processes.mean(own).tolist()
-        return dict(zip(losses, values, strict=True))
-
     def _bar(self, stage: Stage) -> Any:
         title = f"{self.state.position + 1}/{len(self.stages)} {stage.name}"
         shown = self.processes.is_main_process
         return progress_bar(title, stage.steps, self.state.updates, shown=shown)
-
-    def _postfix(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """What of a row of the log is shown beside the progress."""
-        shown = {"loss": f"{row['loss']:.4g}"}
-        score = self.state.scores.get(row["stage"], {}).get(self.primary)
-        if score is not None:
-            shown[self.primary] = f"{score:.3f}"
-        if "samples_per_s" in row:
-            shown["samples/s"] = f"{row['samples_per_s']:.0f}"
-        if "peak_memory_mb" in row:
-            shown["MB"] = f"{row['peak_memory_mb']:.0f}"
-        return shown
-
-    def _skipped(self, stage: Stage) -> Skipped:
-        """The updates that were found to be skipped just now, noted and told."""
-        skipped = take_skipped(stage, self.loop.most_skipped)
-        for update, row in skipped.rows.items():
-            for name, skip in row["skipped"].items():
-                self.state.progress[stage.name].skip(name, update, skip["in_all"])
-        if self.processes.is_main_process:
-            say_skipped(stage.name, skipped.rows)
-        return skipped
-
-    def _note_skipped(self, stage: Stage, skipped: Skipped) -> None:
-        """Write a row of its own for each skipped update that has no other."""
-        if not skipped.rows:
-            return
-        first = self.state.iteration - self.state.updates
-        with together():
-            for update, row in skipped.rows.items():
-                place = {"iteration": first + update, "stage": stage.name, "step": update}
-                self.log.note({**place, **row})
 
     # ---- Checkpoints -----------------------------------------------------------------------------
 
@@ -346,3 +300,26 @@ class Trainer:
         """Write a checkpoint (:meth:`fastgen.training.resuming.RunFiles.save`)."""
         with self.log.clock.phase("checkpoint"):
             self.files.save(self.state, tensors, best_of=best_of)
+
+
+def means(losses: Mapping[str, Tensor | float], processes: Processes) -> dict[str, float]:
+    """Means over the processes, each of which has the losses of its own share of the batch."""
+    values = [float(value) for value in losses.values()]
+    if processes.num_processes > 1:
+        device = processes.device
+        own = torch.tensor(values, dtype=wide_dtype(device), device=device)
+        values = processes.mean(own).tolist()
+    return dict(zip(losses, values, strict=True))
+
+
+def beside_bar(row: Mapping[str, Any], scores: Mapping[str, float | None]) -> dict[str, str]:
+    """What of a row of the log is shown beside the progress, with the `scores` that are known."""
+    shown = {"loss": f"{row['loss']:.4g}"}
+    for name, score in scores.items():
+        if score is not None:
+            shown[name] = f"{score:.3f}"
+    if "samples_per_s" in row:
+        shown["samples/s"] = f"{row['samples_per_s']:.0f}"
+    if "peak_memory_mb" in row:
+        shown["MB"] = f"{row['peak_memory_mb']:.0f}"
+    return shown
