@@ -78,14 +78,15 @@ class StopRequest:
 class SharedStop:
     """The wish to stop that any process may have, heard by all after the same update.
 
-    Processes on GPUs tell each other seldom: for an exchange the host waits for the device.
+    A GPU is asked seldom, alone or by many processes: the host then waits for all that it has
+    enqueued there.
 
     Args:
         request: of this process.
         processes: that share the run.
 
     Attributes:
-        every: updates from one exchange to the next.
+        every: updates from one time that GPUs are asked to the next.
     """
 
     def __init__(self, request: StopRequest, processes: Processes) -> None:
@@ -102,31 +103,38 @@ class SharedStop:
         self._last_iteration = iteration
 
     def due(self, updates: int) -> bool:
-        """Whether processes ask each other after so many `updates` of their stage."""
+        """Whether GPUs are asked after so many `updates` of their stage."""
         return updates % self.every == 0
 
     def heard(self, iteration: int, *, ask: bool = True) -> int:
         """Number of the signal that any process got, 0 if none.
 
         Args:
-            iteration: of the update after which all processes call this.
-            ask: the others, too; a process that is alone needn't.
+            iteration: of the update that was done last.
+            ask: the other processes, too; all must then call this after the same update. A process
+                that is alone knows without asking.
         """
         number = self.request.number
-        if self.processes.num_processes == 1:
-            return number
+        alone = self.processes.num_processes == 1
         if not ask:
-            return 0
+            return number if alone else 0
+        every = self._updates_within(HEARD_WITHIN, iteration)
+        if alone:
+            self.every = every
+            return number
+        both = self.processes.gather(torch.tensor([[number, every]], device=self.processes.device))
+        # By the clock of one of them, so that all ask after the same updates.
+        self.every = int(both[0, 1])
+        return int(both[:, 0].max())
+
+    def _updates_within(self, seconds: float, iteration: int) -> int:
+        """Updates in so many seconds, by the time they took since the last call; at least 1."""
         now = time.monotonic()
         passed = max(1e-3, now - self._last_time)
         updates = max(1, iteration - self._last_iteration)
         self._last_time = now
         self._last_iteration = iteration
-        every = max(1, int(HEARD_WITHIN * updates / passed))
-        both = self.processes.gather(torch.tensor([[number, every]], device=self.processes.device))
-        # By the clock of one of them, so that all ask after the same updates.
-        self.every = int(both[0, 1])
-        return int(both[:, 0].max())
+        return max(1, int(seconds * updates / passed))
 
 
 @contextmanager

@@ -228,15 +228,30 @@ def test_the_loop_asks_a_device_only_where_it_logs_or_saves(tmp_path):
     assert stage.asked == [1, 3, 5, 6, 8] and processes.heard == [1, 3, 5, 6, 8, 8]
 
 
+@pytest.fixture
+def alone_on_a_device(monkeypatch) -> OneProcess:
+    """A process that asks its device once, and then where it must: however slow a machine is."""
+    monkeypatch.setattr("fastgen.training.signals.HEARD_WITHIN", 1e9)
+    return OneProcess(NOWHERE)
+
+
+def test_a_process_that_is_alone_asks_its_device_as_seldom(tmp_path, alone_on_a_device):
+    stage = Skipping()
+    follow(tmp_path, [0.0] * 9, stages=[stage], processes=alone_on_a_device, **SIZES)
+    assert stage.asked == [1, 3, 5, 6, 8]
+
+
 def test_the_loop_asks_a_cpu_at_once(tmp_path):
     stage = Skipping(2)
     follow(tmp_path, [0.0] * 9, stages=[stage], **SIZES)
     assert stage.asked == [*range(1, 9)]
 
 
-def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, capsys):
-    stage = Skipping(1, 2, 3, 5)
-    follow(tmp_path, [0.0] * 9, stages=[stage], processes=TwoOnADevice(stage), **SIZES)
+def test_updates_skipped_since_the_last_row_have_rows_of_their_own(
+    tmp_path, capsys, alone_on_a_device
+):
+    stages = [Skipping(1, 2, 3, 5)]
+    follow(tmp_path, [0.0] * 9, stages=stages, processes=alone_on_a_device, **SIZES)
     rows = {row["step"]: row for row in read_log(tmp_path)}
     assert list(rows) == [0, 1, 2, 3, 5, 8] and [row["iteration"] for row in rows.values()] == list(
         rows
@@ -266,7 +281,7 @@ def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, cap
     )
 
 
-def test_too_many_skipped_updates_end_a_run_though_they_are_read_late(tmp_path):
+def test_too_many_skipped_updates_end_a_run_though_they_are_read_late(tmp_path, alone_on_a_device):
     with pytest.raises(
         FloatingPointError, match=r"student not finite in 2 updates in a row, up to dmd update 2;"
     ):
@@ -274,7 +289,7 @@ def test_too_many_skipped_updates_end_a_run_though_they_are_read_late(tmp_path):
             tmp_path,
             [0.0] * 9,
             stages=[Skipping(1, 2)],
-            processes=OneProcess(NOWHERE),
+            processes=alone_on_a_device,
             most_skipped=2,
             **SIZES,
         )
