@@ -155,8 +155,8 @@ class Halted:
     def watch(self, trainer: Trainer) -> None:
         """Take what `trainer` does between updates out of the rounds."""
         trainer.evaluate = self._timed(trainer.evaluate, self._scored)
-        for name, then in (("_validate", self._validated), ("_save", self._wrote)):
-            setattr(trainer, name, self._timed(getattr(trainer, name), then))
+        trainer.validate = self._timed(trainer.validate, self._validated)
+        trainer.save = self._timed(trainer.save, self._wrote)
 
     def update(self, step: int) -> Any:
         self._step = step

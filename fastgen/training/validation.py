@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
-__all__ = ["Progress", "teacher_note"]
+__all__ = ["REMEDY", "Progress", "teacher_note"]
 
 # A student whose spread is within this factor of the data's is one that can collapse; before, it is
 # still learning.
@@ -33,7 +33,7 @@ SEEING = 0.55
 # Scores that are 1 for the data's law -> what they are the spread of.
 _SPREADS = {"spread": "the spread within modes", "std_ratio": "the spread"}
 # What is advised where a stage names no remedy of its own.
-_REMEDY = "stop earlier, or lower the learning rate"
+REMEDY = "stop earlier, or lower the learning rate"
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Progress:
     best_step: int | None = None
     stale: int = 0
     warnings: dict[str, str] = field(default_factory=dict)
-    remedy: str = _REMEDY
+    remedy: str = REMEDY
 
     def add(self, step: int, scores: Mapping[str, float], *, trained: bool = True) -> list[str]:
         """Note the scores of update `step` and return new warnings.
