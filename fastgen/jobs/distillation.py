@@ -6,7 +6,7 @@ import copy
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from ..records.origin import fingerprint
 from ..teachers.declarations import judge_declaration
 from ..training.accelerator import start_accelerator
 from ..training.draws import Draws
+from ..training.processes import Processes
 from ..training.recompute import keep_blocks
 from ..training.trained_network import TrainedNetwork, check_compiler
 from ..training.trainer import Trainer
@@ -39,9 +40,6 @@ from .hand_over import HandOver, Rows, teacher_notes
 from .pairs import pairs_of_run
 from .setup import Setup
 from .sources import load_run_student, load_teacher
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["Distillation", "distill", "score_student"]
 
@@ -63,22 +61,22 @@ def distill(
         ValueError: before any training, when config, data and teacher do not fit together or the
             folder holds another run.
     """
-    accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
-    check_compiler(accelerator.device, wanted=cfg.train.compile)
+    processes = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
+    check_compiler(processes.device, wanted=cfg.train.compile)
     if teacher is not None and (cfg.teacher.dtype is not None or cfg.train.gradient_checkpointing):
         # These change a network in place, and this one is the caller's.
         teacher = copy.deepcopy(teacher)
     teacher = load_teacher(cfg, teacher)
     cfg, notes = fit_to_teacher(with_method(cfg), teacher)
-    with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
+    with open_run(cfg, main_process=processes.is_main_process) as run_dir:
         with together():
-            job = Distillation(cfg, run_dir, accelerator, teacher=teacher, task=task)
-            if accelerator.is_main_process:
+            job = Distillation(cfg, run_dir, processes, teacher=teacher, task=task)
+            if processes.is_main_process:
                 print("\n".join(notes + job.notes()), file=sys.stderr, flush=True)
                 claim_run(run_dir, cfg, job.origin())
         job.train()
         with together():
-            if accelerator.is_main_process:
+            if processes.is_main_process:
                 job.hand_over()
     return run_dir
 
@@ -89,7 +87,7 @@ class Distillation(Run):
     Args:
         cfg: with what its method implies, fitted to the teacher.
         run_dir: the folder of the run.
-        accelerator: of this process.
+        processes: that share the run.
         teacher: called `teacher(x_t, t, cond)`; moved to the device.
         task: data and scores; None builds `cfg.data`.
 
@@ -101,19 +99,19 @@ class Distillation(Run):
         self,
         cfg: DistillConfig,
         run_dir: Path,
-        accelerator: Accelerator,
+        processes: Processes,
         *,
         teacher: nn.Module,
         task: Task | None = None,
     ) -> None:
         self.cfg = cfg
         self.run_dir = run_dir
-        self.accelerator = accelerator
-        self.rank = accelerator.process_index
-        self.world = accelerator.num_processes
+        self.processes = processes
+        self.rank = processes.process_index
+        self.world = processes.num_processes
         self.task = build_data(cfg.data) if task is None else task
-        self.networks = Setup(cfg, teacher.to(accelerator.device).eval(), self.task.train)
-        check_plan(self.networks, processes=self.world, sharded=accelerator.is_fsdp2)
+        self.networks = Setup(cfg, teacher.to(processes.device).eval(), self.task.train)
+        check_plan(self.networks, processes=self.world, sharded=processes.is_fsdp2)
         self.stored_scores: tuple[Rows, dict[str, float]] | None = stored_scores(cfg)
         self.closing = HandOver(self.networks, self.task, run_dir, stored=self.stored_scores)
 
@@ -136,7 +134,7 @@ class Distillation(Run):
         return {
             "data": fingerprint([self.networks.x0, *tensors_in(self.networks.cond)]),
             "teacher": fingerprint(self.networks.source.state_dict().values()),
-            "mixed precision": str(self.accelerator.mixed_precision),
+            "mixed precision": str(self.processes.mixed_precision),
         }
 
     def train(self) -> None:
@@ -146,7 +144,7 @@ class Distillation(Run):
             {method.stage: functools.partial(method.build, self) for method in stages_of(cfg)},
             self.run_dir,
             cfg.train,
-            self.accelerator,
+            self.processes,
             evaluate=lambda network: self.task.evaluate(self.closing.sampler(network), quick=True),
             primary=self.task.primary,
             seed=cfg.seed,
@@ -186,7 +184,7 @@ class Distillation(Run):
             network,
             optimizer,
             updates,
-            self.accelerator,
+            self.processes,
             ema=ema,
             ema_on_cpu=self.cfg.train.ema_on_cpu,
             compiled=self.cfg.train.compile,
@@ -195,10 +193,10 @@ class Distillation(Run):
     def without_idle(self, network: nn.Module) -> nn.Module:
         # Processes that share a batch would wait for the gradients of what nothing uses.
         if self.world > 1:
-            x0 = cond_to(self.networks.x0[:2], self.accelerator.device)
-            cond = cond_to(take_rows(self.networks.cond, slice(2)), self.accelerator.device)
+            x0 = cond_to(self.networks.x0[:2], self.processes.device)
+            cond = cond_to(take_rows(self.networks.cond, slice(2)), self.processes.device)
             t = torch.full((len(x0),), 0.5, dtype=time_dtype(x0.dtype), device=x0.device)
-            with self.accelerator.autocast():
+            with self.processes.autocast():
                 idle = idle_parameters(network, x0, t, cond)
             for parameter in idle:
                 parameter.requires_grad_(False)
@@ -213,7 +211,7 @@ class Distillation(Run):
     def pairs(self) -> tuple[Tensor, Cond]:
         watch = Stopwatch(self.trainer.seconds, "pairs")
         chunk = chunk_rows(self.task.train, _PAIR_CHUNK)
-        found = pairs_of_run(self.networks, self.run_dir, self.accelerator, chunk=chunk)
+        found = pairs_of_run(self.networks, self.run_dir, self.processes, chunk=chunk)
         watch.lap()
         return found
 
@@ -222,7 +220,7 @@ class Distillation(Run):
         return Draws(
             self.cfg.seed,
             stage,
-            self.accelerator,
+            self.processes,
             train.batch_size,
             accumulation=train.gradient_accumulation_steps,
         )

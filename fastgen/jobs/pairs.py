@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,10 +14,8 @@ from .._core.tensor_files import load_tensors, save_tensors
 from ..methods.kd import teacher_pairs
 from ..networks import Cond
 from ..records.log import progress_bar
+from ..training.processes import Processes
 from .setup import Setup
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 __all__ = ["PAIRS", "pairs_of_run"]
 
@@ -26,7 +23,7 @@ PAIRS = "pairs.safetensors"
 
 
 def pairs_of_run(
-    setup: Setup, run_dir: Path, accelerator: Accelerator, *, chunk: int
+    setup: Setup, run_dir: Path, processes: Processes, *, chunk: int
 ) -> tuple[Tensor, Cond]:
     """`train.kd_pairs` pairs, one noise each, with the conditions of the data in turn.
 
@@ -53,21 +50,21 @@ def pairs_of_run(
             )
         return states, cond
     parts = []
-    with progress_bar("teacher pairs", n, shown=accelerator.is_main_process) as bar:
+    with progress_bar("teacher pairs", n, shown=processes.is_main_process) as bar:
         for start in range(0, n, chunk):
             size = min(chunk, n - start)
-            parts.append(_chunk_of_pairs(setup, accelerator, cond, start, size))
+            parts.append(_chunk_of_pairs(setup, processes, cond, start, size))
             bar.update(size)
             bar.set_postfix()
     states = torch.cat(parts)
     with together():
-        if accelerator.is_main_process:
+        if processes.is_main_process:
             save_tensors(path, {"states": states})
     return states, cond
 
 
 def _chunk_of_pairs(
-    setup: Setup, accelerator: Accelerator, cond: Cond, start: int, size: int
+    setup: Setup, processes: Processes, cond: Cond, start: int, size: int
 ) -> Tensor:
     """States of `size` pairs from the row `start` on; each process makes its share of them."""
     cfg = setup.cfg
@@ -75,17 +72,15 @@ def _chunk_of_pairs(
     noise = torch.randn(size, *setup.x0.shape[1:], generator=generator)
     # Equal shares, filled up at the end of the last ones only, so that the gathered rows keep their
     # order.
-    share = -(-size // accelerator.num_processes)
-    first = accelerator.process_index * share
+    share = -(-size // processes.num_processes)
+    first = processes.process_index * share
     rows = torch.arange(first, first + share).clamp(max=size - 1)
     states = teacher_pairs(
         setup.teacher,
-        noise[rows].to(accelerator.device),
-        cond_to(take_rows(cond, start + rows), accelerator.device),
+        noise[rows].to(processes.device),
+        cond_to(take_rows(cond, start + rows), processes.device),
         cfg.student.t_list,
         calls=cfg.train.kd_teacher_calls,
         pred_type=cfg.student.pred_type,
     )
-    gathered = accelerator.gather(states)
-    assert isinstance(gathered, Tensor)  # a tensor in, a tensor out; this tells the type checker
-    return gathered[:size].cpu()
+    return processes.gather(states)[:size].cpu()

@@ -40,23 +40,23 @@ _VALIDATION_CALLS = 8
 def train_teacher(cfg: TrainTeacherConfig) -> Path:
     """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the
     run folder."""
-    accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
-    check_compiler(accelerator.device, wanted=cfg.train.compile)
-    with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
+    processes = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
+    check_compiler(processes.device, wanted=cfg.train.compile)
+    with open_run(cfg, main_process=processes.is_main_process) as run_dir:
         task = build_data(cfg.data)
         torch.manual_seed(cfg.seed)
         initial = build_network(cfg, task)
         parts = cfg.train.gradient_accumulation_steps
-        draws = Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size, accumulation=parts)
+        draws = Draws(cfg.seed, "teacher", processes, cfg.train.batch_size, accumulation=parts)
         with together():
-            if accelerator.is_main_process:
+            if processes.is_main_process:
                 for line in data_notes(task, cfg.train.batch_size):
                     print(line, file=sys.stderr, flush=True)
                 data = fingerprint(tensors_in(task.train.network_inputs()))
                 claim_run(
                     run_dir,
                     cfg,
-                    {"data": data, "mixed precision": str(accelerator.mixed_precision)},
+                    {"data": data, "mixed precision": str(processes.mixed_precision)},
                 )
 
         def stage() -> Stage:
@@ -70,7 +70,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
                 recompute_blocks(copied) if train.gradient_checkpointing else copied,
                 train.optimizer,
                 train.steps,
-                accelerator,
+                processes,
                 ema=ema,
                 ema_on_cpu=train.ema_on_cpu,
                 compiled=train.compile,
@@ -86,7 +86,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             {"flow_matching": stage},
             run_dir,
             cfg.train,
-            accelerator,
+            processes,
             evaluate=evaluate,
             primary=task.primary,
             seed=cfg.seed,
@@ -95,7 +95,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         )
         trainer.run()
         with together():
-            if accelerator.is_main_process:
+            if processes.is_main_process:
                 initial.load_state_dict(trainer.result("flow_matching"))
                 hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds)
     return run_dir
