@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .._core.conditions import cond_text, cond_to, take_rows
-from .._core.files import brief, check_names, read_json
+from .._core.json_files import check_names, read_json
+from .._core.messages import brief
 from .._core.modules import evaluating
 from ..config.dmd import DMDConfig
 from ..config.files import validate

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .._core.conditions import tensors_in
-from .._core.files import write_json
+from .._core.json_files import write_json
 from .._core.processes import together
 from ..config.dmd import EMAConfig
 from ..config.files import validate

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._core.files import new_folder, plain_json, write_file, write_json
+from .._core.files import new_folder, write_file
+from .._core.json_files import plain_json, write_json
 from .pictures import (
     STYLE,
     sample_figure,

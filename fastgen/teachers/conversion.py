@@ -41,7 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.checks import check_choice, check_shape, check_time
-from .._core.files import brief
+from .._core.messages import brief
 from .._core.tensors import expand_like, time_dtype, wide_dtype
 from ..networks import Cond, Network, NetworkWrapper, network_dtype
 from .clocks import Clock, SigmaClock, TableClock, parse_clock

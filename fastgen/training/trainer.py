@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from .._core.files import plain_json
+from .._core.json_files import plain_json
 from .._core.processes import gather_objects, together
 from .._core.seeds import generator_for
 from .._core.tensor_files import load_tensors, save_tensors
