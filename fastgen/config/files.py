@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
-from .._core.files import brief
+from .._core.messages import brief
 from .._core.yaml_files import parse_yaml, read_yaml
 from .old_spellings import old_spellings
 

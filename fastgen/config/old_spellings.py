@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .._core.files import brief
+from .._core.messages import brief
 from .dmd import STUDENT_KEYS, DMDConfig
 
 __all__ = ["OldSpelling", "old_spellings", "respelled"]

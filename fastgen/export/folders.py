@@ -20,7 +20,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .._core.files import brief, new_folder, plain_json, write_file
+from .._core.files import new_folder, write_file
+from .._core.json_files import plain_json
+from .._core.messages import brief
 from .._core.tensor_files import TensorFile, write_tensors
 from ..models import build_model
 from ..normalizer import Normalizer

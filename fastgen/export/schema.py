@@ -19,7 +19,8 @@ from typing import Any
 
 from torch import nn
 
-from .._core.files import brief, check_names, plain_json, read_json, write_json
+from .._core.json_files import check_names, plain_json, read_json, write_json
+from .._core.messages import brief
 from .._core.tensor_files import check_tensor_entry
 from ..normalizer import Normalizer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .._core.files import check_names, read_json
+from .._core.json_files import check_names, read_json
 from ..config.files import C, validate
 from ..config.schemas import DataConfig, DistillConfig
 from ..export.folders import SCORES

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .._core.conditions import cond_text, tensors_in
-from .._core.files import write_json
+from .._core.json_files import write_json
 from .._core.processes import together
 from ..config.files import validate
 from ..config.groups import EMAConfig

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.files import brief, first_names
+from .._core.messages import brief, first_names
 from .._core.tensor_files import read_safetensors
 from ..config.files import load_config
 from ..config.schemas import DistillConfig, TeacherConfig

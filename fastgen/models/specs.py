@@ -20,7 +20,7 @@ from escnn import group as escnn_group
 from escnn.group import Group, Representation, directsum
 
 from .._core.archives import read_npz
-from .._core.files import brief
+from .._core.messages import brief
 from .fourier import FourierStack, fourier_stack
 from .representations import representation
 from .stacks import RegularStack, regular_stack

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.conditions import cond_text, cond_to, take_rows
-from .._core.files import brief
+from .._core.messages import brief
 from .._core.modules import evaluating
 from ..networks import Cond, network_dtype
 

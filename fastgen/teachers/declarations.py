@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.conditions import cond_to, take_rows
-from .._core.files import brief
+from .._core.messages import brief
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from .._core.tensors import wide_dtype

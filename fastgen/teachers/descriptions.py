@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .._core.files import brief
+from .._core.messages import brief
 from .conversion import RectifiedFlow, as_rectified_flow
 from .keywords import KeywordNetwork
 

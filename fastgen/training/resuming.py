@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._core.files import plain_json
+from .._core.json_files import plain_json
 from .._core.processes import gather_objects, together
 from .._core.tensor_files import load_tensors, save_tensors
 from ..config.training import LoopConfig

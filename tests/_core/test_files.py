@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fastgen._core import files as _files
-from fastgen._core.files import new_folder, plain_json, read_json, write_file, write_json
+from fastgen._core.files import new_folder, write_file
+from fastgen._core.json_files import plain_json, read_json, write_json
 from fastgen._core.tensor_files import TensorFile, write_tensors
 
 OWNED = ("a.txt", "b.txt")

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from fastgen._core import files as _files
-from fastgen._core.tensor_files import load_tensors, save_tensors
+from fastgen._core.tensor_files import load_tensors, save_tensors, sha256
 from fastgen.config import DistillConfig
 from fastgen.config.files import dump_yaml, load_config
 from fastgen.data.samples import file_task
@@ -258,7 +257,7 @@ def tensor_forger(document: dict[str, Any], name: str, content: bytes) -> Callab
     def apply(folder: Path) -> None:
         path = folder / name
         path.write_bytes(content)
-        entry = {**document["tensors"], "bytes": path.stat().st_size, "sha256": _files.sha256(path)}
+        entry = {**document["tensors"], "bytes": path.stat().st_size, "sha256": sha256(path)}
         rest = {key: value for key, value in document.items() if key != "checksum"}
         forger({**rest, "tensors": entry})(folder)
 
