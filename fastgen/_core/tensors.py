@@ -151,5 +151,6 @@ def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` itself, or in float32 if its dtype has fewer digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -24,7 +24,7 @@ from .._core.files import brief, new_folder, plain_json, write_file
 from .._core.tensor_files import TensorFile, write_tensors
 from ..models import build_model
 from ..normalizer import Normalizer
-from ..samplers import served_steps
+from ..samplers.student import served_steps
 from ..teachers.conversion import check_prediction, describe_network, wrap_network
 from .card import student_card
 from .schema import (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .._core.conditions import map_tensors, tensors_in
 from .._core.seeds import draw_normal
 from ..normalizer import Normalizer, pack_tokens, unpack_tokens
-from ..samplers import sample_student
+from ..samplers.student import sample_student
 
 __all__ = ["Student"]
 

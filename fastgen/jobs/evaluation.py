@@ -20,7 +20,8 @@ from .._core.seeds import generator_for
 from ..data import Data, Task
 from ..data.trajectories import TrajectoryData
 from ..normalizer import pack_tokens, unpack_tokens
-from ..samplers import sample_student, sample_teacher, served_steps
+from ..samplers.student import sample_student, served_steps
+from ..samplers.teacher import sample_teacher
 
 Sampler = Callable[[Any, Tensor], Tensor]  # (Z, noise) -> X, original units
 T_MAX_EPS = 0.999

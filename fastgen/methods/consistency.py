@@ -49,9 +49,10 @@ from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig
 from ..flow_matching import EPSILON, add_noise, check_t_list
 from ..guidance import check_guidance
+from ..losses import pseudo_huber
 from ..networks import Cond, Network, predict_x0
-from ..samplers import SAMPLE_TYPES, guided_flow, trusted_time
-from ..solvers import SOLVERS
+from ..samplers.student import SAMPLE_TYPES
+from ..samplers.teacher import teacher_step
 from ..training.draws import Draws
 from ..training.stage import Stage, _update
 from ..training.trained_network import TrainedNetwork
@@ -59,15 +60,10 @@ from .kd import rung_grid
 
 __all__ = [
     "ConsistencyDistillation",
-    "ONE_STEP_SOLVERS",
     "consistency_intervals",
     "consistency_loss",
     "consistency_times",
-    "teacher_step",
 ]
-
-ONE_STEP_SOLVERS = ("euler", "midpoint", "heun", "rk4")
-
 
 # ---- Times ---------------------------------------------------------------------------------------
 
@@ -141,88 +137,6 @@ def consistency_times(
     return points[drawn], points[drawn + 1], ends[drawn]
 
 
-# ---- The teacher's step --------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def teacher_step(
-    teacher: Network,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    cond: Cond = None,
-    *,
-    method: str = "midpoint",
-    pred_type: str = "flow",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """One solver step of the teacher's ODE from time t to time s, each sample with times of its
-    own.
-
-    Beyond the time T up to which :func:`fastgen.samplers.teacher_velocity` follows a teacher (its
-    `t_max`; .95 for noise predictions), its x0 is the one at T for the same noise, found by three
-    rounds from x0 = 0 as there.
-
-    Args:
-        teacher: called `teacher(x_t, t, cond)`.
-        x_t: shape (B, ...).
-        t, s: shape (B,), 0 <= s <= t <= 1. "midpoint" never asks at s, so no prediction is divided
-            by s = 0.
-        cond: condition.
-        method: euler (order 1, one call), midpoint or heun (order 2, two calls), rk4 (order 4, four
-            calls).
-        pred_type, guidance_scale, negative_cond: as in :func:`fastgen.samplers.sample_teacher`.
-        dtype: what a network without parameters is given; None: the dtype of `x_t`.
-
-    Returns:
-        x_s, without a graph, in the dtype of `x_t`.
-
-    Raises:
-        ValueError: for an unknown method or prediction, times of other shapes, or guidance without
-            `negative_cond`.
-    """
-    check_choice("method", method, ONE_STEP_SOLVERS)
-    check_pred_type(pred_type)
-    check_guidance(guidance_scale, negative_cond)
-    trusted = trusted_time(teacher, pred_type)
-    seen_dtype = x_t.dtype if dtype is None else dtype
-
-    def flow(x: Tensor, t: Tensor) -> Tensor:
-        return guided_flow(
-            teacher,
-            x,
-            t.flatten(),
-            cond,
-            negative_cond,
-            guidance_scale,
-            pred_type=pred_type,
-            dtype=seen_dtype,
-        )
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        if trusted == 1.0:
-            return flow(x, t)
-        seen = t.clamp(max=trusted)
-        v = torch.zeros_like(x)
-        x0 = torch.zeros_like(x)
-        share = seen / t.clamp(min=EPSILON)
-        for _ in range(3):
-            # Up to `trusted` this is x itself, and all rounds say the same.
-            earlier = torch.where(t > trusted, share * x + (1.0 - share) * x0, x)
-            v = flow(earlier, seen)
-            x0 = earlier - seen * v
-        return torch.where(t > trusted, (x - x0) / t.clamp(min=EPSILON), v)
-
-    wide = wide_dtype(x_t.device)
-    times = [expand_like(time.to(x_t.device, wide), x_t) for time in (t, s)]
-    # A step of `solvers` is arithmetic alone: times that broadcast serve it as well as floats.
-    step: Any = SOLVERS[method]()
-    with evaluating(*_modules(teacher)):
-        return step(velocity, x_t.to(wide), *times).to(x_t.dtype)
-
-
 # ---- Loss ----------------------------------------------------------------------------------------
 
 
@@ -276,8 +190,6 @@ def consistency_loss(
     wide = wide_dtype(x0.device)
     check_shape("noise", noise, x0.shape)
     check_pred_type(pred_type)
-    if not huber_c > 0:
-        raise ValueError(f"expected huber_c > 0, got {huber_c}")
     ends = end if isinstance(end, Tensor) else t.new_full(tuple(batch), end)
     for name, time in (("t", t), ("s", s), ("end", ends)):
         check_shape(name, time, batch)
@@ -290,31 +202,27 @@ def consistency_loss(
     x_t = add_noise(x0.to(wide), noise.to(wide), t)
     answer = _end_of(student, x_t, t, ends, cond, pred_type, x0.dtype)
     with torch.no_grad():
-        x_s = teacher_step(
-            teacher,
-            x_t,
-            t,
-            s,
-            cond,
-            method=method,
-            pred_type=pred_type,
-            guidance_scale=guidance_scale,
-            negative_cond=negative_cond,
-            dtype=x0.dtype,
-        )
-        # Without its wrapper: nothing is to be synchronised for an answer that has no gradient.
-        judge = (
-            target
-            if target is not None
-            else unwrap(student)
-            if isinstance(student, nn.Module)
-            else student
-        )
-        with evaluating(*_modules(judge)):
-            wanted = _end_of(judge, x_s, s, ends, cond, pred_type, x0.dtype)
+        with evaluating(*_modules(teacher)):
+            x_s = teacher_step(
+                teacher,
+                x_t,
+                t,
+                s,
+                cond,
+                method=method,
+                pred_type=pred_type,
+                guidance_scale=guidance_scale,
+                negative_cond=negative_cond,
+                dtype=x0.dtype,
+            )
+        if target is None:
+            # Without its wrapper: nothing is to be synchronised for an answer without gradient.
+            target = unwrap(student) if isinstance(student, nn.Module) else student
+        with evaluating(*_modules(target)):
+            wanted = _end_of(target, x_s, s, ends, cond, pred_type, x0.dtype)
+    # The states are float64, the loss is in the dtype of the data, at least float32.
     residual = (answer - wanted).to(torch.promote_types(x0.dtype, torch.float32))
-    square = residual.square().flatten(1).mean(1)
-    return ((square + huber_c**2).sqrt() - huber_c).mean()
+    return pseudo_huber(residual, huber_c)
 
 
 def _end_of(

@@ -32,7 +32,7 @@ from .._core.tensors import time_dtype
 from ..flow_matching import add_noise
 from ..losses import discriminator_accuracy
 from ..networks import Cond, teacher_x0
-from ..samplers import sample_student
+from ..samplers.student import sample_student
 from .dmd import DMDPipeline
 from .rollouts import Generated
 from .terms import sample_terms

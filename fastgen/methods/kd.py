@@ -24,8 +24,10 @@ from .._core.conditions import cond_to, take_rows
 from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig
 from ..flow_matching import check_t_list
+from ..losses import pseudo_huber
 from ..networks import Cond, Network, predict_x0
-from ..samplers import SAMPLE_TYPES, check_student, teacher_velocity
+from ..samplers.student import SAMPLE_TYPES, check_student
+from ..samplers.teacher import teacher_velocity
 from ..solvers import SOLVERS, integrate
 from ..training.draws import Draws
 from ..training.stage import Stage, _update
@@ -171,8 +173,6 @@ def kd_loss(
             f"expected rungs to be integers of shape ({batch},), got {rungs.dtype} "
             f"{tuple(rungs.shape)}"
         )
-    if not huber_c > 0:
-        raise ValueError(f"expected huber_c > 0, got {huber_c}")
 
     row = torch.arange(batch, device=states.device)
     rungs = rungs.to(states.device)
@@ -186,9 +186,7 @@ def kd_loss(
         s = all_times[rungs + 1]
         x_s = states[row, rungs + 1]
         target = (x_t - expand_like(t / (t - s), x_t) * (x_t - x_s)).to(states.dtype)
-    residual = (x0 - target).to(torch.promote_types(states.dtype, torch.float32))
-    square = residual.square().flatten(1).mean(1)
-    return ((square + huber_c**2).sqrt() - huber_c).mean()
+    return pseudo_huber(x0 - target, huber_c)
 
 
 class KnowledgeDistillation(Stage):

@@ -21,7 +21,7 @@ from .._core.seeds import draw_normal
 from .._core.tensors import wide_dtype
 from ..flow_matching import add_noise, sample_timesteps
 from ..networks import Cond, predict_x0
-from ..samplers import check_student, unroll
+from ..samplers.student import check_student, unroll
 
 if TYPE_CHECKING:
     from ..config.dmd import DMDConfig, SampleTimestepConfig

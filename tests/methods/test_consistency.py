@@ -1,5 +1,4 @@
-"""Consistency distillation: its times, the teacher's step, and a loss whose fixed point is the
-teacher's own map."""
+"""Consistency distillation: its times, and a loss whose fixed point is the teacher's own map."""
 
 from __future__ import annotations
 
@@ -21,9 +20,8 @@ from fastgen.methods.consistency import (
     consistency_intervals,
     consistency_loss,
     consistency_times,
-    teacher_step,
 )
-from fastgen.samplers import sample_student, sample_teacher, teacher_velocity
+from fastgen.samplers import sample_student, teacher_step
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.draws import Draws
 from fastgen.training.trained_network import TrainedNetwork
@@ -111,61 +109,6 @@ def test_times_that_cannot_be_drawn_are_refused(arguments, message):
         consistency_times(
             arguments.pop("n"), arguments.pop("progress"), arguments.pop("t_list"), **arguments
         )
-
-
-# ---- The teacher's step --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ORDERS)
-def test_one_step_of_equal_times_is_that_of_the_sampler(method):
-    teacher, x, cond = GaussianTeacher(), normal(6, 3, 2), normal(6, seed=1)
-    noise = x / 0.8
-    expected = sample_teacher(
-        teacher, noise, None, cond, method=method, t_grid=[0.8, 0.3, 0.0], return_all_steps=True
-    )
-    step = teacher_step(
-        teacher, x, torch.full((6,), 0.8), torch.full((6,), 0.3), cond, method=method
-    )
-    # float32 times 0.8 and 0.3.
-    torch.testing.assert_close(step, expected[0][:, 1], rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("method", ORDERS)
-def test_samples_have_times_of_their_own(method):
-    teacher, x, t = GaussianTeacher(), normal(6, 3), times_of(6)
-    whole = teacher_step(teacher, x, t, t / 3, method=method)
-    for i in range(6):
-        row = slice(i, i + 1)
-        torch.testing.assert_close(
-            whole[row], teacher_step(teacher, x[row], t[row], t[row] / 3, method=method)
-        )
-
-
-def noise_teacher(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-    return GaussianTeacher().predict(x_t, t, cond)[1]
-
-
-@pytest.mark.parametrize("time", [0.999, 0.96, 0.95, 0.5])
-def test_a_noise_prediction_is_followed_as_by_the_sampler(time):
-    x, t = normal(6, 3), torch.full((6,), time, dtype=torch.float64)
-    step = teacher_step(noise_teacher, x, t, t - 0.1, method="euler", pred_type="eps")
-    velocity = teacher_velocity(noise_teacher, None, dtype=torch.float64, pred_type="eps")(x, time)
-    torch.testing.assert_close(step, x - 0.1 * velocity)
-
-
-def test_a_step_can_be_guided_and_has_no_graph():
-    teacher, x, t, c, u = (
-        GaussianTeacher(),
-        normal(5, 2).requires_grad_(),
-        times_of(5),
-        normal(5),
-        normal(5, seed=4),
-    )
-    guided = teacher_step(teacher, x, t, t / 2, c, guidance_scale=2.0, negative_cond=u)
-    torch.testing.assert_close(guided, teacher_step(teacher, x, t, t / 2, 2 * c - u))
-    assert not guided.requires_grad
-    with pytest.raises(ValueError, match="expected negative_cond"):
-        teacher_step(teacher, x, t, t / 2, c, guidance_scale=2.0)
 
 
 # ---- The loss ------------------------------------------------------------------------------------
