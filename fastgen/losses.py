@@ -21,8 +21,11 @@ from torch import Tensor
 from ._core.checks import check_choice, check_pred_type, check_shape
 from ._core.tensors import at_least_float32, expand_like, expand_mask, masked_mean
 from .flow_matching import EPSILON
+from .guidance import check_guidance, classifier_free_guidance
 
 __all__ = [
+    "check_guidance",
+    "classifier_free_guidance",
     "discriminator_accuracy",
     "dsm_loss",
     "f_divergence_weight",

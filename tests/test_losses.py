@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from fastgen.guidance import classifier_free_guidance
 from fastgen.losses import (
     F_DIVERGENCES,
     GAN_KINDS,
     MAX_LOG_RATIO,
     NORM_EPSILON,
+    classifier_free_guidance,
     discriminator_accuracy,
     dsm_loss,
     f_divergence_weight,
