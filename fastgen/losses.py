@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._core.checks import check_choice, check_pred_type, check_shape
-from ._core.tensors import at_least_float32, expand_like, expand_mask, masked_mean
-from .flow_matching import EPSILON
+from ._core.tensors import EPSILON, at_least_float32, expand_like, expand_mask, masked_mean
 from .guidance import check_guidance, classifier_free_guidance
 
 __all__ = [

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .checks import check_time
 
+# Denominators that vanish at an end of [0, 1] are clamped at this.
+EPSILON = 1e-6
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

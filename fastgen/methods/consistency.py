@@ -45,9 +45,9 @@ from torch import Tensor, nn
 from .._core.checks import check_choice, check_count, check_pred_type, check_shape, check_time
 from .._core.conditions import cond_to, take_rows
 from .._core.modules import evaluating, unwrap
-from .._core.tensors import expand_like, wide_dtype
+from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..config.dmd import DMDConfig
-from ..flow_matching import EPSILON, add_noise, check_t_list
+from ..flow_matching import add_noise, check_t_list
 from ..guidance import check_guidance
 from ..losses import pseudo_huber
 from ..networks import Cond, Network, predict_x0

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from .._core.checks import check_choice, check_count, check_pred_type
-from .._core.tensors import expand_like, wide_dtype
-from ..flow_matching import EPSILON, convert_prediction
+from .._core.tensors import EPSILON, expand_like, wide_dtype
+from ..flow_matching import convert_prediction
 from ..guidance import check_guidance, classifier_free_guidance
 from ..networks import Cond, Network, call_network
 from ..solvers import SOLVERS, Velocity, collect, integrate
