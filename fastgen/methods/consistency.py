@@ -48,7 +48,6 @@ from .._core.modules import evaluating, unwrap
 from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..config.dmd import DMDConfig
 from ..flow_matching import add_noise, check_t_list
-from ..guidance import check_guidance
 from ..losses import pseudo_huber
 from ..networks import Cond, Network, predict_x0
 from ..samplers.student import SAMPLE_TYPES
@@ -154,8 +153,6 @@ def consistency_loss(
     target: Network | None = None,
     huber_c: float = 0.02,
     method: str = "midpoint",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
 ) -> Tensor:
     """Pseudo-Huber distance between the student's answers at two neighbours on a trajectory;
     formulas stand above.
@@ -165,7 +162,8 @@ def consistency_loss(
 
     Args:
         student: called `student(x_t, t, cond)`.
-        teacher: its velocity takes x_t to x_s.
+        teacher: its velocity takes x_t to x_s. A guided one is a
+            :class:`fastgen.teachers.guided.GuidedNetwork`.
         x0: data, shape (B, ...); zeros for pure-noise inputs t eps.
         noise: standard normal eps, the shape of `x0`.
         t, s: shape (B,), 0 <= end <= s < t <= 1.
@@ -176,7 +174,6 @@ def consistency_loss(
             student as it is.
         huber_c: c > 0: residuals well above it count linearly, well below it quadratically.
         method: solver of the teacher's step, see `teacher_step`.
-        guidance_scale, negative_cond: of the teacher alone.
 
     Returns:
         scalar, at least float32.
@@ -211,8 +208,6 @@ def consistency_loss(
                 cond,
                 method=method,
                 pred_type=pred_type,
-                guidance_scale=guidance_scale,
-                negative_cond=negative_cond,
                 dtype=x0.dtype,
             )
         if target is None:
@@ -257,16 +252,15 @@ class ConsistencyDistillation(Stage):
             else itself.
         teacher: called `teacher(x_t, t, cond)`, predicts `dmd.pred_type`.
         x0: data (N, ...) in the networks' units.      cond: its conditions, N rows each, or None.
-        dmd: of it `t_list`, `student_sample_type`, `pred_type`, `guidance_scale`.
+        dmd: of it `t_list`, `student_sample_type`, `pred_type`.
         steps: updates.      huber_c: c of the pseudo-Huber loss.      draws: of this stage.
         first, last: intervals of the grid at the start and at the end.
         method: solver of the teacher's step; "euler" costs one call of the teacher, the others two
             or more.
-        negative_cond: for a guided teacher, N rows.
 
     Raises:
-        ValueError: guidance without `negative_cond`; a first rung below .9: there t_1 noise, which
-            the sampler starts from, is no state of any trajectory.
+        ValueError: a first rung below .9: there t_1 noise, which the sampler starts from, is no
+            state of any trajectory.
     """
 
     name = "consistency"
@@ -286,9 +280,7 @@ class ConsistencyDistillation(Stage):
         first: int = 4,
         last: int = 16,
         method: str = "midpoint",
-        negative_cond: Any = None,
     ) -> None:
-        check_guidance(dmd.guidance_scale, negative_cond)
         if dmd.t_list[0] < self.least_first_rung:
             raise ValueError(
                 f"expected t_list[0] >= {self.least_first_rung} for consistency distillation, got "
@@ -305,7 +297,6 @@ class ConsistencyDistillation(Stage):
         self.first = first
         self.last = last
         self.method = method
-        self.negative_cond = negative_cond
         self._target: nn.Module | None = None
 
     def update(self, step: int) -> dict[str, Tensor | float]:
@@ -314,20 +305,17 @@ class ConsistencyDistillation(Stage):
             return _update(self.student, step, losses, self.draws, *self._batch(step))
 
     def _batch(self, step: int) -> tuple[Any, ...]:
-        """x0 (0 at the first rung), noise, t, s, end, cond and the negative one of update
-        `step`."""
+        """x0 (0 at the first rung), noise, t, s, end and cond of update `step`."""
         draws = self.draws
         device = self.draws.device
         with self.clock.phase("data"):
             rows = draws.rows(step, len(self.x0))
             x0 = cond_to(self.x0[rows], device)
-            cond, negative = (
-                cond_to(take_rows(value, rows), device) for value in (self.cond, self.negative_cond)
-            )
+            cond = cond_to(take_rows(self.cond, rows), device)
             noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
             t, s, end = (time.to(device) for time in self._times(step))
         pure = (t == self.dmd.t_list[0]).view(-1, *(1,) * (x0.ndim - 1))
-        return torch.where(pure, 0.0, x0), noise, t, s, end, cond, negative
+        return torch.where(pure, 0.0, x0), noise, t, s, end, cond
 
     def _losses(
         self,
@@ -337,9 +325,8 @@ class ConsistencyDistillation(Stage):
         t: Tensor,
         s: Tensor,
         end: Tensor,
-        *conds: Any,
+        cond: Any,
     ) -> dict[str, Tensor]:
-        cond, negative = conds
         loss = consistency_loss(
             self.student.network,
             self.teacher,
@@ -353,8 +340,6 @@ class ConsistencyDistillation(Stage):
             target=target,
             huber_c=self.huber_c,
             method=self.method,
-            guidance_scale=self.dmd.guidance_scale,
-            negative_cond=negative,
         )
         return {"loss": loss}
 

@@ -81,19 +81,17 @@ def teacher_pairs(
     calls: int = 16,
     method: str = "ab2",
     pred_type: str = "flow",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
 ) -> Tensor:
     """The teacher's ODE states at the student's rungs.
 
     Args:
         teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1,
-            for "eps" at t_1.
+            for "eps" at t_1. A guided one is a :class:`fastgen.teachers.guided.GuidedNetwork`.
         noise: standard normal, shape (B, ...).
         cond: condition.
         t_list: the student's trajectory, K rungs and 0.0.
         calls, method: the grid (see `rung_grid`) and the solver of the ODE.
-        pred_type, guidance_scale, negative_cond: as in `sample_teacher`.
+        pred_type: what the teacher predicts.
 
     Returns:
         shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input t_1
@@ -105,14 +103,7 @@ def teacher_pairs(
     # does.
     t_max = times[0] if pred_type == "eps" else max(times[0], float(getattr(teacher, "t_max", 1.0)))
     grid, index = rung_grid(times, calls, t_max=t_max)
-    velocity = teacher_velocity(
-        teacher,
-        cond,
-        dtype=noise.dtype,
-        pred_type=pred_type,
-        guidance_scale=guidance_scale,
-        negative_cond=negative_cond,
-    )
+    velocity = teacher_velocity(teacher, cond, dtype=noise.dtype, pred_type=pred_type)
     wide_noise = noise.to(wide_dtype(noise.device))
     wanted = set(index[1:])
     states = [times[0] * wide_noise]

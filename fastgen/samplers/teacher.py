@@ -25,9 +25,10 @@ from torch import Tensor
 from .._core.checks import check_choice, check_count, check_pred_type
 from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..flow_matching import convert_prediction
-from ..guidance import check_guidance, classifier_free_guidance
+from ..guidance import Guidance, check_guidance
 from ..networks import Cond, Network, call_network
 from ..solvers import SOLVERS, Velocity, collect, integrate
+from ..teachers.guided import GuidedNetwork
 
 __all__ = [
     "ONE_STEP_SOLVERS",
@@ -100,29 +101,20 @@ def teacher_velocity(
     *,
     dtype: torch.dtype,
     pred_type: str = "flow",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
 ) -> Velocity:
-    """The velocity field dx/dt of a network in RF time, guided if `guidance_scale` is given.
-
-    Guidance moves the prediction to c + (s - 1) (c - u), with c under `cond` and u under
-    `negative_cond`.
+    """The velocity field dx/dt of a network in RF time.
 
     Beyond the trusted time x0 is found by three rounds at the first call, and by one round from the
     last x0 at each call after it: that makes two calls of the network more for a trajectory. The
     last x0 is remembered, so one velocity serves one trajectory, as a multi-step solver does.
 
     Args:
-        network, cond, pred_type, guidance_scale, negative_cond: as in `sample_teacher`.
+        network, cond, pred_type: as in `sample_teacher`.
         dtype: what a network without parameters is given.
-
-    Raises:
-        ValueError: for `guidance_scale` without `negative_cond`.
     """
     check_pred_type(pred_type)
-    check_guidance(guidance_scale, negative_cond)
     trusted = trusted_time(network, pred_type)
-    flow = _flow_of(network, cond, negative_cond, guidance_scale, pred_type, dtype)
+    flow = _flow_of(network, cond, pred_type, dtype)
     last_x0: Tensor | None = None
 
     def velocity(x: Tensor, t: float) -> Tensor:
@@ -140,23 +132,13 @@ def teacher_velocity(
     return velocity
 
 
-def _flow_of(
-    network: Network,
-    cond: Cond,
-    negative_cond: Cond,
-    guidance_scale: float | None,
-    pred_type: str,
-    dtype: torch.dtype,
-) -> Flow:
-    """The flow of a network that predicts `pred_type`, guided if there is a scale: a function of x
-    (B, ...) and t, a float or (B, 1, ..., 1); in the dtype of x."""
+def _flow_of(network: Network, cond: Cond, pred_type: str, dtype: torch.dtype) -> Flow:
+    """The flow of a network that predicts `pred_type`: a function of x (B, ...) and t, a float or
+    (B, 1, ..., 1); in the dtype of x."""
 
     def flow(x: Tensor, t: float | Tensor) -> Tensor:
         times = t.flatten() if isinstance(t, Tensor) else t
         pred = call_network(network, x, times, cond, dtype=dtype).to(x.dtype)
-        if guidance_scale is not None and guidance_scale != 1.0:
-            negative = call_network(network, x, times, negative_cond, dtype=dtype).to(x.dtype)
-            pred = classifier_free_guidance(pred, negative, guidance_scale)
         return convert_prediction(pred, x, times, pred_type, "flow")
 
     return flow
@@ -221,7 +203,8 @@ def sample_teacher(
             `net.t_max` if it has one).
         pred_type: what the network predicts. "eps" needs a grid that starts below 1, where eps says
             nothing about x0.
-        guidance_scale, negative_cond: classifier-free guidance.
+        guidance_scale, negative_cond: classifier-free guidance: `net` is called as a
+            :class:`fastgen.teachers.guided.GuidedNetwork` of this scale and null condition.
         return_all_steps: also return the states.
 
     Returns:
@@ -233,20 +216,16 @@ def sample_teacher(
             `negative_cond`.
     """
     check_choice("method", method, tuple(SOLVERS))
+    check_guidance(guidance_scale, negative_cond)
     grid = teacher_grid(net, steps, t_grid)
     if pred_type == "eps" and grid[0] == 1.0:
         raise ValueError(
             "expected t_grid to start below 1.0 for pred_type 'eps' (x0 is (x_t - t eps) / (1 - "
             "t)), got 1.0"
         )
-    velocity = teacher_velocity(
-        net,
-        cond,
-        dtype=noise.dtype,
-        pred_type=pred_type,
-        guidance_scale=guidance_scale,
-        negative_cond=negative_cond,
-    )
+    if guidance_scale is not None:
+        net = GuidedNetwork(net, Guidance(guidance_scale), negative_cond, pred_type=pred_type)
+    velocity = teacher_velocity(net, cond, dtype=noise.dtype, pred_type=pred_type)
     start = grid[0] * noise.to(wide_dtype(noise.device))
     return collect(integrate(velocity, start, grid, method), grid, noise.dtype, return_all_steps)
 
@@ -261,8 +240,6 @@ def teacher_step(
     *,
     method: str = "midpoint",
     pred_type: str = "flow",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """One solver step of the teacher's ODE from time t to time s, each sample with times of its
@@ -278,22 +255,20 @@ def teacher_step(
         cond: condition.
         method: euler (order 1, one call), midpoint or heun (order 2, two calls), rk4 (order 4, four
             calls).
-        pred_type, guidance_scale, negative_cond: as in `sample_teacher`.
+        pred_type: what the teacher predicts.
         dtype: what a network without parameters is given; None: the dtype of `x_t`.
 
     Returns:
         x_s, without a graph, in the dtype of `x_t`.
 
     Raises:
-        ValueError: for an unknown method or prediction, times of other shapes, or guidance without
-            `negative_cond`.
+        ValueError: for an unknown method or prediction, or times of other shapes.
     """
     check_choice("method", method, ONE_STEP_SOLVERS)
     check_pred_type(pred_type)
-    check_guidance(guidance_scale, negative_cond)
     trusted = trusted_time(teacher, pred_type)
     called_in = x_t.dtype if dtype is None else dtype
-    flow = _flow_of(teacher, cond, negative_cond, guidance_scale, pred_type, called_in)
+    flow = _flow_of(teacher, cond, pred_type, called_in)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         if trusted == 1.0:

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastgen.guidance import Guidance
 from fastgen.samplers import sample_teacher, teacher_step, teacher_velocity
 from fastgen.samplers.teacher import ONE_STEP_SOLVERS
+from fastgen.teachers.guided import GuidedNetwork
 from support.exact import GaussianTeacher, normal
 
 
@@ -60,8 +62,6 @@ def test_a_step_can_be_guided_and_has_no_graph():
         normal(5),
         normal(5, seed=4),
     )
-    guided = teacher_step(teacher, x, t, t / 2, c, guidance_scale=2.0, negative_cond=u)
+    guided = teacher_step(GuidedNetwork(teacher, Guidance(2.0), u), x, t, t / 2, c)
     torch.testing.assert_close(guided, teacher_step(teacher, x, t, t / 2, 2 * c - u))
     assert not guided.requires_grad
-    with pytest.raises(ValueError, match="expected negative_cond"):
-        teacher_step(teacher, x, t, t / 2, c, guidance_scale=2.0)

@@ -17,6 +17,7 @@ from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.export import export_student, load_student, schema as _schema
+from fastgen.guidance import Guidance
 from fastgen.interpolants import BaseInterpolant, CosineInterpolant
 from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.specs import parse_group, parse_representation
@@ -31,6 +32,7 @@ from fastgen.teachers import (
     wrap_network,
 )
 from fastgen.teachers.clocks import beta_table
+from fastgen.teachers.guided import GuidedNetwork
 from support.exact import GaussianTeacher, normal
 
 F64 = torch.float64
@@ -298,14 +300,10 @@ def test_guidance_of_a_converted_teacher_is_that_of_the_native_one():
         normal(16, 3, seed=2),
         normal(16, 3, seed=3),
     )
-    x_t, noise, options = (
-        normal(16, 3, seed=4),
-        normal(16, 3),
-        {"guidance_scale": 2.5, "negative_cond": u},
-    )
+    x_t, noise = normal(16, 3, seed=4), normal(16, 3)
     converted = as_rectified_flow(ExactTeacher(law, **COSINE_EPS), **COSINE_EPS)
     guided = (
-        teacher_velocity(net, c, dtype=F64, **options)(x_t, 0.6)
+        teacher_velocity(GuidedNetwork(net, Guidance(2.5), u), c, dtype=F64)(x_t, 0.6)
         for net in (converted, ExactTeacher(law))
     )
     torch.testing.assert_close(next(guided), next(guided), rtol=0, atol=1e-11)
