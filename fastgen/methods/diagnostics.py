@@ -32,8 +32,10 @@ from .._core.tensors import time_dtype
 from ..flow_matching import add_noise
 from ..losses import discriminator_accuracy
 from ..networks import Cond, teacher_x0
-from ..samplers import sample_student
-from .dmd import DMDPipeline, Generated
+from ..samplers.student import sample_student
+from .dmd import DMDPipeline
+from .rollouts import Generated
+from .terms import sample_terms
 
 if TYPE_CHECKING:
     from ..config.groups import SampleTimestepConfig
@@ -258,7 +260,14 @@ def sample_gradients(
         made = pipeline.generate(x0, noise, cond, generator=generator)
     leaf = made.x0.requires_grad_()
     with torch.enable_grad():
-        losses = pipeline.sample_losses(Generated(leaf, made.rung), x0, cond, generator=generator)
+        losses = sample_terms(
+            pipeline.judges,
+            pipeline.draws,
+            Generated(leaf, made.rung),
+            x0,
+            cond,
+            generator=generator,
+        )
     config = pipeline.config
     n = leaf.numel()
     weights = {"vsd": config.vsd_weight, "gan_gen": config.gan_loss_weight_gen}

@@ -27,8 +27,10 @@ from ..config.dmd import DMDConfig
 from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig
 from ..flow_matching import check_t_list
+from ..losses import pseudo_huber
 from ..networks import Cond, Network, predict_x0, time_range
-from ..samplers import SAMPLE_TYPES, check_student, teacher_velocity
+from ..samplers.student import SAMPLE_TYPES, check_student
+from ..samplers.teacher import teacher_velocity
 from ..solvers import SOLVERS, integrate
 from ..training.draws import Draws
 from ..training.stage import Stage, _update
@@ -83,19 +85,17 @@ def teacher_pairs(
     calls: int = 16,
     method: str = "ab2",
     pred_type: str = "flow",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
 ) -> Tensor:
     """The teacher's ODE states at the student's rungs.
 
     Args:
         teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1,
-            for "eps" at t_1.
+            for "eps" at t_1. A guided one is a :class:`fastgen.teachers.guided.GuidedNetwork`.
         noise: standard normal, shape (B, ...).
         cond: condition.
         t_list: the student's trajectory, K rungs and 0.0.
         calls, method: the grid (see `rung_grid`) and the solver of the ODE.
-        pred_type, guidance_scale, negative_cond: as in `sample_teacher`.
+        pred_type: what the teacher predicts.
 
     Returns:
         shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input t_1
@@ -107,14 +107,7 @@ def teacher_pairs(
     # does.
     t_max = times[0] if pred_type == "eps" else max(times[0], time_range(teacher)[1])
     grid, index = rung_grid(times, calls, t_max=t_max)
-    velocity = teacher_velocity(
-        teacher,
-        cond,
-        dtype=noise.dtype,
-        pred_type=pred_type,
-        guidance_scale=guidance_scale,
-        negative_cond=negative_cond,
-    )
+    velocity = teacher_velocity(teacher, cond, dtype=noise.dtype, pred_type=pred_type)
     wide_noise = noise.to(wide_dtype(noise.device))
     wanted = set(index[1:])
     states = [times[0] * wide_noise]
@@ -175,8 +168,6 @@ def kd_loss(
             f"expected rungs to be integers of shape ({batch},), got {rungs.dtype} "
             f"{tuple(rungs.shape)}"
         )
-    if not huber_c > 0:
-        raise ValueError(f"expected huber_c > 0, got {huber_c}")
 
     row = torch.arange(batch, device=states.device)
     rungs = rungs.to(states.device)
@@ -190,9 +181,7 @@ def kd_loss(
         s = all_times[rungs + 1]
         x_s = states[row, rungs + 1]
         target = (x_t - expand_like(t / (t - s), x_t) * (x_t - x_s)).to(states.dtype)
-    residual = (x0 - target).to(torch.promote_types(states.dtype, torch.float32))
-    square = residual.square().flatten(1).mean(1)
-    return ((square + huber_c**2).sqrt() - huber_c).mean()
+    return pseudo_huber(x0 - target, huber_c)
 
 
 class KnowledgeDistillation(Stage):

@@ -322,10 +322,9 @@ def test_guidance_of_a_converted_teacher_is_that_of_the_native_one():
     u = normal(16, 3, seed=3)
     x_t = normal(16, 3, seed=4)
     noise = normal(16, 3)
-    options = {"guidance_scale": 2.5, "negative_cond": u}
     converted = as_rectified_flow(ExactTeacher(law, **COSINE_EPS), **COSINE_EPS)
     guided = (
-        teacher_velocity(net, c, dtype=F64, **options)(x_t, 0.6)
+        teacher_velocity(GuidedNetwork(net, Guidance(2.5), u), c, dtype=F64)(x_t, 0.6)
         for net in (converted, ExactTeacher(law))
     )
     torch.testing.assert_close(next(guided), next(guided), rtol=0, atol=1e-11)
