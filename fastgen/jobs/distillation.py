@@ -22,7 +22,6 @@ from ..config.schemas import DistillConfig
 from ..config.training import OptimizerConfig
 from ..data import Task, build_data
 from ..data.checks import data_notes
-from ..methods.method import Run
 from ..methods.registry import stages_of
 from ..networks import Cond, idle_parameters
 from ..records.folder import claim_run, open_run
@@ -81,8 +80,10 @@ def distill(
     return run_dir
 
 
-class Distillation(Run):
+class Distillation:
     """One run, in its order: pairs, the stages of its method, and the hand-over of a student.
+
+    To the method it is the :class:`fastgen.methods.method.Run` that stages are built from.
 
     Args:
         cfg: with what its method implies, fitted to the teacher.

@@ -88,14 +88,17 @@ class Run(Protocol):
 
     Attributes:
         cfg: as that of `networks`.
-        networks: untrained copies come from here.
         rank, world: number of this process, and how many share the batch.
     """
 
     cfg: DistillConfig
-    networks: Networks
     rank: int
     world: int
+
+    @property
+    def networks(self) -> Networks:
+        """Those of the run."""
+        ...
 
     def student(
         self, optimizer: OptimizerConfig, updates: int, ema: EMAConfig | None = None
