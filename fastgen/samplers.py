@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ._core.checks import check_choice, check_count, check_pred_type, check_shape
+from ._core.checks import check_choice, check_count, check_pred_type, check_shape, is_count
 from ._core.seeds import draw_normal
 from ._core.tensors import time_dtype, wide_dtype
 from .flow_matching import add_noise, check_t_list, convert_prediction, x0_to_eps
@@ -351,7 +351,7 @@ class BaseDiffusion(abc.ABC):
 
     def __init__(self, x_dims: int | Sequence[int]) -> None:
         dims = (x_dims,) if isinstance(x_dims, int) else tuple(x_dims)
-        if not dims or any(not isinstance(d, int) or d < 1 for d in dims):
+        if not dims or not all(map(is_count, dims)):
             raise ValueError(
                 f"expected x_dims to be a positive int or a sequence of them, got {x_dims!r}"
             )

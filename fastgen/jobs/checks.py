@@ -15,7 +15,7 @@ from .._core.modules import evaluating
 from ..config.dmd import DMDConfig
 from ..config.files import validate
 from ..config.schemas import DataConfig, DistillConfig
-from ..export.folders import SCORES
+from ..export.folders import SCORES_FILE
 from ..methods.consistency import ConsistencyDistillation
 from ..methods.fake_scores import create_fake_score
 from ..networks import Cond
@@ -249,10 +249,10 @@ def stored_scores(
         or cfg.teacher.measure
         or is_changed(cfg.teacher)
         or cfg.dmd.guidance_scale is not None
-        or not (Path(cfg.teacher.folder) / SCORES).exists()
+        or not (Path(cfg.teacher.folder) / SCORES_FILE).exists()
     ):
         return None
-    file = Path(cfg.teacher.folder) / SCORES
+    file = Path(cfg.teacher.folder) / SCORES_FILE
     known = read_json(file)
     check_names(known, ("data", "teacher", "floor"), str(file))
     rows = [*map(str, cfg.teacher.calls), *(f"ab2-{calls}" for calls in cfg.teacher.ab2_calls)]

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from .._core.checks import check_count
+
 __all__ = ["GenCondRegressor"]
 
 
@@ -54,8 +56,7 @@ class GenCondRegressor(nn.Module, ABC):
 
 def check_positive_int(name: str, value: object, *, minimum: int = 1) -> None:
     """Raise unless ``value`` is an int >= ``minimum``; the message carries the argument's name."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"expected {name} to be an int >= {minimum}, got {value!r}")
+    check_count(name, value, minimum)
 
 
 def check_probability(name: str, value: object) -> None:
