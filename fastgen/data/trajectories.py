@@ -133,7 +133,7 @@ def fit_normalizers(X: Tensor, Z: Tensor, symmetry: dict | None) -> tuple[Normal
         got = sorted(symmetry) if isinstance(symmetry, dict) else repr(symmetry)
         raise ValueError(f"expected symmetry with the keys {sorted(keys)}, got {got}")
     # Groups load escnn, which data without a symmetry doesn't need.
-    from ..models.groups import irrep_blocks
+    from ..models.representations import irrep_blocks
     from ..models.specs import parse_group, parse_representation
 
     group = parse_group(symmetry["group"])

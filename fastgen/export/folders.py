@@ -27,8 +27,9 @@ from .._core.messages import brief
 from .._core.tensor_files import TensorFile, write_tensors
 from ..models import build_model
 from ..normalizer import Normalizer
-from ..samplers import served_steps
-from ..teachers.conversion import check_prediction, describe_network, wrap_network
+from ..samplers.student import served_steps
+from ..teachers.conversion import check_prediction
+from ..teachers.descriptions import describe_network, wrap_network
 from .card import student_card
 from .schema import (
     CUSTOM,

@@ -26,7 +26,7 @@ from .._core.conditions import cond_to, map_tensors, take_rows, tensors_in
 from .._core.seeds import draw_normal
 from ..networks import network_dtype
 from ..normalizer import Normalizer, pack_tokens, unpack_tokens
-from ..samplers import sample_student
+from ..samplers.student import sample_student
 
 __all__ = ["Student", "network_device", "sample_in_original_units"]
 
@@ -173,7 +173,7 @@ class Student:
     @torch.no_grad()
     def sample(
         self,
-        cond: Any,
+        cond: Any = None,
         *,
         num_samples: int | None = None,
         steps: int | None = None,

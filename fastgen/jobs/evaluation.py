@@ -20,7 +20,8 @@ from .._core.seeds import generator_for
 from ..data import Data, Task
 from ..data.trajectories import TrajectoryData
 from ..export.student import sample_in_original_units
-from ..samplers import sample_student, sample_teacher, served_steps
+from ..samplers.student import sample_student, served_steps
+from ..samplers.teacher import sample_teacher
 
 __all__ = [
     "MOST_NUMBERS",

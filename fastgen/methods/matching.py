@@ -20,8 +20,9 @@ from ..training.draws import Draws
 from ..training.stage import Stage, _accumulate, _split
 from ..training.trained_network import TrainedNetwork
 from .diagnostics import diagnose
-from .dmd import DMDPipeline, Generated
+from .dmd import DMDPipeline
 from .kd import KnowledgeDistillation
+from .rollouts import Generated
 
 DIAGNOSED_ROWS = 256
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgen._core.modules import evaluating, frozen, unwrap
+from fastgen._core.modules import as_built, evaluating, frozen
 from fastgen._core.tensors import expand_like, expand_mask, in_float64, masked_mean
 from support.exact import normal
 
@@ -99,9 +99,9 @@ def test_evaluating_restores_each_mode():
     assert net.training and net[0].training and not net[1].training
 
 
-def test_unwrap_finds_the_bare_network():
+def test_as_built_finds_the_network_inside_a_compiled_one():
     net = nn.Linear(2, 2)
-    assert unwrap(net) is net
+    assert as_built(net) is net
     compiled = nn.Module()
     compiled._orig_mod = net  # the attribute torch.compile keeps the network in
-    assert unwrap(compiled) is net
+    assert as_built(compiled) is net
