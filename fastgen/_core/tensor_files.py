@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .checks import is_count
 from .files import check_file, new_file
 from .json_files import MOST_JSON_BYTES, check_names, unique_keys
 from .messages import EXPORT_AGAIN, brief, differences
@@ -227,7 +228,7 @@ def check_tensor_entry(entry: Any, name: str, where: str) -> None:
             f"{EXPORT_AGAIN}"
         )
     if (
-        type(entry["bytes"]) is not int
+        not is_count(entry["bytes"], 0)
         or not isinstance(entry["sha256"], str)
         or entry["dtype"] not in tuple(_DTYPES)
     ):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._core.checks import is_count
 from .._core.conditions import cond_to, map_tensors, take_rows, tensors_in
 from .._core.seeds import draw_normal
 from ..networks import network_dtype
@@ -163,7 +164,7 @@ class Student:
             ValueError: `steps` is not among `.steps`.
         """
         steps = max(self.steps) if steps is None else steps
-        if type(steps) is not int or steps not in self.steps:
+        if not is_count(steps) or steps not in self.steps:
             raise ValueError(
                 f"expected steps among those trained, {list(self.steps)}, got {steps!r}"
             )
@@ -204,7 +205,7 @@ class Student:
                 number >= 1.
         """
         rungs = self.rungs(steps)
-        if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
+        if num_samples is not None and not is_count(num_samples):
             raise ValueError(
                 f"expected num_samples as a whole number >= 1 or None, got {num_samples!r}"
             )

@@ -10,7 +10,7 @@ from torch import nn
 from .._core.json_files import check_names, read_json
 from ..config.files import C, validate
 from ..config.schemas import DataConfig, DistillConfig
-from ..export.folders import SCORES
+from ..export.folders import SCORES_FILE
 from ..methods.registry import method_named, stages_of
 from ..networks import time_range
 from ..teachers.conversion import RectifiedFlow, loss_space
@@ -92,10 +92,10 @@ def stored_scores(
         or cfg.teacher.measure
         or is_changed(cfg.teacher)
         or cfg.dmd.guidance_scale is not None
-        or not (Path(cfg.teacher.folder) / SCORES).exists()
+        or not (Path(cfg.teacher.folder) / SCORES_FILE).exists()
     ):
         return None
-    file = Path(cfg.teacher.folder) / SCORES
+    file = Path(cfg.teacher.folder) / SCORES_FILE
     known = read_json(file)
     check_names(known, ("data", "teacher", "floor"), str(file))
     rows = [*map(str, cfg.teacher.calls), *(f"ab2-{calls}" for calls in cfg.teacher.ab2_calls)]

@@ -21,7 +21,7 @@ from ..config.schemas import DataConfig, TrainTeacherConfig
 from ..data import Task, build_data
 from ..data.checks import data_notes
 from ..data.samples import SampleData
-from ..export.folders import SCORES, load_network, save_network
+from ..export.folders import SCORES_FILE, load_network, save_network
 from ..methods.pretraining import FlowMatchingTraining
 from ..models import build_model
 from ..records.folder import claim_run, open_run
@@ -145,7 +145,7 @@ def score_teacher(
         progress=lambda row: print(f"scoring: {row}", flush=True),
     )
     write_json(
-        folder / SCORES, {"data": description["data"], "teacher": rows, "floor": task.floor()}
+        folder / SCORES_FILE, {"data": description["data"], "teacher": rows, "floor": task.floor()}
     )
     for name, scores in rows.items():
         print(f"{name:>8}  " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))

@@ -23,7 +23,7 @@ from ..config.files import load_config
 from ..config.schemas import DistillConfig, TeacherConfig
 from ..export.folders import has_custom_network, load_network, load_student
 from ..export.student import Student
-from ..records.folder import CONFIG as RUN_CONFIG
+from ..records.folder import RUN_CONFIG
 from ..teachers.conversion import as_rectified_flow, check_prediction
 from ..teachers.keywords import KeywordNetwork
 

@@ -8,6 +8,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from .._core.checks import check_count
+
 __all__ = [
     "batch_of_times",
     "check_non_negative",
@@ -20,8 +22,7 @@ __all__ = [
 
 def check_positive_int(name: str, value: object, *, minimum: int = 1) -> None:
     """Raise ValueError unless `value` is an int >= `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"expected {name} to be an int >= {minimum}, got {value!r}")
+    check_count(name, value, minimum)
 
 
 def check_probability(name: str, value: object) -> None:

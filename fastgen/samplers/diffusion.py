@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .._core.checks import check_choice, check_count, check_shape
+from .._core.checks import check_choice, check_count, check_shape, is_count
 from .._core.seeds import draw_normal
 from .._core.tensors import time_dtype, wide_dtype
 from ..solvers import SOLVERS, collect, integrate
@@ -42,7 +42,7 @@ class BaseDiffusion(abc.ABC):
 
     def __init__(self, x_dims: int | Sequence[int]) -> None:
         dims = (x_dims,) if isinstance(x_dims, int) else tuple(x_dims)
-        if not dims or any(not isinstance(d, int) or d < 1 for d in dims):
+        if not dims or not all(map(is_count, dims)):
             raise ValueError(
                 f"expected x_dims to be a positive int or a sequence of them, got {x_dims!r}"
             )

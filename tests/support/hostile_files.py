@@ -17,7 +17,7 @@ from fastgen.config import DistillConfig
 from fastgen.config.files import dump_yaml, load_config
 from fastgen.data.samples import file_task
 from fastgen.data.trajectories import read_tensors
-from fastgen.export import export_student, load_network, save_network, schema as _schema
+from fastgen.export import export_student, load_network, save_network, schema
 from fastgen.export.folders import load_student
 from fastgen.jobs.sources import load_weights
 from fastgen.models import build_model
@@ -247,7 +247,7 @@ def writer(name: str, content: bytes) -> Callable[[Path], Any]:
 
 def forger(document: dict[str, Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        text = json.dumps({**document, "checksum": _schema._checksum(document)})
+        text = json.dumps({**document, "checksum": schema.config_checksum(document)})
         (folder / "config.json").write_text(text)
 
     return apply

@@ -16,7 +16,7 @@ from fastgen.config import DMDConfig
 from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.dmd import DMDPipeline, create_fake_score
-from fastgen.export import export_student, load_student, schema as _schema
+from fastgen.export import export_student, load_student, schema
 from fastgen.guidance import Guidance
 from fastgen.interpolants import BaseInterpolant, CosineInterpolant
 from fastgen.models.etransformer import eCondTransformerRegressor
@@ -415,7 +415,7 @@ def test_a_parameterization_that_makes_no_sense_is_refused_in_one_line(
         tmp_path / "s", as_rectified_flow(Bare(), **COSINE_EPS), t_list=T_LIST, horizon=[3]
     )
     config = json.loads((tmp_path / "s" / "config.json").read_text())
-    _schema.write_config(
+    schema.write_config(
         tmp_path / "s", {**config, "parameterization": parameterization}
     )  # the checksum agrees
     with pytest.raises(ValueError, match=message) as caught:
