@@ -219,7 +219,7 @@ class DMDPipeline:
         Returns:
             {"fake_score", "total"}: scalars.
         """
-        made = self.rollouts.detached(generated, x0, noise, cond, generator)
+        made = _detached(self, generated, x0, noise, cond, generator)
         space = self.fake_score_pred_type
         loss = fake_score_term(
             self.judges, self.draws, made, cond, space, mask=mask, generator=generator
@@ -255,7 +255,7 @@ class DMDPipeline:
         if self.discriminator is None:
             raise ValueError("expected a pipeline with discriminator=, got none")
         check_shape("x0", x0, noise.shape)
-        made = self.rollouts.detached(generated, x0, noise, cond, generator)
+        made = _detached(self, generated, x0, noise, cond, generator)
         losses = discriminator_terms(
             self.judges, self.draws, made, x0, cond, mask=mask, generator=generator
         )
@@ -300,3 +300,18 @@ class DMDPipeline:
     ) -> Tensor:
         """The discriminator's logits of `x_t`, see `Judges.judged`."""
         return self.judges.judged(x_t, t, cond, rung, mask)
+
+
+def _detached(
+    pipeline: DMDPipeline,
+    generated: Generated | None,
+    x0: Tensor | None,
+    noise: Tensor,
+    cond: Cond,
+    generator: torch.Generator | None,
+) -> Generated:
+    """Samples without gradient: those `generated` before, or new ones if that is None."""
+    if generated is not None:
+        return generated.detach()
+    with torch.no_grad():
+        return pipeline.generate(x0, noise, cond, generator=generator)

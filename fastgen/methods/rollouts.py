@@ -204,20 +204,6 @@ class Rollouts:
             )
         return Generated(made.to(noise.dtype), rung)
 
-    def detached(
-        self,
-        generated: Generated | None,
-        x0: Tensor | None,
-        noise: Tensor,
-        cond: Cond,
-        generator: torch.Generator | None,
-    ) -> Generated:
-        """Samples without gradient: those `generated` before, or new ones if that is None."""
-        if generated is not None:
-            return generated.detach()
-        with torch.no_grad():
-            return self.generate(x0, noise, cond, generator=generator)
-
     def _state_of_rollout(
         self, noise: Tensor, cond: Cond, generator: torch.Generator | None
     ) -> tuple[Tensor, float, int]:
