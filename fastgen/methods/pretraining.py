@@ -13,7 +13,7 @@ from ..config.training import TeacherTrainConfig
 from ..flow_matching import add_noise, sample_timesteps
 from ..losses import dsm_loss
 from ..training.draws import Draws
-from ..training.stage import Stage, _update
+from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
 
 __all__ = ["FlowMatching"]
@@ -39,7 +39,7 @@ class FlowMatching(Stage):
         with self.clock.phase("data"):
             x0, eps, t, cond = self._batch(step)
         with self.clock.phase("network"):
-            return _update(self.network, step, self._losses, self.draws, x0, eps, t, cond)
+            return one_update(self.network, step, self._losses, self.draws, x0, eps, t, cond)
 
     def _losses(self, x0: Tensor, eps: Tensor, t: Tensor, cond: Any) -> dict[str, Tensor]:
         pred = self.network.network(add_noise(x0, eps, t), t, cond)
