@@ -53,7 +53,7 @@ from ..networks import Cond, Network, predict_x0
 from ..samplers.student import SAMPLE_TYPES
 from ..samplers.teacher import teacher_step
 from ..training.draws import Draws
-from ..training.stage import Stage, _update
+from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
 from .kd import rung_grid
 from .method import Batch, Method, Networks, PlannedNetwork, Run
@@ -306,7 +306,7 @@ class ConsistencyDistillation(Stage):
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
             losses = functools.partial(self._losses, self._judge())
-            return _update(self.student, step, losses, self.draws, *self._batch(step))
+            return one_update(self.student, step, losses, self.draws, *self._batch(step))
 
     def _batch(self, step: int) -> tuple[Any, ...]:
         """x0 (0 at the first rung), noise, t, s, end and cond of update `step`."""

@@ -33,7 +33,7 @@ from ..samplers.student import SAMPLE_TYPES, check_student
 from ..samplers.teacher import teacher_velocity
 from ..solvers import SOLVERS, integrate
 from ..training.draws import Draws
-from ..training.stage import Stage, _update
+from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
 from .method import Batch, Method, Networks, PlannedNetwork, Run
 
@@ -211,7 +211,7 @@ class KnowledgeDistillation(Stage):
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
-            return _update(self.student, step, self._losses, self.draws, *self.batch(step))
+            return one_update(self.student, step, self._losses, self.draws, *self.batch(step))
 
     def batch(self, step: int) -> tuple[Tensor, Any, Tensor]:
         """States (B, K + 1, ...), cond and rungs (B,) of batch `step`."""

@@ -14,7 +14,7 @@ from ..flow_matching import add_noise, sample_timesteps
 from ..losses import dsm_loss
 from ..networks import Cond, Network
 from ..training.draws import Draws
-from ..training.stage import Stage, _update
+from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
 
 __all__ = ["FlowMatchingTraining", "flow_matching_loss"]
@@ -55,7 +55,7 @@ class FlowMatchingTraining(Stage):
         with self.clock.phase("data"):
             x0, eps, t, cond = self._batch(step)
         with self.clock.phase("network"):
-            return _update(self.network, step, self._losses, self.draws, x0, eps, t, cond)
+            return one_update(self.network, step, self._losses, self.draws, x0, eps, t, cond)
 
     def _losses(self, x0: Tensor, eps: Tensor, t: Tensor, cond: Any) -> dict[str, Tensor]:
         return {"loss": flow_matching_loss(self.network.network, x0, eps, t, cond)}
