@@ -34,18 +34,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ._core.checks import PRED_TYPES, check_choice, check_pred_type, check_shape
+from ._core.checks import check_choice, check_pred_type, check_shape
 from ._core.seeds import draw_uniform
-from ._core.tensors import expand_like, in_float64
+from ._core.tensors import EPSILON, expand_like, in_float64
 
 if TYPE_CHECKING:
-    from .config.dmd import SampleTimestepConfig
+    from .config.groups import SampleTimestepConfig
 
 __all__ = [
-    "PRED_TYPES",
     "TIME_DISTRIBUTIONS",
     "add_noise",
-    "check_pred_type",
     "check_t_list",
     "convert_prediction",
     "expand_like",
@@ -59,7 +57,6 @@ __all__ = [
     "x0_to_flow",
 ]
 
-EPSILON = 1e-6
 TIME_DISTRIBUTIONS = ("uniform", "logitnormal", "lognormal", "shifted", "polynomial")
 POLYNOMIAL_GRID = 1000
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ._core.checks import check_shape
-from ._core.tensors import _wide, expand_like, expand_mask, masked_mean, wide_dtype
+from ._core.tensors import at_least_float32, expand_like, expand_mask, masked_mean, wide_dtype
 
 __all__ = ["Guidance", "check_guidance", "classifier_free_guidance", "guide_x0"]
 
@@ -99,8 +99,8 @@ def classifier_free_guidance(
         ValueError: if the shapes differ.
     """
     check_shape("uncond_pred", uncond_pred, cond_pred.shape)
-    cond = _wide(cond_pred)
-    uncond = _wide(uncond_pred)
+    cond = at_least_float32(cond_pred)
+    uncond = at_least_float32(uncond_pred)
     return (cond + (guidance_scale - 1.0) * (cond - uncond)).to(cond_pred.dtype)
 
 

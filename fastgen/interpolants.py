@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ._core.checks import check_choice, check_shape
-from ._core.tensors import expand_like, in_float64, wide_dtype
+from ._core.tensors import EPSILON, expand_like, in_float64, wide_dtype
 
 __all__ = [
     "DIFFUSION_FORMS",
@@ -43,7 +43,6 @@ __all__ = [
     "VariancePreservingInterpolant",
 ]
 
-EPSILON = 1e-6
 DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing")
 # Bisection halves the bracket this often: enough for every digit of a float64 in [0, 1].
 BISECTIONS = 60

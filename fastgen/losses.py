@@ -19,15 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._core.checks import check_choice, check_pred_type, check_shape
-from ._core.tensors import _wide, expand_like, expand_mask, masked_mean
-from .flow_matching import EPSILON
+from ._core.tensors import EPSILON, at_least_float32, expand_like, expand_mask, masked_mean
+from .guidance import check_guidance, classifier_free_guidance
 
 __all__ = [
+    "check_guidance",
+    "classifier_free_guidance",
     "discriminator_accuracy",
     "dsm_loss",
     "f_divergence_weight",
     "gan_disc_loss",
     "gan_gen_loss",
+    "pseudo_huber",
     "r1_loss",
     "time_weight",
     "vsd_loss",
@@ -85,9 +88,11 @@ def dsm_loss(
     missing = [name for name in needed if given[name] is None]
     if missing:
         raise ValueError(f"expected {' and '.join(missing)} for pred_type {pred_type!r}, got None")
-    net_pred = _wide(net_pred)
+    net_pred = at_least_float32(net_pred)
     parts = {
-        name: _wide(value) for name, value in given.items() if value is not None and name in needed
+        name: at_least_float32(value)
+        for name, value in given.items()
+        if value is not None and name in needed
     }
     for name, value in parts.items():
         check_shape(name, value, net_pred.shape)
@@ -149,11 +154,11 @@ def vsd_loss(
     check_choice("norm", norm, VSD_NORMS)
     check_shape("teacher_x0", teacher_x0, gen_data.shape)
     check_shape("fake_score_x0", fake_score_x0, gen_data.shape)
-    gen = _wide(gen_data)
+    gen = at_least_float32(gen_data)
     mask = None if mask is None else expand_mask(mask, gen)
     with torch.no_grad():
-        teacher = _wide(teacher_x0)
-        fake = _wide(fake_score_x0)
+        teacher = at_least_float32(teacher_x0)
+        fake = at_least_float32(fake_score_x0)
         distance = gen - teacher
         size = (
             _mean(distance.abs(), mask)
@@ -163,7 +168,7 @@ def vsd_loss(
         w = 1.0 / (size + NORM_EPSILON)
         if additional_scale is not None:
             w = w * (
-                _wide(additional_scale)
+                at_least_float32(additional_scale)
                 if isinstance(additional_scale, Tensor)
                 else additional_scale
             )
@@ -223,7 +228,7 @@ def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
         raise ValueError(
             f"expected log_ratio of shape (B,) or (B, heads), got {tuple(log_ratio.shape)}"
         )
-    u = _rows(_wide(log_ratio.detach())).mean(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    u = _rows(at_least_float32(log_ratio.detach())).mean(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     match kind:
         case "forward_kl":
             return u.exp()
@@ -256,11 +261,11 @@ def gan_gen_loss(
     """
     check_choice("kind", kind, GAN_KINDS)
     if kind == "softplus":
-        return F.softplus(-_wide(fake_logits)).mean()
+        return F.softplus(-at_least_float32(fake_logits)).mean()
     if real_logits is None:
         raise ValueError("expected real_logits for kind 'relativistic', got None")
     check_shape("real_logits", real_logits, fake_logits.shape)
-    return F.softplus(_wide(real_logits) - _wide(fake_logits)).mean()
+    return F.softplus(at_least_float32(real_logits) - at_least_float32(fake_logits)).mean()
 
 
 def gan_disc_loss(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "softplus") -> Tensor:
@@ -281,8 +286,8 @@ def gan_disc_loss(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "soft
         ValueError: an unknown kind, or shapes that differ if "relativistic".
     """
     check_choice("kind", kind, GAN_KINDS)
-    real = _wide(real_logits)
-    fake = _wide(fake_logits)
+    real = at_least_float32(real_logits)
+    fake = at_least_float32(fake_logits)
     if kind == "softplus":
         return F.softplus(fake).mean() + F.softplus(-real).mean()
     check_shape("fake_logits", fake_logits, real_logits.shape)
@@ -308,8 +313,8 @@ def discriminator_accuracy(
         ValueError: an unknown kind, or shapes that differ if "relativistic".
     """
     check_choice("kind", kind, GAN_KINDS)
-    real = _wide(real_logits.detach())
-    fake = _wide(fake_logits.detach())
+    real = at_least_float32(real_logits.detach())
+    fake = at_least_float32(fake_logits.detach())
     if kind == "softplus":
         return 0.5 + 0.25 * (real.sign().mean() - fake.sign().mean())
     check_shape("fake_logits", fake_logits, real_logits.shape)
@@ -323,7 +328,32 @@ def r1_loss(real_logits: Tensor, perturbed_real_logits: Tensor) -> Tensor:
     gamma/2 |grad D|^2.
     """
     check_shape("perturbed_real_logits", perturbed_real_logits, real_logits.shape)
-    return (_wide(real_logits) - _wide(perturbed_real_logits)).square().mean()
+    return (at_least_float32(real_logits) - at_least_float32(perturbed_real_logits)).square().mean()
+
+
+def pseudo_huber(residual: Tensor, huber_c: float) -> Tensor:
+    """Pseudo-Huber size of residuals: mean_B ( sqrt(mean_d r^2 + c^2) - c ).
+
+    Residuals well above c count linearly, so that single ones decide little; those well below it
+    count quadratically, as r^2 / (2 c).
+
+    Args:
+        residual: r, shape (B, ...).
+        huber_c: c > 0, in units of the residual's root mean square.
+
+    Returns:
+        scalar, at least float32.
+
+    Raises:
+        ValueError: unless huber_c > 0.
+
+    References: Song & Dhariwal, Improved Techniques for Training Consistency Models, 2023,
+    arXiv:2310.14189.
+    """
+    if not huber_c > 0:
+        raise ValueError(f"expected huber_c > 0, got {huber_c}")
+    square = at_least_float32(residual).square().flatten(1).mean(1)
+    return ((square + huber_c**2).sqrt() - huber_c).mean()
 
 
 def time_weight(kind: str, t: Tensor) -> Tensor:

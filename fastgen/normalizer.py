@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._core.checks import is_count
+
 __all__ = ["Normalizer", "is_constant", "pack_tokens", "unpack_tokens"]
 
 # A standard deviation below this share of the largest magnitude in the data is rounding of a
@@ -228,5 +230,5 @@ def unpack_tokens(x: Tensor, pack: int) -> Tensor:
 
 
 def _check_pack(pack: int) -> None:
-    if not isinstance(pack, int) or isinstance(pack, bool) or pack < 1:
+    if not is_count(pack):
         raise ValueError(f"expected pack to be a whole number >= 1, got {pack!r}")

@@ -15,14 +15,20 @@ References:
 
 from __future__ import annotations
 
+import collections
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
+
+from ._core.tensors import time_dtype
 
 __all__ = [
     "SOLVERS",
+    "Velocity",
     "AdamsBashforth2",
+    "collect",
     "euler_step",
     "heun_step",
     "integrate",
@@ -101,3 +107,17 @@ def integrate(
     for t, s in itertools.pairwise(grid):
         x = step(velocity, x, t, s)
         yield x
+
+
+def collect(
+    states: Iterable[Tensor], times: Sequence[float], dtype: torch.dtype, return_all_steps: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run through the states of a trajectory, without keeping more of them than are asked for.
+
+    Returns:
+        the last state in `dtype`; or with `return_all_steps` `(xs (B, K+1, ...), ts (K+1,))`.
+    """
+    if not return_all_steps:
+        return collections.deque(states, maxlen=1)[0].to(dtype)
+    xs = torch.stack([x.to(dtype) for x in states], dim=1)
+    return xs, torch.tensor(times, dtype=time_dtype(dtype), device=xs.device)

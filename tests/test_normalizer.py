@@ -9,7 +9,7 @@ import pytest
 import torch
 from escnn.group import directsum
 
-from fastgen.models.groups import irrep_blocks, rep_matrices
+from fastgen.models.representations import irrep_blocks, rep_matrices
 from fastgen.models.specs import parse_group, parse_representation
 from fastgen.normalizer import Normalizer, is_constant, pack_tokens, unpack_tokens
 

@@ -20,13 +20,18 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastgen.models.elayers import eRMSNorm
-from fastgen.models.emaps import InvariantLift, eLinear, ePositionTable
-from fastgen.models.equivariance import check_equivariance, fold
-from fastgen.models.etransformer import eCondTransformerRegressor
-from fastgen.models.groups import degrees_of_freedom
-from fastgen.models.specs import parse_group, parse_representation
-from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.models import (
+    CondTransformerRegressor,
+    check_equivariance,
+    eCondTransformerRegressor,
+    eLinear,
+    eRMSNorm,
+    fold,
+    parse_group,
+    parse_representation,
+)
+from fastgen.models.emaps import InvariantLift, ePositionTable
+from fastgen.models.representations import degrees_of_freedom
 
 CONFIGS = {
     "C4 D=128": ("C4", 128),

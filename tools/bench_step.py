@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fastgen.config import DMDConfig, EMAConfig
 from fastgen.dmd import DMDPipeline, Generated
 from fastgen.ema import ExponentialMovingAverage
-from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.models import CondTransformerRegressor
 
 BATCH = 128
 T_X = 4

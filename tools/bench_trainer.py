@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from fastgen.jobs.distillation import Distillation
 from fastgen.jobs.sources import load_teacher
 from fastgen.methods.kd import KnowledgeDistillation, kd_loss
 from fastgen.methods.matching import DistributionMatching
+from fastgen.methods.registry import METHODS
 from fastgen.records.folder import claim_run, open_run
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.stage import Stage
@@ -73,17 +75,17 @@ def bare_kd(
 ) -> Callable[[int], None]:
     """One bare update of KD."""
     student = Bare(stage.student.bare, cfg.train.kd_optimizer, compiled=compiled)
-    dmd = cfg.dmd
+    asked = cfg.student
     batches = [stage.batch(n) for n in range(PRELOADED)]
 
     def update(n: int) -> None:
         states, cond, rungs = batches[n % PRELOADED]
         options = {
-            "pred_type": dmd.pred_type,
+            "pred_type": asked.pred_type,
             "huber_c": stage.huber_c,
-            "sample_type": dmd.student_sample_type,
+            "sample_type": asked.sample_type,
         }
-        student.step(kd_loss(student.network, states, dmd.t_list, cond, rungs, **options))
+        student.step(kd_loss(student.network, states, asked.t_list, cond, rungs, **options))
 
     return update
 
@@ -153,8 +155,8 @@ class Halted:
     def watch(self, trainer: Trainer) -> None:
         """Take what `trainer` does between updates out of the rounds."""
         trainer.evaluate = self._timed(trainer.evaluate, self._scored)
-        for name, then in (("_validate", self._validated), ("_save", self._wrote)):
-            setattr(trainer, name, self._timed(getattr(trainer, name), then))
+        trainer.validate = self._timed(trainer.validate, self._validated)
+        trainer.save = self._timed(trainer.save, self._wrote)
 
     def update(self, step: int) -> Any:
         self._step = step
@@ -205,7 +207,7 @@ class Halted:
 def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str, Any]]:
     """Seconds of an iteration of one stage: of the trainer beside the bare loop, and of the bare
     loop beside a compiled one."""
-    maker, bare = ("kd_stage", bare_kd) if stage_name == "kd" else ("matching_stage", bare_dmd)
+    method, bare = ("kd", bare_kd) if stage_name == "kd" else ("dmd2", bare_dmd)
     found: list[Halted] = []
     stages: list[Any] = []
     due: LoopConfig = load_config(DistillConfig, CONFIG).train
@@ -218,17 +220,17 @@ def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str
         with open_run(cfg) as run_dir:
             job = Distillation(cfg, run_dir, start_accelerator(1), teacher=teacher)
             claim_run(run_dir, cfg)
-            make = getattr(job, maker)
+            build = METHODS[method].build
 
-            def halted() -> Any:
-                stage: Any = make()
+            def halted(run: Any) -> Any:
+                stage: Any = build(run)
                 stages.append(stage)
                 found.append(Halted(stage, bare(stage, cfg), skip=stage.warmup + UPDATES))
                 found[0].watch(job.trainer)
                 return stage
 
-            setattr(job, maker, halted)
-            job.train()
+            with mock.patch.object(METHODS[method], "build", halted):
+                job.train()
     pairs = list(zip(*found[0].seconds.values(), strict=False))[:rounds]
     events = found[0].events
     every = {"checkpoint": due.checkpoint_every, "validation": due.evaluate_every}

@@ -47,8 +47,8 @@ CONFIG: dict[str, Any] = {
     "name": "kill",
     "data": {"name": "modes"},
     "teacher": {"calls": [1], "ab2_calls": [4]},
+    "student": {"steps": 2},
     "dmd": {
-        "student_steps": 2,
         "fake_score_warmup_steps": 6,
         "vsd_norm": "rms",
         "gan_loss_weight_gen": 0.1,

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import brief, check_file, first_names
+from .files import check_file
+from .messages import brief, first_names
 
 __all__ = ["read_npz"]
 

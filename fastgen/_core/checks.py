@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ __all__ = [
     "check_pred_type",
     "check_shape",
     "check_time",
+    "is_count",
 ]
 
 
@@ -76,15 +78,19 @@ def check_pred_type(pred_type: str, name: str = "pred_type") -> None:
     check_choice(name, pred_type, PRED_TYPES)
 
 
-def check_count(name: str, value: object) -> int:
+def is_count(value: object, least: int = 1) -> TypeGuard[int]:
+    """Whether `value` is a whole number of at least `least`: an int, and not True or False."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
     """`value` as the count it is.
 
     Raises:
-        ValueError: unless it is an int of at least 1; such as `expected steps to be an int >= 1,
-            got 0`.
+        ValueError: unless `is_count`; such as `expected steps to be an int >= 1, got 0`.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"expected {name} to be an int >= 1, got {value!r}")
+    if not is_count(value, least):
+        raise ValueError(f"expected {name} to be an int >= {least}, got {value!r}")
     return value
 
 

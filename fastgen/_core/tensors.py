@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .checks import check_time
 
+# Denominators that vanish at an end of [0, 1] are clamped at this.
+EPSILON = 1e-6
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -151,5 +154,6 @@ def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` itself, or in float32 if its dtype has fewer digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

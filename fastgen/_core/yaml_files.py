@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from .files import brief, read_text
+from .files import read_text
+from .messages import brief
 
 __all__ = ["parse_yaml", "read_yaml"]
 

@@ -17,8 +17,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
-from .._core.files import brief
+from .._core.messages import brief
 from .._core.yaml_files import parse_yaml, read_yaml
+from .old_spellings import old_spellings
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -73,7 +74,8 @@ def validate(schema: type[C], values: dict[str, Any]) -> C:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        said = [_explain(schema, item) for item in error.errors(include_url=False)]
+        old = old_spellings(values)
+        said = [_explain(schema, item, old) for item in error.errors(include_url=False)]
         more = [f"and {len(said) - _MOST_ERRORS} more"] if len(said) > _MOST_ERRORS else []
         raise ValueError("; ".join(said[:_MOST_ERRORS] + more)) from None
 
@@ -155,7 +157,7 @@ def _fields(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, st
             )
 
 
-def _explain(schema: type[BaseModel], item: Any) -> str:
+def _explain(schema: type[BaseModel], item: Any, old: dict[str, str]) -> str:
     # Of a field with several types the location also names the one that was tried, `list[str]`: not
     # the user's key.
     key = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
@@ -171,6 +173,8 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
             + " (--help lists all keys)"
         )
     message = item["msg"].removeprefix("Value error, ")
+    if key in old:
+        key = f"{key} ({old[key]})"
     if item["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, got {brief(item['input'])}"

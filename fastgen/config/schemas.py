@@ -1,6 +1,6 @@
 """Schemas of everything a user can set: validated, immutable, unknown keys refused.
 
-Each class is a frozen pydantic model, usable from Python (``DMDConfig(student_steps=4)``) and from
+Each class is a frozen pydantic model, usable from Python (``StudentConfig(steps=4)``) and from
 YAML. Reading files, overrides and the command line is the business of :mod:`fastgen.config.files`.
 """
 
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .base import _Config
-from .dmd import DMDConfig
+from .dmd import DMDConfig, joined
+from .matching import MatchingConfig
+from .old_spellings import respelled
+from .student import StudentConfig
 from .training import DistillTrainConfig, TeacherTrainConfig
 
 
@@ -180,20 +183,41 @@ class DistillConfig(_Config):
     resume: bool = Field(default=False, description="go on from the newest checkpoint in run_dir")
     data: DataConfig = Field(default=DataConfig(), description="trajectories")
     teacher: TeacherConfig = Field(default=TeacherConfig(), description="the network to distil")
-    method: Literal["dmd2", "kd", "ladd", "consistency"] = Field(
+    method: str = Field(
         default="dmd2",
         description="what follows the KD warm start of train.kd_steps: DMD2, nothing, a GAN alone "
         "or consistency distillation",
     )
-    dmd: DMDConfig = Field(
-        default=DMDConfig(), description="student, losses and schedule of the method"
+    student: StudentConfig = Field(
+        default=StudentConfig(), description="calls of the student, and how it is sampled"
+    )
+    dmd: MatchingConfig = Field(
+        default=MatchingConfig(), description="losses and schedule of the method"
     )
     train: DistillTrainConfig = Field(
         default=DistillTrainConfig(), description="budgets and optimisers"
     )
-    keep: Literal["best", "kd", "dmd", "ladd", "consistency"] = Field(
+    keep: str = Field(
         default="best", description="the stage whose student is exported; best: by validation score"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _respelled(cls, values: Any) -> Any:
+        return respelled(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DistillConfig:
+        try:
+            self.dmd.check_rungs(self.student.steps)
+        except ValueError as error:
+            raise ValueError(f"dmd: {error}") from error
+        return self
+
+    @property
+    def pipeline(self) -> DMDConfig:
+        """What :class:`fastgen.dmd.DMDPipeline` takes: `dmd` with the keys of `student`."""
+        return joined(self.student, self.dmd)
 
 
 class TrainTeacherConfig(_Config):

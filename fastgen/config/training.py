@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from .base import _Config
-from .dmd import SampleTimestepConfig
+from .groups import SampleTimestepConfig
 
 __all__ = ["DistillTrainConfig", "LoopConfig", "OptimizerConfig", "TeacherTrainConfig"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._core.conditions import map_tensors, take_rows, tensors_in
-from .._core.files import brief
+from .._core.messages import brief
 from .._core.seeds import generator_for
 from ..metrics import energy_distance, energy_score
 from .held_out import HeldOutTask, checked, split_rows

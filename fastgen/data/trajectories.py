@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._core.files import brief
+from .._core.checks import is_count
+from .._core.messages import brief
 from .._core.tensor_files import read_safetensors
 from ..normalizer import Normalizer, pack_tokens
 
@@ -69,7 +70,7 @@ class TrajectoryData:
 
 def check_pack(pack: int, horizon: int) -> None:
     """ValueError unless `pack` is a whole number >= 1 that divides the horizon."""
-    if not isinstance(pack, int) or isinstance(pack, bool) or pack < 1 or horizon % pack:
+    if not is_count(pack) or horizon % pack:
         raise ValueError(
             f"expected pack to be a whole number that divides the {horizon} waypoints, got {pack!r}"
         )
@@ -77,7 +78,7 @@ def check_pack(pack: int, horizon: int) -> None:
 
 def check_size(size: int, what: str = "demonstrations") -> None:
     """ValueError unless `size` is a whole number >= 2."""
-    if not isinstance(size, int) or isinstance(size, bool) or size < 2:
+    if not is_count(size, 2):
         raise ValueError(f"expected size to be a whole number >= 2 of {what}, got {size!r}")
 
 
@@ -132,7 +133,7 @@ def fit_normalizers(X: Tensor, Z: Tensor, symmetry: dict | None) -> tuple[Normal
         got = sorted(symmetry) if isinstance(symmetry, dict) else repr(symmetry)
         raise ValueError(f"expected symmetry with the keys {sorted(keys)}, got {got}")
     # Groups load escnn, which data without a symmetry doesn't need.
-    from ..models.groups import irrep_blocks
+    from ..models.representations import irrep_blocks
     from ..models.specs import parse_group, parse_representation
 
     group = parse_group(symmetry["group"])
@@ -256,7 +257,7 @@ def cut_windows(
     """Windows X (N, horizon, d_x), Z (N, obs_horizon, d_z) and their episodes (N,), as in
     `load_trajectories`."""
     for name, value in (("obs_horizon", obs_horizon), ("horizon", horizon), ("stride", stride)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_count(value):
             raise ValueError(
                 f"expected {name} to be a whole number >= 1 to cut episodes into windows, got "
                 f"{value!r}"

@@ -20,24 +20,28 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .._core.files import brief, new_folder, plain_json, write_file
+from .._core.checks import is_count
+from .._core.files import new_folder, write_file
+from .._core.json_files import plain_json
+from .._core.messages import brief
 from .._core.tensor_files import TensorFile, write_tensors
 from ..models import build_model
 from ..normalizer import Normalizer
-from ..samplers import served_steps
-from ..teachers.conversion import check_prediction, describe_network, wrap_network
+from ..samplers.student import served_steps
+from ..teachers.conversion import check_prediction
+from ..teachers.descriptions import describe_network, wrap_network
 from .card import student_card
 from .schema import (
-    CONFIG,
     CUSTOM,
     DENSE,
     EQUIVARIANT,
+    EXPORT_CONFIG,
     NETWORK_FORMAT,
     NETWORKS,
     STUDENT_FORMAT,
     built_in_config,
-    check_network,
-    check_student,
+    check_network_config,
+    check_student_config,
     config_head,
     read_config,
     write_config,
@@ -58,7 +62,7 @@ _MODEL = "model.safetensors"
 _STUDENT = "student.safetensors"
 # Scores that a recipe lays beside a network belong to those weights, and go when the network is
 # replaced.
-SCORES = "scores.json"
+SCORES_FILE = "scores.json"
 
 
 # ---- Networks ------------------------------------------------------------------------------------
@@ -85,7 +89,7 @@ def save_network(
     """
     config = config_head(NETWORK_FORMAT, network)
     config["description"] = plain_json(dict(description or {}), "description")
-    with new_folder(folder, (CONFIG, _CARD, _MODEL, SCORES)) as partial:
+    with new_folder(folder, (EXPORT_CONFIG, _CARD, _MODEL, SCORES_FILE)) as partial:
         config["tensors"] = write_tensors(
             partial / _MODEL, network.state_dict(), _dtype_of(network)
         )
@@ -186,9 +190,9 @@ def export_student(
 
         network = fold(network)
     config = {**config_head(STUDENT_FORMAT, network), **config}
-    check_student(config, "export_student")
+    check_student_config(config, "export_student")
     card = student_card(config, sum(p.numel() for p in network.parameters()))
-    with new_folder(path, (CONFIG, _CARD, _STUDENT)) as partial:
+    with new_folder(path, (EXPORT_CONFIG, _CARD, _STUDENT)) as partial:
         config["tensors"] = write_tensors(
             partial / _STUDENT, network.state_dict(), _dtype_of(network)
         )
@@ -219,7 +223,7 @@ def load_student(
             and what to do.
     """
     file, config = read_config(Path(path), STUDENT_FORMAT, _STUDENT)
-    x_normalizer, z_normalizer = check_student(config, str(file))
+    x_normalizer, z_normalizer = check_student_config(config, str(file))
     tensors = TensorFile(Path(path), config["tensors"])
     # A folder from elsewhere can name the dense class only: nothing else is imported, and no group
     # is constructed.
@@ -263,7 +267,7 @@ def _load(
         network.to(tensors.dtype)
         network.load_state_dict(tensors.read(network.state_dict()))
         return network.eval()
-    config = check_network(config, str(file), tensors.shapes, classes)
+    config = check_network_config(config, str(file), tensors.shapes, classes)
     try:
         if config["class"] == DENSE:
             # On the meta device a network of any size costs nothing: shapes are compared before
@@ -271,7 +275,7 @@ def _load(
             with torch.device("meta"), _Uninitialised():
                 built = build_model(config)
         else:
-            # A group's tables must hold numbers; check_network bounds them. The caller's generator
+            # A group's tables must hold numbers; check_network_config bounds them. The caller's generator
             # stays as it is.
             with torch.random.fork_rng(devices=[]):
                 built = build_model(config)
@@ -319,7 +323,7 @@ def _sizes(
     channels = getattr(network, dim, None)
     if tokens is None or channels is None:
         return None
-    if type(pack) is not int or pack < 1 or channels % pack:
+    if not is_count(pack) or channels % pack:
         raise ValueError(
             f"expected pack as a whole number >= 1 that divides the network's {dim} = {channels}, "
             f"got {pack!r}"

@@ -19,25 +19,30 @@ from typing import Any
 
 from torch import nn
 
-from .._core.files import brief, check_names, plain_json, read_json, write_json
+from .._core.checks import is_count
+from .._core.json_files import check_names, plain_json, read_json, write_json
+from .._core.messages import brief
 from .._core.tensor_files import check_tensor_entry
 from ..normalizer import Normalizer
 
 __all__ = [
+    "CUSTOM",
     "DENSE",
     "EQUIVARIANT",
+    "EXPORT_CONFIG",
     "NETWORKS",
     "NETWORK_FORMAT",
     "STUDENT_FORMAT",
     "built_in_config",
-    "check_network",
-    "check_student",
+    "config_checksum",
+    "check_network_config",
+    "check_student_config",
     "config_head",
     "read_config",
     "write_config",
 ]
 
-CONFIG = "config.json"
+EXPORT_CONFIG = "config.json"
 NETWORK_FORMAT = "fastgen-network"
 STUDENT_FORMAT = "fastgen-student"
 _VERSION = 1
@@ -124,10 +129,10 @@ def _package_version() -> str:
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Write config.json with its checksum."""
-    write_json(folder / CONFIG, {**config, "checksum": _checksum(config)})
+    write_json(folder / EXPORT_CONFIG, {**config, "checksum": config_checksum(config)})
 
 
-def _checksum(config: Mapping[str, Any]) -> str:
+def config_checksum(config: Mapping[str, Any]) -> str:
     """sha256 of the canonical JSON of all other entries; spaces and the order of keys don't
     matter."""
     rest = {key: value for key, value in config.items() if key != "checksum"}
@@ -141,7 +146,7 @@ def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path,
     Raises:
         ValueError: a missing, damaged or edited file, or one of another kind.
     """
-    file = folder / CONFIG
+    file = folder / EXPORT_CONFIG
     config = read_json(file)
     if config.get("format") != format_name:
         raise ValueError(
@@ -155,7 +160,7 @@ def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path,
             "wrote it"
         )
     check_names(config, _KEYS[format_name], str(file))
-    if config["checksum"] != _checksum(config):
+    if config["checksum"] != config_checksum(config):
         what = f"expected a content with the checksum {brief(config['checksum'])}, got another one"
         raise ValueError(f"{file}: {what}; the file was edited, export it again or copy it anew")
     if not isinstance(config["description"], dict):
@@ -169,7 +174,7 @@ def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path,
 # ---- Students ------------------------------------------------------------------------------------
 
 
-def check_student(
+def check_student_config(
     config: Mapping[str, Any], where: str
 ) -> tuple[Normalizer | None, Normalizer | None]:
     """Check every value that only students have.
@@ -213,9 +218,7 @@ def check_student(
         "t_list[0] < 1 for pred_type eps (x0 needs 1 / (1 - t))",
         "t_list",
     )
-    known = (
-        isinstance(steps, list) and len(steps) > 0 and all(type(k) is int and k >= 1 for k in steps)
-    )
+    known = isinstance(steps, list) and len(steps) > 0 and all(map(is_count, steps))
     known = (
         known and len(set(steps)) == len(steps) and all((len(t_list) - 1) % k == 0 for k in steps)
     )
@@ -225,7 +228,7 @@ def check_student(
         "group as text or null",
         "group",
     )
-    expect(_is_size(config["pack"]), "pack as a whole number >= 1", "pack")
+    expect(is_count(config["pack"]), "pack as a whole number >= 1", "pack")
     horizon = config["horizon"]
     cond_horizon = config["cond_horizon"]
     pack = config["pack"]
@@ -245,7 +248,7 @@ def check_student(
         sizes = [network.get(key) for key in ("in_horizon", "in_dim", "out_dim")]
         # A network may be made for longer samples than these.
         fits = (
-            _is_size(sizes[0])
+            is_count(sizes[0])
             and horizon[0] // pack <= sizes[0]
             and sizes[1:] == [horizon[1] * pack] * 2
         )
@@ -276,12 +279,8 @@ def _read_normalizer(
     return normalizer
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
 def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) >= 1 and all(map(_is_size, value))
+    return isinstance(value, list) and len(value) >= 1 and all(map(is_count, value))
 
 
 def _is_pair(value: Any) -> bool:
@@ -291,7 +290,7 @@ def _is_pair(value: Any) -> bool:
 # ---- Networks ------------------------------------------------------------------------------------
 
 
-def check_network(
+def check_network_config(
     config: Any, where: str, shapes: Mapping[str, Sequence[int]], classes: Iterable[str]
 ) -> dict[str, Any]:
     """The config of a network that may be built: of one of `classes`, no larger than the tensors
@@ -326,7 +325,7 @@ def check_network(
         value = config[key]
         most = {"layers": len(shapes), "width": width}.get(kind, axis)
         if kind in (int, "layers", "width"):
-            good = type(value) is int and 0 <= value <= most
+            good = is_count(value, 0) and value <= most
             what = f"within 0..{most}, which the tensors allow"
         elif kind == "group":
             # The order of C<n> and D<n> is a multiple of n, and embedding_dim is a multiple of the
@@ -365,4 +364,4 @@ def _is_representation(part: Any, most: int) -> bool:
     if not isinstance(part, dict):
         return isinstance(part, str) and len(part) <= 64
     copies = part.get("regular_by_irreps", 1)
-    return "matrices" not in part and type(copies) is int and copies <= most
+    return "matrices" not in part and is_count(copies) and copies <= most

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 from .._core.processes import leave, part
 from ..config.files import C, describe, load_config
+from ..config.old_spellings import OldSpelling
+from ..training.launching import is_first_process
 from ..training.signals import stopped_by_sigterm
 
 __all__ = ["CommandLine", "parse_command_line", "user_errors"]
@@ -67,7 +70,7 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
     (see `fastgen._core.processes.part`).
     """
     try:
-        with stopped_by_sigterm():
+        with stopped_by_sigterm(), _notes_in_one_line():
             yield
             part()
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
@@ -82,3 +85,19 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
         )
         print(f"\nstopped{': ' + said if said else ''}", file=sys.stderr)
         leave(getattr(interrupt, "exit_code", 130))
+
+
+@contextlib.contextmanager
+def _notes_in_one_line() -> Iterator[None]:
+    """Say old spellings in one line each, by the first process alone; other warnings as usual."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, OldSpelling):
+                usual(message, category, *where)
+            elif is_first_process():
+                print(f"note: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield

@@ -26,17 +26,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.checks import check_count, check_shape
-from .._core.modules import evaluating, unwrap
+from .._core.modules import as_built, evaluating
 from .._core.seeds import draw_normal, draw_uniform
 from .._core.tensors import time_dtype
 from ..flow_matching import add_noise
 from ..losses import discriminator_accuracy
 from ..networks import Cond, teacher_x0
-from ..samplers import sample_student
-from .dmd import DMDPipeline, Generated
+from ..samplers.student import sample_student
+from .dmd import DMDPipeline
+from .rollouts import Generated
+from .terms import sample_terms
 
 if TYPE_CHECKING:
-    from ..config.dmd import SampleTimestepConfig
+    from ..config.groups import SampleTimestepConfig
 
 __all__ = [
     "diagnose",
@@ -83,7 +85,7 @@ def diagnose(
     noise = draw_normal(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
     with evaluating(pipeline.student):
         generated = sample_student(
-            unwrap(pipeline.student),
+            as_built(pipeline.student),
             noise,
             pipeline.t_list,
             cond,
@@ -258,7 +260,14 @@ def sample_gradients(
         made = pipeline.generate(x0, noise, cond, generator=generator)
     leaf = made.x0.requires_grad_()
     with torch.enable_grad():
-        losses = pipeline.sample_losses(Generated(leaf, made.rung), x0, cond, generator=generator)
+        losses = sample_terms(
+            pipeline.judges,
+            pipeline.draws,
+            Generated(leaf, made.rung),
+            x0,
+            cond,
+            generator=generator,
+        )
     config = pipeline.config
     n = leaf.numel()
     weights = {"vsd": config.vsd_weight, "gan_gen": config.gan_loss_weight_gen}

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,13 +24,18 @@ from .._core.checks import check_choice, check_count
 from .._core.conditions import cond_to, take_rows
 from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig
+from ..config.groups import EMAConfig
+from ..config.schemas import DistillConfig
 from ..flow_matching import check_t_list
-from ..networks import Cond, Network, predict_x0
-from ..samplers import SAMPLE_TYPES, check_student, teacher_velocity
+from ..losses import pseudo_huber
+from ..networks import Cond, Network, predict_x0, time_range
+from ..samplers.student import SAMPLE_TYPES, check_student
+from ..samplers.teacher import teacher_velocity
 from ..solvers import SOLVERS, integrate
 from ..training.draws import Draws
-from ..training.stage import Stage, _update
+from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
+from .method import Batch, Method, Networks, PlannedNetwork, Run
 
 __all__ = ["KnowledgeDistillation", "kd_loss", "rung_grid", "teacher_pairs"]
 
@@ -79,19 +85,17 @@ def teacher_pairs(
     calls: int = 16,
     method: str = "ab2",
     pred_type: str = "flow",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
 ) -> Tensor:
     """The teacher's ODE states at the student's rungs.
 
     Args:
         teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1,
-            for "eps" at t_1.
+            for "eps" at t_1. A guided one is a :class:`fastgen.teachers.guided.GuidedNetwork`.
         noise: standard normal, shape (B, ...).
         cond: condition.
         t_list: the student's trajectory, K rungs and 0.0.
         calls, method: the grid (see `rung_grid`) and the solver of the ODE.
-        pred_type, guidance_scale, negative_cond: as in `sample_teacher`.
+        pred_type: what the teacher predicts.
 
     Returns:
         shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input t_1
@@ -101,16 +105,9 @@ def teacher_pairs(
     times = check_t_list(t_list)
     # At t = 1 a noise prediction says nothing about x0, so such a teacher starts where the student
     # does.
-    t_max = times[0] if pred_type == "eps" else max(times[0], float(getattr(teacher, "t_max", 1.0)))
+    t_max = times[0] if pred_type == "eps" else max(times[0], time_range(teacher)[1])
     grid, index = rung_grid(times, calls, t_max=t_max)
-    velocity = teacher_velocity(
-        teacher,
-        cond,
-        dtype=noise.dtype,
-        pred_type=pred_type,
-        guidance_scale=guidance_scale,
-        negative_cond=negative_cond,
-    )
+    velocity = teacher_velocity(teacher, cond, dtype=noise.dtype, pred_type=pred_type)
     wide_noise = noise.to(wide_dtype(noise.device))
     wanted = set(index[1:])
     states = [times[0] * wide_noise]
@@ -171,8 +168,6 @@ def kd_loss(
             f"expected rungs to be integers of shape ({batch},), got {rungs.dtype} "
             f"{tuple(rungs.shape)}"
         )
-    if not huber_c > 0:
-        raise ValueError(f"expected huber_c > 0, got {huber_c}")
 
     row = torch.arange(batch, device=states.device)
     rungs = rungs.to(states.device)
@@ -186,16 +181,12 @@ def kd_loss(
         s = all_times[rungs + 1]
         x_s = states[row, rungs + 1]
         target = (x_t - expand_like(t / (t - s), x_t) * (x_t - x_s)).to(states.dtype)
-    residual = (x0 - target).to(torch.promote_types(states.dtype, torch.float32))
-    square = residual.square().flatten(1).mean(1)
-    return ((square + huber_c**2).sqrt() - huber_c).mean()
+    return pseudo_huber(x0 - target, huber_c)
 
 
 class KnowledgeDistillation(Stage):
     """Regress the student on the teacher's ODE pairs, over all rungs of `t_list` (see
     :mod:`fastgen.methods.kd`)."""
-
-    name = "kd"
 
     def __init__(
         self,
@@ -206,7 +197,10 @@ class KnowledgeDistillation(Stage):
         steps: int,
         huber_c: float,
         draws: Draws,
+        *,
+        name: str = "kd",
     ) -> None:
+        self.name = name
         self.student = student
         self.states = states
         self.cond = cond
@@ -217,7 +211,7 @@ class KnowledgeDistillation(Stage):
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
-            return _update(self.student, step, self._losses, self.draws, *self.batch(step))
+            return one_update(self.student, step, self._losses, self.draws, *self.batch(step))
 
     def batch(self, step: int) -> tuple[Tensor, Any, Tensor]:
         """States (B, K + 1, ...), cond and rungs (B,) of batch `step`."""
@@ -255,3 +249,75 @@ class KnowledgeDistillation(Stage):
 
     def averaged(self) -> nn.Module:
         return self.student.averaged()
+
+
+def on_pairs(
+    run: Run, student: TrainedNetwork, stage: str, updates: int, *, draws: str | None = None
+) -> KnowledgeDistillation:
+    """KD of `student` on the pairs of a run.
+
+    Args:
+        stage: what the stage is called.
+        updates: of the student.
+        draws: name of its random numbers; None: that of the stage.
+    """
+    states, cond = run.pairs()
+    return KnowledgeDistillation(
+        student,
+        states,
+        cond,
+        run.cfg.pipeline,
+        updates,
+        run.cfg.train.kd_huber_c,
+        run.draws(stage if draws is None else draws),
+        name=stage,
+    )
+
+
+def planned_loss(networks: Networks, student: nn.Module, batch: Batch) -> Tensor:
+    """The KD loss of one micro-batch, on states that have the size of the teacher's."""
+    cfg = networks.cfg
+    t_list = cfg.student.t_list
+    return kd_loss(
+        student,
+        torch.stack([batch.noise] * len(t_list), 1),
+        t_list,
+        batch.cond,
+        torch.zeros(len(batch.x0), dtype=torch.int64),
+        pred_type=cfg.student.pred_type,
+        huber_c=cfg.train.kd_huber_c,
+        sample_type=cfg.student.sample_type,
+    )
+
+
+class KD(Method):
+    """Knowledge distillation: the warm start of every method, and a method of its own."""
+
+    stage = "kd"
+    title = "KD"
+    colour = "#E69F00"
+    heading = "KD: regression on teacher pairs"
+    remedy = "stop earlier, lower train.kd_optimizer.lr, or raise train.kd_pairs"
+
+    def updates(self, cfg: DistillConfig) -> int:
+        return cfg.train.kd_steps
+
+    def complete(self, cfg: DistillConfig) -> DistillConfig:
+        """Nothing comes after the warm start."""
+        return cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": 0})})
+
+    def uses_pairs(self, cfg: DistillConfig) -> bool:
+        return True
+
+    def build(self, run: Run) -> Stage:
+        """The student from the teacher's weights, regressed on the teacher's pairs."""
+        train = run.cfg.train
+        average = EMAConfig(decay=train.kd_ema_decay)
+        student = run.student(train.kd_optimizer, train.kd_steps, average)
+        return on_pairs(run, student, self.stage, train.kd_steps)
+
+    def plan(self, networks: Networks, batch: Batch) -> Sequence[PlannedNetwork]:
+        student = networks.student()
+        loss = functools.partial(planned_loss, networks, student, batch)
+        average = EMAConfig(decay=networks.cfg.train.kd_ema_decay)
+        return [PlannedNetwork("student", student, loss, average)]

@@ -1,5 +1,5 @@
-"""Backbones: the abstract regressor, the dense conditional transformer, and (loaded on first use)
-their equivariant siblings."""
+"""Backbones: the abstract regressor, the dense conditional transformer, and their equivariant
+twins, which are loaded on first use."""
 
 from __future__ import annotations
 
@@ -9,30 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .layers import (
-    MLP,
-    MultiheadAttention,
-    TimeEmbedding,
-    TransformerDecoderLayer,
-    TransformerEncoderLayer,
-)
+from .attention import MultiheadAttention
+from .layers import TransformerDecoderLayer, TransformerEncoderLayer
+from .mlp import MLP
 from .regressor import GenCondRegressor
+from .time_embedding import TimeEmbedding
 from .transformer import CondTransformerRegressor
 
 if TYPE_CHECKING:
+    from .eattention import eMultiheadAttention
     from .ediscriminators import InvariantHeads, eFourierDiscriminator
-    from .elayers import (
-        eLayerNorm,
-        eMLP,
-        eMultiheadAttention,
-        eRMSNorm,
-        eTransformerDecoderLayer,
-        eTransformerEncoderLayer,
-    )
+    from .elayers import eTransformerDecoderLayer, eTransformerEncoderLayer
     from .emaps import eLinear
+    from .emlp import eMLP
+    from .enorms import eLayerNorm, eRMSNorm
     from .equivariance import check_equivariance, fold
     from .etransformer import eCondTransformerRegressor
-    from .groups import irrep_blocks, rep_matrices, representation
+    from .representations import irrep_blocks, rep_matrices, representation
     from .specs import describe_group, describe_representation, parse_group, parse_representation
 
 __all__ = [
@@ -65,30 +58,30 @@ __all__ = [
     "representation",
 ]
 
-# escnn says at import that this optional package of its own, which compiles Fortran, is missing;
-# nothing here needs it.
+# escnn says at import that an optional package of its own, which compiles Fortran, is missing.
+# Nothing here needs it.
 warnings.filterwarnings("ignore", message="`py3nj` package not found", category=UserWarning)
 
-# The names that need escnn, by the module that defines them: imported on first use, since a
-# distilled student runs without escnn.
+# Module -> its names that need escnn. They are imported on first use, since a distilled student
+# runs without escnn.
 _LAZY = {
-    **dict.fromkeys(("eRMSNorm", "eLayerNorm", "eMLP", "eMultiheadAttention"), "elayers"),
-    **dict.fromkeys(("eTransformerEncoderLayer", "eTransformerDecoderLayer"), "elayers"),
-    **dict.fromkeys(("InvariantHeads", "eFourierDiscriminator"), "ediscriminators"),
-    "eLinear": "emaps",
-    "eCondTransformerRegressor": "etransformer",
-    **dict.fromkeys(("check_equivariance", "fold"), "equivariance"),
-    **dict.fromkeys(("irrep_blocks", "rep_matrices", "representation"), "groups"),
-    **dict.fromkeys(
-        ("describe_group", "describe_representation", "parse_group", "parse_representation"),
-        "specs",
-    ),
+    "eattention": ["eMultiheadAttention"],
+    "ediscriminators": ["InvariantHeads", "eFourierDiscriminator"],
+    "elayers": ["eTransformerDecoderLayer", "eTransformerEncoderLayer"],
+    "emaps": ["eLinear"],
+    "emlp": ["eMLP"],
+    "enorms": ["eLayerNorm", "eRMSNorm"],
+    "equivariance": ["check_equivariance", "fold"],
+    "etransformer": ["eCondTransformerRegressor"],
+    "representations": ["irrep_blocks", "rep_matrices", "representation"],
+    "specs": ["describe_group", "describe_representation", "parse_group", "parse_representation"],
 }
+_MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"fastgen.models.{_LAZY[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"fastgen.models.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'fastgen.models' has no attribute {name!r}")
 
 
@@ -97,12 +90,12 @@ def __dir__() -> list[str]:
 
 
 def build_model(config: dict[str, Any]) -> nn.Module:
-    """A freshly initialised model from its ``config``.
+    """A freshly initialised model from its `config`.
 
     Args:
-        config: ``{"class": "CondTransformerRegressor" | "eCondTransformerRegressor", constructor
-            arguments...}``, as in the attribute ``config`` of these models; representations are
-            JSON descriptions beside the key ``group``.
+        config: `{"class": "CondTransformerRegressor" | "eCondTransformerRegressor", ...}` with the
+            constructor's arguments, as in the attribute `config` of these models. Representations
+            are JSON descriptions beside the key `group`.
 
     Raises:
         ValueError: unknown class, or constructor arguments that are missing, unknown or out of

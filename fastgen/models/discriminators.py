@@ -1,21 +1,28 @@
-"""What dense and equivariant discriminators share: features as tokens, and the order of the calls.
+"""Discriminators: heads on a network's features, and networks of their own on Fourier features.
 
-A subclass gives the parts, plain or equivariant, and this file the forward.
+Dense and equivariant discriminators share the order of the calls: `FeatureHeads` and `FourierBase`
+hold the forwards, subclasses give the parts, plain here and equivariant in `ediscriminators.py`.
+
+References:
+    Yin et al. 2024, arXiv:2405.14867, section 4.3 (heads on a network's features).
+    Tancik et al. 2020, arXiv:2006.10739 (Fourier features).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._core.checks import check_shape
 from .._core.tensors import expand_mask, masked_mean
-from .layers import NORM_EPS, TimeEmbedding, optim_groups
-from .regressor import batch_of_times, check_positive_int
+from .arguments import batch_of_times, check_positive, check_positive_int
+from .norms import NORM_EPS
+from .parameters import optim_groups
+from .time_embedding import TimeEmbedding
 from .transformer import CondTransformerRegressor
 
 __all__ = [
@@ -26,19 +33,18 @@ __all__ = [
     "FourierHead",
     "TokenHead",
     "TokenHeads",
-    "check_scale",
     "check_width",
+    "mean_of_tokens",
 ]
 
 
-def check_scale(scale: object) -> None:
-    """Raise unless the scale of frequencies is a finite number > 0."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0.0 < scale < math.inf:
-        raise ValueError(f"expected scale to be a finite number > 0, got {scale!r}")
+def mean_of_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean (B, ...) of x (B, T, ...) over the tokens that `mask` (B, T) keeps; None keeps all."""
+    return masked_mean(x, None if mask is None else expand_mask(mask, x), 1)
 
 
 def check_width(width: int, num_heads: int, order: int = 1) -> None:
-    """Raise unless each of ``num_heads`` heads gets whole copies of ``order`` channels."""
+    """Raise unless each of `num_heads` heads gets whole copies of `order` channels."""
     check_positive_int("width", width)
     check_positive_int("num_heads", num_heads)
     if width % (num_heads * order):
@@ -46,12 +52,15 @@ def check_width(width: int, num_heads: int, order: int = 1) -> None:
         raise ValueError(f"expected width to be a multiple of {unit}, got {width}")
 
 
+# ---- Heads on features --------------------------------------------------------------------------
+
+
 class FeatureHeads(nn.Module):
-    """One head for each feature tensor, all at one time embedding.
+    """One head for each feature tensor, all with one time embedding.
 
     Args:
-        heads: modules called (tokens (B, T, size), time features (B, time_features), mask (B, T) or
-            None) -> (B, 1), each with the number of channels it takes as ``size``.
+        heads: modules called with tokens (B, T, size), time features (B, time_features) and a mask
+            (B, T) or None; each gives logits (B, 1) and says as `size` how many channels it takes.
         time_features: size of the time embedding, >= 2.
     """
 
@@ -71,11 +80,11 @@ class FeatureHeads(nn.Module):
         """Logits of features.
 
         Args:
-            features: one tensor a head, in the order of the heads: tokens (B, T, size), vectors (B,
-                size), or channels first (B, size, H, W), whose places are the tokens; cast to the
-                dtype of the weights.
+            features: one tensor for each head, in their order: tokens (B, T, size), vectors
+                (B, size), or channels first (B, size, H, W), whose places are the tokens. They are
+                cast to the dtype of the weights.
             t: times (B,), or a scalar.
-            cond: not looked at: the features have seen it.
+            cond: not used, since the features have seen it.
             mask: bool (B, T), True = real token, for features (B, T, size) only.
 
         Returns:
@@ -92,7 +101,8 @@ class FeatureHeads(nn.Module):
         weight = self.time_emb.hidden.weight
         batch = features[0].shape[0]
         wide = torch.promote_types(weight.dtype, torch.float32)
-        time = self.time_emb(batch_of_times(t, batch, device=weight.device, dtype=wide))
+        times = batch_of_times(t, batch, device=weight.device, dtype=wide)
+        time = self.time_emb(times)
         logits = []
         for i, (head, x) in enumerate(zip(self.heads, features, strict=True)):
             tokens = _tokens(i, x, batch, head.size)  # pyright: ignore[reportArgumentType]
@@ -100,7 +110,7 @@ class FeatureHeads(nn.Module):
         return torch.cat(logits, 1)
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """Two optimiser groups: weights of linear maps decay, the rest does not."""
+        """Two optimiser groups: weights of linear maps decay, the rest doesn't."""
         return optim_groups(self, weight_decay)
 
 
@@ -118,13 +128,65 @@ def _tokens(i: int, x: Tensor, batch: int, size: int) -> Tensor:
     return x[:, None] if x.ndim == 2 else x
 
 
+class TokenHead(nn.Module):
+    """One logit of tokens: a head of `TokenHeads`."""
+
+    def __init__(self, dim: int, width: int, time_features: int) -> None:
+        super().__init__()
+        self.size = dim
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.first = nn.Linear(dim, width)
+        self.second = nn.Linear(width, width)
+        self.time = nn.Linear(time_features, width, bias=False)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, time: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that
+        `mask` (B, T) keeps."""
+        y = self.second(F.silu(self.first(self.norm(x))))
+        y = F.silu(y + self.time(time)[:, None])
+        return self.out(mean_of_tokens(y, mask))
+
+
+class TokenHeads(FeatureHeads):
+    """Small heads on a network's features, one logit each.
+
+    Each token of a feature goes through LayerNorm, Linear, SiLU and Linear. A linear map of the
+    time features is added, and a SiLU follows. The mean over the tokens goes through a Linear.
+
+    Args:
+        dims: channels of the features, in their order.
+        width: hidden width of each head.
+        time_features: size of the time embedding, >= 2.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    References: Yin et al. 2024, arXiv:2405.14867, section 4.3; here for networks of any shape.
+    """
+
+    def __init__(self, dims: Sequence[int], *, width: int = 64, time_features: int = 64) -> None:
+        check_positive_int("width", width)
+        if not isinstance(dims, Sequence) or isinstance(dims, str) or not dims:
+            raise ValueError(f"expected dims to be a non-empty sequence of ints, got {dims!r}")
+        for i, dim in enumerate(dims):
+            check_positive_int(f"dims[{i}]", dim)
+        super().__init__((TokenHead(dim, width, time_features) for dim in dims), time_features)
+
+
+# ---- Discriminators on Fourier features ---------------------------------------------------------
+
+
 class FourierBase(nn.Module):
-    """A discriminator of its own on Fourier features of x: ``features``, a regressor ``body`` over
-    tokens, a ``head``.
+    """A network of its own on Fourier features of x. Subclasses make its parts:
+
+    - `features`: x tokens to features;
+    - `body`: a regressor over the features, at time t and under Z;
+    - `head`: tokens to a logit.
 
     Args:
         dim: channels of an x token.
-        has_cond: whether there is a condition; without, the body reads one constant token.
+        has_cond: whether there is a condition. Without one the body reads one constant token.
     """
 
     features: nn.Module
@@ -151,7 +213,7 @@ class FourierBase(nn.Module):
                 the weights.
             t: times (B,), or a scalar.
             cond: Z of shape (B, T_z <= cond_horizon, d_z) or (B, d_z); None if the discriminator
-                was made without.
+                was made without a condition.
             mask: bool (B, T), True = real token of x_t: a padded sample has the logit of the sample
                 cut to its length.
 
@@ -167,79 +229,39 @@ class FourierBase(nn.Module):
         x = features[0]
         x = x[:, None] if x.ndim == 2 else x
         check_shape("x_t", x, ("B", f"T <= {self.body.in_horizon}", self.dim))
-        if (cond is not None) != self.has_cond:
-            wanted = (
-                "a condition"
-                if self.has_cond
-                else "cond=None from a discriminator made without one"
-            )
-            raise ValueError(
-                f"expected {wanted}, got {'None' if cond is None else type(cond).__name__}"
-            )
-        Z = x.new_zeros(len(x), 1, 1) if cond is None else cond
-        dtype = self.body.time_emb.hidden.weight.dtype
+        Z = self._condition_tokens(cond, x)
         if mask is not None:
             check_shape("mask", mask, x.shape[:2])
             # A weight of zero in attention is no protection from what is not finite.
             x = x.masked_fill(~expand_mask(mask, x), 0.0)
-        y = self.features(x.to(dtype))
-        Z = Z[:, None] if isinstance(Z, Tensor) and Z.ndim == 2 else Z
+        y = self.features(x.to(self.body.time_emb.hidden.weight.dtype))
         return self.head(self.body(y, t, Z, mask=mask), mask=mask)
 
+    def _condition_tokens(self, cond: Any, x: Tensor) -> Any:
+        """Z as tokens; one of zeros without a condition."""
+        if self.has_cond and cond is None:
+            raise ValueError("expected a condition, got None")
+        if not self.has_cond and cond is not None:
+            got = type(cond).__name__
+            raise ValueError(f"expected cond=None from a discriminator made without one, got {got}")
+        if cond is None:
+            return x.new_zeros(len(x), 1, 1)
+        return cond[:, None] if isinstance(cond, Tensor) and cond.ndim == 2 else cond
+
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """Two optimiser groups: weights of linear maps decay, the rest does not."""
+        """Two optimiser groups: weights of linear maps decay, the rest doesn't."""
         return optim_groups(self, weight_decay)
 
 
-class TokenHead(nn.Module):
-    """One logit of tokens, as `TokenHeads` says."""
-
-    def __init__(self, dim: int, width: int, time_features: int) -> None:
-        super().__init__()
-        self.size = dim
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.first = nn.Linear(dim, width)
-        self.second = nn.Linear(width, width)
-        self.time = nn.Linear(time_features, width, bias=False)
-        self.out = nn.Linear(width, 1)
-
-    def forward(self, x: Tensor, time: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that
-        `mask` (B, T) keeps."""
-        y = self.second(nn.functional.silu(self.first(self.norm(x)))) + self.time(time)[:, None]
-        y = nn.functional.silu(y)
-        return self.out(masked_mean(y, None if mask is None else expand_mask(mask, y), 1))
-
-
-class TokenHeads(FeatureHeads):
-    """Small heads on a network's features, one logit each.
-
-    Each token of a feature goes through LayerNorm, Linear, SiLU, Linear, plus a linear map of the
-    time features, SiLU; the mean over the tokens goes through a Linear.
+class FourierFeatures(nn.Module):
+    """Fourier features [x, cos(x W), sin(x W)] of x: (..., d) -> (..., d + 2 num_frequencies).
 
     Args:
-        dims: channels of the features, in their order.
-        width: hidden width of each head.
-        time_features: size of the time embedding, >= 2.
-
-    Raises:
-        ValueError: an argument out of range.
-
-    Source: Yin et al. 2024, arXiv:2405.14867, section 4.3, for networks of any shape.
+        dim: d.
+        num_frequencies: columns of W.
+        scale: W has fixed entries scale * N(0, 1).
+        generator: draws W.
     """
-
-    def __init__(self, dims: Sequence[int], *, width: int = 64, time_features: int = 64) -> None:
-        check_positive_int("width", width)
-        if not isinstance(dims, Sequence) or isinstance(dims, str) or not dims:
-            raise ValueError(f"expected dims to be a non-empty sequence of ints, got {dims!r}")
-        for i, dim in enumerate(dims):
-            check_positive_int(f"dims[{i}]", dim)
-        super().__init__((TokenHead(dim, width, time_features) for dim in dims), time_features)
-
-
-class FourierFeatures(nn.Module):
-    """x -> [x, cos(x W), sin(x W)], (..., d) -> (..., d + 2 num_frequencies), W with entries scale
-    * N(0, 1)."""
 
     frequencies: Tensor
 
@@ -254,20 +276,20 @@ class FourierFeatures(nn.Module):
         super().__init__()
         check_positive_int("dim", dim)
         check_positive_int("num_frequencies", num_frequencies)
-        check_scale(scale)
+        check_positive("scale", scale)
         drawn = torch.randn(dim, num_frequencies, generator=generator, dtype=torch.float64)
         self.register_buffer("frequencies", (scale * drawn).to(torch.get_default_dtype()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Phases are computed in at least float32; the answer has the dtype of x."""
+        """Features in the dtype of x; phases are computed in at least float32."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         phase = wide @ self.frequencies.to(wide.dtype)
         return torch.cat([wide, phase.cos(), phase.sin()], -1).to(x.dtype)
 
 
 class FourierHead(nn.Module):
-    """Mean over tokens (those that a mask (B, T) keeps), LayerNorm, Linear, SiLU, Linear: (B, T,
-    width) -> (B, 1)."""
+    """One logit (B, 1) of tokens (B, T, width): mean over the tokens that a mask (B, T) keeps,
+    LayerNorm, Linear, SiLU, Linear."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -276,18 +298,19 @@ class FourierHead(nn.Module):
         self.out = nn.Linear(width, 1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        y = masked_mean(x, None if mask is None else expand_mask(mask, x), 1)
-        return self.out(nn.functional.silu(self.hidden(self.norm(y))))
+        y = self.norm(mean_of_tokens(x, mask))
+        return self.out(F.silu(self.hidden(y)))
 
 
 class FourierDiscriminator(FourierBase):
-    """A discriminator of its own for low-dimensional data, called `discriminator([x_t], t, cond)`:
-    use it with `features=sample_features`.
+    """A discriminator with a network of its own, for low-dimensional data.
 
-    Tokens [x, cos(x W), sin(x W)] with fixed random frequencies W, a `CondTransformerRegressor`
-    over them, modulated by t and reading Z, then the mean over tokens, LayerNorm, Linear, SiLU,
-    Linear. On raw coordinates such a network sees coarse differences only, and features of a
-    teacher lack what the teacher did not learn.
+    It is called `discriminator([x_t], t, cond)`: use it with `features=sample_features`. The tokens
+    [x, cos(x W), sin(x W)] have fixed random frequencies W. A `CondTransformerRegressor` over them
+    is modulated by t and reads Z, and a `FourierHead` follows.
+
+    Why frequencies: on raw coordinates such a network would see coarse differences only. Why a
+    network of its own: features of a teacher lack what the teacher did not learn.
 
     Args:
         dim: channels d of an x token.

@@ -1,7 +1,7 @@
-"""Discriminators whose logit no element of the group changes: D(g x | g z) = D(x | z).
+"""Invariant discriminators: no element of the group changes their logit, D(g x | g z) = D(x | z).
 
 Equivariant features become invariant numbers by a pointwise nonlinearity on regular copies and the
-mean over each copy; without the nonlinearity that mean would see the trivial irrep alone.
+mean over each copy. Without the nonlinearity that mean would see the trivial irrep alone.
 """
 
 from __future__ import annotations
@@ -13,35 +13,43 @@ import torch.nn.functional as F
 from escnn.group import Representation
 from torch import Tensor, nn
 
-from .._core.tensors import expand_mask, masked_mean
-from .discriminators import FeatureHeads, FourierBase, check_scale, check_width
-from .elayers import EQUIVARIANT
-from .emaps import Typed, eLinear
+from .arguments import check_positive, check_positive_int
+from .discriminators import FeatureHeads, FourierBase, check_width, mean_of_tokens
+from .ekits import EQUIVARIANT
+from .emaps import eLinear
 from .etransformer import eCondTransformerRegressor
 from .fourier import FourierStack
-from .groups import check_representation, regular_stack, rep_matrices
-from .regressor import check_positive_int
+from .representations import check_representation, rep_matrices
+from .stacks import regular_stack
+from .typed import Typed
 
-__all__ = ["InvariantHeads", "eFourierDiscriminator"]
+__all__ = ["InvariantHead", "InvariantHeads", "eFourierDiscriminator", "eFourierFeatures"]
 
+# Regular copies in the head of an `eFourierDiscriminator`.
 HEAD_COPIES = 32
+# The least width of its tokens by default.
+LEAST_WIDTH = 64
 
 
 class InvariantHead(nn.Module):
-    """One invariant logit of tokens, as ``InvariantHeads`` says; ``time_features`` = 0: without the
-    time."""
+    """One invariant logit of tokens: a head of `InvariantHeads`.
+
+    Args:
+        in_rep: representation of the tokens.
+        width: regular copies between.
+        time_features: size of the time embedding, 0 for a head without the time.
+    """
 
     def __init__(self, in_rep: Representation, width: int, time_features: int = 0) -> None:
         super().__init__()
         check_representation("in_rep", in_rep)
-        copies = (
-            in_rep.of_copies(width)
-            if isinstance(in_rep, FourierStack)
-            else regular_stack(in_rep.group, width)
-        )
+        if isinstance(in_rep, FourierStack):
+            copies = in_rep.of_copies(width)
+        else:
+            copies = regular_stack(in_rep.group, width)
         self.norm = EQUIVARIANT.norm(in_rep, "layernorm")
         self.lift = eLinear(in_rep, copies)
-        # one number a copy: a constant function on the group
+        # One number for each copy, which is a constant function on the group.
         self.time = nn.Linear(time_features, width, bias=False) if time_features else None
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, 1)
@@ -57,35 +65,34 @@ class InvariantHead(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Logits (B, 1) of x (B, T, D) at time features (B, time_features), over the tokens that
-        ``mask`` (B, T) keeps."""
-        y = self.lift(self.norm(x))
-        order = self.in_rep.group.order()
-        if isinstance(self.lift.out_rep, FourierStack):
-            fourier: Tensor = self.lift.fourier.to(y.dtype)  # pyright: ignore[reportAssignmentType]
-            y = (
-                fourier @ y.unflatten(-1, (order, -1))
-            ).mT  # (B, T, copy, element), where SiLU is equivariant
-        else:
-            y = y.unflatten(-1, (-1, order))
+        `mask` (B, T) keeps."""
+        y = self._functions(self.lift(self.norm(x)))
         if self.time is not None:
             y = y + self.time(time)[:, None, :, None]
-        y = F.silu(y).mean(-1)
-        y = masked_mean(y, None if mask is None else expand_mask(mask, y), 1)
+        y = mean_of_tokens(F.silu(y).mean(-1), mask)
         return self.out(F.silu(self.hidden(y)))
+
+    def _functions(self, y: Tensor) -> Tensor:
+        """Copies of the regular representation as functions on the group, (B, T, copy, element), to
+        which a pointwise nonlinearity may be applied."""
+        order = self.in_rep.group.order()
+        if not isinstance(self.lift.out_rep, FourierStack):
+            return y.unflatten(-1, (-1, order))
+        fourier: Tensor = self.lift.fourier.to(y.dtype)  # pyright: ignore[reportAssignmentType]
+        return (fourier @ y.unflatten(-1, (order, -1))).mT
 
 
 class InvariantHeads(FeatureHeads):
-    """``TokenHeads`` of :mod:`fastgen.discriminators` for equivariant features: the logits are
-    invariant.
+    """`TokenHeads` for equivariant features: the logits are invariant.
 
-    Each feature (B, T, rep.size) goes through a norm, eLinear to ``width`` regular copies, plus a
-    linear map of the time features, SiLU, the mean over each copy and over the tokens, Linear,
-    SiLU, Linear.
+    Each feature (B, T, rep.size) goes through a norm and an eLinear to `width` regular copies. A
+    linear map of the time features is added, and a SiLU follows. The mean over each copy and over
+    the tokens goes through Linear, SiLU, Linear.
 
     Args:
-        reps: representations in which the features transform, one each: regular copies in either
-            basis, or any other.
-        width: regular copies between, which is the number of invariants that a logit is made of.
+        reps: representations of the features, one each: regular copies in either basis, or any
+            other.
+        width: regular copies between: a logit is made of so many invariants.
         time_features: size of the time embedding, >= 2.
 
     Raises:
@@ -110,11 +117,11 @@ class InvariantHeads(FeatureHeads):
 
 
 class eFourierFeatures(Typed):
-    r"""Fourier features of x read along its orbit: regular copies of phi(rho(g)^{-1} x), g in G.
+    r"""Fourier features of x, read along its orbit.
 
-    With phi(x) = [x, cos(x W), sin(x W)] each number of phi is a function of g, f[g] =
-    phi(rho(g)^{-1} x), and moving x by a moves f[g] to f[a^{-1} g]: one copy of the regular
-    representation, at the frequencies rho(g) W.
+    Take phi(x) = [x, cos(x W), sin(x W)]. Each number of phi gives a function on the group,
+    f[g] = phi(rho(g)^{-1} x). Moving x by a turns f[g] into f[a^{-1} g], so f lives in one copy of
+    the regular representation. It has the frequencies rho(g) W.
 
     Args:
         in_rep: representation of x, of size d.
@@ -135,12 +142,13 @@ class eFourierFeatures(Typed):
         generator: torch.Generator | None = None,
     ) -> None:
         check_positive_int("num_frequencies", num_frequencies)
-        check_scale(scale)
+        check_positive("scale", scale)
         check_representation("in_rep", in_rep)
         d = in_rep.size
         super().__init__(in_rep, regular_stack(in_rep.group, d + 2 * num_frequencies))
-        # row e of x -> (rho(g)^-1 x)_e: the matrix [e', (g, e)] = rho(g)[e', e]
-        self._constant("orbit", rep_matrices(in_rep).permute(1, 0, 2).reshape(d, -1))
+        # The matrix [e', (g, e)] = rho(g)[e', e] maps x to (rho(g)^-1 x)_e for all g.
+        orbit = rep_matrices(in_rep).permute(1, 0, 2).reshape(d, -1)
+        self.register_constant("orbit", orbit)
         drawn = torch.randn(d, num_frequencies, generator=generator, dtype=torch.float64)
         self.register_buffer("frequencies", (scale * drawn).to(torch.get_default_dtype()))
 
@@ -148,27 +156,25 @@ class eFourierFeatures(Typed):
         """(..., d) -> (..., (d + 2 num_frequencies) |G|), in the dtype of x; computed in at least
         float32."""
         wide = x.to(torch.promote_types(x.dtype, self.orbit.dtype))
-        y = (wide @ self.orbit.to(wide.dtype)).unflatten(
-            -1, (-1, x.shape[-1])
-        )  # (..., g, d): rho(g)^-1 x
+        moved = wide @ self.orbit.to(wide.dtype)
+        y = moved.unflatten(-1, (-1, x.shape[-1]))  # (..., g, d): rho(g)^-1 x
         phase = y @ self.frequencies.to(wide.dtype)
         return torch.cat([y, phase.cos(), phase.sin()], -1).mT.flatten(-2).to(x.dtype)
 
 
 class eFourierDiscriminator(FourierBase):
-    """``FourierDiscriminator`` of :mod:`fastgen.discriminators` with an invariant logit, D(g x | g
-    z) = D(x | z).
+    """`FourierDiscriminator` with an invariant logit, D(g x | g z) = D(x | z).
 
-    Equivariant Fourier features, an ``eCondTransformerRegressor`` over the tokens, and a head as in
-    ``InvariantHeads``.
+    Equivariant Fourier features, an `eCondTransformerRegressor` over the tokens, and a head as in
+    `InvariantHeads`.
 
     Args:
         in_rep: representation of x tokens.
         cond_rep: representation of Z tokens, None for none.
         horizon, cond_horizon: most tokens of x and Z.
-        num_frequencies: of the Fourier features; rounded up to whole orbits of |G| frequencies.
+        num_frequencies: of the Fourier features, rounded up to whole orbits of |G| frequencies.
         scale: of the frequencies, in radians per unit of x.
-        width: of the tokens; None: the least multiple of ``num_heads`` |G| that is not below 64.
+        width: of the tokens; None for the least multiple of `num_heads` |G| that is at least 64.
         num_layers, num_heads: of the transformer.
         generator: draws the frequencies; the weights come from torch's global state.
 
@@ -198,15 +204,16 @@ class eFourierDiscriminator(FourierBase):
         check_positive_int("num_heads", num_heads)
         group = check_representation("in_rep", in_rep).group
         order = group.order()
-        width = -(-64 // (num_heads * order)) * num_heads * order if width is None else width
+        if width is None:
+            unit = num_heads * order
+            width = -(-LEAST_WIDTH // unit) * unit
         check_width(width, num_heads, order)
         super().__init__(in_rep.size, cond_rep is not None)
-        self.features = eFourierFeatures(
-            in_rep, -(-num_frequencies // order), scale, generator=generator
-        )
+        orbits = -(-num_frequencies // order)
+        self.features = eFourierFeatures(in_rep, orbits, scale, generator=generator)
         self.body = eCondTransformerRegressor(
             self.features.out_rep,
-            cond_rep if cond_rep is not None else group.trivial_representation,
+            group.trivial_representation if cond_rep is None else cond_rep,
             regular_stack(group, width // order),
             horizon,
             cond_horizon,

@@ -1,5 +1,4 @@
-"""Checks and conversions of equivariant models: the error per group element, and the plain dense
-twin."""
+"""Equivariance of models: the dense twin of an equivariant one, and its error per group element."""
 
 from __future__ import annotations
 
@@ -9,27 +8,31 @@ import torch
 from torch import Tensor, nn
 
 from .._core.modules import evaluating
-from .elayers import eRMSNorm
 from .emaps import ePositionTable
+from .enorms import eRMSNorm
 from .etransformer import eCondTransformerRegressor
 from .fourier import FourierStack
-from .groups import rep_matrices
-from .layers import LinearMap, PositionTable
+from .maps import LinearMap, PositionTable
+from .representations import rep_matrices
 from .transformer import CondTransformerRegressor
 
 __all__ = ["check_equivariance", "fold"]
 
 
+# Keys of a config that a constructor doesn't take, or that it takes in another form.
+_DESCRIPTIONS = ("class", "group", "in_rep", "cond_rep", "out_rep")
+
+
 def fold(model: nn.Module) -> CondTransformerRegressor:
-    """The plain dense twin of an equivariant regressor, for inference: same outputs, no escnn
-    object left in it.
+    """The dense twin of an equivariant regressor: a network for inference with the same outputs and
+    without escnn objects.
 
     Args:
-        model: an ``eCondTransformerRegressor``; a ``CondTransformerRegressor`` is copied as it is.
+        model: an `eCondTransformerRegressor`. A `CondTransformerRegressor` is copied as it is.
 
     Returns:
-        A new ``CondTransformerRegressor`` in eval mode, with dropout 0 and the dtype and device of
-        ``model``; nothing is shared with it.
+        A new `CondTransformerRegressor` in eval mode, with dropout 0 and the dtype and device of
+        `model`; nothing is shared with it.
 
     Raises:
         TypeError: another kind of module.
@@ -39,15 +42,12 @@ def fold(model: nn.Module) -> CondTransformerRegressor:
             "expected an eCondTransformerRegressor or a CondTransformerRegressor, got "
             f"{type(model).__name__}"
         )
-    arguments = {
-        k: v
-        for k, v in model.config.items()
-        if k not in ("class", "group", "in_rep", "cond_rep", "out_rep", "basis")
-    }
+    arguments = _arguments(model)
+    arguments.pop("basis", None)
     arguments |= {"in_dim": model.in_dim, "out_dim": model.out_dim, "cond_dim": model.cond_dim}
     arguments |= {"p_drop_emb": 0.0, "p_drop_attn": 0.0}
-    # on the meta device nothing is drawn: folding costs no initialisation and leaves the global
-    # random state alone
+    # On the meta device nothing is drawn: folding costs no initialisation and leaves the global
+    # random state alone.
     with torch.device("meta"):
         twin = CondTransformerRegressor(**arguments)
     with torch.no_grad():
@@ -55,24 +55,25 @@ def fold(model: nn.Module) -> CondTransformerRegressor:
     return twin.requires_grad_(False).eval()
 
 
-def _in_regular_basis(model: nn.Module) -> nn.Module:
-    """A network with the parameters of ``model`` whose hidden tokens are regular, as a pointwise
-    GELU needs them."""
-    if not isinstance(model, eCondTransformerRegressor) or not isinstance(
-        model.embedding_rep, FourierStack
-    ):
+def _arguments(model: eCondTransformerRegressor | CondTransformerRegressor) -> dict[str, Any]:
+    """Arguments of a model's constructor, without those that a config describes."""
+    return {key: value for key, value in model.config.items() if key not in _DESCRIPTIONS}
+
+
+def _in_regular_basis(
+    model: eCondTransformerRegressor | CondTransformerRegressor,
+) -> nn.Module:
+    """A network with the parameters of `model` whose hidden tokens are in the regular basis, which
+    a pointwise GELU needs."""
+    if not isinstance(model, eCondTransformerRegressor):
         return model
-    arguments = {
-        k: v
-        for k, v in model.config.items()
-        if k not in ("class", "group", "in_rep", "cond_rep", "out_rep")
-    }
-    arguments |= {
-        "in_rep": model.in_rep,
-        "cond_rep": model.cond_rep,
-        "out_rep": model.out_rep,
-        "basis": "regular",
-    }
+    if not isinstance(model.embedding_rep, FourierStack):
+        return model
+    arguments = _arguments(model)
+    arguments["in_rep"] = model.in_rep
+    arguments["cond_rep"] = model.cond_rep
+    arguments["out_rep"] = model.out_rep
+    arguments["basis"] = "regular"
     parameter = next(model.parameters())
     random_state = torch.get_rng_state()
     sibling = eCondTransformerRegressor(**arguments).to(parameter.device, parameter.dtype)
@@ -82,7 +83,7 @@ def _in_regular_basis(model: nn.Module) -> nn.Module:
 
 
 def _dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """State dict of the dense twin: submodules have the same names in both, their tensors are
+    """State dict of the dense twin. Submodules have the same names in both; their tensors are
     expanded here."""
     state: dict[str, Tensor | None] = {}
     for name, module in model.named_modules():
@@ -99,7 +100,8 @@ def _dense_state(model: nn.Module) -> dict[str, Tensor]:
             weight, bias = module.affine()
         else:
             continue
-        state |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        state[f"{name}.weight"] = weight
+        state[f"{name}.bias"] = bias
     return {
         key: value.clone(memory_format=torch.contiguous_format)
         for key, value in state.items()
@@ -113,12 +115,15 @@ def check_equivariance(
 ) -> dict[str, float]:
     r"""Measure how exactly a model commutes with its group.
 
-    For each g the error is ||f(rho_in(g) X, t, rho_cond(g) Z) - rho_out(g) f(X, t, Z)|| / ||f(X, t,
-    Z)||: noise and observation move together.
+    For each g the error is
+
+        || f(rho_in(g) X, t, rho_cond(g) Z) - rho_out(g) f(X, t, Z) || / || f(X, t, Z) ||:
+
+    noise and observation move together.
 
     Args:
-        model: has ``in_rep``, ``cond_rep``, ``out_rep``, ``in_horizon``, ``cond_horizon`` and is
-            called (X, t, Z).
+        model: has `in_rep`, `cond_rep`, `out_rep`, `in_horizon`, `cond_horizon` and is called
+            (X, t, Z).
         batch_size: number of random standard normal inputs, with t uniform in [0, 1].
         generator: draws them; None for a fixed seed.
 
@@ -127,57 +132,42 @@ def check_equivariance(
         gets its mode back.
 
     Raises:
-        TypeError: ``model`` has no representations.
+        TypeError: `model` has no representations.
     """
-    missing = [
-        n
-        for n in ("in_rep", "cond_rep", "out_rep", "in_horizon", "cond_horizon")
-        if not hasattr(model, n)
-    ]
+    wanted = ("in_rep", "cond_rep", "out_rep", "in_horizon", "cond_horizon")
+    missing = [name for name in wanted if not hasattr(model, name)]
     if missing:
         raise TypeError(
             f"expected an equivariant regressor, got {type(model).__name__} without "
             f"{', '.join(missing)}"
         )
+    network = cast(Any, model)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     parameter = next(model.parameters())
-    network = cast(Any, model)
     dtype = parameter.dtype
     device = parameter.device
-    X = torch.randn(
-        batch_size,
-        network.in_horizon,
-        network.in_rep.size,
-        generator=generator,
-        dtype=torch.float64,
-    )
-    Z = torch.randn(
-        batch_size,
-        network.cond_horizon,
-        network.cond_rep.size,
-        generator=generator,
-        dtype=torch.float64,
-    )
+
+    def normal(horizon: int, rep: Any) -> Tensor:
+        shape = (batch_size, horizon, rep.size)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+        # Numbers that the dtype can hold: rounding them would count as an error of the model.
+        return drawn.to(dtype).double()
+
+    X = normal(network.in_horizon, network.in_rep)
+    Z = normal(network.cond_horizon, network.cond_rep)
     t = torch.rand(batch_size, generator=generator, dtype=torch.float64).to(device)
-    # inputs that the dtype can hold, so that rounding them is not counted as an error of the model
-    X = X.to(dtype).double()
-    Z = Z.to(dtype).double()
 
     def evaluate(x: Tensor, z: Tensor) -> Tensor:
         return model(x.to(device, dtype), t, z.to(device, dtype)).double().cpu()
 
+    elements = network.in_rep.group.elements
+    reps = (network.in_rep, network.cond_rep, network.out_rep)
+    moves = zip(*(rep_matrices(rep) for rep in reps), strict=True)
+    errors = {}
     with evaluating(model):
         reference = evaluate(X, Z)
-        moves = zip(
-            *(rep_matrices(rep) for rep in (network.in_rep, network.cond_rep, network.out_rep)),
-            strict=True,
-        )
-        errors = {}
-        for element, (rho_in, rho_cond, rho_out) in zip(
-            network.in_rep.group.elements, moves, strict=True
-        ):
+        for element, (rho_in, rho_cond, rho_out) in zip(elements, moves, strict=True):
             moved = evaluate(X @ rho_in.T, Z @ rho_cond.T)
-            errors[str(element)] = (
-                (moved - reference @ rho_out.T).norm() / reference.norm()
-            ).item()
+            error = (moved - reference @ rho_out.T).norm() / reference.norm()
+            errors[str(element)] = error.item()
     return errors

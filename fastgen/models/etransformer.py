@@ -6,57 +6,64 @@ from typing import Any
 
 from escnn.group import Representation
 
-from .elayers import EQUIVARIANT, eMLP, eTransformerDecoderLayer, eTransformerEncoderLayer
-from .emaps import SharedRepresentations, check_basis
+from .arguments import check_positive_int
+from .ekits import EQUIVARIANT
+from .elayers import eTransformerDecoderLayer, eTransformerEncoderLayer
+from .emlp import eMLP
 from .fourier import fourier_stack
-from .groups import check_representation, regular_stack
-from .regressor import check_positive_int
+from .representations import check_representation
 from .specs import describe_group, describe_representation
+from .stacks import Stack, regular_stack
 from .transformer import CondTransformerBase
+from .typed import SharedRepresentations
 
-__all__ = ["eCondTransformerRegressor"]
+__all__ = ["eCondTransformerRegressor", "irreps_win"]
 
+# Ways in which the linear maps between hidden tokens can be evaluated.
 BASES = ("auto", "regular", "irrep")
 
 
 def irreps_win(order: int, width: int) -> bool:
-    """Whether block-diagonal maps save more time than small products and two Fourier transforms an
-    MLP cost.
+    """Whether the irrep basis is faster than the regular one, for a group order and a width.
 
-    Measured on a CPU. From these widths on they did at every size of the batch: .81 of a training
-    step and .93 of an evaluation for a single sample of D4 at width 256, .60 and .6 for 64 samples.
+    The irrep basis saves time by block-diagonal maps, and loses some by small products and by two
+    Fourier transforms an MLP.
+
+    It was measured on a CPU. From these widths on the irrep basis was faster for every size of the
+    batch: with D4 at width 256 a training step took .81 and an evaluation .93 of the time for a
+    single sample, .60 and .6 for 64 samples.
     """
     return width >= 240 and order >= 8 and width // order >= 4
 
 
 class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
-    r"""Equivariant twin of ``CondTransformerRegressor``.
+    r"""Equivariant twin of `CondTransformerRegressor`.
 
-    .. math:: f_\theta(\rho_{in}(g) X, \rho_{cond}(g) Z, t) = \rho_{out}(g) f_\theta(X, Z, t) \quad
-    \forall g \in G
+    .. math::
+        f_\theta(\rho_{in}(g) X, \rho_{cond}(g) Z, t) = \rho_{out}(g) f_\theta(X, Z, t)
+            \quad \forall g \in G
 
-    Tokens live in copies of the regular representation; positions and time enter through its
-    invariant subspace; heads hold whole copies.
+    Tokens live in copies of the regular representation. Positions and time enter through its
+    invariant subspace. Heads hold whole copies.
 
     Args:
-        in_rep: representation of X tokens: a real orthogonal ``escnn.group.Representation`` of a
+        in_rep: representation of X tokens: a real orthogonal `escnn.group.Representation` of a
             finite group, in any basis.
         cond_rep: representation of Z tokens.
-        out_rep: representation of output tokens, None for ``in_rep``.
+        out_rep: representation of output tokens, None for `in_rep`.
         in_horizon: largest T_x.
         cond_horizon: largest T_z.
         num_layers: decoder layers, >= 1.
-        num_attention_heads: heads; divides ``embedding_dim`` / |G|.
+        num_attention_heads: heads; divides `embedding_dim` / |G|.
         embedding_dim: width D, a multiple of the group order |G|.
         p_drop_emb, p_drop_attn, causal_attn, num_cond_layers, norm_module, init_scheme, time_scale:
-        as
-            ``CondTransformerRegressor``; dropout removes whole copies, so that it commutes with the
-            group.
-        basis: how linear maps between hidden tokens are evaluated; every way is the same function
-            of the same parameters. "regular" gathers the dense matrix of a group convolution;
-            "irrep" keeps the tokens in the irrep basis, where the maps are block-diagonal, and goes
-            through the regular one only around the GELU; "auto" takes "irrep" where it was measured
-            to be faster (CPU): D >= 240, |G| >= 8, D / |G| >= 4.
+            as for `CondTransformerRegressor`. Dropout removes whole copies, so that it commutes
+            with the group.
+        basis: how linear maps between hidden tokens are evaluated. Each way is the same function of
+            the same parameters. "regular" gathers the dense matrix of a group convolution. "irrep"
+            keeps the tokens in the irrep basis, where the maps are block-diagonal, and goes through
+            the regular one only around the GELU. "auto" takes "irrep" where it was measured to be
+            faster on a CPU: D >= 240, |G| >= 8, D / |G| >= 4.
 
     Raises:
         TypeError: a representation that is not one.
@@ -92,23 +99,12 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
     ) -> None:
         out_rep = in_rep if out_rep is None else out_rep
         reps = {"in_rep": in_rep, "cond_rep": cond_rep, "out_rep": out_rep}
-        for name, rep in reps.items():
-            check_representation(name, rep)
-            if rep.group != in_rep.group:
-                raise ValueError(
-                    f"expected {name} to be a representation of in_rep's group "
-                    f"{in_rep.group.name}, got {rep.group.name}"
-                )
-        check_basis(basis, BASES)
-        check_positive_int("embedding_dim", embedding_dim)
-        order = in_rep.group.order()
-        if embedding_dim % order:
-            lower = max(embedding_dim // order, 1) * order
+        _check_one_group(reps)
+        if basis not in BASES:
             raise ValueError(
-                f"expected embedding_dim to be a multiple of the order {order} of "
-                f"{in_rep.group.name}, got {embedding_dim}; the next ones are {lower} and "
-                f"{lower + order}"
+                f"unknown basis {basis!r}, expected one of those available: {', '.join(BASES)}"
             )
+        _check_width(in_rep, embedding_dim)
         super().__init__(in_rep.size, out_rep.size, cond_rep.size)
         self.in_rep = in_rep
         self.cond_rep = cond_rep
@@ -135,12 +131,46 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
             "basis": basis,
             **arguments,
         }
-        irreps = basis == "irrep" or (basis == "auto" and irreps_win(order, embedding_dim))
-        space = (fourier_stack if irreps else regular_stack)(in_rep.group, embedding_dim // order)
-        self._build(in_rep, out_rep, cond_rep, space, **arguments)
+        space = _hidden_space(in_rep, embedding_dim, basis)
+        self.build(in_rep, out_rep, cond_rep, space, **arguments)
 
     @property
     def embedding_rep(self) -> Representation:
-        """Representation of the hidden tokens: ``embedding_dim`` / |G| copies of the regular
+        """Representation of the hidden tokens: `embedding_dim` / |G| copies of the regular
         representation, in the basis that the linear maps work in."""
         return self.head.in_rep
+
+
+def _check_one_group(reps: dict[str, Representation]) -> None:
+    """Raise unless all are representations of the first one's group."""
+    group = None
+    for name, rep in reps.items():
+        check_representation(name, rep)
+        group = rep.group if group is None else group
+        if rep.group != group:
+            raise ValueError(
+                f"expected {name} to be a representation of in_rep's group {group.name}, got "
+                f"{rep.group.name}"
+            )
+
+
+def _check_width(in_rep: Representation, embedding_dim: int) -> None:
+    """Raise unless the width is a multiple of the group's order."""
+    check_positive_int("embedding_dim", embedding_dim)
+    order = in_rep.group.order()
+    if embedding_dim % order:
+        lower = max(embedding_dim // order, 1) * order
+        raise ValueError(
+            f"expected embedding_dim to be a multiple of the order {order} of "
+            f"{in_rep.group.name}, got {embedding_dim}; the next ones are {lower} and "
+            f"{lower + order}"
+        )
+
+
+def _hidden_space(in_rep: Representation, embedding_dim: int, basis: str) -> Stack:
+    """The regular copies that hidden tokens live in, in the basis that was chosen."""
+    group = in_rep.group
+    copies = embedding_dim // group.order()
+    if basis == "auto":
+        basis = "irrep" if irreps_win(group.order(), embedding_dim) else "regular"
+    return fourier_stack(group, copies) if basis == "irrep" else regular_stack(group, copies)

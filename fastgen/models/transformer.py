@@ -1,5 +1,5 @@
-"""The conditional transformer regressor on plain vectors; its equivariant sibling shares the whole
-forward."""
+"""The conditional transformer regressor on plain vectors, and the forward that it shares with its
+equivariant twin."""
 
 from __future__ import annotations
 
@@ -8,29 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import (
-    DENSE,
-    MLP,
-    LayerKit,
-    TimeEmbedding,
-    TransformerDecoderLayer,
-    TransformerEncoderLayer,
-    check_norm_module,
-    check_scheme,
-    optim_groups,
-    reset_parameters_,
-)
-from .regressor import (
-    GenCondRegressor,
-    batch_of_times,
-    check_positive_int,
-    check_probability,
-    check_sequence,
-)
+from .arguments import batch_of_times, check_positive_int, check_probability, check_sequence
+from .kits import DENSE, LayerKit
+from .layers import TransformerDecoderLayer, TransformerEncoderLayer
+from .mlp import MLP
+from .norms import check_norm_module
+from .parameters import check_scheme, optim_groups, reset_parameters_
+from .regressor import GenCondRegressor
+from .time_embedding import TimeEmbedding
 
-__all__ = ["CondTransformerRegressor"]
+__all__ = ["CondTransformerBase", "CondTransformerRegressor"]
 
-TIME_FEATURES = 64  # time is one number: its features need no more when the network is wide
+# Time is one number: its features need not grow with the network.
+TIME_FEATURES = 64
 
 
 class ConditionMLP(nn.Module):
@@ -48,15 +38,17 @@ class ConditionMLP(nn.Module):
 
 
 class CondTransformerBase(GenCondRegressor):
-    """Body and forward of both transformer regressors; subclasses choose the kit and the spaces in
-    ``_build``."""
+    """Body and forward of both transformer regressors.
+
+    Subclasses choose the kit and the classes of layers, and call `build` with the spaces.
+    """
 
     kit: LayerKit = DENSE
     encoder_class: type[TransformerEncoderLayer] = TransformerEncoderLayer
     decoder_class: type[TransformerDecoderLayer] = TransformerDecoderLayer
     mlp_class: type[MLP] = MLP
 
-    def _build(
+    def build(
         self,
         in_space: Any,
         out_space: Any,
@@ -75,6 +67,13 @@ class CondTransformerBase(GenCondRegressor):
         norm_module: str,
         init_scheme: str,
     ) -> None:
+        """Make all submodules.
+
+        Args:
+            in_space, out_space, cond_space: spaces of X tokens, output tokens and Z tokens.
+            space: of the hidden tokens.
+            in_horizon, ..., init_scheme: as for :class:`CondTransformerRegressor`.
+        """
         check_positive_int("in_horizon", in_horizon)
         check_positive_int("cond_horizon", cond_horizon)
         check_positive_int("num_layers", num_layers)
@@ -91,7 +90,6 @@ class CondTransformerBase(GenCondRegressor):
         self.in_horizon = in_horizon
         self.cond_horizon = cond_horizon
         self.causal_attn = causal_attn
-        layer = {"dropout": p_drop_attn, "norm_module": norm_module}
 
         # Embed: tokens by a linear map, positions and time through the invariant subspace.
         self.input_emb = kit.linear(in_space, space)
@@ -103,13 +101,13 @@ class CondTransformerBase(GenCondRegressor):
         self.drop = kit.dropout(space, p_drop_emb)
 
         # Encode the condition, decode the trajectory.
+        layer = {"dropout": p_drop_attn, "norm_module": norm_module}
         if num_cond_layers:
-            self.encoder = nn.Sequential(
-                *(
-                    self.encoder_class(space, num_attention_heads, **layer)
-                    for _ in range(num_cond_layers)
-                )
-            )
+            encoders = [
+                self.encoder_class(space, num_attention_heads, **layer)
+                for _ in range(num_cond_layers)
+            ]
+            self.encoder = nn.Sequential(*encoders)
         else:
             self.encoder = ConditionMLP(kit, self.mlp_class, space, p_drop_attn, norm_module)
         self.memory_norm = kit.norm(space, norm_module)
@@ -121,8 +119,9 @@ class CondTransformerBase(GenCondRegressor):
         # Head.
         self.norm = kit.norm(space, norm_module)
         self.head: Any = kit.linear(space, out_space)
-        # what the layers drew by themselves is forgotten: a seed gives the numbers of a reset with
-        # that seed
+
+        # What the layers drew by themselves is forgotten: a seed gives the numbers of a reset with
+        # that seed.
         torch.set_rng_state(random_state)
         self.reset_parameters(init_scheme)
 
@@ -137,8 +136,8 @@ class CondTransformerBase(GenCondRegressor):
             opt_step: time t, in [0, 1] for a rectified flow: an int, a float, a 0-d tensor or a
                 tensor of shape (B,).
             Z: condition, shape (B, T_z <= cond_horizon, d_z); cast likewise.
-            mask: bool (B, T_x), True = real: no token of X sees those that are not, which must be
-                finite.
+            mask: bool (B, T_x), True = real token: no token of X sees the others, which must be
+                finite all the same.
 
         Returns:
             V of shape (B, T_x, d_v) in the dtype of the weights.
@@ -150,30 +149,33 @@ class CondTransformerBase(GenCondRegressor):
         check_sequence("X", X, horizon=self.in_horizon, dim=self.in_dim)
         check_sequence("Z", Z, horizon=self.cond_horizon, dim=self.cond_dim, batch=X.shape[0])
         dtype = self.time_emb.hidden.weight.dtype
-        times = batch_of_times(
-            opt_step, X.shape[0], device=X.device, dtype=torch.promote_types(dtype, torch.float32)
-        )
+        wide = torch.promote_types(dtype, torch.float32)
+        times = batch_of_times(opt_step, X.shape[0], device=X.device, dtype=wide)
         features = self.time_emb(times)
         time = self.time_token(features)[:, None]
         x = self.drop(self.input_emb(X.to(dtype)) + self.pos_emb(X.shape[1]) + time)
         cond = torch.cat([time, self.cond_emb(Z.to(dtype))], dim=1)
-        memory = self.memory_norm(self.encoder(self.drop(cond + self.cond_pos_emb(cond.shape[1]))))
+        cond = self.drop(cond + self.cond_pos_emb(cond.shape[1]))
+        memory = self.memory_norm(self.encoder(cond))
         for layer in self.decoder:
             x = layer(x, memory, features, is_causal=self.causal_attn, mask=mask)
         return self.head(self.norm(x))
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """Two optimiser groups that hold every parameter once: weights of linear maps (embeddings
-        and head included) decay, the rest (biases, norms, position tables) does not.
+        """Two optimiser groups that hold every parameter once.
+
+        Weights of linear maps decay, embeddings and head included; biases, norms and tables of
+        positions don't.
 
         Raises:
-            ValueError: ``weight_decay`` is negative.
+            ValueError: `weight_decay` is negative.
         """
         return optim_groups(self, weight_decay)
 
     def reset_parameters(self, scheme: str = "xavier_uniform") -> None:
-        """Draw all parameters afresh, as the constructor does: linear weights by ``scheme``, biases
-        0, norms 1, positions N(0, 0.1^2).
+        """Draw all parameters afresh, as the constructor does.
+
+        Linear weights are drawn by `scheme` and positions from N(0, 0.1^2); biases are 0, norms 1.
 
         Args:
             scheme: xavier_uniform, xavier_normal, kaiming_uniform or kaiming_normal.
@@ -187,10 +189,10 @@ class CondTransformerBase(GenCondRegressor):
 class CondTransformerRegressor(CondTransformerBase):
     r"""Encoder-decoder transformer :math:`V = f_\theta(X, Z, t)` of shape (B, T_x, d_v).
 
-    The condition stream is [time token, Z tokens] with learned positions, encoded by
-    ``num_cond_layers`` encoder layers or, for 0, by an MLP; the decoder runs over the X tokens
-    (plus positions and the time embedding) with cross-attention to it. Pre-norm residual layers,
-    modulated by the time in the decoder.
+    The condition stream is [time token, Z tokens] with learned positions. It is encoded by
+    `num_cond_layers` encoder layers or, where this is 0, by an MLP. The decoder runs over the X
+    tokens, plus positions and the time embedding, with cross-attention to the condition stream.
+    Layers are pre-norm and residual; those of the decoder are modulated by the time.
 
     Args:
         in_dim: d_x.
@@ -199,7 +201,7 @@ class CondTransformerRegressor(CondTransformerBase):
         in_horizon: largest T_x.
         cond_horizon: largest T_z.
         num_layers: decoder layers, >= 1.
-        num_attention_heads: heads; divides ``embedding_dim``.
+        num_attention_heads: heads; divides `embedding_dim`.
         embedding_dim: width D.
         p_drop_emb: dropout on the embedded tokens, in [0, 1).
         p_drop_attn: dropout on attention weights and residual branches, in [0, 1).
@@ -207,13 +209,14 @@ class CondTransformerRegressor(CondTransformerBase):
         num_cond_layers: encoder layers of the condition, >= 0.
         time_scale: multiplies t inside the time embedding.
         norm_module: "rmsnorm" or "layernorm".
-        init_scheme: as ``reset_parameters``.
+        init_scheme: as for `reset_parameters`.
 
     Raises:
         ValueError: an argument out of range, named as here.
 
-    References: Vaswani et al. 2017, arXiv:1706.03762; Chi et al. 2023, arXiv:2303.04137 (the
-    conditioning).
+    References:
+        Vaswani et al. 2017, arXiv:1706.03762.
+        Chi et al. 2023, arXiv:2303.04137 (the conditioning).
     """
 
     def __init__(
@@ -258,4 +261,4 @@ class CondTransformerRegressor(CondTransformerBase):
             "embedding_dim": embedding_dim,
             **arguments,
         }
-        self._build(in_dim, out_dim, cond_dim, embedding_dim, **arguments)
+        self.build(in_dim, out_dim, cond_dim, embedding_dim, **arguments)

@@ -20,15 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.files import (
-    brief,
-    check_file,
-    first_names,
-    new_folder,
-    read_json,
-    write_json,
-)
-from .._core.tensor_files import _own_memory, _write_tensors, read_safetensors, sha256
+from .._core.files import check_file, new_folder
+from .._core.json_files import read_json, write_json
+from .._core.messages import brief, first_names
+from .._core.tensor_files import own_memory, read_safetensors, sha256, write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +49,7 @@ def save_checkpoint(
         FloatingPointError: a tensor with NaN or infinity, by name; nothing is written.
         OSError: it can't be written; the checkpoints before it stay as they were.
     """
-    own = _own_memory(tensors)
+    own = own_memory(tensors)
     check_finite(own)
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     # The run's lock is ours: whatever is half written or half removed here was left by a run that
@@ -62,7 +57,7 @@ def save_checkpoint(
     for left in folder.parent.glob(".step_*"):
         shutil.rmtree(left, ignore_errors=True)
     with new_folder(folder, (*_FILES, _MANIFEST)) as partial:
-        _write_tensors(partial / _TENSORS, own)
+        write_safetensors(partial / _TENSORS, own)
         write_json(partial / _META, meta)
         files = {
             name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)}

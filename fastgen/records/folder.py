@@ -17,7 +17,7 @@ from .._core.yaml_files import read_yaml
 from ..config.files import dump_anywhere
 from .origin import check_origin, write_origin
 
-CONFIG = "config.yaml"
+RUN_CONFIG = "config.yaml"
 _LOCK = ".lock"
 # What a run writes: a folder that holds one of these without a config is not a run's.
 _OURS = (
@@ -81,7 +81,7 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
 @contextmanager
 def _locked_folder(cfg: Any) -> Iterator[Path]:
     folder = run_folder(cfg)
-    saved = folder / CONFIG
+    saved = folder / RUN_CONFIG
     if saved.exists() and not cfg.resume:
         raise ValueError(
             f"{folder} holds a run already: add --resume to go on with it, or run_dir=... for a "
@@ -91,7 +91,8 @@ def _locked_folder(cfg: Any) -> Iterator[Path]:
         _check_same(saved, cfg)
     elif foreign := [name for name in _OURS if (folder / name).exists()]:
         raise ValueError(
-            f"{folder} holds {', '.join(foreign)} but no {CONFIG} of a run: choose another run_dir"
+            f"{folder} holds {', '.join(foreign)} but no {RUN_CONFIG} of a run: choose another "
+            "run_dir"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,10 +127,10 @@ def claim_run(folder: Path, cfg: BaseModel, origin: Mapping[str, Any] | None = N
     Raises:
         ValueError: the run was begun with other data, another teacher or another precision.
     """
-    if not (folder / CONFIG).exists():
+    if not (folder / RUN_CONFIG).exists():
         if origin is not None:
             write_origin(folder, origin)
-        write_file(folder / CONFIG, dump_anywhere(cfg).encode())
+        write_file(folder / RUN_CONFIG, dump_anywhere(cfg).encode())
     elif origin is not None:
         check_origin(folder, origin)
 

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .._core.files import brief, plain_json, write_file
+from .._core.files import write_file
+from .._core.json_files import plain_json
+from .._core.messages import brief
 from .._core.timing import PhaseClock
 
 __all__ = [

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.files import read_json, write_json
+from .._core.json_files import read_json, write_json
 from .._core.seeds import generator_for
 
 __all__ = ["check_origin", "fingerprint", "write_origin"]

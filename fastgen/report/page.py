@@ -1,37 +1,51 @@
-"""The report of a run: pictures, tables and numbers in one folder."""
+"""The page of a run's report: its tables, numbers and pictures, written as one folder.
+
+report/report.json        every number; NaN and infinity as null, with the reason beside
+report/report.md          the table, what its columns mean, the pictures
+report/trajectories.png   samples of teacher and student for the same conditions and noise
+report/samples.png        the same, of what are no trajectories
+report/score_vs_nfe.png   each score against the number of network calls
+report/training.png       losses of each stage, and the validation score
+report/diagnostics.png    what shows a collapse; of runs whose log holds validations
+"""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._core.files import new_folder, plain_json, write_file, write_json
+from .._core.files import new_folder, write_file
+from .._core.json_files import plain_json, write_json
+from .curves import diagnostic_curves
+from .diagnostics import diagnostics_figure
+from .figures import score_figure, training_figure
 from .pictures import (
-    STYLE,
     sample_figure,
 )
-from .tables import (
-    diagnostic_curves,
-    report_page,
-    without_nan,
-)
+from .styles import MATPLOTLIB, SCORES, Stages
+from .tables import format_table, score_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from .figures import diagnostics_figure, score_figure, training_figure
 
 __all__ = ["write_report"]
 
-
-_PICTURES = (
-    "trajectories.png",
-    "samples.png",
-    "score_vs_nfe.png",
-    "training.png",
-    "diagnostics.png",
-)
+# Picture -> what the page says above it.
+_CAPTIONS = {
+    "trajectories.png": "Samples of teacher and student for the same conditions, from the same "
+    "noise.",
+    "samples.png": "Samples of the data, and of teacher and student from the same noise.",
+    "score_vs_nfe.png": "Quality against cost: each dot is a sampler, its cost the number of "
+    "network calls (NFE).",
+    "training.png": "Losses of each stage, and the score on a small validation set during "
+    "training.",
+    "diagnostics.png": "What shows a collapse: validation scores against where each stage began "
+    "(dashed), and how far teacher and fake score (and discriminator) agree about fresh samples "
+    "of the student.",
+}
 
 
 def write_report(
@@ -40,6 +54,7 @@ def write_report(
     results: Mapping[str, Any],
     curves: Sequence[Mapping[str, Any]],
     examples: Mapping[str, Any],
+    stages: Stages,
 ) -> Path:
     """Write the folder `report/` in `run_dir`, whole or not at all; returns its path.
 
@@ -52,10 +67,12 @@ def write_report(
             is missing is left out of tables and pictures.
         curves: rows of metrics.jsonl: `iteration`, `stage`, `step`, losses and, in some rows,
             validation scores and `diagnostics`.
-        examples: `Z` (n, T_z, d_z), `X_true` (n, T_x, d_x), `teacher` and `student` (n, K, T_x,
-            d_x) in original units, `scene` as a task's `scene()` returns it, `labels` {"teacher":
-            text, "student": text}. Samples of other shapes have a `kind` in their scene, and `Z`
-                isn't drawn.
+        examples: `Z` (n, T_z, d_z), `X_true` (n, T_x, d_x), `teacher` and `student`
+            (n, K, T_x, d_x) in original units, `scene` as a task's `scene()` returns it, `labels`
+            {"teacher": text, "student": text}. Samples of other shapes have a `kind` in their
+            scene, and `Z` isn't drawn.
+        stages: {stage: style} of the stages whose students the report compares, in the order of
+            training. "kd" is the warm start of the others.
 
     Raises:
         TypeError: results that JSON can't hold.
@@ -65,37 +82,84 @@ def write_report(
     """
     folder = Path(run_dir) / "report"
     reasons: dict[str, str] = {}
-    numbers = plain_json(without_nan(results, "", reasons), "results")
+    numbers = plain_json(_without_nan(results, "", reasons), "results")
     if reasons:
         numbers["null_reasons"] = reasons
     pictures: dict[str, bytes] = {}
     failure: ImportError | None = None
     try:
-        first = "samples.png" if "kind" in (examples.get("scene") or {}) else "trajectories.png"
-        figures = {first: sample_figure(examples), "score_vs_nfe.png": score_figure(results)}
-        figures["training.png"] = training_figure(results, curves)
-        if any(diagnostic_curves(results, curves)):
-            figures["diagnostics.png"] = diagnostics_figure(results, curves)
-        pictures = {name: _png(figure) for name, figure in figures.items()}
+        pictures = _pictures(results, curves, examples, stages)
     except ImportError as error:
         failure = error
-    with new_folder(folder, ("report.json", "report.md", *_PICTURES)) as partial:
+    with new_folder(folder, ("report.json", "report.md", *_CAPTIONS)) as partial:
         write_json(partial / "report.json", numbers)
-        write_file(partial / "report.md", report_page(results, list(pictures)).encode())
+        write_file(partial / "report.md", _page(results, list(pictures), stages).encode())
         for name, data in pictures.items():
             write_file(partial / name, data)
     if failure is not None:
         # Only now: a run of hours must not lose its numbers for want of a plotting library.
-        raise ImportError(
-            f"{failure}; {folder / 'report.json'} and report.md are written"
-        ) from failure
+        written = f"{folder / 'report.json'} and report.md are written"
+        raise ImportError(f"{failure}; {written}") from failure
     return folder
+
+
+def _pictures(
+    results: Mapping[str, Any],
+    curves: Sequence[Mapping[str, Any]],
+    examples: Mapping[str, Any],
+    stages: Stages,
+) -> dict[str, bytes]:
+    """The PNG files of a report by name."""
+    samples = "samples.png" if "kind" in (examples.get("scene") or {}) else "trajectories.png"
+    figures = {
+        samples: sample_figure(examples),
+        "score_vs_nfe.png": score_figure(results, stages),
+        "training.png": training_figure(results, curves, stages),
+    }
+    if any(diagnostic_curves(results, curves)):
+        figures["diagnostics.png"] = diagnostics_figure(results, curves, stages)
+    return {name: _png(figure) for name, figure in figures.items()}
 
 
 def _png(figure: Figure) -> bytes:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    with rc_context(STYLE):
+    with rc_context(MATPLOTLIB):
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _page(results: Mapping[str, Any], pictures: Sequence[str], stages: Stages) -> str:
+    """report.md: the table, what its columns mean, the pictures."""
+    parts = ["# Report", f"```text\n{format_table(results, stages=stages)}\n```"]
+    columns = [name for name in score_blocks(results, stages)[""] if name in SCORES]
+    if columns:
+        lines = [f"- `{name}`: {SCORES[name].title}; {SCORES[name].meaning}." for name in columns]
+        parts.append("\n".join(lines))
+    selected = results.get("selected")
+    if selected:
+        parts.append(f"Exported: the student of stage `{selected}`.")
+    warnings = results.get("warnings")
+    if warnings:
+        parts.append("Warnings of the training:")
+        parts.append("\n".join(f"- {text}" for text in warnings))
+    parts += [f"{_CAPTIONS[name]}\n\n![{name}]({name})" for name in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _without_nan(value: Any, path: str, reasons: dict[str, str]) -> Any:
+    """A copy of `value` with None for NaN and infinity, whose path and value go to `reasons`."""
+    if isinstance(value, Mapping):
+        return {
+            str(key): _without_nan(entry, f"{path}.{key}" if path else str(key), reasons)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry, f"{path}[{i}]", reasons) for i, entry in enumerate(value)]
+    if hasattr(value, "tolist"):
+        return _without_nan(value.tolist(), path, reasons)
+    if isinstance(value, float) and not math.isfinite(value):
+        reasons[path] = f"the value was {value}, which JSON can't hold"
+        return None
+    return value

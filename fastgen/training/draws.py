@@ -3,16 +3,14 @@ of processes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._core.conditions import cond_to, map_tensors
 from .._core.seeds import generator_for
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from .processes import Processes
 
 __all__ = ["Draws", "check_shares"]
 
@@ -40,7 +38,7 @@ class Draws:
 
     Args:
         seed, stage: of the draws.
-        accelerator: of it the number of processes, which of them this one is, and its device.
+        processes: that share the batch.
         batch_size: B, of all processes together.
         accumulation: k, micro-batches of B / (k processes) samples whose gradients are added up to
             one update.
@@ -53,18 +51,18 @@ class Draws:
         self,
         seed: int,
         stage: str,
-        accelerator: Accelerator,
+        processes: Processes,
         batch_size: int,
         *,
         accumulation: int = 1,
     ) -> None:
-        world = accelerator.num_processes
-        rank = accelerator.process_index
+        world = processes.num_processes
+        rank = processes.process_index
         check_shares(batch_size, world, accumulation)
         self.accumulation = accumulation
         self.seed = seed
         self.stage = stage
-        self.device = accelerator.device
+        self.device = processes.device
         self.batch_size = batch_size
         self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._rank = rank

@@ -15,7 +15,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["StopRequest", "Stopped", "stopped_by_sigterm"]
+import torch
+
+from .processes import Processes
+
+__all__ = ["HEARD_WITHIN", "SharedStop", "StopRequest", "Stopped", "stopped_by_sigterm"]
+
+# Seconds, about, in which processes on GPUs hear that one of them got a signal.
+HEARD_WITHIN = 5.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -66,6 +73,68 @@ class StopRequest:
             self._since = now
         elif number == signal.SIGINT and (self.number != number or now - self._since > self.SAME):
             raise Stopped(number=number)
+
+
+class SharedStop:
+    """The wish to stop that any process may have, heard by all after the same update.
+
+    A GPU is asked seldom, alone or by many processes: the host then waits for all that it has
+    enqueued there.
+
+    Args:
+        request: of this process.
+        processes: that share the run.
+
+    Attributes:
+        every: updates from one time that GPUs are asked to the next.
+    """
+
+    def __init__(self, request: StopRequest, processes: Processes) -> None:
+        self.request = request
+        self.processes = processes
+        self.every = 1
+        self._last_time = 0.0
+        self._last_iteration = 0
+
+    def restart(self, iteration: int) -> None:
+        """Time updates from now on, before the one after `iteration`."""
+        self.every = 1
+        self._last_time = time.monotonic()
+        self._last_iteration = iteration
+
+    def due(self, updates: int) -> bool:
+        """Whether GPUs are asked after so many `updates` of their stage."""
+        return updates % self.every == 0
+
+    def heard(self, iteration: int, *, ask: bool = True) -> int:
+        """Number of the signal that any process got, 0 if none.
+
+        Args:
+            iteration: of the update that was done last.
+            ask: the other processes, too; all must then call this after the same update. A process
+                that is alone knows without asking.
+        """
+        number = self.request.number
+        alone = self.processes.num_processes == 1
+        if not ask:
+            return number if alone else 0
+        every = self._updates_within(HEARD_WITHIN, iteration)
+        if alone:
+            self.every = every
+            return number
+        both = self.processes.gather(torch.tensor([[number, every]], device=self.processes.device))
+        # By the clock of one of them, so that all ask after the same updates.
+        self.every = int(both[0, 1])
+        return int(both[:, 0].max())
+
+    def _updates_within(self, seconds: float, iteration: int) -> int:
+        """Updates in so many seconds, by the time they took since the last call; at least 1."""
+        now = time.monotonic()
+        passed = max(1e-3, now - self._last_time)
+        updates = max(1, iteration - self._last_iteration)
+        self._last_time = now
+        self._last_iteration = iteration
+        return max(1, int(seconds * updates / passed))
 
 
 @contextmanager

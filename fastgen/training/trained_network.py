@@ -10,14 +10,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._core.conditions import map_tensors
 from .._core.processes import gathered, settle, shared_like
-from ..config.dmd import EMAConfig
+from ..config.groups import EMAConfig
 from ..config.training import OptimizerConfig
 from ..ema import ExponentialMovingAverage
 from ..records.checkpoints import (
@@ -27,9 +27,7 @@ from ..records.checkpoints import (
     unflatten_optimizer,
     with_prefix,
 )
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from .processes import Processes
 
 __all__ = ["Skip", "TrainedNetwork", "check_compiler"]
 
@@ -103,20 +101,20 @@ class TrainedNetwork:
         network: nn.Module,
         optimizer: OptimizerConfig,
         total: int,
-        accelerator: Accelerator,
+        processes: Processes,
         *,
         ema: EMAConfig | None = None,
         ema_on_cpu: bool = False,
         compiled: bool = False,
     ) -> None:
-        check_batch_statistics(network, shared=accelerator.num_processes > 1)
-        self.accelerator = accelerator
+        check_batch_statistics(network, shared=processes.num_processes > 1)
+        self.processes = processes
         self.cfg = optimizer
         self.total = total
-        sharded = getattr(accelerator, "is_fsdp2", False)
+        sharded = processes.is_fsdp2
         # Sharding turns the network itself into shards: what is handed out is made from a copy.
         self._plain = copy.deepcopy(network).cpu() if sharded else None
-        self.bare = network.to(accelerator.device)
+        self.bare = network.to(processes.device)
         groups = getattr(network, "get_optim_groups", None)
         parameters = groups(optimizer.weight_decay) if groups is not None else network.parameters()
         adam = torch.optim.AdamW(
@@ -131,12 +129,12 @@ class TrainedNetwork:
                 "expected train.ema_on_cpu=false with FSDP, which shares the average as it does "
                 "weights"
             )
-        if sharded and accelerator.mixed_precision == "bf16":
+        if sharded and processes.mixed_precision == "bf16":
             # Accelerate leaves half precision to FSDP, which would cast times as well; see
             # `start_accelerator`.
-            self.bare.forward = _in_bfloat16(self.bare.forward, accelerator)
+            self.bare.forward = _in_bfloat16(self.bare.forward, processes)
         # In one call, so that sharding can put its new parameters into the optimiser.
-        prepared, self.optimizer = accelerator.prepare(self.bare, adam)
+        prepared, self.optimizer = processes.prepare(self.bare, adam)
         # Compiled around the bare network, whose weights keep their names; what unwraps it runs
         # uncompiled.
         self.network: Any = torch.compile(prepared) if compiled else prepared
@@ -183,10 +181,9 @@ class TrainedNetwork:
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
         skip = ~norm.isfinite()
         self._unread.append((self.at, skip))
-        # Accelerate's wrapper serves a loss scale, which there is none of, and looks for packages
-        # at every step. Torch offers its kernel what a loss scale needs: a step that the device
-        # itself leaves out.
-        adam = self.optimizer.optimizer
+        # Torch's kernel knows, for the sake of a loss scale, a step that the device itself leaves
+        # out.
+        adam: Any = self.optimizer
         adam.found_inf = skip.to(torch.float32)
         adam.step()
         for buffer, before in self._statistics:
@@ -200,16 +197,16 @@ class TrainedNetwork:
     def _backward(self, loss: Tensor | Sequence[Callable[[], Tensor]]) -> None:
         """Gradients of the loss, or of the mean of the micro-batches' losses."""
         if isinstance(loss, Tensor):
-            self.accelerator.backward(_finite_or_nan(loss))
+            self.processes.backward(_finite_or_nan(loss))
             return
         check_batch_statistics(self.bare, shared=len(loss) > 1)
         if not loss:
             raise ValueError("expected the loss of at least one micro-batch, got none")
         for micro_batch in loss[:-1]:
             # A wrapper decides in its forward whether the backward is to synchronise.
-            with self.accelerator.no_sync(self.network):
-                self.accelerator.backward(_finite_or_nan(micro_batch()) / len(loss))
-        self.accelerator.backward(_finite_or_nan(loss[-1]()) / len(loss))
+            with self.processes.no_sync(self.network):
+                self.processes.backward(_finite_or_nan(micro_batch()) / len(loss))
+        self.processes.backward(_finite_or_nan(loss[-1]()) / len(loss))
 
     def take_skipped(self) -> list[Skip]:
         """The updates skipped since the last call, in order; waits for the device."""
@@ -238,7 +235,7 @@ class TrainedNetwork:
         Full and plain also where the network is sharded; all processes must then ask for it.
         """
         if self._plain is not None:
-            network = copy.deepcopy(self._plain).to(self.accelerator.device)
+            network = copy.deepcopy(self._plain).to(self.processes.device)
             network.load_state_dict(
                 {name: gathered(value) for name, value in self.bare.state_dict().items()}
             )
@@ -308,12 +305,12 @@ class TrainedNetwork:
         self._skips = []
 
 
-def _in_bfloat16(forward: Callable[..., Any], accelerator: Accelerator) -> Callable[..., Any]:
+def _in_bfloat16(forward: Callable[..., Any], processes: Processes) -> Callable[..., Any]:
     """`forward` under accelerate's autocast, whose answer is float32 again."""
 
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with accelerator.autocast():
+        with processes.autocast():
             answer = forward(*args, **kwargs)
         return map_tensors(lambda x: x.float() if x.dtype == torch.bfloat16 else x, answer)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
-__all__ = ["Progress", "teacher_note"]
+__all__ = ["REMEDY", "Progress", "teacher_note"]
 
 # A student whose spread is within this factor of the data's is one that can collapse; before, it is
 # still learning.
@@ -32,11 +32,8 @@ SEEING = 0.55
 
 # Scores that are 1 for the data's law -> what they are the spread of.
 _SPREADS = {"spread": "the spread within modes", "std_ratio": "the spread"}
-_REMEDIES = {
-    "kd": "stop earlier, lower train.kd_optimizer.lr, or raise train.kd_pairs",
-    "dmd": "stop earlier, lower train.student_optimizer.lr, or raise dmd.fake_steps_per_student_step",
-    "flow_matching": "stop earlier, or lower train.optimizer.lr",
-}
+# What is advised where a stage names no remedy of its own.
+REMEDY = "stop earlier, or lower the learning rate"
 
 
 @dataclass
@@ -52,6 +49,7 @@ class Progress:
             is one.
         stale: validations since then.
         warnings: cause -> what was said about it, once each.
+        remedy: what a warning advises.
     """
 
     stage: str
@@ -64,6 +62,7 @@ class Progress:
     best_step: int | None = None
     stale: int = 0
     warnings: dict[str, str] = field(default_factory=dict)
+    remedy: str = REMEDY
 
     def add(self, step: int, scores: Mapping[str, float], *, trained: bool = True) -> list[str]:
         """Note the scores of update `step` and return new warnings.
@@ -140,7 +139,6 @@ class Progress:
         """{cause: warning} of what these scores show."""
         found = {}
         start = self.start or {}
-        remedy = _REMEDIES.get(self.stage, "stop earlier, or lower the learning rate")
         here = f"{self.stage} update {step}:"
         name = next((name for name in _SPREADS if name in scores), None)
         if name is not None:
@@ -153,12 +151,12 @@ class Progress:
             if self.spread is not None and value < SPREAD_FALL / far:
                 moved = f"fell from {self.spread:.2f} (update {self.spread_step}) to {value:.2f}"
                 found["spread fell"] = (
-                    f"{here} {_SPREADS[name]} {moved}: the samples are collapsing; {remedy}"
+                    f"{here} {_SPREADS[name]} {moved}: the samples are collapsing; {self.remedy}"
                 )
             if self.spread is not None and value > SPREAD_RISE * far:
                 moved = f"rose from {self.spread:.2f} (update {self.spread_step}) to {value:.2f}"
                 found["spread rose"] = (
-                    f"{here} {_SPREADS[name]} {moved}: the samples are blurring; {remedy}"
+                    f"{here} {_SPREADS[name]} {moved}: the samples are blurring; {self.remedy}"
                 )
         since = f"(update {self.start_step})"
         if {"mode_error"} <= scores.keys() & start.keys():
@@ -166,14 +164,16 @@ class Progress:
             now = scores["mode_error"]
             if now > before + MODE_ERROR_RISE:
                 moved = f"rose from {before:.3f} {since} to {now:.3f}"
-                found["modes"] = f"{here} the mode error {moved}: modes are being lost; {remedy}"
+                found["modes"] = (
+                    f"{here} the mode error {moved}: modes are being lost; {self.remedy}"
+                )
         if {self.primary} <= scores.keys() & start.keys():
             before = start[self.primary]
             now = scores[self.primary]
             least = ENERGY_NOISE if self.primary == "energy_distance" else 0.0
             if now > before + max(PRIMARY_RISE * abs(before), least):
                 moved = f"got worse than it was at the start of the stage, {before:.3g} {since} to {now:.3g}"
-                found["primary"] = f"{here} {self.primary} {moved}; {remedy}"
+                found["primary"] = f"{here} {self.primary} {moved}; {self.remedy}"
         return found
 
 

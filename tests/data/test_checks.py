@@ -12,8 +12,7 @@ from fastgen.data.checks import constant_channels, data_notes, moment_violations
 from fastgen.data.held_out import HeldOutTask
 from fastgen.data.samples import SampleData, SampleTask, file_task
 from fastgen.data.trajectories import TrajectoryData, fit_normalizers
-from fastgen.models.groups import rep_matrices
-from fastgen.models.specs import parse_group, parse_representation
+from fastgen.models import parse_group, parse_representation, rep_matrices
 from fastgen.normalizer import Normalizer
 
 PLANE = {"group": "D4", "in_rep": ["standard"], "out_rep": ["standard"], "cond_rep": ["standard"]}

@@ -22,7 +22,7 @@ from fastgen.export import (
     load_network,
     load_student,
     save_network,
-    schema as _schema,
+    schema,
 )
 from fastgen.export.schema import NETWORKS
 from fastgen.models import build_model
@@ -375,7 +375,7 @@ def edit(folder: Path, change, *, forge: bool = False) -> None:
     config = json.loads((folder / "config.json").read_text())
     change(config)
     if forge:
-        _schema.write_config(folder, config)
+        schema.write_config(folder, config)
     else:
         (folder / "config.json").write_text(json.dumps(config))
 
@@ -542,7 +542,7 @@ def test_no_forged_value_does_worse_than_an_error(folder):
             for key in path[:-1]:
                 place = place[key]
             place[path[-1]] = value
-            text = json.dumps({**config, "checksum": _schema._checksum(config)})
+            text = json.dumps({**config, "checksum": schema.config_checksum(config)})
             (folder / "config.json").write_text(text)
             try:
                 load_student(folder)

@@ -21,7 +21,6 @@ from support.toy import EVERYTHING, ToyTask, ToyTeacher, plug_pulled, toy_config
 from training.test_trainer import train, weights
 
 LADD = {
-    "student_steps": 2,
     "gan_disc_warmup_steps": 2,
     "gan_features": "sample",
     "gan_r1_reg_weight": 0.1,
@@ -108,16 +107,20 @@ def test_diagnostics_follow_the_student_and_change_nothing(tmp_path, monkeypatch
 def test_the_guided_teacher_is_what_is_distilled(tmp_path):
     plain, guided = (
         train(
-            config(tmp_path / name, dmd={"student_steps": 1, "fake_score_warmup_steps": 2} | extra)
+            config(
+                tmp_path / name,
+                dmd={"fake_score_warmup_steps": 2} | extra,
+                student={"steps": 1},
+            )
         )
         for name, extra in (("plain", {}), ("guided", {"guidance_scale": 3.0}))
     )
     z, noise = plain.task.train.Z, torch.randn(48, 4, 2, generator=torch.Generator().manual_seed(0))
-    a, b = (job._teacher_sampler(4)(z, noise) for job in (plain, guided))
+    a, b = (job.closing.teacher_sampler(4)(z, noise) for job in (plain, guided))
     assert (a - b).abs().max() > 0.1
     # KD pairs are the guided teacher's, students start from the plain network's weights.
     assert not torch.equal(plain.pairs()[0], guided.pairs()[0])
-    state = guided._student().state_dict()
+    state = guided.networks.student().state_dict()
     assert all(torch.equal(value, ToyTeacher().state_dict()[name]) for name, value in state.items())
 
 
@@ -179,7 +182,7 @@ NO_VSD = {"vsd_weight": 0, "real_data_weight": 1}
             {"dmd": {**NO_VSD, "fake_score_pred_type": "x0"}},
             "no dmd.fake_score_pred_type=x0 with dmd.vsd_weight=0",
         ),
-        ({"method": "consistency", "dmd": {"t_list": [0.5, 0.0]}}, r"expected .*\.9"),
+        ({"method": "consistency", "student": {"t_list": [0.5, 0.0]}}, r"expected .*\.9"),
     ],
 )
 def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
@@ -191,12 +194,14 @@ def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
 
 def test_groups_of_real_data_need_not_divide_the_rows_that_are_diagnosed(tmp_path):
     dmd = {
-        "student_steps": 1,
         "fake_score_warmup_steps": 2,
         "real_data_weight": 1.0,
         "real_data_samples": 5,
     }
-    values = toy_config(tmp_path / "run", batch_size=10).model_dump() | {"dmd": dmd}
+    values = toy_config(tmp_path / "run", batch_size=10).model_dump() | {
+        "student": {"steps": 1},
+        "dmd": dmd,
+    }
     train(DistillConfig.model_validate(values))  # 48 rows
     assert any("diagnostics" in row for row in read_log(tmp_path / "run"))
 

@@ -55,7 +55,8 @@ STUDENT = f"""
 name: walks
 {DATA}
 teacher: {{folder: runs/walks-teacher/teacher, calls: [1, 2], ab2_calls: [4]}}
-dmd: {{student_steps: 2, fake_score_warmup_steps: 6, vsd_norm: rms}}
+student: {{steps: 2}}
+dmd: {{fake_score_warmup_steps: 6, vsd_norm: rms}}
 train: {{kd_steps: 30, kd_pairs: 64, kd_teacher_calls: 4, steps: 10, batch_size: 16, log_every: 5, evaluate_every: 10,
   threads: 1}}
 """
@@ -735,7 +736,7 @@ def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_pa
     )  # fewer demonstrations: seconds less
     assert (code, err) == (0, "") and os.listdir(tmp_path) == []
     values = yaml.safe_load(out.partition("\n\n")[0])
-    assert (values["name"], values["data"]["name"], values["dmd"]["student_steps"]) == (
+    assert (values["name"], values["data"]["name"], values["student"]["steps"]) == (
         "ring",
         "ring",
         1,

@@ -16,15 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.models import build_model
-from fastgen.models.elayers import eMLP
-from fastgen.models.equivariance import check_equivariance, fold
-from fastgen.models.etransformer import eCondTransformerRegressor
+from fastgen.models import (
+    CondTransformerRegressor,
+    build_model,
+    check_equivariance,
+    eCondTransformerRegressor,
+    eMLP,
+    fold,
+    parse_group,
+    parse_representation,
+    representation,
+)
 from fastgen.models.fourier import fourier_stack
-from fastgen.models.groups import representation
-from fastgen.models.layers import NORM_EPS, rms_norm
-from fastgen.models.specs import parse_group, parse_representation
-from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.models.norms import NORM_EPS, rms_norm
 from support.exact import normal
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))

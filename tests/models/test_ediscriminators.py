@@ -13,14 +13,19 @@ from torch import Tensor, nn
 
 from fastgen.discriminators import block_features, heads_for
 from fastgen.losses import gan_gen_loss
+from fastgen.models import (
+    CondTransformerRegressor,
+    InvariantHeads,
+    eCondTransformerRegressor,
+    eFourierDiscriminator,
+    fold,
+    parse_group,
+    parse_representation,
+)
 from fastgen.models.discriminators import FourierFeatures, TokenHeads
-from fastgen.models.ediscriminators import InvariantHeads, eFourierDiscriminator, eFourierFeatures
-from fastgen.models.equivariance import fold
-from fastgen.models.etransformer import eCondTransformerRegressor
+from fastgen.models.ediscriminators import eFourierFeatures
 from fastgen.models.fourier import fourier_stack
-from fastgen.models.groups import regular_stack
-from fastgen.models.specs import parse_group, parse_representation
-from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.models.stacks import regular_stack
 from support.exact import normal
 from support.rounding import MULTIPLE, sway
 

@@ -17,28 +17,26 @@ from escnn.group import IrreducibleRepresentation, Representation, directsum
 from torch import nn
 from torch.func import functional_call
 
-from fastgen.models.elayers import (
-    eDropout,
+from fastgen.models import (
+    MLP,
+    MultiheadAttention,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
     eLayerNorm,
+    eLinear,
     eMLP,
     eMultiheadAttention,
     eRMSNorm,
     eTransformerDecoderLayer,
     eTransformerEncoderLayer,
 )
-from fastgen.models.emaps import InvariantLift, eLinear, ePositionTable
+from fastgen.models.edropout import eDropout
+from fastgen.models.emaps import InvariantLift, ePositionTable
 from fastgen.models.fourier import fourier_stack
-from fastgen.models.groups import regular_stack
-from fastgen.models.layers import (
-    INIT_SCHEMES,
-    MLP,
-    NORM_EPS,
-    LinearMap,
-    MultiheadAttention,
-    TransformerDecoderLayer,
-    TransformerEncoderLayer,
-    reset_parameters_,
-)
+from fastgen.models.maps import LinearMap
+from fastgen.models.norms import NORM_EPS
+from fastgen.models.parameters import INIT_SCHEMES, reset_parameters_
+from fastgen.models.stacks import regular_stack
 from support.exact import normal
 
 GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6", "Icosahedral"]

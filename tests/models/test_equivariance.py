@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastgen.models import build_model
-from fastgen.models.equivariance import check_equivariance, fold
-from fastgen.models.etransformer import eCondTransformerRegressor
-from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.models import (
+    CondTransformerRegressor,
+    build_model,
+    check_equivariance,
+    eCondTransformerRegressor,
+    fold,
+)
 from support.exact import normal
 from support.rounding import MULTIPLE, sway
 

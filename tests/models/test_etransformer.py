@@ -17,13 +17,17 @@ from escnn.group import change_basis
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastgen.models import build_model
-from fastgen.models.elayers import eRMSNorm
-from fastgen.models.emaps import InvariantLift, eLinear, ePositionTable
-from fastgen.models.equivariance import fold
-from fastgen.models.etransformer import eCondTransformerRegressor
-from fastgen.models.layers import INIT_SCHEMES, POSITION_STD
-from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.models import (
+    CondTransformerRegressor,
+    build_model,
+    eCondTransformerRegressor,
+    eLinear,
+    eRMSNorm,
+    fold,
+)
+from fastgen.models.emaps import InvariantLift, ePositionTable
+from fastgen.models.maps import POSITION_STD
+from fastgen.models.parameters import INIT_SCHEMES
 from support.exact import normal
 from support.rounding import MULTIPLE, sway
 

@@ -12,28 +12,27 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from fastgen.models.elayers import (
-    eDropout,
+from fastgen.models import (
+    check_equivariance,
+    eCondTransformerRegressor,
     eLayerNorm,
+    eLinear,
     eMLP,
     eMultiheadAttention,
     eRMSNorm,
     eTransformerDecoderLayer,
     eTransformerEncoderLayer,
+    fold,
+    parse_group,
+    parse_representation,
 )
-from fastgen.models.emaps import InvariantLift, eLinear, ePositionTable
-from fastgen.models.equivariance import check_equivariance, fold
-from fastgen.models.etransformer import eCondTransformerRegressor, irreps_win
-from fastgen.models.fourier import (
-    block_map,
-    fourier_matrix,
-    fourier_stack,
-    irrep_matrices,
-    kernel_transform,
-)
-from fastgen.models.groups import regular_stack
-from fastgen.models.layers import NORM_EPS, rms_norm
-from fastgen.models.specs import parse_group, parse_representation
+from fastgen.models.block_maps import block_map, irrep_matrices
+from fastgen.models.edropout import eDropout
+from fastgen.models.emaps import InvariantLift, ePositionTable
+from fastgen.models.etransformer import irreps_win
+from fastgen.models.fourier import fourier_matrix, fourier_stack, kernel_transform
+from fastgen.models.norms import NORM_EPS, rms_norm
+from fastgen.models.stacks import regular_stack
 from support.exact import normal
 
 GROUPS = [

@@ -8,20 +8,15 @@ import torch
 from escnn import group as escnn_group
 from escnn.group import change_basis, directsum
 
-from fastgen.models.groups import (
-    RegularStack,
+from fastgen.models import irrep_blocks, rep_matrices, representation
+from fastgen.models.groups import kernel_selector, multiplication_table
+from fastgen.models.representations import (
     check_representation,
     degrees_of_freedom,
     invariant_basis,
-    irrep_blocks,
     irrep_columns,
-    kernel_selector,
-    multiplication_table,
-    regular_copies,
-    regular_stack,
-    rep_matrices,
-    representation,
 )
+from fastgen.models.stacks import RegularStack, regular_copies, regular_stack
 from support.exact import normal
 
 GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6"]

@@ -10,22 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastgen.models.layers import (
-    DENSE,
-    INIT_SCHEMES,
+from fastgen.models import (
     MLP,
-    NORM_EPS,
-    POSITION_STD,
     MultiheadAttention,
-    PositionTable,
     TimeEmbedding,
     TransformerDecoderLayer,
     TransformerEncoderLayer,
-    dense_of,
-    initialise_,
-    optim_groups,
-    reset_parameters_,
 )
+from fastgen.models.kits import DENSE
+from fastgen.models.maps import POSITION_STD, PositionTable, dense_of
+from fastgen.models.norms import NORM_EPS
+from fastgen.models.parameters import INIT_SCHEMES, initialise_, optim_groups, reset_parameters_
 from support.exact import normal
 
 EXACT = {"rtol": 0, "atol": 1e-12}

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.models.regressor import (
-    GenCondRegressor,
+from fastgen.models import CondTransformerRegressor, GenCondRegressor
+from fastgen.models.arguments import (
     batch_of_times,
     check_positive_int,
     check_probability,
     check_sequence,
 )
-from fastgen.models.transformer import CondTransformerRegressor
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,13 @@ import pytest
 from escnn import group as escnn_group
 from escnn.group import change_basis, directsum
 
-from fastgen.models.groups import RegularStack
-from fastgen.models.specs import (
+from fastgen.models import (
     describe_group,
     describe_representation,
     parse_group,
     parse_representation,
 )
+from fastgen.models.stacks import RegularStack
 
 GROUPS = ["C2", "C3", "C4", "C8", "D3", "D4", "D6", "Icosahedral"]
 D4 = escnn_group.dihedral_group(4)

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from fastgen import models
-from fastgen.models import build_model
-from fastgen.models.layers import INIT_SCHEMES, POSITION_STD
-from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.models import CondTransformerRegressor, build_model
+from fastgen.models.maps import POSITION_STD
+from fastgen.models.parameters import INIT_SCHEMES
 from support.exact import normal
 
 SIZES = {"in_dim": 3, "out_dim": 5, "cond_dim": 2, "in_horizon": 4, "cond_horizon": 3}

@@ -122,7 +122,7 @@ def test_resuming_where_nothing_is_begins(tmp_path):
         ("train.kd_huber_c", 0.5, "train.kd_huber_c: 0.02 then, 0.5 now"),
         ("train.batch_size", 4, "train.batch_size: 8 then, 4 now"),
         ("train.evaluate_every", 2, "train.evaluate_every: 4 then, 2 now"),
-        ("dmd.ema.decay", 0.5, "dmd.ema.decay: 0.99 then, 0.5 now"),
+        ("student.ema.decay", 0.5, "student.ema.decay: 0.99 then, 0.5 now"),
         ("data.seed", 3, "data.seed: 0 then, 3 now"),
         ("teacher.folder", "t", "teacher.folder: None then, .*/t now"),
         ("teacher.arguments", {"threads": 2}, "teacher.arguments.threads: None then, 2 now"),

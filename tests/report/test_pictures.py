@@ -9,7 +9,8 @@ import torch
 from matplotlib.colors import to_hex
 
 from fastgen.report import write_report
-from fastgen.report.pictures import COLOURS, sample_figure
+from fastgen.report.pictures import sample_figure
+from fastgen.report.styles import COLOURS
 
 LABELS = {"teacher": "teacher, 100 calls", "student": "student, 1 call"}
 
@@ -87,7 +88,9 @@ def test_other_samples_are_histograms_of_their_first_numbers(shape, panels):
 
 
 def test_the_report_names_the_picture_for_what_it_shows(tmp_path):
-    folder = write_report(tmp_path, results={}, curves=[], examples=examples((2,), "points"))
+    folder = write_report(
+        tmp_path, results={}, curves=[], examples=examples((2,), "points"), stages={}
+    )
     assert sorted(path.name for path in folder.iterdir()) == [
         "report.json",
         "report.md",
@@ -99,5 +102,5 @@ def test_the_report_names_the_picture_for_what_it_shows(tmp_path):
     # A second report takes the place of the first, whatever it shows.
     trajectories = examples((4, 2), "", each=2)
     trajectories |= {"scene": {}, "Z": torch.zeros(5, 2, 2)}
-    write_report(tmp_path, results={}, curves=[], examples=trajectories)
+    write_report(tmp_path, results={}, curves=[], examples=trajectories, stages={})
     assert not (folder / "samples.png").exists() and (folder / "trajectories.png").exists()

@@ -11,18 +11,20 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from fastgen.report import write_report
-from fastgen.report.figures import diagnostics_figure, score_figure, training_figure
-from fastgen.report.pictures import trajectory_figure
-from fastgen.report.tables import (
-    SCORES,
-    by_solver,
-    diagnostic_curves,
-    format_table,
-    smooth,
-    training_curves,
-    within,
-)
+from fastgen.report import StageStyle, format_table, write_report
+from fastgen.report.curves import diagnostic_curves, smooth, training_curves, within
+from fastgen.report.diagnostics import diagnostics_figure
+from fastgen.report.figures import score_figure, training_figure
+from fastgen.report.styles import GREY, SCORES
+from fastgen.report.tables import by_solver
+from fastgen.report.trajectories import trajectory_figure
+
+STAGES = {
+    "kd": StageStyle(title="KD", colour="#E69F00", heading="KD: regression on teacher pairs"),
+    "dmd": StageStyle(title="DMD", colour="#009E73"),
+    "ladd": StageStyle(title="LADD", colour="#009E73"),
+    "consistency": StageStyle(title="consistency", colour="#009E73"),
+}
 
 BLOCK = [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]
 RING = {"obstacles": [BLOCK], "limits": (-1.5, 1.5, -1.5, 1.5), "equal": True}
@@ -87,7 +89,9 @@ def colour(line) -> str:
 
 
 def test_the_folder_holds_numbers_pages_and_pictures(tmp_path, monkeypatch):
-    folder = write_report(tmp_path, results=results(), curves=curves(), examples=examples())
+    folder = write_report(
+        tmp_path, results=results(), curves=curves(), examples=examples(), stages=STAGES
+    )
     names = [
         "diagnostics.png",
         "report.json",
@@ -99,7 +103,7 @@ def test_the_folder_holds_numbers_pages_and_pictures(tmp_path, monkeypatch):
     assert folder == tmp_path / "report" and sorted(os.listdir(folder)) == names
     assert json.loads((folder / "report.json").read_text()) == results()
     page = (folder / "report.md").read_text()
-    assert format_table(results()) in page and all(
+    assert format_table(results(), stages=STAGES) in page and all(
         f"]({name})" in page for name in names if name.endswith(".png")
     )
     for name in (name for name in names if name.endswith(".png")):
@@ -108,11 +112,21 @@ def test_the_folder_holds_numbers_pages_and_pictures(tmp_path, monkeypatch):
         assert data.startswith(b"\x89PNG") and width >= 700 and height >= 300
     monkeypatch.setattr("fastgen.report.page._png", lambda figure: b"")
     # A second report takes the place of the first, and one that fails leaves it.
-    write_report(tmp_path, results={**results(), "seconds": {}}, curves=[], examples=examples())
+    write_report(
+        tmp_path,
+        results={**results(), "seconds": {}},
+        curves=[],
+        examples=examples(),
+        stages=STAGES,
+    )
     before = (folder / "report.json").read_text()
     with pytest.raises(TypeError, match="results.selected to hold"):
         write_report(
-            tmp_path, results={**results(), "selected": {1, 2}}, curves=[], examples=examples()
+            tmp_path,
+            results={**results(), "selected": {1, 2}},
+            curves=[],
+            examples=examples(),
+            stages=STAGES,
         )
     assert (folder / "report.json").read_text() == before
 
@@ -129,7 +143,7 @@ def test_numbers_that_are_none_become_null_with_a_reason(tmp_path, monkeypatch):
         "clearance": 1,
     }
     with pytest.raises(ImportError, match="no plots; .*report.json and report.md are written"):
-        write_report(tmp_path, results=broken, curves=[], examples=examples())
+        write_report(tmp_path, results=broken, curves=[], examples=examples(), stages=STAGES)
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())
     assert numbers["student"]["1"] == {"success": None, "energy_ratio": None, "clearance": 1}
     assert set(numbers["null_reasons"]) == {"student.1.success", "student.1.energy_ratio"}
@@ -139,7 +153,9 @@ def test_numbers_that_are_none_become_null_with_a_reason(tmp_path, monkeypatch):
 def test_without_matplotlib_the_numbers_are_kept_and_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'fastgen-distill\[viz\]'"):
-        write_report(tmp_path, results=results(), curves=curves(), examples=examples())
+        write_report(
+            tmp_path, results=results(), curves=curves(), examples=examples(), stages=STAGES
+        )
     assert sorted(os.listdir(tmp_path / "report")) == ["report.json", "report.md"]
 
 
@@ -147,7 +163,7 @@ def test_without_matplotlib_the_numbers_are_kept_and_the_remedy_is_named(tmp_pat
 
 
 def test_the_table_has_every_sampler_in_both_blocks():
-    table = format_table(results())
+    table = format_table(results(), stages=STAGES)
     everyone, near, *rest = table.split("\n\n")
     assert everyone.split("\n")[0].split() == [
         "all",
@@ -247,10 +263,10 @@ def test_other_numbers_of_channels_can_be_drawn(channels):
 
 
 def test_score_panels_hold_the_numbers_of_the_run():
-    figure = score_figure(results())
+    figure = score_figure(results(), STAGES)
     panels = {ax.get_title().strip(): ax for ax in figure.axes[:3]}
-    assert list(panels) == [SCORES[name][0] for name in ("energy_ratio", "success", "clearance")]
-    ax = panels[SCORES["energy_ratio"][0]]
+    assert list(panels) == [SCORES[name].title for name in ("energy_ratio", "success", "clearance")]
+    ax = panels[SCORES["energy_ratio"].title]
     curve = {line.get_label(): line for line in ax.get_lines()}
     assert curve["teacher, Euler"].get_xdata().tolist() == [1, 4, 100]
     assert curve["teacher, Euler"].get_ydata().tolist() == pytest.approx([1.9, 1.2, 1.01])
@@ -268,18 +284,21 @@ def test_score_panels_hold_the_numbers_of_the_run():
 def test_a_far_off_solver_does_not_flatten_the_others_and_is_still_said():
     given = results()
     given["teacher"]["1"]["clearance"] = -3.0
-    ax = score_figure(given).axes[2]
+    ax = score_figure(given, STAGES).axes[2]
     assert ax.get_ylim()[0] > 0 and [
         text.get_text() for text in ax.texts if text.get_text() == "-3"
     ]
 
 
 def test_a_thing_has_one_colour_in_all_pictures():
-    panel = {line.get_label(): colour(line) for line in score_figure(results()).axes[0].get_lines()}
+    panel = {
+        line.get_label(): colour(line)
+        for line in score_figure(results(), STAGES).axes[0].get_lines()
+    }
     grid = trajectory_figure(examples()).axes
     assert colour(lines(grid[0], "teacher's samples")[0]) == panel["teacher, Euler"]
     assert colour(lines(grid[6], "student's samples")[0]) == panel["student (exported)"]
-    kd, dmd, validation = training_figure(results(), curves()).axes
+    kd, dmd, validation = training_figure(results(), curves(), STAGES).axes
     assert (
         colour(lines(kd, "loss")[0])
         == panel["KD only"]
@@ -293,15 +312,40 @@ def test_a_thing_has_one_colour_in_all_pictures():
     assert len(set(panel.values())) == len(panel)
 
 
+@pytest.mark.parametrize("stage", ["dmd", "ladd", "progressive_distillation"])
+def test_a_stage_is_shown_as_the_caller_says(stage):
+    stages = {"kd": STAGES["kd"], stage: StageStyle(title="Mine", colour="#123456", heading="All")}
+    given = {**results(), stage: results()["dmd"]}
+    log = [{**row, "stage": row["stage"].replace("dmd", stage)} for row in curves() + diagnosed()]
+    (line,) = lines(score_figure(given, stages).axes[0], "KD + Mine")
+    panel, validation = training_figure(given, log, stages).axes[1:]
+    (during,) = lines(validation, "during Mine")
+    (began,) = lines(diagnostics_figure(given, log, stages).axes[0], "where Mine began")
+    assert [colour(each) for each in (line, panel.get_lines()[0], during, began)] == ["#123456"] * 4
+    assert panel.get_title() == "All"
+    assert "KD + Mine 2" in format_table(given, stages=stages)
+
+
+def test_a_stage_without_a_style_is_grey_under_its_own_name():
+    rows = [{"stage": "my_stage", "step": i, "loss": 1.0, "energy_ratio": 1.0} for i in (1, 2)]
+    panel, validation = training_figure(results(), rows, {}).axes
+    assert panel.get_title() == "my stage"
+    assert (
+        colour(lines(panel, "loss")[0]) == colour(lines(validation, "during my stage")[0]) == GREY
+    )
+    table = format_table(results())
+    assert "student 2" in table and "KD" not in table
+
+
 def test_training_curves_tell_losses_from_scores_and_bookkeeping():
-    losses, validation = training_curves(results(), curves())
+    losses, validation = training_curves(results(), curves(), STAGES)
     assert {stage: set(part) for stage, part in losses.items()} == {
         "kd": {"loss"},
         "dmd": {"fake_score", "vsd"},
     }
     assert losses["kd"]["loss"][3] == (4, 0.25) and len(losses["dmd"]["vsd"]) == 10
     assert validation == {"kd": [(40, 1.3)], "dmd": [(60, 1.2)]}
-    assert training_figure(results(), []).axes[0].get_title() == "no training in this run"
+    assert training_figure(results(), [], STAGES).axes[0].get_title() == "no training in this run"
 
 
 def test_smoothing_keeps_an_exponential_and_calms_noise():
@@ -316,7 +360,7 @@ def test_a_perfect_success_is_on_the_axis():
     assert 0 < within(0.0, "logit") < within(1.0, "logit") < 1 and within(1.0, "log") == 1.0
     given = results()
     given["student"]["1"]["success"] = 1.0
-    (line,) = lines(score_figure(given).axes[1], "student (exported)")
+    (line,) = lines(score_figure(given, STAGES).axes[1], "student (exported)")
     assert all(math.isfinite(y) for y in line.get_ydata())
 
 
@@ -378,14 +422,16 @@ def test_diagnostic_curves_are_the_rows_of_the_log():
     )
     # They are no losses.
     plain = [{k: v for k, v in row.items() if k != "diagnostics"} for row in diagnosed()]
-    assert training_curves(results(), diagnosed()) == training_curves(results(), plain)
+    assert training_curves(results(), diagnosed(), STAGES) == training_curves(
+        results(), plain, STAGES
+    )
 
 
 def test_the_diagnostics_are_drawn_with_where_each_stage_began():
-    figure = diagnostics_figure(results(), diagnosed())
+    figure = diagnostics_figure(results(), diagnosed(), STAGES)
     panels = {ax.get_title().strip(): ax for ax in figure.axes if ax.get_visible()}
     assert len(panels) == 3 + 4
-    spread = panels[SCORES["spread"][0]]
+    spread = panels[SCORES["spread"].title]
     (curve,), (start,) = lines(spread, "during DMD"), lines(spread, "where DMD began")
     assert curve.get_ydata().tolist() == pytest.approx([1.06, 0.96, 0.86, 0.76]) and set(
         start.get_ydata()
@@ -400,19 +446,21 @@ def test_the_diagnostics_are_drawn_with_where_each_stage_began():
         len(
             [
                 ax
-                for ax in diagnostics_figure(results(), diagnosed(gan=False)).axes
+                for ax in diagnostics_figure(results(), diagnosed(gan=False), STAGES).axes
                 if ax.get_visible()
             ]
         )
         == 3 + 3
     )
-    assert diagnostics_figure({}, []).axes[0].get_title() == "no validation in this run"
+    assert diagnostics_figure({}, [], STAGES).axes[0].get_title() == "no validation in this run"
 
 
 def test_warnings_stand_in_the_report(tmp_path, monkeypatch):
     monkeypatch.setattr("fastgen.report.page._png", lambda figure: b"")
     said = {**results(), "warnings": ["dmd update 200: the spread fell"]}
-    folder = write_report(tmp_path, results=said, curves=diagnosed(), examples=examples())
+    folder = write_report(
+        tmp_path, results=said, curves=diagnosed(), examples=examples(), stages=STAGES
+    )
     assert json.loads((folder / "report.json").read_text())["warnings"] == said["warnings"]
     page = (folder / "report.md").read_text()
     assert "- dmd update 200: the spread fell" in page and "](diagnostics.png)" in page

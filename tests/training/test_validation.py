@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from fastgen._core.files import plain_json
+from fastgen._core.json_files import plain_json
 from fastgen.training.validation import Progress, teacher_note
 
 NAN = float("nan")

@@ -8,16 +8,13 @@ decided on a CPU in the same way.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import Any
 
 import pytest
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-import fastgen.training.trainer
 from export.test_folders import equivariant
 from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig, TeacherTrainConfig
 from fastgen.discriminators import discriminator_for
@@ -27,10 +24,11 @@ from fastgen.guidance import Guidance
 from fastgen.methods.consistency import ConsistencyDistillation
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
-from fastgen.methods.pretraining import FlowMatching
+from fastgen.methods.pretraining import FlowMatchingTraining
 from fastgen.records.log import read_log
 from fastgen.teachers.guided import GuidedNetwork
 from fastgen.training.draws import Draws
+from fastgen.training.processes import OneProcess
 from fastgen.training.stage import Stage
 from fastgen.training.trained_network import Skip, TrainedNetwork
 from methods.test_stages import EVERYTHING, trained
@@ -39,25 +37,6 @@ from training.test_trainer import Counter, follow
 
 NOWHERE = torch.device("meta")
 BATCH = 8
-
-
-class Device:
-    """What stages ask of an accelerator, with a device whose numbers can't be read."""
-
-    device, num_processes, process_index, mixed_precision = NOWHERE, 1, 0, "no"
-
-    def prepare(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[nn.Module, AcceleratedOptimizer]:
-        wrapper = object.__new__(AcceleratedOptimizer)
-        wrapper.optimizer = optimizer
-        return network, wrapper
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def no_sync(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
 
 @pytest.fixture(autouse=True)
@@ -71,16 +50,16 @@ def accepted(monkeypatch):
 
 
 def network(module: nn.Module) -> TrainedNetwork:
-    return TrainedNetwork(module, OptimizerConfig(), 9, Device(), ema=EMAConfig())  # pyright: ignore
+    return TrainedNetwork(module, OptimizerConfig(), 9, OneProcess(NOWHERE), ema=EMAConfig())
 
 
 def draws(accumulation: int) -> Draws:
-    return Draws(0, "stage", Device(), BATCH, accumulation=accumulation)  # pyright: ignore
+    return Draws(0, "stage", OneProcess(NOWHERE), BATCH, accumulation=accumulation)
 
 
 def flow_matching(accumulation: int) -> Stage:
     cfg = TeacherTrainConfig(steps=5, batch_size=BATCH, cond_dropout=0.1)
-    return FlowMatching(
+    return FlowMatchingTraining(
         network(ToyTeacher()), *ToyTask().train.network_inputs(), cfg, draws(accumulation)
     )
 
@@ -222,37 +201,44 @@ class Skipping(Counter):
         return torch.tensor([step, 100])
 
 
-@pytest.fixture
-def on_a_device(monkeypatch):
-    monkeypatch.setattr(fastgen.training.trainer.Accelerator, "device", NOWHERE)
-
-
 SIZES = {"evaluate_every": 100, "log_every": 5, "checkpoint_every": 3, "keep_best": False}
 
 
-def without_looking(self) -> int:
-    self._stride = 100
-    return 0
+class TwoOnADevice(OneProcess):
+    """One of two processes on a device, which hears of signals when both are asked."""
+
+    def __init__(self, stage: Skipping) -> None:
+        super().__init__(NOWHERE)
+        self.num_processes = 2
+        self.stage = stage
+        self.heard: list[int] = []
+
+    def gather(self, x: Tensor) -> Tensor:
+        self.heard.append(self.stage.at)
+        return torch.tensor([[0, 100]] * 2)  # no signal; updates until somebody asks again
+
+    def mean(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x))
 
 
-@pytest.mark.usefixtures("on_a_device")
-def test_the_loop_asks_a_device_only_where_it_logs_or_saves(tmp_path, monkeypatch):
-    heard: list[int] = []
+def test_the_loop_asks_a_device_only_where_it_logs_or_saves(tmp_path):
     stage = Skipping()
+    processes = TwoOnADevice(stage)
+    follow(tmp_path, [0.0] * 9, stages=[stage], processes=processes, **SIZES)
+    assert stage.asked == [1, 3, 5, 6, 8] and processes.heard == [1, 3, 5, 6, 8, 8]
 
-    def stopped_by(self) -> int:
-        self._stride = 100  # updates until somebody wants to hear of signals
-        heard.append(stage.at)
-        return 0
 
-    monkeypatch.setattr(fastgen.training.trainer.Trainer, "_stopped_by", stopped_by)
-    monkeypatch.setattr(fastgen.training.trainer.Trainer, "_means", lambda self, logs: dict(logs))
-    follow_two = {"num_processes": property(lambda self: 2 if self.device == NOWHERE else 1)}
-    monkeypatch.setattr(
-        fastgen.training.trainer.Accelerator, "num_processes", follow_two["num_processes"]
-    )
-    follow(tmp_path, [0.0] * 9, stages=[stage], **SIZES)
-    assert stage.asked == [1, 3, 5, 6, 8] and heard == [1, 3, 5, 6, 8, 8]
+@pytest.fixture
+def alone_on_a_device(monkeypatch) -> OneProcess:
+    """A process that asks its device once, and then where it must: however slow a machine is."""
+    monkeypatch.setattr("fastgen.training.signals.HEARD_WITHIN", 1e9)
+    return OneProcess(NOWHERE)
+
+
+def test_a_process_that_is_alone_asks_its_device_as_seldom(tmp_path, alone_on_a_device):
+    stage = Skipping()
+    follow(tmp_path, [0.0] * 9, stages=[stage], processes=alone_on_a_device, **SIZES)
+    assert stage.asked == [1, 3, 5, 6, 8]
 
 
 def test_the_loop_asks_a_cpu_at_once(tmp_path):
@@ -261,10 +247,11 @@ def test_the_loop_asks_a_cpu_at_once(tmp_path):
     assert stage.asked == [*range(1, 9)]
 
 
-@pytest.mark.usefixtures("on_a_device")
-def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fastgen.training.trainer.Trainer, "_stopped_by", without_looking)
-    follow(tmp_path, [0.0] * 9, stages=[Skipping(1, 2, 3, 5)], **SIZES)
+def test_updates_skipped_since_the_last_row_have_rows_of_their_own(
+    tmp_path, capsys, alone_on_a_device
+):
+    stages = [Skipping(1, 2, 3, 5)]
+    follow(tmp_path, [0.0] * 9, stages=stages, processes=alone_on_a_device, **SIZES)
     rows = {row["step"]: row for row in read_log(tmp_path)}
     assert list(rows) == [0, 1, 2, 3, 5, 8] and [row["iteration"] for row in rows.values()] == list(
         rows
@@ -294,9 +281,15 @@ def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, cap
     )
 
 
-@pytest.mark.usefixtures("on_a_device")
-def test_too_many_skipped_updates_end_a_run_though_they_are_read_late(tmp_path):
+def test_too_many_skipped_updates_end_a_run_though_they_are_read_late(tmp_path, alone_on_a_device):
     with pytest.raises(
         FloatingPointError, match=r"student not finite in 2 updates in a row, up to dmd update 2;"
     ):
-        follow(tmp_path, [0.0] * 9, stages=[Skipping(1, 2)], most_skipped=2, **SIZES)
+        follow(
+            tmp_path,
+            [0.0] * 9,
+            stages=[Skipping(1, 2)],
+            processes=alone_on_a_device,
+            most_skipped=2,
+            **SIZES,
+        )

@@ -1,0 +1,110 @@
+"""Arguments of the models: checks whose errors name the argument, and times brought to a batch."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+from .._core.checks import check_count
+
+__all__ = [
+    "batch_of_times",
+    "check_non_negative",
+    "check_positive",
+    "check_positive_int",
+    "check_probability",
+    "check_sequence",
+]
+
+
+def check_positive_int(name: str, value: object, *, minimum: int = 1) -> None:
+    """Raise ValueError unless `value` is an int >= `minimum`."""
+    check_count(name, value, minimum)
+
+
+def check_probability(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a number in [0, 1)."""
+    if not _is_number(value) or not 0.0 <= value < 1.0:
+        raise ValueError(f"expected {name} to be a probability in [0, 1), got {value!r}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a finite number > 0."""
+    if not _is_number(value) or not 0.0 < value < math.inf:
+        raise ValueError(f"expected {name} to be a finite number > 0, got {value!r}")
+
+
+def check_non_negative(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a number >= 0."""
+    if not _is_number(value) or not value >= 0.0:
+        raise ValueError(f"expected {name} to be a number >= 0, got {value!r}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_sequence(
+    name: str, value: object, *, horizon: int, dim: int, batch: int | None = None
+) -> None:
+    """Check that `value` is a floating tensor of shape (batch, T, dim) with 1 <= T <= horizon.
+
+    Args:
+        name: of the argument; T is called T_<name> in the message.
+        value: what was given.
+        horizon: the largest T.
+        dim: channels of a token.
+        batch: B; None takes any.
+
+    Raises:
+        TypeError: not a tensor, or one of integers.
+        ValueError: another shape.
+    """
+    size = "B"
+    if isinstance(value, Tensor) and value.ndim == 3 and batch not in (None, value.shape[0]):
+        size = f"B = {batch}"
+    expected = f"expected {name} of shape ({size}, T_{name.lower()} <= {horizon}, {dim})"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{expected}, got {type(value).__name__}")
+    fits = value.ndim == 3 and 1 <= value.shape[1] <= horizon and value.shape[2] == dim
+    if not fits or (batch is not None and value.shape[0] != batch):
+        raise ValueError(f"{expected}, got {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise TypeError(f"expected {name} to be a floating point tensor, got {value.dtype}")
+
+
+def batch_of_times(
+    opt_step: Tensor | float | int, batch: int, *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Bring a time to shape (batch,).
+
+    Args:
+        opt_step: Python int or float, 0-d tensor, or tensor of shape (batch,).
+        batch: B.
+        device: where the result lives.
+        dtype: of the result, float32 or float64. Half precision would round 0.999 to 1.
+
+    Raises:
+        TypeError: not a number and not a real tensor.
+        ValueError: a tensor of another shape.
+    """
+    if not isinstance(opt_step, Tensor):
+        if not _is_number(opt_step):
+            raise TypeError(
+                f"expected opt_step to be a number or a tensor of shape ({batch},), got "
+                f"{type(opt_step).__name__}"
+            )
+        return torch.full((batch,), float(opt_step), device=device, dtype=dtype)
+
+    if opt_step.dtype == torch.bool or opt_step.is_complex():
+        raise TypeError(f"expected opt_step to be an int or floating tensor, got {opt_step.dtype}")
+    if opt_step.ndim == 0:
+        return opt_step.to(device=device, dtype=dtype).expand(batch)
+    if opt_step.shape != (batch,):
+        raise ValueError(
+            f"expected opt_step to be a scalar or of shape ({batch},), got {tuple(opt_step.shape)}"
+        )
+    return opt_step.to(device=device, dtype=dtype)
