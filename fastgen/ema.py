@@ -33,7 +33,7 @@ from ._core.processes import gathered, is_shard, own, settle, shared_like, shari
 from ._core.tensors import at_hand
 
 if TYPE_CHECKING:
-    from .config.dmd import EMAConfig
+    from .config.groups import EMAConfig
 
 __all__ = ["ExponentialMovingAverage", "averaged_weights"]
 

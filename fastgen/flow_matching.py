@@ -39,7 +39,7 @@ from ._core.seeds import draw_uniform
 from ._core.tensors import expand_like, in_float64
 
 if TYPE_CHECKING:
-    from .config.dmd import SampleTimestepConfig
+    from .config.groups import SampleTimestepConfig
 
 __all__ = [
     "PRED_TYPES",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 __all__ = []
 
 
-class _Config(BaseModel):
+class Config(BaseModel):
     """Immutable, with unknown keys refused; what every schema below shares. Fields may be given in
     order or by name."""
 

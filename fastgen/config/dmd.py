@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .._core.checks import check_pred_type
-from .groups import EMAConfig, SampleTimestepConfig
+from .groups import EMAConfig
 from .matching import MatchingConfig
 from .student import StudentConfig, check_decreasing, check_start, default_rungs, with_calls
 
-__all__ = ["STUDENT_KEYS", "DMDConfig", "EMAConfig", "SampleTimestepConfig", "joined"]
+__all__ = ["STUDENT_KEYS", "DMDConfig", "joined"]
 
 # The student's keys by their names in `DMDConfig`, with those in `StudentConfig`.
 STUDENT_KEYS = {

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import _Config
+from .base import Config
 
 __all__ = ["EMAConfig", "SampleTimestepConfig"]
 
 
-class SampleTimestepConfig(_Config):
+class SampleTimestepConfig(Config):
     """Distribution of a training time t in [min_t, max_t]; see
     :func:`fastgen.flow_matching.sample_timesteps`."""
 
@@ -39,7 +39,7 @@ class SampleTimestepConfig(_Config):
         return self
 
 
-class EMAConfig(_Config):
+class EMAConfig(Config):
     """Exponential moving average of the student's weights, counted in student updates (Karras et
     al. 2023 for `power`)."""
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .._core.checks import check_pred_type
-from .base import _Config
+from .base import Config
 from .groups import SampleTimestepConfig
 
 __all__ = ["MatchingConfig"]
 
 
-class MatchingConfig(_Config):
+class MatchingConfig(Config):
     """Losses and schedule of distribution matching; the student that they train is described by
     :class:`fastgen.config.student.StudentConfig`."""
 

@@ -14,7 +14,7 @@ __all__ = ["OldSpelling", "old_spellings", "respelled"]
 
 
 class OldSpelling(FutureWarning):
-    """A key was given by a name that goes with the next release."""
+    """A config was understood that should be written in another way; the message says how."""
 
 
 def old_spellings(values: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import _Config
+from .base import Config
 from .dmd import DMDConfig, joined
 from .matching import MatchingConfig
 from .old_spellings import respelled
@@ -18,7 +18,7 @@ from .student import StudentConfig
 from .training import DistillTrainConfig, TeacherTrainConfig
 
 
-class SymmetryConfig(_Config):
+class SymmetryConfig(Config):
     """How a group acts on the channels of one waypoint, one observation token and one predicted
     waypoint."""
 
@@ -39,7 +39,7 @@ class SymmetryConfig(_Config):
         return [rep] if isinstance(rep, str) else rep
 
 
-class DataConfig(_Config):
+class DataConfig(Config):
     """Where trajectories, or samples of any other shape, come from."""
 
     name: Literal["ring", "modes", "two_rings", "flights", "file"] = Field(
@@ -83,7 +83,7 @@ class DataConfig(_Config):
     )
 
 
-class ModelConfig(_Config):
+class ModelConfig(Config):
     """A conditional transformer to train as a teacher."""
 
     equivariant: bool = Field(
@@ -107,7 +107,7 @@ class ModelConfig(_Config):
     )
 
 
-class KeywordsConfig(_Config):
+class KeywordsConfig(Config):
     """Names of the arguments and of the answer of a network that isn't called `net(x_t, t,
     cond)`."""
 
@@ -117,7 +117,7 @@ class KeywordsConfig(_Config):
     output: str = Field(default="sample", description="attribute or key of its answer")
 
 
-class TeacherConfig(_Config):
+class TeacherConfig(Config):
     """The network to distil: where it comes from, and how it was trained if not as a rectified
     flow."""
 
@@ -172,7 +172,7 @@ class TeacherConfig(_Config):
     )
 
 
-class DistillConfig(_Config):
+class DistillConfig(Config):
     """One run of recipes/distill.py."""
 
     name: str = Field(
@@ -185,8 +185,8 @@ class DistillConfig(_Config):
     teacher: TeacherConfig = Field(default=TeacherConfig(), description="the network to distil")
     method: str = Field(
         default="dmd2",
-        description="what follows the KD warm start of train.kd_steps: DMD2, nothing, a GAN alone "
-        "or consistency distillation",
+        description="what is trained: kd is KD alone (train.kd_steps updates); after KD as a warm "
+        "start: dmd2, ladd (a GAN alone) or consistency",
     )
     student: StudentConfig = Field(
         default=StudentConfig(), description="calls of the student, and how it is sampled"
@@ -220,7 +220,7 @@ class DistillConfig(_Config):
         return joined(self.student, self.dmd)
 
 
-class TrainTeacherConfig(_Config):
+class TrainTeacherConfig(Config):
     """One run of recipes/train_teacher.py."""
 
     name: str = Field(

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .._core.checks import check_pred_type
-from .base import _Config
+from .base import Config
 from .groups import EMAConfig
 
 __all__ = ["StudentConfig", "check_decreasing", "check_start", "default_rungs", "with_calls"]
 
 
-class StudentConfig(_Config):
+class StudentConfig(Config):
     """The student of a run; its network is the teacher's."""
 
     steps: int = Field(default=1, ge=1, le=1000, description="network calls of the student")

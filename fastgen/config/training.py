@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from .base import _Config
+from .base import Config
 from .groups import SampleTimestepConfig
 
 __all__ = ["DistillTrainConfig", "LoopConfig", "OptimizerConfig", "TeacherTrainConfig"]
 
 
-class OptimizerConfig(_Config):
+class OptimizerConfig(Config):
     """AdamW with linear warm-up and a cosine to `final_lr_ratio`; the rate is a pure function of
     the step."""
 
@@ -44,7 +44,7 @@ class OptimizerConfig(_Config):
         return self.lr * (self.final_lr_ratio + (1.0 - self.final_lr_ratio) * cosine)
 
 
-class LoopConfig(_Config):
+class LoopConfig(Config):
     """What every training loop has."""
 
     batch_size: int = Field(default=128, gt=0, description="global batch, shared by all processes")
@@ -108,7 +108,9 @@ class DistillTrainConfig(LoopConfig):
     kd_optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=3e-3), description="optimiser of KD"
     )
-    steps: int = Field(default=300, ge=0, description="student updates of DMD; 0 = KD only")
+    steps: int = Field(
+        default=300, ge=0, description="student updates of the method after KD; none with method=kd"
+    )
     student_optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=1e-4, betas=(0.0, 0.99), final_lr_ratio=0.05),
         description="optimiser of the student in DMD",

@@ -16,8 +16,8 @@ from .._core.processes import together
 from .._core.seeds import generator_for
 from .._core.tensors import time_dtype
 from .._core.timing import Stopwatch
-from ..config.dmd import EMAConfig
 from ..config.files import load_config
+from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig
 from ..config.training import OptimizerConfig
 from ..data import Task, build_data

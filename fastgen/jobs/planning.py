@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._core.conditions import take_rows, tensors_in
-from ..config.dmd import EMAConfig
 from ..config.files import dump_yaml
+from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig, TrainTeacherConfig
 from ..config.training import LoopConfig
 from ..data import build_data

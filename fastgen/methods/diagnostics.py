@@ -36,7 +36,7 @@ from ..samplers import sample_student
 from .dmd import DMDPipeline, Generated
 
 if TYPE_CHECKING:
-    from ..config.dmd import SampleTimestepConfig
+    from ..config.groups import SampleTimestepConfig
 
 __all__ = [
     "diagnose",

@@ -56,7 +56,8 @@ from ..two_sample import two_sample_loss
 from .fake_scores import RungConditioned, create_fake_score
 
 if TYPE_CHECKING:
-    from ..config.dmd import DMDConfig, SampleTimestepConfig
+    from ..config.dmd import DMDConfig
+    from ..config.groups import SampleTimestepConfig
 
 __all__ = ["DMDPipeline", "Generated", "RungConditioned", "create_fake_score"]
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from .._core.checks import check_choice, check_count
 from .._core.conditions import cond_to, take_rows
 from .._core.tensors import expand_like, wide_dtype
-from ..config.dmd import DMDConfig, EMAConfig
+from ..config.dmd import DMDConfig
+from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig
 from ..flow_matching import check_t_list
 from ..networks import Cond, Network, predict_x0, time_range

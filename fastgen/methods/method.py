@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from ..config.dmd import EMAConfig
+from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig
 from ..config.training import OptimizerConfig
 from ..networks import Cond

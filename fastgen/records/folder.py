@@ -15,6 +15,7 @@ from .._core.files import remove_unfinished, write_file
 from .._core.processes import together
 from .._core.yaml_files import read_yaml
 from ..config.files import dump_anywhere
+from ..config.old_spellings import old_spellings
 from .origin import check_origin, write_origin
 
 CONFIG = "config.yaml"
@@ -149,6 +150,11 @@ def _lock(handle: int, folder: Path) -> None:
 
 def _check_same(saved: Path, cfg: BaseModel) -> None:
     before = read_yaml(saved)
+    if old := old_spellings(before):
+        raise ValueError(
+            f"{saved.parent} holds a run that an earlier version began (its {CONFIG} says "
+            f"{', '.join(old.values())}): go on with that version, or choose another run_dir"
+        )
     now = yaml.safe_load(dump_anywhere(cfg))
     before = _flatten(before)
     now = _flatten(now)

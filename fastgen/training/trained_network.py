@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .._core.conditions import map_tensors
 from .._core.processes import gathered, settle, shared_like
-from ..config.dmd import EMAConfig
+from ..config.groups import EMAConfig
 from ..config.training import OptimizerConfig
 from ..ema import ExponentialMovingAverage
 from ..records.checkpoints import (

@@ -741,11 +741,23 @@ def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_pa
         "ring",
         1,
     )
+    assert values["method"] == "kd"
     assert Path(values["teacher"]["folder"]) == RECIPES / "teachers" / "ring"
     code, out, err = call("train_teacher.py", "--dry-run", "data.size=64")
     assert (code, err) == (0, "")
     # The same data, so that the scores beside the shipped teacher hold for its student.
     assert yaml.safe_load(out.partition("\n\n")[0])["data"] == values["data"]
+
+
+def test_updates_after_kd_on_the_shipped_config_are_dmd2_and_a_line_says_so(call):
+    code, out, err = call("distill.py", "--dry-run", "data.size=64", "train.steps=300")
+    assert code == 0
+    assert err.splitlines() == [
+        "note: method=dmd2, since train.steps=300 asks for updates after KD; say method=dmd2, or "
+        "train.steps=0 for KD alone"
+    ]
+    values = yaml.safe_load(out.partition("\n\n")[0])
+    assert (values["method"], values["train"]["steps"]) == ("dmd2", 300)
 
 
 @pytest.mark.parametrize("moment", ["pairs", "hand_over"])
