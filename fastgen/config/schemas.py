@@ -1,7 +1,7 @@
-"""Schemas of everything a user can set: validated, immutable, unknown keys refused.
+"""The configs of the two recipes, and their groups for data, model and teacher.
 
-Each class is a frozen pydantic model, usable from Python (``StudentConfig(steps=4)``) and from
-YAML. Reading files, overrides and the command line is the business of :mod:`fastgen.config.files`.
+A config is a frozen pydantic model that is validated when it is made, in Python
+(``StudentConfig(steps=4)``) as from YAML. :mod:`fastgen.config.files` reads files and overrides.
 """
 
 from __future__ import annotations
@@ -17,10 +17,20 @@ from .old_spellings import respelled
 from .student import StudentConfig
 from .training import DistillTrainConfig, TeacherTrainConfig
 
+__all__ = [
+    "DataConfig",
+    "DistillConfig",
+    "KeywordsConfig",
+    "ModelConfig",
+    "SymmetryConfig",
+    "TeacherConfig",
+    "TrainTeacherConfig",
+]
+
 
 class SymmetryConfig(Config):
-    """How a group acts on the channels of one waypoint, one observation token and one predicted
-    waypoint."""
+    """How a symmetry group acts on the channels of a waypoint, of an observation token and of a
+    predicted waypoint."""
 
     group: str = Field(description="C<n>, D<n>, Icosahedral, or a product such as C2xC2")
     in_rep: list[str] | dict[str, str] = Field(
@@ -108,8 +118,8 @@ class ModelConfig(Config):
 
 
 class KeywordsConfig(Config):
-    """Names of the arguments and of the answer of a network that isn't called `net(x_t, t,
-    cond)`."""
+    """Names of the arguments and of the answer, for a network that isn't called
+    `net(x_t, t, cond)`."""
 
     x: str = Field(default="hidden_states", description="its name of the noisy sample")
     t: str = Field(default="timestep", description="its name of the time")
@@ -118,8 +128,8 @@ class KeywordsConfig(Config):
 
 
 class TeacherConfig(Config):
-    """The network to distil: where it comes from, and how it was trained if not as a rectified
-    flow."""
+    """The network to distil: where it comes from, and how it was trained. By default that is as a
+    rectified flow."""
 
     folder: str | None = Field(
         default=None,
@@ -173,7 +183,12 @@ class TeacherConfig(Config):
 
 
 class DistillConfig(Config):
-    """One run of recipes/distill.py."""
+    """One run of recipes/distill.py.
+
+    Raises:
+        ValueError: a group that is not valid, or losses in `dmd` that the `student` can't be
+            trained with.
+    """
 
     name: str = Field(
         default="ring", min_length=1, description="name of the run; run_dir defaults to runs/<name>"

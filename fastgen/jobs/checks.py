@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from .._core.files import check_names, read_json
+from ..config.base import OldSpelling
 from ..config.files import C, validate
-from ..config.old_spellings import OldSpelling
 from ..config.schemas import DataConfig, DistillConfig
 from ..config.training import DistillTrainConfig
 from ..export.folders import SCORES
@@ -85,7 +85,8 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
     stages = [method.stage for method in methods]
     if not stages:
         raise ValueError(
-            f"expected train.kd_steps > 0 with method={cfg.method}, got 0: there is nothing to train"
+            f"expected train.kd_steps > 0 with method={cfg.method}, got 0: there is nothing to "
+            "train"
         )
     if cfg.keep not in ("best", *stages):
         raise ValueError(

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from fastgen.config import DistillConfig
+from fastgen.config.base import OldSpelling
 from fastgen.config.files import dump_yaml, load_config
-from fastgen.config.old_spellings import OldSpelling
 from fastgen.distillation import distill
 from fastgen.export.folders import load_student
 from fastgen.jobs.checks import with_method
@@ -209,10 +209,13 @@ def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
 
 # ---- KD alone ------------------------------------------------------------------------------------
 
-ASKS = "method=dmd2, since train.steps=7 asks for updates after KD; say method=dmd2, or train.steps=0 for KD alone"
+ASKS = (
+    "method=dmd2, since train.steps=7 asks for updates after KD; say method=dmd2, or "
+    "train.steps=0 for KD alone"
+)
 LEAVES = (
-    "method=kd, since train.steps=0 leaves no updates after KD; say method=kd; the old spelling goes with "
-    "the next release"
+    "method=kd, since train.steps=0 leaves no updates after KD; say method=kd; the old spelling "
+    "goes with the next release"
 )
 
 
@@ -252,7 +255,7 @@ def test_the_shipped_configs_are_kd_alone_and_take_every_method(file):
         assert resolved("train.steps=5") == ("dmd2", 5)
 
 
-@pytest.mark.filterwarnings("ignore::fastgen.config.old_spellings.OldSpelling")
+@pytest.mark.filterwarnings("ignore::fastgen.config.base.OldSpelling")
 @pytest.mark.parametrize(
     ("method", "steps", "stage", "trained"),
     [("kd", 5, DistributionMatching, "dmd2"), ("dmd2", 0, KnowledgeDistillation, "kd")],

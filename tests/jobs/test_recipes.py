@@ -57,8 +57,8 @@ name: walks
 teacher: {{folder: runs/walks-teacher/teacher, calls: [1, 2], ab2_calls: [4]}}
 student: {{steps: 2}}
 dmd: {{fake_score_warmup_steps: 6, vsd_norm: rms}}
-train: {{kd_steps: 30, kd_pairs: 64, kd_teacher_calls: 4, steps: 10, batch_size: 16, log_every: 5, evaluate_every: 10,
-  threads: 1}}
+train: {{kd_steps: 30, kd_pairs: 64, kd_teacher_calls: 4, steps: 10, batch_size: 16, log_every: 5,
+  evaluate_every: 10, threads: 1}}
 """
 KD_STEPS = 30
 
@@ -592,7 +592,8 @@ DAMAGED = [
     ("rows", "as many rows in Z as in X, got 5 and 120"),
     (
         "axes",
-        r"no data.pack but for trajectories, X \(N, T_x, d_x\) .* got 2 for X \(120, 2\) and Z \(120, 2, 2\)",
+        r"no data.pack but for trajectories, X \(N, T_x, d_x\) .* got 2 for X \(120, 2\) and "
+        r"Z \(120, 2, 2\)",
     ),
     ("channels", "out_rep of dimension 4, the channels of X, got 2"),
     ("few", "at least 3 episodes"),

@@ -15,9 +15,9 @@ import yaml
 from torch import Tensor
 
 from fastgen.config import DistillConfig
+from fastgen.config.base import OldSpelling
 from fastgen.config.dmd import STUDENT_KEYS
 from fastgen.config.files import load_config
-from fastgen.config.old_spellings import OldSpelling
 from fastgen.records.folder import claim_run, open_run, run_folder
 from fastgen.records.origin import fingerprint
 from support.toy import toy_config
