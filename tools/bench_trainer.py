@@ -217,7 +217,7 @@ def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str
     due: LoopConfig = load_config(DistillConfig, CONFIG).train
     often = [f"train.{name}_every={EVENTS_EVERY}" for name in ("checkpoint", "evaluate")]
     with tempfile.TemporaryDirectory() as folder:
-        asked = [f"run_dir={folder}/run", "train.threads=1", *often, *overrides]
+        asked = [f"run_dir={folder}/run", f"method={method}", "train.threads=1", *often, *overrides]
         cfg: Any = load_config(DistillConfig, CONFIG, asked)
         teacher = load_teacher(cfg)
         cfg, _ = fit_to_teacher(cfg, teacher)
@@ -364,7 +364,7 @@ def run_trainer(rounds: int) -> dict[str, Any]:
         )
     torch.set_num_threads(1)
     updates = UPDATES * (rounds + 2)
-    kd = measure([f"train.kd_steps={updates}", "train.steps=0"], "kd", rounds)
+    kd = measure([f"train.kd_steps={updates}"], "kd", rounds)
     dmd = measure(
         ["train.kd_steps=0", f"train.steps={updates}", "dmd.fake_score_warmup_steps=0"],
         "dmd",

@@ -15,6 +15,7 @@ from .._core.files import remove_unfinished, write_file
 from .._core.processes import together
 from .._core.yaml_files import read_yaml
 from ..config.files import dump_anywhere
+from ..config.old_spellings import old_spellings
 from .origin import check_origin, write_origin
 
 __all__ = ["RUN_CONFIG", "claim_run", "open_run", "run_folder"]
@@ -160,7 +161,13 @@ def _lock(handle: int, folder: Path) -> None:
 
 def _check_same(saved: Path, cfg: BaseModel) -> None:
     """Refuse a config that would compute something else than the one in the file `saved`."""
-    before = _flatten(read_yaml(saved))
+    begun_with = read_yaml(saved)
+    if old := old_spellings(begun_with):
+        raise ValueError(
+            f"{saved.parent} holds a run that an earlier version began (its {RUN_CONFIG} says "
+            f"{', '.join(old.values())}): go on with that version, or choose another run_dir"
+        )
+    before = _flatten(begun_with)
     now = _flatten(yaml.safe_load(dump_anywhere(cfg)))
     fixed = (before.keys() | now.keys()) - set(_FREE_KEYS)
     different = sorted(key for key in fixed if before.get(key) != now.get(key))
