@@ -31,6 +31,7 @@ from .models.discriminators import (
 from .networks import Cond, call_network, coats
 
 __all__ = [
+    "Features",
     "FourierDiscriminator",
     "TokenHeads",
     "block_features",

@@ -34,7 +34,7 @@ from ._core.tensors import at_hand
 if TYPE_CHECKING:
     from .config.groups import EMAConfig
 
-__all__ = ["ExponentialMovingAverage", "averaged_weights"]
+__all__ = ["SHADOW_DTYPES", "ExponentialMovingAverage", "averaged_weights"]
 
 EMA_TYPES = ("constant", "halflife", "power")
 # Where a weight is found: its name, the dict of its module that holds it, and its key in there.

@@ -23,6 +23,7 @@ from ._core.tensors import EPSILON, at_least_float32, expand_like, expand_mask, 
 from .guidance import check_guidance, classifier_free_guidance
 
 __all__ = [
+    "VSD_NORMS",
     "check_guidance",
     "classifier_free_guidance",
     "discriminator_accuracy",

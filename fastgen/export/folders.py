@@ -49,6 +49,7 @@ from .schema import (
 from .student import Student
 
 __all__ = [
+    "SCORES_FILE",
     "Student",
     "export_student",
     "has_custom_network",

@@ -27,7 +27,7 @@ from ..records.folder import RUN_CONFIG
 from ..teachers.conversion import as_rectified_flow, check_prediction
 from ..teachers.keywords import KeywordNetwork
 
-__all__ = ["load_run_student", "load_teacher", "load_weights"]
+__all__ = ["is_changed", "load_run_student", "load_teacher", "load_weights"]
 
 _DECLARATION = ("path", "prediction", "data_at", "time_scale")
 

@@ -59,6 +59,7 @@ from .kd import rung_grid
 from .method import Batch, Method, Networks, PlannedNetwork, Run
 
 __all__ = [
+    "Consistency",
     "ConsistencyDistillation",
     "consistency_intervals",
     "consistency_loss",

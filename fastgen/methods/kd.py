@@ -37,7 +37,15 @@ from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
 from .method import Batch, Method, Networks, PlannedNetwork, Run
 
-__all__ = ["KnowledgeDistillation", "kd_loss", "rung_grid", "teacher_pairs"]
+__all__ = [
+    "KD",
+    "KnowledgeDistillation",
+    "kd_loss",
+    "on_pairs",
+    "planned_loss",
+    "rung_grid",
+    "teacher_pairs",
+]
 
 
 def rung_grid(

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OneProcess", "Processes", "Track"]
+__all__ = ["OneProcess", "Processes", "Track", "Value"]
 
 Value = TypeVar("Value")
 # Sends the numbers of a row, by name, and its iteration to a tracker.
