@@ -30,17 +30,19 @@ from ..normalizer import Normalizer
 from ..samplers.student import served_steps
 from ..teachers.conversion import check_prediction
 from ..teachers.descriptions import describe_network, wrap_network
-from .card import student_card
-from .schema import (
+from .built_in import (
     CUSTOM,
     DENSE,
     EQUIVARIANT,
-    EXPORT_CONFIG,
-    NETWORK_FORMAT,
     NETWORKS,
-    STUDENT_FORMAT,
     built_in_config,
     check_network_config,
+)
+from .card import student_card
+from .schema import (
+    EXPORT_CONFIG,
+    NETWORK_FORMAT,
+    STUDENT_FORMAT,
     check_student_config,
     config_head,
     read_config,
