@@ -1,17 +1,18 @@
-"""What the trainer costs: an iteration of its loop beside forward, backward and optimiser alone, in
+"""Cost of the trainer: an iteration of its loop beside forward, backward and optimiser alone, in
 turns.
 
 The default recipe (recipes/configs/ring.yaml) runs as it does for a user: draws, gathers, averages,
-log rows and progress are included. After every few updates it is halted while a bare loop makes as
-many of its own: the same losses on twins of the networks, backward, clipping and AdamW, on batches
-that were drawn before as the stage draws its own (of DMD the times and noise of its losses are
-drawn in both).
+rows of the log and progress are included. After every few updates it is halted while a bare loop
+makes as many of its own: the same losses on twins of the networks, backward, clipping and AdamW.
+Its batches were drawn before, as the stage draws its own; times and noise of DMD's losses are drawn
+in both.
 
-A median over rounds shows nothing of what comes every few hundred updates. So checkpoints, and all
-that a validation does beside scoring, which is work of the task and doesn't count, are timed apart,
-more often than they are due, and a second number, the ratio of the sums over all rounds, has their
-share at the recipe's intervals in it. Both are to meet the bar. Beside wall seconds stand CPU
-seconds of the process, which other work on the machine changes less; it runs on one thread.
+A median over rounds shows nothing of what comes every few hundred updates. So checkpoints are timed
+apart, more often than they are due, and so is all that a validation does beside scoring, which is
+work of the task and doesn't count. A second number, the ratio of the sums over all rounds, has
+their share at the recipe's intervals in it. Both numbers are to meet the bar. Beside wall seconds
+stand CPU seconds of the process, which other work on the machine changes less. It runs on one
+thread.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Bare:
         self.parameters = list(self.network.parameters())
         self.clip = cfg.clip_grad_norm
 
-    def step(self, loss: Tensor) -> None:
+    def update(self, loss: Tensor) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
@@ -85,7 +86,7 @@ def bare_kd(
             "huber_c": stage.huber_c,
             "sample_type": asked.sample_type,
         }
-        student.step(kd_loss(student.network, states, asked.t_list, cond, rungs, **options))
+        student.update(kd_loss(student.network, states, asked.t_list, cond, rungs, **options))
 
     return update
 
@@ -110,10 +111,12 @@ def bare_dmd(
     def update(n: int) -> None:
         data = batches[n % PRELOADED]
         made = twin.generate(*data, generator=generator)
-        student.step(twin.compute_student_loss(*data, generated=made, generator=generator)["total"])
+        student.update(
+            twin.compute_student_loss(*data, generated=made, generator=generator)["total"]
+        )
         for turn in range(cfg.dmd.fake_steps_per_student_step):
             known = made.detach() if turn == 0 and cfg.dmd.fake_score_reuse_batch else None
-            fake.step(
+            fake.update(
                 twin.compute_fake_score_loss(*data, generated=known, generator=generator)["total"]
             )
 
@@ -207,13 +210,14 @@ class Halted:
 def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str, Any]]:
     """Seconds of an iteration of one stage: of the trainer beside the bare loop, and of the bare
     loop beside a compiled one."""
-    method, bare = ("kd", bare_kd) if stage_name == "kd" else ("dmd2", bare_dmd)
+    method = "kd" if stage_name == "kd" else "dmd2"
+    bare: Any = bare_kd if stage_name == "kd" else bare_dmd
     found: list[Halted] = []
     stages: list[Any] = []
     due: LoopConfig = load_config(DistillConfig, CONFIG).train
     often = [f"train.{name}_every={EVENTS_EVERY}" for name in ("checkpoint", "evaluate")]
     with tempfile.TemporaryDirectory() as folder:
-        asked = [f"run_dir={folder}/run", "train.threads=1", *often, *overrides]
+        asked = [f"run_dir={folder}/run", f"method={method}", "train.threads=1", *often, *overrides]
         cfg: Any = load_config(DistillConfig, CONFIG, asked)
         teacher = load_teacher(cfg)
         cfg, _ = fit_to_teacher(cfg, teacher)
@@ -360,7 +364,7 @@ def run_trainer(rounds: int) -> dict[str, Any]:
         )
     torch.set_num_threads(1)
     updates = UPDATES * (rounds + 2)
-    kd = measure([f"train.kd_steps={updates}", "train.steps=0"], "kd", rounds)
+    kd = measure([f"train.kd_steps={updates}"], "kd", rounds)
     dmd = measure(
         ["train.kd_steps=0", f"train.steps={updates}", "dmd.fake_score_warmup_steps=0"],
         "dmd",

@@ -1,4 +1,4 @@
-"""Configs: the schemas of everything a user can set."""
+"""Configs: every key that a user can set."""
 
 from .dmd import DMDConfig as DMDConfig
 from .groups import EMAConfig as EMAConfig, SampleTimestepConfig as SampleTimestepConfig

@@ -1,4 +1,4 @@
-"""DMD2 in Python: the losses and schedule together with the student's keys."""
+"""DMD2 in Python: losses and schedule in one config with the student that they train."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .._core.checks import check_pred_type
-from .groups import EMAConfig, SampleTimestepConfig
+from .groups import EMAConfig
 from .matching import MatchingConfig
 from .student import StudentConfig, check_decreasing, check_start, default_rungs, with_calls
 
-__all__ = ["STUDENT_KEYS", "DMDConfig", "EMAConfig", "SampleTimestepConfig", "joined"]
+__all__ = ["STUDENT_KEYS", "DMDConfig", "joined"]
 
 # The student's keys by their names in `DMDConfig`, with those in `StudentConfig`.
 STUDENT_KEYS = {
@@ -26,8 +26,13 @@ STUDENT_KEYS = {
 
 
 class DMDConfig(MatchingConfig):
-    """DMD2 with rectified-flow networks (Yin et al. 2024, arXiv:2405.14867): what
-    :class:`fastgen.dmd.DMDPipeline` takes. In YAML the student's keys stand under `student:`."""
+    """DMD2 with rectified-flow networks (Yin et al. 2024, arXiv:2405.14867), for
+    :class:`fastgen.dmd.DMDPipeline`. In YAML the keys that it adds stand under `student:`.
+
+    Raises:
+        ValueError: rungs that no student can walk, or that contradict `student_steps`; and as
+            `MatchingConfig`.
+    """
 
     pred_type: Literal["flow", "x0", "eps"] = Field(
         default="flow", description="what every network predicts"
@@ -78,7 +83,7 @@ class DMDConfig(MatchingConfig):
 
 
 def joined(student: StudentConfig, matching: MatchingConfig) -> DMDConfig:
-    """The config of `matching` for `student`."""
+    """One config of a student and of the losses that train it."""
     values = {name: getattr(matching, name) for name in MatchingConfig.model_fields}
     for ours, theirs in STUDENT_KEYS.items():
         values[ours] = getattr(student, theirs)

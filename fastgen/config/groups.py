@@ -3,18 +3,26 @@ weights."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import warnings
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    WrapSerializer,
+    field_validator,
+    model_validator,
+)
 
-from .base import _Config
+from .base import PYTHON_ONLY, Config, OldSpelling
 
-__all__ = ["EMAConfig", "SampleTimestepConfig"]
+__all__ = ["EMAConfig", "SampleTimestepConfig", "TimeLaw"]
 
 
-class SampleTimestepConfig(_Config):
-    """Distribution of a training time t in [min_t, max_t]; see
-    :func:`fastgen.flow_matching.sample_timesteps`."""
+class SampleTimestepConfig(Config):
+    """Distribution of a training time t in [min_t, max_t], RF time; its formulas stand at
+    :func:`fastgen.flow_matching.sample_timesteps`. As a key of a config: `TimeLaw`."""
 
     time_dist_type: Literal["uniform", "logitnormal", "lognormal", "shifted", "polynomial"] = Field(
         default="shifted", description="law of t"
@@ -29,7 +37,9 @@ class SampleTimestepConfig(_Config):
     )
     p_std: float = Field(default=1.0, gt=0.0, description="standard deviation of that normal")
     t_list: tuple[float, ...] | None = Field(
-        default=None, description="rungs of a student; ignored when t is drawn"
+        default=None,
+        description="rungs of a student; ignored when t is drawn",
+        json_schema_extra=PYTHON_ONLY,
     )
 
     @model_validator(mode="after")
@@ -39,7 +49,32 @@ class SampleTimestepConfig(_Config):
         return self
 
 
-class EMAConfig(_Config):
+def _read_law(value: Any) -> Any:
+    """What a config says of a law, without the `t_list` that files of 0.1.0 have."""
+    if not isinstance(value, dict) or "t_list" not in value:
+        return value
+    if value["t_list"] is not None:
+        warnings.warn(
+            "t_list of a law of time was never used: leave it out; it goes with the next release",
+            OldSpelling,
+            stacklevel=2,
+        )
+    return _without_rungs(value)
+
+
+def _write_law(law: SampleTimestepConfig, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    return _without_rungs(write(law))
+
+
+def _without_rungs(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "t_list"}
+
+
+# A law of time as a key of a config, where it has no `t_list`: nothing is drawn from one.
+TimeLaw = Annotated[SampleTimestepConfig, BeforeValidator(_read_law), WrapSerializer(_write_law)]
+
+
+class EMAConfig(Config):
     """Exponential moving average of the student's weights, counted in student updates (Karras et
     al. 2023 for `power`)."""
 

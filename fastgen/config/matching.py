@@ -7,15 +7,19 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .._core.checks import check_pred_type
-from .base import _Config
-from .groups import SampleTimestepConfig
+from .base import Config
+from .groups import SampleTimestepConfig, TimeLaw
 
 __all__ = ["MatchingConfig"]
 
 
-class MatchingConfig(_Config):
-    """Losses and schedule of distribution matching; the student that they train is described by
-    :class:`fastgen.config.student.StudentConfig`."""
+class MatchingConfig(Config):
+    """Losses and schedule of distribution matching, `dmd:` in YAML. The student that they train is
+    a group of its own, :class:`fastgen.config.student.StudentConfig`.
+
+    Raises:
+        ValueError: all weights 0, or losses that contradict each other.
+    """
 
     fake_score_pred_type: Literal["flow", "x0", "eps"] | None = Field(
         default=None,
@@ -48,15 +52,15 @@ class MatchingConfig(_Config):
         ge=0.0,
         description="weight of the VSD loss; 0 = none, and no fake score is trained",
     )
-    vsd_t: SampleTimestepConfig = Field(
+    vsd_t: TimeLaw = Field(
         default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.98),
         description="t of the VSD loss",
     )
-    fake_score_t: SampleTimestepConfig = Field(
+    fake_score_t: TimeLaw = Field(
         default=SampleTimestepConfig(time_dist_type="uniform"),
         description="t of the fake score's loss",
     )
-    gan_t: SampleTimestepConfig = Field(
+    gan_t: TimeLaw = Field(
         default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.6),
         description="t of the GAN losses",
     )
@@ -220,8 +224,8 @@ class MatchingConfig(_Config):
             )
 
     def _check_ratio(self) -> None:
-        """What the density ratio of an f-divergence needs: a loss it weighs, and a discriminator
-        that knows it."""
+        """Refuse an f-divergence without a VSD loss to weigh, or whose density ratio the
+        discriminator does not know."""
         asked = f"with f_divergence={self.f_divergence}"
         if not self.vsd_weight:
             raise ValueError(

@@ -8,13 +8,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from .._core.messages import brief
+from .base import OldSpelling
 from .dmd import STUDENT_KEYS, DMDConfig
 
-__all__ = ["OldSpelling", "old_spellings", "respelled"]
-
-
-class OldSpelling(FutureWarning):
-    """A key was given by a name that goes with the next release."""
+__all__ = ["old_spellings", "respelled"]
 
 
 def old_spellings(values: Any) -> dict[str, str]:
@@ -27,8 +24,8 @@ def old_spellings(values: Any) -> dict[str, str]:
 
 
 def respelled(values: dict[str, Any]) -> dict[str, Any]:
-    """The `values` of a distillation with the student's keys under `student`, where they were under
-    `dmd` before; warns once of all that it moved.
+    """The `values` of a distillation with the student's keys moved from `dmd` to `student`. One
+    warning names all that were moved.
 
     Raises:
         ValueError: an old and a new spelling that say two things.
@@ -59,14 +56,14 @@ def respelled(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _given(group: Any) -> Any:
-    """What was set of a group, as a dict where it is a config."""
+    """A group as it was given; of a config the fields that were set, as a dict."""
     if isinstance(group, BaseModel):
         return {name: getattr(group, name) for name in group.model_fields_set}
     return group
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two spellings say one thing: as configs or dicts, as lists, tuples or tensors."""
+    """Whether two values say one thing; a config may equal a dict, and a tensor or tuple a list."""
     return _plain(one) == _plain(other)
 
 

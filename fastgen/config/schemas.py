@@ -1,7 +1,7 @@
-"""Schemas of everything a user can set: validated, immutable, unknown keys refused.
+"""The configs of the two recipes, and their groups for data, model and teacher.
 
-Each class is a frozen pydantic model, usable from Python (``StudentConfig(steps=4)``) and from
-YAML. Reading files, overrides and the command line is the business of :mod:`fastgen.config.files`.
+A config is a frozen pydantic model that is validated when it is made, in Python
+(``StudentConfig(steps=4)``) as from YAML. :mod:`fastgen.config.files` reads files and overrides.
 """
 
 from __future__ import annotations
@@ -10,17 +10,27 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import _Config
+from .base import Config
 from .dmd import DMDConfig, joined
 from .matching import MatchingConfig
 from .old_spellings import respelled
 from .student import StudentConfig
 from .training import DistillTrainConfig, TeacherTrainConfig
 
+__all__ = [
+    "DataConfig",
+    "DistillConfig",
+    "KeywordsConfig",
+    "ModelConfig",
+    "SymmetryConfig",
+    "TeacherConfig",
+    "TrainTeacherConfig",
+]
 
-class SymmetryConfig(_Config):
-    """How a group acts on the channels of one waypoint, one observation token and one predicted
-    waypoint."""
+
+class SymmetryConfig(Config):
+    """How a symmetry group acts on the channels of a waypoint, of an observation token and of a
+    predicted waypoint."""
 
     group: str = Field(description="C<n>, D<n>, Icosahedral, or a product such as C2xC2")
     in_rep: list[str] | dict[str, str] = Field(
@@ -39,7 +49,7 @@ class SymmetryConfig(_Config):
         return [rep] if isinstance(rep, str) else rep
 
 
-class DataConfig(_Config):
+class DataConfig(Config):
     """Where trajectories, or samples of any other shape, come from."""
 
     name: Literal["ring", "modes", "two_rings", "flights", "file"] = Field(
@@ -83,7 +93,7 @@ class DataConfig(_Config):
     )
 
 
-class ModelConfig(_Config):
+class ModelConfig(Config):
     """A conditional transformer to train as a teacher."""
 
     equivariant: bool = Field(
@@ -107,9 +117,9 @@ class ModelConfig(_Config):
     )
 
 
-class KeywordsConfig(_Config):
-    """Names of the arguments and of the answer of a network that isn't called `net(x_t, t,
-    cond)`."""
+class KeywordsConfig(Config):
+    """Names of the arguments and of the answer, for a network that isn't called
+    `net(x_t, t, cond)`."""
 
     x: str = Field(default="hidden_states", description="its name of the noisy sample")
     t: str = Field(default="timestep", description="its name of the time")
@@ -117,9 +127,9 @@ class KeywordsConfig(_Config):
     output: str = Field(default="sample", description="attribute or key of its answer")
 
 
-class TeacherConfig(_Config):
-    """The network to distil: where it comes from, and how it was trained if not as a rectified
-    flow."""
+class TeacherConfig(Config):
+    """The network to distil: where it comes from, and how it was trained. By default that is as a
+    rectified flow."""
 
     folder: str | None = Field(
         default=None,
@@ -172,8 +182,13 @@ class TeacherConfig(_Config):
     )
 
 
-class DistillConfig(_Config):
-    """One run of recipes/distill.py."""
+class DistillConfig(Config):
+    """One run of recipes/distill.py.
+
+    Raises:
+        ValueError: a group that is not valid, or losses in `dmd` that the `student` can't be
+            trained with.
+    """
 
     name: str = Field(
         default="ring", min_length=1, description="name of the run; run_dir defaults to runs/<name>"
@@ -185,8 +200,8 @@ class DistillConfig(_Config):
     teacher: TeacherConfig = Field(default=TeacherConfig(), description="the network to distil")
     method: str = Field(
         default="dmd2",
-        description="what follows the KD warm start of train.kd_steps: DMD2, nothing, a GAN alone "
-        "or consistency distillation",
+        description="what is trained: kd is KD alone (train.kd_steps updates); after KD as a warm "
+        "start: dmd2, ladd (a GAN alone) or consistency",
     )
     student: StudentConfig = Field(
         default=StudentConfig(), description="calls of the student, and how it is sampled"
@@ -220,7 +235,7 @@ class DistillConfig(_Config):
         return joined(self.student, self.dmd)
 
 
-class TrainTeacherConfig(_Config):
+class TrainTeacherConfig(Config):
     """One run of recipes/train_teacher.py."""
 
     name: str = Field(

@@ -8,14 +8,18 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .._core.checks import check_pred_type
-from .base import _Config
+from .base import Config
 from .groups import EMAConfig
 
 __all__ = ["StudentConfig", "check_decreasing", "check_start", "default_rungs", "with_calls"]
 
 
-class StudentConfig(_Config):
-    """The student of a run; its network is the teacher's."""
+class StudentConfig(Config):
+    """The student of a run, `student:` in YAML; its network is a copy of the teacher's.
+
+    Raises:
+        ValueError: rungs that no student can walk, or that contradict `steps`.
+    """
 
     steps: int = Field(default=1, ge=1, le=1000, description="network calls of the student")
     t_list: tuple[float, ...] = Field(
@@ -63,12 +67,12 @@ class StudentConfig(_Config):
 
 
 def with_calls(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """`values` with the number of calls that their `t_list` implies; without a `t_list` that is
-    empty.
+    """`values` with the number of calls that their `t_list` implies. An empty `t_list` is left out:
+    the rungs then follow from the number of calls.
 
     Args:
-        values: as a user gave them, not validated yet.
-        key: of the number of calls, `steps` or `student_steps`.
+        values: keys of a student as they were given, not validated yet.
+        key: name of the number of calls, `steps` or `student_steps`.
 
     Raises:
         ValueError: a t_list that is no list of numbers, or that contradicts `key`.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .._core.json_files import check_names, read_json
+from ..config.base import OldSpelling
 from ..config.files import C, validate
 from ..config.schemas import DataConfig, DistillConfig
+from ..config.training import DistillTrainConfig
 from ..export.folders import SCORES_FILE
-from ..methods.registry import method_named, stages_of
+from ..methods.registry import WARM_START, method_named, stages_of
 from ..networks import time_range
 from ..teachers.conversion import RectifiedFlow, loss_space
 from ..training.draws import check_shares
@@ -21,13 +24,47 @@ from .sources import is_changed
 __all__ = ["NOISE_STUDENT_START", "check_plan", "fit_to_teacher", "stored_scores", "with_method"]
 
 
+# What is trained after KD where a config names no method.
+USUAL_METHOD: str = DistillConfig().method
+
+
 def with_method(cfg: DistillConfig) -> DistillConfig:
-    """The config with what its method implies.
+    """The config with the method that is trained, and with what this method implies.
+
+    Where `method` and `train.steps` say two things, `train.steps` decides, and a warning gives what
+    to write:
+
+        method=kd, train.steps > 0 as given     updates after KD are those of DMD2
+        method=dmd2, train.steps=0              KD alone, which is method=kd; for one release
 
     Raises:
-        ValueError: an unknown method, or keys that contradict it.
+        ValueError: an unknown method, another method without updates, or keys that contradict it.
     """
+    updates = method_named(cfg.method).updates(cfg)
+    steps = cfg.train.steps
+    given = "steps" in cfg.train.model_fields_set
+    if cfg.method == WARM_START and given and steps > 0:
+        cfg = cfg.model_copy(update={"method": USUAL_METHOD})
+        _note(
+            f"method={USUAL_METHOD}, since train.steps={steps} asks for updates after KD; say "
+            f"method={USUAL_METHOD}, or train.steps=0 for KD alone"
+        )
+    elif cfg.method == USUAL_METHOD and updates == 0:
+        cfg = cfg.model_copy(update={"method": WARM_START})
+        _note(
+            f"method={WARM_START}, since train.steps=0 leaves no updates after KD; say "
+            f"method={WARM_START}; the old spelling goes with the next release"
+        )
+    elif cfg.method != WARM_START and updates == 0:
+        raise ValueError(
+            f"expected train.steps > 0 with method={cfg.method}, got {steps}; say "
+            f"train.steps={DistillTrainConfig().steps}, or method={WARM_START} for KD alone"
+        )
     return method_named(cfg.method).complete(cfg)
+
+
+def _note(message: str) -> None:
+    warnings.warn(message, OldSpelling, stacklevel=3)
 
 
 def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> None:
@@ -48,7 +85,7 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
     stages = [method.stage for method in methods]
     if not stages:
         raise ValueError(
-            "expected train.kd_steps > 0 or train.steps > 0, got 0 for both: there is nothing to "
+            f"expected train.kd_steps > 0 with method={cfg.method}, got 0: there is nothing to "
             "train"
         )
     if cfg.keep not in ("best", *stages):

@@ -66,8 +66,8 @@ class DMDPipeline:
         student, teacher, fake_score: networks, wrapped for training or not. The fake score may be
             None if `config.vsd_weight` is 0.
         config: `fastgen.config.dmd.DMDConfig`.
-        discriminator: called `discriminator(features, t, cond)`, returns logits (B, heads). Used if
-            given.
+        discriminator: called `discriminator(features, t, cond)`, returns logits (B, heads). Used by
+            the losses that have a weight.
         features: `features(x_t, t, cond) -> list of Tensors`, differentiable in x_t: what the
             discriminator sees; None: what `config.gan_features` and `config.gan_blocks` name.
         rank, world_size, same_draws: this process's part of the global batch, see
@@ -156,8 +156,8 @@ class DMDPipeline:
         generated: Generated | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """VSD, the generator's GAN loss if there is a discriminator, and a kernel distance to real
-        data if it has a weight; gradients reach the student only.
+        """VSD, the generator's GAN loss and a kernel distance to real data, each if it has a weight;
+        gradients reach the student only.
 
         Args:
             x0: data (B, ...); used by `backward_simulation=False`, a relativistic GAN loss and the
@@ -172,7 +172,7 @@ class DMDPipeline:
 
         Returns:
             {["vsd"], ["gan_gen"], ["real_data"], "total"}: scalars; total is their sum, each times
-            its weight.
+            its weight. What has weight 0 is absent: it is not computed, and nothing is drawn for it.
 
         Raises:
             ValueError: for `guidance_scale` without `negative_cond`, missing data, and shapes that

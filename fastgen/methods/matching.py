@@ -71,7 +71,8 @@ class DistributionMatching(Stage):
         dmd: as the pipeline's.
         steps: student updates.
         discriminator: the pipeline's, or None.
-        pairs: KD on teacher pairs, whose loss is added with `kd_weight`; None: there is none.
+        pairs: KD on teacher pairs, whose loss is added with `kd_weight`; None, or a weight of 0:
+            there is none.
         name: of the stage.
     """
 
@@ -92,7 +93,7 @@ class DistributionMatching(Stage):
     ) -> None:
         self.student = student
         self.pipeline = pipeline
-        self.pairs = pairs
+        self.pairs = pairs if dmd.kd_weight > 0 else None
         self.name = name
         self.x0 = x0
         self.cond = cond

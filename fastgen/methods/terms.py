@@ -51,7 +51,7 @@ def sample_terms(
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """The terms that judge samples one by one, {["vsd"], ["gan_gen"]}: those that the config has.
+    """The terms that judge samples one by one, {["vsd"], ["gan_gen"]}: those that have a weight.
 
     Args:
         judges, draws: of a pipeline.
@@ -67,7 +67,7 @@ def sample_terms(
         terms["vsd"] = vsd_term(
             judges, draws, made, cond, negative_cond=negative_cond, mask=mask, generator=generator
         )
-    if judges.discriminator is not None:
+    if judges.config.gan_loss_weight_gen > 0:
         terms["gan_gen"] = gan_term(judges, draws, made, x0, cond, mask=mask, generator=generator)
     return terms
 

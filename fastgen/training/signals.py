@@ -1,8 +1,7 @@
-"""What ends a run early: signals, and errors of one process that the others must hear of.
+"""Signals: Ctrl-C, and the SIGTERM that a cluster sends before it takes a machine back.
 
-Ctrl-C and SIGTERM, which a cluster sends before it takes a machine back, end a run after the update
-at hand, with its state saved. Exit codes are those of a shell, 128 + the signal's number: 130 and
-143.
+In training they end a run after the update at hand, with its state saved. Exit codes are those of a
+shell, 128 + the signal's number: 130 and 143.
 """
 
 from __future__ import annotations
@@ -26,7 +25,11 @@ HEARD_WITHIN = 5.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A run ended by a signal.
+    """A run was ended by a signal.
+
+    Args:
+        message: what was saved and how to go on.
+        number: of the signal.
 
     Attributes:
         exit_code: 128 + the signal's number.
@@ -38,17 +41,17 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Notes the first Ctrl-C or SIGTERM. A Ctrl-C after it stops at once.
+    """Notes the first Ctrl-C or SIGTERM, and lets a second Ctrl-C stop at once.
 
-    A SIGTERM after it says nothing new: a cluster sends it to all processes of a job, and a
-    launcher hands its own on. A Ctrl-C, too, comes from the terminal and from the launcher: within
-    `SAME` seconds it is the same one.
+    One signal may come more than once. A cluster sends SIGTERM to all processes of a job, and their
+    launcher hands its own on, so a later one says nothing new. Ctrl-C comes from the terminal and
+    from the launcher, so another within `SAME` seconds is the same one.
 
     Attributes:
-        number: of the signal that came, 0 before one.
+        number: of the signal that came first, 0 before one.
     """
 
-    SAME = 1.0
+    SAME = 1.0  # seconds
 
     def __init__(self) -> None:
         self.number = 0
@@ -59,7 +62,7 @@ class StopRequest:
         """Inside, signals are noted instead of stopping the process.
 
         Raises:
-            Stopped: at the end, if one came and nobody has stopped because of it.
+            Stopped: at the end, if one came and nothing inside has stopped for it.
         """
         with _handled((signal.SIGINT, signal.SIGTERM), self._note):
             yield
@@ -71,7 +74,9 @@ class StopRequest:
         if not self.number:
             self.number = number
             self._since = now
-        elif number == signal.SIGINT and (self.number != number or now - self._since > self.SAME):
+            return
+        same = self.number == number and now - self._since <= self.SAME
+        if number == signal.SIGINT and not same:
             raise Stopped(number=number)
 
 
@@ -151,7 +156,7 @@ def stopped_by_sigterm() -> Iterator[None]:
 @contextmanager
 def _handled(numbers: tuple[signal.Signals, ...], handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may handle signals; whoever started this one decides about them.
+        # Only the main thread may handle signals: whoever started this one decides about them.
         yield
         return
     before = {number: signal.signal(number, handler) for number in numbers}

@@ -121,6 +121,7 @@ def test_help_names_every_key_once_with_a_meaning():
         "resume",
     } <= set(names)
     assert all(line.rstrip()[-1] != ")" or "(" in line.split(")", 1)[1] for line in lines)
+    assert not {"dmd.vsd_t.t_list", "dmd.gan_t.t_list"} & set(names)  # nothing draws from it
     vsd = next(line for line in lines if line.split()[0] == "dmd.vsd_t.min_t")
     assert "(0.02)" in vsd  # the group's own default, not the class'
 

@@ -7,9 +7,16 @@ import pytest
 import torch
 import yaml
 
-from fastgen.config import DistillConfig, DMDConfig, EMAConfig, MatchingConfig, StudentConfig
+from fastgen.config import (
+    DistillConfig,
+    DMDConfig,
+    EMAConfig,
+    MatchingConfig,
+    SampleTimestepConfig,
+    StudentConfig,
+)
+from fastgen.config.base import OldSpelling
 from fastgen.config.files import dump_yaml, load_config
-from fastgen.config.old_spellings import OldSpelling
 from fastgen.jobs.command_line import parse_command_line, user_errors
 
 # Old key, its value, the new key.
@@ -45,6 +52,23 @@ def test_an_old_spelling_means_what_the_new_one_does(tmp_path, old, value, new):
         assert DistillConfig(dmd=DMDConfig(**{old: value})) == expected
 
 
+@pytest.mark.parametrize("law", ["vsd_t", "fake_score_t", "gan_t"])
+def test_a_law_of_time_in_a_config_has_no_rungs(law):
+    """`t_list` was never used; files that 0.1.0 wrote have it."""
+    plain = DistillConfig()
+    assert "t_list" not in plain.model_dump()["dmd"][law]
+    values = plain.model_dump()
+    values["dmd"][law]["t_list"] = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert DistillConfig.model_validate(values) == plain
+    values["dmd"][law]["t_list"] = [0.9, 0.0]
+    with pytest.warns(OldSpelling, match="t_list of a law of time was never used"):
+        assert DistillConfig.model_validate(values) == plain
+    given = SampleTimestepConfig(min_t=0.1, max_t=0.5, t_list=(0.9, 0.0))
+    assert getattr(DMDConfig(**{law: given}), law) == given
+
+
 def test_all_of_a_config_is_said_in_one_warning():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -65,7 +89,7 @@ def test_what_is_spelled_anew_warns_of_nothing():
     assert type(DistillConfig(dmd=DMDConfig(vsd_norm="rms")).dmd) is MatchingConfig
 
 
-@pytest.mark.filterwarnings("ignore::fastgen.config.old_spellings.OldSpelling")
+@pytest.mark.filterwarnings("ignore::fastgen.config.base.OldSpelling")
 def test_two_spellings_must_say_one_thing():
     for student in ({"steps": 2}, StudentConfig(steps=2)):
         assert dumped({"student": student, "dmd": {"student_steps": 2}}) == dumped(

@@ -4,22 +4,29 @@ be stopped anywhere."""
 from __future__ import annotations
 
 import json
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from fastgen.config import DistillConfig
+from fastgen.config.base import OldSpelling
+from fastgen.config.files import dump_yaml, load_config
 from fastgen.distillation import distill
 from fastgen.export.folders import load_student
 from fastgen.jobs.checks import with_method
 from fastgen.jobs.setup import guided_teacher
 from fastgen.methods.consistency import ConsistencyDistillation
+from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
 from fastgen.records.log import read_log
 from support.toy import EVERYTHING, ToyTask, ToyTeacher, plug_pulled, toy_config
 from training.test_trainer import train, weights
 
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 LADD = {
     "gan_disc_warmup_steps": 2,
     "gan_features": "sample",
@@ -29,6 +36,8 @@ LADD = {
 
 def config(run_dir, method: str = "dmd2", dmd: dict | None = None, **changes) -> DistillConfig:
     values = toy_config(run_dir).model_dump() | {"method": method} | changes
+    if method == "kd":
+        del values["train"]["steps"]
     if dmd is not None:
         values["dmd"] = dmd
         values["teacher"]["null_cond"] = "zeros" if "guidance_scale" in dmd else None
@@ -148,16 +157,22 @@ NO_VSD = {"vsd_weight": 0, "real_data_weight": 1}
             },
             "no fake",
         ),
-        ({"method": "kd", "keep": "dmd"}, r"a stage that runs \(kd\), got dmd"),
+        (
+            {"method": "kd", "keep": "dmd", "train": {"kd_steps": 4}},
+            r"a stage that runs \(kd\), got dmd",
+        ),
         *(
             (
-                {"method": method, "dmd": {name: 0.5}},
+                {"method": method, "dmd": {name: 0.5}, "train": {"kd_steps": 4}},
                 f"method={method} does not train, got dmd.{name}=0.5; set it to 0",
             )
             for method in ("kd", "consistency")
             for name in ("kd_weight", "gan_loss_weight_gen", "real_data_weight")
         ),
-        ({"method": "kd", "dmd": JS}, "f_divergence=reverse_kl with method=kd"),
+        (
+            {"method": "kd", "dmd": JS, "train": {"kd_steps": 4}},
+            "f_divergence=reverse_kl with method=kd",
+        ),
         ({"method": "ladd", "dmd": JS}, "f_divergence=reverse_kl with method=ladd"),
         (
             {"method": "ladd", "dmd": {"fake_score_weight": "sigma"}},
@@ -166,7 +181,7 @@ NO_VSD = {"vsd_weight": 0, "real_data_weight": 1}
         *(
             (
                 {"method": method, "train": {"kd_steps": 4, "steps": 0}},
-                f"train.steps > 0 with method={method}, got 0",
+                f"train.steps > 0 with method={method}, got 0; say train.steps=300, or method=kd",
             )
             for method in ("ladd", "consistency")
         ),
@@ -190,6 +205,76 @@ def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         distill(DistillConfig.model_validate(values), teacher=ToyTeacher(), task=ToyTask())
     assert not (tmp_path / "run" / "stages").exists()  # before any training
+
+
+# ---- KD alone ------------------------------------------------------------------------------------
+
+ASKS = (
+    "method=dmd2, since train.steps=7 asks for updates after KD; say method=dmd2, or "
+    "train.steps=0 for KD alone"
+)
+LEAVES = (
+    "method=kd, since train.steps=0 leaves no updates after KD; say method=kd; the old spelling "
+    "goes with the next release"
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "trained", "steps", "said"),
+    [
+        ("kd", {"steps": 7}, "dmd2", 7, [ASKS]),
+        ("dmd2", {"steps": 0}, "kd", 0, [LEAVES]),
+        ("kd", {}, "kd", 0, []),
+        ("kd", {"steps": 0}, "kd", 0, []),
+        ("dmd2", {}, "dmd2", 300, []),
+        ("dmd2", {"steps": 7}, "dmd2", 7, []),
+    ],
+)
+def test_the_resolved_config_says_the_method_that_runs(method, train, trained, steps, said):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        cfg = with_method(DistillConfig.model_validate({"method": method, "train": train}))
+        # It is settled: read back, it means itself.
+        again = with_method(DistillConfig.model_validate(yaml.safe_load(dump_yaml(cfg))))
+    assert [str(warning.message) for warning in found] == said
+    assert (cfg.method, cfg.train.steps) == (trained, steps)
+    assert again == cfg
+
+
+@pytest.mark.parametrize("file", ["ring.yaml", "modes.yaml", "two-rings.yaml"])
+def test_the_shipped_configs_are_kd_alone_and_take_every_method(file):
+    def resolved(*overrides: str) -> tuple[str, int]:
+        cfg = with_method(load_config(DistillConfig, CONFIGS / file, list(overrides)))
+        return cfg.method, cfg.train.steps
+
+    assert load_config(DistillConfig, CONFIGS / file).method == "kd"
+    assert resolved() == ("kd", 0)
+    for method in ("dmd2", "ladd", "consistency"):
+        assert resolved(f"method={method}") == (method, 300)
+    with pytest.warns(OldSpelling):
+        assert resolved("train.steps=5") == ("dmd2", 5)
+
+
+@pytest.mark.filterwarnings("ignore::fastgen.config.base.OldSpelling")
+@pytest.mark.parametrize(
+    ("method", "steps", "stage", "trained"),
+    [("kd", 5, DistributionMatching, "dmd2"), ("dmd2", 0, KnowledgeDistillation, "kd")],
+)
+def test_a_run_that_train_steps_decides_is_resumed_as_it_was_begun(
+    tmp_path, method, steps, stage, trained
+):
+    values = toy_config(tmp_path / "run", steps=steps).model_dump() | {"method": method}
+    with plug_pulled(stage, 4):
+        distill(DistillConfig.model_validate(values), teacher=ToyTeacher(), task=ToyTask())
+    begun = (tmp_path / "run" / "config.yaml").read_text()
+    assert yaml.safe_load(begun)["method"] == trained
+    again = DistillConfig.model_validate(values | {"resume": True})
+    run = distill(again, teacher=ToyTeacher(), task=ToyTask())
+    assert (run / "config.yaml").read_text() == begun
+    assert (run / "student").exists()
+
+
+# ---- Data and conditions -------------------------------------------------------------------------
 
 
 def test_groups_of_real_data_need_not_divide_the_rows_that_are_diagnosed(tmp_path):

@@ -57,8 +57,8 @@ name: walks
 teacher: {{folder: runs/walks-teacher/teacher, calls: [1, 2], ab2_calls: [4]}}
 student: {{steps: 2}}
 dmd: {{fake_score_warmup_steps: 6, vsd_norm: rms}}
-train: {{kd_steps: 30, kd_pairs: 64, kd_teacher_calls: 4, steps: 10, batch_size: 16, log_every: 5, evaluate_every: 10,
-  threads: 1}}
+train: {{kd_steps: 30, kd_pairs: 64, kd_teacher_calls: 4, steps: 10, batch_size: 16, log_every: 5,
+  evaluate_every: 10, threads: 1}}
 """
 KD_STEPS = 30
 
@@ -592,7 +592,8 @@ DAMAGED = [
     ("rows", "as many rows in Z as in X, got 5 and 120"),
     (
         "axes",
-        r"no data.pack but for trajectories, X \(N, T_x, d_x\) .* got 2 for X \(120, 2\) and Z \(120, 2, 2\)",
+        r"no data.pack but for trajectories, X \(N, T_x, d_x\) .* got 2 for X \(120, 2\) and "
+        r"Z \(120, 2, 2\)",
     ),
     ("channels", "out_rep of dimension 4, the channels of X, got 2"),
     ("few", "at least 3 episodes"),
@@ -741,11 +742,23 @@ def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_pa
         "ring",
         1,
     )
+    assert values["method"] == "kd"
     assert Path(values["teacher"]["folder"]) == RECIPES / "teachers" / "ring"
     code, out, err = call("train_teacher.py", "--dry-run", "data.size=64")
     assert (code, err) == (0, "")
     # The same data, so that the scores beside the shipped teacher hold for its student.
     assert yaml.safe_load(out.partition("\n\n")[0])["data"] == values["data"]
+
+
+def test_updates_after_kd_on_the_shipped_config_are_dmd2_and_a_line_says_so(call):
+    code, out, err = call("distill.py", "--dry-run", "data.size=64", "train.steps=300")
+    assert code == 0
+    assert err.splitlines() == [
+        "note: method=dmd2, since train.steps=300 asks for updates after KD; say method=dmd2, or "
+        "train.steps=0 for KD alone"
+    ]
+    values = yaml.safe_load(out.partition("\n\n")[0])
+    assert (values["method"], values["train"]["steps"]) == ("dmd2", 300)
 
 
 @pytest.mark.parametrize("moment", ["pairs", "hand_over"])

@@ -594,6 +594,15 @@ def test_stages_take_any_condition_and_keep_it_beside_its_sample(kind, cond):
         assert torch.equal(given, LABELS[rows]) and given.dtype == torch.int64
 
 
+def test_pairs_of_weight_zero_are_left_alone():
+    stage, recorders = everything()
+    dmd = EVERYTHING.model_copy(update={"kd_weight": 0.0})
+    alone = DistributionMatching(
+        recorders[0], None, stage.pipeline, stage.x0, stage.cond, dmd, 5, draws(), pairs=stage.pairs
+    )
+    assert "kd" in stage.update(stage.warmup) and "kd" not in alone.update(0)
+
+
 @stages
 def test_what_an_update_returns_can_be_logged(make):
     stage, _ = make()

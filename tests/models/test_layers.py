@@ -1,5 +1,4 @@
-"""The plain layers are their formulas, written out slowly; initialisation and decay follow the role
-of a parameter."""
+"""The dense layers are their formulas, written out slowly."""
 
 from __future__ import annotations
 
@@ -18,9 +17,9 @@ from fastgen.models import (
     TransformerEncoderLayer,
 )
 from fastgen.models.kits import DENSE
-from fastgen.models.maps import POSITION_STD, PositionTable, dense_of
+from fastgen.models.maps import PositionTable, dense_of
 from fastgen.models.norms import NORM_EPS
-from fastgen.models.parameters import INIT_SCHEMES, initialise_, optim_groups, reset_parameters_
+from fastgen.models.parameters import initialise_, optim_groups, reset_parameters_
 from support.exact import normal
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -82,7 +81,7 @@ def test_attention_agrees_with_torch(shaken):
     torch.testing.assert_close(layer(x), theirs(x, x, x, need_weights=False)[0], **EXACT)
 
 
-# ---- Blocks --------------------------------------------------------------------------------------
+# ---- MLP and layers ------------------------------------------------------------------------------
 
 
 def test_mlp_is_two_maps_around_a_gelu(shaken):
@@ -182,122 +181,9 @@ def test_dropout_acts_in_training_only(build):
     assert torch.equal(first, layer(*inputs))
 
 
-# ---- Positions and time --------------------------------------------------------------------------
-
-
 def test_positions_are_the_first_rows_of_a_table():
     table = PositionTable(5, 3)
     assert torch.equal(table(5), table.weight) and torch.equal(table(2), table.weight[:2])
-
-
-def test_time_features_are_an_mlp_of_sinusoids(shaken):
-    embedding, t = (
-        shaken(TimeEmbedding(8).double()),
-        torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64),
-    )
-    frequencies = [10 ** (-3 + k * (3 - math.log10(16)) / 3) for k in range(4)]  # 1/1000 to 1/16
-    rows = [
-        [f(1000 * s * w) for f in (math.cos, math.sin) for w in frequencies] for s in t.tolist()
-    ]
-    waves = torch.tensor(rows, dtype=torch.float64)
-    torch.testing.assert_close(
-        embedding(t), F.silu(embedding.out(F.silu(embedding.hidden(waves)))), **EXACT
-    )
-
-
-def test_time_scale_multiplies_the_time(shaken):
-    embedding, steps = shaken(TimeEmbedding(8).double()), TimeEmbedding(8, time_scale=1.0).double()
-    steps.load_state_dict(embedding.state_dict())
-    t = torch.linspace(0, 1, 11, dtype=torch.float64)
-    torch.testing.assert_close(steps(1000 * t), embedding(t), **EXACT)
-
-
-def test_half_precision_weights_do_not_round_the_time():
-    """bfloat16 rounds 0.999 to 1; the phase is computed before anything is rounded."""
-    embedding = TimeEmbedding(64).bfloat16()
-    near, end = embedding(torch.tensor([0.999])), embedding(torch.tensor([1.0]))
-    assert near.dtype == torch.bfloat16 and not torch.equal(near, end)
-
-
-@pytest.mark.parametrize("dim", [2, 3, 64])
-def test_every_number_of_features_has_its_width(dim):
-    assert TimeEmbedding(dim)(torch.zeros(5)).shape == (5, dim)
-
-
-# ---- Initialisation and decay --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scheme", INIT_SCHEMES)
-def test_a_scheme_has_its_variance_and_its_shape(scheme):
-    torch.manual_seed(0)
-    variance = {"xavier": 2 / (50 + 150), "kaiming": 2 / 50}[scheme.split("_")[0]]
-    weight = torch.empty(200, 200)
-    initialise_(weight, scheme, 50, 150)
-    deviations = 6 * math.sqrt(
-        2 / weight.numel()
-    )  # six standard deviations of the estimate for normal numbers
-    assert weight.square().mean().item() == pytest.approx(variance, rel=deviations)
-    assert abs(weight.mean().item()) < 6 * math.sqrt(variance / weight.numel())
-    # A uniform law ends at sqrt(3) deviations, a normal one doesn't.
-    largest = weight.abs().max().item() / math.sqrt(variance)
-    assert (largest <= math.sqrt(3) * (1 + 1e-6)) if scheme.endswith("uniform") else largest > 3
-
-
-def test_reset_gives_every_role_its_law(shaken):
-    root = nn.ModuleDict(
-        {
-            "linear": nn.Linear(100, 100),
-            "attention": MultiheadAttention(60, 2),
-            "norm": nn.LayerNorm(7),
-            "rms": nn.RMSNorm(7),
-            "positions": PositionTable(50, 60),
-        }
-    )
-    shaken(root)
-    torch.manual_seed(0)
-    reset_parameters_(root, "xavier_uniform")
-    assert root["linear"].weight.square().mean().item() == pytest.approx(2 / 200, rel=0.06)
-    # Each third of the fused map is a map of its own: 60 -> 60.
-    assert root["attention"].qkv.weight.square().mean().item() == pytest.approx(2 / 120, rel=0.06)
-    assert root["positions"].weight.std().item() == pytest.approx(POSITION_STD, rel=0.08)
-    for bias in (
-        root["linear"].bias,
-        root["attention"].qkv.bias,
-        root["attention"].out.bias,
-        root["norm"].bias,
-    ):
-        assert not bias.any()
-    assert (root["norm"].weight == 1).all() and (root["rms"].weight == 1).all()
-
-
-def test_weights_of_linear_maps_decay_and_nothing_else(shaken):
-    root = nn.ModuleDict(
-        {
-            "decoder": TransformerDecoderLayer(8, 2, time_dim=4, norm_module="layernorm"),
-            "encoder": TransformerEncoderLayer(8, 2, norm_module="layernorm"),
-            "positions": PositionTable(5, 8),
-            "time": TimeEmbedding(4),
-        }
-    )
-    decay, rest = optim_groups(root, 0.02)
-    assert (decay["weight_decay"], rest["weight_decay"]) == (0.02, 0.0)
-    names = {id(p): name for name, p in root.named_parameters()}
-    decayed, kept = ({names[id(p)] for p in group["params"]} for group in (decay, rest))
-    assert len(decay["params"]) + len(rest["params"]) == len(names) and decayed | kept == set(
-        names.values()
-    )
-    # The role can be read off the name: linear maps are the modules whose weight is a matrix,
-    # position tables aside.
-    expected = {
-        n for n, p in root.named_parameters() if p.ndim == 2 and not n.startswith("positions")
-    }
-    assert decayed == expected
-
-
-def test_a_shared_weight_is_held_once():
-    root = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
-    root[1].weight = root[0].weight
-    assert [len(group["params"]) for group in optim_groups(root, 0.1)] == [1, 2]
 
 
 # ---- Errors --------------------------------------------------------------------------------------

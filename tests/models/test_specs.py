@@ -148,7 +148,8 @@ def test_regular_copies_need_no_change_of_basis():
         (
             "D4",
             "vector",
-            r"unknown representation 'vector'; D4 has trivial, regular, irrep:\(0,0\), irrep:\(1,0\)",
+            r"unknown representation 'vector'; D4 has trivial, regular, irrep:\(0,0\), irrep:"
+            r"\(1,0\)",
         ),
         ("D4", ["standard", "nope"], "unknown representation 'nope'"),
         ("D4", "irrep:7", "unknown representation 'irrep:7'"),

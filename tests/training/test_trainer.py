@@ -54,7 +54,8 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def changed_checkpoint(run_dir: Path) -> Iterator[tuple[dict[str, Tensor], dict]]:
     """Tensors and JSON of the newest checkpoint, to change; it is written again with checksums that
     are right."""
-    newest, found = checkpoint_folders(run_dir)[-1], load_newest_checkpoint(run_dir)
+    newest = checkpoint_folders(run_dir)[-1]
+    found = load_newest_checkpoint(run_dir)
     assert found is not None
     yield found
     save_checkpoint(run_dir, int(newest.name.removeprefix("step_")), *found, keep=9)
@@ -80,7 +81,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, stage
     with plug_pulled(stage, step):
         train(toy_config(tmp_path))
     train(toy_config(tmp_path).model_copy(update={"resume": True}))
-    whole, resumed = weights(uninterrupted), weights(tmp_path)
+    whole = weights(uninterrupted)
+    resumed = weights(tmp_path)
     assert whole.keys() == resumed.keys() and any(key.startswith("dmd") for key in whole)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert [*map(timeless, read_log(tmp_path))] == [*map(timeless, read_log(uninterrupted))]
@@ -114,7 +116,8 @@ def test_dropout_is_drawn_again_as_it_was(tmp_path, stage, step):
 def test_a_run_does_not_go_on_with_other_data_or_another_teacher(tmp_path, what):
     with plug_pulled(KnowledgeDistillation, 4):
         distill(toy_config(tmp_path), teacher=ToyTeacher(), task=ToyTask())
-    task, teacher = ToyTask(), ToyTeacher()
+    task = ToyTask()
+    teacher = ToyTeacher()
     if what == "data":
         task.train.X[:] *= 3.0
     else:
@@ -200,7 +203,8 @@ def test_a_resumed_run_knows_the_scores_and_seconds_of_what_was_done(tmp_path):
 def test_other_seeds_give_other_weights(tmp_path, uninterrupted):
     # Without this the test above could pass on a run that does nothing.
     train(toy_config(tmp_path).model_copy(update={"seed": 1}))
-    whole, other = weights(uninterrupted), weights(tmp_path)
+    whole = weights(uninterrupted)
+    other = weights(tmp_path)
     assert not any(torch.equal(whole[key], other[key]) for key in whole)
 
 
@@ -363,7 +367,8 @@ def test_trainer_reports_scores_of_every_stage(uninterrupted):
 
 
 def test_a_stopwatch_adds_up_its_laps_and_leaves_out_what_a_restart_forgets(monkeypatch):
-    wall, cpu = iter([0.0, 1.0, 10.0, 12.0]), iter([0.0, 3.0, 30.0, 35.0])
+    wall = iter([0.0, 1.0, 10.0, 12.0])
+    cpu = iter([0.0, 3.0, 30.0, 35.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(wall))
     monkeypatch.setattr("time.process_time", lambda: next(cpu))
     seconds = {"kd": 5.0}
@@ -384,7 +389,9 @@ class Counter(Stage):
     was."""
 
     def __init__(self, name: str = "dmd", steps: int = 8, warmup: int = 0) -> None:
-        self.name, self.steps, self.warmup = name, steps, warmup
+        self.name = name
+        self.steps = steps
+        self.warmup = warmup
         self.at = 0
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)

@@ -65,7 +65,8 @@ def flow_matching(accumulation: int) -> Stage:
 
 
 def consistency(accumulation: int) -> Stage:
-    inputs, teacher = ToyTask().train.network_inputs(), ToyTeacher().to(NOWHERE)
+    inputs = ToyTask().train.network_inputs()
+    teacher = ToyTeacher().to(NOWHERE)
     return ConsistencyDistillation(
         network(ToyTeacher()),
         teacher,
@@ -89,13 +90,12 @@ def kd(
 
 def matching(accumulation: int, config: DMDConfig = EVERYTHING) -> Stage:
     """DMD with each of its branches on, and a teacher that is guided in an interval of times."""
-    teacher, (x0, cond) = ToyTeacher(), ToyTask().train.network_inputs()
+    teacher = ToyTeacher()
+    x0, cond = ToyTask().train.network_inputs()
     guidance = Guidance(scale=1.5, interval=(0.2, 0.8), rescale=0.3)
     guided = GuidedNetwork(ToyTeacher().to(NOWHERE), guidance, torch.zeros(1, *cond.shape[1:]))
-    student, fake_score = (
-        network(ToyTeacher()),
-        network(create_fake_score(teacher, num_rungs=config.student_steps)),
-    )
+    student = network(ToyTeacher())
+    fake_score = network(create_fake_score(teacher, num_rungs=config.student_steps))
     discriminator = network(discriminator_for(teacher, x0, cond, blocks=config.gan_blocks))
     networks = student.network, guided, fake_score.network
     pipeline = DMDPipeline(*networks, config, discriminator=discriminator.network, same_draws=True)
@@ -134,7 +134,8 @@ def test_equivariant_networks_read_nothing_from_the_device(basis):
     student, fake_score = (network(equivariant(basis=basis)) for _ in range(2))
     config = DMDConfig(student_steps=2, fake_score_rung_conditioned=False)
     pipeline = DMDPipeline(student.network, teacher, fake_score.network, config, same_draws=True)
-    x, z = torch.zeros(BATCH, 3, teacher.in_dim), torch.zeros(BATCH, 1, teacher.cond_dim)
+    x = torch.zeros(BATCH, 3, teacher.in_dim)
+    z = torch.zeros(BATCH, 1, teacher.cond_dim)
     stage = DistributionMatching(student, fake_score, pipeline, x, z, config, 3, draws(1))
     for step in range(3):
         assert stage.update(step)["loss"].device == NOWHERE
@@ -167,12 +168,14 @@ def test_an_average_is_left_alone_on_the_device_exactly_as_on_the_host(monkeypat
 def test_the_optimizer_takes_what_it_is_told_to_skip_from_the_device():
     """Neither weights nor moments nor the count of steps, by which the moments are corrected,
     notice the update."""
-    skipping, plain = trained(weight_decay=0.5), trained(weight_decay=0.5)
+    skipping = trained(weight_decay=0.5)
+    plain = trained(weight_decay=0.5)
     for step in range(4):
         for each, factor in ((skipping, 1.0), (plain, 1.0), (skipping, float("nan"))):
             x = torch.ones(4, 3) * (step + 1)
             each.update(each.network(x).square().mean() * factor, step)
-    a, b = skipping.tensors(), plain.tensors()
+    a = skipping.tensors()
+    b = plain.tensors()
     assert a.pop("skipped").tolist() == [1, 4] and b.pop("skipped").tolist() == [0, 0]
     assert a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
@@ -185,7 +188,9 @@ class Skipping(Counter):
 
     def __init__(self, *skipped: int) -> None:
         super().__init__()
-        self.skipped, self.asked, self.told = skipped, [], 0
+        self.skipped = skipped
+        self.asked = []
+        self.told = 0
 
     def take_skipped(self) -> list[Skip]:
         self.asked.append(self.at)
