@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .._core.conditions import cond_text, cond_to, map_tensors, take_rows, tensors_in
 from ..config.schemas import DistillConfig, TrainTeacherConfig
 from ..data import Data, Task
+from ..data.files import load_conditions
 from ..data.samples import SampleData
-from ..data.trajectories import load_conditions
 from ..discriminators import discriminator_for
 from ..guidance import Guidance
 from ..models import build_model
