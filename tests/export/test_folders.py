@@ -24,7 +24,7 @@ from fastgen.export import (
     save_network,
     schema,
 )
-from fastgen.export.schema import NETWORKS
+from fastgen.export.built_in import NETWORKS
 from fastgen.models import build_model
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.normalizer import Normalizer
