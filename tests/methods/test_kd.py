@@ -1,52 +1,17 @@
 """Teacher trajectories at the student's rungs, and the regression on them."""
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
 
 from fastgen.flow_matching import x0_to_flow
 from fastgen.guidance import Guidance
-from fastgen.methods.kd import kd_loss, rung_grid, teacher_pairs
+from fastgen.methods.kd import kd_loss, teacher_pairs
 from fastgen.samplers import sample_student, sample_teacher
 from fastgen.teachers.guided import GuidedNetwork
 from support.exact import GaussianTeacher, normal
 
 T_LIST = [0.999, 0.75, 0.5, 0.25, 0.0]
-T_LISTS = [
-    [0.999, 0.0],
-    T_LIST,
-    [0.999, 0.9375, 0.8333, 0.625, 0.0],
-    [0.7, 0.69, 0.01, 0.0],
-    [1.0, 0.5, 0.0],
-]
-
-
-@pytest.mark.parametrize("t_list", T_LISTS)
-@pytest.mark.parametrize("calls", [1, 5, 16, 100])
-def test_every_rung_is_a_point_of_the_grid(t_list, calls):
-    grid, index = rung_grid(t_list, calls)
-    assert grid[0] == 1.0 and grid[-1] == 0.0
-    assert all(t > s for t, s in itertools.pairwise(grid))
-    assert index[0] == 0 and [grid[i] for i in index[1:]] == t_list[1:]
-    rungs = len(t_list) - 1
-    assert rungs <= len(grid) - 1 and abs(len(grid) - 1 - max(calls, rungs)) <= rungs
-
-
-def test_equal_rungs_get_an_even_grid():
-    grid, index = rung_grid(T_LIST, 16)
-    assert grid == [1 - i / 16 for i in range(17)] and index == [0, 4, 8, 12, 16]
-
-
-def test_the_grid_starts_where_the_teacher_does():
-    grid, _ = rung_grid([0.99, 0.5, 0.0], 10, t_max=0.9935)
-    assert grid[0] == 0.9935
-    for t_max in (0.9, 1.1):
-        with pytest.raises(ValueError, match=r"expected t_max in \[t_list\[0\], 1\]"):
-            rung_grid([0.99, 0.5, 0.0], 10, t_max=t_max)
-    with pytest.raises(ValueError, match="expected calls to be an int >= 1"):
-        rung_grid([0.99, 0.0], 0)
 
 
 def test_pairs_lie_on_the_teachers_trajectories():
