@@ -25,7 +25,8 @@ from fastgen.flow_matching import (
 )
 from support.exact import normal
 
-X0, EPS = normal(5, 3, 2), normal(5, 3, 2, seed=1)
+X0 = normal(5, 3, 2)
+EPS = normal(5, 3, 2, seed=1)
 T = torch.tensor([0.01, 0.3, 0.5, 0.75, 0.99], dtype=torch.float64)
 CPU = torch.device("cpu")
 
@@ -74,7 +75,8 @@ def test_flow_is_the_time_derivative_of_the_path():
 
 
 def test_ends_are_exact_and_finite():
-    zero, one = torch.zeros(5), torch.ones(5)
+    zero = torch.zeros(5)
+    one = torch.ones(5)
     assert torch.equal(add_noise(X0, EPS, zero), X0)
     assert torch.equal(add_noise(X0, EPS, one), EPS)
     for t in (zero, one, 0.0, 1.0):
@@ -116,7 +118,8 @@ def test_v_is_refused_with_its_two_meanings():
 
 
 def test_each_function_answers_in_the_dtype_it_names():
-    low, high = X0.bfloat16(), X0.float()
+    low = X0.bfloat16()
+    high = X0.float()
     assert add_noise(low, high, T).dtype == torch.bfloat16
     assert x0_to_eps(low, high, T).dtype == torch.bfloat16
     assert x0_to_flow(low, high, T).dtype == torch.bfloat16

@@ -23,7 +23,8 @@ PATHS = {
 }
 GRID = torch.linspace(0, 1, 1001, dtype=torch.float64)
 INSIDE = GRID[(GRID >= 0.01) & (GRID <= 0.99)]
-X0, X1 = normal(len(INSIDE), 3), normal(len(INSIDE), 3, seed=1)
+X0 = normal(len(INSIDE), 3)
+X1 = normal(len(INSIDE), 3, seed=1)
 
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
@@ -39,15 +40,11 @@ class Quadratic(BaseInterpolant):
 
 
 def test_coefficients_are_those_of_the_table():
-    alpha, sigma = (
-        PATHS["linear"].compute_alpha_t(GRID)[0],
-        PATHS["linear"].compute_sigma_t(GRID)[0],
-    )
+    alpha = PATHS["linear"].compute_alpha_t(GRID)[0]
+    sigma = PATHS["linear"].compute_sigma_t(GRID)[0]
     torch.testing.assert_close((alpha, sigma), (GRID, 1 - GRID))
-    alpha, sigma = (
-        PATHS["cosine"].compute_alpha_t(GRID)[0],
-        PATHS["cosine"].compute_sigma_t(GRID)[0],
-    )
+    alpha = PATHS["cosine"].compute_alpha_t(GRID)[0]
+    sigma = PATHS["cosine"].compute_sigma_t(GRID)[0]
     torch.testing.assert_close(
         (alpha, sigma), (torch.sin(math.pi * GRID / 2), torch.cos(math.pi * GRID / 2))
     )
@@ -59,7 +56,8 @@ def test_coefficients_are_those_of_the_table():
 
 @pytest.mark.parametrize("name", ["cosine", "vp", "vp-flat"])
 def test_variance_is_preserved(name):
-    alpha, sigma = PATHS[name].compute_alpha_t(GRID)[0], PATHS[name].compute_sigma_t(GRID)[0]
+    alpha = PATHS[name].compute_alpha_t(GRID)[0]
+    sigma = PATHS[name].compute_sigma_t(GRID)[0]
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(GRID), rtol=0, atol=1e-12)
 
 
@@ -86,7 +84,8 @@ def test_alpha_ratio_is_the_logarithmic_derivative(path):
 
 @every_path
 def test_signal_to_noise_grows_from_noise_to_data(path):
-    alpha, sigma = path.compute_alpha_t(GRID)[0], path.compute_sigma_t(GRID)[0]
+    alpha = path.compute_alpha_t(GRID)[0]
+    sigma = path.compute_sigma_t(GRID)[0]
     assert (alpha.diff() > 0).all() and (sigma.diff() < 0).all()
     assert alpha[-1] == 1 and sigma[-1].abs() < 1e-15
     assert sigma[0] > 0.97  # VP comes close to pure noise only
@@ -124,7 +123,8 @@ def test_drift_is_the_velocity_of_a_score(path):
     assert mean.shape == X1.shape and var.shape == (len(INSIDE), 1)
     score = normal(*X1.shape, seed=2)
     torch.testing.assert_close(path.score_to_velocity(score, X1, INSIDE), -mean + var * score)
-    (alpha, d_alpha), (sigma, d_sigma) = path.compute_alpha_t(INSIDE), path.compute_sigma_t(INSIDE)
+    (alpha, d_alpha) = path.compute_alpha_t(INSIDE)
+    (sigma, d_sigma) = path.compute_sigma_t(INSIDE)
     torch.testing.assert_close(
         var[:, 0], d_alpha / alpha * sigma**2 - sigma * d_sigma, rtol=1e-9, atol=1e-12
     )
@@ -161,7 +161,8 @@ def test_diffusion_forms(path, form):
 @every_path
 def test_everything_is_finite_at_both_ends(path):
     t = torch.tensor([0.0, 1.0, 1e-12, 1 - 1e-12], dtype=torch.float64)
-    x, other = normal(4, 3), normal(4, 3, seed=1)
+    x = normal(4, 3)
+    other = normal(4, 3, seed=1)
     values = [
         *path.compute_alpha_t(t),
         *path.compute_sigma_t(t),
@@ -205,7 +206,9 @@ def test_a_path_of_ones_own_needs_two_coefficients_only():
 
 @every_path
 def test_dtypes_follow_the_data(path):
-    x0, x1, t = X0.bfloat16(), X1.bfloat16(), INSIDE.float()
+    x0 = X0.bfloat16()
+    x1 = X1.bfloat16()
+    t = INSIDE.float()
     assert {y.dtype for y in path.interpolate(x0, x1, t)} == {torch.bfloat16}
     assert {y.dtype for y in path.compute_drift(x1, t)} == {torch.bfloat16}
     assert path.velocity_to_score(x0, x1, t).dtype == torch.bfloat16

@@ -22,7 +22,9 @@ from fastgen.losses import (
 )
 from support.exact import normal
 
-GEN, TEACHER, FAKE = normal(6, 4, 3), normal(6, 4, 3, seed=1), normal(6, 4, 3, seed=2)
+GEN = normal(6, 4, 3)
+TEACHER = normal(6, 4, 3, seed=1)
+FAKE = normal(6, 4, 3, seed=2)
 
 
 def vsd_gradient(gen, teacher, fake, *args, **kwargs):
@@ -36,7 +38,9 @@ def vsd_gradient(gen, teacher, fake, *args, **kwargs):
 
 @pytest.mark.parametrize("pred_type", ["x0", "eps", "flow"])
 def test_dsm_compares_with_its_target(pred_type):
-    x0, eps, pred = GEN, TEACHER, FAKE
+    x0 = GEN
+    eps = TEACHER
+    pred = FAKE
     target = {"x0": x0, "eps": eps, "flow": eps - x0}[pred_type]
     loss = dsm_loss(pred_type, pred, x0=x0, eps=eps)
     torch.testing.assert_close(loss, (pred - target).square().mean())
@@ -55,7 +59,9 @@ def test_dsm_weights_are_averaged_not_normalised():
 
 
 def test_x0_dsm_is_flow_dsm_weighted_by_t_squared():
-    x0, eps, pred_flow = GEN, TEACHER, FAKE
+    x0 = GEN
+    eps = TEACHER
+    pred_flow = FAKE
     t = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
     x_t = (1 - t)[:, None, None] * x0 + t[:, None, None] * eps
     pred_x0 = x_t - t[:, None, None] * pred_flow
@@ -191,7 +197,8 @@ def test_masked_dsm_is_the_mean_over_the_samples_cut_to_their_lengths(pred_type)
     expected = torch.stack(one_by_one).mean()
     (gradient,) = torch.autograd.grad(expected, pred)
     filled = padded(FAKE)
-    x0, eps = padded(GEN).detach(), padded(TEACHER).detach()
+    x0 = padded(GEN).detach()
+    eps = padded(TEACHER).detach()
     loss = dsm_loss(pred_type, filled, x0=x0, eps=eps, t=t, weight=lambda t: 1 / t, mask=MASK)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     (found,) = torch.autograd.grad(loss, filled)
@@ -271,7 +278,8 @@ DIVERGENCES = {
 @pytest.mark.parametrize("kind", F_DIVERGENCES)
 def test_weights_are_the_second_derivative_of_f(kind):
     """h(r) = f''(r) r^2 by central differences, over h(1)."""
-    f, ratios = DIVERGENCES[kind], [1.0, 0.05, 0.4, 1.7, 9.0]
+    f = DIVERGENCES[kind]
+    ratios = [1.0, 0.05, 0.4, 1.7, 9.0]
     h = []
     for r in ratios:
         step = 1e-4 * r
@@ -324,7 +332,8 @@ def test_the_weighted_gradient_is_that_of_the_divergence(kind):
             density(m) * torch.tensor([DIVERGENCES[kind](v) for v in r.tolist()]).double(), x
         )
 
-    m, step = 0.7, 1e-4
+    m = 0.7
+    step = 1e-4
     expected = (divergence(m + step) - divergence(m - step)) / (2 * step)
     log_r = 0.5 * (x - m) ** 2 - 0.5 * x**2
     h = {
@@ -371,7 +380,8 @@ def test_unknown_divergences_and_shapes_are_refused():
 
 
 def test_gan_losses_are_logistic():
-    real, fake = normal(5, 2), normal(5, 2, seed=1)
+    real = normal(5, 2)
+    fake = normal(5, 2, seed=1)
     torch.testing.assert_close(gan_gen_loss(fake), -torch.sigmoid(fake).log().mean())
     expected = -torch.sigmoid(real).log().mean() - (1 - torch.sigmoid(fake)).log().mean()
     torch.testing.assert_close(gan_disc_loss(real, fake), expected)
@@ -381,7 +391,8 @@ def test_gan_losses_are_logistic():
 
 
 def test_relativistic_losses_are_logistic_in_the_difference():
-    real, fake = normal(5, 2), normal(5, 2, seed=1)
+    real = normal(5, 2)
+    fake = normal(5, 2, seed=1)
     disc = gan_disc_loss(real, fake, kind="relativistic")
     torch.testing.assert_close(disc, -torch.sigmoid(real - fake).log().mean())
     torch.testing.assert_close(
@@ -400,13 +411,15 @@ def test_relativistic_losses_are_logistic_in_the_difference():
 
 
 def test_relativistic_gradients_of_the_two_classes_are_opposite():
-    real, fake = normal(5, 2).requires_grad_(), normal(5, 2, seed=1).requires_grad_()
+    real = normal(5, 2).requires_grad_()
+    fake = normal(5, 2, seed=1).requires_grad_()
     gradients = torch.autograd.grad(gan_disc_loss(real, fake, kind="relativistic"), [real, fake])
     torch.testing.assert_close(gradients[0], -gradients[1], rtol=0, atol=0)
 
 
 def test_gan_losses_refuse_what_they_cannot_pair():
-    real, fake = normal(5, 2), normal(4, 2)
+    real = normal(5, 2)
+    fake = normal(4, 2)
     with pytest.raises(ValueError, match="expected real_logits for kind 'relativistic', got None"):
         gan_gen_loss(fake, kind="relativistic")
     with pytest.raises(ValueError, match=r"expected real_logits of shape \(4, 2\), got \(5, 2\)"):
@@ -424,16 +437,16 @@ def test_gan_losses_refuse_what_they_cannot_pair():
 @pytest.mark.parametrize("kind", GAN_KINDS)
 def test_the_best_discriminator_gives_the_log_ratio(kind):
     """Two points with data shares (.7, .3) and student shares (.2, .8): every pair in its share."""
-    data, student = (
-        torch.tensor([0.7, 0.3], dtype=torch.float64),
-        torch.tensor([0.2, 0.8], dtype=torch.float64),
-    )
+    data = torch.tensor([0.7, 0.3], dtype=torch.float64)
+    student = torch.tensor([0.2, 0.8], dtype=torch.float64)
     logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [logits], line_search_fn="strong_wolfe", tolerance_change=1e-16, max_iter=100
     )
-    i, j = torch.arange(10).repeat_interleave(10), torch.arange(10).repeat(10)
-    real, fake = (i >= 7).long(), (j >= 2).long()  # 100 pairs in the shares of the product
+    i = torch.arange(10).repeat_interleave(10)
+    j = torch.arange(10).repeat(10)
+    real = (i >= 7).long()
+    fake = (j >= 2).long()  # 100 pairs in the shares of the product
 
     def closure():
         optimizer.zero_grad()
@@ -445,7 +458,8 @@ def test_the_best_discriminator_gives_the_log_ratio(kind):
     expected = (data / student).log()
     found = logits.detach()
     if kind == "relativistic":
-        found, expected = found.diff(), expected.diff()
+        found = found.diff()
+        expected = expected.diff()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
@@ -467,8 +481,10 @@ def test_accuracy_is_the_share_told_correctly():
 
 def test_r1_estimates_the_squared_gradient():
     """For D(x) = w . x the mean of (D(x) - D(x + a n))^2 is a^2 |w|^2."""
-    a, w = 0.1, normal(4)
-    x, n = normal(40_000, 4), normal(40_000, 4, seed=1)
+    a = 0.1
+    w = normal(4)
+    x = normal(40_000, 4)
+    n = normal(40_000, 4, seed=1)
     estimate = r1_loss((x @ w)[:, None], ((x + a * n) @ w)[:, None]) / a**2
     assert estimate.item() == pytest.approx(w.square().sum().item(), rel=0.03)
     with pytest.raises(ValueError, match="expected perturbed_real_logits of shape"):
@@ -489,7 +505,8 @@ def test_pseudo_huber_is_its_formula_between_a_square_and_a_size():
 
 
 def test_guidance_extrapolates_from_the_unconditional_prediction():
-    c, u = GEN, TEACHER
+    c = GEN
+    u = TEACHER
     torch.testing.assert_close(classifier_free_guidance(c, u, 3.0), u + 3.0 * (c - u))
     assert torch.equal(classifier_free_guidance(c, u, 1.0), c)
     torch.testing.assert_close(classifier_free_guidance(c, u, 0.0), u)

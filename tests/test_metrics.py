@@ -36,7 +36,8 @@ def test_pairwise_distances_keep_their_digits_for_close_points():
 
 
 def test_energy_distance_equals_its_double_sums():
-    x, y = normal(5, 3), normal(4, 3, seed=1)
+    x = normal(5, 3)
+    y = normal(4, 3, seed=1)
     d = lambda a, b: sum(float((p - q).norm()) for p in a for q in b)  # noqa: E731
     v = 2 * d(x, y) / 20 - d(x, x) / 25 - d(y, y) / 16
     u = 2 * d(x, y) / 20 - d(x, x) / 20 - d(y, y) / 12
@@ -59,7 +60,8 @@ def test_energy_distance_of_a_sample_to_itself_is_zero_and_to_others_positive():
 
 
 def test_unbiased_estimate_has_mean_zero_and_the_v_statistic_its_known_bias():
-    x, y = normal(4000, 8, 2), normal(4000, 8, 2, seed=1)
+    x = normal(4000, 8, 2)
+    y = normal(4000, 8, 2, seed=1)
     mean, error = mean_and_error(energy_distance(x, y, unbiased=True))
     assert abs(mean) < 4 * error
     # E V = (1/N + 1/M) E|X - X'|, and |X - X'| of two plane normals has mean sqrt(pi).
@@ -68,7 +70,9 @@ def test_unbiased_estimate_has_mean_zero_and_the_v_statistic_its_known_bias():
 
 
 def test_unbiased_estimate_has_the_closed_form_of_shifted_normals():
-    x, y, m = normal(4000, 8, 1), normal(4000, 8, 1, seed=1) + 1.0, 1.0
+    x = normal(4000, 8, 1)
+    y = normal(4000, 8, 1, seed=1) + 1.0
+    m = 1.0
     # X - Y ~ N(m, 2): E|.| = 2/sqrt(pi) exp(-m^2/4) + m erf(m/2).
     between = 2 / math.sqrt(math.pi) * math.exp(-(m**2) / 4) + m * math.erf(m / 2)
     mean, error = mean_and_error(energy_distance(x, y, unbiased=True))
@@ -87,14 +91,16 @@ def test_rows_that_share_a_condition_need_the_paired_estimate():
 
 @pytest.mark.parametrize("wrong", ["narrow", "wide", "shifted"])
 def test_energy_score_is_least_for_the_true_law(wrong):
-    truth, samples = normal(3000, 2, 2), normal(3000, 6, 2, 2, seed=1)
+    truth = normal(3000, 2, 2)
+    samples = normal(3000, 6, 2, 2, seed=1)
     other = {"narrow": 0.5 * samples, "wide": 1.6 * samples, "shifted": samples + 0.4}[wrong]
     mean, error = mean_and_error(energy_score(other, truth) - energy_score(samples, truth))
     assert mean > 4 * error
 
 
 def test_energy_score_does_not_depend_on_how_many_samples_in_expectation():
-    truth, samples = normal(4000, 2, 2), normal(4000, 12, 2, 2, seed=1)
+    truth = normal(4000, 2, 2)
+    samples = normal(4000, 12, 2, 2, seed=1)
     mean, error = mean_and_error(energy_score(samples, truth) - energy_score(samples[:, :2], truth))
     assert abs(mean) < 4 * error
 
@@ -109,7 +115,8 @@ def test_displacement_errors_of_a_known_fan():
 
 
 def test_the_truth_in_the_fan_gives_zero_and_more_samples_never_hurt():
-    truth, fan = normal(20, 4, 2), normal(20, 6, 4, 2, seed=1)
+    truth = normal(20, 4, 2)
+    fan = normal(20, 6, 4, 2, seed=1)
     for metric in (min_ade, min_fde):
         assert (metric(fan, truth) <= metric(fan[:, :3], truth)).all()
         fan[:, 5] = truth
@@ -117,13 +124,16 @@ def test_the_truth_in_the_fan_gives_zero_and_more_samples_never_hurt():
 
 
 def test_all_are_invariant_under_rigid_motions_and_in_float64():
-    fan, truth = normal(20, 6, 4, 2, seed=1), normal(20, 4, 2)
+    fan = normal(20, 6, 4, 2, seed=1)
+    truth = normal(20, 4, 2)
     turn = torch.linalg.qr(normal(2, 2, seed=3)).Q
     for metric in (min_ade, min_fde, energy_score):
-        before, after = metric(fan, truth), metric(fan @ turn + 1, truth @ turn + 1)
+        before = metric(fan, truth)
+        after = metric(fan @ turn + 1, truth @ turn + 1)
         assert (before - after).abs().max() < 1e-12
         assert metric(fan.float(), truth.float()).dtype == F64
-    x, y = fan[:, :, 0], fan[:, :, 1]
+    x = fan[:, :, 0]
+    y = fan[:, :, 1]
     assert (energy_distance(x, y) - energy_distance(x @ turn + 1, y @ turn + 1)).abs().max() < 1e-12
 
 
@@ -155,7 +165,8 @@ def test_user_errors(act, words):
 
 
 def test_coverage_equals_its_definition():
-    samples, data = normal(60, 3), normal(1500, 3, seed=1)
+    samples = normal(60, 3)
+    data = normal(1500, 3, seed=1)
     distance = (data[:, None] - data[None]).norm(dim=-1)
     radius = distance.sort(dim=1).values[:, 4]  # the first is the point itself
     assert torch.allclose(neighbour_radius(data, 4), radius)
@@ -171,7 +182,8 @@ def test_coverage_of_the_law_by_itself_is_known_and_a_lost_half_is_lost():
     )
     mean, error = mean_and_error(rows)
     assert abs(mean - (1 - 2**-5)) < 4 * error + 2e-3
-    data, samples = normal(500, 2, seed=100), normal(500, 2, seed=101)
+    data = normal(500, 2, seed=100)
+    samples = normal(500, 2, seed=101)
     half = samples[samples[:, 0] > 0]
     assert abs(float(coverage(half, data)) - 0.5) < 0.1
     assert float(coverage(samples + 100, data)) == 0

@@ -32,11 +32,9 @@ def test_denormalize_inverts_normalize():
 
 
 def test_normalize_is_the_affine_map_of_its_formula():
-    mean, scale, x = (
-        normal(3, seed=1),
-        normal(3, 3, seed=2) + 3 * torch.eye(3),
-        normal(7, 3, seed=3),
-    )
+    mean = normal(3, seed=1)
+    scale = normal(3, 3, seed=2) + 3 * torch.eye(3)
+    x = normal(7, 3, seed=3)
     expected = torch.linalg.solve(scale, (x - mean).T).T
     assert (Normalizer(mean, scale).normalize(x) - expected).abs().max() < 1e-13
 
@@ -232,7 +230,8 @@ def test_unpacking_inverts_packing(pack):
 
 
 def test_a_token_holds_consecutive_waypoints_so_a_group_acts_by_copies():
-    x, turn = normal(3, 8, 2), torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=F64)
+    x = normal(3, 8, 2)
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=F64)
     assert torch.equal(pack_tokens(x, 4)[:, 1], x[:, 4:8].flatten(1))
     copies = torch.block_diag(turn, turn, turn, turn)
     assert torch.equal(pack_tokens(x @ turn.T, 4), pack_tokens(x, 4) @ copies.T)

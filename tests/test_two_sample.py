@@ -21,7 +21,8 @@ def slow_twin(x, y, kernel, bandwidths):
 
     losses = []
     for xs, ys in zip(x, y, strict=True):
-        m, n = len(xs), len(ys)
+        m = len(xs)
+        n = len(ys)
         cross = sum(d(a, b) for a in xs for b in ys) / (m * n)
         within = sum(d(xs[k], xs[j]) for k in range(m) for j in range(m) if j != k) / (m * (m - 1))
         losses.append(2 * cross - within)
@@ -57,7 +58,8 @@ def test_equal_laws_have_no_gradient_in_the_mean_and_a_shift_is_pulled_back(kern
         (gradient,) = torch.autograd.grad(two_sample_loss(x, y, kernel, bandwidths=(0.5, 1.0)), a)
         return gradient.item()
 
-    at_rest, pulled = slope(0.0), slope(1.0)
+    at_rest = slope(0.0)
+    pulled = slope(1.0)
     assert abs(at_rest) < 0.1 * pulled and pulled > 0.1
 
 

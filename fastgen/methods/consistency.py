@@ -35,111 +35,35 @@ References:
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._core.checks import check_choice, check_count, check_pred_type, check_shape, check_time
+from .._core.checks import check_pred_type, check_shape, check_time
 from .._core.conditions import cond_to, take_rows
 from .._core.modules import as_built, evaluating
 from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..config.dmd import DMDConfig
-from ..flow_matching import add_noise, check_t_list
+from ..flow_matching import add_noise
 from ..losses import pseudo_huber
 from ..networks import Cond, Network, predict_x0
-from ..samplers.student import SAMPLE_TYPES
 from ..samplers.teacher import teacher_step
 from ..training.draws import Draws
 from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
-from .kd import rung_grid
 from .method import Batch, Method, Networks, PlannedNetwork, Run
+from .time_grids import consistency_times
 
 __all__ = [
     "Consistency",
     "ConsistencyDistillation",
-    "consistency_intervals",
     "consistency_loss",
-    "consistency_times",
 ]
 
 # At smaller times t_1 noise, which the sampler starts from, is no state of any trajectory.
 LEAST_FIRST_RUNG = 0.9
-
-
-# ---- Times ---------------------------------------------------------------------------------------
-
-
-def consistency_intervals(progress: float, *, first: int = 4, last: int = 16) -> int:
-    """Number of intervals of the time grid: `first`, doubled at equal parts of the training, at
-    most `last`.
-
-    With D = ceil(log2(last / first)) doublings, N = min(last, first 2^floor((D + 1) progress)); at
-    the end N = last.
-
-    Args:
-        progress: part of the training that is done, in [0, 1].
-        first, last: 1 <= first <= last.
-
-    Raises:
-        ValueError: for a progress outside [0, 1], or counts other than 1 <= first <= last.
-    """
-    check_count("first", first)
-    if check_count("last", last) < first:
-        raise ValueError(f"expected first <= last, got first={first}, last={last}")
-    if not 0.0 <= progress <= 1.0:
-        raise ValueError(f"expected progress in [0, 1], got {progress}")
-    doublings = math.ceil(math.log2(last / first))
-    return min(last, first * 2 ** min(doublings, math.floor((doublings + 1) * progress)))
-
-
-def consistency_times(
-    n: int,
-    progress: float,
-    t_list: Sequence[float],
-    *,
-    sample_type: str = "sde",
-    first: int = 4,
-    last: int = 16,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw `n` intervals (s, t) of a grid from t_list[0] to 0, uniformly, each with the `end` of
-    its map.
-
-    The grid is that of :func:`fastgen.methods.kd.rung_grid`: every rung is a point of it. So each
-    rung, the first one included, is trained at the very float the sampler calls it with.
-
-    Args:
-        n: number of draws.
-        progress: part of the training that is done, in [0, 1].
-        t_list: the student's trajectory [t_1 > ... > 0.0].
-        sample_type: "sde": end = 0; "ode": end = the next rung below t.
-        first, last: intervals at the start and at the end of the training, see
-            `consistency_intervals`. Each segment between rungs has at least one.
-        generator: source of the draws.
-
-    Returns:
-        `(t, s, end)`: float64 on the CPU, shape (n,), t_1 >= t > s >= end >= 0.
-
-    Raises:
-        ValueError: for an invalid `t_list`, an unknown `sample_type`, and as
-            `consistency_intervals`.
-    """
-    check_choice("sample_type", sample_type, SAMPLE_TYPES)
-    times = check_t_list(t_list)
-    grid, index = rung_grid(
-        times, consistency_intervals(progress, first=first, last=last), t_max=times[0]
-    )
-    points = torch.tensor(grid, dtype=torch.float64)
-    ends = torch.zeros(len(grid) - 1, dtype=torch.float64)
-    if sample_type == "ode":
-        for start, stop in zip(index, index[1:], strict=False):
-            ends[start:stop] = points[stop]
-    drawn = torch.randint(len(grid) - 1, (check_count("n", n),), generator=generator)
-    return points[drawn], points[drawn + 1], ends[drawn]
 
 
 # ---- Loss ----------------------------------------------------------------------------------------

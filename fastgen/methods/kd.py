@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.checks import check_choice, check_count
+from .._core.checks import check_choice
 from .._core.conditions import cond_to, take_rows
 from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig
@@ -36,6 +36,7 @@ from ..training.draws import Draws
 from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
 from .method import Batch, Method, Networks, PlannedNetwork, Run
+from .time_grids import rung_grid
 
 __all__ = [
     "KD",
@@ -43,44 +44,8 @@ __all__ = [
     "kd_loss",
     "on_pairs",
     "planned_loss",
-    "rung_grid",
     "teacher_pairs",
 ]
-
-
-def rung_grid(
-    t_list: Sequence[float], calls: int = 16, *, t_max: float = 1.0
-) -> tuple[list[float], list[int]]:
-    """A time grid from `t_max` to 0 on which every rung but the first is a point.
-
-    Each segment between neighbouring rungs is cut into equal intervals, at least one, in number
-    proportional to its length. The first segment starts at `t_max`, where the teacher starts.
-
-    Args:
-        t_list: the student's trajectory [t_1 > ... > 0.0].
-        calls: number of intervals wanted; the grid has about as many, never fewer than there are
-            rungs.
-        t_max: the teacher's first time, in [t_1, 1].
-
-    Returns:
-        `(grid, index)`: decreasing floats, and the place in the grid of each entry of `t_list`:
-        `grid[index[k]] == t_list[k]` exactly for 0 < k; the first rung's place is 0.
-
-    Raises:
-        ValueError: for calls < 1, an invalid `t_list`, or a t_max outside [t_1, 1].
-    """
-    times = check_t_list(t_list)
-    check_count("calls", calls)
-    if not times[0] <= t_max <= 1.0:
-        raise ValueError(f"expected t_max in [t_list[0], 1] = [{times[0]}, 1], got {t_max}")
-    knots = [t_max, *times[1:]]
-    grid = [t_max]
-    index = [0]
-    for t, s in zip(knots, knots[1:], strict=False):
-        count = max(1, round(calls * (t - s) / t_max))
-        grid += [t + (s - t) * i / count for i in range(1, count)] + [s]
-        index.append(len(grid) - 1)
-    return grid, index
 
 
 @torch.no_grad()

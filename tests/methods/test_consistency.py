@@ -1,9 +1,7 @@
-"""Consistency distillation: its times, and a loss whose fixed point is the teacher's own map."""
+"""Consistency distillation: a loss whose fixed point is the teacher's own map, and its stage."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +14,8 @@ from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.flow_matching import add_noise, convert_prediction
 from fastgen.guidance import Guidance
-from fastgen.methods.consistency import (
-    ConsistencyDistillation,
-    consistency_intervals,
-    consistency_loss,
-    consistency_times,
-)
+from fastgen.methods.consistency import ConsistencyDistillation, consistency_loss
+from fastgen.methods.time_grids import consistency_times
 from fastgen.samplers import sample_student, teacher_step
 from fastgen.teachers.guided import GuidedNetwork
 from fastgen.training.accelerator import start_accelerator
@@ -40,77 +34,6 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def times_of(n: int, low: float = 0.1, high: float = 0.999, seed: int = 5) -> Tensor:
     return low + (high - low) * torch.rand(n, dtype=torch.float64, generator=generator(seed))
-
-
-# ---- Times ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("first", "last"), [(8, 64), (8, 8), (4, 50), (1, 1280)])
-def test_the_grid_doubles_at_equal_parts_of_the_training_up_to_the_last(first, last):
-    counts = [consistency_intervals(i / 1000, first=first, last=last) for i in range(1001)]
-    assert counts[0] == first and counts[-1] == last
-    levels = [(n, len(list(part))) for n, part in itertools.groupby(counts)]
-    assert all(b == min(last, 2 * a) for (a, _), (b, _) in itertools.pairwise(levels))
-    assert max(size for _, size in levels) - min(size for _, size in levels) <= 2
-
-
-@pytest.mark.parametrize(
-    "t_list", [[0.999, 0.0], [1.0, 0.0], T_LIST, [0.999, 0.9375, 0.8333, 0.625, 0.0]]
-)
-@pytest.mark.parametrize("sample_type", ["sde", "ode"])
-@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
-def test_times_are_neighbours_on_a_grid_of_which_every_rung_is_a_point(
-    t_list, sample_type, progress
-):
-    t, s, end = consistency_times(
-        4000, progress, t_list, sample_type=sample_type, generator=generator()
-    )
-    assert t.dtype == s.dtype == end.dtype == torch.float64 and t.shape == s.shape == end.shape == (
-        4000,
-    )
-    assert bool(((t > s) & (s >= end) & (end >= 0)).all())
-    grid = sorted({*t.tolist(), *s.tolist()}, reverse=True)
-    assert grid[0] == t_list[0] and grid[-1] == 0.0 and set(t_list) <= set(grid)
-    assert set(zip(t.tolist(), s.tolist(), strict=True)) == set(itertools.pairwise(grid))
-    assert abs(len(grid) - 1 - consistency_intervals(progress)) < len(t_list)
-    for time, stop in zip(t.tolist(), end.tolist(), strict=True):
-        assert stop == (
-            0.0 if sample_type == "sde" else max(rung for rung in t_list if rung < time)
-        )
-    # Uniformly: at most 20 intervals with at least 200 draws expected in each.
-    counts = torch.tensor([float((t == time).sum()) for time in grid[:-1]])
-    expected = 4000 / len(counts)
-    assert float((counts - expected).abs().max()) < 5 * math.sqrt(expected)
-
-
-def test_times_are_a_function_of_generator_and_progress():
-    def draw(seed: int, progress: float) -> Tensor:
-        return consistency_times(50, progress, T_LIST, generator=generator(seed))[0]
-
-    assert torch.equal(draw(1, 0.3), draw(1, 0.3))
-    assert not torch.equal(draw(1, 0.3), draw(2, 0.3)) and not torch.equal(
-        draw(1, 0.0), draw(1, 0.9)
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"progress": 1.01}, r"expected progress in \[0, 1\], got 1.01"),
-        ({"progress": math.nan}, r"expected progress in \[0, 1\]"),
-        ({"first": 0}, "expected first to be an int >= 1"),
-        ({"first": 9, "last": 8}, "expected first <= last, got first=9, last=8"),
-        ({"t_list": [0.5]}, "expected t_list such as"),
-        ({"sample_type": "x"}, "unknown sample_type 'x'"),
-        ({"n": 0}, "expected n to be an int >= 1"),
-    ],
-)
-def test_times_that_cannot_be_drawn_are_refused(arguments, message):
-    arguments = {"n": 4, "progress": 0.0, "t_list": T_LIST, **arguments}
-    with pytest.raises(ValueError, match=message):
-        consistency_times(
-            arguments.pop("n"), arguments.pop("progress"), arguments.pop("t_list"), **arguments
-        )
 
 
 # ---- The loss ------------------------------------------------------------------------------------

@@ -1,56 +1,23 @@
 """Teacher trajectories at the student's rungs, and the regression on them."""
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
 
 from fastgen.flow_matching import x0_to_flow
 from fastgen.guidance import Guidance
-from fastgen.methods.kd import kd_loss, rung_grid, teacher_pairs
+from fastgen.methods.kd import kd_loss, teacher_pairs
 from fastgen.samplers import sample_student, sample_teacher
 from fastgen.teachers.guided import GuidedNetwork
 from support.exact import GaussianTeacher, normal
 
 T_LIST = [0.999, 0.75, 0.5, 0.25, 0.0]
-T_LISTS = [
-    [0.999, 0.0],
-    T_LIST,
-    [0.999, 0.9375, 0.8333, 0.625, 0.0],
-    [0.7, 0.69, 0.01, 0.0],
-    [1.0, 0.5, 0.0],
-]
-
-
-@pytest.mark.parametrize("t_list", T_LISTS)
-@pytest.mark.parametrize("calls", [1, 5, 16, 100])
-def test_every_rung_is_a_point_of_the_grid(t_list, calls):
-    grid, index = rung_grid(t_list, calls)
-    assert grid[0] == 1.0 and grid[-1] == 0.0
-    assert all(t > s for t, s in itertools.pairwise(grid))
-    assert index[0] == 0 and [grid[i] for i in index[1:]] == t_list[1:]
-    rungs = len(t_list) - 1
-    assert rungs <= len(grid) - 1 and abs(len(grid) - 1 - max(calls, rungs)) <= rungs
-
-
-def test_equal_rungs_get_an_even_grid():
-    grid, index = rung_grid(T_LIST, 16)
-    assert grid == [1 - i / 16 for i in range(17)] and index == [0, 4, 8, 12, 16]
-
-
-def test_the_grid_starts_where_the_teacher_does():
-    grid, _ = rung_grid([0.99, 0.5, 0.0], 10, t_max=0.9935)
-    assert grid[0] == 0.9935
-    for t_max in (0.9, 1.1):
-        with pytest.raises(ValueError, match=r"expected t_max in \[t_list\[0\], 1\]"):
-            rung_grid([0.99, 0.5, 0.0], 10, t_max=t_max)
-    with pytest.raises(ValueError, match="expected calls to be an int >= 1"):
-        rung_grid([0.99, 0.0], 0)
 
 
 def test_pairs_lie_on_the_teachers_trajectories():
-    teacher, noise, cond = GaussianTeacher(), normal(32, 2), normal(32, seed=1)
+    teacher = GaussianTeacher()
+    noise = normal(32, 2)
+    cond = normal(32, seed=1)
     states = teacher_pairs(teacher, noise, cond, T_LIST, calls=400)
     assert states.shape == (32, 5, 2)
     assert torch.equal(states[:, 0], 0.999 * noise)
@@ -61,7 +28,8 @@ def test_pairs_lie_on_the_teachers_trajectories():
 
 
 def test_sixteen_calls_of_ab2_are_as_good_as_a_hundred_euler_steps():
-    teacher, noise = GaussianTeacher(), normal(500, 2)
+    teacher = GaussianTeacher()
+    noise = normal(500, 2)
     exact = teacher.carry(noise, 1.0, 0.0)
     ab2 = (teacher_pairs(teacher, noise, None, T_LIST)[:, -1] - exact).square().mean().sqrt()
     euler = (sample_teacher(teacher, noise, 100) - exact).square().mean().sqrt()
@@ -77,7 +45,10 @@ def test_pairs_keep_dtype_and_graph_free_and_shape():
 
 
 def test_pairs_can_be_guided():
-    teacher, noise, c, u = GaussianTeacher(), normal(5, 2), normal(5, seed=3), normal(5, seed=4)
+    teacher = GaussianTeacher()
+    noise = normal(5, 2)
+    c = normal(5, seed=3)
+    u = normal(5, seed=4)
     guided = teacher_pairs(GuidedNetwork(teacher, Guidance(2.0), u), noise, c, T_LIST)
     torch.testing.assert_close(guided, teacher_pairs(teacher, noise, 2 * c - u, T_LIST))
 
@@ -98,7 +69,8 @@ def perfect_student(teacher: GaussianTeacher, *, chord: bool = False):
 
 @pytest.mark.parametrize("sample_type", ["sde", "ode"])
 def test_the_student_that_samples_like_the_teacher_has_no_loss(sample_type):
-    teacher, noise = GaussianTeacher(), normal(40, 2)
+    teacher = GaussianTeacher()
+    noise = normal(40, 2)
     states = torch.stack([teacher.carry(0.999 * noise, 0.999, t) for t in T_LIST], dim=1)
     rungs = torch.arange(40) % 4
     losses = {
@@ -117,7 +89,8 @@ def test_the_student_that_samples_like_the_teacher_has_no_loss(sample_type):
 
 
 def test_an_ode_student_without_loss_samples_the_trajectory():
-    teacher, noise = GaussianTeacher(), normal(8, 2)
+    teacher = GaussianTeacher()
+    noise = normal(8, 2)
     xs, _ = sample_student(
         perfect_student(teacher, chord=True), noise, T_LIST, return_all_steps=True
     )
@@ -126,7 +99,9 @@ def test_an_ode_student_without_loss_samples_the_trajectory():
 
 
 def test_the_loss_is_the_pseudo_huber_mean():
-    states, rungs, c = normal(6, 5, 3), torch.tensor([0, 1, 2, 3, 0, 2]), 0.05
+    states = normal(6, 5, 3)
+    rungs = torch.tensor([0, 1, 2, 3, 0, 2])
+    c = 0.05
     x_t = states[torch.arange(6), rungs]
     t = torch.tensor(T_LIST, dtype=torch.float64)[rungs]
     flow = normal(6, 3, seed=1)
@@ -161,7 +136,9 @@ def test_the_loss_is_the_pseudo_huber_mean():
 
 @pytest.mark.parametrize("pred_type", ["flow", "x0", "eps"])
 def test_any_prediction_type_is_regressed_on_the_same_target(pred_type):
-    teacher, states, rungs = GaussianTeacher(), normal(6, 5, 3), torch.arange(6) % 4
+    teacher = GaussianTeacher()
+    states = normal(6, 5, 3)
+    rungs = torch.arange(6) % 4
 
     def student(x_t, t, cond):
         x0, eps = teacher.predict(x_t, t, cond)
@@ -186,6 +163,7 @@ def test_any_prediction_type_is_regressed_on_the_same_target(pred_type):
 )
 def test_bad_arguments_are_named(changes, message):
     arguments = {"states": normal(6, 5, 3), "rungs": torch.zeros(6, dtype=torch.long), **changes}
-    states, rungs = arguments.pop("states"), arguments.pop("rungs")
+    states = arguments.pop("states")
+    rungs = arguments.pop("rungs")
     with pytest.raises(ValueError, match=message):
         kd_loss(GaussianTeacher(), states, T_LIST, None, rungs, **arguments)

@@ -48,7 +48,8 @@ def test_orders_are_listed_for_every_solver():
 
 @pytest.mark.parametrize("method", ORDERS)
 def test_teacher_sampling_converges_at_the_order_of_its_solver(method):
-    teacher, noise = ConjugatedTeacher(std=0.5), normal(64, 2)
+    teacher = ConjugatedTeacher(std=0.5)
+    noise = normal(64, 2)
     exact = teacher.carry(noise, 1.0, 0.0)
     errors = {
         n: rms(sample_teacher(teacher, noise, n, method=method) - exact) for n in (64, 128, 256)
@@ -60,7 +61,8 @@ def test_teacher_sampling_converges_at_the_order_of_its_solver(method):
 def test_flow_matching_converges_at_the_order_of_its_solver(method, float64_default):
     teacher = ConjugatedTeacher(std=0.5)
     noise = torch.randn(64, 2, generator=generator_for(0))
-    exact, errors = teacher.carry(noise, 1.0, 0.0), {}
+    exact = teacher.carry(noise, 1.0, 0.0)
+    errors = {}
     for n in (64, 128, 256):
         x = FlowMatching(2, int_method=method).sample(
             64,
@@ -73,8 +75,10 @@ def test_flow_matching_converges_at_the_order_of_its_solver(method, float64_defa
 
 
 def test_ab2_keeps_its_order_on_uneven_grids():
-    teacher, noise = ConjugatedTeacher(std=0.5), normal(64, 2)
-    exact, errors = teacher.carry(noise, 1.0, 0.0), {}
+    teacher = ConjugatedTeacher(std=0.5)
+    noise = normal(64, 2)
+    exact = teacher.carry(noise, 1.0, 0.0)
+    errors = {}
     for n in (64, 128, 256):
         grid = [(1 - i / n) ** 1.5 for i in range(n + 1)]
         errors[n] = rms(sample_teacher(teacher, noise, n, method="ab2", t_grid=grid) - exact)
@@ -90,7 +94,8 @@ def test_solvers_make_the_calls_they_promise(method):
 
 def test_a_straight_flow_needs_one_step_of_any_solver():
     """With a constant velocity every solver is exact, so data = noise - flow."""
-    noise, shift = normal(4, 3), normal(4, 3, seed=1)
+    noise = normal(4, 3)
+    shift = normal(4, 3, seed=1)
     for method in SOLVERS:
         x = sample_teacher(lambda x_t, t, cond: shift, noise, 1, method=method)
         torch.testing.assert_close(x, noise - shift)
@@ -107,7 +112,8 @@ def test_integrate_yields_the_state_at_every_grid_point():
 
 
 def test_the_last_state_is_the_sample_and_the_first_is_the_noise():
-    teacher, noise = GaussianTeacher(), normal(6, 4, 2, dtype=torch.float32)
+    teacher = GaussianTeacher()
+    noise = normal(6, 4, 2, dtype=torch.float32)
     xs, ts = sample_teacher(teacher, noise, 5, return_all_steps=True)
     assert xs.shape == (6, 6, 4, 2) and xs.dtype == torch.float32
     torch.testing.assert_close(ts, torch.linspace(1, 0, 6))
@@ -139,7 +145,9 @@ def test_the_state_is_float64_between_calls():
 
 
 def test_a_conditional_teacher_gets_its_condition():
-    teacher, noise, cond = GaussianTeacher(), normal(5, 2), normal(5, seed=3)
+    teacher = GaussianTeacher()
+    noise = normal(5, 2)
+    cond = normal(5, seed=3)
     x = sample_teacher(teacher, noise, 400, cond, method="rk4")
     torch.testing.assert_close(x, teacher.carry(noise, 1.0, 0.0, cond), rtol=0, atol=1e-6)
 
@@ -147,7 +155,10 @@ def test_a_conditional_teacher_gets_its_condition():
 def test_guidance_moves_the_condition_away_from_the_negative_one():
     """The flow is linear in the condition here, so scale s samples the condition c + (s - 1)(c -
     u)."""
-    teacher, noise, c, u = GaussianTeacher(), normal(5, 2), normal(5, seed=3), normal(5, seed=4)
+    teacher = GaussianTeacher()
+    noise = normal(5, 2)
+    c = normal(5, seed=3)
+    u = normal(5, seed=4)
     guided = sample_teacher(teacher, noise, 8, c, guidance_scale=2.5, negative_cond=u)
     torch.testing.assert_close(guided, sample_teacher(teacher, noise, 8, c + 1.5 * (c - u)))
     unguided = sample_teacher(teacher, noise, 8, c, guidance_scale=1.0, negative_cond=u)
@@ -155,7 +166,8 @@ def test_guidance_moves_the_condition_away_from_the_negative_one():
 
 
 def test_a_teacher_that_never_reaches_pure_noise_starts_where_it_ends():
-    teacher, noise = GaussianTeacher(), normal(4, 2)
+    teacher = GaussianTeacher()
+    noise = normal(4, 2)
     teacher.t_max = 0.99
     xs, ts = sample_teacher(teacher, noise, 3, return_all_steps=True)
     assert ts[0] == 0.99
@@ -164,7 +176,8 @@ def test_a_teacher_that_never_reaches_pure_noise_starts_where_it_ends():
 
 @pytest.mark.parametrize("pred_type", ["x0", "eps"])
 def test_teachers_of_other_predictions_give_the_same_samples(pred_type):
-    teacher, noise = GaussianTeacher(), normal(4, 2)
+    teacher = GaussianTeacher()
+    noise = normal(4, 2)
     grid = [TRUSTED_NOISE_TIME, 0.6, 0.3, 0.0]
 
     def predict(x_t, t, cond):
@@ -175,7 +188,8 @@ def test_teachers_of_other_predictions_give_the_same_samples(pred_type):
 
 
 def test_no_graph_is_kept():
-    net, noise = Recorder(), normal(2, 2).requires_grad_()
+    net = Recorder()
+    noise = normal(2, 2).requires_grad_()
     assert not sample_teacher(net, noise, 2).requires_grad
     assert not sample_student(net, noise, T_LIST).requires_grad
 
@@ -213,7 +227,8 @@ def test_a_network_of_another_shape_is_refused():
 
 
 def test_an_ode_student_is_eulers_method_of_the_same_flow():
-    teacher, noise = GaussianTeacher(), normal(16, 3)
+    teacher = GaussianTeacher()
+    noise = normal(16, 3)
     t_list = [1.0, 0.75, 0.5, 0.25, 0.0]
     euler, ts = sample_teacher(teacher, noise, None, t_grid=t_list, return_all_steps=True)
     student, student_ts = sample_student(teacher, noise, t_list, return_all_steps=True)
@@ -223,7 +238,8 @@ def test_an_ode_student_is_eulers_method_of_the_same_flow():
 
 @pytest.mark.parametrize("pred_type", ["x0", "eps"])
 def test_students_of_other_predictions_take_the_same_steps(pred_type):
-    teacher, noise = GaussianTeacher(), normal(16, 3)
+    teacher = GaussianTeacher()
+    noise = normal(16, 3)
 
     def predict(x_t, t, cond):
         return teacher.predict(x_t, t, cond)[0 if pred_type == "x0" else 1]
@@ -233,7 +249,9 @@ def test_students_of_other_predictions_take_the_same_steps(pred_type):
 
 
 def test_sde_rungs_mix_the_prediction_with_fresh_noise():
-    teacher, noise, generator = GaussianTeacher(), normal(2000, 1), generator_for(7)
+    teacher = GaussianTeacher()
+    noise = normal(2000, 1)
+    generator = generator_for(7)
     xs, _ = sample_student(
         teacher, noise, T_LIST, sample_type="sde", generator=generator, return_all_steps=True
     )
@@ -251,7 +269,8 @@ def test_sde_rungs_mix_the_prediction_with_fresh_noise():
 
 
 def test_ode_rungs_keep_the_noise():
-    teacher, noise = GaussianTeacher(), normal(8, 2)
+    teacher = GaussianTeacher()
+    noise = normal(8, 2)
     xs, _ = sample_student(teacher, noise, T_LIST, return_all_steps=True)
     for k, (t, s) in enumerate(itertools.pairwise(T_LIST[:-1])):
         x0 = teacher.predict(xs[:, k], torch.tensor(t), None)[0]
@@ -260,7 +279,8 @@ def test_ode_rungs_keep_the_noise():
 
 @pytest.mark.parametrize("sample_type", ["ode", "sde"])
 def test_student_shapes_start_and_calls(sample_type):
-    net, noise = Recorder(), normal(3, 4, 2, dtype=torch.float32)
+    net = Recorder()
+    noise = normal(3, 4, 2, dtype=torch.float32)
     xs, ts = sample_student(
         net,
         noise,
@@ -277,7 +297,8 @@ def test_student_shapes_start_and_calls(sample_type):
 
 
 def test_ode_results_do_not_depend_on_how_the_batch_is_split():
-    net, noise = Recorder(), normal(6, 2, dtype=torch.float32)
+    net = Recorder()
+    noise = normal(6, 2, dtype=torch.float32)
     whole = sample_student(net, noise, T_LIST)
     parts = [sample_student(net, part, T_LIST) for part in noise.split(2)]
     assert torch.equal(whole, torch.cat(parts))

@@ -19,7 +19,9 @@ def times_of(n: int) -> Tensor:
 
 @pytest.mark.parametrize("method", ONE_STEP_SOLVERS)
 def test_one_step_of_equal_times_is_that_of_the_sampler(method):
-    teacher, x, cond = GaussianTeacher(), normal(6, 3, 2), normal(6, seed=1)
+    teacher = GaussianTeacher()
+    x = normal(6, 3, 2)
+    cond = normal(6, seed=1)
     noise = x / 0.8
     expected = sample_teacher(
         teacher, noise, None, cond, method=method, t_grid=[0.8, 0.3, 0.0], return_all_steps=True
@@ -33,7 +35,9 @@ def test_one_step_of_equal_times_is_that_of_the_sampler(method):
 
 @pytest.mark.parametrize("method", ONE_STEP_SOLVERS)
 def test_samples_have_times_of_their_own(method):
-    teacher, x, t = GaussianTeacher(), normal(6, 3), times_of(6)
+    teacher = GaussianTeacher()
+    x = normal(6, 3)
+    t = times_of(6)
     whole = teacher_step(teacher, x, t, t / 3, method=method)
     for i in range(6):
         row = slice(i, i + 1)
@@ -48,20 +52,19 @@ def noise_teacher(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("time", [0.999, 0.96, 0.95, 0.5])
 def test_a_noise_prediction_is_followed_as_by_the_sampler(time):
-    x, t = normal(6, 3), torch.full((6,), time, dtype=torch.float64)
+    x = normal(6, 3)
+    t = torch.full((6,), time, dtype=torch.float64)
     step = teacher_step(noise_teacher, x, t, t - 0.1, method="euler", pred_type="eps")
     velocity = teacher_velocity(noise_teacher, None, dtype=torch.float64, pred_type="eps")(x, time)
     torch.testing.assert_close(step, x - 0.1 * velocity)
 
 
 def test_a_step_can_be_guided_and_has_no_graph():
-    teacher, x, t, c, u = (
-        GaussianTeacher(),
-        normal(5, 2).requires_grad_(),
-        times_of(5),
-        normal(5),
-        normal(5, seed=4),
-    )
+    teacher = GaussianTeacher()
+    x = normal(5, 2).requires_grad_()
+    t = times_of(5)
+    c = normal(5)
+    u = normal(5, seed=4)
     guided = teacher_step(GuidedNetwork(teacher, Guidance(2.0), u), x, t, t / 2, c)
     torch.testing.assert_close(guided, teacher_step(teacher, x, t, t / 2, 2 * c - u))
     assert not guided.requires_grad
