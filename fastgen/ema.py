@@ -1,7 +1,7 @@
-"""Exponential moving average of a network's weights; the average is what is evaluated and exported.
+"""Exponential moving average of a network's weights: what is evaluated and exported.
 
-Iterations count *student* updates, starting at 1. With n = iteration - start_iter, an update with n
->= 1 does
+The average is called the shadow. Iterations count *student* updates, from 1. With
+n = iteration - start_iter, an update with n <= 0 copies the weights, and one with n >= 1 does
 
     shadow <- beta_n shadow + (1 - beta_n) weights
 
@@ -9,8 +9,7 @@ Iterations count *student* updates, starting at 1. With n = iteration - start_it
     halflife  beta_n = 0.5^(batch_size / H),  H = min(1000 halflife_kimg, rampup_ratio n batch_size)
     power     beta_n = (1 - 1/n)^(gamma + 1)
 
-and an update with n <= 0 copies the weights. beta_1 of `power` is 0: the average forgets the
-initialisation.
+beta_1 of `power` is 0: the average forgets the initialisation.
 
 References:
     Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, 2023,
@@ -28,16 +27,17 @@ import torch
 from torch import Tensor, nn
 
 from ._core.checks import check_choice
-from ._core.modules import unwrap
+from ._core.modules import as_built
 from ._core.processes import gathered, is_shard, own, settle, shared_like, sharing
 from ._core.tensors import at_hand
 
 if TYPE_CHECKING:
-    from .config.dmd import EMAConfig
+    from .config.groups import EMAConfig
 
-__all__ = ["ExponentialMovingAverage", "averaged_weights"]
+__all__ = ["SHADOW_DTYPES", "ExponentialMovingAverage", "averaged_weights"]
 
 EMA_TYPES = ("constant", "halflife", "power")
+# Where a weight is found: its name, the dict of its module that holds it, and its key in there.
 Place = tuple[str, dict[str, Any], str]
 SHADOW_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -46,15 +46,20 @@ class ExponentialMovingAverage:
     """Shadow weights of one network.
 
     The shadow is kept in float32 (or float64): in bfloat16 an update by (1 - beta) of a small
-    difference rounds to nothing. Parameters are averaged; buffers that belong to the state dict are
-    copied. Wrappers (DistributedDataParallel, torch.compile) are looked through, so that names are
-    those of the bare network. Of a sharded network (FSDP2) each process averages its own shards;
-    writing them to a network that is not is collective.
+    difference rounds to nothing. Parameters are averaged. Buffers that belong to the state dict are
+    copied. Names are those of the network as it was built, without the prefixes that
+    DistributedDataParallel and torch.compile give them.
+
+    Of a sharded network (FSDP2) each process averages its own shards. To write them to a network
+    that isn't sharded, all processes must call `copy_to`.
 
     Args:
-        model: network whose present weights start the shadow.
+        model: the network, whose present weights start the shadow.
         cfg: `fastgen.config.dmd.EMAConfig`, or any object with its attributes.
         device: where the shadow is kept; None: where the weights are.
+
+    Attributes:
+        shadow: the average by weight name.
 
     Raises:
         ValueError: for an unknown `type` or `dtype`, or a decay outside [0, 1).
@@ -98,8 +103,8 @@ class ExponentialMovingAverage:
         """Take in the weights after student update number `iteration` (1 for the first).
 
         Args:
-            skip: a scalar, True: leave the average as it is. On a GPU that is decided there,
-                without waiting for it; one that is kept elsewhere than the scalar waits.
+            skip: a scalar; where it is True the average stays as it is. On a GPU the host doesn't
+                wait for it, unless the average is kept on another device.
 
         Raises:
             ValueError: if `model` has other weights than the shadow.
@@ -109,9 +114,8 @@ class ExponentialMovingAverage:
                 return
             skip = None
         beta = self.beta(iteration)
-        settle(unwrap(model))
-        # Asked once, not of each weight.
-        part = own if sharing() else _itself
+        settle(as_built(model))
+        part = own if sharing() else _itself  # asked once, not of each weight
         shadows: list[Tensor] = []
         values: list[Tensor] = []
         for name, place, leaf in self._places_of(model):
@@ -124,22 +128,22 @@ class ExponentialMovingAverage:
             else:
                 shadow.copy_(value if skip is None else torch.where(skip, shadow, value))
         if shadows and skip is not None:
-            # A weight of 0 leaves a number exactly as it is. As tensors: a number would have to be
-            # known here.
+            # A weight of 0 leaves a number exactly as it is. The weight is a tensor, since a number
+            # would have to be known to the host.
             weight = torch.where(skip, 0.0, torch.tensor(1.0 - beta, dtype=self.dtype))
             torch._foreach_lerp_(shadows, values, [weight] * len(shadows))  # pyright: ignore[reportPrivateImportUsage]
         elif shadows:
-            # torch's lerp answers the end point exactly at weight 1, so a constant network stays
-            # itself.
+            # torch's lerp answers the end point exactly at weight 1: a network that never changes
+            # is its own average.
             torch._foreach_lerp_(shadows, values, 1.0 - beta)  # pyright: ignore[reportPrivateImportUsage]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy would look at copies of these places.
+        # A copy must look for its places itself, in its own network.
         return {**self.__dict__, "_seen": None}
 
     def _places_of(self, model: nn.Module) -> list[Place]:
-        """Where the weights of `model` are; looking for them at each update would take longer than
-        averaging them."""
+        """Where the weights of `model` are. They are looked for once: at each update that would
+        take longer than averaging them."""
         if self._seen is None or self._seen[0]() is not model:
             places = list(_places(model))
             self._check_names({name: place[leaf] for name, place, leaf in places})
@@ -156,7 +160,7 @@ class ExponentialMovingAverage:
             value.copy_(shadow if is_shard(value) else gathered(shadow))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The shadow by weight name, as tensors that share its memory; made for safetensors."""
+        """The shadow by weight name, for safetensors. The tensors are the shadow's own."""
         return dict(self.shadow)
 
     @torch.no_grad()
@@ -171,9 +175,8 @@ class ExponentialMovingAverage:
             shadow.copy_(shared_like(state[name], shadow))
 
     def _copy(self, x: Tensor) -> Tensor:
-        return x.detach().to(
-            self.device, self.dtype if x.is_floating_point() else x.dtype, copy=True
-        )
+        dtype = self.dtype if x.is_floating_point() else x.dtype
+        return x.detach().to(self.device, dtype, copy=True)
 
     def _check_names(self, weights: Mapping[str, Tensor]) -> None:
         if weights.keys() != self.shadow.keys():
@@ -192,13 +195,15 @@ class ExponentialMovingAverage:
 
 
 def averaged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and those buffers that belong to the state dict, by name; tied parameters once."""
-    yield from ((name, place[leaf]) for name, place, leaf in _places(model))
+    """(name, tensor) of each parameter and of each buffer that belongs to the state dict; tied
+    parameters once."""
+    for name, place, leaf in _places(model):
+        yield name, place[leaf]
 
 
 def _places(model: nn.Module) -> Iterator[Place]:
-    """(name, the dict of its module that holds it, its key there) of each of these weights."""
-    bare = unwrap(model)
+    """The places of the weights that `averaged_weights` gives."""
+    bare = as_built(model)
     settle(bare)
     for named in (bare.named_parameters(), bare.named_buffers()):
         for name, x in named:

@@ -1,54 +1,126 @@
-"""How a network is called, whatever it is: `net(x_t, t, cond)`, in its own dtype, with times never
-below float32."""
+"""Networks: how one is called, what it says of itself, and what may be wrapped around it.
+
+Every network is called `net(x_t, t, cond)`, in its own dtype, with times in no less than float32.
+What is wrapped around one is a coat: see `NetworkWrapper`, `coats` and `unwrap`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ._core.checks import check_shape
+from ._core.modules import as_built, inside_launcher
 from ._core.tensors import time_dtype
 from .flow_matching import convert_prediction
 
 __all__ = [
+    "DECLARED",
     "Cond",
     "Network",
     "NetworkWrapper",
     "call_network",
+    "coats",
+    "idle_parameters",
     "network_dtype",
     "parameters_to",
     "predict_x0",
+    "predicts_noise",
     "teacher_x0",
+    "time_range",
+    "unwrap",
 ]
 
-# What samplers and checks read off a converted network holds for one that wraps it.
-DECLARED = ("t_min", "t_max", "predicts_noise")
+# What a network may declare, by having an attribute of this name:
+#   t_min, t_max       the RF times in which it is defined
+#   predicts_noise     True: its answer is eps up to a factor
+#   call_dtype         the dtype in which it is called, if not that of its parameters
+#   predict_x0         a method (x_t, t, cond) that answers x0
+DECLARED = ("t_min", "t_max", "predicts_noise", "call_dtype", "predict_x0")
 
 Cond = Any  # a Tensor, a mapping or tuple of Tensors, or None: handed to the network untouched
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
 
 
 class NetworkWrapper(nn.Module):
-    """A module around `network` that adds no weights; its optimiser groups are the network's
-    own."""
+    """A module around `network` that adds no weights.
+
+    It declares what its network declares (`t_min`, `t_max`, `predicts_noise`, `call_dtype`,
+    `predict_x0`) and nothing that the network doesn't, unless it has an attribute of its own. Its
+    optimiser groups are the network's.
+
+    Attributes:
+        network: the network inside.
+        passes_on: of a class: the names of what its wrappers declare if their networks do.
+    """
+
+    passes_on: ClassVar[tuple[str, ...]] = DECLARED
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
+    def declared(self, name: str) -> Any:
+        """What the network inside declares by this name of `DECLARED`.
+
+        Raises:
+            AttributeError: it declares nothing by this name.
+        """
+        return getattr(as_built(self.network), name)
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here for what the wrapper itself doesn't have.
+        return self.declared(name) if name in self.passes_on else super().__getattr__(name)
+
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
         """The network's own groups, or one with all parameters."""
-        if (groups := getattr(self.network, "get_optim_groups", None)) is not None:
+        groups = getattr(as_built(self.network), "get_optim_groups", None)
+        if groups is not None:
             return groups(weight_decay)
         return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
 
 
+def coats(network: nn.Module) -> Iterator[nn.Module]:
+    """The network with all that is around it, outermost first; the bare network comes last.
+
+    Coats are a `NetworkWrapper`, DistributedDataParallel, DataParallel and torch.compile.
+    """
+    inner: nn.Module | None = network
+    while inner is not None:
+        yield inner
+        inner = inner.network if isinstance(inner, NetworkWrapper) else inside_launcher(inner)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The bare network: the last of its `coats`."""
+    return list(coats(network))[-1]
+
+
+def time_range(network: object) -> tuple[float, float]:
+    """(t_min, t_max): the RF times in which a network says it is defined, [0, 1] if it says
+    nothing."""
+    return float(_declared(network, "t_min", 0.0)), float(_declared(network, "t_max", 1.0))
+
+
+def predicts_noise(network: object) -> bool:
+    """Whether a network says that its answer is eps up to a factor."""
+    return bool(_declared(network, "predicts_noise", False))
+
+
+def _declared(network: object, name: str, default: Any) -> Any:
+    """An attribute of `DECLARED`, read through what launchers put around a network: not all of
+    them pass it on."""
+    if isinstance(network, nn.Module):
+        network = as_built(network)
+    return getattr(network, name, default)
+
+
 def parameters_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`network` with its floating parameters cast in place; buffers, tables of times among them,
-    stay as they are."""
+    """`network` with its floating parameters cast in place. Buffers stay as they are: a table of
+    times must not be rounded."""
     for parameter in network.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
@@ -56,9 +128,13 @@ def parameters_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
-    """The dtype a network says it is called in (`call_dtype`), else that of its first parameter
-    that is one to compute in, else `default`."""
-    if (dtype := getattr(network, "call_dtype", None)) is not None:
+    """The dtype in which a network is called: its `call_dtype` if it declares one, else that of its
+    first floating parameter, else `default`.
+
+    Quantised parameters, such as those in float8, are passed over: nothing computes in them.
+    """
+    dtype = _declared(network, "call_dtype", None)
+    if dtype is not None:
         return dtype
     if isinstance(network, nn.Module):
         for parameter in network.parameters():
@@ -68,8 +144,8 @@ def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
 
 
 def idle_parameters(network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> list[nn.Parameter]:
-    """Trained parameters that a prediction at `x_t` (B, ...), `t` (B,) doesn't use: they get no
-    gradient."""
+    """Trained parameters that get no gradient from a prediction at `x_t` (B, ...) and `t` (B,),
+    since it doesn't use them."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     answer = call_network(network, x_t, t, cond, dtype=network_dtype(network, x_t.dtype)).sum()
     gradients = torch.autograd.grad(answer, parameters, allow_unused=True)
@@ -83,18 +159,18 @@ def idle_parameters(network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> li
 def call_network(
     network: Network, x_t: Tensor, t: float | Tensor, cond: Cond, *, dtype: torch.dtype
 ) -> Tensor:
-    """Call `network(x_t, t, cond)` in its own dtype, with t as a float32 (float64 for a float64
-    network) tensor (B,).
+    """The prediction of `network(x_t, t, cond)`, called in its own dtype.
 
     Args:
-        network: module or function called positionally.
+        network: module or function called positionally. It gets `t` as a tensor (B,), in float64
+            if its own dtype is that, else in float32.
         x_t: shape (B, ...), any floating dtype.
-        t: float or (B,).
+        t: float or (B,), in [0, 1].
         cond: handed over untouched.
-        dtype: what a network without parameters is given.
+        dtype: in which a network without parameters is called.
 
     Returns:
-        the prediction, shaped like `x_t`, in the dtype the network chose.
+        the prediction, shaped like `x_t`, in the dtype of the network's answer.
 
     Raises:
         ValueError: if the network's answer has another shape than `x_t`.
@@ -118,17 +194,24 @@ def predict_x0(
     pred_type: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The network's prediction as data x0, in the dtype of `x_t`; differentiable. Arguments as in
-    `call_network`."""
+    """The network's prediction as data x0 (B, ...), in the dtype of `x_t`; differentiable.
+
+    Args:
+        pred_type: what the network predicts, "flow", "x0" or "eps".
+        network, x_t, t, cond, dtype: as in `call_network`.
+    """
     pred = call_network(network, x_t, t, cond, dtype=dtype)
     return convert_prediction(pred, x_t, t, pred_type, "x0")
 
 
 def teacher_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_type: str) -> Tensor:
-    """What a network says of the data: by its own `predict_x0(x_t, t, cond)` where it offers one,
-    which a converted or guided network answers without a lossy round trip, else from its
-    prediction. Arguments as in `call_network`."""
-    direct = getattr(network, "predict_x0", None)
+    """A network's data x0 (B, ...), by its own `predict_x0(x_t, t, cond)` if it has one, else from
+    its prediction.
+
+    A converted or guided network has one: from its flow x0 would come with the rounding of a way
+    there and back. Arguments as in `predict_x0`.
+    """
+    direct = _declared(network, "predict_x0", None)
     if direct is not None:
         return direct(x_t, t, cond)
     return predict_x0(network, x_t, t, cond, pred_type=pred_type, dtype=x_t.dtype)

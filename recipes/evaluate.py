@@ -1,9 +1,10 @@
 """Score what a run made.
 
-python recipes/evaluate.py runs/ring             the exported student, through load_student(...).sample
-python recipes/evaluate.py runs/mine factory=package.module:callable     one with a network of your own
-python recipes/evaluate.py recipes/teachers/ring a teacher, at every number of calls; rewrites its
-scores.json
+python recipes/evaluate.py runs/ring               the exported student, as its users sample it
+python recipes/evaluate.py runs/mine factory=package.module:callable
+                                                   one with a network of your own
+python recipes/evaluate.py recipes/teachers/ring   a teacher, at every number of calls; this
+                                                   rewrites its scores.json
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 
 from fastgen.config import TeacherConfig
-from fastgen.jobs.command_line import user_errors
+from fastgen.jobs.command_line import parse_options, user_errors
 from fastgen.jobs.distillation import score_student
 from fastgen.jobs.pretraining import score_teacher
 from fastgen.report.tables import format_table
@@ -21,25 +22,37 @@ from fastgen.training.accelerator import use_all_cores
 
 def main() -> None:
     with user_errors():
-        given = {
-            key: value for key, _, value in (argument.partition("=") for argument in sys.argv[2:])
-        }
-        if len(sys.argv) < 2 or sys.argv[1].startswith("-") or given.keys() - {"factory"}:
+        arguments = sys.argv[1:]
+        if not arguments or arguments[0].startswith("-") or "--help" in arguments:
             print(__doc__)
-            raise SystemExit(0 if "--help" in sys.argv else 2)
-        folder = Path(sys.argv[1])
+            raise SystemExit(0 if "--help" in arguments else 2)
+        options = parse_options(arguments[1:], ["factory"])
         use_all_cores()
-        if (folder / "student").is_dir():
-            print(format_table({"student": score_student(folder, given.get("factory"))}))
-        elif (folder / "teacher").is_dir() or (folder / "model.safetensors").is_file():
-            teacher = folder / "teacher" if (folder / "teacher").is_dir() else folder
-            rows = TeacherConfig()
-            score_teacher(teacher, calls=rows.calls, ab2_calls=rows.ab2_calls)
-        else:
-            raise ValueError(
-                f"expected a run folder or a teacher's folder, got {folder} with neither student/ "
-                "nor teacher/"
-            )
+        evaluate(Path(arguments[0]), options.get("factory"))
+
+
+def evaluate(folder: Path, factory: str | None) -> None:
+    """Print the scores of the student in a run folder; else measure the teacher in it.
+
+    Raises:
+        ValueError: the folder holds neither.
+    """
+    if (folder / "student").is_dir():
+        print(format_table({"student": score_student(folder, factory)}))
+    elif (folder / "teacher").is_dir():
+        evaluate_teacher(folder / "teacher")
+    elif (folder / "model.safetensors").is_file():
+        evaluate_teacher(folder)
+    else:
+        raise ValueError(
+            f"expected a run folder or a teacher's folder, got {folder} with neither student/ "
+            "nor teacher/"
+        )
+
+
+def evaluate_teacher(folder: Path) -> None:
+    rows = TeacherConfig()
+    score_teacher(folder, calls=rows.calls, ab2_calls=rows.ab2_calls)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
     python recipes/sample.py runs/ring/student z=conditions.safetensors [key=value ...]
 
-Keys: num_samples=16, steps (network calls; the student's most), seed=0, out=samples.safetensors,
-and for a network of your own factory=package.module:callable, which builds it. `z` is a file,
-.safetensors or .npz, with `Z` in original units, (B, T_z, d_z) for trajectories; the output holds
-`X`, `num_samples` for each of the B conditions, and `Z`. A student that is sampled without a
-condition takes no `z`; then `X` are `num_samples` of it.
+Keys, with their defaults:
+
+    z             file, .safetensors or .npz, that holds conditions as Z, in original units,
+                  (B, T_z, d_z) for trajectories; none for a student without a condition
+    num_samples   16 for each condition
+    steps         network calls; the most that the student is trained for
+    seed          0
+    out           samples.safetensors, which will hold X, and the conditions Z
+    factory       package.module:callable that builds a network of your own
 """
 
 from __future__ import annotations
@@ -21,53 +25,55 @@ from fastgen._core.conditions import cond_text
 from fastgen._core.tensor_files import save_tensors
 from fastgen.data.files import load_conditions
 from fastgen.export.student import Student
-from fastgen.jobs.command_line import user_errors
+from fastgen.jobs.command_line import parse_options, user_errors
 from fastgen.jobs.sources import load_run_student
 
-DEFAULTS = {
-    "z": None,
-    "num_samples": 16,
-    "steps": None,
-    "seed": 0,
-    "out": "samples.safetensors",
-    "factory": None,
-}
+OPTIONS = ("z", "num_samples", "steps", "seed", "out", "factory")
+DEFAULTS = {"num_samples": "16", "seed": "0", "out": "samples.safetensors"}
 
 
 def main() -> None:
     with user_errors():
-        if len(sys.argv) < 2 or "--help" in sys.argv:
+        arguments = sys.argv[1:]
+        if not arguments or "--help" in arguments:
             print(__doc__)
-            raise SystemExit(0 if "--help" in sys.argv else 2)
-        given = {
-            key: value for key, _, value in (argument.partition("=") for argument in sys.argv[2:])
-        }
-        if unknown := given.keys() - DEFAULTS.keys():
-            raise ValueError(
-                f"unknown option {sorted(unknown)[0]!r}, expected one of: {', '.join(DEFAULTS)}"
-            )
-        for key in given.keys() & {"num_samples", "steps", "seed"}:
-            if not given[key].isdecimal():
-                raise ValueError(f"expected {key} as a whole number, got {given[key]!r}")
-        options = {
-            **DEFAULTS,
-            **{k: v if k in ("z", "out", "factory") else int(v) for k, v in given.items()},
-        }
-        student = load_run_student(Path(sys.argv[1]), options["factory"])
-        z = conditions(student, options["z"])
-        generator = torch.Generator().manual_seed(options["seed"])
-        x = student.sample(
-            z, num_samples=options["num_samples"], steps=options["steps"], generator=generator
-        )
-        x = x[0] if z is None else x
-        save_tensors(Path(options["out"]), {"X": x} | ({} if z is None else {"Z": z}))
-        calls = options["steps"] or max(student.steps)
-        print(f"{options['out']}: X {tuple(x.shape)} for Z {cond_text(z)}, {calls} network calls")
+            raise SystemExit(0 if "--help" in arguments else 2)
+        sample(Path(arguments[0]), DEFAULTS | parse_options(arguments[1:], OPTIONS))
+
+
+def sample(folder: Path, options: dict[str, str]) -> None:
+    """Draw samples as the options ask, and save them.
+
+    Raises:
+        ValueError: an option that can't be used, or a folder without an export.
+    """
+    num_samples = whole_number(options, "num_samples")
+    seed = whole_number(options, "seed")
+    steps = whole_number(options, "steps") if "steps" in options else None
+    student = load_run_student(folder, options.get("factory"))
+    z = conditions(student, options.get("z"))
+    generator = torch.Generator().manual_seed(seed)
+    x = student.sample(z, num_samples=num_samples, steps=steps, generator=generator)
+    tensors = {"X": x[0]} if z is None else {"X": x, "Z": z}
+    save_tensors(Path(options["out"]), tensors)
+    calls = max(student.steps) if steps is None else steps
+    shape = tuple(tensors["X"].shape)
+    print(f"{options['out']}: X {shape} for Z {cond_text(z)}, {calls} network calls")
+
+
+def whole_number(options: dict[str, str], key: str) -> int:
+    """The number that an option holds; ValueError for what is none."""
+    if not options[key].isdecimal():
+        raise ValueError(f"expected {key} as a whole number, got {options[key]!r}")
+    return int(options[key])
 
 
 def conditions(student: Student, path: str | None) -> Tensor | None:
-    """Z of the file at `path`; None for a student without a condition. ValueError where only one of
-    them has any."""
+    """Z of the file at `path`; None for a student without a condition.
+
+    Raises:
+        ValueError: a student with a condition and no file, or the other way round.
+    """
     condition = (student.config.get("description") or {}).get("condition")
     if path is None:
         if student.cond_horizon is None and condition in (None, "none"):

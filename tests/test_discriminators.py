@@ -11,13 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.config import DMDConfig
-from fastgen.discriminators import block_features, heads_for, sample_features
+from fastgen.discriminators import (
+    FourierDiscriminator,
+    TokenHeads,
+    block_features,
+    heads_for,
+    sample_features,
+)
 from fastgen.dmd import DMDPipeline
 from fastgen.flow_matching import add_noise
 from fastgen.losses import discriminator_accuracy, gan_disc_loss, gan_gen_loss
-from fastgen.models.discriminators import FourierDiscriminator, FourierFeatures, TokenHeads
+from fastgen.methods.fake_scores import LowRankFakeScore, RungConditioned
+from fastgen.models.discriminators import FourierFeatures
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.teachers import as_rectified_flow
+from fastgen.teachers.half import Bfloat16Network
 from support.exact import normal
 
 
@@ -50,7 +58,9 @@ class Pairs(nn.Module):
 
 
 def test_features_are_the_answers_of_the_blocks_in_the_order_of_their_calls():
-    network, x, t = Blocks(), normal(6, 3), torch.rand(6, dtype=torch.float64)
+    network = Blocks()
+    x = normal(6, 3)
+    t = torch.rand(6, dtype=torch.float64)
     first = network.blocks[0](x)
     expected = [first, network.blocks[1](torch.tanh(first))]
     for blocks in (None, ["blocks.0", "blocks.1"], ["blocks.1", "blocks.0"]):
@@ -61,7 +71,8 @@ def test_features_are_the_answers_of_the_blocks_in_the_order_of_their_calls():
 
 
 def test_features_are_differentiable_in_the_sample():
-    features, t = block_features(Blocks()), torch.rand(2, dtype=torch.float64)
+    features = block_features(Blocks())
+    t = torch.rand(2, dtype=torch.float64)
     x = normal(2, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: tuple(features(x, t, None)), (x,))
 
@@ -91,6 +102,22 @@ def test_a_converted_network_shows_the_features_of_the_network_inside():
 
 
 @pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        Bfloat16Network,
+        as_rectified_flow,
+        lambda network: nn.DataParallel(RungConditioned(network, 2)),
+    ],
+)
+def test_blocks_are_looked_for_inside_whatever_is_around_a_network(wrap):
+    inner = Pairs(lambda output: (2 * output, None))
+    x = normal(4, 3, dtype=torch.float32)
+    (found,) = block_features(wrap(inner))(x, torch.rand(4), None)
+    torch.testing.assert_close(found, 2 * x)
+
+
+@pytest.mark.parametrize(
     "answer", [lambda y: None, lambda y: y[:1], lambda y: y.sum(), lambda y: ()]
 )
 def test_blocks_without_a_tensor_for_each_sample_are_refused(answer):
@@ -105,6 +132,8 @@ def test_unknown_and_missing_blocks_are_refused():
         block_features(Blocks(), ["head", "body"])
     with pytest.raises(ValueError, match="expected a network with submodules .* got Identity"):
         block_features(nn.Identity())
+    with pytest.raises(ValueError, match="expected a network with submodules .* LowRankFakeScore"):
+        block_features(LowRankFakeScore(nn.Sequential(nn.Linear(3, 3)), 1))
 
 
 def test_a_pipeline_with_a_discriminator_alone_shows_it_the_decoder_layers():
@@ -127,7 +156,9 @@ def test_a_pipeline_with_a_discriminator_alone_shows_it_the_decoder_layers():
     pipeline = DMDPipeline(
         student, teacher, fake, DMDConfig(gan_loss_weight_gen=0.1), discriminator=heads
     )
-    x0, noise, cond = torch.randn(5, 4, 2), torch.randn(5, 4, 2), torch.randn(5, 1, 3)
+    x0 = torch.randn(5, 4, 2)
+    noise = torch.randn(5, 4, 2)
+    cond = torch.randn(5, 1, 3)
     losses = pipeline.compute_student_loss(x0, noise, cond)
     losses["total"].backward()
     assert seen[0] == [(5, 4, 8)] * 2 and "gan_gen" in losses
@@ -143,7 +174,9 @@ def test_heads_are_their_formula_token_by_token():
     torch.manual_seed(0)
     heads = TokenHeads([5, 3, 2], width=8, time_features=6).double()
     t = torch.linspace(0, 1, 4, dtype=torch.float64)
-    tokens, vector, image = normal(4, 7, 5), normal(4, 3, seed=1), normal(4, 2, 3, 2, seed=2)
+    tokens = normal(4, 7, 5)
+    vector = normal(4, 3, seed=1)
+    image = normal(4, 2, 3, 2, seed=2)
     mask = torch.arange(7)[None] < torch.tensor([7, 2, 1, 5])[:, None]
     logits = heads(
         [tokens.masked_fill(~mask[..., None], float("nan")), vector, image], t, None, mask=mask
@@ -161,7 +194,8 @@ def test_heads_are_their_formula_token_by_token():
 
 
 def test_heads_refuse_what_does_not_fit_and_group_their_parameters():
-    heads, t = TokenHeads([5, 3]), torch.rand(4)
+    heads = TokenHeads([5, 3])
+    t = torch.rand(4)
     good = [torch.ones(4, 2, 5), torch.ones(4, 3)]
     assert heads(good, t).shape == (4, 2) and heads(good, 0.5).dtype == torch.float32
     assert heads([x.bfloat16() for x in good], t).dtype == torch.float32
@@ -193,7 +227,9 @@ def test_heads_refuse_what_does_not_fit_and_group_their_parameters():
 def test_heads_for_a_dense_network_fit_its_features():
     torch.manual_seed(0)
     network = CondTransformerRegressor(2, 2, 3, 4, 1, 3, 2, 8, 0.0, 0.0).double()
-    x, t, cond = normal(5, 4, 2), torch.rand(5, dtype=torch.float64), normal(5, 1, 3)
+    x = normal(5, 4, 2)
+    t = torch.rand(5, dtype=torch.float64)
+    cond = normal(5, 1, 3)
     for blocks in (None, ["head", "decoder.1"]):
         heads = heads_for(network, x, t, cond, blocks=blocks, width=16)
         assert type(heads) is TokenHeads and heads.heads[0].out.in_features == 16
@@ -223,7 +259,9 @@ class Volume(nn.Module):
 
 
 def test_heads_for_a_convolution_take_its_places_as_tokens():
-    network, x, t = Volume(), torch.randn(4, 2, 5, 5), torch.rand(4)
+    network = Volume()
+    x = torch.randn(4, 2, 5, 5)
+    t = torch.rand(4)
     cond = {"label": torch.arange(4)}
     heads = heads_for(network, x, t, cond, blocks=["body"])
     assert heads(block_features(network, ["body"])(x, t, cond), t, cond).shape == (4, 1)
@@ -234,7 +272,8 @@ def test_heads_for_a_convolution_take_its_places_as_tokens():
 
 def test_fourier_features_are_their_formula():
     features = FourierFeatures(2, 5, 3.0, generator=torch.Generator().manual_seed(1)).double()
-    W, x = features.frequencies, normal(4, 3, 2)
+    W = features.frequencies
+    x = normal(4, 3, 2)
     torch.testing.assert_close(features(x), torch.cat([x, (x @ W).cos(), (x @ W).sin()], -1))
     again = FourierFeatures(2, 5, 6.0, generator=torch.Generator().manual_seed(1)).double()
     torch.testing.assert_close(again.frequencies, 2 * W)
@@ -252,15 +291,18 @@ def fourier(**changes):
 
 
 def test_the_sample_is_what_a_discriminator_of_its_own_sees():
-    x, t = normal(4, 3, 2), torch.rand(4, dtype=torch.float64)
+    x = normal(4, 3, 2)
+    t = torch.rand(4, dtype=torch.float64)
     assert sample_features(x, t, None)[0] is x and len(sample_features(x, t, None)) == 1
-    d, z = fourier(horizon=3, cond_dim=5, cond_horizon=2), normal(4, 2, 5)
+    d = fourier(horizon=3, cond_dim=5, cond_horizon=2)
+    z = normal(4, 2, 5)
     logits = d(sample_features(x, t, z), t, z)
     assert logits.shape == (4, 1)
     torch.testing.assert_close(d([x[1:2]], t[1:2], z[1:2]), logits[1:2])  # rows are on their own
     for moved in (d([x + 0.1], t, z), d([x], t, z + 0.1), d([x.flip(1)], t, z)):
         assert (moved - logits).abs().min() > 1e-6
-    single, plane = fourier(), normal(4, 2)
+    single = fourier()
+    plane = normal(4, 2)
     torch.testing.assert_close(single([plane], t), single([plane[:, None]], t))
     z = normal(4, 5)
     d = fourier(cond_dim=5)
@@ -268,12 +310,10 @@ def test_the_sample_is_what_a_discriminator_of_its_own_sees():
 
 
 def test_a_padded_sample_has_the_logit_of_the_sample_cut_to_its_length():
-    d, t, x, z = (
-        fourier(horizon=4, cond_dim=5),
-        torch.rand(4, dtype=torch.float64),
-        normal(4, 4, 2),
-        normal(4, 1, 5),
-    )
+    d = fourier(horizon=4, cond_dim=5)
+    t = torch.rand(4, dtype=torch.float64)
+    x = normal(4, 4, 2)
+    z = normal(4, 1, 5)
     lengths = torch.tensor([4, 1, 3, 2])
     mask = torch.arange(4) < lengths[:, None]
     padded = x.masked_fill(~mask[..., None], float("nan")).requires_grad_()
@@ -290,16 +330,16 @@ def test_a_padded_sample_has_the_logit_of_the_sample_cut_to_its_length():
 
 
 def test_a_discriminator_of_its_own_is_differentiable_in_the_sample():
-    d, x, t = (
-        fourier(),
-        normal(2, 2).requires_grad_(),
-        torch.tensor([0.2, 0.7], dtype=torch.float64),
-    )
+    d = fourier()
+    x = normal(2, 2).requires_grad_()
+    t = torch.tensor([0.2, 0.7], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: d([x], t), (x,))
 
 
 def test_a_discriminator_of_its_own_refuses_what_does_not_fit():
-    d, t, x = fourier(horizon=3), torch.rand(4), normal(4, 3, 2)
+    d = fourier(horizon=3)
+    t = torch.rand(4)
+    x = normal(4, 3, 2)
     with pytest.raises(
         ValueError, match=r"expected x_t of shape \(B, T <= 3, 2\), got \(4, 4, 2\)"
     ):
@@ -377,7 +417,9 @@ def test_a_pipeline_trains_with_a_discriminator_of_its_own():
     pipeline = DMDPipeline(
         student, teacher, fake, config, discriminator=d, features=sample_features
     )
-    x0, noise, cond = torch.randn(5, 4, 2), torch.randn(5, 4, 2), torch.randn(5, 1, 3)
+    x0 = torch.randn(5, 4, 2)
+    noise = torch.randn(5, 4, 2)
+    cond = torch.randn(5, 1, 3)
     pipeline.compute_student_loss(x0, noise, cond)["gan_gen"].backward()
     assert student.head.weight.grad.abs().max() > 0 and all(p.grad is None for p in d.parameters())
     pipeline.compute_discriminator_loss(x0, noise, cond)["total"].backward()

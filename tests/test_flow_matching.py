@@ -9,8 +9,8 @@ import torch
 
 from fastgen._core.checks import PRED_TYPES
 from fastgen._core.seeds import generator_for
+from fastgen._core.tensors import EPSILON
 from fastgen.flow_matching import (
-    EPSILON,
     add_noise,
     check_t_list,
     convert_prediction,

@@ -70,7 +70,8 @@ def test_samples_of_one_number_can_be_rescaled():
 
 def test_padding_does_not_count_in_a_rescaling():
     cond, uncond = pair(3, 4, 2)
-    lengths, guidance = (4, 1, 2), Guidance(4.0, rescale=0.7)
+    lengths = (4, 1, 2)
+    guidance = Guidance(4.0, rescale=0.7)
     mask = torch.arange(4) < torch.tensor(lengths)[:, None]
     filled = [x.masked_fill(~mask[..., None], float("nan")) for x in (cond, uncond)]
     found = guide_x0(*filled, 0.5, guidance, mask=mask)
@@ -94,7 +95,8 @@ class Linear(nn.Module):
 
 @pytest.mark.parametrize("pred_type", ["flow", "x0", "eps"])
 def test_a_network_guides_itself_in_any_prediction(pred_type):
-    network, (x, cond) = Linear(), pair(6, 2)
+    network = Linear()
+    x, cond = pair(6, 2)
     t = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
     guided = GuidedNetwork(
         network, Guidance(2.5), torch.zeros(1, 2, dtype=torch.float64), pred_type=pred_type
@@ -110,7 +112,8 @@ def test_a_network_guides_itself_in_any_prediction(pred_type):
 
 
 def test_a_sampler_guided_by_its_network_is_the_guided_sampler():
-    network, (noise, cond) = Linear(), pair(6, 2)
+    network = Linear()
+    noise, cond = pair(6, 2)
     null = torch.zeros(1, 2, dtype=torch.float64)
     by_network = sample_teacher(GuidedNetwork(network, Guidance(2.0), null), noise, 12, cond)
     by_sampler = sample_teacher(
@@ -120,7 +123,8 @@ def test_a_sampler_guided_by_its_network_is_the_guided_sampler():
 
 
 def test_outside_its_interval_the_null_condition_costs_no_call():
-    network, (x, cond) = Linear(), pair(6, 2)
+    network = Linear()
+    x, cond = pair(6, 2)
     guided = GuidedNetwork(
         network, Guidance(2.0, (0.5, 1.0)), torch.zeros(1, 2, dtype=torch.float64)
     )
@@ -141,10 +145,14 @@ def test_a_converted_network_keeps_its_range_when_guided():
 
 
 def test_a_flow_is_guided_as_it_is_and_in_the_networks_dtype():
-    network, (x, cond) = Linear().bfloat16(), pair(6, 2)
-    x, cond, t = x.bfloat16(), cond.bfloat16(), torch.full((6,), 0.02)
+    network = Linear().bfloat16()
+    x, cond = pair(6, 2)
+    x = x.bfloat16()
+    cond = cond.bfloat16()
+    t = torch.full((6,), 0.02)
     guided = GuidedNetwork(network, Guidance(2.0), torch.zeros(1, 2))
-    plain, null = network(x, t, cond), network(x, t, torch.zeros_like(cond))
+    plain = network(x, t, cond)
+    null = network(x, t, torch.zeros_like(cond))
     # Through x0 and back, a division by t = .02 would leave two digits of a flow in bfloat16 wrong.
     torch.testing.assert_close(guided(x, t, cond), (2 * plain.float() - null.float()).bfloat16())
     outside = GuidedNetwork(network, Guidance(2.0, (0.5, 1.0)), torch.zeros(1, 2))

@@ -5,17 +5,18 @@ import math
 import pytest
 import torch
 
-from fastgen.guidance import classifier_free_guidance
 from fastgen.losses import (
     F_DIVERGENCES,
     GAN_KINDS,
     MAX_LOG_RATIO,
     NORM_EPSILON,
+    classifier_free_guidance,
     discriminator_accuracy,
     dsm_loss,
     f_divergence_weight,
     gan_disc_loss,
     gan_gen_loss,
+    pseudo_huber,
     r1_loss,
     vsd_loss,
 )
@@ -472,6 +473,19 @@ def test_r1_estimates_the_squared_gradient():
     assert estimate.item() == pytest.approx(w.square().sum().item(), rel=0.03)
     with pytest.raises(ValueError, match="expected perturbed_real_logits of shape"):
         r1_loss(x[:, :1], x[:, :2])
+
+
+def test_pseudo_huber_is_its_formula_between_a_square_and_a_size():
+    c = 0.05
+    rms = GEN.square().mean((1, 2)).sqrt()
+    torch.testing.assert_close(pseudo_huber(GEN, c), ((rms**2 + c**2).sqrt() - c).mean())
+    # Quadratic well below c, linear well above it, each residual by itself.
+    residual = torch.tensor([[1e-4, -1e-4], [50.0, 50.0]], dtype=torch.float64)
+    expected = (1e-8 / (2 * c) + 50 - c) / 2
+    assert pseudo_huber(residual, c).item() == pytest.approx(expected, rel=1e-4)
+    assert pseudo_huber(GEN.bfloat16(), c).dtype == torch.float32
+    with pytest.raises(ValueError, match="expected huber_c > 0, got 0.0"):
+        pseudo_huber(GEN, 0.0)
 
 
 def test_guidance_extrapolates_from_the_unconditional_prediction():

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fastgen"
 # Library -> the files that may import it.
 USERS = {
-    "accelerate": {"training/accelerator.py", "training/trainer.py"},
+    "accelerate": {"training/accelerator.py"},
     "escnn": {
         "models/eattention.py",
         "models/ediscriminators.py",

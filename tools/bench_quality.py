@@ -54,7 +54,7 @@ ON_FEATURES = [
 FAR = [
     "train.student_optimizer.lr=0.002",
     "train.student_optimizer.warmup_steps=30",
-    "dmd.ema.decay=0.995",
+    "student.ema.decay=0.995",
 ]
 NO_VSD = ["dmd.vsd_weight=0"]
 PATHS = ("energy_ratio", "success", "mode_error", "clearance", "spread")
@@ -91,7 +91,7 @@ POINT_DATA = [
     "dmd.real_data_samples=256",
 ]
 DMD = ["train.steps=300"]
-FOUR = ["dmd.student_steps=4", "train.kd_steps=3000"]  # each rung of four is easier to learn
+FOUR = ["student.steps=4", "train.kd_steps=3000"]  # each rung of four is easier to learn
 CASES = {
     "modes": Case(
         "modes.yaml",

@@ -229,11 +229,11 @@ def run_teachers(seeds: list[int], out: Path) -> None:
         torch.manual_seed(0)
         teacher = as_rectified_flow(train_network(declaration, data, 0), **declaration)
         cfg, _ = fit_to_teacher(DistillConfig.model_validate({"dmd": {"vsd_norm": "rms"}}), teacher)
-        t_list = list(cfg.dmd.t_list)
+        t_list = list(cfg.student.t_list)
         for seed in seeds:
             start = torch.randn(SAMPLES, 2, generator=generator_for(seed, "start"))
             samples = {"teacher, 100 calls": sample_teacher(teacher, start, 100)}
-            for method, student in distil(teacher, t_list, cfg.dmd, seed).items():
+            for method, student in distil(teacher, t_list, cfg.pipeline, seed).items():
                 samples[f"student, {method}, t_1 = {t_list[0]:.4g}"] = sample_student(
                     student, start, t_list
                 )

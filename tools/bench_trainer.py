@@ -1,17 +1,18 @@
-"""What the trainer costs: an iteration of its loop beside forward, backward and optimiser alone, in
+"""Cost of the trainer: an iteration of its loop beside forward, backward and optimiser alone, in
 turns.
 
 The default recipe (recipes/configs/ring.yaml) runs as it does for a user: draws, gathers, averages,
-log rows and progress are included. After every few updates it is halted while a bare loop makes as
-many of its own: the same losses on twins of the networks, backward, clipping and AdamW, on batches
-that were drawn before as the stage draws its own (of DMD the times and noise of its losses are
-drawn in both).
+rows of the log and progress are included. After every few updates it is halted while a bare loop
+makes as many of its own: the same losses on twins of the networks, backward, clipping and AdamW.
+Its batches were drawn before, as the stage draws its own; times and noise of DMD's losses are drawn
+in both.
 
-A median over rounds shows nothing of what comes every few hundred updates. So checkpoints, and all
-that a validation does beside scoring, which is work of the task and doesn't count, are timed apart,
-more often than they are due, and a second number, the ratio of the sums over all rounds, has their
-share at the recipe's intervals in it. Both are to meet the bar. Beside wall seconds stand CPU
-seconds of the process, which other work on the machine changes less; it runs on one thread.
+A median over rounds shows nothing of what comes every few hundred updates. So checkpoints are timed
+apart, more often than they are due, and so is all that a validation does beside scoring, which is
+work of the task and doesn't count. A second number, the ratio of the sums over all rounds, has
+their share at the recipe's intervals in it. Both numbers are to meet the bar. Beside wall seconds
+stand CPU seconds of the process, which other work on the machine changes less. It runs on one
+thread.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,7 @@ from fastgen.jobs.distillation import Distillation
 from fastgen.jobs.sources import load_teacher
 from fastgen.methods.kd import KnowledgeDistillation, kd_loss
 from fastgen.methods.matching import DistributionMatching
+from fastgen.methods.registry import METHODS
 from fastgen.records.folder import claim_run, open_run
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.stage import Stage
@@ -61,7 +64,7 @@ class Bare:
         self.parameters = list(self.network.parameters())
         self.clip = cfg.clip_grad_norm
 
-    def step(self, loss: Tensor) -> None:
+    def update(self, loss: Tensor) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
@@ -73,17 +76,17 @@ def bare_kd(
 ) -> Callable[[int], None]:
     """One bare update of KD."""
     student = Bare(stage.student.bare, cfg.train.kd_optimizer, compiled=compiled)
-    dmd = cfg.dmd
+    asked = cfg.student
     batches = [stage.batch(n) for n in range(PRELOADED)]
 
     def update(n: int) -> None:
         states, cond, rungs = batches[n % PRELOADED]
         options = {
-            "pred_type": dmd.pred_type,
+            "pred_type": asked.pred_type,
             "huber_c": stage.huber_c,
-            "sample_type": dmd.student_sample_type,
+            "sample_type": asked.sample_type,
         }
-        student.step(kd_loss(student.network, states, dmd.t_list, cond, rungs, **options))
+        student.update(kd_loss(student.network, states, asked.t_list, cond, rungs, **options))
 
     return update
 
@@ -108,10 +111,12 @@ def bare_dmd(
     def update(n: int) -> None:
         data = batches[n % PRELOADED]
         made = twin.generate(*data, generator=generator)
-        student.step(twin.compute_student_loss(*data, generated=made, generator=generator)["total"])
+        student.update(
+            twin.compute_student_loss(*data, generated=made, generator=generator)["total"]
+        )
         for turn in range(cfg.dmd.fake_steps_per_student_step):
             known = made.detach() if turn == 0 and cfg.dmd.fake_score_reuse_batch else None
-            fake.step(
+            fake.update(
                 twin.compute_fake_score_loss(*data, generated=known, generator=generator)["total"]
             )
 
@@ -153,8 +158,8 @@ class Halted:
     def watch(self, trainer: Trainer) -> None:
         """Take what `trainer` does between updates out of the rounds."""
         trainer.evaluate = self._timed(trainer.evaluate, self._scored)
-        for name, then in (("_validate", self._validated), ("_save", self._wrote)):
-            setattr(trainer, name, self._timed(getattr(trainer, name), then))
+        trainer.validate = self._timed(trainer.validate, self._validated)
+        trainer.save = self._timed(trainer.save, self._wrote)
 
     def update(self, step: int) -> Any:
         self._step = step
@@ -205,30 +210,31 @@ class Halted:
 def measure(overrides: list[str], stage_name: str, rounds: int) -> list[dict[str, Any]]:
     """Seconds of an iteration of one stage: of the trainer beside the bare loop, and of the bare
     loop beside a compiled one."""
-    maker, bare = ("kd_stage", bare_kd) if stage_name == "kd" else ("matching_stage", bare_dmd)
+    method = "kd" if stage_name == "kd" else "dmd2"
+    bare: Any = bare_kd if stage_name == "kd" else bare_dmd
     found: list[Halted] = []
     stages: list[Any] = []
     due: LoopConfig = load_config(DistillConfig, CONFIG).train
     often = [f"train.{name}_every={EVENTS_EVERY}" for name in ("checkpoint", "evaluate")]
     with tempfile.TemporaryDirectory() as folder:
-        asked = [f"run_dir={folder}/run", "train.threads=1", *often, *overrides]
+        asked = [f"run_dir={folder}/run", f"method={method}", "train.threads=1", *often, *overrides]
         cfg: Any = load_config(DistillConfig, CONFIG, asked)
         teacher = load_teacher(cfg)
         cfg, _ = fit_to_teacher(cfg, teacher)
         with open_run(cfg) as run_dir:
             job = Distillation(cfg, run_dir, start_accelerator(1), teacher=teacher)
             claim_run(run_dir, cfg)
-            make = getattr(job, maker)
+            build = METHODS[method].build
 
-            def halted() -> Any:
-                stage: Any = make()
+            def halted(run: Any) -> Any:
+                stage: Any = build(run)
                 stages.append(stage)
                 found.append(Halted(stage, bare(stage, cfg), skip=stage.warmup + UPDATES))
                 found[0].watch(job.trainer)
                 return stage
 
-            setattr(job, maker, halted)
-            job.train()
+            with mock.patch.object(METHODS[method], "build", halted):
+                job.train()
     pairs = list(zip(*found[0].seconds.values(), strict=False))[:rounds]
     events = found[0].events
     every = {"checkpoint": due.checkpoint_every, "validation": due.evaluate_every}
@@ -358,7 +364,7 @@ def run_trainer(rounds: int) -> dict[str, Any]:
         )
     torch.set_num_threads(1)
     updates = UPDATES * (rounds + 2)
-    kd = measure([f"train.kd_steps={updates}", "train.steps=0"], "kd", rounds)
+    kd = measure([f"train.kd_steps={updates}"], "kd", rounds)
     dmd = measure(
         ["train.kd_steps=0", f"train.steps={updates}", "dmd.fake_score_warmup_steps=0"],
         "dmd",

@@ -42,13 +42,12 @@ from fastgen.records.log import read_log, timeless
 
 TOO_LATE = "too late"
 PATIENCE = 300.0  # seconds until a run that makes no checkpoint counts as hung
-# What two equal runs don't share.
 CONFIG: dict[str, Any] = {
     "name": "kill",
     "data": {"name": "modes"},
     "teacher": {"calls": [1], "ab2_calls": [4]},
+    "student": {"steps": 2},
     "dmd": {
-        "student_steps": 2,
         "fake_score_warmup_steps": 6,
         "vsd_norm": "rms",
         "gan_loss_weight_gen": 0.1,
@@ -72,6 +71,8 @@ CONFIG: dict[str, Any] = {
         "threads": 1,
     },
 }
+# Entries of report.json that equal runs share.
+SCORES = ("teacher", "student", "kd", "dmd", "validation", "selected", "warnings")
 TEACHER = {"in_dim": 2, "out_dim": 2, "cond_dim": 1, "in_horizon": 1, "cond_horizon": 1}
 NETWORK = {"num_layers": 1, "num_attention_heads": 2, "embedding_dim": 64}
 
@@ -116,8 +117,8 @@ def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
         raise RuntimeError(f"the uninterrupted run ended with {code}: see {out / 'whole.log'}")
     total = newest(whole)
     # From the last checkpoint to the end of the report: a kill must come before.
-    ends = whole / "report" / "report.json", checkpoint_folders(whole)[-1]
-    hand_over = ends[0].stat().st_mtime - ends[1].stat().st_mtime
+    report = whole / "report" / "report.json"
+    hand_over = report.stat().st_mtime - checkpoint_folders(whole)[-1].stat().st_mtime
     done: list[dict[str, Any]] = []
     for number in tqdm(range(kills), desc="kills"):
         left = kills - number
@@ -127,13 +128,14 @@ def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
         last = last or there >= total
         moment = "hand-over" if last else ("write", "anywhere")[number % 2]
         # On the average the kills before the last share what is left to train.
-        further = (
-            total - there if last else draw.randint(0, max(0, 2 * (total - 8 - there) // left))
-        )
+        further = total - there
+        if not last:
+            further = draw.randint(0, max(0, 2 * (total - 8 - there) // left))
         done.append(kill_once(killed, out / "killed.log", moment, there + further, hand_over, draw))
         if done[-1]["moment"] == TOO_LATE:
             break
-    if (code := join(started(killed, out / "killed.log"))) != 0:
+    code = join(started(killed, out / "killed.log"))
+    if code != 0:
         raise RuntimeError(
             f"the run that was resumed last ended with {code}: see {out / 'killed.log'}"
         )
@@ -165,9 +167,8 @@ def kill_once(
         wait(process, lambda: bool(names(run) - before))
         time.sleep(draw.uniform(0.0, 0.002))
     else:
-        time.sleep(
-            draw.uniform(0.0, 0.7) * (hand_over if moment == "hand-over" else min(0.4, hand_over))
-        )
+        longest = hand_over if moment == "hand-over" else min(0.4, hand_over)
+        time.sleep(draw.uniform(0.0, 0.7) * longest)
     process.kill()
     code = join(process)
     if code == 0 and moment == "hand-over":
@@ -230,9 +231,8 @@ def wait(process: BaseProcess, until: Callable[[], bool]) -> None:
 
 def newest(run: Path) -> int:
     """Number of the newest checkpoint, 0 before one."""
-    return max(
-        (int(folder.name.removeprefix("step_")) for folder in checkpoint_folders(run)), default=0
-    )
+    folders = checkpoint_folders(run)
+    return int(folders[-1].name.removeprefix("step_")) if folders else 0
 
 
 def names(run: Path) -> set[str]:
@@ -250,7 +250,35 @@ def half_written(run: Path) -> list[Path]:
 
 def compare(whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
     """({what was compared: how many}, [what differs]) of two finished runs."""
-    compared = {"tensors": 0, "checkpoints": 0, "rows": 0, "scores": 0}
+    tensors, different = compare_tensors(whole, other)
+    checkpoints = checkpoint_folders(whole)
+    for folder in checkpoints:
+        one = read(folder / "state.json")
+        two = read(other / "checkpoints" / folder.name / "state.json")
+        keys = [key for key in one if key != "seconds" and one[key] != two.get(key)]
+        different += [f"{folder.name}: {key}" for key in keys]
+    rows = [timeless(row) for row in read_log(whole)]
+    others = [timeless(row) for row in read_log(other)]
+    if len(rows) != len(others):
+        different.append(f"rows of metrics.jsonl: {len(rows)} and {len(others)}")
+    for i, (row, its) in enumerate(zip(rows, others, strict=False)):
+        if row != its:
+            different.append(f"metrics.jsonl row {i}")
+    one = read(whole / "report" / "report.json")
+    two = read(other / "report" / "report.json")
+    different += [f"report.json: {key}" for key in SCORES if one[key] != two[key]]
+    compared = {
+        "tensors": tensors,
+        "checkpoints": len(checkpoints),
+        "rows": len(rows),
+        "scores": len(SCORES),
+    }
+    return compared, different
+
+
+def compare_tensors(whole: Path, other: Path) -> tuple[int, list[str]]:
+    """(tensors that were compared, [what differs]) of the safetensors of two finished runs."""
+    compared = 0
     different: list[str] = []
     files = sorted(path.relative_to(whole) for path in whole.rglob("*.safetensors"))
     if files != sorted(path.relative_to(other) for path in other.rglob("*.safetensors")):
@@ -263,26 +291,13 @@ def compare(whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
         different += [f"{file}: {name}" for name in sorted(one.keys() ^ two.keys())]
         common = sorted(one.keys() & two.keys())
         different += [f"{file}: {name}" for name in common if not same_bits(one[name], two[name])]
-        compared["tensors"] += len(common)
-    for folder in checkpoint_folders(whole):
-        names = (run / "checkpoints" / folder.name / "state.json" for run in (whole, other))
-        one, two = (json.loads(name.read_text()) if name.exists() else {} for name in names)
-        different += [
-            f"{folder.name}: {key}" for key in one if key != "seconds" and one[key] != two.get(key)
-        ]
-        compared["checkpoints"] += 1
-    logs = [[timeless(row) for row in read_log(run)] for run in (whole, other)]
-    if len(logs[0]) != len(logs[1]):
-        different.append(f"rows of metrics.jsonl: {len(logs[0])} and {len(logs[1])}")
-    different += [
-        f"metrics.jsonl row {i}" for i, (a, b) in enumerate(zip(*logs, strict=False)) if a != b
-    ]
-    compared["rows"] = len(logs[0])
-    one, two = (json.loads((run / "report" / "report.json").read_text()) for run in (whole, other))
-    for key in ("teacher", "student", "kd", "dmd", "validation", "selected", "warnings"):
-        compared["scores"] += 1
-        different += [f"report.json: {key}"] if one[key] != two[key] else []
+        compared += len(common)
     return compared, different
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The JSON of a file, empty where there is none."""
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -294,14 +309,11 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{'moment':<12}{'kills':>6}{'half-written':>14}{'damaged':>9}"]
     for moment in ("write", "anywhere", "hand-over", TOO_LATE):
         rows = [kill for kill in report["kills"] if kill["moment"] == moment]
-        cut, damaged = (
-            sum(bool(kill[key]) for kill in rows) for key in ("half_written", "damaged")
-        )
+        cut = sum(bool(kill["half_written"]) for kill in rows)
+        damaged = sum(bool(kill["damaged"]) for kill in rows)
         lines.append(f"{moment:<12}{len(rows):>6}{cut:>14}{damaged:>9}")
-    lines.append(
-        "compared bit for bit: "
-        + ", ".join(f"{count} {what}" for what, count in report["compared"].items())
-    )
+    compared = [f"{count} {what}" for what, count in report["compared"].items()]
+    lines.append(f"compared bit for bit: {', '.join(compared)}")
     lines.append(f"different: {'; '.join(report['different'][:10]) or 'nothing'}")
     return "\n".join(lines)
 

@@ -1,8 +1,9 @@
-"""Checks of arguments: shapes, choices, counts and times, refused in words that say what was expected."""
+"""Checks of arguments: shapes, choices, counts and times. A refusal says what was expected."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,13 +16,11 @@ __all__ = [
     "check_pred_type",
     "check_shape",
     "check_time",
+    "is_count",
 ]
 
-
-# Slack for times that were computed rather than typed: a few float32 roundings around the ends of
-# [0, 1].
+# Times that were computed rather than typed may lie a few float32 roundings outside [0, 1].
 TIME_SLACK = 1e-6
-
 
 PRED_TYPES = ("flow", "x0", "eps")
 
@@ -32,8 +31,8 @@ def check_shape(name: str, x: Tensor, expected: Sequence[int | str]) -> None:
     Args:
         name: the argument's name, as the caller spells it.
         x: tensor of any shape.
-        expected: one entry per axis: an int is the size required, a string names a free axis
-            (`"B"`) or, written `"T_z <= 2"`, an axis of at least 1 and at most that size.
+        expected: one entry per axis. An int is the size required, `"B"` names a free axis, and
+            `"T_z <= 2"` one of at least 1 and at most that size.
 
     Raises:
         ValueError: such as `expected Z of shape (B, T_z <= 2, 2), got (8, 3, 2)`.
@@ -48,7 +47,8 @@ def check_shape(name: str, x: Tensor, expected: Sequence[int | str]) -> None:
                 fits = fits and size == want
     if not fits:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        wanted = ", ".join(str(size) for size in expected) + ("," if len(expected) == 1 else "")
+        comma = "," if len(expected) == 1 else ""
+        wanted = ", ".join(map(str, expected)) + comma
         raise ValueError(f"expected {name} of shape ({wanted}), got {got}")
 
 
@@ -63,10 +63,10 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_pred_type(pred_type: str, name: str = "pred_type") -> None:
-    """Refuse a `pred_type` that is not one of "flow", "x0", "eps".
+    """Refuse a `pred_type` that is not one of `PRED_TYPES`.
 
     Raises:
-        ValueError: for "v" the message says which quantity of that letter is spelt how here.
+        ValueError: for "v", a letter of two quantities, the message gives the spelling of each.
     """
     if pred_type == "v":
         raise ValueError(
@@ -76,15 +76,19 @@ def check_pred_type(pred_type: str, name: str = "pred_type") -> None:
     check_choice(name, pred_type, PRED_TYPES)
 
 
-def check_count(name: str, value: object) -> int:
+def is_count(value: object, least: int = 1) -> TypeGuard[int]:
+    """Whether `value` is a whole number of at least `least`: an int, and not True or False."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
     """`value` as the count it is.
 
     Raises:
-        ValueError: unless it is an int of at least 1; such as `expected steps to be an int >= 1,
-            got 0`.
+        ValueError: unless `is_count`; such as `expected steps to be an int >= 1, got 0`.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"expected {name} to be an int >= 1, got {value!r}")
+    if not is_count(value, least):
+        raise ValueError(f"expected {name} to be an int >= {least}, got {value!r}")
     return value
 
 
@@ -100,11 +104,9 @@ def check_time(t: float | Tensor, name: str = "t") -> None:
     """
     if isinstance(t, Tensor):
         if t.dtype not in (torch.float32, torch.float64):
-            reason = (
-                "; bfloat16 rounds 0.999 to 1.0, so times are never kept in it"
-                if t.is_floating_point()
-                else ""
-            )
+            reason = ""
+            if t.is_floating_point():
+                reason = "; bfloat16 rounds 0.999 to 1.0, so times are never kept in it"
             raise TypeError(
                 f"expected {name} to be a float or a float32/float64 tensor, got {t.dtype}{reason}"
             )
@@ -112,7 +114,8 @@ def check_time(t: float | Tensor, name: str = "t") -> None:
             return
         low, high = (float(bound) for bound in torch.aminmax(t.detach()))
     elif isinstance(t, int | float) and not isinstance(t, bool):
-        low = high = float(t)
+        low = float(t)
+        high = low
     else:
         raise TypeError(
             f"expected {name} to be a float or a float32/float64 tensor, got {type(t).__name__}"

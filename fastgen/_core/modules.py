@@ -1,4 +1,5 @@
-"""States of a module that last for a block: frozen parameters, eval mode."""
+"""Modules: states that last for a block (frozen parameters, eval mode), and what launchers put
+around one."""
 
 from __future__ import annotations
 
@@ -9,20 +10,22 @@ from torch import nn
 
 from .processes import settle
 
-__all__ = ["evaluating", "frozen", "unwrap"]
+__all__ = ["as_built", "evaluating", "frozen", "inside_launcher"]
 
 
 @contextlib.contextmanager
 def frozen(*modules: nn.Module | None) -> Iterator[None]:
-    """Inside, no parameter of `modules` collects gradients, while gradients still flow through to
-    their inputs.
+    """Inside, no parameter of `modules` collects gradients. They still flow through to the inputs:
+    unlike under `torch.no_grad`, a loss reaches what *feeds* the network.
 
-    Unlike `torch.no_grad` this lets a loss reach what *feeds* the network. Each parameter gets its
-    own flag back on exit, also after an error. `None` entries are skipped.
+    On exit each parameter gets its own flag back, also after an error. `None` entries are skipped.
     """
     settle(*modules)
     flags = {
-        p: p.requires_grad for module in modules if module is not None for p in module.parameters()
+        parameter: parameter.requires_grad
+        for module in modules
+        if module is not None
+        for parameter in module.parameters()
     }
     try:
         for parameter in flags:
@@ -36,17 +39,17 @@ def frozen(*modules: nn.Module | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Inside, `modules` are in eval mode (no dropout); every submodule gets its own mode back on
-    exit."""
-    # Into the dicts themselves: a module's own setattr first looks through parameters and buffers,
-    # which over all submodules, several times an update, is a twentieth of the update of a small
-    # network.
+    """Inside, `modules` are in eval mode (no dropout). On exit every submodule gets its own mode
+    back."""
+    # Into the dicts themselves, since a module's own setattr first looks through parameters and
+    # buffers. Over all submodules, several times an update, that would be a twentieth of the update
+    # of a small network.
     training = [
-        m.__dict__
+        submodule.__dict__
         for module in modules
         if module is not None
-        for m in module.modules()
-        if m.training
+        for submodule in module.modules()
+        if submodule.training
     ]
     try:
         for attributes in training:
@@ -57,13 +60,22 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
             attributes["training"] = True
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel and torch.compile wrappers; the module itself if
-    there are none."""
-    while True:
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
-        else:
-            return module
+def inside_launcher(module: nn.Module) -> nn.Module | None:
+    """The module that DistributedDataParallel, DataParallel or torch.compile was put around; None
+    for a module that is none of these."""
+    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return module.module
+    compiled = getattr(module, "_orig_mod", None)  # where torch.compile keeps it
+    return compiled if isinstance(compiled, nn.Module) else None
+
+
+def as_built(module: nn.Module) -> nn.Module:
+    """The module as it was built, inside what accelerate and torch.compile have put around it; the
+    module itself if they have put nothing.
+
+    Wrappers of this package stay on: they are part of what was built. See
+    :func:`fastgen.networks.unwrap` for the bare network.
+    """
+    while (inner := inside_launcher(module)) is not None:
+        module = inner
+    return module

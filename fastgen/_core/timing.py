@@ -1,4 +1,4 @@
-"""Clocks of a run: seconds by phase, wall and CPU seconds by part of the job."""
+"""Clocks of a run: seconds by phase of an update, wall and CPU seconds by part of the job."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ __all__ = ["PhaseClock", "Stopwatch"]
 
 
 class PhaseClock:
-    """Seconds by phase. A phase inside another one is taken off the outer one, so that all add up
-    to what passed.
+    """Counts wall seconds by phase; all phases add up to the time that passed.
 
-    On a GPU these are the host's seconds: work that was only enqueued counts where the host waits
-    for it.
+    Of two phases, one inside the other, a second belongs to the inner one. On a GPU these are the
+    host's seconds: work that was only enqueued counts where the host waits for it.
+
+    Attributes:
+        seconds: phase -> seconds since the last `take`.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._inner = [0.0]
+        self._inner = [0.0]  # of each phase that is going on, seconds in phases inside it
         self._since = time.perf_counter()
 
     @contextmanager
@@ -35,20 +37,24 @@ class PhaseClock:
             self._inner[-1] += passed
 
     def take(self) -> dict[str, float]:
-        """The phases since the last call, with what is in none of them as "other"; starts anew."""
+        """The phases since the last call, with what was in none of them as "other"; starts anew."""
         now = time.perf_counter()
-        found = {**self.seconds, "other": max(0.0, now - self._since - sum(self.seconds.values()))}
+        other = max(0.0, now - self._since - sum(self.seconds.values()))
+        taken = {**self.seconds, "other": other}
         self.seconds = {}
         self._since = now
-        return found
+        return taken
 
 
 class Stopwatch:
-    """Adds the wall and the CPU seconds between `restart` and `lap` to `seconds[name]` and
-    `seconds[name + "_cpu"]`.
+    """Adds wall seconds to `seconds[name]` and CPU seconds to `seconds[name + "_cpu"]`.
 
-    CPU seconds are this process' own, over all its threads: what a busy machine does to the wall
-    clock isn't in them.
+    CPU seconds are those of this process over all its threads, which a busy machine changes less
+    than those of the wall clock.
+
+    Args:
+        seconds: part of the job -> seconds, changed in place.
+        name: of the part that is timed, from now on.
     """
 
     def __init__(self, seconds: dict[str, float], name: str) -> None:
@@ -58,13 +64,17 @@ class Stopwatch:
 
     def restart(self) -> None:
         """Forget what has passed since the last lap."""
-        self._last = time.perf_counter(), time.process_time()
+        self._wall = time.perf_counter()
+        self._cpu = time.process_time()
 
     def lap(self) -> None:
         """Add what has passed since the last lap or restart."""
-        now = time.perf_counter(), time.process_time()
-        for name, before, after in zip(
-            (self.name, f"{self.name}_cpu"), self._last, now, strict=True
-        ):
-            self.seconds[name] = self.seconds.get(name, 0.0) + after - before
-        self._last = now
+        wall = time.perf_counter()
+        cpu = time.process_time()
+        self._add(self.name, wall - self._wall)
+        self._add(f"{self.name}_cpu", cpu - self._cpu)
+        self._wall = wall
+        self._cpu = cpu
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds

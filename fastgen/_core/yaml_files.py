@@ -1,9 +1,9 @@
-"""YAML that is measured before it is built: a page of plain values, whoever wrote it.
+"""YAML of plain values, measured before it is built, whoever wrote it.
 
-`yaml.safe_load` makes no foreign objects, but it lets an alias stand for any amount of text (nine
-lines become 10^9 values once they are validated or printed), takes the last of two equal keys
-without a word, and leaves some malformed values to whatever Python raises. Here the events are
-counted first, as they come, and only then are values made.
+`yaml.safe_load` makes no foreign objects, but three things pass it. An alias may stand for any
+amount of text: nine lines become 10^9 values once they are validated or printed. Of two equal keys
+it takes the last without a word. Some malformed values raise whatever Python raises. So the parts
+of a text are counted first, as they are read, and values are made only afterwards.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from .files import brief, read_text
+from .files import read_text
+from .messages import brief
 
 __all__ = ["parse_yaml", "read_yaml"]
 
@@ -49,7 +50,7 @@ def parse_yaml(text: str, where: str) -> Any:
             f"{where}: expected at most {_MOST_BYTES:,} letters of YAML, got {len(text):,}"
         )
     try:
-        _measure(text, where)
+        _measure(text)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
@@ -71,52 +72,69 @@ class _Refused(Exception):
     """YAML that is well formed and not for us."""
 
 
-def _measure(text: str, where: str) -> None:
-    """Raise `_Refused` for what `parse_yaml` doesn't take; events come as they are read, so nothing
-    is built."""
-    sizes: dict[str, int | None] = {}  # of what an anchor names; None while it is still open
-    levels: list[_Level] = [_Level(None)]
+def _measure(text: str) -> None:
+    """Raise `_Refused` for what `parse_yaml` doesn't take. Nothing is built: events are counted as
+    they are read."""
+    count = _Count()
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1
-        anchor = getattr(event, "anchor", None)
+        line = f"in line {event.start_mark.line + 1}"
         if getattr(event, "tag", None) not in _TAGS:
-            raise _Refused(f"expected values without a tag, got {brief(event.tag)} in line {line}")
+            raise _Refused(f"expected values without a tag, got {brief(event.tag)} {line}")
         if isinstance(event, yaml.CollectionStartEvent):
-            levels.append(
-                _Level(anchor, set() if isinstance(event, yaml.MappingStartEvent) else None)
-            )
-            if anchor is not None:
-                sizes[anchor] = None
-            if len(levels) > _MOST_DEPTH:
-                raise _Refused(f"expected at most {_MOST_DEPTH} levels, got more in line {line}")
-            continue
-        if isinstance(event, yaml.CollectionEndEvent):
-            closed = levels.pop()
-            size = closed.size + 1
-            anchor = closed.anchor
-            key = None
+            count.open(event.anchor, is_dict=isinstance(event, yaml.MappingStartEvent))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            count.close()
         elif isinstance(event, yaml.ScalarEvent):
-            size = 1
-            key = event.value
+            count.add(1, event.anchor, event.value)
         elif isinstance(event, yaml.AliasEvent):
-            if sizes.get(event.anchor, 0) is None:
-                raise _Refused(
-                    f"expected no alias inside what it stands for, got *{brief(event.anchor)} in "
-                    f"line {line}"
-                )
-            size = sizes.get(event.anchor) or 0
-            anchor = None
-            key = None
-        else:
-            continue
+            count.repeat(event.anchor, line)
+        count.check(line)
+
+
+class _Count:
+    """How many values a text stands for so far, with its aliases written out."""
+
+    def __init__(self) -> None:
+        self.levels = [_Level(None)]
+        # Values of what an anchor names; None while it is still open.
+        self.sizes: dict[str, int | None] = {}
+        self.repeated: str | None = None
+
+    def open(self, anchor: str | None, *, is_dict: bool) -> None:
+        """A list or a dict begins."""
+        self.levels.append(_Level(anchor, set() if is_dict else None))
         if anchor is not None:
-            sizes[anchor] = size
-        if (repeated := levels[-1].add(size, key)) is not None:
-            raise _Refused(f"expected each key once, got {brief(repeated)} again in line {line}")
-        if sum(level.size for level in levels) > _MOST_VALUES:
+            self.sizes[anchor] = None
+
+    def close(self) -> None:
+        """The innermost one ends."""
+        level = self.levels.pop()
+        self.add(level.size + 1, level.anchor)
+
+    def repeat(self, anchor: str, line: str) -> None:
+        """An alias stands for what `anchor` names."""
+        size = self.sizes.get(anchor, 0)
+        if size is None:
             raise _Refused(
-                f"expected at most {_MOST_VALUES:,} values, aliases written out, got more in line "
-                f"{line}"
+                f"expected no alias inside what it stands for, got *{brief(anchor)} {line}"
+            )
+        self.add(size)
+
+    def add(self, size: int, anchor: str | None = None, text: str | None = None) -> None:
+        """An entry of that many values; `text` of one that is no list, dict or alias."""
+        if anchor is not None:
+            self.sizes[anchor] = size
+        self.repeated = self.levels[-1].add(size, text)
+
+    def check(self, line: str) -> None:
+        """Raise `_Refused` where the last event was one too many."""
+        if self.repeated is not None:
+            raise _Refused(f"expected each key once, got {brief(self.repeated)} again {line}")
+        if len(self.levels) > _MOST_DEPTH:
+            raise _Refused(f"expected at most {_MOST_DEPTH} levels, got more {line}")
+        if sum(level.size for level in self.levels) > _MOST_VALUES:
+            raise _Refused(
+                f"expected at most {_MOST_VALUES:,} values, aliases written out, got more {line}"
             )
 
 
@@ -133,6 +151,7 @@ class _Level:
         """Count an entry; returns a key that was there before."""
         self.size = self.size + size
         self.entries = self.entries + 1
+        # In a dict keys and values take turns.
         if self.keys is None or text is None or self.entries % 2 == 0:
             return None
         if text in self.keys:

@@ -1,10 +1,8 @@
-"""Configs: the schemas of everything a user can set."""
+"""Configs: every key that a user can set."""
 
-from .dmd import (
-    DMDConfig as DMDConfig,
-    EMAConfig as EMAConfig,
-    SampleTimestepConfig as SampleTimestepConfig,
-)
+from .dmd import DMDConfig as DMDConfig
+from .groups import EMAConfig as EMAConfig, SampleTimestepConfig as SampleTimestepConfig
+from .matching import MatchingConfig as MatchingConfig
 from .schemas import (
     DataConfig as DataConfig,
     DistillConfig as DistillConfig,
@@ -14,6 +12,7 @@ from .schemas import (
     TeacherConfig as TeacherConfig,
     TrainTeacherConfig as TrainTeacherConfig,
 )
+from .student import StudentConfig as StudentConfig
 from .training import (
     DistillTrainConfig as DistillTrainConfig,
     LoopConfig as LoopConfig,

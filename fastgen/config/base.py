@@ -6,14 +6,26 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-__all__ = []
+__all__ = ["PYTHON_ONLY", "Config", "OldSpelling"]
+
+# Marks a field that callers in Python may give, and that is no key of a config file.
+PYTHON_ONLY: dict[str, Any] = {"python_only": True}
 
 
-class _Config(BaseModel):
-    """Immutable, with unknown keys refused; what every schema below shares. Fields may be given in
-    order or by name."""
+class OldSpelling(FutureWarning):
+    """A config was understood that should be written in another way; the message says how."""
 
-    # YAML reads run_dir: 2024 as a number.
+
+class Config(BaseModel):
+    """A group of keys: immutable, unknown keys refused, numbers finite. In Python its fields may be
+    given in order or by name.
+
+    Raises:
+        ValueError: an unknown key, or a value that the field does not take.
+        TypeError: more values in order than there are fields.
+    """
+
+    # YAML reads run_dir: 2024 as a number, which is text here.
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True
     )
@@ -29,8 +41,8 @@ class _Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _rest_of_a_group(cls, value: Any, info: ValidationInfo) -> Any:
-        """A group given in part keeps the rest of this field's own default, which need not be the
-        group's."""
+        """Fill up a group given in part from the default of its place: `student_optimizer` starts
+        from other rates than `OptimizerConfig`."""
         default = cls.model_fields[info.field_name or ""].default
         if isinstance(value, dict) and isinstance(default, BaseModel):
             return {**default.model_dump(exclude_unset=True), **value}
@@ -39,6 +51,7 @@ class _Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `steps: true`, which Python takes for 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"expected no yes-or-no value, got {value}")

@@ -1,90 +1,41 @@
-"""Schemas of distribution matching: training times, the average of weights, losses and schedule."""
+"""DMD2 in Python: losses and schedule in one config with the student that they train."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .._core.checks import check_pred_type
-from .base import _Config
+from .groups import EMAConfig
+from .matching import MatchingConfig
+from .student import StudentConfig, check_decreasing, check_start, default_rungs, with_calls
 
-__all__ = ["DMDConfig", "EMAConfig", "SampleTimestepConfig"]
+__all__ = ["STUDENT_KEYS", "DMDConfig", "joined"]
 
-
-class SampleTimestepConfig(_Config):
-    """Distribution of a training time t in [min_t, max_t]; see
-    :func:`fastgen.flow_matching.sample_timesteps`."""
-
-    time_dist_type: Literal["uniform", "logitnormal", "lognormal", "shifted", "polynomial"] = Field(
-        default="shifted", description="law of t"
-    )
-    min_t: float = Field(default=0.001, ge=0.0, le=1.0, description="smallest t drawn")
-    max_t: float = Field(default=0.999, ge=0.0, le=1.0, description="largest t drawn")
-    shift: float = Field(
-        default=5.0, gt=0.0, description="s of `shifted`: t = s u / (1 + (s - 1) u)"
-    )
-    p_mean: float = Field(
-        default=0.0, description="mean of the normal behind logitnormal and lognormal"
-    )
-    p_std: float = Field(default=1.0, gt=0.0, description="standard deviation of that normal")
-    t_list: tuple[float, ...] | None = Field(
-        default=None, description="rungs of a student; ignored when t is drawn"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> SampleTimestepConfig:
-        if not self.min_t < self.max_t:
-            raise ValueError(f"expected min_t < max_t, got min_t={self.min_t}, max_t={self.max_t}")
-        return self
+# The student's keys by their names in `DMDConfig`, with those in `StudentConfig`.
+STUDENT_KEYS = {
+    "student_steps": "steps",
+    "t_list": "t_list",
+    "t_list_shift": "t_list_shift",
+    "t_max": "t_max",
+    "pred_type": "pred_type",
+    "student_sample_type": "sample_type",
+    "ema": "ema",
+}
 
 
-class EMAConfig(_Config):
-    """Exponential moving average of the student's weights, counted in student updates (Karras et
-    al. 2023 for `power`)."""
+class DMDConfig(MatchingConfig):
+    """DMD2 with rectified-flow networks (Yin et al. 2024, arXiv:2405.14867), for
+    :class:`fastgen.dmd.DMDPipeline`. In YAML the keys that it adds stand under `student:`.
 
-    decay: float = Field(
-        default=0.99,
-        ge=0.0,
-        lt=1.0,
-        description="beta of `constant`: shadow = beta shadow + (1 - beta) w",
-    )
-    type: Literal["constant", "halflife", "power"] = Field(
-        default="constant", description="law of beta over updates"
-    )
-    start_iter: int = Field(
-        default=0, ge=0, description="updates before which the shadow is a plain copy"
-    )
-    gamma: float = Field(
-        default=16.97, gt=0.0, description="exponent of `power`: beta = (1 - 1/n)^(gamma + 1)"
-    )
-    halflife_kimg: float = Field(
-        default=500.0, gt=0.0, description="half-life of `halflife` in thousands of samples"
-    )
-    rampup_ratio: float | None = Field(
-        default=0.05, gt=0.0, description="half-life <= ratio x samples seen; null = no ramp"
-    )
-    batch_size: int = Field(default=128, gt=0, description="samples per update, for `halflife`")
-    dtype: Literal["float32", "float64"] = Field(
-        default="float32", description="dtype of the shadow"
-    )
-
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _named(cls, dtype: Any) -> Any:
-        return str(dtype).removeprefix("torch.")
-
-
-class DMDConfig(_Config):
-    """DMD2 with rectified-flow networks (Yin et al. 2024, arXiv:2405.14867)."""
+    Raises:
+        ValueError: rungs that no student can walk, or that contradict `student_steps`; and as
+            `MatchingConfig`.
+    """
 
     pred_type: Literal["flow", "x0", "eps"] = Field(
         default="flow", description="what every network predicts"
-    )
-    fake_score_pred_type: Literal["flow", "x0", "eps"] | None = Field(
-        default=None,
-        description="space of the fake score's loss; null = what a converted teacher was trained "
-        "to predict, else pred_type",
     )
     student_steps: int = Field(default=1, ge=1, le=1000, description="network calls of the student")
     t_list: tuple[float, ...] = Field(
@@ -99,264 +50,41 @@ class DMDConfig(_Config):
     student_sample_type: Literal["ode", "sde"] = Field(
         default="sde", description="how rungs are joined"
     )
-    backward_simulation: bool = Field(
-        default=True,
-        description="train on the student's own rollout; false: on noised data, which "
-        "real_data_weight doesn't go with",
-    )
-    rung_weights: tuple[float, ...] = Field(
-        default=(), description="how often each rung is trained, relative numbers; [] = equally"
-    )
-    guidance_scale: float | None = Field(
-        default=None, ge=0.0, description="classifier-free guidance of the teacher; null = off"
-    )
-    guidance_interval: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="RF times between which the teacher is guided"
-    )
-    guidance_rescale: float = Field(
-        default=0.0,
-        ge=0.0,
-        le=1.0,
-        description="how far a guided x0 is brought back to the root mean square of the unguided "
-        "one",
-    )
-    vsd_weight: float = Field(
-        default=1.0,
-        ge=0.0,
-        description="weight of the VSD loss; 0 = none, and no fake score is trained",
-    )
-    vsd_t: SampleTimestepConfig = Field(
-        default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.98),
-        description="t of the VSD loss",
-    )
-    fake_score_t: SampleTimestepConfig = Field(
-        default=SampleTimestepConfig(time_dist_type="uniform"),
-        description="t of the fake score's loss",
-    )
-    gan_t: SampleTimestepConfig = Field(
-        default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.6),
-        description="t of the GAN losses",
-    )
-    vsd_norm: Literal["mean_abs", "rms"] = Field(
-        default="mean_abs", description="VSD weight; rms is rotation-invariant"
-    )
-    vsd_alpha_factor: bool = Field(
-        default=False, description="multiply the VSD weight by alpha_t = 1 - t"
-    )
-    vsd_clamp: float | None = Field(
-        default=None,
-        gt=0.0,
-        description="largest rms of one sample's VSD direction; null = no bound",
-    )
-    f_divergence: Literal["reverse_kl", "forward_kl", "js", "jeffreys", "hellinger"] = Field(
-        default="reverse_kl",
-        description="divergence that VSD descends (f-distill); all but reverse_kl need the ratio "
-        "of a softplus discriminator, with gan_t over the whole range of vsd_t",
-    )
-    fake_score_weight: Literal["none", "sigma", "alpha", "min_snr"] = Field(
-        default="none",
-        description="weight of the fake score's loss over t: 1, t, 1 - t or min(snr, 5)",
-    )
-    fake_score_reuse_batch: bool = Field(
-        default=True,
-        description="the first update of the fake score, and of the discriminator, takes the "
-        "samples that the student was just trained on",
-    )
-    fake_steps_per_student_step: int = Field(
-        default=2, ge=1, description="fake-score updates per student update"
-    )
-    fake_score_warmup_steps: int = Field(
-        default=200, ge=0, description="fake-score updates before the first student update"
-    )
-    fake_score_rung_conditioned: bool = Field(
-        default=True,
-        description="tell the fake score which rung a sample came from; false unless said for a "
-        "converted teacher, whose clock ends",
-    )
-    gan_loss_weight_gen: float = Field(
-        default=0.0, ge=0.0, description="weight of the GAN loss of the student; 0 = no GAN"
-    )
-    gan_loss: Literal["softplus", "relativistic"] = Field(
-        default="softplus", description="kind of both GAN losses"
-    )
-    gan_features: Literal["teacher", "fake_score", "sample"] = Field(
-        default="teacher",
-        description="what the discriminator sees: blocks of the teacher or of the fake score, or "
-        "the noised sample itself through Fourier features (for data of few dimensions)",
-    )
-    gan_blocks: tuple[str, ...] = Field(
-        default=(),
-        description="module paths of the blocks whose outputs it sees; [] = the last list of "
-        "layers",
-    )
-    gan_disc_warmup_steps: int = Field(
-        default=100, ge=0, description="discriminator updates before the first student update"
-    )
-    gan_disc_steps_per_student_step: int = Field(
-        default=1, ge=1, description="discriminator updates per student update"
-    )
-    gan_r1_reg_weight: float = Field(
-        default=0.0, ge=0.0, description="weight of approximate R1; gamma / (2 alpha^2)"
-    )
-    gan_r2_reg_weight: float = Field(
-        default=0.0,
-        ge=0.0,
-        description="the same on generated samples (R2), which keeps modes balanced",
-    )
-    gan_r1_reg_alpha: float = Field(
-        default=0.1, gt=0.0, description="size of the perturbation of R1 and R2"
-    )
-    gan_use_same_t_noise: bool = Field(
-        default=False, description="real and generated samples share t and noise"
-    )
-    real_data_weight: float = Field(
-        default=0.0,
-        ge=0.0,
-        description="weight of a kernel distance of the student's samples to real data; 0 = none",
-    )
-    real_data_kernel: Literal["energy", "mmd"] = Field(
-        default="energy", description="kernel of that distance"
-    )
-    real_data_bandwidths: tuple[float, ...] = Field(
-        default=(0.05, 0.1, 0.2, 0.5, 1.0),
-        description="bandwidths of mmd, rms distances in normalised units",
-    )
-    real_data_samples: int = Field(
-        default=4,
-        ge=2,
-        description="samples per condition, or per group where real_data_conditional is false",
-    )
-    real_data_conditional: bool = Field(
-        default=True,
-        description="compare given the condition; false: groups of samples with groups of data, "
-        "for data without one",
-    )
-    kd_weight: float = Field(
-        default=0.0,
-        ge=0.0,
-        description="weight of the KD loss on teacher pairs beside VSD (DMD's regression term)",
-    )
     ema: EMAConfig | None = Field(
         default=EMAConfig(), description="average of the student's weights; null = none"
     )
 
-    @property
-    def trains_discriminator(self) -> bool:
-        """Whether anything needs one: the student's GAN loss or the ratio of an f-divergence."""
-        return self.gan_loss_weight_gen > 0 or (
-            self.f_divergence != "reverse_kl" and self.vsd_weight > 0
-        )
-
     @model_validator(mode="before")
     @classmethod
-    def _rungs(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        t_list = values.get("t_list")
-        steps = values.get("student_steps")
-        if t_list is None or (isinstance(t_list, list | tuple) and not t_list):
-            return {key: value for key, value in values.items() if key != "t_list"}
-        if not isinstance(t_list, list | tuple) and hasattr(t_list, "tolist"):
-            values = {**values, "t_list": (t_list := t_list.tolist())}
-        if not isinstance(t_list, list | tuple) or not all(
-            isinstance(t, int | float) for t in t_list
-        ):
-            raise ValueError(f"expected t_list as a list of numbers, got {t_list!r}")
-        if steps is not None and steps != len(t_list) - 1:
-            raise ValueError(
-                f"expected student_steps == len(t_list) - 1 = {len(t_list) - 1}, got "
-                f"student_steps={steps}; set one of the two"
-            )
-        return {**values, "student_steps": len(t_list) - 1}
+    def _calls(cls, values: Any) -> Any:
+        return with_calls(values, "student_steps") if isinstance(values, dict) else values
 
-    @field_validator("pred_type", "fake_score_pred_type", mode="before")
+    @field_validator("pred_type", mode="before")
     @classmethod
-    def _known(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None:
-            check_pred_type(value, info.field_name or "pred_type")
+    def _known_pred_type(cls, value: Any) -> Any:
+        check_pred_type(value, "pred_type")
         return value
 
     @field_validator("t_list")
     @classmethod
     def _decreasing(cls, t_list: tuple[float, ...]) -> tuple[float, ...]:
-        if t_list and (t_list[-1] != 0.0 or not 0.0 < t_list[0] <= 1.0):
-            raise ValueError(
-                f"expected t_list to start in (0, 1] and end at 0.0, got {list(t_list)}"
-            )
-        if any(a <= b for a, b in zip(t_list, t_list[1:], strict=False)):
-            raise ValueError(f"expected t_list strictly decreasing, got {list(t_list)}")
+        check_decreasing(t_list)
         return t_list
 
     @model_validator(mode="after")
-    def _defaults(self) -> DMDConfig:
-        # Frozen models are still filled in during validation, through the base class' setter.
+    def _rungs(self) -> DMDConfig:
         if not self.t_list:
-            n = self.student_steps
-            s = self.t_list_shift
-            even = [self.t_max * (n - i) / n for i in range(n)]
-            # The first rung is t_max itself, which n t_max / n need not be.
-            rungs = [self.t_max] + [s * t / (1.0 + (s - 1.0) * t) for t in even[1:]]
-            object.__setattr__(self, "t_list", (*rungs, 0.0))
-        if self.rung_weights and len(self.rung_weights) != self.student_steps:
-            raise ValueError(
-                f"expected one of rung_weights for each of the {self.student_steps} rungs, got "
-                f"{len(self.rung_weights)}"
-            )
-        if self.rung_weights and (min(self.rung_weights) < 0 or sum(self.rung_weights) <= 0):
-            raise ValueError(
-                f"expected rung_weights >= 0 and not all 0, got {list(self.rung_weights)}"
-            )
-        lo, hi = self.guidance_interval
-        if not 0.0 <= lo < hi <= 1.0:
-            raise ValueError(f"expected guidance_interval as 0 <= lo < hi <= 1, got {[lo, hi]}")
-        if not self.real_data_bandwidths or min(self.real_data_bandwidths) <= 0:
-            raise ValueError(
-                f"expected real_data_bandwidths > 0, got {list(self.real_data_bandwidths)}"
-            )
-        if (
-            not self.vsd_weight
-            and not self.gan_loss_weight_gen
-            and not self.real_data_weight
-            and not self.kd_weight
-        ):
-            raise ValueError(
-                "expected a weight > 0 among vsd, gan_loss_weight_gen, real_data and kd, got 0 "
-                "for all"
-            )
-        if self.f_divergence != "reverse_kl":
-            self._check_ratio()
-        if self.real_data_weight and not self.backward_simulation and self.student_steps > 1:
-            raise ValueError(
-                "expected backward_simulation=true with real_data_weight > 0, got false: at later "
-                "rungs the student would start from the very data that its samples are compared "
-                "with"
-            )
-        if self.pred_type == "eps" and self.t_list[0] >= 1.0:
-            raise ValueError(
-                "expected t_list[0] < 1 for pred_type='eps' (x0 needs 1/(1-t)), got "
-                f"{self.t_list[0]}"
-            )
+            rungs = default_rungs(self.student_steps, self.t_max, self.t_list_shift)
+            # Frozen models are still filled in during validation, through the base class' setter.
+            object.__setattr__(self, "t_list", rungs)
+        check_start(self.pred_type, self.t_list)
+        self.check_rungs(self.student_steps)
         return self
 
-    def _check_ratio(self) -> None:
-        """What the density ratio of an f-divergence needs: a loss it weighs, and a discriminator
-        that knows it."""
-        asked = f"with f_divergence={self.f_divergence}"
-        if not self.vsd_weight:
-            raise ValueError(
-                f"expected vsd_weight > 0 {asked}, which weighs the VSD loss, got 0; or say "
-                "reverse_kl"
-            )
-        if self.gan_loss == "relativistic":
-            raise ValueError(
-                f"expected gan_loss=softplus {asked}, got relativistic: its logit is the log "
-                "ratio of data and student up to an unknown constant only"
-            )
-        vsd = self.vsd_t
-        gan = self.gan_t
-        if not gan.min_t <= vsd.min_t < vsd.max_t <= gan.max_t:
-            raise ValueError(
-                f"expected gan_t to cover vsd_t {asked}, whose ratio is the discriminator's at "
-                f"times of vsd_t, got {gan.min_t}..{gan.max_t} and {vsd.min_t}..{vsd.max_t}; "
-                "widen gan_t or narrow vsd_t"
-            )
+
+def joined(student: StudentConfig, matching: MatchingConfig) -> DMDConfig:
+    """One config of a student and of the losses that train it."""
+    values = {name: getattr(matching, name) for name in MatchingConfig.model_fields}
+    for ours, theirs in STUDENT_KEYS.items():
+        values[ours] = getattr(student, theirs)
+    return DMDConfig(**values)

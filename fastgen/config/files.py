@@ -1,8 +1,6 @@
-"""Config files and command lines: read, override, explain, refuse, save.
+"""Config files: from YAML and overrides to a config, and back; errors name the key in full.
 
-A recipe is called as ``recipe.py [file.yaml] [key.sub=value ...] [--resume] [--dry-run] [--help]``.
-A file holds only what differs from the schema's defaults; overrides win over the file. Nothing here
-is specific to one recipe.
+A file holds only what differs from the defaults. Overrides, ``key.sub=value``, win over the file.
 """
 
 from __future__ import annotations
@@ -11,21 +9,25 @@ import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
-from .._core.files import brief
+from .._core.messages import brief
 from .._core.yaml_files import parse_yaml, read_yaml
+from .base import PYTHON_ONLY
+from .old_spellings import old_spellings
+
+__all__ = ["C", "describe", "dump_anywhere", "dump_yaml", "load_config", "validate"]
 
 C = TypeVar("C", bound=BaseModel)
 
 _MOST_ERRORS = 8
 
-# Keys whose value is a path; in a file they are relative to that file, in an override to the
-# working directory.
+# Keys that hold a path. In a file it is relative to that file, in an override to the working
+# directory.
 _FILE_RELATIVE = (
     *("data.path", "teacher.folder", "teacher.weights", "teacher.null_cond"),
     *(f"data.symmetry.{rep}.matrices" for rep in ("in_rep", "cond_rep", "out_rep")),
@@ -38,11 +40,15 @@ _WORDS = {"teacher.null_cond": ("zeros",)}
 def load_config(
     schema: type[C], path: str | os.PathLike[str], overrides: list[str] | None = None
 ) -> C:
-    """Config from a YAML file and ``key.sub=value`` overrides (values are YAML).
+    """Config from a YAML file and overrides.
+
+    Args:
+        schema: class of the config.
+        path: of the file.
+        overrides: such as ``train.steps=300``; values are YAML.
 
     Raises:
-        ValueError: file missing or not YAML, unknown key, wrong type; the message names the key in
-            full.
+        ValueError: the file is missing or not YAML, a key is unknown or its value wrong.
     """
     path = Path(path)
     values = read_yaml(path) or {}
@@ -56,16 +62,11 @@ def load_config(
         _assign(values, key.strip(), parse_yaml(text, f"override {override!r}"))
     # What the overrides brought; the file's own paths are absolute by now.
     _make_absolute(values, Path.cwd())
-    # A group without entries in YAML is null.
-    empty = {
-        key
-        for key, field in schema.model_fields.items()
-        if _sub_schema(field.annotation) and key in values
-    }
-    return validate(
-        schema,
-        {key: value for key, value in values.items() if value is not None or key not in empty},
-    )
+    for key, field in schema.model_fields.items():
+        # A group without entries is null in YAML.
+        if values.get(key, ...) is None and _group_of(field.annotation) is not None:
+            del values[key]
+    return validate(schema, values)
 
 
 def validate(schema: type[C], values: dict[str, Any]) -> C:
@@ -73,9 +74,11 @@ def validate(schema: type[C], values: dict[str, Any]) -> C:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        said = [_explain(schema, item) for item in error.errors(include_url=False)]
-        more = [f"and {len(said) - _MOST_ERRORS} more"] if len(said) > _MOST_ERRORS else []
-        raise ValueError("; ".join(said[:_MOST_ERRORS] + more)) from None
+        old = old_spellings(values)
+        said = [_explain(schema, item, old) for item in error.errors(include_url=False)]
+        if len(said) > _MOST_ERRORS:
+            said[_MOST_ERRORS:] = [f"and {len(said) - _MOST_ERRORS} more"]
+        raise ValueError("; ".join(said)) from None
 
 
 def dump_yaml(config: BaseModel) -> str:
@@ -84,31 +87,35 @@ def dump_yaml(config: BaseModel) -> str:
 
 
 def dump_anywhere(config: BaseModel) -> str:
-    """`dump_yaml` with absolute paths: what it says doesn't depend on the working directory or on
-    where it lies."""
+    """`dump_yaml` with absolute paths, so that it means the same in every folder."""
     values = config.model_dump(mode="json")
     _make_absolute(values, Path.cwd())
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def describe(schema: type[BaseModel], prefix: str = "") -> str:
+def describe(schema: type[BaseModel]) -> str:
     """One line per key: ``full.key  (default)  meaning``."""
-    lines = []
-    for key, default, meaning in _fields(schema, prefix):
-        lines.append(f"  {key:<44} ({default})  {meaning}")
+    lines = [f"  {key.name:<44} ({key.default})  {key.meaning}" for key in _keys(schema)]
     return "\n".join(lines)
 
 
+# ---- Overrides and paths -------------------------------------------------------------------------
+
+
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put `value` where the full `key` says; a group is merged into the one that is there."""
     *parents, last = key.split(".")
+    group = values
     for parent in parents:
-        child = values[parent] = {} if values.get(parent) is None else values[parent]
-        if not isinstance(child, dict):
+        if group.get(parent) is None:
+            group[parent] = {}
+        group = group[parent]
+        if not isinstance(group, dict):
             raise ValueError(f"override {key}: {parent!r} is not a group of keys")
-        values = child
-    if isinstance(value, dict) and isinstance(values.get(last), dict):
-        value = {**values[last], **value}
-    values[last] = value
+    before = group.get(last)
+    if isinstance(value, dict) and isinstance(before, dict):
+        value = {**before, **value}
+    group[last] = value
 
 
 def _make_absolute(values: dict[str, Any], base: Path) -> None:
@@ -118,59 +125,80 @@ def _make_absolute(values: dict[str, Any], base: Path) -> None:
         group: Any = values
         for parent in parents:
             group = group.get(parent) if isinstance(group, dict) else None
-        if (
-            isinstance(group, dict)
-            and isinstance(group.get(last), str)
-            and group[last] not in _WORDS.get(key, ())
-        ):
-            group[last] = str((base / Path(group[last]).expanduser()).resolve())
+        path = group.get(last) if isinstance(group, dict) else None
+        if isinstance(path, str) and path not in _WORDS.get(key, ()):
+            group[last] = str((base / Path(path).expanduser()).resolve())
 
 
-def _sub_schema(annotation: Any) -> type[BaseModel] | None:
-    candidates = (annotation, *getattr(annotation, "__args__", ()))
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+# ---- The keys of a schema ------------------------------------------------------------------------
 
 
-def _fields(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+class _Key(NamedTuple):
+    """A key by its full name, its default as text, and what it means."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+def _keys(schema: type[BaseModel]) -> Iterator[_Key]:
+    """Every key of a schema, those of its groups included."""
     for name, field in schema.model_fields.items():
-        default = None if field.default is PydanticUndefined else field.default
-        if (sub := _sub_schema(field.annotation)) is not None:
-            if default is None:
-                yield f"{prefix}{name}", "null", field.description or ""
-            # The instance's values, not the class' defaults: a group may start from its own.
-            own = (
-                {key: getattr(default, key) for key in sub.model_fields}
-                if default is not None
-                else {}
-            )
-            for key, value, meaning in _fields(sub, f"{prefix}{name}."):
-                leaf = key[len(prefix) + len(name) + 1 :]
-                yield key, str(own[leaf]) if leaf in own else value, meaning
-        else:
+        if field.json_schema_extra == PYTHON_ONLY:
+            continue
+        meaning = field.description or ""
+        group = _group_of(field.annotation)
+        if group is None:
             required = field.default is PydanticUndefined
-            yield (
-                f"{prefix}{name}",
-                "required" if required else str(default),
-                field.description or "",
-            )
+            yield _Key(name, "required" if required else str(field.default), meaning)
+        elif isinstance(field.default, BaseModel):
+            yield from _keys_of_group(name, group, field.default)
+        else:
+            yield _Key(name, "null", meaning)
+            yield from _keys_of_group(name, group, None)
 
 
-def _explain(schema: type[BaseModel], item: Any) -> str:
+def _keys_of_group(name: str, group: type[BaseModel], default: BaseModel | None) -> Iterator[_Key]:
+    """The keys of the group `name`, with the values that `default` has for them: they need not be
+    those of the group's class."""
+    for key in _keys(group):
+        value = getattr(default, key.name, key.default)
+        yield _Key(f"{name}.{key.name}", str(value), key.meaning)
+
+
+def _group_of(annotation: Any) -> type[BaseModel] | None:
+    """The schema of a field that is a group of keys, possibly null; None for other fields."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+# ---- Errors --------------------------------------------------------------------------------------
+
+
+def _explain(schema: type[C], item: Any, old: dict[str, str]) -> str:
+    """One error of pydantic's in our words; `old` as from `old_spellings`."""
     # Of a field with several types the location also names the one that was tried, `list[str]`: not
     # the user's key.
     key = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
     if item["type"] == "extra_forbidden":
-        known = [name for name, _, _ in _fields(schema, "")]
-        groups = {name.rsplit(".", n)[0] for name in known for n in range(1, name.count(".") + 1)}
-        near = difflib.get_close_matches(key, sorted({*known, *groups}), n=1, cutoff=0.5)
-        last = key.rsplit(".", 1)[-1]
-        near = near or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
-        return (
-            f"unknown key {key!r}"
-            + (f", did you mean {near[0]!r}?" if near else "")
-            + " (--help lists all keys)"
-        )
+        near = _nearest_key(schema, key)
+        hint = "" if near is None else f", did you mean {near!r}?"
+        return f"unknown key {key!r}{hint} (--help lists all keys)"
     message = item["msg"].removeprefix("Value error, ")
+    if key in old:
+        key = f"{key} ({old[key]})"
     if item["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, got {brief(item['input'])}"
+
+
+def _nearest_key(schema: type[BaseModel], key: str) -> str | None:
+    """The key or group spelled most like `key`, or else one in another group that ends like it."""
+    known = [known.name for known in _keys(schema)]
+    groups = {name.rsplit(".", n)[0] for name in known for n in range(1, name.count(".") + 1)}
+    near = difflib.get_close_matches(key, sorted({*known, *groups}), n=1, cutoff=0.5)
+    last = key.rpartition(".")[2]
+    near += [name for name in known if name.rpartition(".")[2] == last]
+    return near[0] if near else None

@@ -1,23 +1,36 @@
-"""Schemas of everything a user can set: validated, immutable, unknown keys refused.
+"""The configs of the two recipes, and their groups for data, model and teacher.
 
-Each class is a frozen pydantic model, usable from Python (``DMDConfig(student_steps=4)``) and from
-YAML. Reading files, overrides and the command line is the business of :mod:`fastgen.config.files`.
+A config is a frozen pydantic model that is validated when it is made, in Python
+(``StudentConfig(steps=4)``) as from YAML. :mod:`fastgen.config.files` reads files and overrides.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from .base import _Config
-from .dmd import DMDConfig
+from .base import Config
+from .dmd import DMDConfig, joined
+from .matching import MatchingConfig
+from .old_spellings import respelled
+from .student import StudentConfig
 from .training import DistillTrainConfig, TeacherTrainConfig
 
+__all__ = [
+    "DataConfig",
+    "DistillConfig",
+    "KeywordsConfig",
+    "ModelConfig",
+    "SymmetryConfig",
+    "TeacherConfig",
+    "TrainTeacherConfig",
+]
 
-class SymmetryConfig(_Config):
-    """How a group acts on the channels of one waypoint, one observation token and one predicted
-    waypoint."""
+
+class SymmetryConfig(Config):
+    """How a symmetry group acts on the channels of a waypoint, of an observation token and of a
+    predicted waypoint."""
 
     group: str = Field(description="C<n>, D<n>, Icosahedral, or a product such as C2xC2")
     in_rep: list[str] | dict[str, str] = Field(
@@ -36,7 +49,7 @@ class SymmetryConfig(_Config):
         return [rep] if isinstance(rep, str) else rep
 
 
-class DataConfig(_Config):
+class DataConfig(Config):
     """Where trajectories, or samples of any other shape, come from."""
 
     name: Literal["ring", "modes", "two_rings", "flights", "file"] = Field(
@@ -80,7 +93,7 @@ class DataConfig(_Config):
     )
 
 
-class ModelConfig(_Config):
+class ModelConfig(Config):
     """A conditional transformer to train as a teacher."""
 
     equivariant: bool = Field(
@@ -104,9 +117,9 @@ class ModelConfig(_Config):
     )
 
 
-class KeywordsConfig(_Config):
-    """Names of the arguments and of the answer of a network that isn't called `net(x_t, t,
-    cond)`."""
+class KeywordsConfig(Config):
+    """Names of the arguments and of the answer, for a network that isn't called
+    `net(x_t, t, cond)`."""
 
     x: str = Field(default="hidden_states", description="its name of the noisy sample")
     t: str = Field(default="timestep", description="its name of the time")
@@ -114,9 +127,9 @@ class KeywordsConfig(_Config):
     output: str = Field(default="sample", description="attribute or key of its answer")
 
 
-class TeacherConfig(_Config):
-    """The network to distil: where it comes from, and how it was trained if not as a rectified
-    flow."""
+class TeacherConfig(Config):
+    """The network to distil: where it comes from, and how it was trained. By default that is as a
+    rectified flow."""
 
     folder: str | None = Field(
         default=None,
@@ -169,8 +182,13 @@ class TeacherConfig(_Config):
     )
 
 
-class DistillConfig(_Config):
-    """One run of recipes/distill.py."""
+class DistillConfig(Config):
+    """One run of recipes/distill.py.
+
+    Raises:
+        ValueError: a group that is not valid, or losses in `dmd` that the `student` can't be
+            trained with.
+    """
 
     name: str = Field(
         default="ring", min_length=1, description="name of the run; run_dir defaults to runs/<name>"
@@ -180,23 +198,44 @@ class DistillConfig(_Config):
     resume: bool = Field(default=False, description="go on from the newest checkpoint in run_dir")
     data: DataConfig = Field(default=DataConfig(), description="trajectories")
     teacher: TeacherConfig = Field(default=TeacherConfig(), description="the network to distil")
-    method: Literal["dmd2", "kd", "ladd", "consistency"] = Field(
+    method: str = Field(
         default="dmd2",
-        description="what follows the KD warm start of train.kd_steps: DMD2, nothing, a GAN alone "
-        "or consistency distillation",
+        description="what is trained: kd is KD alone (train.kd_steps updates); after KD as a warm "
+        "start: dmd2, ladd (a GAN alone) or consistency",
     )
-    dmd: DMDConfig = Field(
-        default=DMDConfig(), description="student, losses and schedule of the method"
+    student: StudentConfig = Field(
+        default=StudentConfig(), description="calls of the student, and how it is sampled"
+    )
+    dmd: MatchingConfig = Field(
+        default=MatchingConfig(), description="losses and schedule of the method"
     )
     train: DistillTrainConfig = Field(
         default=DistillTrainConfig(), description="budgets and optimisers"
     )
-    keep: Literal["best", "kd", "dmd", "ladd", "consistency"] = Field(
+    keep: str = Field(
         default="best", description="the stage whose student is exported; best: by validation score"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _respelled(cls, values: Any) -> Any:
+        return respelled(values) if isinstance(values, dict) else values
 
-class TrainTeacherConfig(_Config):
+    @model_validator(mode="after")
+    def _consistent(self) -> DistillConfig:
+        try:
+            self.dmd.check_rungs(self.student.steps)
+        except ValueError as error:
+            raise ValueError(f"dmd: {error}") from error
+        return self
+
+    @property
+    def pipeline(self) -> DMDConfig:
+        """What :class:`fastgen.dmd.DMDPipeline` takes: `dmd` with the keys of `student`."""
+        return joined(self.student, self.dmd)
+
+
+class TrainTeacherConfig(Config):
     """One run of recipes/train_teacher.py."""
 
     name: str = Field(

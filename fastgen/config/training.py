@@ -1,4 +1,4 @@
-"""Schemas of training loops: optimiser, budgets, checkpoints and log."""
+"""Training: keys of the loop, of its budgets, and of optimisers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from .base import _Config
-from .dmd import SampleTimestepConfig
+from .base import Config
+from .groups import SampleTimestepConfig, TimeLaw
 
 __all__ = ["DistillTrainConfig", "LoopConfig", "OptimizerConfig", "TeacherTrainConfig"]
 
 
-class OptimizerConfig(_Config):
-    """AdamW with linear warm-up and a cosine to `final_lr_ratio`; the rate is a pure function of
-    the step."""
+class OptimizerConfig(Config):
+    """AdamW, whose learning rate rises linearly to `lr` and falls by a cosine to `final_lr_ratio`
+    times that."""
 
     lr: float = Field(default=1e-3, gt=0.0, description="peak learning rate")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's moment decays")
@@ -44,8 +44,8 @@ class OptimizerConfig(_Config):
         return self.lr * (self.final_lr_ratio + (1.0 - self.final_lr_ratio) * cosine)
 
 
-class LoopConfig(_Config):
-    """What every training loop has."""
+class LoopConfig(Config):
+    """Keys that every training loop has."""
 
     batch_size: int = Field(default=128, gt=0, description="global batch, shared by all processes")
     gradient_accumulation_steps: int = Field(
@@ -94,7 +94,7 @@ class LoopConfig(_Config):
 
 
 class DistillTrainConfig(LoopConfig):
-    """The stages of a distillation: teacher pairs, KD warm start, fake-score warm-up, DMD."""
+    """Training of a student: teacher pairs, KD, and the updates of the method after it."""
 
     kd_steps: int = Field(
         default=4000, ge=0, description="KD updates; 0 = start from the teacher's weights"
@@ -108,10 +108,12 @@ class DistillTrainConfig(LoopConfig):
     kd_optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=3e-3), description="optimiser of KD"
     )
-    steps: int = Field(default=300, ge=0, description="student updates of DMD; 0 = KD only")
+    steps: int = Field(
+        default=300, ge=0, description="student updates of the method after KD; none with method=kd"
+    )
     student_optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=1e-4, betas=(0.0, 0.99), final_lr_ratio=0.05),
-        description="optimiser of the student in DMD",
+        description="optimiser of the student after KD",
     )
     fake_score_optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=5e-4, betas=(0.0, 0.99), final_lr_ratio=0.05),
@@ -130,7 +132,7 @@ class DistillTrainConfig(LoopConfig):
 
 
 class TeacherTrainConfig(LoopConfig):
-    """Flow matching."""
+    """Training of a teacher by flow matching."""
 
     steps: int = Field(default=8000, gt=0, description="updates")
     ema_decay: float = Field(default=0.999, ge=0.0, lt=1.0, description="EMA of the weights")
@@ -144,7 +146,7 @@ class TeacherTrainConfig(LoopConfig):
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=2e-3, betas=(0.9, 0.99)), description="optimiser"
     )
-    t: SampleTimestepConfig = Field(
+    t: TimeLaw = Field(
         default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.0, max_t=1.0),
         description="law of the training time",
     )

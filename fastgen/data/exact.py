@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .._core.checks import TIME_SLACK, check_choice, check_shape
-from .._core.tensors import expand_like, in_float64, wide_dtype
+from .._core.tensors import EPSILON, expand_like, in_float64, wide_dtype
 from ..interpolants import (
-    EPSILON,
     BaseInterpolant,
     CosineInterpolant,
     LinearInterpolant,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._core.files import brief
+from .._core.messages import brief
 from .._core.tensor_files import read_safetensors
 from .held_out import HeldOutTask
 from .samples import SampleTask

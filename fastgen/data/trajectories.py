@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._core.checks import is_count
 from ..normalizer import Normalizer, pack_tokens
 
 __all__ = [
@@ -66,7 +67,7 @@ class TrajectoryData:
 
 def check_pack(pack: int, horizon: int) -> None:
     """ValueError unless `pack` is a whole number >= 1 that divides the horizon."""
-    if not isinstance(pack, int) or isinstance(pack, bool) or pack < 1 or horizon % pack:
+    if not is_count(pack) or horizon % pack:
         raise ValueError(
             f"expected pack to be a whole number that divides the {horizon} waypoints, got {pack!r}"
         )
@@ -74,7 +75,7 @@ def check_pack(pack: int, horizon: int) -> None:
 
 def check_size(size: int, what: str = "demonstrations") -> None:
     """ValueError unless `size` is a whole number >= 2."""
-    if not isinstance(size, int) or isinstance(size, bool) or size < 2:
+    if not is_count(size, 2):
         raise ValueError(f"expected size to be a whole number >= 2 of {what}, got {size!r}")
 
 

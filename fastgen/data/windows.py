@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._core.files import brief
+from .._core.checks import is_count
+from .._core.messages import brief
 from .trajectories import check_finite, check_trajectories
 
 __all__ = ["cut_windows", "floats", "windows_of"]
@@ -123,7 +124,7 @@ def cut_windows(
 
 
 def _checked_length(name: str, value: int | None) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value):
         raise ValueError(
             f"expected {name} to be a whole number >= 1 to cut episodes into windows, got {value!r}"
         )

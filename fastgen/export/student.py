@@ -1,26 +1,106 @@
-"""The sampler a distillation ends with: conditions in, samples out, both in original units; needs
-torch alone.
+"""The student that a distillation ends with: conditions in, samples out, both in original units.
 
-    y_T = noise, packed        y = sample_student(network, y_T, rungs, normalize(Z))        X = denormalize(unpack(y))
+A network sees normalised channels, and `pack` waypoints of a trajectory as one token:
+
+    y_T = pack(noise)        y = solve(y_T, normalize(Z))        X = denormalize(unpack(y))
+
+`sample_in_original_units` is this line for any solver: the few calls of a student, and the many of
+the teacher that it is scored against.
 
 A student with the rungs t_1 > ... > t_K > 0 makes K network calls. For a divisor k of K it also
 samples in k calls, over every (K / k)-th rung: t_1, t_{1 + K/k}, ..., 0.
+
+The file needs torch alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._core.conditions import map_tensors, tensors_in
+from .._core.checks import is_count
+from .._core.conditions import cond_to, map_tensors, take_rows, tensors_in
 from .._core.seeds import draw_normal
+from ..networks import network_dtype
 from ..normalizer import Normalizer, pack_tokens, unpack_tokens
-from ..samplers import sample_student
+from ..samplers.student import sample_student
 
-__all__ = ["Student"]
+__all__ = ["Student", "network_device", "sample_in_original_units"]
+
+
+# ---- Original units ------------------------------------------------------------------------------
+
+
+def network_device(network: nn.Module) -> torch.device:
+    """Where a network is called: the device of its first parameter, the CPU if it has none."""
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def sample_in_original_units(
+    network: nn.Module,
+    solve: Callable[[Tensor, Any], Tensor],
+    noise: Tensor,
+    cond: Any,
+    *,
+    x_normalizer: Normalizer | None = None,
+    z_normalizer: Normalizer | None = None,
+    pack: int = 1,
+    num_samples: int = 1,
+    rows: int | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Samples X given Z by a solver that speaks what the network speaks.
+
+    Args:
+        network: what `solve` calls. Its device and its dtype are those that `solve` is given
+            tensors in.
+        solve: (noise, cond) -> samples, on packed tokens of normalised channels.
+        noise: (R, ...), R = B num_samples, standard normal, in the shape of the samples.
+        cond: Z of B rows in original units, or what a network of your own takes; its integers stay
+            as they are.
+        x_normalizer, z_normalizer: None changes nothing.
+        pack: waypoints per token of a trajectory (R, T_x, d_x).
+        num_samples: rows of `noise` for each row of `cond`, one after the other.
+        rows: the most that `solve` is given at once, to bound the memory; None: all.
+        device: where the samples are wanted; None: where the network is.
+
+    Returns:
+        X in the shape of `noise`, original units, the dtype of the network, no gradient.
+    """
+    place = network_device(network)
+    dtype = network_dtype(network, torch.float32)
+
+    def normalized(z: Tensor) -> Tensor:
+        # In float64: an observation far from the origin must not lose its digits before the mean
+        # is taken off. Before it is moved: not every device has float64.
+        return z if z_normalizer is None else z_normalizer.normalize(z.double()).to(dtype)
+
+    def repeated(z: Tensor) -> Tensor:
+        return z if num_samples == 1 else z.repeat_interleave(num_samples, dim=0)
+
+    cond = cond_to(map_tensors(normalized, cond), place, dtype)
+    cond = map_tensors(repeated, cond)
+    y_T = pack_tokens(noise, pack) if pack > 1 else noise
+    # Half precision has too few digits for the state of a sampler; the network still sees its own
+    # dtype.
+    y_T = y_T.to(place, torch.promote_types(dtype, torch.float32))
+
+    rows = len(y_T) if rows is None else rows
+    chunks = [slice(start, start + rows) for start in range(0, len(y_T), rows)]
+    y = torch.cat([solve(y_T[chunk], take_rows(cond, chunk)) for chunk in chunks])
+
+    x = unpack_tokens(y, pack) if pack > 1 else y
+    x = x.to(place if device is None else device)
+    if x_normalizer is not None:
+        x = x_normalizer.denormalize(x)
+    return x.to(dtype)
+
+
+# ---- Student -------------------------------------------------------------------------------------
 
 
 class Student:
@@ -29,12 +109,15 @@ class Student:
     Args:
         network: called as `network(x_t, t, cond)` on normalised, packed tokens, or on samples of
             any shape.
-        t_list: [t_1 > ... > t_K > 0.0].      steps: numbers of network calls on offer, divisors of K.
-        sample_type: "ode" or "sde".      pred_type: "flow", "x0" or "eps", what the network predicts.
+        t_list: [t_1 > ... > t_K > 0.0].
+        steps: numbers of network calls on offer, divisors of K.
+        sample_type: "ode" (a rung reuses the implied noise) or "sde" (it draws fresh noise).
+        pred_type: "flow", "x0" or "eps", what the network predicts.
         horizon: the shape of a sample, (T_x, d_x) of a trajectory.
         cond_horizon: (most T_z, d_z) of a condition; None: it isn't checked.
-        pack: waypoints per token of a trajectory.      x_normalizer, z_normalizer: None changes nothing.
-        config: what stands in config.json; read by nobody here.
+        pack: waypoints per token of a trajectory.
+        x_normalizer, z_normalizer: None changes nothing.
+        config: the content of config.json, for those who ask; sampling doesn't read it.
 
     Attributes: `network`, `t_list` (tuple), `steps` (tuple), `config` (dict), `device`, `dtype`.
     """
@@ -69,24 +152,24 @@ class Student:
     @property
     def device(self) -> torch.device:
         """Where the network is and samples are returned."""
-        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        return network_device(self.network)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the network and of the samples."""
-        return next(
-            (p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32
-        )
+        return network_dtype(self.network, torch.float32)
 
     def rungs(self, steps: int | None = None) -> tuple[float, ...]:
-        """The (steps + 1) times of a sampling run, every (K / steps)-th of `t_list`; None: the most
-        steps on offer.
+        """The steps + 1 times of a sampling run: every (K / steps)-th of `t_list`.
+
+        Args:
+            steps: network calls, among `.steps`; None: the most of them.
 
         Raises:
             ValueError: `steps` is not among `.steps`.
         """
         steps = max(self.steps) if steps is None else steps
-        if type(steps) is not int or steps not in self.steps:
+        if not is_count(steps) or steps not in self.steps:
             raise ValueError(
                 f"expected steps among those trained, {list(self.steps)}, got {steps!r}"
             )
@@ -95,7 +178,7 @@ class Student:
     @torch.no_grad()
     def sample(
         self,
-        cond: Any,
+        cond: Any = None,
         *,
         num_samples: int | None = None,
         steps: int | None = None,
@@ -107,8 +190,8 @@ class Student:
         Args:
             cond: Z of shape (B, T_z, d_z) in original units, T_z up to the horizon of the network.
                 A student with a network of your own takes what that one does: a Tensor (labels are
-                integers), a tuple or mapping of Tensors of B rows each, or None; then B is the
-                number of rows of `noise`, without it 1.
+                integers), a tuple or mapping of Tensors of B rows each, or None. With None, B is
+                the number of rows of `noise`, and 1 without it.
             num_samples: K samples of each condition; None: one, without the axis K.
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in
@@ -117,9 +200,9 @@ class Student:
             generator: of `noise`, then of the fresh noise of "sde" rungs; None: torch's global one.
                 A generator in the same state gives the same bits.
 
-        Returns: (B, *horizon), or (B, K, *horizon) with `num_samples=K`: original units, the
-        student's dtype and
-            device, no gradient.
+        Returns:
+            (B, *horizon), or (B, K, *horizon) with `num_samples=K`: original units, the student's
+            dtype and device, no gradient.
 
         Raises:
             TypeError: `cond` or `noise` is not a floating-point Tensor.
@@ -127,63 +210,67 @@ class Student:
                 number >= 1.
         """
         rungs = self.rungs(steps)
-        if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
+        shape = self._shape_of_result(cond, num_samples, noise)
+        if noise is None:
+            noise = draw_normal(shape, device=self.device, generator=generator)
+
+        def solve(noise: Tensor, cond: Any) -> Tensor:
+            y = sample_student(
+                self.network,
+                noise,
+                rungs,
+                cond,
+                sample_type=self.sample_type,
+                pred_type=self.pred_type,
+                generator=generator,
+            )
+            assert isinstance(y, Tensor)  # a pair only with return_all_steps
+            return y
+
+        x = sample_in_original_units(
+            self.network,
+            solve,
+            noise.reshape(-1, *self.horizon),
+            cond,
+            x_normalizer=self.x_normalizer,
+            z_normalizer=self.z_normalizer,
+            pack=self.pack,
+            num_samples=num_samples or 1,
+        )
+        return x.reshape(shape)
+
+    def _shape_of_result(
+        self, cond: Any, num_samples: int | None, noise: Tensor | None
+    ) -> tuple[int, ...]:
+        """(B, *horizon) or (B, K, *horizon), after the arguments of `sample` are checked."""
+        if num_samples is not None and not is_count(num_samples):
             raise ValueError(
                 f"expected num_samples as a whole number >= 1 or None, got {num_samples!r}"
             )
-        rows = self._check_cond(cond, noise)
-        shape = (rows, *(() if num_samples is None else (num_samples,)), *self.horizon)
-        device = self.device
-        dtype = self.dtype
-        if noise is None:
-            noise = draw_normal(shape, device=device, generator=generator)
-        elif tuple(noise.shape) != shape:
+        if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):
+            raise TypeError(f"expected noise as a floating-point Tensor, got {_kind(noise)}")
+        rows = self._rows_of(cond)
+        if rows is None:
+            # Without a condition the rows can only be those of the noise.
+            rows = 1 if noise is None else noise.shape[0]
+        samples = () if num_samples is None else (num_samples,)
+        shape = (rows, *samples, *self.horizon)
+        if noise is not None and tuple(noise.shape) != shape:
             raise ValueError(
                 f"expected noise of shape {shape}, that of the result, got {tuple(noise.shape)}"
             )
-        z = map_tensors(lambda value: self._prepare(value, num_samples or 1, device, dtype), cond)
-        # Half precision has too few digits for the state of a sampler; the network still sees its
-        # own dtype.
-        noise = noise.to(device, torch.promote_types(dtype, torch.float32))
-        noise = noise.reshape(-1, *self.horizon)
-        noise = pack_tokens(noise, self.pack) if self.pack > 1 else noise
-        y = sample_student(
-            self.network,
-            noise,
-            rungs,
-            z,
-            sample_type=self.sample_type,
-            pred_type=self.pred_type,
-            generator=generator,
-        )
-        assert isinstance(y, Tensor)  # a pair only with return_all_steps
-        x = unpack_tokens(y, self.pack) if self.pack > 1 else y
-        if self.x_normalizer is not None:
-            x = self.x_normalizer.denormalize(x)
-        return x.reshape(shape).to(dtype)
+        return shape
 
-    def _prepare(
-        self, value: Tensor, repeats: int, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
-        value = value.to(device)
-        if self.z_normalizer is not None:
-            # In float64: an observation far from the origin must not lose its digits before the
-            # mean is taken off.
-            value = self.z_normalizer.normalize(value.double())
-        value = value.to(dtype) if value.is_floating_point() else value
-        return value.repeat_interleave(repeats, dim=0)
-
-    def _check_cond(self, cond: Any, noise: Tensor | None) -> int:
-        """The number of conditions B, after checking what can be checked."""
-        if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):
-            raise TypeError(f"expected noise as a floating-point Tensor, got {_kind(noise)}")
+    def _rows_of(self, cond: Any) -> int | None:
+        """B, the rows of a condition, after what can be checked is checked; None if it holds no
+        Tensor."""
         if self.cond_horizon is not None:
+            most, d_z = self.cond_horizon
             if not (isinstance(cond, Tensor) and cond.is_floating_point()):
                 raise TypeError(
                     f"expected cond as a floating-point Tensor (B, T_z, d_z), got {_kind(cond)}; "
                     "see torch.as_tensor"
                 )
-            most, d_z = self.cond_horizon
             if cond.ndim != 3 or not 1 <= cond.shape[1] <= most or cond.shape[2] != d_z:
                 raise ValueError(
                     f"expected Z of shape (B, T_z <= {most}, {d_z}), got {tuple(cond.shape)}"
@@ -198,21 +285,21 @@ class Student:
             raise ValueError(
                 f"expected tensors with the same number of rows in cond, got {sorted(rows)}"
             )
-        # Without a condition the rows can only be those of the noise.
-        return rows.pop() if rows else 1 if noise is None else noise.shape[0]
+        return next(iter(rows), None)
 
     def __repr__(self) -> str:
-        z = (
-            "cond"
-            if self.cond_horizon is None
-            else f"Z (B, T_z <= {self.cond_horizon[0]}, {self.cond_horizon[1]})"
-        )
+        z = "cond"
+        if self.cond_horizon is not None:
+            most, d_z = self.cond_horizon
+            z = f"Z (B, T_z <= {most}, {d_z})"
+        shape = ", ".join(map(str, self.horizon))
         group = f", group {self.config['group']}" if self.config.get("group") else ""
-        count = sum(p.numel() for p in self.network.parameters())
+        numbers = sum(p.numel() for p in self.network.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
         return (
-            f"Student({z} -> X (B, {', '.join(map(str, self.horizon))}), steps={list(self.steps)}, "
+            f"Student({z} -> X (B, {shape}), steps={list(self.steps)}, "
             f"t_list={list(self.t_list)}, {self.sample_type}{group}, {type(self.network).__name__} "
-            f"of {count:,} numbers, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+            f"of {numbers:,} numbers, {dtype} on {self.device})"
         )
 
 

@@ -1,25 +1,28 @@
-"""The command line of a recipe: a config file, overrides, and errors as one line."""
+"""The command line of a recipe: a config file, overrides or options, and errors in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .._core.processes import leave, part
+from ..config.base import OldSpelling
 from ..config.files import C, describe, load_config
+from ..training.launching import is_first_process
 from ..training.signals import stopped_by_sigterm
 
-__all__ = ["CommandLine", "parse_command_line", "user_errors"]
+__all__ = ["CommandLine", "parse_command_line", "parse_options", "user_errors"]
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What a recipe was asked to do."""
+    """A recipe's config, and whether it is only to be planned."""
 
     config: Any
     dry_run: bool
@@ -28,13 +31,14 @@ class CommandLine:
 def parse_command_line(
     schema: type[C], *, default: Path, doc: str | None, argv: list[str] | None = None
 ) -> CommandLine:
-    """Read `argv` into a validated config.
+    """Read ``[file.yaml] [key.sub=value ...] [--resume] [--dry-run] [--help]`` into a config.
 
     Args:
         schema: pydantic class of the config.
         default: YAML file used when the command line names none.
         doc: the recipe's docstring, first part of ``--help``.
         argv: arguments; None means ``sys.argv[1:]``.
+
     Raises:
         ValueError: unknown key (with the nearest known one), wrong type, unreadable file.
     """
@@ -42,13 +46,14 @@ def parse_command_line(
     if "--help" in argv or "-h" in argv:
         print(f"{(doc or '').strip()}\n\nKeys (default) meaning:\n{describe(schema)}")
         raise SystemExit(0)
-    flags = {a for a in argv if a.startswith("-")}
+    flags = {argument for argument in argv if argument.startswith("-")}
     if unknown := flags - {"--resume", "--dry-run"}:
         raise ValueError(
             f"unknown option {sorted(unknown)[0]}, expected --resume, --dry-run or --help"
         )
-    overrides = [a for a in argv if not a.startswith("-") and "=" in a]
-    files = [a for a in argv if not a.startswith("-") and "=" not in a]
+    words = [argument for argument in argv if argument not in flags]
+    overrides = [word for word in words if "=" in word]
+    files = [word for word in words if "=" not in word]
     if len(files) > 1:
         raise ValueError(f"expected one config file, got {files}; overrides are written key=value")
     if "--resume" in flags:
@@ -57,17 +62,36 @@ def parse_command_line(
     return CommandLine(load_config(schema, path, overrides), "--dry-run" in flags)
 
 
+def parse_options(arguments: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """The values of ``key=value`` arguments by key.
+
+    Raises:
+        ValueError: a key that is not among those known.
+    """
+    given = {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        given[key] = value
+    if unknown := given.keys() - set(known):
+        raise ValueError(
+            f"unknown option {sorted(unknown)[0]!r}, expected one of: {', '.join(known)}"
+        )
+    return given
+
+
 @contextlib.contextmanager
 def user_errors(*, resumable: bool = False) -> Iterator[None]:
-    """Turn the errors a user can cause into one line on stderr and exit code 2; others keep their
-    traceback.
+    """Turn errors that a user can cause into one line on stderr and exit code 2. Other errors keep
+    their traceback.
 
-    Ctrl-C is one line and exit code 130, SIGTERM likewise with 143; `resumable` says that --resume
-    goes on after it. One of several processes ends with the block, also where nothing went wrong
-    (see `fastgen._core.processes.part`).
+    Ctrl-C is one line and exit code 130, SIGTERM one line and 143. One of several processes ends
+    with the block, also where nothing went wrong (see `fastgen._core.processes.part`).
+
+    Args:
+        resumable: whether --resume goes on after Ctrl-C, which the line then says.
     """
     try:
-        with stopped_by_sigterm():
+        with stopped_by_sigterm(), _notes_in_one_line():
             yield
             part()
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
@@ -77,8 +101,25 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
         print(f"error: {message} (FASTGEN_TRACEBACK=1 shows where)", file=sys.stderr)
         leave(2)
     except KeyboardInterrupt as interrupt:
-        said = str(interrupt) or (
-            "what is done is in the run folder; --resume goes on" if resumable else ""
-        )
-        print(f"\nstopped{': ' + said if said else ''}", file=sys.stderr)
+        said = str(interrupt)
+        if not said and resumable:
+            said = "what is done is in the run folder; --resume goes on"
+        print("\nstopped: " + said if said else "\nstopped", file=sys.stderr)
         leave(getattr(interrupt, "exit_code", 130))
+
+
+@contextlib.contextmanager
+def _notes_in_one_line() -> Iterator[None]:
+    """Print a warning of an old spelling as one line, in the first process alone. Other warnings
+    look as usual."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, OldSpelling):
+                usual(message, category, *where)
+            elif is_first_process():
+                print(f"note: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield

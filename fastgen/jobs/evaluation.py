@@ -1,7 +1,7 @@
 """Scores and latency of a network as a sampler in original units.
 
-Teacher and student, at every number of network calls, go through the same normalisation, packing,
-conditions and noise.
+Teacher and student, at every number of network calls, get the same conditions and noise, and go
+through the code that users of a student call (`export.student.sample_in_original_units`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.conditions import cond_to, take_rows
+from .._core.conditions import take_rows
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from ..data import Data, Task
 from ..data.trajectories import TrajectoryData
-from ..normalizer import pack_tokens, unpack_tokens
-from ..samplers import sample_student, sample_teacher, served_steps
+from ..export.student import sample_in_original_units
+from ..samplers.student import sample_student, served_steps
+from ..samplers.teacher import sample_teacher
+
+__all__ = [
+    "MOST_NUMBERS",
+    "MOST_ROWS",
+    "Sampler",
+    "chunk_rows",
+    "evaluate_student",
+    "evaluate_teacher",
+    "latency_ms",
+    "nested_t_lists",
+    "student_sampler",
+    "teacher_sampler",
+]
 
 Sampler = Callable[[Any, Tensor], Tensor]  # (Z, noise) -> X, original units
-T_MAX_EPS = 0.999
-_CHUNK = 4096
-_CHUNK_NUMBERS = 2**22
+
+# Rows and numbers of noise that a network is given at once.
+MOST_ROWS = 4096
+MOST_NUMBERS = 2**22
+# Where the ODE of a teacher that predicts noise starts: at t = 1 its prediction says nothing of x0.
+_T_MAX_EPS = 0.999
 
 
 def teacher_sampler(
@@ -33,8 +50,9 @@ def teacher_sampler(
 ) -> Sampler:
     """Sampler that solves the teacher's ODE in `calls` steps of `method`, from t = 1 (.999 for
     "eps") to 0."""
-    # At t = 1 a noise prediction says nothing about x0.
-    grid = [T_MAX_EPS * (1.0 - i / calls) for i in range(calls + 1)] if pred_type == "eps" else None
+    grid = None
+    if pred_type == "eps":
+        grid = [_T_MAX_EPS * (1.0 - i / calls) for i in range(calls + 1)]
 
     def generate(noise: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
         x = sample_teacher(
@@ -75,11 +93,10 @@ def student_sampler(
 
 
 def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[int, list[float]]:
-    """Step counts that a student of these rungs serves (`served_steps`), with their rungs."""
-    rungs = list(t_list[:-1])
-    end = t_list[-1]
-    n = len(rungs)
-    return {k: [*rungs[:: n // k], end] for k in served_steps(n, sample_type)}
+    """{calls: rungs} for every number of calls that a student of these rungs serves
+    (`served_steps`)."""
+    most = len(t_list) - 1
+    return {calls: list(t_list[:: most // calls]) for calls in served_steps(most, sample_type)}
 
 
 def evaluate_student(
@@ -87,14 +104,13 @@ def evaluate_student(
 ) -> dict[str, dict[str, float]]:
     """Scores at every step count of :func:`nested_t_lists`, keyed by the number of calls as
     text."""
-    return {
-        str(k): task.evaluate(
-            student_sampler(
-                network, task.train, rungs, sample_type=sample_type, pred_type=pred_type
-            )
+    rows = {}
+    for calls, rungs in nested_t_lists(t_list, sample_type).items():
+        sampler = student_sampler(
+            network, task.train, rungs, sample_type=sample_type, pred_type=pred_type
         )
-        for k, rungs in nested_t_lists(t_list, sample_type).items()
-    }
+        rows[str(calls)] = task.evaluate(sampler)
+    return rows
 
 
 def evaluate_teacher(
@@ -108,14 +124,13 @@ def evaluate_teacher(
 ) -> dict[str, dict[str, float]]:
     """Scores of the teacher by Euler (keys "1", "2", ...) and two-step Adams-Bashforth ("ab2-4",
     ...)."""
+    euler = [(str(n), n, "euler") for n in calls]
+    ab2 = [(f"ab2-{n}", n, "ab2") for n in ab2_calls]
     rows = {}
-    for n, method, name in [(n, "euler", str(n)) for n in calls] + [
-        (n, "ab2", f"ab2-{n}") for n in ab2_calls
-    ]:
+    for name, n, method in [*euler, *ab2]:
         progress(name)
-        rows[name] = task.evaluate(
-            teacher_sampler(network, task.train, n, method, pred_type=pred_type)
-        )
+        sampler = teacher_sampler(network, task.train, n, method, pred_type=pred_type)
+        rows[name] = task.evaluate(sampler)
     return rows
 
 
@@ -134,11 +149,9 @@ def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> 
 def chunk_rows(data: Data, most: int) -> int:
     """Rows that a network is given at once: `most` trajectories, fewer samples where these are
     large."""
-    return (
-        most
-        if isinstance(data, TrajectoryData)
-        else max(1, min(most, _CHUNK_NUMBERS // data.X[0].numel()))
-    )
+    if isinstance(data, TrajectoryData):
+        return most
+    return max(1, min(most, MOST_NUMBERS // data.X[0].numel()))
 
 
 def _in_original_units(
@@ -147,22 +160,26 @@ def _in_original_units(
     generate: Callable[[Tensor, Any, torch.Generator], Tensor],
     seed: int = 0,
 ) -> Sampler:
-    parameter = next(network.parameters())
+    """The sampler of `generate`, which is given (noise, cond) as the network sees them.
 
-    @torch.no_grad()
+    It is the code that users of a student call, in chunks of rows and with the samples in CPU
+    memory.
+    """
+
     def sample(z: Any, noise: Tensor) -> Tensor:
-        cond = z if data.z_normalizer is None else data.z_normalizer.normalize(z)
-        cond = cond_to(cond, parameter.device, parameter.dtype)
-        start = noise if data.pack == 1 else pack_tokens(noise, data.pack)
-        start = start.to(parameter.device, parameter.dtype)
         generator = generator_for(seed, "sampler")
-        # Chunks bound the memory; the first noise is drawn before, so that a one-step sample does
-        # not depend on them.
-        rows = chunk_rows(data, _CHUNK)
-        chunks = [slice(first, first + rows) for first in range(0, len(start), rows)]
+        # The first noise is given whole, so that a one-step sample doesn't depend on the chunks.
         with evaluating(network):
-            parts = [generate(start[chunk], take_rows(cond, chunk), generator) for chunk in chunks]
-        x = torch.cat(parts) if data.pack == 1 else unpack_tokens(torch.cat(parts), data.pack)
-        return x.cpu() if data.x_normalizer is None else data.x_normalizer.denormalize(x.cpu())
+            return sample_in_original_units(
+                network,
+                lambda noise, cond: generate(noise, cond, generator),
+                noise,
+                z,
+                x_normalizer=data.x_normalizer,
+                z_normalizer=data.z_normalizer,
+                pack=data.pack,
+                rows=chunk_rows(data, MOST_ROWS),
+                device=torch.device("cpu"),
+            )
 
     return sample

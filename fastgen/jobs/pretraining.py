@@ -7,20 +7,23 @@ import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from .._core.conditions import tensors_in
-from .._core.files import write_json
+from .._core.conditions import cond_text, tensors_in
+from .._core.json_files import write_json
 from .._core.processes import together
-from ..config.dmd import EMAConfig
 from ..config.files import validate
+from ..config.groups import EMAConfig
 from ..config.schemas import DataConfig, TrainTeacherConfig
 from ..data import Task, build_data
 from ..data.checks import data_notes
-from ..export.folders import SCORES, load_network, save_network
-from ..methods.pretraining import FlowMatching
+from ..data.samples import SampleData
+from ..export.folders import SCORES_FILE, load_network, save_network
+from ..methods.pretraining import FlowMatchingTraining
+from ..models import build_model
 from ..records.folder import claim_run, open_run
 from ..records.origin import fingerprint
 from ..training.accelerator import start_accelerator
@@ -30,7 +33,6 @@ from ..training.stage import Stage
 from ..training.trained_network import TrainedNetwork, check_compiler
 from ..training.trainer import Trainer
 from .evaluation import evaluate_teacher, teacher_sampler
-from .setup import build_network
 
 _VALIDATION_CALLS = 8
 
@@ -38,23 +40,23 @@ _VALIDATION_CALLS = 8
 def train_teacher(cfg: TrainTeacherConfig) -> Path:
     """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the
     run folder."""
-    accelerator = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
-    check_compiler(accelerator.device, wanted=cfg.train.compile)
-    with open_run(cfg, main_process=accelerator.is_main_process) as run_dir:
+    processes = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
+    check_compiler(processes.device, wanted=cfg.train.compile)
+    with open_run(cfg, main_process=processes.is_main_process) as run_dir:
         task = build_data(cfg.data)
         torch.manual_seed(cfg.seed)
         initial = build_network(cfg, task)
         parts = cfg.train.gradient_accumulation_steps
-        draws = Draws(cfg.seed, "teacher", accelerator, cfg.train.batch_size, accumulation=parts)
+        draws = Draws(cfg.seed, "teacher", processes, cfg.train.batch_size, accumulation=parts)
         with together():
-            if accelerator.is_main_process:
+            if processes.is_main_process:
                 for line in data_notes(task, cfg.train.batch_size):
                     print(line, file=sys.stderr, flush=True)
                 data = fingerprint(tensors_in(task.train.network_inputs()))
                 claim_run(
                     run_dir,
                     cfg,
-                    {"data": data, "mixed precision": str(accelerator.mixed_precision)},
+                    {"data": data, "mixed precision": str(processes.mixed_precision)},
                 )
 
         def stage() -> Stage:
@@ -68,12 +70,12 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
                 recompute_blocks(copied) if train.gradient_checkpointing else copied,
                 train.optimizer,
                 train.steps,
-                accelerator,
+                processes,
                 ema=ema,
                 ema_on_cpu=train.ema_on_cpu,
                 compiled=train.compile,
             )
-            return FlowMatching(network, x0, cond, cfg.train, draws)
+            return FlowMatchingTraining(network, x0, cond, cfg.train, draws)
 
         def evaluate(network: nn.Module) -> dict[str, float]:
             return task.evaluate(
@@ -84,15 +86,16 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             {"flow_matching": stage},
             run_dir,
             cfg.train,
-            accelerator,
+            processes,
             evaluate=evaluate,
             primary=task.primary,
             seed=cfg.seed,
             resume=cfg.resume,
+            remedies={"flow_matching": "stop earlier, or lower train.optimizer.lr"},
         )
         trainer.run()
         with together():
-            if accelerator.is_main_process:
+            if processes.is_main_process:
                 initial.load_state_dict(trainer.result("flow_matching"))
                 hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds)
     return run_dir
@@ -142,8 +145,36 @@ def score_teacher(
         progress=lambda row: print(f"scoring: {row}", flush=True),
     )
     write_json(
-        folder / SCORES, {"data": description["data"], "teacher": rows, "floor": task.floor()}
+        folder / SCORES_FILE, {"data": description["data"], "teacher": rows, "floor": task.floor()}
     )
     for name, scores in rows.items():
         print(f"{name:>8}  " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
     return rows
+
+
+def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
+    """The network that `cfg.model` asks for, on the task's tokens and with its symmetry."""
+    options = cfg.model.model_dump(exclude={"equivariant"})
+    data = task.train
+    if isinstance(data, SampleData):
+        raise ValueError(
+            "expected trajectories X (N, T_x, d_x) with Z (N, T_z, d_z) for the networks of this "
+            f"package, got X {tuple(data.X.shape)} and Z {cond_text(data.Z)}; train a network of "
+            "your own and distil that"
+        )
+    x0, cond = data.network_inputs()
+    options |= {"in_horizon": x0.shape[1], "cond_horizon": cond.shape[1]}
+    if not cfg.model.equivariant:
+        dims = {"in_dim": x0.shape[2], "out_dim": x0.shape[2], "cond_dim": cond.shape[2]}
+        return build_model({"class": "CondTransformerRegressor", **dims, **options})
+    if data.symmetry is None:
+        raise ValueError(
+            "model.equivariant needs data.symmetry (group, in_rep, cond_rep), got none; or set "
+            "model.equivariant=false"
+        )
+    symmetry: dict[str, Any] = dict(data.symmetry)
+    for key in ("in_rep", "out_rep"):
+        # A token holds `pack` waypoints, each moved by the group in the same way.
+        parts = symmetry[key] if isinstance(symmetry[key], list) else [symmetry[key]]
+        symmetry[key] = parts * data.pack
+    return build_model({"class": "eCondTransformerRegressor", **symmetry, **options})

@@ -1,26 +1,81 @@
-"""The networks of a run: teacher, guided teacher, discriminator and a network to pretrain."""
+"""The networks of a run, built in one place: training and the plan both ask here."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
 
 import torch
 from torch import Tensor, nn
 
 from .._core.conditions import cond_text, cond_to, map_tensors, take_rows, tensors_in
-from ..config.schemas import DistillConfig, TrainTeacherConfig
-from ..data import Data, Task
+from ..config.schemas import DistillConfig
+from ..data import Data
 from ..data.files import load_conditions
-from ..data.samples import SampleData
-from ..discriminators import discriminator_for
 from ..guidance import Guidance
-from ..models import build_model
-from ..networks import Cond, network_dtype
+from ..methods.method import Batch, Networks
+from ..networks import network_dtype, parameters_to
+from ..teachers.answer import answer_of
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network
 from ..training.recompute import recompute_blocks
 
-__all__ = ["build_network", "frozen_teacher", "guided_teacher", "new_discriminator"]
+__all__ = ["Setup", "guided_teacher"]
+
+
+class Setup(Networks):
+    """The teacher of a run as it is called, and untrained networks with its weights.
+
+    What one method alone needs (a fake score, a discriminator) stands in that method's file; it is
+    made there from what is offered here, once for training and once for a plan.
+
+    Args:
+        cfg: of the run, with what its method implies.
+        teacher: on its device, in eval mode, called `teacher(x_t, t, cond)`. Changed in place where
+            `teacher.dtype` or `train.gradient_checkpointing` ask for it.
+        data: the training set.
+
+    Attributes:
+        source: the network whose weights students start from.
+        unguided: what is called as the teacher, without guidance.
+        teacher: what is distilled, scored and drawn; it guides itself if asked to.
+        x0, cond: the training data as networks see them, N rows each.
+
+    Raises:
+        ValueError: a teacher in float64 that is to be in bfloat16; no blocks to compute twice; a
+            null condition that can't be used.
+    """
+
+    def __init__(self, cfg: DistillConfig, teacher: nn.Module, data: Data) -> None:
+        self.cfg = cfg
+        self.x0, cond = data.network_inputs()
+        self.cond = cond_to(cond, dtype=network_dtype(teacher, self.x0.dtype))
+        self.source = teacher
+        self.dtype = network_dtype(teacher, torch.float32)
+        if cfg.teacher.dtype is not None and self.dtype == torch.float64:
+            raise ValueError(
+                f"expected teacher.dtype=null for a teacher in float64, got {cfg.teacher.dtype}"
+            )
+        if cfg.train.gradient_checkpointing:
+            recompute_blocks(teacher)
+        in_half = cfg.teacher.dtype is not None
+        self.unguided = Bfloat16Network(teacher).eval() if in_half else teacher
+        self.teacher = guided_teacher(cfg, self.unguided, data)
+
+    def student(self) -> nn.Module:
+        """A copy of `source` in full precision, trainable whatever the caller froze."""
+        return parameters_to(copy.deepcopy(self.source), self.dtype).requires_grad_(True)
+
+    def prediction_at(self, time: float) -> Tensor:
+        """What the teacher answers for two samples at `time`; errors as `answer_of`."""
+        return answer_of(self.unguided, self.x0, self.cond, time)
+
+    def batch(self, size: int) -> Batch:
+        """A micro-batch of `size` rows of the data, repeated where there are fewer."""
+        rows = torch.arange(size) % len(self.x0)
+        x0 = self.x0[rows]
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+        return Batch(x0, noise, take_rows(self.cond, rows))
 
 
 def guided_teacher(cfg: DistillConfig, network: nn.Module, data: Data) -> nn.Module:
@@ -54,58 +109,4 @@ def guided_teacher(cfg: DistillConfig, network: nn.Module, data: Data) -> nn.Mod
             )
     guidance = Guidance(dmd.guidance_scale, dmd.guidance_interval, dmd.guidance_rescale)
     null = cond_to(null, dtype=network_dtype(network, torch.float32))
-    return GuidedNetwork(network, guidance, null, pred_type=dmd.pred_type).eval()
-
-
-def new_discriminator(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: Cond) -> nn.Module:
-    """The discriminator that `cfg.dmd` asks for, untrained."""
-    on_samples = cfg.dmd.gan_features == "sample"
-    blocks = cfg.dmd.gan_blocks or None
-    return discriminator_for(teacher, x0, cond, on_samples=on_samples, blocks=blocks, seed=cfg.seed)
-
-
-def frozen_teacher(
-    cfg: DistillConfig, network: nn.Module
-) -> tuple[torch.dtype, nn.Module, nn.Module]:
-    """(the dtype it had, the plain network, what is called as the teacher), with `network` changed
-    in place as `teacher.dtype` and `train.gradient_checkpointing` ask.
-
-    Raises:
-        ValueError: a teacher in float64 that is to be in bfloat16; no blocks to compute twice.
-    """
-    dtype = network_dtype(network, torch.float32)
-    if cfg.teacher.dtype is not None and dtype == torch.float64:
-        raise ValueError(
-            f"expected teacher.dtype=null for a teacher in float64, got {cfg.teacher.dtype}"
-        )
-    if cfg.train.gradient_checkpointing:
-        recompute_blocks(network)
-    return dtype, network, network if cfg.teacher.dtype is None else Bfloat16Network(network).eval()
-
-
-def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
-    """The network that `cfg.model` asks for, on the task's tokens and with its symmetry."""
-    options = cfg.model.model_dump(exclude={"equivariant"})
-    data = task.train
-    if isinstance(data, SampleData):
-        raise ValueError(
-            "expected trajectories X (N, T_x, d_x) with Z (N, T_z, d_z) for the networks of this "
-            f"package, got X {tuple(data.X.shape)} and Z {cond_text(data.Z)}; train a network of "
-            "your own and distil that"
-        )
-    x0, cond = data.network_inputs()
-    options |= {"in_horizon": x0.shape[1], "cond_horizon": cond.shape[1]}
-    if not cfg.model.equivariant:
-        dims = {"in_dim": x0.shape[2], "out_dim": x0.shape[2], "cond_dim": cond.shape[2]}
-        return build_model({"class": "CondTransformerRegressor", **dims, **options})
-    if data.symmetry is None:
-        raise ValueError(
-            "model.equivariant needs data.symmetry (group, in_rep, cond_rep), got none; or set "
-            "model.equivariant=false"
-        )
-    symmetry: dict[str, Any] = dict(data.symmetry)
-    for key in ("in_rep", "out_rep"):
-        # A token holds `pack` waypoints, each moved by the group in the same way.
-        parts = symmetry[key] if isinstance(symmetry[key], list) else [symmetry[key]]
-        symmetry[key] = parts * data.pack
-    return build_model({"class": "eCondTransformerRegressor", **symmetry, **options})
+    return GuidedNetwork(network, guidance, null, pred_type=cfg.student.pred_type).eval()

@@ -17,20 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.files import brief, first_names
+from .._core.messages import brief, first_names
 from .._core.tensor_files import read_safetensors
 from ..config.files import load_config
 from ..config.schemas import DistillConfig, TeacherConfig
 from ..export.folders import has_custom_network, load_network, load_student
 from ..export.student import Student
-from ..records.folder import CONFIG as RUN_CONFIG
-from ..teachers.conversion import (
-    KeywordNetwork,
-    as_rectified_flow,
-    check_prediction,
-)
+from ..records.folder import RUN_CONFIG
+from ..teachers.conversion import as_rectified_flow, check_prediction
+from ..teachers.keywords import KeywordNetwork
 
-__all__ = ["load_run_student", "load_teacher", "load_weights"]
+__all__ = ["is_changed", "load_run_student", "load_teacher", "load_weights"]
 
 _DECLARATION = ("path", "prediction", "data_at", "time_scale")
 
@@ -44,7 +41,7 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
 
     Raises:
         ValueError: no teacher or two of them; a folder, factory or weights that can't be used; a
-            declaration that contradicts itself, the network or `dmd.pred_type`.
+            declaration that contradicts itself, the network or `student.pred_type`.
         TypeError: a factory that returns something else than a module.
     """
     source = cfg.teacher
@@ -66,7 +63,7 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
     if source.weights is not None:
         load_weights(network, source.weights)
     network = _declared(network, source)
-    check_prediction(network, cfg.dmd.pred_type)
+    check_prediction(network, cfg.student.pred_type)
     return network
 
 
@@ -113,11 +110,11 @@ def load_run_student(folder: Path, factory: str | None = None) -> Student:
 
 def _from_folder(cfg: DistillConfig, folder: str) -> nn.Module:
     network, description = load_network(folder)
-    prediction = description.get("prediction", cfg.dmd.pred_type)
-    if prediction != cfg.dmd.pred_type:
+    prediction = description.get("prediction", cfg.student.pred_type)
+    if prediction != cfg.student.pred_type:
         raise ValueError(
-            f"expected dmd.pred_type={prediction}, what the teacher predicts, got "
-            f"{cfg.dmd.pred_type}"
+            f"expected student.pred_type={prediction}, what the teacher predicts, got "
+            f"{cfg.student.pred_type}"
         )
     return network
 

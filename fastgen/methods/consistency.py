@@ -9,21 +9,21 @@ each to the trajectory's end must answer the same for both. With F the student's
     x_t       = (1 - t) x0 + t eps,    x_s = one solver step of the teacher from x_t,
     loss      = mean_B ( sqrt(mean_d r^2 + c^2) - c ),    r = F(x_t, t) - stopgrad F_target(x_s, s).
 
-F(x, end) = x whatever the network, so truth enters at `end` and spreads to larger t, step by step.
-No trajectory is solved or stored: an update costs one teacher step, one call of the target and one
-training call of the student.
+At `end` F(x, end) = x whatever the network says, so there it is true; from there the truth spreads
+to larger t, interval by interval. No trajectory is solved or stored: an update costs one teacher
+step, one call of the target and one training call of the student.
 
-The map is the one the student's sampler makes. `sde` re-noises a predicted x0, so every time looks
-to end = 0. `ode` moves along the flow to the next rung, so every time looks to the next rung below
-it: consistency in segments (Heek et al.), each of which starts at its rung with the very step the
-sampler takes. One rung is the same case of both.
+The map is the one the student's sampler makes. `sde` re-noises a predicted x0, so every time has
+end = 0. `ode` moves along the flow to the next rung, so every time has the next rung below it as
+its end: consistency in segments (Heek et al.), each of which starts at its rung with the very step
+the sampler takes. With one rung the two are the same.
 
-It is discrete in time, on a grid that is refined while training goes on: a coarse one spreads the
-truth fast, a fine one has little solver error. It stays coarse here, 16 intervals at the end: with
-a step of second order the solver's error is small already, while each interval adds an error of the
-student's. Those errors add up to samples that spread too far, the more so the higher the learning
-rate; an average of the student as target damps them. The continuous limit (Lu & Song) and MeanFlow
-need forward-mode derivatives, and MeanFlow a student with a second time.
+Times are those of a grid, which is refined while training goes on: a coarse grid spreads the truth
+fast, a fine one has little solver error. Here it stays coarse, with 16 intervals at the end. With a
+step of second order the solver's error is small already, while each interval adds an error of the
+student. These add up to samples that spread too far, the more so the higher the learning rate; an
+average of the student as target damps them. The continuous limit (Lu & Song) and MeanFlow need
+forward-mode derivatives, and MeanFlow also a student with a second time.
 
 References:
     Song et al., Consistency Models, 2023, arXiv:2303.01469. Song & Dhariwal, Improved Techniques
@@ -44,29 +44,30 @@ from torch import Tensor, nn
 
 from .._core.checks import check_choice, check_count, check_pred_type, check_shape, check_time
 from .._core.conditions import cond_to, take_rows
-from .._core.modules import evaluating, unwrap
-from .._core.tensors import expand_like, wide_dtype
+from .._core.modules import as_built, evaluating
+from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..config.dmd import DMDConfig
-from ..flow_matching import EPSILON, add_noise, check_t_list
-from ..guidance import check_guidance
+from ..flow_matching import add_noise, check_t_list
+from ..losses import pseudo_huber
 from ..networks import Cond, Network, predict_x0
-from ..samplers import SAMPLE_TYPES, guided_flow, trusted_time
-from ..solvers import SOLVERS
+from ..samplers.student import SAMPLE_TYPES
+from ..samplers.teacher import teacher_step
 from ..training.draws import Draws
-from ..training.stage import Stage, _update
+from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
 from .kd import rung_grid
+from .method import Batch, Method, Networks, PlannedNetwork, Run
 
 __all__ = [
+    "Consistency",
     "ConsistencyDistillation",
-    "ONE_STEP_SOLVERS",
     "consistency_intervals",
     "consistency_loss",
     "consistency_times",
-    "teacher_step",
 ]
 
-ONE_STEP_SOLVERS = ("euler", "midpoint", "heun", "rk4")
+# At smaller times t_1 noise, which the sampler starts from, is no state of any trajectory.
+LEAST_FIRST_RUNG = 0.9
 
 
 # ---- Times ---------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def consistency_intervals(progress: float, *, first: int = 4, last: int = 16) ->
         first, last: 1 <= first <= last.
 
     Raises:
-        ValueError: for a progress outside [0, 1] or counts that are none.
+        ValueError: for a progress outside [0, 1], or counts other than 1 <= first <= last.
     """
     check_count("first", first)
     if check_count("last", last) < first:
@@ -105,11 +106,11 @@ def consistency_times(
     last: int = 16,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw `n` intervals (s, t) of a grid from t_list[0] to 0, uniformly, each with the `end` its
-    map looks to.
+    """Draw `n` intervals (s, t) of a grid from t_list[0] to 0, uniformly, each with the `end` of
+    its map.
 
-    The grid is that of :func:`fastgen.methods.kd.rung_grid`: every rung is a point of it, so each rung is
-    trained at the very float the sampler calls it with, the first one included.
+    The grid is that of :func:`fastgen.methods.kd.rung_grid`: every rung is a point of it. So each
+    rung, the first one included, is trained at the very float the sampler calls it with.
 
     Args:
         n: number of draws.
@@ -141,88 +142,6 @@ def consistency_times(
     return points[drawn], points[drawn + 1], ends[drawn]
 
 
-# ---- The teacher's step --------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def teacher_step(
-    teacher: Network,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    cond: Cond = None,
-    *,
-    method: str = "midpoint",
-    pred_type: str = "flow",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """One solver step of the teacher's ODE from time t to time s, each sample with times of its
-    own.
-
-    Beyond the time T up to which :func:`fastgen.samplers.teacher_velocity` follows a teacher (its
-    `t_max`; .95 for noise predictions), its x0 is the one at T for the same noise, found by three
-    rounds from x0 = 0 as there.
-
-    Args:
-        teacher: called `teacher(x_t, t, cond)`.
-        x_t: shape (B, ...).
-        t, s: shape (B,), 0 <= s <= t <= 1. "midpoint" never asks at s, so no prediction is divided
-            by s = 0.
-        cond: condition.
-        method: euler (order 1, one call), midpoint or heun (order 2, two calls), rk4 (order 4, four
-            calls).
-        pred_type, guidance_scale, negative_cond: as in :func:`fastgen.samplers.sample_teacher`.
-        dtype: what a network without parameters is given; None: the dtype of `x_t`.
-
-    Returns:
-        x_s, without a graph, in the dtype of `x_t`.
-
-    Raises:
-        ValueError: for an unknown method or prediction, times of other shapes, or guidance without
-            `negative_cond`.
-    """
-    check_choice("method", method, ONE_STEP_SOLVERS)
-    check_pred_type(pred_type)
-    check_guidance(guidance_scale, negative_cond)
-    trusted = trusted_time(teacher, pred_type)
-    seen_dtype = x_t.dtype if dtype is None else dtype
-
-    def flow(x: Tensor, t: Tensor) -> Tensor:
-        return guided_flow(
-            teacher,
-            x,
-            t.flatten(),
-            cond,
-            negative_cond,
-            guidance_scale,
-            pred_type=pred_type,
-            dtype=seen_dtype,
-        )
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        if trusted == 1.0:
-            return flow(x, t)
-        seen = t.clamp(max=trusted)
-        v = torch.zeros_like(x)
-        x0 = torch.zeros_like(x)
-        share = seen / t.clamp(min=EPSILON)
-        for _ in range(3):
-            # Up to `trusted` this is x itself, and all rounds say the same.
-            earlier = torch.where(t > trusted, share * x + (1.0 - share) * x0, x)
-            v = flow(earlier, seen)
-            x0 = earlier - seen * v
-        return torch.where(t > trusted, (x - x0) / t.clamp(min=EPSILON), v)
-
-    wide = wide_dtype(x_t.device)
-    times = [expand_like(time.to(x_t.device, wide), x_t) for time in (t, s)]
-    # A step of `solvers` is arithmetic alone: times that broadcast serve it as well as floats.
-    step: Any = SOLVERS[method]()
-    with evaluating(*_modules(teacher)):
-        return step(velocity, x_t.to(wide), *times).to(x_t.dtype)
-
-
 # ---- Loss ----------------------------------------------------------------------------------------
 
 
@@ -240,18 +159,17 @@ def consistency_loss(
     target: Network | None = None,
     huber_c: float = 0.02,
     method: str = "midpoint",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
 ) -> Tensor:
-    """Pseudo-Huber distance between the student's answers at two neighbours on a trajectory;
-    formulas stand above.
+    """Pseudo-Huber distance between the student's answers at two neighbours on a trajectory, see
+    the formulas at the head of this module.
 
     Gradients reach the student at (x_t, t) only, with nothing frozen by the caller. Teacher and
-    target judge in eval mode; the student is in the caller's.
+    target answer in eval mode; the student is in the caller's.
 
     Args:
         student: called `student(x_t, t, cond)`.
-        teacher: its velocity takes x_t to x_s.
+        teacher: its velocity takes x_t to x_s. A guided one is a
+            :class:`fastgen.teachers.guided.GuidedNetwork`.
         x0: data, shape (B, ...); zeros for pure-noise inputs t eps.
         noise: standard normal eps, the shape of `x0`.
         t, s: shape (B,), 0 <= end <= s < t <= 1.
@@ -260,9 +178,8 @@ def consistency_loss(
         pred_type: what all networks predict.
         target: network that answers at (x_s, s), such as an average of the student; None: the
             student as it is.
-        huber_c: c > 0: residuals well above it count linearly, well below it quadratically.
-        method: solver of the teacher's step, see `teacher_step`.
-        guidance_scale, negative_cond: of the teacher alone.
+        huber_c: c of :func:`fastgen.losses.pseudo_huber`, > 0.
+        method: solver of the teacher's step, see :func:`fastgen.samplers.teacher_step`.
 
     Returns:
         scalar, at least float32.
@@ -276,8 +193,6 @@ def consistency_loss(
     wide = wide_dtype(x0.device)
     check_shape("noise", noise, x0.shape)
     check_pred_type(pred_type)
-    if not huber_c > 0:
-        raise ValueError(f"expected huber_c > 0, got {huber_c}")
     ends = end if isinstance(end, Tensor) else t.new_full(tuple(batch), end)
     for name, time in (("t", t), ("s", s), ("end", ends)):
         check_shape(name, time, batch)
@@ -285,36 +200,25 @@ def consistency_loss(
     # Times on an accelerator are not read: see `check_time`.
     if t.device.type == "cpu" and not bool(((t > s) & (s >= ends)).all()):
         raise ValueError("expected end <= s < t for every sample, got times in another order")
-    t, s, ends = (time.to(x0.device, wide) for time in (t, s, ends))
+    t = t.to(x0.device, wide)
+    s = s.to(x0.device, wide)
+    ends = ends.to(x0.device, wide)
 
     x_t = add_noise(x0.to(wide), noise.to(wide), t)
     answer = _end_of(student, x_t, t, ends, cond, pred_type, x0.dtype)
     with torch.no_grad():
-        x_s = teacher_step(
-            teacher,
-            x_t,
-            t,
-            s,
-            cond,
-            method=method,
-            pred_type=pred_type,
-            guidance_scale=guidance_scale,
-            negative_cond=negative_cond,
-            dtype=x0.dtype,
-        )
-        # Without its wrapper: nothing is to be synchronised for an answer that has no gradient.
-        judge = (
-            target
-            if target is not None
-            else unwrap(student)
-            if isinstance(student, nn.Module)
-            else student
-        )
-        with evaluating(*_modules(judge)):
-            wanted = _end_of(judge, x_s, s, ends, cond, pred_type, x0.dtype)
+        with evaluating(*_modules(teacher)):
+            x_s = teacher_step(
+                teacher, x_t, t, s, cond, method=method, pred_type=pred_type, dtype=x0.dtype
+            )
+        if target is None:
+            # Without its wrapper: nothing is to be synchronised for an answer without gradient.
+            target = as_built(student) if isinstance(student, nn.Module) else student
+        with evaluating(*_modules(target)):
+            wanted = _end_of(target, x_s, s, ends, cond, pred_type, x0.dtype)
+    # The states are float64, the loss is in the dtype of the data, at least float32.
     residual = (answer - wanted).to(torch.promote_types(x0.dtype, torch.float32))
-    square = residual.square().flatten(1).mean(1)
-    return ((square + huber_c**2).sqrt() - huber_c).mean()
+    return pseudo_huber(residual, huber_c)
 
 
 def _end_of(
@@ -341,28 +245,29 @@ class ConsistencyDistillation(Stage):
     :mod:`fastgen.methods.consistency`).
 
     Times run over [0, t_1], on a grid of which every rung is a point and that is refined as `step`
-    nears `steps`. At the first rung the student sees t_1 noise, as its sampler does, without the (1
-    - t_1) x0 of noised data.
+    nears `steps`. At the first rung the student sees t_1 noise alone, as its sampler does, and not
+    (1 - t_1) x0 + t_1 noise, as noised data would be.
 
     Args:
         student: starts from the teacher's weights. Its EMA, if it keeps one, is the target network;
             else itself.
         teacher: called `teacher(x_t, t, cond)`, predicts `dmd.pred_type`.
-        x0: data (N, ...) in the networks' units.      cond: its conditions, N rows each, or None.
-        dmd: of it `t_list`, `student_sample_type`, `pred_type`, `guidance_scale`.
-        steps: updates.      huber_c: c of the pseudo-Huber loss.      draws: of this stage.
+        x0: data (N, ...) in the networks' units.
+        cond: its conditions, N rows each, or None.
+        dmd: of it `t_list`, `student_sample_type`, `pred_type`.
+        steps: updates.
+        huber_c: c of the pseudo-Huber loss.
+        draws: of this stage.
         first, last: intervals of the grid at the start and at the end.
         method: solver of the teacher's step; "euler" costs one call of the teacher, the others two
             or more.
-        negative_cond: for a guided teacher, N rows.
 
     Raises:
-        ValueError: guidance without `negative_cond`; a first rung below .9: there t_1 noise, which
-            the sampler starts from, is no state of any trajectory.
+        ValueError: a first rung below .9: there t_1 noise, which the sampler starts from, is no
+            state of any trajectory.
     """
 
     name = "consistency"
-    least_first_rung = 0.9
 
     def __init__(
         self,
@@ -378,12 +283,10 @@ class ConsistencyDistillation(Stage):
         first: int = 4,
         last: int = 16,
         method: str = "midpoint",
-        negative_cond: Any = None,
     ) -> None:
-        check_guidance(dmd.guidance_scale, negative_cond)
-        if dmd.t_list[0] < self.least_first_rung:
+        if dmd.t_list[0] < LEAST_FIRST_RUNG:
             raise ValueError(
-                f"expected t_list[0] >= {self.least_first_rung} for consistency distillation, got "
+                f"expected t_list[0] >= {LEAST_FIRST_RUNG} for consistency distillation, got "
                 f"{dmd.t_list[0]}"
             )
         self.student = student
@@ -397,29 +300,25 @@ class ConsistencyDistillation(Stage):
         self.first = first
         self.last = last
         self.method = method
-        self.negative_cond = negative_cond
         self._target: nn.Module | None = None
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
             losses = functools.partial(self._losses, self._judge())
-            return _update(self.student, step, losses, self.draws, *self._batch(step))
+            return one_update(self.student, step, losses, self.draws, *self._batch(step))
 
     def _batch(self, step: int) -> tuple[Any, ...]:
-        """x0 (0 at the first rung), noise, t, s, end, cond and the negative one of update
-        `step`."""
+        """x0 (0 at the first rung), noise, t, s, end and cond of update `step`."""
         draws = self.draws
         device = self.draws.device
         with self.clock.phase("data"):
             rows = draws.rows(step, len(self.x0))
             x0 = cond_to(self.x0[rows], device)
-            cond, negative = (
-                cond_to(take_rows(value, rows), device) for value in (self.cond, self.negative_cond)
-            )
+            cond = cond_to(take_rows(self.cond, rows), device)
             noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
-            t, s, end = (time.to(device) for time in self._times(step))
+            t, s, end = self._times(step)
         pure = (t == self.dmd.t_list[0]).view(-1, *(1,) * (x0.ndim - 1))
-        return torch.where(pure, 0.0, x0), noise, t, s, end, cond, negative
+        return torch.where(pure, 0.0, x0), noise, t, s, end, cond
 
     def _losses(
         self,
@@ -429,9 +328,8 @@ class ConsistencyDistillation(Stage):
         t: Tensor,
         s: Tensor,
         end: Tensor,
-        *conds: Any,
+        cond: Any,
     ) -> dict[str, Tensor]:
-        cond, negative = conds
         loss = consistency_loss(
             self.student.network,
             self.teacher,
@@ -445,14 +343,12 @@ class ConsistencyDistillation(Stage):
             target=target,
             huber_c=self.huber_c,
             method=self.method,
-            guidance_scale=self.dmd.guidance_scale,
-            negative_cond=negative,
         )
         return {"loss": loss}
 
     def _judge(self) -> nn.Module | None:
-        """The student's average as it is now, None without one: what a checkpoint holds is all
-        there is to it."""
+        """The student's average as it is now, None without one. It depends on nothing but what a
+        checkpoint holds."""
         if self.student.ema is None:
             return None
         if self._target is None:
@@ -462,7 +358,7 @@ class ConsistencyDistillation(Stage):
         return self._target
 
     def _times(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This process' share of (t, s, end)."""
+        """This process' share of (t, s, end), on its device."""
         draws = self.draws
         t, s, end = consistency_times(
             draws.batch_size,
@@ -473,7 +369,8 @@ class ConsistencyDistillation(Stage):
             last=self.last,
             generator=draws.generator(step, "t"),
         )
-        return t[draws.slice], s[draws.slice], end[draws.slice]
+        share = draws.slice
+        return t[share].to(draws.device), s[share].to(draws.device), end[share].to(draws.device)
 
     def batch_rows(self, step: int, part: str) -> Tensor:
         return self.draws.batch_rows(step, len(self.x0))
@@ -483,3 +380,63 @@ class ConsistencyDistillation(Stage):
 
     def averaged(self) -> nn.Module:
         return self.student.averaged()
+
+
+class Consistency(Method):
+    """Consistency distillation of the KD student."""
+
+    stage = "consistency"
+    title = "consistency"
+
+    def check(self, networks: Networks, *, sharded: bool) -> None:
+        super().check(networks, sharded=sharded)
+        first = networks.cfg.student.t_list[0]
+        if first < LEAST_FIRST_RUNG:
+            raise ValueError(
+                f"expected student.t_list[0] >= {LEAST_FIRST_RUNG} for method=consistency, got "
+                f"{first}"
+            )
+
+    def build(self, run: Run) -> Stage:
+        train = run.cfg.train
+        return ConsistencyDistillation(
+            run.student(train.student_optimizer, train.steps, run.cfg.student.ema),
+            run.teacher_in_training(),
+            run.networks.x0,
+            run.networks.cond,
+            run.cfg.pipeline,
+            train.steps,
+            train.kd_huber_c,
+            run.draws(self.stage),
+        )
+
+    def plan(self, networks: Networks, batch: Batch) -> Sequence[PlannedNetwork]:
+        cfg = networks.cfg
+        student = networks.student()
+
+        def loss() -> Tensor:
+            t, s, end = consistency_times(
+                len(batch.x0),
+                0.0,
+                cfg.student.t_list,
+                sample_type=cfg.student.sample_type,
+                generator=torch.Generator().manual_seed(0),
+            )
+            return consistency_loss(
+                student,
+                networks.teacher,
+                batch.x0,
+                batch.noise,
+                t,
+                s,
+                batch.cond,
+                end=end,
+                pred_type=cfg.student.pred_type,
+                huber_c=cfg.train.kd_huber_c,
+            )
+
+        planned = [PlannedNetwork("student", student, loss, cfg.student.ema)]
+        if cfg.student.ema is not None:
+            # A whole copy even of a sharded student, on its device.
+            planned.append(PlannedNetwork("target", networks.student()))
+        return planned

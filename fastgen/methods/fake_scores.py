@@ -1,10 +1,14 @@
-"""The student's score: a trainable copy of the teacher that learns to denoise what the student
-makes now."""
+"""Fake scores: trainable copies of the teacher that learn to denoise what the student makes now.
+
+The teacher's score is that of the data, a fake score's that of the student's samples. A fake score
+is a full copy, or the teacher's own weights with corrections of low rank (`LowRankFakeScore`).
+Either may be told the rung that made a sample (`RungConditioned`).
+"""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,36 +16,46 @@ from torch.nn import functional
 
 from .._core.checks import check_count
 from .._core.seeds import generator_for
-from ..networks import DECLARED, Cond, NetworkWrapper, network_dtype
+from ..networks import Cond, NetworkWrapper, network_dtype
 
-__all__ = ["LowRankFakeScore", "RungConditioned", "create_fake_score"]
+__all__ = ["LowRankFakeScore", "LowRankLinear", "RungConditioned", "create_fake_score"]
 
 
 class RungConditioned(NetworkWrapper):
     """A fake score that knows which rung of the student made the sample it denoises.
 
-    It calls `network(x_t, t + rung, cond)`: rung r uses the times [r, r + 1] of the network's own
-    time embedding, which needs no new weights and respects every symmetry the embedding respects.
-    Rung 0 *is* the plain network, so a start from the teacher's weights is exact there; the other
-    rungs start from the embedding's continuation beyond 1 and are learned in the fake score's
+    It calls `network(x_t, t + rung, cond)`: rung r has the times [r, r + 1] of the network's own
+    time embedding. That needs no new weights, and respects every symmetry that the embedding
+    respects.
+
+    Rung 0 *is* the plain network, so there a copy of the teacher starts exactly as the teacher. The
+    other rungs start from what the embedding says beyond 1, and are learned in the fake score's
     warm-up.
 
     Args:
         network: denoiser called `network(x_t, t, cond)` that doesn't clamp t to [0, 1].
         num_rungs: number of rungs, >= 1.
+
+    Raises:
+        ValueError: a network that declares `t_max`: it clamps times to a range of its own.
     """
 
     def __init__(self, network: nn.Module, num_rungs: int) -> None:
         super().__init__(network)
-        if hasattr(network, "t_max"):
+        if hasattr(self, "t_max"):
             raise ValueError(
                 "expected a network that takes times beyond 1, got one that clamps them to its "
-                f"own range (t_max={network.t_max}); set fake_score_rung_conditioned=False"
+                f"own range (t_max={self.t_max}); set fake_score_rung_conditioned=False"
             )
         self.num_rungs = check_count("num_rungs", num_rungs)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor = 0) -> Tensor:
-        """Predict from `x_t` (B, ...) at `t` (B,), made at `rung`: an int or integers (B,)."""
+        """The prediction for `x_t` (B, ...) at `t` (B,), made at `rung`: an int or integers (B,).
+
+        Raises:
+            ValueError: an int that is no rung. Integers in a tensor aren't looked at: the host
+                would have to wait for them.
+        """
         if isinstance(rung, int) and not 0 <= rung < self.num_rungs:
             raise ValueError(f"expected rung in [0, {self.num_rungs}), got {rung}")
         return self.network(x_t, t + rung, cond)
@@ -50,12 +64,14 @@ class RungConditioned(NetworkWrapper):
 class LowRankLinear(nn.Linear):
     r"""A frozen linear map with a trained correction of low rank, x -> W x + b + (alpha / r) B A x.
 
-    A (r, in) starts at N(0, 1 / in), B (out, r) at 0: at the start this is the frozen map. What
-    asks for `weight` instead of calling the map gets W + (alpha / r) B A.
+    A (r, in) starts at N(0, 1 / in), B (out, r) at 0: at the start this is the frozen map. Whoever
+    reads `weight` instead of calling the map gets W + (alpha / r) B A.
 
     Args:
         linear: the frozen map, whose memory is shared.
-        rank: r.      scale: alpha / r.      generator: source of A.
+        rank: r.
+        scale: alpha / r.
+        generator: source of A.
     """
 
     def __init__(
@@ -84,18 +100,19 @@ class LowRankLinear(nn.Linear):
         return functional.linear(input, self.frozen, self.bias) + self.scale * low
 
 
-class LowRankFakeScore(nn.Module):
-    """A fake score that is its teacher, whose weights it shares and leaves alone, with a trained
-    correction of low rank in each `nn.Linear` (Hu et al., LoRA, 2021, arXiv:2106.09685).
+class LowRankFakeScore(NetworkWrapper):
+    """A fake score that is the frozen teacher with a trained correction of low rank in each
+    `nn.Linear` (Hu et al., LoRA, 2021, arXiv:2106.09685).
 
-    Its parameters and its state dict are the corrections alone. It is called as the teacher is,
-    always in the teacher's mode (no dropout for a teacher in eval mode).
+    It shares the teacher's weights in memory and leaves them alone. Its parameters and its state
+    dict are the corrections alone. It is called as the teacher is, always in the teacher's mode (no
+    dropout for a teacher in eval mode).
 
     Args:
-        teacher: called `teacher(x_t, t, cond)`. On the device already: the memory is shared as it
-            lies now.
+        teacher: called `teacher(x_t, t, cond)`. It must be on its device already: one that is moved
+            later leaves the shared memory behind.
         rank: r >= 1 of the corrections.
-        alpha: they are multiplied by alpha / r; None: r.
+        alpha: corrections are multiplied by alpha / r; None: alpha = r.
         seed: of the corrections' start.
 
     Raises:
@@ -106,18 +123,12 @@ class LowRankFakeScore(nn.Module):
     def __init__(
         self, teacher: nn.Module, rank: int, *, alpha: float | None = None, seed: int = 0
     ) -> None:
-        super().__init__()
+        # Not NetworkWrapper's own, which would count the teacher's weights among this module's.
+        nn.Module.__init__(self)
         check_count("rank", rank)
         network = _sharing_memory(teacher)
-        linears: dict[nn.Linear, str] = {}  # and their first paths
-        places: list[tuple[nn.Module, str, nn.Linear]] = []
-        for path, module in list(network.named_modules()):
-            for name, child in module.named_children():
-                # Subclasses may be read rather than called, as in nn.MultiheadAttention.
-                if type(child) is nn.Linear:
-                    linears.setdefault(child, f"{path}.{name}".lstrip("."))
-                    places.append((module, name, child))
-        reached = sum(child.weight.numel() for child in linears)
+        linears = _linears_of(network)
+        reached = sum(linear.weight.numel() for linear in linears)
         total = sum(parameter.numel() for parameter in network.parameters())
         if 2 * reached < total:
             raise ValueError(
@@ -128,27 +139,25 @@ class LowRankFakeScore(nn.Module):
         generator = generator_for(seed, "low rank")
         scale = 1.0 if alpha is None else alpha / rank
         self.corrections = nn.ParameterDict()
-        made = {linear: LowRankLinear(linear, rank, scale, generator) for linear in linears}
-        for linear, path in linears.items():
-            for part in ("down", "up"):
-                self.corrections[f"{path.replace('.', '/')}/{part}"] = getattr(made[linear], part)
-        for module, name, linear in places:
-            setattr(module, name, made[linear])
+        for linear, places in linears.items():
+            corrected = LowRankLinear(linear, rank, scale, generator)
+            path = places[0].path.replace(".", "/")
+            self.corrections[f"{path}/down"] = corrected.down
+            self.corrections[f"{path}/up"] = corrected.up
+            for place in places:
+                setattr(place.module, place.name, corrected)
         self.call_dtype = network_dtype(teacher, torch.float32)
-        for name in DECLARED:
-            if hasattr(teacher, name):
-                setattr(self, name, getattr(teacher, name))
-        # What is frozen is the teacher's, not this module's: out of `parameters()` and the state
-        # dict.
+        # In a tuple torch doesn't see it: the frozen weights are the teacher's, and stay out of
+        # `parameters()` and the state dict.
         self.unregistered = (network,)
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> nn.Module:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The teacher's modules with the corrections in them."""
         return self.unregistered[0]
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """Predict from `x_t` (B, ...) at `t` (B,)."""
+        """The prediction for `x_t` (B, ...) at `t` (B,)."""
         return self.network(x_t, t, cond)
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
@@ -156,20 +165,48 @@ class LowRankFakeScore(nn.Module):
         return [{"params": list(self.parameters()), "weight_decay": weight_decay}]
 
 
+class _Place(NamedTuple):
+    """Where a module holds another.
+
+    Attributes:
+        path: of the inner module in the whole network.
+        module: the one that holds it.
+        name: of the inner module in there.
+    """
+
+    path: str
+    module: nn.Module
+    name: str
+
+
+def _linears_of(network: nn.Module) -> dict[nn.Linear, list[_Place]]:
+    """The linear maps of a network, each with its places. Subclasses of `nn.Linear` are left out:
+    they may be read rather than called, as in nn.MultiheadAttention."""
+    found: dict[nn.Linear, list[_Place]] = {}
+    for path, module in network.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, child in module._modules.items():
+            if type(child) is nn.Linear:
+                found.setdefault(child, []).append(_Place(prefix + name, module, name))
+    return found
+
+
 def _sharing_memory(network: nn.Module) -> nn.Module:
-    """A copy whose parameters are frozen and lie in the memory of those of `network`, and so do its
-    buffers."""
+    """A copy that lies in the memory of `network`, parameters and buffers, and whose parameters are
+    frozen."""
     shared: dict[int, Any] = {
         id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()
     }
     shared |= {id(buffer): buffer for buffer in network.buffers()}
+    # A copy takes what it finds here for what it has copied already.
     return copy.deepcopy(network, shared)
 
 
 def create_fake_score(
     teacher: nn.Module, *, num_rungs: int = 1, rank: int | None = None, seed: int = 0
 ) -> nn.Module:
-    """A trainable copy of the teacher, wrapped in `RungConditioned` if there is more than one rung.
+    """A trainable fake score of the teacher, wrapped in `RungConditioned` if there is more than one
+    rung.
 
     At the start fake score and teacher agree, and the VSD gradient is zero: warm the fake score up
     first.
@@ -177,8 +214,8 @@ def create_fake_score(
     Args:
         teacher: called `teacher(x_t, t, cond)`.
         num_rungs: of the student.
-        rank: not a copy, but a `LowRankFakeScore` on the teacher's own weights; None: a copy.
-        seed: of such a one.
+        rank: of the corrections of a `LowRankFakeScore`; None for a full copy of the teacher.
+        seed: of the corrections' start.
     """
     if rank is None:
         fake_score: nn.Module = copy.deepcopy(teacher).requires_grad_(True)

@@ -1,9 +1,9 @@
-"""Knowledge distillation: regress the student on the teacher's own ODE trajectories, the warm start
-of distillation.
+"""Knowledge distillation: the student is regressed on the teacher's own ODE trajectories.
 
-The teacher carries each noise to one sample along its ODE. Storing the states at the student's
-rungs costs nothing extra, and the student learns at each rung where that trajectory goes. Two-step
-Adams-Bashforth with 16 calls is as good a target as 100 Euler steps.
+It is the warm start of the other methods, or a method by itself. The teacher carries each noise to
+one sample along its ODE. On the way its states at the student's rungs are kept, which costs no
+call, and the student learns at each rung where that trajectory goes. Two-step Adams-Bashforth with
+16 calls is as good a target as 100 Euler steps.
 
 References:
     Luhman & Luhman, Knowledge Distillation in Iterative Generative Models, 2021, arXiv:2101.02388.
@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,24 +24,37 @@ from .._core.checks import check_choice, check_count
 from .._core.conditions import cond_to, take_rows
 from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig
+from ..config.groups import EMAConfig
+from ..config.schemas import DistillConfig
 from ..flow_matching import check_t_list
-from ..networks import Cond, Network, predict_x0
-from ..samplers import SAMPLE_TYPES, check_student, teacher_velocity
+from ..losses import pseudo_huber
+from ..networks import Cond, Network, predict_x0, time_range
+from ..samplers.student import SAMPLE_TYPES, check_student
+from ..samplers.teacher import teacher_velocity
 from ..solvers import SOLVERS, integrate
 from ..training.draws import Draws
-from ..training.stage import Stage, _update
+from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
+from .method import Batch, Method, Networks, PlannedNetwork, Run
 
-__all__ = ["KnowledgeDistillation", "kd_loss", "rung_grid", "teacher_pairs"]
+__all__ = [
+    "KD",
+    "KnowledgeDistillation",
+    "kd_loss",
+    "on_pairs",
+    "planned_loss",
+    "rung_grid",
+    "teacher_pairs",
+]
 
 
 def rung_grid(
     t_list: Sequence[float], calls: int = 16, *, t_max: float = 1.0
 ) -> tuple[list[float], list[int]]:
-    """A time grid from `t_max` to 0 on which every inner rung is a point.
+    """A time grid from `t_max` to 0 on which every rung but the first is a point.
 
-    Each segment between neighbouring rungs is cut into equal intervals, their number proportional
-    to its length and at least 1. The first segment starts at `t_max`, where the teacher starts.
+    Each segment between neighbouring rungs is cut into equal intervals, at least one, in number
+    proportional to its length. The first segment starts at `t_max`, where the teacher starts.
 
     Args:
         t_list: the student's trajectory [t_1 > ... > 0.0].
@@ -49,8 +63,8 @@ def rung_grid(
         t_max: the teacher's first time, in [t_1, 1].
 
     Returns:
-        `(grid, index)`: decreasing floats, and where in it each entry of `t_list` stands (0 for the
-        first rung, which stands for the start). `grid[index[k]] == t_list[k]` exactly for 0 < k.
+        `(grid, index)`: decreasing floats, and the place in the grid of each entry of `t_list`:
+        `grid[index[k]] == t_list[k]` exactly for 0 < k; the first rung's place is 0.
 
     Raises:
         ValueError: for calls < 1, an invalid `t_list`, or a t_max outside [t_1, 1].
@@ -79,38 +93,29 @@ def teacher_pairs(
     calls: int = 16,
     method: str = "ab2",
     pred_type: str = "flow",
-    guidance_scale: float | None = None,
-    negative_cond: Cond = None,
 ) -> Tensor:
     """The teacher's ODE states at the student's rungs.
 
     Args:
         teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1,
-            for "eps" at t_1.
+            for "eps" at t_1. A guided one is a :class:`fastgen.teachers.guided.GuidedNetwork`.
         noise: standard normal, shape (B, ...).
         cond: condition.
         t_list: the student's trajectory, K rungs and 0.0.
         calls, method: the grid (see `rung_grid`) and the solver of the ODE.
-        pred_type, guidance_scale, negative_cond: as in `sample_teacher`.
+        pred_type: what the teacher predicts.
 
     Returns:
-        shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input t_1
-        noise, `[:, k]` the state at t_list[k], `[:, -1]` the sample x0.
+        shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input
+        t_1 noise, `[:, k]` the state at t_list[k], `[:, -1]` the sample x0.
     """
     check_choice("method", method, tuple(SOLVERS))
     times = check_t_list(t_list)
     # At t = 1 a noise prediction says nothing about x0, so such a teacher starts where the student
     # does.
-    t_max = times[0] if pred_type == "eps" else max(times[0], float(getattr(teacher, "t_max", 1.0)))
+    t_max = times[0] if pred_type == "eps" else max(times[0], time_range(teacher)[1])
     grid, index = rung_grid(times, calls, t_max=t_max)
-    velocity = teacher_velocity(
-        teacher,
-        cond,
-        dtype=noise.dtype,
-        pred_type=pred_type,
-        guidance_scale=guidance_scale,
-        negative_cond=negative_cond,
-    )
+    velocity = teacher_velocity(teacher, cond, dtype=noise.dtype, pred_type=pred_type)
     wide_noise = noise.to(wide_dtype(noise.device))
     wanted = set(index[1:])
     states = [times[0] * wide_noise]
@@ -138,9 +143,9 @@ def kd_loss(
         loss = mean_B ( sqrt(mean_d r^2 + c^2) - c ).
 
     The target is what the student's sampler needs at that rung. `sde` re-noises the predicted x0,
-    so the target is the end of the trajectory, states[:, -1]. `ode` moves along the chord to the
-    next rung s, so the target is the x0 for which that move lands on the next state: x_t - t (x_t -
-    x_s) / (t - s). At the last rung both are the end point.
+    so the target is the end of the trajectory, states[:, -1]. `ode` moves in a straight line to the
+    next rung s, so the target is the x0 for which that move lands on the next state,
+    x_t - t (x_t - x_s) / (t - s). At the last rung both are the end of the trajectory.
 
     Args:
         student: called `student(x_t, t, cond)`.
@@ -149,7 +154,7 @@ def kd_loss(
         cond: condition.
         rungs: integer indices in [0, K), shape (B,), drawn by the caller.
         pred_type: what the student predicts.
-        huber_c: c > 0: residuals well above it count linearly, well below it quadratically.
+        huber_c: c of :func:`fastgen.losses.pseudo_huber`, > 0.
         sample_type: "sde" or "ode", how the student will be sampled.
 
     Returns:
@@ -171,8 +176,6 @@ def kd_loss(
             f"expected rungs to be integers of shape ({batch},), got {rungs.dtype} "
             f"{tuple(rungs.shape)}"
         )
-    if not huber_c > 0:
-        raise ValueError(f"expected huber_c > 0, got {huber_c}")
 
     row = torch.arange(batch, device=states.device)
     rungs = rungs.to(states.device)
@@ -186,16 +189,12 @@ def kd_loss(
         s = all_times[rungs + 1]
         x_s = states[row, rungs + 1]
         target = (x_t - expand_like(t / (t - s), x_t) * (x_t - x_s)).to(states.dtype)
-    residual = (x0 - target).to(torch.promote_types(states.dtype, torch.float32))
-    square = residual.square().flatten(1).mean(1)
-    return ((square + huber_c**2).sqrt() - huber_c).mean()
+    return pseudo_huber(x0 - target, huber_c)
 
 
 class KnowledgeDistillation(Stage):
     """Regress the student on the teacher's ODE pairs, over all rungs of `t_list` (see
     :mod:`fastgen.methods.kd`)."""
-
-    name = "kd"
 
     def __init__(
         self,
@@ -206,7 +205,10 @@ class KnowledgeDistillation(Stage):
         steps: int,
         huber_c: float,
         draws: Draws,
+        *,
+        name: str = "kd",
     ) -> None:
+        self.name = name
         self.student = student
         self.states = states
         self.cond = cond
@@ -217,7 +219,7 @@ class KnowledgeDistillation(Stage):
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
-            return _update(self.student, step, self._losses, self.draws, *self.batch(step))
+            return one_update(self.student, step, self._losses, self.draws, *self.batch(step))
 
     def batch(self, step: int) -> tuple[Tensor, Any, Tensor]:
         """States (B, K + 1, ...), cond and rungs (B,) of batch `step`."""
@@ -255,3 +257,75 @@ class KnowledgeDistillation(Stage):
 
     def averaged(self) -> nn.Module:
         return self.student.averaged()
+
+
+def on_pairs(
+    run: Run, student: TrainedNetwork, stage: str, updates: int, *, draws: str | None = None
+) -> KnowledgeDistillation:
+    """KD of `student` on the pairs of a run.
+
+    Args:
+        stage: what the stage is called.
+        updates: of the student.
+        draws: name of its random numbers; None: that of the stage.
+    """
+    states, cond = run.pairs()
+    return KnowledgeDistillation(
+        student,
+        states,
+        cond,
+        run.cfg.pipeline,
+        updates,
+        run.cfg.train.kd_huber_c,
+        run.draws(stage if draws is None else draws),
+        name=stage,
+    )
+
+
+def planned_loss(networks: Networks, student: nn.Module, batch: Batch) -> Tensor:
+    """The KD loss of one micro-batch, on states that have the size of the teacher's."""
+    cfg = networks.cfg
+    t_list = cfg.student.t_list
+    return kd_loss(
+        student,
+        torch.stack([batch.noise] * len(t_list), 1),
+        t_list,
+        batch.cond,
+        torch.zeros(len(batch.x0), dtype=torch.int64),
+        pred_type=cfg.student.pred_type,
+        huber_c=cfg.train.kd_huber_c,
+        sample_type=cfg.student.sample_type,
+    )
+
+
+class KD(Method):
+    """Knowledge distillation: the warm start of every method, and a method of its own."""
+
+    stage = "kd"
+    title = "KD"
+    colour = "#E69F00"
+    heading = "KD: regression on teacher pairs"
+    remedy = "stop earlier, lower train.kd_optimizer.lr, or raise train.kd_pairs"
+
+    def updates(self, cfg: DistillConfig) -> int:
+        return cfg.train.kd_steps
+
+    def complete(self, cfg: DistillConfig) -> DistillConfig:
+        """Nothing comes after the warm start."""
+        return cfg.model_copy(update={"train": cfg.train.model_copy(update={"steps": 0})})
+
+    def uses_pairs(self, cfg: DistillConfig) -> bool:
+        return True
+
+    def build(self, run: Run) -> Stage:
+        """The student from the teacher's weights, regressed on the teacher's pairs."""
+        train = run.cfg.train
+        average = EMAConfig(decay=train.kd_ema_decay)
+        student = run.student(train.kd_optimizer, train.kd_steps, average)
+        return on_pairs(run, student, self.stage, train.kd_steps)
+
+    def plan(self, networks: Networks, batch: Batch) -> Sequence[PlannedNetwork]:
+        student = networks.student()
+        loss = functools.partial(planned_loss, networks, student, batch)
+        average = EMAConfig(decay=networks.cfg.train.kd_ema_decay)
+        return [PlannedNetwork("student", student, loss, average)]

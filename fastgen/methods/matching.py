@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from .._core.conditions import cond_to, take_rows
 from ..config.dmd import DMDConfig
 from ..training.draws import Draws
-from ..training.stage import Stage, _accumulate, _split
+from ..training.stage import Stage, micro_batches, update_in_parts
 from ..training.trained_network import TrainedNetwork
 from .diagnostics import diagnose
-from .dmd import DMDPipeline, Generated
+from .dmd import DMDPipeline
 from .kd import KnowledgeDistillation
+from .rollouts import Generated
 
 DIAGNOSED_ROWS = 256
 
@@ -70,7 +71,8 @@ class DistributionMatching(Stage):
         dmd: as the pipeline's.
         steps: student updates.
         discriminator: the pipeline's, or None.
-        pairs: KD on teacher pairs, whose loss is added with `kd_weight`; None: there is none.
+        pairs: KD on teacher pairs, whose loss is added with `kd_weight`; None, or a weight of 0:
+            there is none.
         name: of the stage.
     """
 
@@ -91,7 +93,7 @@ class DistributionMatching(Stage):
     ) -> None:
         self.student = student
         self.pipeline = pipeline
-        self.pairs = pairs
+        self.pairs = pairs if dmd.kd_weight > 0 else None
         self.name = name
         self.x0 = x0
         self.cond = cond
@@ -150,7 +152,8 @@ class DistributionMatching(Stage):
 
         pairs = () if self.pairs is None else self.pairs.batch(step)
         parts = self._pipelines(), self._split(*self._batch(step, "student")), self._split(*pairs)
-        logs |= _accumulate(self.student, step - self.warmup, loss, parts)
+        parts = list(zip(*parts, strict=True))
+        logs |= update_in_parts(self.student, step - self.warmup, loss, parts)
         return made
 
     def _update_judge(
@@ -177,7 +180,7 @@ class DistributionMatching(Stage):
             return getattr(pipeline, judge.loss)(*batch, generated=generated, generator=generator)
 
         parts = self._pipelines(), self._split(*batch), made or [None] * self.draws.accumulation
-        done = _accumulate(judge.network, index, loss, parts)
+        done = update_in_parts(judge.network, index, loss, list(zip(*parts, strict=True)))
         norm = done.pop("grad_norm")
         logs |= {key: value for key, value in done.items() if key not in ("total", "lr")}
         logs[f"{judge.name}_grad_norm"] = norm
@@ -188,7 +191,7 @@ class DistributionMatching(Stage):
         return [self.pipeline.micro_batch(j, k) for j in range(k)]
 
     def _split(self, *batch: Any) -> list[tuple[Any, ...]]:
-        return _split(self.draws, *batch)
+        return micro_batches(self.draws, *batch)
 
     def _batch(self, step: int, name: str, index: int | None = None) -> tuple[Tensor, Tensor, Any]:
         """x0, noise and cond of one update; `index` counts the updates of its network, and so its

@@ -12,16 +12,32 @@ from .._core.tensors import expand_like
 from ..config.training import TeacherTrainConfig
 from ..flow_matching import add_noise, sample_timesteps
 from ..losses import dsm_loss
+from ..networks import Cond, Network
 from ..training.draws import Draws
-from ..training.stage import Stage, _update
+from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
 
-__all__ = ["FlowMatching"]
+__all__ = ["FlowMatchingTraining", "flow_matching_loss"]
 
 
-class FlowMatching(Stage):
-    """Flow matching on data: regress v(x_t, t, cond) on eps - x0 (Lipman et al. 2023,
-    arXiv:2210.02747)."""
+def flow_matching_loss(
+    network: Network, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond = None
+) -> Tensor:
+    """Mean square of v(x_t, t, cond) - (eps - x0), at x_t = (1 - t) x0 + t eps.
+
+    Args:
+        network: called `network(x_t, t, cond)`, predicts the flow.
+        x0, eps: data and noise (B, ...).      t: RF times (B,).
+
+    References:
+        Lipman et al., Flow Matching for Generative Modeling, 2023, arXiv:2210.02747.
+    """
+    pred = network(add_noise(x0, eps, t), t, cond)
+    return dsm_loss("flow", pred, x0=x0, eps=eps, t=t)
+
+
+class FlowMatchingTraining(Stage):
+    """Flow matching on data; the formula stands at `flow_matching_loss`."""
 
     name = "flow_matching"
 
@@ -39,11 +55,10 @@ class FlowMatching(Stage):
         with self.clock.phase("data"):
             x0, eps, t, cond = self._batch(step)
         with self.clock.phase("network"):
-            return _update(self.network, step, self._losses, self.draws, x0, eps, t, cond)
+            return one_update(self.network, step, self._losses, self.draws, x0, eps, t, cond)
 
     def _losses(self, x0: Tensor, eps: Tensor, t: Tensor, cond: Any) -> dict[str, Tensor]:
-        pred = self.network.network(add_noise(x0, eps, t), t, cond)
-        return {"loss": dsm_loss("flow", pred, x0=x0, eps=eps, t=t)}
+        return {"loss": flow_matching_loss(self.network.network, x0, eps, t, cond)}
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Any]:
         """x0, noise, times and cond of update `step`."""

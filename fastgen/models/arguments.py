@@ -12,16 +12,9 @@ __all__ = [
     "batch_of_times",
     "check_non_negative",
     "check_positive",
-    "check_positive_int",
     "check_probability",
     "check_sequence",
 ]
-
-
-def check_positive_int(name: str, value: object, *, minimum: int = 1) -> None:
-    """Raise ValueError unless `value` is an int >= `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"expected {name} to be an int >= {minimum}, got {value!r}")
 
 
 def check_probability(name: str, value: object) -> None:

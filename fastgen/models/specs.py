@@ -20,7 +20,8 @@ from escnn import group as escnn_group
 from escnn.group import Group, Representation, directsum
 
 from .._core.archives import read_npz
-from .._core.files import brief
+from .._core.checks import is_count
+from .._core.messages import brief
 from .fourier import FourierStack, fourier_stack
 from .representations import representation
 from .stacks import RegularStack, regular_stack
@@ -177,7 +178,7 @@ def _described(group: Group, spec: dict[str, Any]) -> Representation:
         return _from_file(group, Path(spec["matrices"]))
     if set(spec) == {"regular_by_irreps"}:
         copies = spec["regular_by_irreps"]
-        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+        if not is_count(copies):
             raise ValueError(
                 f"expected a number of copies >= 1 as regular_by_irreps, got {copies!r}"
             )

@@ -1,10 +1,10 @@
 """Checkpoints of a run: safetensors and JSON, complete or not there.
 
-A checkpoint is a folder ``checkpoints/step_<n>/`` with ``state.safetensors``, ``state.json`` and
-``manifest.json``, the size and sha256 of each of its files. It is written under another name,
-flushed to disk and renamed, so a kill at any moment leaves either the whole checkpoint or none; a
-damaged newest one is named and the one before is used. A state that lacks a part is an error that
-names it. Nothing is unpickled.
+A checkpoint is a folder ``checkpoints/step_<number>/`` with ``state.safetensors``, ``state.json``
+and ``manifest.json``, the size and sha256 of each of the other two. It is written under another
+name, flushed to disk and renamed: a kill at any moment leaves the whole checkpoint or none. A
+damaged newest one is named, and the one before is used. A state that lacks a part is an error that
+names the part. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -20,15 +20,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.files import (
-    brief,
-    check_file,
-    first_names,
-    new_folder,
-    read_json,
-    write_json,
-)
-from .._core.tensor_files import _own_memory, _write_tensors, read_safetensors, sha256
+from .._core.files import check_file, new_folder
+from .._core.json_files import read_json, write_json
+from .._core.messages import brief, first_names
+from .._core.tensor_files import own_memory, read_safetensors, sha256, write_safetensors
+
+__all__ = [
+    "add_prefix",
+    "check_checkpoint",
+    "check_finite",
+    "check_parts",
+    "checkpoint_folders",
+    "flatten_optimizer",
+    "load_newest_checkpoint",
+    "save_checkpoint",
+    "set_aside",
+    "unflatten_optimizer",
+    "with_prefix",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -37,32 +46,43 @@ _META = "state.json"
 _MANIFEST = "manifest.json"
 _FILES = (_TENSORS, _META)
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
+_INCOMPLETE = (
+    "the checkpoint is of another network, or incomplete: go on with what wrote it, or begin a new "
+    "run"
+)
 
 
-# ---- Files of tensors ----------------------------------------------------------------------------
-
-
-# ---- Checkpoints ---------------------------------------------------------------------------------
+# ---- Writing -------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
-    run_dir: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int
+    run_dir: Path, number: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int
 ) -> Path:
-    """Write ``checkpoints/step_<step>`` and drop all but the newest `keep` up to it.
+    """Write ``checkpoints/step_<number>`` and remove all but the newest `keep` up to it.
+
+    Args:
+        run_dir: folder of the run.
+        number: of the checkpoint; a later one has a larger number.
+        tensors: of the state, by name.
+        meta: the rest of the state, as JSON can hold it.
+        keep: checkpoints that stay, this one among them.
+
+    Returns:
+        its folder.
 
     Raises:
         FloatingPointError: a tensor with NaN or infinity, by name; nothing is written.
         OSError: it can't be written; the checkpoints before it stay as they were.
     """
-    own = _own_memory(tensors)
+    own = own_memory(tensors)
     check_finite(own)
-    folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    folder = run_dir / "checkpoints" / f"step_{number:08d}"
     # The run's lock is ours: whatever is half written or half removed here was left by a run that
     # was killed.
     for left in folder.parent.glob(".step_*"):
         shutil.rmtree(left, ignore_errors=True)
     with new_folder(folder, (*_FILES, _MANIFEST)) as partial:
-        _write_tensors(partial / _TENSORS, own)
+        write_safetensors(partial / _TENSORS, own)
         write_json(partial / _META, meta)
         files = {
             name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)}
@@ -70,7 +90,8 @@ def save_checkpoint(
         }
         write_json(partial / _MANIFEST, {"files": files})
     # Newer ones, if any, are damaged: not among those that are kept, and not ours to remove.
-    for old in [other for other in checkpoint_folders(run_dir) if _number(other) <= step][:-keep]:
+    up_to_it = [other for other in checkpoint_folders(run_dir) if _number(other) <= number]
+    for old in up_to_it[:-keep]:
         _remove(old)
     return folder
 
@@ -83,7 +104,11 @@ def _remove(folder: Path) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """FloatingPointError that names the tensors with NaN or infinity."""
+    """Refuse NaN and infinity.
+
+    Raises:
+        FloatingPointError: one that names the tensors in which they are.
+    """
     bad = [
         name
         for name, value in tensors.items()
@@ -95,8 +120,11 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
+# ---- Finding and reading -------------------------------------------------------------------------
+
+
 def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first. What has another name is not one, such as a copy that a
+    """The checkpoints of a run, oldest first. What has another name is none, such as a copy that a
     user made."""
     found = [
         path
@@ -107,8 +135,10 @@ def checkpoint_folders(run_dir: Path) -> list[Path]:
 
 
 def set_aside(run_dir: Path, number: int) -> None:
-    """Rename checkpoints after `number`, which could not be read, to damaged_<n>: kept, and in
-    nobody's way."""
+    """Rename the checkpoints after `number` to damaged_<number>.
+
+    They could not be read. So they are kept for who wants to look, and in nobody's way.
+    """
     for folder in checkpoint_folders(run_dir):
         if _number(folder) > number:
             name = folder.name.replace("step", "damaged")
@@ -122,21 +152,26 @@ def _number(folder: Path) -> int:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """ValueError unless `folder` holds each file of its manifest and no other, of that size and
-    checksum.
+    """Refuse a checkpoint that is not the one that was written.
 
     Hidden files are a file manager's or a network disk's, and no part of it.
+
+    Raises:
+        ValueError: `folder` lacks a file of its manifest, or has another one, or one whose size or
+            checksum is not that of the manifest.
     """
     files = read_json(folder / _MANIFEST).get("files")
     if not isinstance(files, dict) or files.keys() != set(_FILES):
         raise ValueError(f"expected {', '.join(_FILES)} in {_MANIFEST}, got {brief(files)}")
-    if foreign := {path.name for path in folder.glob("[!.]*")} - {*_FILES, _MANIFEST}:
+    foreign = {path.name for path in folder.glob("[!.]*")} - {*_FILES, _MANIFEST}
+    if foreign:
         raise ValueError(
             f"expected the files of {_MANIFEST}, got {first_names(foreign)} beside them"
         )
     for name, entry in files.items():
         check_file(folder / name)
-        if (size := (folder / name).stat().st_size) != entry["bytes"]:
+        size = (folder / name).stat().st_size
+        if size != entry["bytes"]:
             raise ValueError(f"expected {name} of {entry['bytes']} bytes, got {size}")
         if sha256(folder / name) != entry["sha256"]:
             raise ValueError(f"{name} does not match its checksum")
@@ -167,45 +202,55 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def check_parts(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """ValueError unless names, shapes and dtypes of `got` are those of `expected`, before anything
-    is loaded.
+    """Refuse a state before any of it is loaded.
 
     Args:
+        got: the state.
+        expected: tensors with the names, shapes and dtypes that it must have.
         what: whose state it is, for the message.
+
+    Raises:
+        ValueError: a name is missing or unknown, or a shape or dtype is another one.
     """
-    different = (
-        ("without", expected.keys() - got.keys()),
-        ("with the unknown", got.keys() - expected.keys()),
-    )
-    if said := [f"{how} {first_names(names)}" for how, names in different if names]:
+    without = expected.keys() - got.keys()
+    unknown = got.keys() - expected.keys()
+    said = []
+    if without:
+        said.append(f"without {first_names(without)}")
+    if unknown:
+        said.append(f"with the unknown {first_names(unknown)}")
+    if said:
         raise ValueError(
             f"expected the whole state of {what}, got one {'; '.join(said)}; {_INCOMPLETE}"
         )
     for name, value in expected.items():
-        wanted, found = (f"{tuple(x.shape)} {x.dtype}" for x in (value, got[name]))
+        wanted = _kind(value)
+        found = _kind(got[name])
         if wanted != found:
             raise ValueError(
                 f"expected {name} of {what} to be {wanted}, got {found}; {_INCOMPLETE}"
             )
 
 
-_INCOMPLETE = "the checkpoint is of another network, or incomplete: go on with what wrote it, or begin a new run"
+def _kind(x: Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype}"
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """Adam's moments and step counts as flat tensors ``<prefix>.<parameter index>.<name>``.
+    """Adam's moments and counts of steps as flat tensors ``<prefix>.<parameter index>.<name>``.
 
-    ``<prefix>.begun`` holds the indices that have a state (an optimiser before its first step has
-    none, nor has a parameter that never had a gradient), so that one that is lost can't pass for
-    one that hasn't begun.
+    ``<prefix>.begun`` holds the indices of the parameters that have a state. An optimiser before
+    its first step has none, nor has a parameter that never had a gradient: a state that is lost
+    can't pass for one that hasn't begun.
     """
     state = optimizer.state_dict()["state"]
     flat = {
-        f"{prefix}.{i}.{name}": torch.as_tensor(v)
+        f"{prefix}.{i}.{name}": torch.as_tensor(value)
         for i, entry in state.items()
-        for name, v in entry.items()
+        for name, value in entry.items()
     }
-    return flat | {f"{prefix}.begun": torch.tensor(sorted(state), dtype=torch.int64)}
+    flat[f"{prefix}.begun"] = torch.tensor(sorted(state), dtype=torch.int64)
+    return flat
 
 
 def unflatten_optimizer(
@@ -215,11 +260,17 @@ def unflatten_optimizer(
     *,
     what: str | None = None,
 ) -> None:
-    """Inverse of :func:`flatten_optimizer`, into an optimiser over the same parameters; `what`
-    names it in messages.
+    """Inverse of :func:`flatten_optimizer`, into an optimiser of the same parameters.
+
+    Args:
+        optimizer: whose state is replaced.
+        prefix: of its tensors.
+        tensors: the optimiser's, and any others.
+        what: its name in messages; None: `prefix`.
 
     Raises:
-        ValueError: the state of some parameter is missing, or parts of it, or has another shape.
+        ValueError: the state of a parameter is missing, or a part of it is, or it has another
+            shape.
     """
     what = prefix if what is None else what
     found = with_prefix(tensors, prefix)
@@ -227,35 +278,29 @@ def unflatten_optimizer(
     if begun is None:
         raise ValueError(f"expected the state of {what}, got none; {_INCOMPLETE}")
     packed = optimizer.state_dict()["param_groups"]
-    parameters = dict(
-        zip(
-            (i for group in packed for i in group["params"]),
-            (p for group in optimizer.param_groups for p in group["params"]),
-            strict=True,
-        )
-    )
+    indices_of_all = [i for group in packed for i in group["params"]]
+    all_parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = dict(zip(indices_of_all, all_parameters, strict=True))
     indices = begun.tolist()
-    if unknown := set(indices) - parameters.keys():
+    unknown = set(indices) - parameters.keys()
+    if unknown:
         raise ValueError(
             f"expected the state of {len(parameters)} parameters in {what}, got {sorted(unknown)}"
         )
-    steps = {
-        value.dtype
-        for name, value in found.items()
-        if name.endswith(".step") and value.is_floating_point()
-    }
-    check_parts(
-        found, dict(_adam_state(parameters, indices, next(iter(steps), torch.float32))), what
-    )
+    counts = [value for name, value in found.items() if name.endswith(".step")]
+    dtypes = {value.dtype for value in counts if value.is_floating_point()}
+    expected = _adam_state(parameters, indices, next(iter(dtypes), torch.float32))
+    check_parts(found, dict(expected), what)
     state = {i: {name: found[f"{i}.{name}"] for name in _ADAM} for i in indices}
     optimizer.load_state_dict({"state": state, "param_groups": packed})
 
 
 def _adam_state(
-    parameters: Mapping[int, Tensor], indices: list[int], step_dtype: torch.dtype
+    parameters: Mapping[int, Tensor], indices: list[int], count_dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
+    """Names, shapes and dtypes of the state of the parameters `indices`."""
     for i in indices:
-        yield f"{i}.step", torch.empty((), dtype=step_dtype, device="meta")
+        yield f"{i}.step", torch.empty((), dtype=count_dtype, device="meta")
         for name in ("exp_avg", "exp_avg_sq"):
             yield f"{i}.{name}", torch.empty_like(parameters[i], device="meta")
 

@@ -15,9 +15,12 @@ from .._core.files import remove_unfinished, write_file
 from .._core.processes import together
 from .._core.yaml_files import read_yaml
 from ..config.files import dump_anywhere
+from ..config.old_spellings import old_spellings
 from .origin import check_origin, write_origin
 
-CONFIG = "config.yaml"
+__all__ = ["RUN_CONFIG", "claim_run", "open_run", "run_folder"]
+
+RUN_CONFIG = "config.yaml"
 _LOCK = ".lock"
 # What a run writes: a folder that holds one of these without a config is not a run's.
 _OURS = (
@@ -31,38 +34,42 @@ _OURS = (
 )
 # Keys that may differ between a run and its resumption: they do not change what is computed.
 _FREE_KEYS = (
-    *(
-        "resume",
-        "run_dir",
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.log_every",
-        "train.threads",
-    ),
-    *(
-        "train.tracker",
-        "train.most_skipped",
-        "train.gradient_accumulation_steps",
-        "train.gradient_checkpointing",
-    ),
+    "resume",
+    "run_dir",
+    "train.checkpoint_every",
     "train.ema_on_cpu",
+    "train.gradient_accumulation_steps",
+    "train.gradient_checkpointing",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.most_skipped",
+    "train.threads",
+    "train.tracker",
 )
 
 
 def run_folder(cfg: Any) -> Path:
-    """`cfg.run_dir`, by default ``runs/<cfg.name>``."""
-    return Path(cfg.run_dir).expanduser() if cfg.run_dir is not None else Path("runs") / cfg.name
+    """`cfg.run_dir`, or ``runs/<cfg.name>`` where that is None."""
+    if cfg.run_dir is None:
+        return Path("runs") / cfg.name
+    return Path(cfg.run_dir).expanduser()
 
 
 @contextmanager
 def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
-    """The run's folder, created and locked. Call `claim_run` in it when nothing stands in the way
-    of the work.
+    """Inside, the run's folder is there and locked, so that no other run works in it.
+
+    Call `claim_run` once nothing stands in the way of the work. A folder that was made here and
+    that nobody has claimed is removed at the end.
+
+    Args:
+        cfg: config of the run, with `run_dir`, `name` and `resume`.
+        main_process: whether this process makes and locks the folder. All processes must call this.
 
     Raises:
         ValueError: the folder holds a run and `resume` is false; or it holds a run of another
-            config, or files of something else; or a run is going on in it. In processes other than
-            the main one: that it was refused.
+            config, or files of something else; or a run is going on in it. Other processes than
+            the main one are told that it was refused.
         OSError: it cannot be written.
     """
     with ExitStack() as stack:
@@ -80,8 +87,9 @@ def open_run(cfg: Any, *, main_process: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def _locked_folder(cfg: Any) -> Iterator[Path]:
+    """`open_run` of the main process."""
     folder = run_folder(cfg)
-    saved = folder / CONFIG
+    saved = folder / RUN_CONFIG
     if saved.exists() and not cfg.resume:
         raise ValueError(
             f"{folder} holds a run already: add --resume to go on with it, or run_dir=... for a "
@@ -91,7 +99,8 @@ def _locked_folder(cfg: Any) -> Iterator[Path]:
         _check_same(saved, cfg)
     elif foreign := [name for name in _OURS if (folder / name).exists()]:
         raise ValueError(
-            f"{folder} holds {', '.join(foreign)} but no {CONFIG} of a run: choose another run_dir"
+            f"{folder} holds {', '.join(foreign)} but no {RUN_CONFIG} of a run: choose another "
+            "run_dir"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,24 +129,27 @@ def claim_run(folder: Path, cfg: BaseModel, origin: Mapping[str, Any] | None = N
     """Write the resolved config, which makes `folder` the folder of this run.
 
     Args:
-        origin: what else the run is begun with (:mod:`fastgen.records.origin`); written beside the config,
-            and of a run that is resumed compared.
+        folder: from `open_run`.
+        cfg: config of the run.
+        origin: what else the run is begun with (:mod:`fastgen.records.origin`). It is written
+            beside the config, or compared where the run is resumed.
 
     Raises:
         ValueError: the run was begun with other data, another teacher or another precision.
     """
-    if not (folder / CONFIG).exists():
+    if not (folder / RUN_CONFIG).exists():
         if origin is not None:
             write_origin(folder, origin)
-        write_file(folder / CONFIG, dump_anywhere(cfg).encode())
+        write_file(folder / RUN_CONFIG, dump_anywhere(cfg).encode())
     elif origin is not None:
         check_origin(folder, origin)
 
 
 def _lock(handle: int, folder: Path) -> None:
+    """Lock the file `handle` until it is closed, or refuse where another process has it."""
     try:
         import fcntl
-    except ImportError:  # no advisory locks on this system: the config check above is what is left
+    except ImportError:  # a system without advisory locks
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,12 +160,17 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def _check_same(saved: Path, cfg: BaseModel) -> None:
-    before = read_yaml(saved)
-    now = yaml.safe_load(dump_anywhere(cfg))
-    before = _flatten(before)
-    now = _flatten(now)
-    different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    different = [key for key in different if key not in _FREE_KEYS]
+    """Refuse a config that would compute something else than the one in the file `saved`."""
+    begun_with = read_yaml(saved)
+    if old := old_spellings(begun_with):
+        raise ValueError(
+            f"{saved.parent} holds a run that an earlier version began (its {RUN_CONFIG} says "
+            f"{', '.join(old.values())}): go on with that version, or choose another run_dir"
+        )
+    before = _flatten(begun_with)
+    now = _flatten(yaml.safe_load(dump_anywhere(cfg)))
+    fixed = (before.keys() | now.keys()) - set(_FREE_KEYS)
+    different = sorted(key for key in fixed if before.get(key) != now.get(key))
     if different:
         said = "; ".join(
             f"{key}: {before.get(key)} then, {now.get(key)} now" for key in different[:5]
@@ -165,6 +182,7 @@ def _check_same(saved: Path, cfg: BaseModel) -> None:
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{"group.key": value} of nested mappings."""
     if not isinstance(values, dict):
         return {prefix: values}
     flat: dict[str, Any] = {}

@@ -1,11 +1,12 @@
-"""What a run was begun with, told by a few numbers: its data, its teacher, its precision. It must
-go on with the same.
+"""Origin of a run: what it was begun with, beside its config, told by a few numbers.
 
-The numbers of tensors x_1, x_2, ... are how many there are, their root mean square r, and sums w .
-x / (r sqrt(n)) with random weights w, one for each of a few draws of weights. They agree to
-`TOLERANCE` where the last digits of data differ that were computed anew on another machine; other
-data, other weights or another order of rows change them by about as much as they change the data.
-What is no number counts as 0, an infinity as 1 or -1 (masks hold such).
+That is its data, its teacher and its precision, and a run must go on with the same. Of tensors x_1,
+x_2, ... the numbers are how many elements they have, their root mean square r, and a few random
+projections w . x / (r sqrt(n)).
+
+Projections agree to `TOLERANCE` where data were computed anew on another machine, which changes
+their last digits. Other data, other weights or another order of rows change projections by about as
+much as they change the data. NaN counts as 0, an infinity as 1 or -1: masks hold such.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.files import read_json, write_json
+from .._core.json_files import read_json, write_json
 from .._core.seeds import generator_for
 
 __all__ = ["check_origin", "fingerprint", "write_origin"]
@@ -29,26 +30,35 @@ _CHUNK = 1 << 20
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> list[float]:
-    """[n, r, sums ...] of all numbers in `tensors`, in their order; [0.0] where there is none."""
+    """Numbers that tell tensors apart.
+
+    Args:
+        tensors: in their order, as if they were one long vector.
+
+    Returns:
+        [n, r, projections ...] as of this module; [0.0] where there is no element.
+    """
     generator = generator_for(0, "fingerprint")
     n = 0
     squares = 0.0
     sums = torch.zeros(_PROJECTIONS, dtype=torch.float64)
-    # The same signs for each part, whose number comes in by a factor: drawing is what takes time.
+    # To draw is what takes time: each part has the same signs, times a factor of its own.
     signs = torch.randint(2, (_PROJECTIONS, _CHUNK), generator=generator).double() * 2.0 - 1.0
     for tensor in tensors:
         for part in tensor.detach().reshape(-1).split(_CHUNK):
             factors = torch.randn(_PROJECTIONS, dtype=torch.float64, generator=generator)
             wide = part.cpu().double().nan_to_num(0.0, 1.0, -1.0)
-            n = n + len(part)
-            squares = squares + float(wide.square().sum())
+            n += len(part)
+            squares += float(wide.square().sum())
             sums += factors * (signs[:, : len(part)] @ wide)
-    scale = squares**0.5
-    return [float(n), (squares / n) ** 0.5, *(sums / (scale or 1.0)).tolist()] if n else [0.0]
+    if n == 0:
+        return [0.0]
+    scale = squares**0.5 or 1.0
+    return [float(n), (squares / n) ** 0.5, *(sums / scale).tolist()]
 
 
 def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
-    """Write `origin`, words and `fingerprint`s by name, into the run's `folder`."""
+    """Write `origin`, a word or a `fingerprint` by name, into the folder of a run."""
     write_json(folder / ORIGIN, origin)
 
 
@@ -69,11 +79,8 @@ def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
         then = before.get(name)
         now = origin.get(name)
         if not _agree(then, now):
-            said = (
-                f" ({then} then, {now} now)"
-                if isinstance(then, str) and isinstance(now, str)
-                else ""
-            )
+            words = isinstance(then, str) and isinstance(now, str)
+            said = f" ({then} then, {now} now)" if words else ""
             raise ValueError(
                 f"{folder} holds a run that was begun with another {name}{said}: resume with its "
                 "own, or choose another run_dir"
@@ -81,11 +88,12 @@ def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
 
 
 def _agree(then: Any, now: Any) -> bool:
+    """Whether two words are equal, or two fingerprints but for the last digits."""
     if not (isinstance(then, list) and isinstance(now, list)):
         return then == now
     if len(then) != len(now) or then[0] != now[0]:
         return False
-    # The root mean square has a unit, the sums have none.
+    # The root mean square has a unit, projections have none.
     sizes = [abs(then[1]), *[1.0] * _PROJECTIONS] if len(then) > 1 else []
     return all(
         abs(a - b) <= TOLERANCE * size for a, b, size in zip(then[1:], now[1:], sizes, strict=True)

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._core.files import new_folder, plain_json, write_file, write_json
+from .._core.files import new_folder, write_file
+from .._core.json_files import plain_json, write_json
 from .curves import diagnostic_curves
 from .diagnostics import diagnostics_figure
 from .figures import score_figure, training_figure

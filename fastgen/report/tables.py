@@ -9,6 +9,7 @@ from typing import Any
 from .styles import Stages, stage_style
 
 __all__ = [
+    "WARM_START",
     "Rows",
     "by_solver",
     "demonstrations_score",

@@ -2,15 +2,15 @@
 
     x_s = alpha(s) x0 + sigma(s) eps
 
-A clock gives alpha and sigma at s and, the other way round, the s of a noise ratio sigma / alpha.
-The ratio is what two paths have in common: x_s / (alpha + sigma) is the rectified-flow sample x_t
-at t = sigma / (alpha + sigma).
+A clock gives alpha and sigma at s. The other way round, it gives the s of a noise ratio sigma /
+alpha. That ratio is what two paths have in common: x_s / (alpha + sigma) is the rectified-flow
+sample x_t at t = sigma / (alpha + sigma).
 
-| clock                          | s                              | alpha             | sigma             |
-|--------------------------------|--------------------------------|-------------------|-------------------|
-| PathClock(interpolant, data_at)| [0, 1], data at 0 or at 1      | the interpolant's | the interpolant's |
-| TableClock(betas)              | row 0 .. N-1, data at row 0    | sqrt(abar_s)      | sqrt(1 - abar_s)  |
-| SigmaClock(sigma_min, sigma_max)| sigma_min .. sigma_max        | 1                 | s                 |
+| clock      | s                           | alpha             | sigma             |
+|------------|-----------------------------|-------------------|-------------------|
+| PathClock  | [0, 1], data at 0 or at 1   | the interpolant's | the interpolant's |
+| TableClock | row 0 .. N-1, data at row 0 | sqrt(abar_s)      | sqrt(1 - abar_s)  |
+| SigmaClock | sigma_min .. sigma_max      | 1                 | s                 |
 
 All arithmetic is float64.
 
@@ -52,17 +52,22 @@ __all__ = [
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squared_cosine")
 PATHS = ("linear", "cosine", "vp", "edm", "betas")
-# A table whose last row is pure noise is treated as ending at this alpha^2: log-SNR has no row at
-# minus infinity.
+# alpha^2 of a last row that is pure noise: 0 would put a row at a log-SNR of minus infinity.
 _LAST_ALPHA_BAR = 1e-10
 _MOST_ROWS = 100_000
+_ARGUMENTS = {
+    "vp": "sigma_min, sigma_max",
+    "edm": "sigma_min, sigma_max",
+    "betas": "betas, schedule, rows, beta_start, beta_end, nearest",
+}
 
 
 class Clock(abc.ABC):
     """alpha and sigma on a network's own time, and the time of a noise ratio.
 
     Attributes:
-        ratios: (smallest, largest) noise ratio on the path; infinity where it reaches pure noise.
+        ratios: (smallest, largest) noise ratio on the path; the largest is infinity if it reaches
+            pure noise.
         whole: times are rounded to whole numbers before a network sees them.
         smooth: the path has a velocity.
     """
@@ -85,21 +90,23 @@ class Clock(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What `parse_clock` builds this clock from again, apart from `data_at`: JSON with the key
-        "name"."""
+        """The path as JSON with the key "name". `parse_clock` builds this clock again from it and
+        `data_at`."""
 
 
 class PathClock(Clock):
-    """An interpolant with the network's data at s = 0 or at s = 1; an interpolant itself has its
-    data at 1."""
+    """The path of an interpolant, with the network's data at s = 0 or at s = 1.
+
+    An interpolant has its data at 1 on its own time, tau.
+    """
 
     def __init__(self, interpolant: BaseInterpolant, data_at: int) -> None:
         self.interpolant = interpolant
         self.data_at = data_at
-        tau = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        low, high = (
-            interpolant.compute_sigma_t(tau)[0] / interpolant.compute_alpha_t(tau)[0]
-        ).tolist()
+        ends = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        alpha, _ = interpolant.compute_alpha_t(ends)
+        sigma, _ = interpolant.compute_sigma_t(ends)
+        low, high = (sigma / alpha).tolist()
         self.ratios = (low, high)
 
     def _tau(self, s: Tensor) -> Tensor:
@@ -107,14 +114,16 @@ class PathClock(Clock):
 
     def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor]:
         tau = self._tau(s)
-        return self.interpolant.compute_alpha_t(tau)[0], self.interpolant.compute_sigma_t(tau)[0]
+        alpha, _ = self.interpolant.compute_alpha_t(tau)
+        sigma, _ = self.interpolant.compute_sigma_t(tau)
+        return alpha, sigma
 
     def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
         tau = self._tau(s)
-        sign = 1.0 if self.data_at == 1 else -1.0
-        return sign * self.interpolant.compute_alpha_t(tau)[
-            1
-        ], sign * self.interpolant.compute_sigma_t(tau)[1]
+        _, d_alpha = self.interpolant.compute_alpha_t(tau)
+        _, d_sigma = self.interpolant.compute_sigma_t(tau)
+        sign = 1.0 if self.data_at == 1 else -1.0  # d tau / ds
+        return sign * d_alpha, sign * d_sigma
 
     def time_of_ratio(self, ratio: Tensor) -> Tensor:
         tau = self.interpolant.time_of_noise_ratio(ratio)
@@ -134,14 +143,14 @@ class PathClock(Clock):
 
 
 class TableClock(Clock):
-    """A discrete DDPM schedule: abar_i = prod_{j <= i} (1 - beta_j), log-SNR linear between the
-    rows.
+    """A discrete DDPM schedule: abar_i = prod_{j <= i} (1 - beta_j). Between the rows log-SNR is
+    linear.
 
     Args:
-        betas: shape (N,), N >= 2, each in (0, 1); the last may be 1 (pure noise, taken as alpha =
-            1e-5).
-        nearest: networks get the nearest whole row, as an integer, for those that look it up in a
-            table of N.
+        betas: shape (N,), N >= 2, each in (0, 1). The last may be 1: pure noise, which is taken as
+            alpha = 1e-5.
+        nearest: True: the network gets the nearest row as a whole number, for one that looks it up
+            in a table of N.
     """
 
     smooth = False
@@ -165,11 +174,11 @@ class TableClock(Clock):
         log_abar = torch.log1p(-table).cumsum(0)
         if torch.isinf(log_abar[-1]):
             log_abar[-1] = min(math.log(_LAST_ALPHA_BAR), float(log_abar[-2]) - 1.0)
-        # Minus the log-SNR, 2 log(sigma / alpha): increasing, with 1 - abar taken without
-        # cancellation near the data.
-        self._tables = {torch.device("cpu"): torch.log(-torch.expm1(log_abar)) - log_abar}
-        ends = self._tables[torch.device("cpu")][[0, -1]]
-        self.ratios = (math.exp(ends[0] / 2), math.exp(ends[1] / 2))
+        # Minus the log-SNR, 2 log(sigma / alpha), which increases. By expm1, 1 - abar doesn't
+        # cancel near the data.
+        levels = torch.log(-torch.expm1(log_abar)) - log_abar
+        self.ratios = (math.exp(levels[0] / 2), math.exp(levels[-1] / 2))
+        self._tables = {torch.device("cpu"): levels}
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:
@@ -193,17 +202,16 @@ class TableClock(Clock):
         start = table[high - 1]
         end = table[high]
         # A beta too small for float64 makes two rows equal.
-        return (high - 1) + (
-            (level - start) / (end - start).clamp(min=torch.finfo(table.dtype).tiny)
-        ).clamp(0.0, 1.0)
+        height = (end - start).clamp(min=torch.finfo(table.dtype).tiny)
+        return (high - 1) + ((level - start) / height).clamp(0.0, 1.0)
 
     def describe(self) -> dict[str, Any]:
         return {"name": "betas", "betas": self.betas.tolist(), "nearest": self.whole}
 
 
 class SigmaClock(Clock):
-    """EDM's clock: x = x0 + sigma eps, and the network is told sigma. Scalings of its input are the
-    network's own."""
+    """EDM's clock: x = x0 + sigma eps, and the network is told sigma. How it scales its input is
+    its own affair."""
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
@@ -233,12 +241,13 @@ def beta_table(
 ) -> Tensor:
     """The betas (rows,) of a DDPM schedule, float64.
 
-    | schedule       | beta_i                                                                          |
-    |----------------|---------------------------------------------------------------------------------|
-    | linear         | linspace(beta_start, beta_end)                                                  |
-    | scaled_linear  | linspace(sqrt(beta_start), sqrt(beta_end))^2                                    |
-    | squared_cosine | min(1 - f((i + 1) / N) / f(i / N), .999), f(u) = cos^2(pi/2 (u + .008) /
-    1.008) |
+    | schedule       | beta_i                                       |
+    |----------------|----------------------------------------------|
+    | linear         | linspace(beta_start, beta_end)               |
+    | scaled_linear  | linspace(sqrt(beta_start), sqrt(beta_end))^2 |
+    | squared_cosine | min(1 - f((i + 1) / N) / f(i / N), .999)     |
+
+    with f(u) = cos^2(pi/2 (u + .008) / 1.008) and N = `rows`.
 
     Raises:
         ValueError: an unknown schedule, fewer than 2 rows, betas outside (0, 1).
@@ -247,29 +256,23 @@ def beta_table(
     if check_count("rows", rows) < 2 or rows > _MOST_ROWS:
         raise ValueError(f"expected rows in 2..{_MOST_ROWS}, got {rows}")
     if schedule == "squared_cosine":
-        level = (
-            torch.cos(
-                math.pi / 2 * (torch.arange(rows + 1, dtype=torch.float64) / rows + 0.008) / 1.008
-            )
-            ** 2
-        )
+        u = torch.arange(rows + 1, dtype=torch.float64) / rows
+        level = torch.cos(math.pi / 2 * (u + 0.008) / 1.008) ** 2
         return (1.0 - level[1:] / level[:-1]).clamp(max=0.999)
     if not 0 < beta_start <= beta_end < 1:
         raise ValueError(
             f"expected 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
         )
     power = 2.0 if schedule == "scaled_linear" else 1.0
-    return (
-        torch.linspace(
-            beta_start ** (1 / power), beta_end ** (1 / power), rows, dtype=torch.float64
-        )
-        ** power
-    )
+    first = beta_start ** (1 / power)
+    last = beta_end ** (1 / power)
+    return torch.linspace(first, last, rows, dtype=torch.float64) ** power
 
 
 def _table_clock(
     betas: Any = None, schedule: str | None = None, nearest: bool = False, **arguments: Any
 ) -> TableClock:
+    """A table by its betas, or by its schedule and the arguments of `beta_table`."""
     if (betas is None) == (schedule is None):
         raise ValueError("expected betas (a list of numbers) or schedule, one of the two")
     if not isinstance(nearest, bool):
@@ -281,10 +284,8 @@ def _table_clock(
     if schedule is not None:
         betas = beta_table(schedule, **arguments)
     elif arguments:
-        raise ValueError(
-            f"expected no {sorted(arguments)[0]} beside betas, got "
-            f"{arguments[sorted(arguments)[0]]!r}"
-        )
+        first = sorted(arguments)[0]
+        raise ValueError(f"expected no {first} beside betas, got {arguments[first]!r}")
     return TableClock(betas, nearest=nearest)
 
 
@@ -292,10 +293,10 @@ def parse_clock(path: object, data_at: int = 0) -> Clock:
     """The clock that a path means.
 
     Args:
-        path: "linear", "cosine", "vp" or "edm"; an interpolant; betas (N,) as a Tensor or list; or
-            a mapping with the path's `name` and arguments: `sigma_min`, `sigma_max` of "vp" and
-            "edm"; of "betas" either `betas` or `schedule` (of `BETA_SCHEDULES`) with `rows`,
-            `beta_start`, `beta_end`; and `nearest`.
+        path: "linear", "cosine", "vp" or "edm"; an interpolant; betas (N,) as a Tensor or list; a
+            clock, which stays as it is; or a mapping with the path's `name` and its arguments. "vp"
+            and "edm" have `sigma_min` and `sigma_max`. "betas" has `nearest`, and either `betas` or
+            `schedule` (of `BETA_SCHEDULES`) with `rows`, `beta_start` and `beta_end`.
         data_at: the end of the network's clock where the data are, 0 or 1; 0 for "edm" and betas,
             which count noise.
 
@@ -336,9 +337,8 @@ def parse_clock(path: object, data_at: int = 0) -> Clock:
     try:
         built = builders[name](**arguments)
     except (TypeError, OverflowError) as error:
-        known = {"vp": "sigma_min, sigma_max", "edm": "sigma_min, sigma_max"}.get(name, "none")
-        known = "betas, schedule, rows, beta_start, beta_end, nearest" if name == "betas" else known
         raise ValueError(
-            f"expected arguments of the path {name!r} among: {known}; got {arguments}"
+            f"expected arguments of the path {name!r} among: {_ARGUMENTS.get(name, 'none')}; got "
+            f"{arguments}"
         ) from error
     return PathClock(built, data_at) if isinstance(built, BaseInterpolant) else built

@@ -1,12 +1,10 @@
-"""Whether a teacher is what it was declared to be: its denoising error on the data, against that of
-other declarations.
+"""Declarations: is a teacher what it was declared to be? Its denoising error on the data tells.
 
-A network trained on the data finds x0 in x_t better than the mean of the data does, at every t:
+    error(t) = E |x0_hat(x_t, t) - x0|^2 / E |x0 - mean|^2
 
-    error(t) = E |x0_hat(x_t, t) - x0|^2 / E |x0 - mean|^2,    1 for the mean.
-
-Declared wrongly, it is asked at other times or its answer is read as something else, and the error
-shows it.
+For the mean of the data this is 1. A network trained on them finds x0 in x_t better than the mean
+does, at every t. Declared wrongly, it is asked at other times, or its answer is read as something
+else, and its error is larger than under another declaration.
 """
 
 from __future__ import annotations
@@ -19,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from .._core.conditions import cond_to, take_rows
-from .._core.files import brief
+from .._core.messages import brief
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from .._core.tensors import wide_dtype
 from ..flow_matching import add_noise
-from ..networks import Cond, network_dtype, teacher_x0
+from ..networks import Cond, network_dtype, teacher_x0, time_range
 from .clocks import parse_clock
 from .conversion import PREDICTIONS, RectifiedFlow, as_rectified_flow
 
@@ -32,15 +30,14 @@ __all__ = ["TIMES", "best_declaration", "denoising_errors", "judge_declaration"]
 
 TIMES = (0.2, 0.5, 0.8)
 _ROWS = 128
-# Of large samples fewer rows say as much: each is an average over its own numbers.
+# Fewer rows are taken of large samples, each of which averages over many numbers.
 _MOST_NUMBERS = 2**20
 _LEAST_ROWS = 8
-# At large t little of x0 is left to be seen, and an honest error on so few rows can come out a
-# little above 1.
+# At large t little of x0 is left to be seen. On so few rows the error of a good teacher can come
+# out a little above 1.
 _CLEARLY_WORSE = 1.1
-# Another declaration is worth a word when it leaves less than this share of the error. Errors are
-# taken together by their geometric mean: what is hard to see at a large t must not drown what is
-# plain at a small one.
+# Another declaration is reported when it leaves less than this share of the error. Both errors are
+# geometric means over the times, so that a large one at a large t doesn't hide the others.
 _CLEARLY_BETTER = 0.5
 
 
@@ -52,8 +49,8 @@ def denoising_errors(
     pred_type: str = "flow",
     times: tuple[float, ...] = TIMES,
 ) -> list[float]:
-    """error(t) of `teacher` at each of `times`, on up to 128 rows of the data; infinity where it
-    isn't finite.
+    """error(t) of `teacher` at each of `times`, on up to 128 rows of the data; infinity for an
+    error that isn't finite.
 
     Args:
         teacher: called `teacher(x_t, t, cond)` in RF time.
@@ -63,12 +60,11 @@ def denoising_errors(
     parameter = next(teacher.parameters(), x0)
     x0, eps, cond = _probe(x0, cond, parameter)
     variance = (x0 - x0.mean(0)).square().mean().clamp(min=1e-12)
-    # What lies outside its own range a teacher need not know.
-    low = float(getattr(teacher, "t_min", 0.0))
-    high = float(getattr(teacher, "t_max", 1.0))
+    low, high = time_range(teacher)
     errors = []
     with torch.no_grad(), evaluating(teacher):
-        for t in (min(max(t, low), high) for t in times):
+        for asked in times:
+            t = min(max(asked, low), high)
             x_t = add_noise(x0, eps, t)
             times_t = torch.full((len(x_t),), t, dtype=wide_dtype(x_t.device), device=x_t.device)
             x0_hat = teacher_x0(teacher, x_t, times_t, cond, pred_type=pred_type)
@@ -80,10 +76,10 @@ def denoising_errors(
 def best_declaration(
     network: nn.Module, x0: Tensor, cond: Cond, declared: dict[str, Any]
 ) -> tuple[dict[str, Any], list[float]]:
-    """The declaration under which a bare network denoises best, and its errors; `declared` is among
-    those tried.
+    """The declaration under which a bare network denoises best, and its errors.
 
-    Every prediction is read out of the same call, so a path, a clock and a time cost one call each.
+    `declared` and the common ones are tried. All predictions are read out of the same call, so each
+    path and time of a clock costs one call.
     """
     best: tuple[dict[str, Any], list[float]] = (declared, [math.inf])
     for clock in _clocks(declared):
@@ -97,7 +93,7 @@ def best_declaration(
                 if _typical(errors) < _typical(best[1]):
                     best = (declaration, errors)
         except Exception:
-            continue  # a clock that the network can't be called with, whatever it says, isn't its own
+            continue  # whatever it is, a clock that the network can't be called with isn't its own
     return best
 
 
@@ -123,9 +119,11 @@ def judge_declaration(
             "(teacher.path, prediction, data_at, time_scale)?"
         )
     if search:
-        bare = teacher.network if isinstance(teacher, RectifiedFlow) else teacher
-        plain = {"path": "linear", "prediction": pred_type, "data_at": 0, "time_scale": 1.0}
-        declared = teacher.describe() if isinstance(teacher, RectifiedFlow) else plain
+        bare = teacher
+        declared = {"path": "linear", "prediction": pred_type, "data_at": 0, "time_scale": 1.0}
+        if isinstance(teacher, RectifiedFlow):
+            bare = teacher.network
+            declared = teacher.describe()
         found, least = best_declaration(bare, x0, cond, declared)
         if _typical(least) < _CLEARLY_BETTER * _typical(errors) and found != declared:
             said = ", ".join(
@@ -139,13 +137,13 @@ def judge_declaration(
 
 
 def _typical(errors: list[float]) -> float:
-    """Geometric mean; of anything infinite a number that is merely enormous, so that shares of it
-    can be taken."""
-    return math.exp(sum(math.log(min(max(error, 1e-9), 1e12)) for error in errors) / len(errors))
+    """Geometric mean. Infinity counts as 1e12, so that shares of it can be taken."""
+    logs = [math.log(min(max(error, 1e-9), 1e12)) for error in errors]
+    return math.exp(sum(logs) / len(logs))
 
 
 def _clocks(declared: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Paths with their clocks: what was declared, then what is common."""
+    """Paths with their `data_at` and `time_scale`: what was declared, then what is common."""
     yield {key: declared[key] for key in ("path", "data_at", "time_scale")}
     for path in ({"name": "linear"}, {"name": "cosine"}, {"name": "vp"}):
         for data_at in (0, 1):
@@ -158,21 +156,23 @@ def _clocks(declared: dict[str, Any]) -> Iterator[dict[str, Any]]:
         "time_scale": 1.0,
     }
     for schedule in ("linear", "scaled_linear", "squared_cosine"):
-        ends = {"beta_start": 0.00085, "beta_end": 0.012} if schedule == "scaled_linear" else {}
+        ends = {}
+        if schedule == "scaled_linear":
+            ends = {"beta_start": 0.00085, "beta_end": 0.012}
         for nearest in (False, True):
             path = {"name": "betas", "schedule": schedule, **ends, "nearest": nearest}
             yield {"path": path, "data_at": 0, "time_scale": 1.0}
 
 
 def _spelt(value: Any) -> str:
-    """As a user writes it in YAML: a path without arguments is its name."""
+    """A value as a user writes it in YAML. A path without arguments is its name."""
     if isinstance(value, dict):
         return value["name"] if len(value) == 1 else brief(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class _Remembered:
-    """A network that answers a call it has had before without making it again."""
+    """A network that remembers its answers: a call that it has had before isn't made again."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -188,10 +188,11 @@ class _Remembered:
 
 
 def _probe(x0: Tensor, cond: Cond, like: Tensor) -> tuple[Tensor, Tensor, Cond]:
-    """Up to 128 rows (fewer of large samples) spread over the data with noise of a fixed seed,
-    where `like` is."""
+    """(x0, eps, cond): up to 128 rows, spread over the data, with noise of a fixed seed. On the
+    device and in the dtype of `like`."""
     most = max(_LEAST_ROWS, min(_ROWS, _MOST_NUMBERS // x0[0].numel()))
     rows = torch.linspace(0, len(x0) - 1, min(most, len(x0))).round().long()
-    x0, cond = (cond_to(take_rows(part, rows), like.device, like.dtype) for part in (x0, cond))
+    x0 = cond_to(take_rows(x0, rows), like.device, like.dtype)
+    cond = cond_to(take_rows(cond, rows), like.device, like.dtype)
     eps = torch.randn(x0.shape, generator=generator_for(0, "declaration")).to(x0)
     return x0, eps, cond

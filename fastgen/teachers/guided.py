@@ -1,4 +1,4 @@
-"""A teacher that guides itself."""
+"""Guided network: a teacher that guides itself."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from .._core.conditions import cond_to, map_tensors
 from .._core.tensors import at_hand
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
-from ..networks import DECLARED, Cond, NetworkWrapper, network_dtype, teacher_x0
+from ..networks import Cond, NetworkWrapper, network_dtype, teacher_x0
 
 __all__ = ["GuidedNetwork"]
 
 
 class GuidedNetwork(NetworkWrapper):
-    """A teacher that guides itself: called `net(x_t, t, cond)`, it answers what `network` predicts
-    when guided.
+    """A teacher that guides itself: called `net(x_t, t, cond)`, it answers the guided prediction of
+    `network`.
 
-    For recipes, where everything that asks the teacher (pairs, scores, pictures, DMD) must ask the
-    guided one.
+    In a recipe everything that asks the teacher (pairs, scores, pictures, DMD) must ask the guided
+    one. With this wrapper it is one network.
 
     Args:
         network: called `network(x_t, t, cond)`, predicts `pred_type`.
         guidance: scale, interval and rescaling.
-        null_cond: what to guide away from: like a condition, of one row or of as many rows as are
-            asked for.
+        null_cond: the condition to guide away from, with one row, or with a row for each sample.
         pred_type: "flow", "x0" or "eps".
     """
 
@@ -35,9 +34,6 @@ class GuidedNetwork(NetworkWrapper):
         self.guidance = guidance
         self.null_cond = null_cond
         self.pred_type = pred_type
-        for name in (*DECLARED, "call_dtype"):
-            if hasattr(network, name):
-                setattr(self, name, getattr(network, name))
 
     def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The guided x0 (B, ...), in the dtype of `x_t`."""
@@ -52,20 +48,21 @@ class GuidedNetwork(NetworkWrapper):
         if not self._guides(t):
             return self.network(x_t, t, cond)
         if not self.guidance.rescale:
-            # Guidance is linear: predictions of any kind are guided as x0 is, without the rounding
-            # of a way there.
-            return guide_x0(
-                self.network(x_t, t, cond), self.network(x_t, t, self._null(x_t)), t, self.guidance
-            )
+            # Guidance is linear without it: any prediction is guided by the formula for x0, and is
+            # not rounded on a way there and back.
+            plain = self.network(x_t, t, cond)
+            null = self.network(x_t, t, self._null(x_t))
+            return guide_x0(plain, null, t, self.guidance)
         return convert_prediction(self.predict_x0(x_t, t, cond), x_t, t, "x0", self.pred_type)
 
     def _guides(self, t: Tensor) -> bool:
-        """Whether the null condition may be needed; on a GPU always, rather than waiting for it to
-        read times."""
-        lo, hi = self.guidance.interval
-        return self.guidance.scale != 1.0 and (
-            not at_hand(t) or bool(((t >= lo) & (t <= hi)).any())
-        )
+        """Whether any of the times may need the null condition."""
+        if self.guidance.scale == 1.0:
+            return False
+        if not at_hand(t):
+            return True  # rather than waiting for the GPU to say what they are
+        low, high = self.guidance.interval
+        return bool(((t >= low) & (t <= high)).any())
 
     def _null(self, x_t: Tensor) -> Cond:
         """The null condition, a row for each sample."""

@@ -1,24 +1,24 @@
-"""A teacher whose parameters are kept in bfloat16."""
+"""Half precision: a teacher whose parameters are kept in bfloat16."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..networks import DECLARED, Cond, NetworkWrapper, network_dtype, parameters_to
+from ..networks import Cond, NetworkWrapper, network_dtype, parameters_to
 
 __all__ = ["Bfloat16Network"]
 
 
 class Bfloat16Network(NetworkWrapper):
-    """A frozen network whose parameters are kept in bfloat16 and whose products are taken in it, by
-    torch's autocast.
+    """A frozen network whose parameters are kept in bfloat16. Torch's autocast takes its products
+    in bfloat16, too.
 
-    It is called in the dtype that it had, and answers in that of `x_t`; times and buffers are left
-    as they are, and so is all arithmetic that autocast leaves in float32. A prediction differs by
-    about 2^-8 of its size.
+    It is called in the dtype that it had before, and answers in that of `x_t`. Times and buffers
+    stay as they are, and so does all arithmetic that autocast leaves in float32. A prediction
+    differs by about 2^-8 of its size.
 
     Args:
         network: its parameters are cast in place.
@@ -28,18 +28,23 @@ class Bfloat16Network(NetworkWrapper):
         super().__init__(network)
         self.call_dtype = network_dtype(network, torch.float32)
         parameters_to(network, torch.bfloat16)
-        for name in DECLARED:
-            if hasattr(network, name):
-                setattr(self, name, getattr(network, name))
-        if hasattr(network, "predict_x0"):
-            self.predict_x0 = self._predict_x0
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """Predict from `x_t` (B, ...) at `t` (B,)."""
+        """The prediction for `x_t` (B, ...) at `t` (B,)."""
         with torch.autocast(x_t.device.type, torch.bfloat16):
             return self.network(x_t, t, cond).to(x_t.dtype)
 
-    def _predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        with torch.autocast(x_t.device.type, torch.bfloat16):
-            predict: Any = self.network.predict_x0
-            return predict(x_t, t, cond).to(x_t.dtype)
+    @property
+    def predict_x0(self) -> Callable[[Tensor, Tensor, Cond], Tensor]:
+        """The network's own `predict_x0(x_t, t, cond)`, in bfloat16.
+
+        Raises:
+            AttributeError: the network has none.
+        """
+        predict: Callable[[Tensor, Tensor, Cond], Tensor] = self.declared("predict_x0")
+
+        def in_bfloat16(x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
+            with torch.autocast(x_t.device.type, torch.bfloat16):
+                return predict(x_t, t, cond).to(x_t.dtype)
+
+        return in_bfloat16

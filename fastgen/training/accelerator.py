@@ -1,10 +1,14 @@
-"""The accelerator of a process: accelerate's own, started as a run needs it."""
+"""Accelerate behind our own object: the only module that knows accelerate.
+
+:func:`start_accelerator` starts it as a run needs it. What comes back is a
+:class:`fastgen.training.processes.Processes`, which is all that training asks for.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,38 +16,119 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import filter_trackers
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from .._core.files import write_file
 from .._core.processes import part_at_exit
 from ..records.log import check_tracker, quiet
 from .launching import warn_of_launch
+from .processes import Processes, Track, Value
 
-__all__ = ["start_accelerator", "start_tracker", "use_all_cores"]
+__all__ = ["Accelerated", "start_accelerator", "use_all_cores"]
+
+# While the main process scores the teacher, the others wait for longer than the usual 10 minutes.
+PATIENCE = timedelta(hours=12)
 
 
-def start_accelerator(threads: int | None = None, *, tracker: str | None = None) -> Accelerator:
-    """Accelerator of this process, with all cores in use on a CPU; only the main process will warn
-    and log.
+class Accelerated(Processes):
+    """The processes that accelerate knows of: as many as were launched, on a CPU or on GPUs.
 
-    `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU machine; `threads` = None shares the cores
-    among the local processes.
+    Args:
+        accelerator: accelerate's own, started.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.device = accelerator.device
+        self.num_processes = accelerator.num_processes
+        self.process_index = accelerator.process_index
+        self.is_main_process = accelerator.is_main_process
+        self.mixed_precision = accelerator.mixed_precision
+        self.is_fsdp2 = accelerator.is_fsdp2
+
+    def prepare(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        prepared, wrapper = self._accelerator.prepare(network, optimizer)
+        # The wrapper serves a loss scale, which there is none of, and looks for packages at every
+        # step.
+        return prepared, wrapper.optimizer
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return self._accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
+        return self._accelerator.no_sync(network)
+
+    def gather(self, x: Tensor) -> Tensor:
+        gathered = self._accelerator.gather(x)
+        assert isinstance(gathered, Tensor)  # as what was given; the type checker doesn't know
+        return gathered
+
+    def mean(self, x: Tensor) -> Tensor:
+        mean = self._accelerator.reduce(x, "mean")
+        assert isinstance(mean, Tensor)
+        return mean
+
+    def of_main(self, value: Value) -> Value:
+        if self.num_processes == 1:
+            return value
+        return broadcast_object_list([value])[0]
+
+    def start_tracker(self, name: str, run_dir: Path, iteration: int) -> Track:
+        accelerator = self._accelerator
+        identity = run_dir / "tracker_id"
+        if self.is_main_process and not identity.exists():
+            write_file(identity, os.urandom(8).hex().encode())
+        accelerator.project_configuration.set_directories(str(run_dir))
+        options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": iteration + 1}}
+        if name == "wandb" and self.is_main_process:
+            options["wandb"] = {
+                "id": identity.read_text(encoding="utf-8"),
+                "name": run_dir.name,
+                "dir": str(run_dir),
+                "resume": "allow",
+            }
+        accelerator.log_with = filter_trackers([name], accelerator.logging_dir)
+        project = "tensorboard" if name == "tensorboard" else "fastgen"
+        accelerator.init_trackers(project, init_kwargs=options)
+        return lambda values, iteration: accelerator.log(values, step=iteration)
+
+    def finish_trackers(self) -> None:
+        # Accelerate's end_training would leave the group of processes as well.
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+
+    def free_memory(self) -> None:
+        self._accelerator.free_memory()
+
+
+def start_accelerator(threads: int | None = None, *, tracker: str | None = None) -> Accelerated:
+    """Start accelerate in this process; from then on the main process alone warns and logs.
+
+    Args:
+        threads: of torch on a CPU. `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU machine, so
+            None shares all cores among the processes of this machine.
+        tracker: name of the tracker that the run will start.
 
     Raises:
-        ValueError: fp16; no package of the `tracker` that will be asked for.
+        ValueError: fp16, FSDP of version 1 or with `cpu_ram_efficient_loading`, or a tracker
+            without its package.
     """
     check_tracker(tracker)
-    # While the main process scores the teacher, the others wait for longer than the 10 minutes that
-    # are usual.
     accelerator = Accelerator(
         # Accelerate makes no group of the processes that torchrun starts on a CPU unless it is told
         # that it is on one.
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if accelerator.num_processes > 1:
-        atexit.unregister(part_at_exit)  # once
+        atexit.unregister(part_at_exit)  # so that it is called once
         atexit.register(part_at_exit)
     warn_of_launch(accelerator.num_processes)
     if accelerator.mixed_precision == "fp16":
@@ -53,6 +138,15 @@ def start_accelerator(threads: int | None = None, *, tracker: str | None = None)
         )
     if not accelerator.is_main_process:
         quiet()
+    _set_up_sharding(accelerator)
+    if accelerator.device.type == "cpu":
+        local = os.environ.get("LOCAL_WORLD_SIZE", str(accelerator.num_processes))
+        use_all_cores(threads, processes=int(local))
+    return Accelerated(accelerator)
+
+
+def _set_up_sharding(accelerator: Accelerator) -> None:
+    """Have FSDP2 keep float32, or refuse a kind of sharding that training doesn't know."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if accelerator.is_fsdp2 and plugin is not None:
         if plugin.cpu_ram_efficient_loading:
@@ -65,48 +159,20 @@ def start_accelerator(threads: int | None = None, *, tracker: str | None = None)
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     elif accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("expected fsdp_version: 2, got 1, which cannot freeze parts of a network")
-    if accelerator.device.type == "cpu":
-        use_all_cores(
-            threads,
-            processes=int(os.environ.get("LOCAL_WORLD_SIZE", str(accelerator.num_processes))),
-        )
-    return accelerator
 
 
 def use_all_cores(threads: int | None = None, *, processes: int = 1) -> None:
-    """Set torch's CPU threads: `threads`, or an equal share of the cores this process may run
-    on."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    torch.set_num_threads(threads or max(1, cores // processes))
-
-
-def start_tracker(
-    accelerator: Accelerator, name: str, run_dir: Path, iteration: int
-) -> Callable[[dict[str, float], int], None]:
-    """What sends numbers to the tracker `name` (accelerate's); a resumed run goes on in the run
-    that it had there.
+    """Set the CPU threads of torch in this process.
 
     Args:
-        iteration: of the checkpoint that is gone on from; what was sent of later ones is sent
-            again.
+        threads: their number. None: an equal share of the cores that this process may run on, and
+            at least 1.
+        processes: that share these cores.
     """
-    identity = run_dir / "tracker_id"
-    if accelerator.is_main_process and not identity.exists():
-        write_file(identity, os.urandom(8).hex().encode())
-    accelerator.project_configuration.set_directories(str(run_dir))
-    options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": iteration + 1}}
-    if name == "wandb" and accelerator.is_main_process:
-        saved = identity.read_text(encoding="utf-8")
-        options["wandb"] = {
-            "id": saved,
-            "name": run_dir.name,
-            "dir": str(run_dir),
-            "resume": "allow",
-        }
-    accelerator.log_with = filter_trackers([name], accelerator.logging_dir)
-    accelerator.init_trackers(
-        "tensorboard" if name == "tensorboard" else "fastgen", init_kwargs=options
-    )
-    return lambda values, step: accelerator.log(values, step=step)
+    if threads is None:
+        if hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
+        else:
+            cores = os.cpu_count() or 1
+        threads = max(1, cores // processes)
+    torch.set_num_threads(threads)

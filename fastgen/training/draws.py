@@ -1,18 +1,16 @@
-"""The random numbers of training: pure functions of (seed, stage, step, name), whatever the number
-of processes."""
+"""Draws of training: random numbers that are pure functions of (seed, stage, step, name), however
+many processes share a batch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._core.conditions import cond_to, map_tensors
 from .._core.seeds import generator_for
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from .processes import Processes
 
 __all__ = ["Draws", "check_shares"]
 
@@ -34,55 +32,63 @@ def check_shares(batch_size: int, processes: int, accumulation: int = 1) -> None
 class Draws:
     """The random numbers of one stage, each a pure function of (seed, stage, step, name).
 
-    The whole global batch is drawn everywhere and sliced, so what a sample sees does not depend on
-    the number of processes, nor on the number of micro-batches in which a process goes through its
-    share.
+    Every process draws for the whole batch and takes its share. So what a sample sees does not
+    depend on how many processes there are, nor in how many micro-batches a process goes through its
+    share. `step` counts updates from 0; `name` tells the draws of one update apart.
 
     Args:
-        seed, stage: of the draws.
-        accelerator: of it the number of processes, which of them this one is, and its device.
-        batch_size: B, of all processes together.
-        accumulation: k, micro-batches of B / (k processes) samples whose gradients are added up to
-            one update.
+        seed: of the run.
+        stage: its name.
+        processes: that share the batch.
+        batch_size: B, samples of all processes together.
+        accumulation: k, micro-batches of B / (k processes) samples whose gradients make one update.
+
+    Attributes:
+        device: on which `normal` and `uniform` return their numbers.
+        slice: of the batch, this process' share.
 
     Raises:
-        ValueError: a batch that does not divide among the processes and their micro-batches.
+        ValueError: the batch does not divide among the processes and their micro-batches.
     """
 
     def __init__(
         self,
         seed: int,
         stage: str,
-        accelerator: Accelerator,
+        processes: Processes,
         batch_size: int,
         *,
         accumulation: int = 1,
     ) -> None:
-        world = accelerator.num_processes
-        rank = accelerator.process_index
+        world = processes.num_processes
+        rank = processes.process_index
         check_shares(batch_size, world, accumulation)
-        self.accumulation = accumulation
         self.seed = seed
         self.stage = stage
-        self.device = accelerator.device
+        self.device = processes.device
         self.batch_size = batch_size
+        self.accumulation = accumulation
         self.slice = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self._rank = rank
-        self._epoch: tuple[int, Tensor] | None = None
+        self._epoch = -1  # whose order of rows is kept
+        self._order = torch.empty(0, dtype=torch.int64)
 
     def generator(self, step: int, name: str, *, shared: bool = True) -> torch.Generator:
-        """Fresh CPU generator; `shared` ones are equal on all processes."""
+        """A fresh generator on the CPU: the same one on all processes if `shared`, else one for
+        each."""
         return generator_for(self.seed, self.stage, name, step, 0 if shared else self._rank)
 
     def rows(self, step: int, n: int) -> Tensor:
-        """This process' share of the rows of batch `step`."""
+        """This process' share of the rows of batch `step`, of n rows of data."""
         return self.batch_rows(step, n)[self.slice]
 
     def batch_rows(self, step: int, n: int) -> Tensor:
-        """All rows of batch `step` of n rows of data: epochs of shuffled rows, each row once an
-        epoch."""
+        """All rows of batch `step`, of n rows of data.
+
+        Batches go through shuffled rows, each row once an epoch, and from one epoch into the next.
+        """
         sample = step * self.batch_size
-        last = (step + 1) * self.batch_size
+        last = sample + self.batch_size
         parts = []
         while sample < last:
             epoch, offset = divmod(sample, n)
@@ -92,32 +98,30 @@ class Draws:
         return torch.cat(parts)
 
     def normal(self, step: int, name: str, shape: tuple[int, ...]) -> Tensor:
-        """This process' share of standard normal noise of the global batch; `shape` without the
-        batch."""
+        """This process' share of standard normal noise, (B, *shape) for the whole batch."""
         noise = torch.randn(self.batch_size, *shape, generator=self.generator(step, name))
         return cond_to(noise[self.slice], self.device)
 
     def uniform(self, step: int, name: str) -> Tensor:
-        """This process' share of uniform numbers in [0, 1)."""
-        return cond_to(
-            torch.rand(self.batch_size, generator=self.generator(step, name))[self.slice],
-            self.device,
-        )
+        """This process' share of B uniform numbers in [0, 1)."""
+        numbers = torch.rand(self.batch_size, generator=self.generator(step, name))
+        return cond_to(numbers[self.slice], self.device)
 
     def integers(self, step: int, name: str, high: int) -> Tensor:
-        """This process' share of uniform integers in [0, high)."""
-        return torch.randint(high, (self.batch_size,), generator=self.generator(step, name))[
-            self.slice
-        ]
+        """This process' share of B uniform integers in [0, high), on the CPU."""
+        size = (self.batch_size,)
+        return torch.randint(high, size, generator=self.generator(step, name))[self.slice]
 
     def micro_batches(self, value: Any) -> list[Any]:
-        """This process' share, a Tensor or a condition with a row per sample, in `accumulation`
-        equal parts."""
+        """`value`, a tensor or a condition with a row for each sample of this process' share, in
+        `accumulation` equal parts."""
         k = self.accumulation
         size = (self.slice.stop - self.slice.start) // k
         return [map_tensors(lambda x, j=j: x[j * size : (j + 1) * size], value) for j in range(k)]
 
     def _permutation(self, epoch: int, n: int) -> Tensor:
-        if self._epoch is None or self._epoch[0] != epoch or len(self._epoch[1]) != n:
-            self._epoch = (epoch, torch.randperm(n, generator=self.generator(epoch, "rows")))
-        return self._epoch[1]
+        """The order of n rows in an epoch; that of the last one is kept."""
+        if self._epoch != epoch or len(self._order) != n:
+            self._epoch = epoch
+            self._order = torch.randperm(n, generator=self.generator(epoch, "rows"))
+        return self._order

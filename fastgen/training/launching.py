@@ -1,4 +1,5 @@
-"""What a launch gives a process, and whether it got the processes that it asked for."""
+"""Launches: what a launcher gives a process, known without starting accelerate, and a warning of
+one that started fewer processes than it was asked for."""
 
 from __future__ import annotations
 
@@ -19,14 +20,16 @@ __all__ = [
     "warn_of_launch",
 ]
 
+YES = ("1", "true", "yes", "on", "y", "t")
+
 
 class Launch(NamedTuple):
     """What a process will have once accelerate has started.
 
     Attributes:
-        processes: that share the batch.
+        processes: how many share a batch.
         device: type of the device that networks are on.
-        sharded: whether processes share the weights of trained networks (FSDP2), too.
+        sharded: whether the processes share the weights of trained networks, too (FSDP2).
     """
 
     processes: int = 1
@@ -35,13 +38,14 @@ class Launch(NamedTuple):
 
     @property
     def shards(self) -> int | None:
-        """Parts that trained networks are in, None where they are in one piece."""
+        """Parts in which trained networks are; None: in one piece."""
         return self.processes if self.sharded else None
 
 
 def launch_of(environment: Mapping[str, str], accelerator: torch.device | None) -> Launch:
-    """The launch that these variables are of, by what accelerate reads of them; for who doesn't
-    want to start it, which waits for all processes.
+    """The launch that left these variables, by what accelerate reads of them.
+
+    To start accelerate would wait for all processes, which a plan of a run needs not.
 
     Args:
         environment: variables of this process.
@@ -49,14 +53,14 @@ def launch_of(environment: Mapping[str, str], accelerator: torch.device | None) 
     """
 
     def on(name: str) -> bool:
-        return environment.get(name, "").lower() in ("1", "true", "yes", "on", "y", "t")
+        return environment.get(name, "").lower() in YES
 
     device = "cpu" if accelerator is None or on("ACCELERATE_USE_CPU") else accelerator.type
-    # On a CPU accelerate does not shard, and it needs a group of processes, be it of one.
-    shares = device != "cpu" and "RANK" in environment and environment.get("FSDP_VERSION") == "2"
-    return Launch(
-        int(environment.get("WORLD_SIZE", "1")), device, shares and on("ACCELERATE_USE_FSDP")
-    )
+    # Accelerate does not shard on a CPU, nor without a group of processes, be it of one.
+    able = device != "cpu" and "RANK" in environment
+    asked = on("ACCELERATE_USE_FSDP") and environment.get("FSDP_VERSION") == "2"
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    return Launch(processes, device, sharded=able and asked)
 
 
 def is_first_process() -> bool:
@@ -67,20 +71,22 @@ def is_first_process() -> bool:
 def launch_warning(
     started: int, *, environment: Mapping[str, str], parent: Sequence[str], script: Sequence[str]
 ) -> str | None:
-    """One line if `accelerate launch` was asked for several processes and started one, None
-    otherwise.
+    """A warning of an `accelerate launch` that was asked for several processes and started one.
 
-    Without mpirun, `accelerate launch --cpu --num_processes N` runs the script once. It leaves
-    MASTER_ADDR and MASTER_PORT, which it sets for N > 1 alone, beside ACCELERATE_MIXED_PRECISION,
-    and no rank. A cluster may export the addresses, too, so `--num_processes 1` on the command line
-    of the launcher has the last word; it is the launcher's number where it stands there. One from a
-    config file is not known.
+    Without mpirun, `accelerate launch --cpu --num_processes N` runs the script once. Such a process
+    has no rank, but it has MASTER_ADDR and MASTER_PORT, which the launcher sets for N > 1 alone,
+    beside ACCELERATE_MIXED_PRECISION. A cluster may export the two addresses itself. So where N
+    stands on the launcher's command line, that is what counts; an N from a config file is not
+    known.
 
     Args:
         started: processes that share the batch.
         environment: variables of this process.
         parent: words of the command line of its parent, empty where they are unknown.
         script: words of its own command line, without the interpreter.
+
+    Returns:
+        one line; None where there is nothing to warn of.
     """
     launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
     if started > 1 or not launched or {"RANK", "WORLD_SIZE"} & environment.keys():
@@ -89,24 +95,20 @@ def launch_warning(
     if asked == 1:
         return None
     number = "several" if asked is None else str(asked)
+    option = "N" if asked is None else str(asked)
     return (
         f"accelerate launch was asked for {number} processes and started 1, as it does on a CPU "
-        f"without mpirun; for {number}: torchrun --nproc_per_node "
-        f"{'N' if asked is None else asked} {' '.join(script)}"
+        f"without mpirun; for {number}: torchrun --nproc_per_node {option} {' '.join(script)}"
     )
 
 
 def parent_command() -> list[str]:
     """Words of the command line of the parent process; empty where /proc doesn't tell."""
     try:
-        return (
-            Path(f"/proc/{os.getppid()}/cmdline")
-            .read_bytes()
-            .decode(errors="replace")
-            .split("\0")[:-1]
-        )
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
     except OSError:
         return []
+    return command.decode(errors="replace").split("\0")[:-1]
 
 
 def warn_of_launch(started: int) -> None:
@@ -117,10 +119,11 @@ def warn_of_launch(started: int) -> None:
 
 
 def _asked(command: Sequence[str]) -> int | None:
-    """N of `--num_processes N`, `--num-processes N` or with `=`; the last one counts."""
+    """N of `--num_processes N`, `--num-processes N`, or either with `=`; the last one counts."""
     asked = None
     for word, after in zip(command, [*command, ""][1:], strict=True):
         option, equals, value = word.replace("-", "_").partition("=")
-        if option == "__num_processes" and (value if equals else after).isdigit():
-            asked = int(value if equals else after)
+        number = value if equals else after
+        if option == "__num_processes" and number.isdigit():
+            asked = int(number)
     return asked

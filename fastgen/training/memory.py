@@ -1,4 +1,5 @@
-"""What training holds in memory, network by network, and what its activations take, measured."""
+"""Memory of training: what each network holds, what its activations take, measured, and a table of
+both."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from .recompute import keep_blocks, recompute_blocks, recomputed
 __all__ = ["Footprint", "activation_bytes", "footprint", "memory_table"]
 
 COLUMNS = ("weights", "gradients", "Adam", "EMA", "activations")
-LABEL = 28
+LABEL = 28  # characters of the first column
+NUMBER = 12  # characters of every other one
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Footprint:
     """Bytes that one network takes in a process.
 
     Attributes:
-        name: of the row.
-        parameters: their number, in all processes together where they share the network.
-        weights, gradients, adam, ema: bytes of parameters and buffers, gradients, two moments,
-            shadow weights.
+        name: of the row in the table.
+        parameters: their number, over all processes where these share the network.
+        weights: bytes of parameters and buffers.
+        gradients: bytes of gradients.
+        adam: bytes of Adam's two moments.
+        ema: bytes of averaged weights.
         activations: bytes that the graph of its loss keeps for one micro-batch.
-        host: bytes that are kept in CPU memory wherever the network is, not among the rest.
+        host: bytes in CPU memory wherever the network is; they are in none of the others.
     """
 
     name: str
@@ -42,7 +46,7 @@ class Footprint:
 
     @property
     def held(self) -> int:
-        """Bytes that are there all the time: without activations and `host`."""
+        """Bytes that are on the device all the time: all but activations."""
         return self.weights + self.gradients + self.adam + self.ema
 
 
@@ -56,29 +60,25 @@ def footprint(
     activations: int = 0,
     shards: int | None = None,
 ) -> Footprint:
-    """What `network` takes, with AdamW over all of its parameters if `trained`.
+    """What `network` takes in training with AdamW, or frozen.
 
     Args:
-        name: of the row.
-        network: its parameters and buffers are counted once each, those on other networks' memory
-            too.
-        trained: it has gradients and two moments in the dtype of its weights.
-        ema: dtype of its average, None without one.
-        ema_on_cpu: the average is kept in CPU memory.
+        name: of the row in the table.
+        network: its parameters and buffers are counted once each, also where they share memory with
+            other networks.
+        trained: whether it has gradients and moments, in the dtype of its weights.
+        ema: dtype of its average; None: there is none.
+        ema_on_cpu: whether the average is kept in CPU memory.
         activations: bytes, as `activation_bytes` measures them.
-        shards: processes that share parameters and all that is shaped like them (FSDP2); buffers
-            each has whole, and a copy of the network in CPU memory
+        shards: processes that share parameters, and all that is shaped like them (FSDP2). Each has
+            buffers whole, and a copy of the network in CPU memory
             (:class:`fastgen.training.trained_network.TrainedNetwork`). None: not shared.
     """
     parameters = list(network.parameters())
-    parts = shards or 1
+    parts = 1 if shards is None else shards
     own = sum(_shard(p, parts) * p.element_size() for p in parameters)
     buffers = sum(map(_bytes, network.buffers()))
-    shadow = 0
-    if ema is not None:
-        for _, value in averaged_weights(network):
-            numbers = _shard(value, parts) if isinstance(value, nn.Parameter) else value.numel()
-            shadow += numbers * (ema if value.is_floating_point() else value.dtype).itemsize
+    shadow = 0 if ema is None else _average_bytes(network, ema, parts)
     whole = 0 if shards is None else sum(map(_bytes, parameters)) + buffers
     return Footprint(
         name,
@@ -92,53 +92,63 @@ def footprint(
     )
 
 
+def _average_bytes(network: nn.Module, dtype: torch.dtype, shards: int) -> int:
+    """Bytes of the average of `network` in one process: floating-point numbers are in `dtype`."""
+    found = 0
+    for _, value in averaged_weights(network):
+        numbers = _shard(value, shards) if isinstance(value, nn.Parameter) else value.numel()
+        found += numbers * (dtype if value.is_floating_point() else value.dtype).itemsize
+    return found
+
+
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
 def _shard(parameter: Tensor, shards: int) -> int:
-    """Numbers of `parameter` in the largest of its shards: FSDP2 cuts the first axis."""
+    """Numbers in the largest of the shards of `parameter`: FSDP2 cuts the first axis."""
     rows = max(1, len(parameter) if parameter.ndim else 1)
     return -(-rows // shards) * (parameter.numel() // rows)
 
 
 def activation_bytes(forward: Callable[[], Any], networks: Sequence[nn.Module]) -> int:
-    """Bytes that the graph of `forward()` keeps for its backward: distinct storages, without the
-    networks' own.
+    """Bytes that the graph of `forward()` keeps for its backward, each storage counted once.
 
-    Where blocks are recomputed (:mod:`fastgen.training.recompute`) the backward holds those of one block at
-    a time in addition: the largest one's are counted.
+    Where blocks are recomputed (:mod:`fastgen.training.recompute`), the backward holds the
+    activations of one block at a time in addition: those of the largest one are counted.
 
     Args:
         forward: returns a loss; called once, or twice where blocks are recomputed. Nothing is
             differentiated.
-        networks: whose parameters and buffers are not activations.
+        networks: whose parameters and buffers are no activations.
     """
     total, _ = _saved_bytes(forward, networks, ())
-    if blocks := [block for network in networks for block in recomputed(network)]:
-        recomputing = [network for network in networks if recomputed(network)]
+    recomputing = [network for network in networks if recomputed(network)]
+    if not recomputing:
+        return total
+    blocks = [block for network in recomputing for block in recomputed(network)]
+    for network in recomputing:
+        keep_blocks(network)
+    try:
+        _, largest = _saved_bytes(forward, networks, blocks)
+    finally:
         for network in recomputing:
-            keep_blocks(network)
-        try:
-            total += _saved_bytes(forward, networks, blocks)[1]
-        finally:
-            for network in recomputing:
-                recompute_blocks(network)
-    return total
+            recompute_blocks(network)
+    return total + largest
 
 
 def _saved_bytes(
     forward: Callable[[], Any], networks: Sequence[nn.Module], blocks: Sequence[nn.Module]
 ) -> tuple[int, int]:
-    """(bytes that are saved in all, the most that one of `blocks` adds)."""
+    """(bytes that `forward` saves in all, the most that one of `blocks` adds to them)."""
     own = {
         tensor.untyped_storage().data_ptr()
         for network in networks
         for tensor in (*network.parameters(), *network.buffers())
     }
-    # The storages themselves, so that no other tensor takes the address of one that was let go.
+    # By address. The storages are kept: no other may get the address of one that was let go.
     found: dict[int, torch.UntypedStorage] = {}
-    before: list[int] = []
+    before: list[int] = []  # bytes at the start of each block that is running
     most = 0
 
     def size() -> int:
@@ -171,40 +181,49 @@ def _saved_bytes(
 def memory_table(
     rows: Sequence[Footprint], tensors: Mapping[str, int], *, title: str = "", device: str = "cpu"
 ) -> str:
-    """A line for each network, one for each entry of `tensors` (bytes), and the total of a process,
-    in MB.
+    """A table in MB: a line for each network and each of `tensors`, and the total of a process.
 
-    Losses are differentiated one after the other, so the total holds the largest of their
-    activations. What is in CPU memory wherever networks are, `tensors` among it, has a total of its
-    own unless `device` is the CPU.
+    Losses are differentiated one after the other, so the total has the largest of their activations
+    in it. What is in CPU memory wherever networks are has a total of its own, unless `device` is
+    the CPU itself.
 
     Args:
-        title: of what.
-        device: the type of device that networks are on.
+        rows: of the networks.
+        tensors: name -> bytes of other tensors, in CPU memory.
+        title: what the table is about.
+        device: type of the device of the networks.
     """
-    columns = ("parameters", *COLUMNS, "total")
     head = f"{title}: memory, MB" if title else "memory, MB"
-    lines = ["", f"{head:<{LABEL}}" + "".join(f"{name:>12}" for name in columns)]
-
-    def line(name: str, number: int | None, sizes: Sequence[int | None]) -> str:
-        counted = "" if number is None else f"{number:,}"
-        return f"{name:<{LABEL}}{counted:>12}" + "".join(
-            f"{'' if size is None else f'{size / 1e6:.2f}':>12}" for size in sizes
-        )
-
+    columns = ("parameters", *COLUMNS, "total")
+    lines = ["", f"{head:<{LABEL}}" + "".join(f"{name:>{NUMBER}}" for name in columns)]
     for row in rows:
         parts = (row.weights, row.gradients, row.adam, row.ema, row.activations)
-        lines.append(line(row.name, row.parameters, (*parts, sum(parts))))
+        lines.append(_line(row.name, row.parameters, (*parts, sum(parts))))
     host = {f"{row.name}, in CPU memory": row.host for row in rows if row.host} | dict(tensors)
-    lines += [line(name, None, (*[None] * len(COLUMNS), size)) for name, size in host.items()]
-    sums = [
-        sum(getattr(row, part) for row in rows) for part in ("weights", "gradients", "adam", "ema")
-    ]
-    largest = max((row.activations for row in rows), default=0)
-    numbers = sum(row.parameters for row in rows)
-    there = sum(sums) + largest
-    here = sum(host.values())
+    nothing = [None] * len(COLUMNS)
+    for name, size in host.items():
+        lines.append(_line(name, None, (*nothing, size)))
+
+    sums = (
+        sum(row.weights for row in rows),
+        sum(row.gradients for row in rows),
+        sum(row.adam for row in rows),
+        sum(row.ema for row in rows),
+        max((row.activations for row in rows), default=0),
+    )
+    parameters = sum(row.parameters for row in rows)
+    on_device = sum(sums)
+    on_host = sum(host.values())
     if device == "cpu":
-        return "\n".join([*lines, line("total", numbers, (*sums, largest, there + here))])
-    lines.append(line(f"total on {device}", numbers, (*sums, largest, there)))
-    return "\n".join([*lines, line("total in CPU memory", None, (*[None] * len(COLUMNS), here))])
+        lines.append(_line("total", parameters, (*sums, on_device + on_host)))
+    else:
+        lines.append(_line(f"total on {device}", parameters, (*sums, on_device)))
+        lines.append(_line("total in CPU memory", None, (*nothing, on_host)))
+    return "\n".join(lines)
+
+
+def _line(name: str, parameters: int | None, sizes: Sequence[int | None]) -> str:
+    """A line of the table: a label, a number of parameters and bytes; None: an empty cell."""
+    cells = ["" if parameters is None else f"{parameters:,}"]
+    cells += ["" if size is None else f"{size / 1e6:.2f}" for size in sizes]
+    return f"{name:<{LABEL}}" + "".join(f"{cell:>{NUMBER}}" for cell in cells)

@@ -1,5 +1,5 @@
-"""Blocks whose activations are computed a second time in the backward instead of being kept
-(gradient checkpointing).
+"""Recomputed blocks (gradient checkpointing): their activations are computed a second time in the
+backward instead of being kept.
 
 References:
     Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174.
@@ -20,19 +20,18 @@ __all__ = ["keep_blocks", "recompute_blocks", "recomputed"]
 
 
 class Recomputed:
-    """Mark of a block whose forward runs again in the backward; its class is otherwise the block's
-    own."""
+    """Mark of a block whose forward runs again in the backward."""
 
 
 def recompute_blocks(network: nn.Module) -> nn.Module:
-    """`network`, changed in place: the entries of its outermost `nn.ModuleList`s keep their inputs
-    only.
+    """Have the blocks of `network` keep nothing but their inputs; returns it, changed in place.
 
-    Names of weights and results stay what they are, dropout included: the second forward has the
-    random state, the train and eval modes and the frozen weights of the first.
+    Its blocks are the entries of its outermost `nn.ModuleList`s. Names of weights stay what they
+    are, and so do results, dropout included: the second forward has the random state, the modes and
+    the frozen weights of the first.
 
     Raises:
-        ValueError: a network without such blocks.
+        ValueError: `network` has no such blocks.
     """
     blocks = list(_blocks(network))
     if not blocks:
@@ -47,14 +46,14 @@ def recompute_blocks(network: nn.Module) -> nn.Module:
 
 
 def keep_blocks(network: nn.Module) -> nn.Module:
-    """Inverse of :func:`recompute_blocks`."""
+    """Have the blocks keep their activations again; returns `network`, changed in place."""
     for block in recomputed(network):
         block.__class__ = type(block).plain  # pyright: ignore[reportAttributeAccessIssue]
     return network
 
 
 def recomputed(network: nn.Module) -> list[nn.Module]:
-    """The blocks of `network` that are computed twice, once each."""
+    """The blocks of `network` that are recomputed, each named once."""
     found: dict[nn.Module, None] = {}
     for module in network.modules():
         if isinstance(module, Recomputed):
@@ -65,8 +64,8 @@ def recomputed(network: nn.Module) -> list[nn.Module]:
 
 
 def _unregistered(module: nn.Module) -> tuple[nn.Module, ...]:
-    """Networks that a module calls and whose weights are not its own, such as that of a fake score
-    of low rank."""
+    """Networks that a module calls without owning their weights: a fake score of low rank calls the
+    teacher's."""
     return getattr(module, "unregistered", ())
 
 
@@ -80,8 +79,11 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 @functools.cache
 def _recomputing(plain: type[nn.Module]) -> type[nn.Module]:
-    """Subclass of a block's class; a class rather than a wrapper leaves names alone and follows
-    copies."""
+    """The class of a recomputed block: a subclass of its own, `plain`.
+
+    A wrapper around the block would change the names of weights, and a patched method would still
+    be that of the original in a copy of the block.
+    """
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -103,10 +105,9 @@ def _recomputing(plain: type[nn.Module]) -> type[nn.Module]:
 def _as_then(
     modes: list[tuple[nn.Module, bool]], flags: list[tuple[nn.Parameter, bool]]
 ) -> Iterator[None]:
-    """Inside, modules are in the modes and parameters as frozen as they were when the loss was
-    computed."""
-    modes_now = [(m, m.training) for m, _ in modes]
-    flags_now = [(p, p.requires_grad) for p, _ in flags]
+    """Inside, modules are in these modes and parameters as frozen as they were in the forward."""
+    modes_now = [(module, module.training) for module, _ in modes]
+    flags_now = [(parameter, parameter.requires_grad) for parameter, _ in flags]
     try:
         _set(modes, flags)
         yield

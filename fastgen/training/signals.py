@@ -1,8 +1,7 @@
-"""What ends a run early: signals, and errors of one process that the others must hear of.
+"""Signals: Ctrl-C, and the SIGTERM that a cluster sends before it takes a machine back.
 
-Ctrl-C and SIGTERM, which a cluster sends before it takes a machine back, end a run after the update
-at hand, with its state saved. Exit codes are those of a shell, 128 + the signal's number: 130 and
-143.
+In training they end a run after the update at hand, with its state saved. Exit codes are those of a
+shell, 128 + the signal's number: 130 and 143.
 """
 
 from __future__ import annotations
@@ -15,11 +14,22 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["StopRequest", "Stopped", "stopped_by_sigterm"]
+import torch
+
+from .processes import Processes
+
+__all__ = ["HEARD_WITHIN", "SharedStop", "StopRequest", "Stopped", "stopped_by_sigterm"]
+
+# Seconds, about, in which processes on GPUs hear that one of them got a signal.
+HEARD_WITHIN = 5.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A run ended by a signal.
+    """A run was ended by a signal.
+
+    Args:
+        message: what was saved and how to go on.
+        number: of the signal.
 
     Attributes:
         exit_code: 128 + the signal's number.
@@ -31,17 +41,17 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Notes the first Ctrl-C or SIGTERM. A Ctrl-C after it stops at once.
+    """Notes the first Ctrl-C or SIGTERM, and lets a second Ctrl-C stop at once.
 
-    A SIGTERM after it says nothing new: a cluster sends it to all processes of a job, and a
-    launcher hands its own on. A Ctrl-C, too, comes from the terminal and from the launcher: within
-    `SAME` seconds it is the same one.
+    One signal may come more than once. A cluster sends SIGTERM to all processes of a job, and their
+    launcher hands its own on, so a later one says nothing new. Ctrl-C comes from the terminal and
+    from the launcher, so another within `SAME` seconds is the same one.
 
     Attributes:
-        number: of the signal that came, 0 before one.
+        number: of the signal that came first, 0 before one.
     """
 
-    SAME = 1.0
+    SAME = 1.0  # seconds
 
     def __init__(self) -> None:
         self.number = 0
@@ -52,7 +62,7 @@ class StopRequest:
         """Inside, signals are noted instead of stopping the process.
 
         Raises:
-            Stopped: at the end, if one came and nobody has stopped because of it.
+            Stopped: at the end, if one came and nothing inside has stopped for it.
         """
         with _handled((signal.SIGINT, signal.SIGTERM), self._note):
             yield
@@ -64,8 +74,72 @@ class StopRequest:
         if not self.number:
             self.number = number
             self._since = now
-        elif number == signal.SIGINT and (self.number != number or now - self._since > self.SAME):
+            return
+        same = self.number == number and now - self._since <= self.SAME
+        if number == signal.SIGINT and not same:
             raise Stopped(number=number)
+
+
+class SharedStop:
+    """The wish to stop that any process may have, heard by all after the same update.
+
+    A GPU is asked seldom, alone or by many processes: the host then waits for all that it has
+    enqueued there.
+
+    Args:
+        request: of this process.
+        processes: that share the run.
+
+    Attributes:
+        every: updates from one time that GPUs are asked to the next.
+    """
+
+    def __init__(self, request: StopRequest, processes: Processes) -> None:
+        self.request = request
+        self.processes = processes
+        self.every = 1
+        self._last_time = 0.0
+        self._last_iteration = 0
+
+    def restart(self, iteration: int) -> None:
+        """Time updates from now on, before the one after `iteration`."""
+        self.every = 1
+        self._last_time = time.monotonic()
+        self._last_iteration = iteration
+
+    def due(self, updates: int) -> bool:
+        """Whether GPUs are asked after so many `updates` of their stage."""
+        return updates % self.every == 0
+
+    def heard(self, iteration: int, *, ask: bool = True) -> int:
+        """Number of the signal that any process got, 0 if none.
+
+        Args:
+            iteration: of the update that was done last.
+            ask: the other processes, too; all must then call this after the same update. A process
+                that is alone knows without asking.
+        """
+        number = self.request.number
+        alone = self.processes.num_processes == 1
+        if not ask:
+            return number if alone else 0
+        every = self._updates_within(HEARD_WITHIN, iteration)
+        if alone:
+            self.every = every
+            return number
+        both = self.processes.gather(torch.tensor([[number, every]], device=self.processes.device))
+        # By the clock of one of them, so that all ask after the same updates.
+        self.every = int(both[0, 1])
+        return int(both[:, 0].max())
+
+    def _updates_within(self, seconds: float, iteration: int) -> int:
+        """Updates in so many seconds, by the time they took since the last call; at least 1."""
+        now = time.monotonic()
+        passed = max(1e-3, now - self._last_time)
+        updates = max(1, iteration - self._last_iteration)
+        self._last_time = now
+        self._last_iteration = iteration
+        return max(1, int(seconds * updates / passed))
 
 
 @contextmanager
@@ -82,7 +156,7 @@ def stopped_by_sigterm() -> Iterator[None]:
 @contextmanager
 def _handled(numbers: tuple[signal.Signals, ...], handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may handle signals; whoever started this one decides about them.
+        # Only the main thread may handle signals: whoever started this one decides about them.
         yield
         return
     before = {number: signal.signal(number, handler) for number in numbers}

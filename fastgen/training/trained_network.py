@@ -1,5 +1,5 @@
-"""A network with its optimiser, its learning-rate law and its average: what an update needs and a
-checkpoint holds."""
+"""Networks in training: weights, optimiser, learning-rate law and average, all that an update needs
+and a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._core.conditions import map_tensors
 from .._core.processes import gathered, settle, shared_like
-from ..config.dmd import EMAConfig
+from ..config.groups import EMAConfig
 from ..config.training import OptimizerConfig
 from ..ema import ExponentialMovingAverage
 from ..records.checkpoints import (
@@ -27,15 +27,13 @@ from ..records.checkpoints import (
     unflatten_optimizer,
     with_prefix,
 )
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from .processes import Processes
 
 __all__ = ["Skip", "TrainedNetwork", "check_compiler"]
 
 
 def check_compiler(device: torch.device, *, wanted: bool) -> None:
-    """Refuse to compile where nothing is there that compiles.
+    """Refuse to compile networks where nothing can.
 
     Raises:
         ValueError: no C++ compiler for a CPU, no triton for a GPU.
@@ -58,9 +56,11 @@ def check_compiler(device: torch.device, *, wanted: bool) -> None:
 def check_batch_statistics(network: nn.Module, *, shared: bool) -> None:
     """Refuse a network that would normalise by the statistics of a part of the batch.
 
+    Args:
+        shared: whether processes or micro-batches share a batch.
+
     Raises:
-        ValueError: the batch is shared among processes or micro-batches, and a batch normalisation
-            is in train mode.
+        ValueError: they do, and a batch normalisation is in train mode.
     """
     if not shared:
         return
@@ -77,8 +77,9 @@ class Skip(NamedTuple):
     """An update that was skipped.
 
     Attributes:
-        at: of the network when it was made.
-        in_a_row, in_all: updates skipped up to this one.
+        at: the network's `at` when it was made.
+        in_a_row: updates skipped in a row, up to this one.
+        in_all: updates skipped in all, up to this one.
     """
 
     at: int
@@ -87,15 +88,30 @@ class Skip(NamedTuple):
 
 
 class TrainedNetwork:
-    """A network with its optimiser, its learning-rate law and, if asked for, its EMA.
+    """A network with its optimiser, its learning-rate law and, if asked for, its average (EMA).
 
-    `total` updates make one cosine. An update whose loss or gradient is not finite is skipped on
-    all processes: it leaves weights, optimiser, average and running statistics as they were.
-    Whether it was is decided on the device, which an update doesn't wait for; `take_skipped` does.
+    An update whose loss or gradient is not finite is skipped on all processes: weights, optimiser,
+    average and running statistics stay as they were. The device decides that by itself, so that an
+    update doesn't wait for it; `take_skipped` does.
+
+    Args:
+        network: trained in place, on the device of `processes`.
+        optimizer: AdamW, its rates and the norm to which gradients are clipped.
+        total: updates of the whole training, which make one cosine of the learning rate.
+        processes: that share a batch.
+        ema: of the average; None: there is none.
+        ema_on_cpu: whether the average is kept in CPU memory.
+        compiled: whether training calls the network compiled.
 
     Attributes:
-        at: what updates are told by in `take_skipped`, such as the number of the stage's update
-            that they belong to.
+        bare: the network itself.
+        network: the network as training calls it, which may be wrapped and compiled.
+        at: what `take_skipped` tells an update by, such as the update of the stage to which it
+            belongs. Set it before an update.
+
+    Raises:
+        ValueError: a batch normalisation would see a part of the batch; or the average of a network
+            in shards is to be kept in CPU memory.
     """
 
     def __init__(
@@ -103,49 +119,41 @@ class TrainedNetwork:
         network: nn.Module,
         optimizer: OptimizerConfig,
         total: int,
-        accelerator: Accelerator,
+        processes: Processes,
         *,
         ema: EMAConfig | None = None,
         ema_on_cpu: bool = False,
         compiled: bool = False,
     ) -> None:
-        check_batch_statistics(network, shared=accelerator.num_processes > 1)
-        self.accelerator = accelerator
-        self.cfg = optimizer
-        self.total = total
-        sharded = getattr(accelerator, "is_fsdp2", False)
-        # Sharding turns the network itself into shards: what is handed out is made from a copy.
-        self._plain = copy.deepcopy(network).cpu() if sharded else None
-        self.bare = network.to(accelerator.device)
-        groups = getattr(network, "get_optim_groups", None)
-        parameters = groups(optimizer.weight_decay) if groups is not None else network.parameters()
-        adam = torch.optim.AdamW(
-            parameters,
-            lr=optimizer.lr,
-            betas=optimizer.betas,
-            weight_decay=optimizer.weight_decay,
-            fused=True,
-        )
+        check_batch_statistics(network, shared=processes.num_processes > 1)
+        sharded = processes.is_fsdp2
         if sharded and ema_on_cpu:
             raise ValueError(
                 "expected train.ema_on_cpu=false with FSDP, which shares the average as it does "
                 "weights"
             )
-        if sharded and accelerator.mixed_precision == "bf16":
-            # Accelerate leaves half precision to FSDP, which would cast times as well; see
-            # `start_accelerator`.
-            self.bare.forward = _in_bfloat16(self.bare.forward, accelerator)
+        self.processes = processes
+        self.cfg = optimizer
+        self.total = total
+        # Sharding turns the network itself into shards: what is handed out is made from a copy.
+        self._plain = copy.deepcopy(network).cpu() if sharded else None
+        self.bare = network.to(processes.device)
+        adam = _adam(self.bare, optimizer)
+        if sharded and processes.mixed_precision == "bf16":
+            # FSDP, to which accelerate leaves half precision, would cast times as well, and is told
+            # to keep float32.
+            self.bare.forward = _in_bfloat16(self.bare.forward, processes)
         # In one call, so that sharding can put its new parameters into the optimiser.
-        prepared, self.optimizer = accelerator.prepare(self.bare, adam)
-        # Compiled around the bare network, whose weights keep their names; what unwraps it runs
+        prepared, self.optimizer = processes.prepare(self.bare, adam)
+        # Compiled from outside: weights keep their names, and who unwraps the network runs it
         # uncompiled.
         self.network: Any = torch.compile(prepared) if compiled else prepared
         self._parameters = list(self.bare.parameters())
-        self.ema = (
-            None
-            if ema is None
-            else ExponentialMovingAverage(self.bare, ema, device="cpu" if ema_on_cpu else None)
-        )
+        self.ema: ExponentialMovingAverage | None = None
+        if ema is not None:
+            device = "cpu" if ema_on_cpu else None
+            self.ema = ExponentialMovingAverage(self.bare, ema, device=device)
+        # Running statistics change in a forward: beside each its value before the update.
         self._statistics = [
             (buffer, buffer.clone())
             for module in self.bare.modules()
@@ -153,63 +161,63 @@ class TrainedNetwork:
             for buffer in module.buffers(recurse=False)
         ]
         self.at = 0
-        self._counts = 0, 0  # updates skipped in a row and in all, of those that are read
-        self._unread: list[tuple[int, Tensor]] = []
-        self._skips: list[Skip] = []
+        self._unread: list[tuple[int, Tensor]] = []  # (at, whether it was skipped) of an update
+        self._skips: list[Skip] = []  # that were read, and nobody has taken
+        self._in_a_row = 0
+        self._in_all = 0
 
     def update(
-        self, loss: Tensor | Sequence[Callable[[], Tensor]], step: int
+        self, loss: Tensor | Sequence[Callable[[], Tensor]], index: int
     ) -> dict[str, Tensor | float]:
-        """One optimiser step; returns the gradient norm, a scalar on the device, and the learning
-        rate.
+        """Make one update.
 
         Args:
-            loss: a scalar; or a function for each of k micro-batches of equal size that gives its
-                loss. Their mean is what is descended: the functions are called one after the other,
-                    so that one graph is alive at a time,
-                and processes exchange gradients after the last alone.
-            step: of this network, from 0.
+            loss: a scalar; or, for each of k micro-batches of equal size, a function that returns
+                its loss, of which the mean is descended. They are called one after the other, so
+                that one graph is alive at a time, and processes exchange gradients after the last.
+            index: of this update of the network, from 0.
+
+        Returns:
+            `grad_norm` before clipping, a scalar on the device, and `lr`, the learning rate.
 
         Raises:
             ValueError: no micro-batch.
         """
-        lr = self.cfg.lr_at(step, self.total)
+        lr = self.cfg.lr_at(index, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._backward(loss)
-        # Torch's own: accelerate looks for the network among all by comparing parameters, which
+        # Torch's own: accelerate's looks for the network among all by comparing parameters, which
         # shards don't like.
         norm = gathered(nn.utils.clip_grad_norm_(self._parameters, self.cfg.clip_grad_norm))
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
         skip = ~norm.isfinite()
         self._unread.append((self.at, skip))
-        # Accelerate's wrapper serves a loss scale, which there is none of, and looks for packages
-        # at every step. Torch offers its kernel what a loss scale needs: a step that the device
-        # itself leaves out.
-        adam = self.optimizer.optimizer
+        # Torch's kernel leaves a step out by itself where this says so; a loss scale needs that.
+        adam: Any = self.optimizer
         adam.found_inf = skip.to(torch.float32)
         adam.step()
         for buffer, before in self._statistics:
             buffer.copy_(torch.where(skip, before, buffer))
             before.copy_(buffer)
         if self.ema is not None:
-            self.ema.update(self.bare, iteration=step + 1, skip=skip)
+            self.ema.update(self.bare, iteration=index + 1, skip=skip)
         adam.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr}
 
     def _backward(self, loss: Tensor | Sequence[Callable[[], Tensor]]) -> None:
         """Gradients of the loss, or of the mean of the micro-batches' losses."""
         if isinstance(loss, Tensor):
-            self.accelerator.backward(_finite_or_nan(loss))
+            self.processes.backward(_finite_or_nan(loss))
             return
         check_batch_statistics(self.bare, shared=len(loss) > 1)
         if not loss:
             raise ValueError("expected the loss of at least one micro-batch, got none")
         for micro_batch in loss[:-1]:
             # A wrapper decides in its forward whether the backward is to synchronise.
-            with self.accelerator.no_sync(self.network):
-                self.accelerator.backward(_finite_or_nan(micro_batch()) / len(loss))
-        self.accelerator.backward(_finite_or_nan(loss[-1]()) / len(loss))
+            with self.processes.no_sync(self.network):
+                self.processes.backward(_finite_or_nan(micro_batch()) / len(loss))
+        self.processes.backward(_finite_or_nan(loss[-1]()) / len(loss))
 
     def take_skipped(self) -> list[Skip]:
         """The updates skipped since the last call, in order; waits for the device."""
@@ -219,26 +227,27 @@ class TrainedNetwork:
         return taken
 
     def _read(self) -> None:
-        """Count the updates that nobody has looked at yet."""
+        """Ask the device which of the latest updates were skipped, and count them."""
         if not self._unread:
             return
-        updates, flags = zip(*self._unread, strict=True)
-        self._unread = []
-        for at, skipped in zip(updates, torch.stack(flags).tolist(), strict=True):
-            self._counts = (
-                (self._counts[0] + 1, self._counts[1] + 1) if skipped else (0, self._counts[1])
-            )
+        flags = torch.stack([skip for _, skip in self._unread]).tolist()
+        for (at, _), skipped in zip(self._unread, flags, strict=True):
             if skipped:
-                self._skips.append(Skip(at, *self._counts))
+                self._in_a_row += 1
+                self._in_all += 1
+                self._skips.append(Skip(at, self._in_a_row, self._in_all))
+            else:
+                self._in_a_row = 0
+        self._unread = []
 
     def averaged(self) -> nn.Module:
-        """A copy with the EMA weights (the weights themselves without an EMA), in eval mode and in
-        full precision.
+        """A copy of the network with the average as its weights, or with the weights themselves
+        where there is no average; in eval mode and in full precision.
 
-        Full and plain also where the network is sharded; all processes must then ask for it.
+        Of a network in shards, too, it is whole and plain; all processes must then ask for it.
         """
         if self._plain is not None:
-            network = copy.deepcopy(self._plain).to(self.accelerator.device)
+            network = copy.deepcopy(self._plain).to(self.processes.device)
             network.load_state_dict(
                 {name: gathered(value) for name, value in self.bare.state_dict().items()}
             )
@@ -252,14 +261,13 @@ class TrainedNetwork:
         return network.eval()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a resume needs, as full tensors; of a sharded network all processes must ask
+        """Everything a resume needs, as full tensors; of a network in shards all processes must ask
         for it."""
         settle(self.bare)
         self._read()
-        state = add_prefix("weights", self.bare.state_dict()) | flatten_optimizer(
-            self.optimizer, "optimizer"
-        )
-        state["skipped"] = torch.tensor(self._counts)
+        state = add_prefix("weights", self.bare.state_dict())
+        state |= flatten_optimizer(self.optimizer, "optimizer")
+        state["skipped"] = torch.tensor([self._in_a_row, self._in_all])
         if self.ema is not None:
             state |= add_prefix("ema", self.ema.state_dict())
         return {name: gathered(value) for name, value in state.items()}
@@ -268,52 +276,60 @@ class TrainedNetwork:
         """Inverse of :meth:`tensors`.
 
         Raises:
-            ValueError: a part is missing, unknown, or of another shape or dtype; it is named, and
-                nothing is loaded but what comes before it.
+            ValueError: a part is missing, unknown, or of another shape or dtype; it is named.
+                Nothing is loaded but what comes before it.
         """
         settle(self.bare)
-        expected = {
-            name: value
-            for name, value in self.tensors().items()
-            if not name.startswith("optimizer.")
-        }
-        found = {
-            name: value for name, value in tensors.items() if not name.startswith("optimizer.")
-        }
-        check_parts(found, expected, "a network")
-        weights = with_prefix(tensors, "weights")
+        check_parts(_without_optimizer(tensors), _without_optimizer(self.tensors()), "a network")
         now = self.bare.state_dict()
+        weights = with_prefix(tensors, "weights")
         self.bare.load_state_dict(
             {name: shared_like(value, now[name]) for name, value in weights.items()}
         )
-        moments = {
-            f"optimizer.{i}.{name}": shared_like(value, parameter)
-            if value.shape == parameter.shape
-            else value
-            for i, parameter in enumerate(
-                p for group in self.optimizer.param_groups for p in group["params"]
-            )
-            for name, value in with_prefix(tensors, f"optimizer.{i}").items()
-        }
-        unflatten_optimizer(
-            self.optimizer, "optimizer", {**tensors, **moments}, what="an optimiser"
-        )
+        state = {**tensors, **self._shared_moments(tensors)}
+        unflatten_optimizer(self.optimizer, "optimizer", state, what="an optimiser")
         for buffer, before in self._statistics:
             before.copy_(buffer)
         if self.ema is not None:
             self.ema.load_state_dict(with_prefix(tensors, "ema"))
         in_a_row, in_all = tensors["skipped"].tolist()
-        self._counts = (in_a_row, in_all)
+        self._in_a_row = in_a_row
+        self._in_all = in_all
         self._unread = []
         self._skips = []
 
+    def _shared_moments(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The optimiser's state in `tensors`, its moments in shards where their parameters are."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {}
+        for i, parameter in enumerate(parameters):
+            for name, value in with_prefix(tensors, f"optimizer.{i}").items():
+                # A count of steps has another shape.
+                moment = value.shape == parameter.shape
+                shared = shared_like(value, parameter) if moment else value
+                moments[f"optimizer.{i}.{name}"] = shared
+        return moments
 
-def _in_bfloat16(forward: Callable[..., Any], accelerator: Accelerator) -> Callable[..., Any]:
-    """`forward` under accelerate's autocast, whose answer is float32 again."""
+
+def _adam(network: nn.Module, cfg: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW in one kernel, by the groups of parameters that the network itself offers, if it
+    does."""
+    groups = getattr(network, "get_optim_groups", None)
+    return torch.optim.AdamW(
+        network.parameters() if groups is None else groups(cfg.weight_decay),
+        lr=cfg.lr,
+        betas=cfg.betas,
+        weight_decay=cfg.weight_decay,
+        fused=True,
+    )
+
+
+def _in_bfloat16(forward: Callable[..., Any], processes: Processes) -> Callable[..., Any]:
+    """`forward` under the autocast of `processes`, with an answer that is float32 again."""
 
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with accelerator.autocast():
+        with processes.autocast():
             answer = forward(*args, **kwargs)
         return map_tensors(lambda x: x.float() if x.dtype == torch.bfloat16 else x, answer)
 
@@ -321,6 +337,10 @@ def _in_bfloat16(forward: Callable[..., Any], accelerator: Accelerator) -> Calla
 
 
 def _finite_or_nan(loss: Tensor) -> Tensor:
-    """The loss; where it is no number, so is its gradient, which all processes see, unlike each
-    other's loss."""
+    """The loss, with a gradient of NaN where it is no number: processes see each other's gradients,
+    not each other's losses."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)
+
+
+def _without_optimizer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}

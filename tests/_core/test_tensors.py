@@ -4,10 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgen._core.checks import check_shape, check_time
-from fastgen._core.conditions import cond_text, cond_to, map_tensors, take_rows, tensors_in
-from fastgen._core.modules import evaluating, frozen, unwrap
-from fastgen._core.seeds import draw_normal, draw_uniform, generator_for
+from fastgen._core.modules import as_built, evaluating, frozen
 from fastgen._core.tensors import expand_like, expand_mask, in_float64, masked_mean
 from support.exact import normal
 
@@ -30,43 +27,6 @@ def test_expand_like_takes_scalars(t):
 def test_expand_like_refuses_other_shapes(shape):
     with pytest.raises(ValueError, match=r"expected t of shape \(3,\)"):
         expand_like(torch.full(shape, 0.5), normal(3, 2))
-
-
-@pytest.mark.parametrize(
-    ("expected", "message"),
-    [
-        (("B", 2, 2), r"expected Z of shape \(B, 2, 2\), got \(8, 3, 2\)"),
-        (("B", "T_z <= 2", 2), r"expected Z of shape \(B, T_z <= 2, 2\), got \(8, 3, 2\)"),
-        (("B", 3), r"expected Z of shape \(B, 3\), got \(8, 3, 2\)"),
-    ],
-)
-def test_check_shape_says_what_it_wanted(expected, message):
-    with pytest.raises(ValueError, match=message):
-        check_shape("Z", torch.zeros(8, 3, 2), expected)
-
-
-def test_check_shape_accepts_what_fits():
-    check_shape("Z", torch.zeros(8, 2, 2), ("B", "T_z <= 2", 2))
-    check_shape("Z", torch.zeros(8, 1, 2), ("B", "T_z <= 2", 2))
-    with pytest.raises(ValueError, match=r"got \(8, 0, 2\)"):
-        check_shape("Z", torch.zeros(8, 0, 2), ("B", "T_z <= 2", 2))
-    with pytest.raises(ValueError, match="got list"):
-        check_shape("Z", [1.0], (1,))  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64])
-def test_low_precision_times_are_refused_with_the_reason(dtype):
-    with pytest.raises(TypeError, match="float32/float64") as caught:
-        check_time(torch.ones(2).to(dtype))
-    assert ("rounds 0.999 to 1.0" in str(caught.value)) == dtype.is_floating_point
-
-
-@pytest.mark.parametrize(
-    "t", [-0.1, 1.5, 500, float("nan"), torch.tensor([0.5, 1.01]), torch.tensor([float("nan")])]
-)
-def test_times_outside_the_unit_interval_are_refused(t):
-    with pytest.raises(ValueError, match=r"expected t in \[0, 1\]"):
-        check_time(t)
 
 
 def test_masks_are_one_flag_a_number_and_means_leave_out_the_rest():
@@ -139,105 +99,9 @@ def test_evaluating_restores_each_mode():
     assert net.training and net[0].training and not net[1].training
 
 
-def test_seeded_generators_are_functions_of_their_names_only():
-    def first(*names):
-        return torch.rand(4, generator=generator_for(*names))
-
-    assert torch.equal(first(0, "noise", 7), first(0, "noise", 7))
-    others = [
-        first(1, "noise", 7),
-        first(0, "eps", 7),
-        first(0, "noise", 8),
-        first(0, "noise7"),
-        first(0, "noise", "7"),
-    ]
-    assert not any(torch.equal(first(0, "noise", 7), other) for other in others)
-    # Fixed for good: a checkpoint written today must make the same draws tomorrow.
-    assert generator_for(0, "noise", 7).initial_seed() == 4946164163973049188
-
-
-def test_draws_follow_the_generator_and_keep_the_dtype():
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        a = draw_normal((5, 3), device="cpu", dtype=dtype, generator=generator_for(3))
-        assert a.dtype == dtype and torch.equal(
-            a, draw_normal((5, 3), device="cpu", dtype=dtype, generator=generator_for(3))
-        )
-    u = draw_uniform((1000,), device="cpu", generator=generator_for(3))
-    assert u.dtype == torch.float64 and 0 <= u.min() and u.max() < 1
-
-
-def test_unwrap_finds_the_bare_network():
+def test_as_built_finds_the_network_inside_a_compiled_one():
     net = nn.Linear(2, 2)
-    assert unwrap(net) is net
+    assert as_built(net) is net
     compiled = nn.Module()
     compiled._orig_mod = net  # the attribute torch.compile keeps the network in
-    assert unwrap(compiled) is net
-
-
-# ---- Conditions ----------------------------------------------------------------------------------
-
-A, B = torch.arange(6.0).view(3, 2), torch.tensor([4, 5, 6])
-CONDITIONS = {
-    "tensor": (A, "(3, 2)"),
-    "labels": (B, "integers (3,)"),
-    "tuple": ((A, B), "((3, 2), integers (3,))"),
-    "mapping": ({"a": A, "b": (B, None)}, "{a: (3, 2), b: (integers (3,), None)}"),
-    "none": (None, "None"),
-}
-conditions = pytest.mark.parametrize(("cond", "text"), CONDITIONS.values(), ids=CONDITIONS.keys())
-
-
-@conditions
-def test_rows_of_a_condition_are_rows_of_each_tensor_in_it(cond, text):
-    for rows in (torch.tensor([2, 0]), slice(1, 3)):
-        taken = take_rows(cond, rows)
-        assert all(
-            torch.equal(x, y[rows])
-            for x, y in zip(tensors_in(taken), tensors_in(cond), strict=True)
-        )
-        assert cond_text(taken, "B") == text.replace("(3", "(B") and cond_text(cond) == text
-
-
-@conditions
-@pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16])
-def test_labels_keep_their_dtype(cond, text, dtype):
-    for x, y in zip(
-        tensors_in(cond_to(cond, torch.device("cpu"), dtype)), tensors_in(cond), strict=True
-    ):
-        assert x.dtype == (dtype if dtype is not None and y.is_floating_point() else y.dtype)
-        assert torch.equal(x, y.to(x))
-
-
-def test_what_is_no_condition_is_refused():
-    assert map_tensors(lambda x: x + 1, [B])[0].tolist() == [5, 6, 7]
-    for wrong in ("north", 3, [3], {"a": 1.0}):
-        with pytest.raises(
-            TypeError,
-            match="expected cond as a Tensor, a tuple or mapping of Tensors, or None, got",
-        ):
-            map_tensors(lambda x: x, wrong)
-    with pytest.raises(ValueError, match="a scalar Tensor"):
-        tensors_in((A, torch.tensor(1)))
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "pinned"), [("cpu", "cuda", 1), ("cuda", "cuda", 0), ("cpu", "cpu", 0)]
-)
-def test_only_what_goes_from_the_host_to_a_gpu_is_page_locked_and_not_waited_for(
-    monkeypatch, source, target, pinned
-):
-    seen: list[tuple[str, bool]] = []
-
-    class Elsewhere(torch.Tensor):
-        device = torch.device(source)
-
-        def pin_memory(self):
-            seen.append(("pinned", True))
-            return self
-
-        def to(self, *, non_blocking=False, **_):
-            seen.append(("moved", non_blocking))
-            return self
-
-    cond_to(torch.ones(2).as_subclass(Elsewhere), torch.device(target))
-    assert seen == [("pinned", True)] * pinned + [("moved", bool(pinned))]
+    assert as_built(compiled) is net

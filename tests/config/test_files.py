@@ -26,9 +26,9 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     path = write(tmp_path, "seed: 3\ntrain: {steps: 5, kd_steps: 7}\n")
-    cfg = load_config(DistillConfig, path, ["train.steps=9", "dmd.student_steps=4", "run_dir=out"])
+    cfg = load_config(DistillConfig, path, ["train.steps=9", "student.steps=4", "run_dir=out"])
     assert (cfg.seed, cfg.train.steps, cfg.train.kd_steps, cfg.run_dir) == (3, 9, 7, "out")
-    assert len(cfg.dmd.t_list) == 5
+    assert len(cfg.student.t_list) == 5
     assert cfg.train.batch_size == DistillConfig().train.batch_size
 
 
@@ -44,9 +44,10 @@ def test_the_resolved_config_reads_back_equal(tmp_path, schema):
         ("train.stepz=3", "'train.stepz', did you mean 'train.steps'"),
         ("vsd_norm=rms", "did you mean 'dmd.vsd_norm'"),
         ("train.steps=many", "train.steps"),
-        ("dmd.student_steps=0", "dmd.student_steps"),
-        ("dmd.t_list=[0.5,0.7,0.0]", "strictly decreasing"),
-        ("dmd.t_list=[0.5,0.2]", "end at 0.0"),
+        ("student.steps=0", "student.steps"),
+        ("dmd.student_steps=0", r"student.steps \(dmd.student_steps\)"),
+        ("student.t_list=[0.5,0.7,0.0]", "strictly decreasing"),
+        ("student.t_list=[0.5,0.2]", "end at 0.0"),
         ("seed=[1", "not valid YAML"),
         ("seed.x=1", "seed"),
         ("dmd.vsd_t={min_t: 0.9, max_t: 0.1}", "min_t < max_t"),
@@ -114,12 +115,13 @@ def test_help_names_every_key_once_with_a_meaning():
     assert len(set(names)) == len(names)
     assert {
         "train.steps",
-        "dmd.student_steps",
+        "student.steps",
         "dmd.vsd_t.min_t",
-        "dmd.ema.decay",
+        "student.ema.decay",
         "resume",
     } <= set(names)
     assert all(line.rstrip()[-1] != ")" or "(" in line.split(")", 1)[1] for line in lines)
+    assert not {"dmd.vsd_t.t_list", "dmd.gan_t.t_list"} & set(names)  # nothing draws from it
     vsd = next(line for line in lines if line.split()[0] == "dmd.vsd_t.min_t")
     assert "(0.02)" in vsd  # the group's own default, not the class'
 

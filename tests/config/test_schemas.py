@@ -12,25 +12,25 @@ import torch
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fastgen import config as configs
 from fastgen.config import (
     DataConfig,
     DistillConfig,
     DMDConfig,
     EMAConfig,
+    MatchingConfig,
     OptimizerConfig,
     SampleTimestepConfig,
+    StudentConfig,
     SymmetryConfig,
     TrainTeacherConfig,
-    schemas as configs,
 )
 from fastgen.config.files import dump_yaml
 
 SCHEMAS = [
     schema
-    for name, schema in inspect.getmembers(configs, inspect.isclass)
+    for _, schema in inspect.getmembers(configs, inspect.isclass)
     if issubclass(schema, BaseModel)
-    and schema.__module__ == configs.__name__
-    and not name.startswith("_")
 ]
 REQUIRED = {
     SymmetryConfig: {"group": "D4", "in_rep": ["standard"], "cond_rep": ["standard", "trivial"]}
@@ -61,7 +61,12 @@ CHANGED = [
         symmetry=SymmetryConfig(**REQUIRED[SymmetryConfig]),
         normalize=False,
     ),
-    DistillConfig(name="é", run_dir="runs/ü", dmd=DMDConfig(student_steps=2), keep="kd"),
+    StudentConfig(
+        steps=4, t_list_shift=3.0, pred_type="x0", sample_type="ode", ema=EMAConfig(decay=0.5)
+    ),
+    StudentConfig(t_list=(0.95, 1 / 3, 0.0), ema=None),
+    MatchingConfig(fake_score_pred_type="flow", vsd_t=SampleTimestepConfig(min_t=0.25)),
+    DistillConfig(name="é", run_dir="runs/ü", student=StudentConfig(steps=2), keep="kd"),
     TrainTeacherConfig(seed=7, calls=(3,), ab2_calls=()),
 ]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastgen.config import DistillConfig
-from fastgen.export import export_student, load_network, save_network, schema as _schema
+from fastgen.export import export_student, load_network, save_network, schema
 from fastgen.export.folders import load_student
 from fastgen.jobs.sources import load_run_student, load_teacher
 from fastgen.models import build_model
@@ -230,7 +230,7 @@ def forge(folder: Path, change) -> None:
     """Change config.json and make its checksum agree."""
     config = json.loads((folder / "config.json").read_text())
     change(config)
-    _schema.write_config(folder, config)
+    schema.write_config(folder, config)
 
 
 FORGERIES = {

@@ -143,7 +143,7 @@ def test_samplers_take_any_condition_in_any_chunks(monkeypatch, case, chunk):
     noise = normal(len(data), *X.shape[1:], seed=3)
     whole = [sample(data.Z, noise) for sample in sampler]
     # In samples of 2 numbers and more, so that both bounds are met.
-    monkeypatch.setattr("fastgen.jobs.evaluation._CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr("fastgen.jobs.evaluation.MOST_NUMBERS", chunk)
     for sample, x in zip(sampler, whole, strict=True):
         assert x.shape == X[: len(data)].shape and torch.allclose(
             sample(data.Z, noise), x, atol=1e-12

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgen._core.seeds import generator_for
 from fastgen.data.samples import SampleData
 from fastgen.data.trajectories import TrajectoryData
+from fastgen.export import Student
 from fastgen.jobs import evaluation
 from fastgen.jobs.evaluation import (
     chunk_rows,
@@ -128,6 +130,27 @@ def test_the_dtype_inside_is_the_networks_and_outside_the_noises_place_is_the_cp
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sample_type", ["ode", "sde"])
+def test_what_is_scored_is_what_a_user_of_the_student_gets(sample_type, dtype):
+    network, set_, noise = Known().to(dtype), data(), normal(5, 4, 2, seed=2)
+    scored = student_sampler(network, set_, T_LIST, sample_type=sample_type, seed=3)
+    student = Student(
+        network,
+        t_list=T_LIST,
+        steps=[4],
+        sample_type=sample_type,
+        pred_type="flow",
+        horizon=(4, 2),
+        cond_horizon=(1, 2),
+        pack=set_.pack,
+        x_normalizer=set_.x_normalizer,
+        z_normalizer=set_.z_normalizer,
+    )
+    x = student.sample(set_.Z[:5], noise=noise, generator=generator_for(3, "sampler"))
+    assert x.dtype == dtype and torch.equal(scored(set_.Z[:5], noise), x)
+
+
 # ---- Chunks and draws ----------------------------------------------------------------------------
 
 SAMPLERS = {
@@ -145,7 +168,7 @@ def test_chunks_do_not_change_a_sample(monkeypatch, sampler, chunk):
     network, set_, noise = Known(), data(), normal(11, 4, 2, seed=2)
     whole = sampler(network, set_)(set_.Z, noise)
     network.seen.clear()
-    monkeypatch.setattr(evaluation, "_CHUNK", chunk)
+    monkeypatch.setattr(evaluation, "MOST_ROWS", chunk)
     assert torch.equal(sampler(network, set_)(set_.Z, noise), whole)
     assert max(shape[0] for shape, _ in network.seen) == chunk
 

@@ -4,24 +4,30 @@ be stopped anywhere."""
 from __future__ import annotations
 
 import json
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from fastgen.config import DistillConfig
+from fastgen.config.base import OldSpelling
+from fastgen.config.files import dump_yaml, load_config
 from fastgen.distillation import distill
 from fastgen.export.folders import load_student
 from fastgen.jobs.checks import with_method
 from fastgen.jobs.setup import guided_teacher
 from fastgen.methods.consistency import ConsistencyDistillation
+from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
 from fastgen.records.log import read_log
 from support.toy import EVERYTHING, ToyTask, ToyTeacher, plug_pulled, toy_config
 from training.test_trainer import train, weights
 
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 LADD = {
-    "student_steps": 2,
     "gan_disc_warmup_steps": 2,
     "gan_features": "sample",
     "gan_r1_reg_weight": 0.1,
@@ -30,6 +36,8 @@ LADD = {
 
 def config(run_dir, method: str = "dmd2", dmd: dict | None = None, **changes) -> DistillConfig:
     values = toy_config(run_dir).model_dump() | {"method": method} | changes
+    if method == "kd":
+        del values["train"]["steps"]
     if dmd is not None:
         values["dmd"] = dmd
         values["teacher"]["null_cond"] = "zeros" if "guidance_scale" in dmd else None
@@ -108,16 +116,20 @@ def test_diagnostics_follow_the_student_and_change_nothing(tmp_path, monkeypatch
 def test_the_guided_teacher_is_what_is_distilled(tmp_path):
     plain, guided = (
         train(
-            config(tmp_path / name, dmd={"student_steps": 1, "fake_score_warmup_steps": 2} | extra)
+            config(
+                tmp_path / name,
+                dmd={"fake_score_warmup_steps": 2} | extra,
+                student={"steps": 1},
+            )
         )
         for name, extra in (("plain", {}), ("guided", {"guidance_scale": 3.0}))
     )
     z, noise = plain.task.train.Z, torch.randn(48, 4, 2, generator=torch.Generator().manual_seed(0))
-    a, b = (job._teacher_sampler(4)(z, noise) for job in (plain, guided))
+    a, b = (job.closing.teacher_sampler(4)(z, noise) for job in (plain, guided))
     assert (a - b).abs().max() > 0.1
     # KD pairs are the guided teacher's, students start from the plain network's weights.
     assert not torch.equal(plain.pairs()[0], guided.pairs()[0])
-    state = guided._student().state_dict()
+    state = guided.networks.student().state_dict()
     assert all(torch.equal(value, ToyTeacher().state_dict()[name]) for name, value in state.items())
 
 
@@ -145,16 +157,22 @@ NO_VSD = {"vsd_weight": 0, "real_data_weight": 1}
             },
             "no fake",
         ),
-        ({"method": "kd", "keep": "dmd"}, r"a stage that runs \(kd\), got dmd"),
+        (
+            {"method": "kd", "keep": "dmd", "train": {"kd_steps": 4}},
+            r"a stage that runs \(kd\), got dmd",
+        ),
         *(
             (
-                {"method": method, "dmd": {name: 0.5}},
+                {"method": method, "dmd": {name: 0.5}, "train": {"kd_steps": 4}},
                 f"method={method} does not train, got dmd.{name}=0.5; set it to 0",
             )
             for method in ("kd", "consistency")
             for name in ("kd_weight", "gan_loss_weight_gen", "real_data_weight")
         ),
-        ({"method": "kd", "dmd": JS}, "f_divergence=reverse_kl with method=kd"),
+        (
+            {"method": "kd", "dmd": JS, "train": {"kd_steps": 4}},
+            "f_divergence=reverse_kl with method=kd",
+        ),
         ({"method": "ladd", "dmd": JS}, "f_divergence=reverse_kl with method=ladd"),
         (
             {"method": "ladd", "dmd": {"fake_score_weight": "sigma"}},
@@ -163,7 +181,7 @@ NO_VSD = {"vsd_weight": 0, "real_data_weight": 1}
         *(
             (
                 {"method": method, "train": {"kd_steps": 4, "steps": 0}},
-                f"train.steps > 0 with method={method}, got 0",
+                f"train.steps > 0 with method={method}, got 0; say train.steps=300, or method=kd",
             )
             for method in ("ladd", "consistency")
         ),
@@ -179,7 +197,7 @@ NO_VSD = {"vsd_weight": 0, "real_data_weight": 1}
             {"dmd": {**NO_VSD, "fake_score_pred_type": "x0"}},
             "no dmd.fake_score_pred_type=x0 with dmd.vsd_weight=0",
         ),
-        ({"method": "consistency", "dmd": {"t_list": [0.5, 0.0]}}, r"expected .*\.9"),
+        ({"method": "consistency", "student": {"t_list": [0.5, 0.0]}}, r"expected .*\.9"),
     ],
 )
 def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
@@ -189,14 +207,86 @@ def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
     assert not (tmp_path / "run" / "stages").exists()  # before any training
 
 
+# ---- KD alone ------------------------------------------------------------------------------------
+
+ASKS = (
+    "method=dmd2, since train.steps=7 asks for updates after KD; say method=dmd2, or "
+    "train.steps=0 for KD alone"
+)
+LEAVES = (
+    "method=kd, since train.steps=0 leaves no updates after KD; say method=kd; the old spelling "
+    "goes with the next release"
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "trained", "steps", "said"),
+    [
+        ("kd", {"steps": 7}, "dmd2", 7, [ASKS]),
+        ("dmd2", {"steps": 0}, "kd", 0, [LEAVES]),
+        ("kd", {}, "kd", 0, []),
+        ("kd", {"steps": 0}, "kd", 0, []),
+        ("dmd2", {}, "dmd2", 300, []),
+        ("dmd2", {"steps": 7}, "dmd2", 7, []),
+    ],
+)
+def test_the_resolved_config_says_the_method_that_runs(method, train, trained, steps, said):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        cfg = with_method(DistillConfig.model_validate({"method": method, "train": train}))
+        # It is settled: read back, it means itself.
+        again = with_method(DistillConfig.model_validate(yaml.safe_load(dump_yaml(cfg))))
+    assert [str(warning.message) for warning in found] == said
+    assert (cfg.method, cfg.train.steps) == (trained, steps)
+    assert again == cfg
+
+
+@pytest.mark.parametrize("file", ["ring.yaml", "modes.yaml", "two-rings.yaml"])
+def test_the_shipped_configs_are_kd_alone_and_take_every_method(file):
+    def resolved(*overrides: str) -> tuple[str, int]:
+        cfg = with_method(load_config(DistillConfig, CONFIGS / file, list(overrides)))
+        return cfg.method, cfg.train.steps
+
+    assert load_config(DistillConfig, CONFIGS / file).method == "kd"
+    assert resolved() == ("kd", 0)
+    for method in ("dmd2", "ladd", "consistency"):
+        assert resolved(f"method={method}") == (method, 300)
+    with pytest.warns(OldSpelling):
+        assert resolved("train.steps=5") == ("dmd2", 5)
+
+
+@pytest.mark.filterwarnings("ignore::fastgen.config.base.OldSpelling")
+@pytest.mark.parametrize(
+    ("method", "steps", "stage", "trained"),
+    [("kd", 5, DistributionMatching, "dmd2"), ("dmd2", 0, KnowledgeDistillation, "kd")],
+)
+def test_a_run_that_train_steps_decides_is_resumed_as_it_was_begun(
+    tmp_path, method, steps, stage, trained
+):
+    values = toy_config(tmp_path / "run", steps=steps).model_dump() | {"method": method}
+    with plug_pulled(stage, 4):
+        distill(DistillConfig.model_validate(values), teacher=ToyTeacher(), task=ToyTask())
+    begun = (tmp_path / "run" / "config.yaml").read_text()
+    assert yaml.safe_load(begun)["method"] == trained
+    again = DistillConfig.model_validate(values | {"resume": True})
+    run = distill(again, teacher=ToyTeacher(), task=ToyTask())
+    assert (run / "config.yaml").read_text() == begun
+    assert (run / "student").exists()
+
+
+# ---- Data and conditions -------------------------------------------------------------------------
+
+
 def test_groups_of_real_data_need_not_divide_the_rows_that_are_diagnosed(tmp_path):
     dmd = {
-        "student_steps": 1,
         "fake_score_warmup_steps": 2,
         "real_data_weight": 1.0,
         "real_data_samples": 5,
     }
-    values = toy_config(tmp_path / "run", batch_size=10).model_dump() | {"dmd": dmd}
+    values = toy_config(tmp_path / "run", batch_size=10).model_dump() | {
+        "student": {"steps": 1},
+        "dmd": dmd,
+    }
     train(DistillConfig.model_validate(values))  # 48 rows
     assert any("diagnostics" in row for row in read_log(tmp_path / "run"))
 

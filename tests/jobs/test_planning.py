@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,15 +12,16 @@ from torch import nn
 from fastgen.config import DistillConfig, TrainTeacherConfig
 from fastgen.discriminators import heads_for
 from fastgen.jobs import planning
-from fastgen.jobs.checks import check_fit, check_plan, stored_scores
+from fastgen.jobs.checks import check_plan, stored_scores
 from fastgen.jobs.distillation import Distillation
 from fastgen.jobs.planning import pair_bytes, plan_distillation, plan_teacher
-from fastgen.jobs.setup import build_network
+from fastgen.jobs.pretraining import build_network
 from fastgen.records.folder import open_run
+from fastgen.teachers.answer import answer_of
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.launching import Launch
 from fastgen.training.memory import LABEL
-from support.toy import LabelTeacher, PointTeacher, ToyTask, ToyTeacher, toy_config
+from support.toy import LabelTeacher, PointTeacher, ToyTask, ToyTeacher, setup_of, toy_config
 
 X0, COND = ToyTask().train.network_inputs()
 
@@ -53,9 +55,9 @@ def train(**changes) -> dict:
     ],
 )
 def test_runs_that_could_not_end_as_configured_are_refused(changes, processes, words):
-    check_plan(config(), ToyTeacher(), X0, COND, processes=2)
+    check_plan(setup_of(config(), ToyTeacher(), X0, COND), processes=2)
     with pytest.raises(ValueError, match=words):
-        check_plan(config(**changes), ToyTeacher(), X0, COND, processes=processes)
+        check_plan(setup_of(config(**changes), ToyTeacher(), X0, COND), processes=processes)
 
 
 def tables(plan: str) -> dict[str, dict[str, list[str]]]:
@@ -78,7 +80,7 @@ def toy(monkeypatch) -> None:
 
 def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(toy):
     def rows(dmd: dict, **loop) -> dict[str, list[str]]:
-        plan = plan_distillation(config(dmd={"student_steps": 2, **dmd}, train=train(**loop)))
+        plan = plan_distillation(config(dmd=dmd, train=train(**loop)))
         return list(tables(plan).values())[-1]
 
     gan = {"gan_loss_weight_gen": 0.1, "gan_blocks": ["linear"]}
@@ -89,7 +91,9 @@ def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(toy):
         f"{numbers:,}",
         *(f"{k * size:.2f}" for k in (1, 1, 2, 0)),
     ]
-    assert "discriminator" not in rows({}) and "discriminator" not in rows(gan, steps=0)
+    assert "discriminator" not in rows({}) and "discriminator" not in rows({}, steps=0)
+    with pytest.raises(ValueError, match="got dmd.gan_loss_weight_gen=0.1; set it to 0"):
+        rows(gan, steps=0)
     pairs = f"{10_000 * 4 * (3 * X0[0].numel() + COND[0].numel()) / 1e6:.2f}"
     assert rows({"kd_weight": 0.1}, kd_steps=0, kd_pairs=10_000)["teacher pairs"] == [pairs]
     assert rows({}, steps=0, kd_pairs=10_000)["teacher pairs"] == [pairs]
@@ -105,7 +109,8 @@ def test_pairs_take_the_bytes_that_a_run_holds(tmp_path, drawn, called):
         job = Distillation(cfg, run_dir, start_accelerator(1), teacher=teacher, task=task)
         torch.set_default_dtype(drawn)
         try:
-            (states, cond), planned = job.pairs(), pair_bytes(cfg, job.x0, job.cond)
+            job.trainer = SimpleNamespace(seconds={})
+            (states, cond), planned = job.pairs(), pair_bytes(job.networks)
         finally:
             torch.set_default_dtype(torch.float32)
     assert (states.dtype, cond.dtype) == (drawn, called)
@@ -148,7 +153,7 @@ class Answers(nn.Module):
 )
 def test_teachers_that_do_not_fit_the_data_are_refused(network, words):
     with pytest.raises(ValueError, match=words):
-        check_fit(network, X0, COND)
+        answer_of(network, X0, COND)
 
 
 class Times(ToyTeacher):
@@ -164,23 +169,24 @@ class Times(ToyTeacher):
 
 @pytest.mark.parametrize("law", [lambda t: t.clamp(max=1.0), lambda t: (1.0 - t).sqrt()])
 def test_a_teacher_for_times_up_to_one_needs_a_fake_score_that_does_not_know_its_rung(law):
-    rungs = {**toy_config("unused").dmd.model_dump(exclude={"t_list"}), "student_steps": 3}
+    student = {"steps": 3}
+    dmd = {**toy_config("unused").dmd.model_dump(), "fake_score_rung_conditioned": False}
     with pytest.raises(ValueError, match="dmd.fake_score_rung_conditioned=false"):
-        check_plan(config(dmd=rungs), Times(law), X0, COND)
-    check_plan(config(dmd={**rungs, "fake_score_rung_conditioned": False}), Times(law), X0, COND)
-    check_plan(config(dmd=rungs), Times(lambda t: t), X0, COND)
+        check_plan(setup_of(config(student=student), Times(law), X0, COND))
+    check_plan(setup_of(config(student=student, dmd=dmd), Times(law), X0, COND))
+    check_plan(setup_of(config(student=student), Times(lambda t: t), X0, COND))
 
 
 def test_a_teacher_without_parameters_is_refused():
     with pytest.raises(
         ValueError, match="expected a teacher with parameters to copy and train, got Identity"
     ):
-        check_fit(nn.Identity(), X0, COND)
+        answer_of(nn.Identity(), X0, COND)
 
 
 def test_fitting_leaves_the_mode_alone():
     network = ToyTeacher().train()
-    check_fit(network, X0, COND)
+    answer_of(network, X0, COND)
     assert network.training
 
 
@@ -256,10 +262,10 @@ IMAGES, LABELS = (
 
 
 def test_teachers_of_any_shape_and_condition_are_called_with_two_of_their_samples():
-    assert check_fit(LabelTeacher(), IMAGES, LABELS).shape == (2, 4, 5, 5)
-    assert check_fit(LabelTeacher().double(), IMAGES, LABELS).dtype == torch.float64
-    assert check_fit(PointTeacher(7), torch.ones(6, 7), None).shape == (2, 7)
-    check_plan(config(), LabelTeacher(), IMAGES, LABELS)
+    assert answer_of(LabelTeacher(), IMAGES, LABELS).shape == (2, 4, 5, 5)
+    assert answer_of(LabelTeacher().double(), IMAGES, LABELS).dtype == torch.float64
+    assert answer_of(PointTeacher(7), torch.ones(6, 7), None).shape == (2, 7)
+    check_plan(setup_of(config(), LabelTeacher(), IMAGES, LABELS))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +284,7 @@ def test_teachers_of_any_shape_and_condition_are_called_with_two_of_their_sample
 )
 def test_conditions_that_a_teacher_does_not_take_are_refused(network, x0, cond, words):
     with pytest.raises(ValueError, match=words):
-        check_fit(network, x0, cond)
+        answer_of(network, x0, cond)
 
 
 def test_the_networks_of_this_package_are_trained_on_trajectories(tmp_path):

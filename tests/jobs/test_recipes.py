@@ -55,9 +55,10 @@ STUDENT = f"""
 name: walks
 {DATA}
 teacher: {{folder: runs/walks-teacher/teacher, calls: [1, 2], ab2_calls: [4]}}
-dmd: {{student_steps: 2, fake_score_warmup_steps: 6, vsd_norm: rms}}
-train: {{kd_steps: 30, kd_pairs: 64, kd_teacher_calls: 4, steps: 10, batch_size: 16, log_every: 5, evaluate_every: 10,
-  threads: 1}}
+student: {{steps: 2}}
+dmd: {{fake_score_warmup_steps: 6, vsd_norm: rms}}
+train: {{kd_steps: 30, kd_pairs: 64, kd_teacher_calls: 4, steps: 10, batch_size: 16, log_every: 5,
+  evaluate_every: 10, threads: 1}}
 """
 KD_STEPS = 30
 
@@ -591,7 +592,8 @@ DAMAGED = [
     ("rows", "as many rows in Z as in X, got 5 and 120"),
     (
         "axes",
-        r"no data.pack but for trajectories, X \(N, T_x, d_x\) .* got 2 for X \(120, 2\) and Z \(120, 2, 2\)",
+        r"no data.pack but for trajectories, X \(N, T_x, d_x\) .* got 2 for X \(120, 2\) and "
+        r"Z \(120, 2, 2\)",
     ),
     ("channels", "out_rep of dimension 4, the channels of X, got 2"),
     ("few", "at least 3 episodes"),
@@ -735,16 +737,28 @@ def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_pa
     )  # fewer demonstrations: seconds less
     assert (code, err) == (0, "") and os.listdir(tmp_path) == []
     values = yaml.safe_load(out.partition("\n\n")[0])
-    assert (values["name"], values["data"]["name"], values["dmd"]["student_steps"]) == (
+    assert (values["name"], values["data"]["name"], values["student"]["steps"]) == (
         "ring",
         "ring",
         1,
     )
+    assert values["method"] == "kd"
     assert Path(values["teacher"]["folder"]) == RECIPES / "teachers" / "ring"
     code, out, err = call("train_teacher.py", "--dry-run", "data.size=64")
     assert (code, err) == (0, "")
     # The same data, so that the scores beside the shipped teacher hold for its student.
     assert yaml.safe_load(out.partition("\n\n")[0])["data"] == values["data"]
+
+
+def test_updates_after_kd_on_the_shipped_config_are_dmd2_and_a_line_says_so(call):
+    code, out, err = call("distill.py", "--dry-run", "data.size=64", "train.steps=300")
+    assert code == 0
+    assert err.splitlines() == [
+        "note: method=dmd2, since train.steps=300 asks for updates after KD; say method=dmd2, or "
+        "train.steps=0 for KD alone"
+    ]
+    values = yaml.safe_load(out.partition("\n\n")[0])
+    assert (values["method"], values["train"]["steps"]) == ("dmd2", 300)
 
 
 @pytest.mark.parametrize("moment", ["pairs", "hand_over"])

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fastgen.config import DistillConfig, TrainTeacherConfig
+from fastgen.config import DistillConfig, StudentConfig, TrainTeacherConfig
 from fastgen.config.files import dump_yaml
 from fastgen.data import build_data
 from fastgen.export import export_student, save_network
 from fastgen.jobs.checks import fit_to_teacher
-from fastgen.jobs.setup import build_network
+from fastgen.jobs.pretraining import build_network
 from fastgen.jobs.sources import load_run_student, load_teacher, load_weights
 from fastgen.samplers import sample_student
 from fastgen.teachers import KeywordNetwork, RectifiedFlow, as_rectified_flow
@@ -50,8 +50,11 @@ answer = 42
 """
 
 
-def config(teacher: dict[str, Any] | None = None, **dmd: Any) -> DistillConfig:
-    return DistillConfig.model_validate({"teacher": teacher or {}, "dmd": dmd})
+def config(teacher: dict[str, Any] | None = None, **given: Any) -> DistillConfig:
+    """The keys of `student` and of `dmd` by their own names."""
+    student = {key: value for key, value in given.items() if key in StudentConfig.model_fields}
+    dmd = {key: value for key, value in given.items() if key not in student}
+    return DistillConfig.model_validate({"teacher": teacher or {}, "student": student, "dmd": dmd})
 
 
 @pytest.fixture
@@ -162,7 +165,7 @@ def test_a_teacher_that_predicts_something_else_is_refused(tmp_path):
     folder = {"folder": str(tmp_path / "t")}
     assert isinstance(load_teacher(config(folder)), type(network))
     with pytest.raises(
-        ValueError, match="expected dmd.pred_type=flow, what the teacher predicts, got x0"
+        ValueError, match="expected student.pred_type=flow, what the teacher predicts, got x0"
     ):
         load_teacher(config(folder, pred_type="x0"))
     assert isinstance(load_teacher(config({**folder, "prediction": "eps"})), RectifiedFlow)
@@ -399,39 +402,42 @@ TABLE = as_rectified_flow(
 
 
 def test_nothing_changes_for_networks_of_rectified_flow():
-    for cfg in (toy_config("unused"), config(), config(t_max=1.0, student_steps=3)):
+    for cfg in (toy_config("unused"), config(), config(t_max=1.0, steps=3)):
         assert fit_to_teacher(cfg, PointTeacher()) == (cfg, [])
     cfg, notes = fit_to_teacher(
         config(), as_rectified_flow(PointTeacher(), path="cosine", prediction="v")
     )
     assert len(notes) == 1 and notes[0] == "teacher: cosine, v, time_scale=1, t in [0, 1]"
-    assert cfg.dmd.t_list == config().dmd.t_list
+    assert cfg.student.t_list == config().student.t_list
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_student_starts_where_its_teacher_does(steps):
-    cfg, notes = fit_to_teacher(config(student_steps=steps), VP)
-    assert cfg.dmd.t_list == pytest.approx(
+    cfg, notes = fit_to_teacher(config(steps=steps), VP)
+    assert cfg.student.t_list == pytest.approx(
         [VP.t_max * (1 - i / steps) for i in range(steps)] + [0.0], rel=1e-12
     )
     assert "the student starts at t = 0.993471 (the teacher is defined up to 0.993471)" in notes
-    cfg, notes = fit_to_teacher(config(student_steps=steps, t_list_shift=2.0), EPS)
+    cfg, notes = fit_to_teacher(config(steps=steps, t_list_shift=2.0), EPS)
     assert (
-        cfg.dmd.t_list[0] == 0.5
-        and cfg.dmd.t_list_shift == 2.0
-        and len(cfg.dmd.t_list) == steps + 1
+        cfg.student.t_list[0] == 0.5
+        and cfg.student.t_list_shift == 2.0
+        and len(cfg.student.t_list) == steps + 1
     )
     assert "the student starts at t = 0.5 (the teacher predicts noise)" in notes
-    assert fit_to_teacher(cfg, EPS)[0].dmd == cfg.dmd
+    again = fit_to_teacher(cfg, EPS)[0]
+    assert (again.student, again.dmd) == (cfg.student, cfg.dmd)
 
 
 def test_rungs_that_were_asked_for_are_kept_or_refused():
-    for asked in (config(t_list=(0.9, 0.4, 0.0)), config(t_max=0.9, student_steps=2)):
+    for asked in (config(t_list=(0.9, 0.4, 0.0)), config(t_max=0.9, steps=2)):
         cfg, notes = fit_to_teacher(asked, EPS)
-        assert cfg.dmd.t_list == asked.dmd.t_list and not any("starts" in note for note in notes)
+        assert cfg.student.t_list == asked.student.t_list and not any(
+            "starts" in note for note in notes
+        )
     for asked, key in (
-        (config(t_list=(0.999, 0.0)), "dmd.t_list"),
-        (config(t_max=0.999), "dmd.t_max"),
+        (config(t_list=(0.999, 0.0)), "student.t_list"),
+        (config(t_max=0.999), "student.t_max"),
     ):
         with pytest.raises(
             ValueError, match=f"expected {key} to begin at most at 0.993471, .*, got 0.999"

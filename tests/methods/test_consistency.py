@@ -1,5 +1,4 @@
-"""Consistency distillation: its times, the teacher's step, and a loss whose fixed point is the
-teacher's own map."""
+"""Consistency distillation: its times, and a loss whose fixed point is the teacher's own map."""
 
 from __future__ import annotations
 
@@ -16,14 +15,15 @@ from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig
 from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.flow_matching import add_noise, convert_prediction
+from fastgen.guidance import Guidance
 from fastgen.methods.consistency import (
     ConsistencyDistillation,
     consistency_intervals,
     consistency_loss,
     consistency_times,
-    teacher_step,
 )
-from fastgen.samplers import sample_student, sample_teacher, teacher_velocity
+from fastgen.samplers import sample_student, teacher_step
+from fastgen.teachers.guided import GuidedNetwork
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.draws import Draws
 from fastgen.training.trained_network import TrainedNetwork
@@ -111,61 +111,6 @@ def test_times_that_cannot_be_drawn_are_refused(arguments, message):
         consistency_times(
             arguments.pop("n"), arguments.pop("progress"), arguments.pop("t_list"), **arguments
         )
-
-
-# ---- The teacher's step --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ORDERS)
-def test_one_step_of_equal_times_is_that_of_the_sampler(method):
-    teacher, x, cond = GaussianTeacher(), normal(6, 3, 2), normal(6, seed=1)
-    noise = x / 0.8
-    expected = sample_teacher(
-        teacher, noise, None, cond, method=method, t_grid=[0.8, 0.3, 0.0], return_all_steps=True
-    )
-    step = teacher_step(
-        teacher, x, torch.full((6,), 0.8), torch.full((6,), 0.3), cond, method=method
-    )
-    # float32 times 0.8 and 0.3.
-    torch.testing.assert_close(step, expected[0][:, 1], rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("method", ORDERS)
-def test_samples_have_times_of_their_own(method):
-    teacher, x, t = GaussianTeacher(), normal(6, 3), times_of(6)
-    whole = teacher_step(teacher, x, t, t / 3, method=method)
-    for i in range(6):
-        row = slice(i, i + 1)
-        torch.testing.assert_close(
-            whole[row], teacher_step(teacher, x[row], t[row], t[row] / 3, method=method)
-        )
-
-
-def noise_teacher(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-    return GaussianTeacher().predict(x_t, t, cond)[1]
-
-
-@pytest.mark.parametrize("time", [0.999, 0.96, 0.95, 0.5])
-def test_a_noise_prediction_is_followed_as_by_the_sampler(time):
-    x, t = normal(6, 3), torch.full((6,), time, dtype=torch.float64)
-    step = teacher_step(noise_teacher, x, t, t - 0.1, method="euler", pred_type="eps")
-    velocity = teacher_velocity(noise_teacher, None, dtype=torch.float64, pred_type="eps")(x, time)
-    torch.testing.assert_close(step, x - 0.1 * velocity)
-
-
-def test_a_step_can_be_guided_and_has_no_graph():
-    teacher, x, t, c, u = (
-        GaussianTeacher(),
-        normal(5, 2).requires_grad_(),
-        times_of(5),
-        normal(5),
-        normal(5, seed=4),
-    )
-    guided = teacher_step(teacher, x, t, t / 2, c, guidance_scale=2.0, negative_cond=u)
-    torch.testing.assert_close(guided, teacher_step(teacher, x, t, t / 2, 2 * c - u))
-    assert not guided.requires_grad
-    with pytest.raises(ValueError, match="expected negative_cond"):
-        teacher_step(teacher, x, t, t / 2, c, guidance_scale=2.0)
 
 
 # ---- The loss ------------------------------------------------------------------------------------
@@ -389,6 +334,21 @@ def test_teacher_and_target_judge_without_dropout_and_modes_are_restored():
     assert torch.equal(with_dropout, plain)
 
 
+def test_a_teacher_that_guides_itself_is_followed_where_it_leads():
+    """The Gaussian flow is linear in the condition, so scale s follows c + (s - 1)(c - u)."""
+    teacher, x0, noise, t = GaussianTeacher(), normal(8, 2), normal(8, 2, seed=1), times_of(8)
+    c, u = normal(8, seed=2), normal(8, seed=3)
+
+    def student(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return torch.sin(x_t)
+
+    guided = GuidedNetwork(teacher, Guidance(2.0), u)
+    loss = consistency_loss(student, guided, x0, noise, t, t / 2, c)
+    expected = consistency_loss(student, teacher, x0, noise, t, t / 2, 2 * c - u)
+    torch.testing.assert_close(loss, expected)
+    assert loss != consistency_loss(student, teacher, x0, noise, t, t / 2, c)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_is_at_least_float32_and_close_to_that_in_float64(dtype):
     student, teacher = Net(1), Net(2)
@@ -420,7 +380,6 @@ def test_the_loss_is_at_least_float32_and_close_to_that_in_float64(dtype):
         ({"huber_c": 0.0}, ValueError, "expected huber_c > 0"),
         ({"method": "ab2"}, ValueError, "unknown method 'ab2'"),
         ({"pred_type": "v"}, ValueError, "unknown pred_type 'v'"),
-        ({"guidance_scale": 2.0}, ValueError, "expected negative_cond"),
     ],
 )
 def test_bad_arguments_are_named(changes, error, message):
@@ -566,5 +525,3 @@ def test_what_a_stage_cannot_do_is_said_at_once():
         ValueError, match=r"expected t_list\[0\] >= 0.9 for consistency distillation, got 0.7"
     ):
         stage_of(MIXTURE, steps=3, t_list=(0.7, 0.0))
-    with pytest.raises(ValueError, match="expected negative_cond"):
-        stage_of(MIXTURE, steps=3, guidance_scale=2.0)

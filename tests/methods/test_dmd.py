@@ -124,7 +124,7 @@ def test_the_gan_term_reaches_the_student_through_both_networks():
 
 
 def test_losses_are_named_as_promised():
-    plain, gan = build(), build(gan=True, gan_r1_reg_weight=1.0)
+    plain, gan = build(), build(gan=True, gan_loss_weight_gen=0.1, gan_r1_reg_weight=1.0)
     draw = {"generator": generator_for(0)}
     assert set(plain.compute_student_loss(X0, NOISE, COND, **draw)) == {"vsd", "total"}
     assert set(plain.compute_fake_score_loss(X0, NOISE, COND, **draw)) == {"fake_score", "total"}

@@ -1,6 +1,8 @@
 """Laws of the method where the truth is known: the gradient is that of a KL, its fixed point the
 teacher's law, and an equivariant pipeline's losses are invariant."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from fastgen.discriminators import heads_for
 from fastgen.dmd import DMDPipeline
 from fastgen.flow_matching import add_noise, pred_x0_from_flow
 from fastgen.losses import NORM_EPSILON, vsd_loss
+from fastgen.methods.rollouts import SharedDraws
 from fastgen.models.ediscriminators import eFourierDiscriminator
 from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.specs import parse_group, parse_representation
@@ -142,13 +145,14 @@ def test_the_fixed_point_has_the_teachers_mean_and_full_covariance_within_a_perc
 # ---- Symmetry ------------------------------------------------------------------------------------
 
 
-class Turned(DMDPipeline):
-    """A pipeline whose draws of noise are turned by a group element, as its inputs are."""
+@dataclass(frozen=True)
+class TurnedDraws(SharedDraws):
+    """Draws of noise that are turned by a group element, as the inputs are."""
 
-    turn: Tensor
+    turn: Tensor = field(kw_only=True)
 
-    def _normal_like(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return super()._normal_like(x, generator) @ self.turn.T
+    def normal_like(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return super().normal_like(x, generator) @ self.turn.T
 
 
 def parts(group_name: str) -> tuple:
@@ -196,8 +200,8 @@ def losses_under(
         real_data_weight=1.0,
         **kinds,
     )
-    pipeline = Turned(*networks, config, discriminator=discriminator)
-    pipeline.turn = turn
+    pipeline = DMDPipeline(*networks, config, discriminator=discriminator)
+    pipeline.draws = TurnedDraws(turn=turn)
     size = turn.shape[0]
     shapes = ((4, 4, size), (4, 4, size), (4, 2, size), (4, 2, size))
     noise, x0, cond, negative = (

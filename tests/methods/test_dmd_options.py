@@ -121,6 +121,53 @@ def test_the_fake_scores_loss_is_weighted_over_time(kind, weight):
     torch.testing.assert_close(loss, (weight(t) * per_sample).mean())
 
 
+# ---- Weights -------------------------------------------------------------------------------------
+
+WEIGHTS = {
+    "vsd": "vsd_weight",
+    "gan_gen": "gan_loss_weight_gen",
+    "real_data": "real_data_weight",
+    "r1": "gan_r1_reg_weight",
+    "r2": "gan_r2_reg_weight",
+}
+
+
+@pytest.mark.parametrize("term", WEIGHTS)
+def test_a_term_of_weight_zero_is_absent_and_those_before_it_are_what_they_were(term):
+    """The terms of a loss draw one after another, so those before the absent one draw the same."""
+
+    def losses(**changes: float) -> dict[str, Tensor]:
+        weights = {weight: 0.5 for weight in WEIGHTS.values()} | changes
+        pipeline = build(gan=True, real_data_samples=3, **weights)
+        computed = {}
+        for name in ("student", "discriminator"):
+            compute = getattr(pipeline, f"compute_{name}_loss")
+            computed |= compute(X0, NOISE, COND, generator=generator_for(0))
+            computed[f"total of the {name}"] = computed.pop("total")
+        return computed
+
+    whole, without = losses(), losses(**{WEIGHTS[term]: 0.0})
+    assert set(whole) - set(without) == {term}
+    order = ["vsd", "gan_gen", "real_data", "gan_disc", "r1", "r2"]
+    before = order[: order.index(term)]
+    assert all(torch.equal(whole[name], without[name]) for name in before)
+
+
+def test_a_discriminator_without_a_weight_is_never_asked_by_the_student():
+    """The loss, its gradient and what it draws are those of a pipeline without a discriminator."""
+    results = []
+    for gan in (True, False):
+        pipeline = build(gan=gan, real_data_weight=1.0, real_data_samples=3)
+        generator = generator_for(0)
+        losses = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator)
+        losses["total"].backward()
+        gradients = [p.grad for p in pipeline.student.parameters()]
+        calls = len(pipeline.teacher.seen)
+        results.append([*losses.values(), *gradients, generator.get_state(), torch.tensor(calls)])
+    for with_one, without in zip(*results, strict=True):
+        assert torch.equal(with_one, without)
+
+
 # ---- Samples -------------------------------------------------------------------------------------
 
 

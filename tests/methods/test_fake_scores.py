@@ -18,13 +18,11 @@ from fastgen.models import build_model
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.networks import idle_parameters
 from fastgen.records.checkpoints import load_newest_checkpoint
-from support.toy import ToyTask, ToyTeacher, plug_pulled, toy_config
+from support.toy import ToyTask, ToyTeacher, plug_pulled, setup_of, toy_config
 
-X, T, Z = (
-    torch.ones(6, 3, 4).double(),
-    torch.linspace(0.1, 0.9, 6).double(),
-    torch.ones(6, 2, 2).double(),
-)
+X = torch.ones(6, 3, 4).double()
+T = torch.linspace(0.1, 0.9, 6).double()
+Z = torch.ones(6, 2, 2).double()
 
 
 def teacher() -> nn.Module:
@@ -78,6 +76,24 @@ def test_a_map_in_two_places_has_one_correction():
     inner = fake.network
     assert inner.tied is inner.net["one"] and isinstance(inner.tied, LowRankLinear)
     assert torch.equal(fake(X, T), net(X, T)) and not torch.equal(trained(fake)(X, T), net(X, T))
+
+
+def test_a_map_that_one_module_holds_twice_has_one_correction():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.two = self.one
+
+        def forward(self, x_t, t, cond=None):
+            return self.one(self.two(x_t))
+
+    net = Twice().double()
+    fake = LowRankFakeScore(net, 2)
+    assert {*fake.corrections} == {"one/up", "one/down"}
+    assert isinstance(fake.network.one, LowRankLinear)
+    assert fake.network.two is fake.network.one
+    assert torch.equal(fake(X, T), net(X, T))
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -148,7 +164,7 @@ def test_an_equivariant_teacher_is_refused():
 
 def test_a_rank_without_a_fake_score_is_refused():
     x0, cond = ToyTask().train.network_inputs()
-    check_plan(toy_config("unused", fake_score_rank=2), ToyTeacher(), x0, cond)
+    check_plan(setup_of(toy_config("unused", fake_score_rank=2), ToyTeacher(), x0, cond))
     for changes in ({"steps": 0}, {}):
         cfg = toy_config("unused", fake_score_rank=2, **changes)
         if not changes:
@@ -157,7 +173,7 @@ def test_a_rank_without_a_fake_score_is_refused():
             ValueError,
             match="expected train.fake_score_rank=null where no fake score is trained, got 2",
         ):
-            check_plan(cfg, ToyTeacher(), x0, cond)
+            check_plan(setup_of(cfg, ToyTeacher(), x0, cond))
 
 
 def test_a_run_trains_and_saves_the_corrections(tmp_path):

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fastgen.flow_matching import x0_to_flow
+from fastgen.guidance import Guidance
 from fastgen.methods.kd import kd_loss, rung_grid, teacher_pairs
 from fastgen.samplers import sample_student, sample_teacher
+from fastgen.teachers.guided import GuidedNetwork
 from support.exact import GaussianTeacher, normal
 
 T_LIST = [0.999, 0.75, 0.5, 0.25, 0.0]
@@ -76,10 +78,8 @@ def test_pairs_keep_dtype_and_graph_free_and_shape():
 
 def test_pairs_can_be_guided():
     teacher, noise, c, u = GaussianTeacher(), normal(5, 2), normal(5, seed=3), normal(5, seed=4)
-    guided = teacher_pairs(teacher, noise, c, T_LIST, guidance_scale=2.0, negative_cond=u)
+    guided = teacher_pairs(GuidedNetwork(teacher, Guidance(2.0), u), noise, c, T_LIST)
     torch.testing.assert_close(guided, teacher_pairs(teacher, noise, 2 * c - u, T_LIST))
-    with pytest.raises(ValueError, match="expected negative_cond"):
-        teacher_pairs(teacher, noise, c, T_LIST, guidance_scale=2.0)
 
 
 def perfect_student(teacher: GaussianTeacher, *, chord: bool = False):

@@ -25,7 +25,7 @@ from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.methods.consistency import ConsistencyDistillation
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
-from fastgen.methods.pretraining import FlowMatching
+from fastgen.methods.pretraining import FlowMatchingTraining
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.draws import Draws
 from fastgen.training.stage import Stage
@@ -399,7 +399,9 @@ DMD = DMDConfig(
 def flow_matching(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
     network = Recorder(ToyTeacher())
     cfg = TeacherTrainConfig(steps=5, batch_size=BATCH)
-    return FlowMatching(network, *TASK.train.network_inputs(), cfg, draws(rank, world)), [network]
+    return FlowMatchingTraining(network, *TASK.train.network_inputs(), cfg, draws(rank, world)), [
+        network
+    ]
 
 
 def distillation(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
@@ -569,7 +571,7 @@ def test_stages_take_any_condition_and_keep_it_beside_its_sample(kind, cond):
     network, teacher = (Conditioned(cond is not None) for _ in range(2))
     if kind == "flow matching":
         cfg = TeacherTrainConfig(steps=5, batch_size=BATCH)
-        stage: Stage = FlowMatching(Recorder(network), x0, cond, cfg, draws())
+        stage: Stage = FlowMatchingTraining(Recorder(network), x0, cond, cfg, draws())
     elif kind == "KD":
         states = torch.stack([x0 for _ in DMD.t_list], 1)
         stage = KnowledgeDistillation(Recorder(network), states, cond, DMD, 5, 0.02, draws())
@@ -590,6 +592,15 @@ def test_stages_take_any_condition_and_keep_it_beside_its_sample(kind, cond):
         assert torch.equal(given["row"], rows) and torch.equal(given["label"], LABELS[rows])
     else:
         assert torch.equal(given, LABELS[rows]) and given.dtype == torch.int64
+
+
+def test_pairs_of_weight_zero_are_left_alone():
+    stage, recorders = everything()
+    dmd = EVERYTHING.model_copy(update={"kd_weight": 0.0})
+    alone = DistributionMatching(
+        recorders[0], None, stage.pipeline, stage.x0, stage.cond, dmd, 5, draws(), pairs=stage.pairs
+    )
+    assert "kd" in stage.update(stage.warmup) and "kd" not in alone.update(0)
 
 
 @stages
@@ -647,7 +658,7 @@ def test_flow_matching_near_pure_noise_learns_the_mean_given_the_condition():
         steps=400, batch_size=BATCH, t=SampleTimestepConfig(min_t=0.99, max_t=1.0)
     )
     network = trained(network=ToyTeacher(), total=cfg.steps, ema=False, lr=0.03, weight_decay=0.0)
-    stage = FlowMatching(network, x0, cond, cfg, draws(stage="teacher"))
+    stage = FlowMatchingTraining(network, x0, cond, cfg, draws(stage="teacher"))
     for step in range(stage.steps):
         stage.update(step)
     eps, z = torch.randn(48, 2, 4, generator=torch.Generator().manual_seed(3)), cond.repeat(1, 2, 2)
@@ -667,7 +678,7 @@ def test_a_share_of_the_samples_is_trained_without_its_condition(share):
             return super().forward(x_t, t, cond)
 
     cfg = TeacherTrainConfig(steps=40, batch_size=BATCH, cond_dropout=share)
-    stage = FlowMatching(Recorder(Watching()), x0, cond, cfg, draws())
+    stage = FlowMatchingTraining(Recorder(Watching()), x0, cond, cfg, draws())
     for step in range(40):
         stage.update(step)
     dropped = torch.cat(seen).double().mean().item()

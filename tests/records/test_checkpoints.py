@@ -115,7 +115,9 @@ def test_an_optimiser_goes_on_as_if_it_had_not_stopped(
             model(normal(8, 3, dtype=torch.float64, seed=step)).square().sum().backward()
             optimizer.step()
 
-    whole, first, second = network(), network(), network()
+    whole = network()
+    first = network()
+    second = network()
     train(whole, make(whole.parameters(), lr=0.1), range(6))
     optimizer = make(first.parameters(), lr=0.1)
     train(first, optimizer, range(3))
@@ -283,7 +285,8 @@ def test_a_checkpoint_is_removed_at_once_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_is_renamed_only_when_all_of_it_is_there(tmp_path, monkeypatch):
-    rename, seen = os.rename, []
+    rename = os.rename
+    seen = []
 
     def look(old: Path, new: Path) -> None:
         seen.append(new.name)

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from fastgen.config import DistillConfig
+from fastgen.config.base import OldSpelling
+from fastgen.config.dmd import STUDENT_KEYS
 from fastgen.config.files import load_config
 from fastgen.records.folder import claim_run, open_run, run_folder
 from fastgen.records.origin import fingerprint
@@ -122,7 +125,7 @@ def test_resuming_where_nothing_is_begins(tmp_path):
         ("train.kd_huber_c", 0.5, "train.kd_huber_c: 0.02 then, 0.5 now"),
         ("train.batch_size", 4, "train.batch_size: 8 then, 4 now"),
         ("train.evaluate_every", 2, "train.evaluate_every: 4 then, 2 now"),
-        ("dmd.ema.decay", 0.5, "dmd.ema.decay: 0.99 then, 0.5 now"),
+        ("student.ema.decay", 0.5, "student.ema.decay: 0.99 then, 0.5 now"),
         ("data.seed", 3, "data.seed: 0 then, 3 now"),
         ("teacher.folder", "t", "teacher.folder: None then, .*/t now"),
         ("teacher.arguments", {"threads": 2}, "teacher.arguments.threads: None then, 2 now"),
@@ -138,6 +141,25 @@ def test_resuming_with_another_config_is_refused_by_the_key_that_differs(run, ke
         pass
     assert "\n" not in str(raised.value)
     assert content(Path(run.run_dir)) == before
+
+
+def test_a_run_begun_by_0_1_0_is_refused_by_name(run):
+    folder = Path(run.run_dir)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    student = values.pop("student")
+    values["dmd"] |= {old: student[new] for old, new in STUDENT_KEYS.items()}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    before = content(folder)
+    with (
+        pytest.raises(ValueError, match=r"an earlier version began .*dmd\.student_steps") as raised,
+        open_run(resumed(run)),
+    ):
+        pass
+    assert "go on with that version, or choose another run_dir" in str(raised.value)
+    assert content(folder) == before
+    # What it says can still be read, to evaluate its student.
+    with pytest.warns(OldSpelling):
+        assert load_config(DistillConfig, folder / "config.yaml") == run
 
 
 @pytest.mark.parametrize(

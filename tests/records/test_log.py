@@ -90,7 +90,8 @@ def test_throughput_counts_training_alone(tmp_path, clock):
 )
 def test_rows_of_something_else_are_not_cut(tmp_path, row):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(text := f'{{"stage": "kd", "step": 1}}\n{row}\n')
+    text = f'{{"stage": "kd", "step": 1}}\n{row}\n'
+    path.write_text(text)
     log = RunLog(tmp_path, batch_size=1, main_process=True)
     with pytest.raises(ValueError, match=r"expected rows of kd, dmd in .*metrics\.jsonl, got"):
         log.truncate(["kd", "dmd"], 0, 1)
@@ -98,7 +99,8 @@ def test_rows_of_something_else_are_not_cut(tmp_path, row):
 
 
 def test_peak_memory_sees_what_is_held():
-    before, more = peak_memory(), 1 << 26
+    before = peak_memory()
+    more = 1 << 26
     assert before is not None and before > 1e7
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     held = torch.ones((before - resident + more) // 4)  # beyond the peak, which may be long past
@@ -203,7 +205,8 @@ class Config:
     def update(self, *args, **kwargs): pass
 config = Config()
 def note(what, values):
-    with open(os.environ["NOTES"], "a") as file: file.write(json.dumps({"what": what, **values}) + chr(10))
+    with open(os.environ["NOTES"], "a") as file:
+        file.write(json.dumps({"what": what, **values}) + chr(10))
 def init(**kwargs):
     note("init", kwargs)
     return Run()

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from fastgen._core import files as _files
-from fastgen._core.tensor_files import load_tensors, save_tensors
+from fastgen._core.tensor_files import load_tensors, save_tensors, sha256
 from fastgen.config import DistillConfig
 from fastgen.config.files import dump_yaml, load_config
 from fastgen.data.files import file_task, read_tensors
-from fastgen.export import export_student, load_network, save_network, schema as _schema
+from fastgen.export import export_student, load_network, save_network, schema
 from fastgen.export.folders import load_student
 from fastgen.jobs.sources import load_weights
 from fastgen.models import build_model
@@ -247,7 +246,7 @@ def writer(name: str, content: bytes) -> Callable[[Path], Any]:
 
 def forger(document: dict[str, Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        text = json.dumps({**document, "checksum": _schema._checksum(document)})
+        text = json.dumps({**document, "checksum": schema.config_checksum(document)})
         (folder / "config.json").write_text(text)
 
     return apply
@@ -257,7 +256,7 @@ def tensor_forger(document: dict[str, Any], name: str, content: bytes) -> Callab
     def apply(folder: Path) -> None:
         path = folder / name
         path.write_bytes(content)
-        entry = {**document["tensors"], "bytes": path.stat().st_size, "sha256": _files.sha256(path)}
+        entry = {**document["tensors"], "bytes": path.stat().st_size, "sha256": sha256(path)}
         rest = {key: value for key, value in document.items() if key != "checksum"}
         forger({**rest, "tensors": entry})(folder)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from fastgen.config import DistillConfig
 from fastgen.data.trajectories import TrajectoryData
+from fastgen.jobs.setup import Setup
 from fastgen.metrics import energy_distance
 from fastgen.normalizer import Normalizer
 
@@ -73,7 +76,8 @@ def toy_config(run_dir, **train) -> DistillConfig:
             "name": "toy",
             "run_dir": str(run_dir),
             "teacher": {"calls": [1, 2], "ab2_calls": [4]},
-            "dmd": {"student_steps": 2, "fake_score_warmup_steps": 4, "vsd_norm": "rms"},
+            "student": {"steps": 2},
+            "dmd": {"fake_score_warmup_steps": 4, "vsd_norm": "rms"},
             "train": {**loop, "evaluate_every": 4, "log_every": 2, "threads": 1, **train},
         }
     )
@@ -81,7 +85,6 @@ def toy_config(run_dir, **train) -> DistillConfig:
 
 # Each of DMD's branches on, as `dmd` of a config.
 EVERYTHING = {
-    "student_steps": 2,
     "fake_score_warmup_steps": 4,
     "vsd_norm": "rms",
     "f_divergence": "forward_kl",
@@ -114,6 +117,15 @@ def with_everything(run_dir, **train) -> DistillConfig:
     values = toy_config(run_dir, **train).model_dump() | {"dmd": EVERYTHING}
     values["teacher"]["null_cond"] = "zeros"
     return DistillConfig.model_validate(values)
+
+
+@contextlib.contextmanager
+def without_pictures() -> Iterator[None]:
+    """Inside, the pictures of a report are empty files: drawing them takes longer than the rest of
+    a toy's run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
+        yield
 
 
 class Pulled(Exception):
@@ -165,3 +177,9 @@ class LabelTeacher(nn.Module):
         times = t.to(x_t.dtype)[:, None, None, None].expand_as(x_t[:, :1])
         h = self.first(torch.cat([x_t, times], 1)) + self.label(cond)[:, :, None, None]
         return self.last(torch.nn.functional.silu(h))
+
+
+def setup_of(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: object) -> Setup:
+    """The networks of a run on data that are already as networks see them."""
+    data: Any = SimpleNamespace(network_inputs=lambda: (x0, cond), z_normalizer=None)
+    return Setup(cfg, teacher, data)

@@ -103,7 +103,8 @@ def test_the_time_of_a_ratio_is_where_the_clock_has_it(path, data_at):
     span = float(times(clock)[[0, -1]].diff().abs())
     assert (clock.time_of_ratio(ratio(clock, s)) - s).abs().max() < 1e-12 * span
     # Near the data of VP the ratio goes with the root of 1 - s, whose digits are few.
-    low, high = max(clock.ratios[0], 1e-2), min(clock.ratios[1], 1e4)
+    low = max(clock.ratios[0], 1e-2)
+    high = min(clock.ratios[1], 1e4)
     ratios = torch.logspace(math.log10(low), math.log10(high), 500, dtype=F64)[1:-1]
     torch.testing.assert_close(
         ratio(clock, clock.time_of_ratio(ratios)), ratios, rtol=1e-10, atol=0
@@ -142,7 +143,8 @@ def test_a_clock_comes_back_from_its_description_in_json(name):
 )
 def test_data_at_zero_is_the_path_run_backwards(interpolant):
     s = torch.arange(9, dtype=F64) / 8  # 1 - (1 - s) is s again
-    forwards, backwards = parse_clock(interpolant, 1), parse_clock(interpolant, 0)
+    forwards = parse_clock(interpolant, 1)
+    backwards = parse_clock(interpolant, 0)
     for there, back in zip(forwards.coefficients(s), backwards.coefficients(1 - s), strict=True):
         assert torch.equal(there, back)
     for there, back in zip(forwards.derivatives(s), backwards.derivatives(1 - s), strict=True):
@@ -213,7 +215,8 @@ def test_scaled_linear_betas_have_evenly_spaced_roots():
 def test_a_table_is_hit_at_its_rows_and_linear_in_log_snr_between_them(schedule):
     betas = beta_table(schedule, 200)
     clock = TableClock(betas)
-    rows, abar = torch.arange(200, dtype=F64), (1 - betas).cumprod(0)
+    rows = torch.arange(200, dtype=F64)
+    abar = (1 - betas).cumprod(0)
     alpha, sigma = clock.coefficients(rows)
     torch.testing.assert_close(alpha**2, abar, rtol=1e-10, atol=0)
     torch.testing.assert_close(sigma**2, 1 - abar, rtol=1e-10, atol=0)
@@ -351,7 +354,7 @@ def test_nearest_asks_for_whole_rows_and_betas_are_a_copy():
         (
             [0.1, 0.0, 0.2],
             0,
-            r"expected every beta in \(0, 1\), got 0 in row 1; alphas_cumprod is not betas: betas =",
+            r"expected every beta in \(0, 1\), got 0 in row 1; alphas_cumprod is not betas: betas",
         ),
         ([0.1, 1.0, 0.2], 0, "got 1 in row 1"),
         ([0.1, 0.2, 1.5], 0, "got 1.5 in row 2"),

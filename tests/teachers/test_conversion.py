@@ -25,7 +25,8 @@ from fastgen.teachers import (
 from fastgen.teachers.clocks import BETA_SCHEDULES, beta_table, parse_clock
 from support.exact import normal
 
-F32, F64 = torch.float32, torch.float64
+F32 = torch.float32
+F64 = torch.float64
 WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=F64) / 6
 MEANS = torch.tensor([[1.2, 0.3], [-0.9, 0.6], [0.2, -0.5]], dtype=F64)
 SPREADS = torch.tensor(
@@ -59,10 +60,13 @@ class Recorder(nn.Module):
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = F32) -> None:
         super().__init__()
-        self.inside, self.scale = network, nn.Parameter(torch.ones((), dtype=dtype))
+        self.inside = network
+        self.scale = nn.Parameter(torch.ones((), dtype=dtype))
 
     def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        self.x, self.t, self.cond = x, t, cond
+        self.x = x
+        self.t = t
+        self.cond = cond
         return self.scale * self.inside(x, t, cond)
 
 
@@ -92,10 +96,8 @@ def wrapped(declaration: dict[str, Any], network: nn.Module | None = None) -> Re
 def points(teacher: RectifiedFlow, n: int = 64) -> tuple[Tensor, Tensor]:
     """Samples of the law at times over the whole range of a teacher."""
     t = torch.linspace(0.001, 0.999, n, dtype=F64).clamp(teacher.t_min, teacher.t_max)
-    x0, eps = (
-        LAW.sample(n, generator=torch.Generator().manual_seed(1), dtype=F64),
-        normal(n, 2, seed=2),
-    )
+    x0 = LAW.sample(n, generator=torch.Generator().manual_seed(1), dtype=F64)
+    eps = normal(n, 2, seed=2)
     return (1 - t)[:, None] * x0 + t[:, None] * eps, t
 
 
@@ -113,7 +115,8 @@ hard = pytest.mark.parametrize("declaration", HARD, ids=label)
 def test_flow_and_data_are_those_of_the_law_whatever_the_network_was_trained_as(declaration):
     teacher = wrapped(declaration)
     x_t, t = points(teacher)
-    flow, x0 = LAW.flow(x_t, t), LAW.predict_x0(x_t, t)
+    flow = LAW.flow(x_t, t)
+    x0 = LAW.predict_x0(x_t, t)
     torch.testing.assert_close(teacher(x_t, t), flow, rtol=0, atol=1e-11)
     torch.testing.assert_close(teacher.predict_x0(x_t, t), x0, rtol=0, atol=1e-11)
     # Roundings that the network shares cancel: what is left is its own answer in float32, at most
@@ -170,7 +173,8 @@ def test_the_sign_of_a_velocity_follows_the_end_of_the_data():
 @hard
 def test_samples_of_a_converted_teacher_have_the_weights_and_moments_of_the_law(declaration):
     n = 4000
-    x, covariance = sample_teacher(wrapped(declaration), normal(n, 2), 100), LAW.covariance()
+    x = sample_teacher(wrapped(declaration), normal(n, 2), 100)
+    covariance = LAW.covariance()
     assert isinstance(x, Tensor)
     # Four standard deviations each. Of Gaussians var(x_i x_j) = c_ii c_jj + c_ij^2 <= 2 c_ii c_jj,
     # and the tails of modes beside each other are lighter; a hundred Euler steps add less than
@@ -213,7 +217,11 @@ def test_beyond_a_time_a_sampler_takes_the_data_that_a_noise_network_sees_there(
         "path": "cosine" if pred_type == "flow" else "linear",
         "prediction": "eps",
     }
-    true, off = exact(converted), lambda x, t, cond: exact(converted)(x, t, cond) + error
+    true = exact(converted)
+
+    def off(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return true(x, t, cond) + error
+
     networks = (
         (true, off)
         if pred_type == "eps"
@@ -229,7 +237,8 @@ def test_beyond_a_time_a_sampler_takes_the_data_that_a_noise_network_sees_there(
         if t <= 0.95:
             torch.testing.assert_close(found, LAW.flow(x, t), rtol=0, atol=1e-11)
             continue
-        x0, share = torch.zeros_like(x), 0.95 / t
+        x0 = torch.zeros_like(x)
+        share = 0.95 / t
         for _ in range(3):
             x0 = LAW.predict_x0(share * x + (1 - share) * x0, 0.95)
         torch.testing.assert_close(found, (x - x0) / t, rtol=0, atol=1e-9)
@@ -260,7 +269,8 @@ def test_data_off_the_origin_keep_their_weights_whatever_predicts_them():
 def test_networks_see_their_own_dtype_and_times_in_no_less_than_float32(declaration):
     for dtype, t_dtype in ((torch.bfloat16, F32), (F32, F32), (F64, F64)):
         recorder = Recorder(exact(declaration), dtype)
-        teacher, cond = wrapped(declaration, recorder), normal(64, 2).to(dtype)
+        teacher = wrapped(declaration, recorder)
+        cond = normal(64, 2).to(dtype)
         x_t, t = points(teacher)
         for x_dtype in (F32, torch.bfloat16, F64):
             assert (
@@ -287,9 +297,11 @@ def test_the_flow_is_that_at_the_very_sample_and_time_that_the_network_saw(decla
     network = Precise(exact(declaration), torch.bfloat16)
     teacher = wrapped(declaration, network)
     x_t, t = points(teacher)
-    flow, x0 = teacher(x_t, t), teacher.predict_x0(x_t, t)
+    flow = teacher(x_t, t)
+    x0 = teacher.predict_x0(x_t, t)
     alpha, sigma = teacher.clock.coefficients(network.t.double() / teacher.time_scale)
-    seen_x, seen_t = network.x.double() / (alpha + sigma)[:, None], sigma / (alpha + sigma)
+    seen_x = network.x.double() / (alpha + sigma)[:, None]
+    seen_t = sigma / (alpha + sigma)
     assert (seen_x - x_t).abs().max() > 1e-3
     torch.testing.assert_close(flow, LAW.flow(seen_x, seen_t), rtol=0, atol=1e-10)
     torch.testing.assert_close(x0, LAW.predict_x0(seen_x, seen_t), rtol=0, atol=1e-10)
@@ -299,8 +311,11 @@ def test_autocast_leaves_the_times_alone():
     recorder = Recorder(Linear(F32))
     teacher = as_rectified_flow(recorder, **COSINE_EPS, time_scale=1000.0)
     x_t, t = points(teacher)
-    x_t, t = x_t[:32].float(), t[:32]  # where the answer isn't amplified
-    plain, told = teacher(x_t, t), recorder.t
+    # The first half of the times, where the answer isn't amplified.
+    x_t = x_t[:32].float()
+    t = t[:32]
+    plain = teacher(x_t, t)
+    told = recorder.t
     with torch.autocast("cpu", torch.bfloat16):
         cast = teacher(x_t, t)
     assert recorder.t.dtype == F32 and torch.equal(recorder.t, told) and cast.dtype == F32
@@ -324,7 +339,8 @@ def test_a_converted_network_keeps_its_weights_and_its_copies_are_trained_apart(
     teacher = as_rectified_flow(inside, **COSINE_EPS)
     assert teacher.network is inside and list(inside.parameters()) == list(teacher.parameters())
     x_t, t = (value.float() for value in points(teacher))
-    answer, student = teacher(x_t, t), create_fake_score(teacher)
+    answer = teacher(x_t, t)
+    student = create_fake_score(teacher)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     student(x_t, t).square().mean().backward()
     optimizer.step()

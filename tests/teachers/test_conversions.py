@@ -16,7 +16,8 @@ from fastgen.config import DMDConfig
 from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.dmd import DMDPipeline, create_fake_score
-from fastgen.export import export_student, load_student, schema as _schema
+from fastgen.export import export_student, load_student, schema
+from fastgen.guidance import Guidance
 from fastgen.interpolants import BaseInterpolant, CosineInterpolant
 from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.specs import parse_group, parse_representation
@@ -28,10 +29,14 @@ from fastgen.teachers import (
     check_prediction,
     describe_network,
     loss_space,
+    translated,
     wrap_network,
 )
 from fastgen.teachers.clocks import beta_table
+from fastgen.teachers.guided import GuidedNetwork
+from fastgen.teachers.half import Bfloat16Network
 from support.exact import GaussianTeacher, normal
+from support.rounding import MULTIPLE, sway
 
 F64 = torch.float64
 COSINE_EPS: dict[str, Any] = {
@@ -88,7 +93,9 @@ class Quadratic(BaseInterpolant):
 
 # ---- Keywords ------------------------------------------------------------------------------------
 
-X, T, LABELS = normal(5, 3, dtype=torch.float32), torch.linspace(0, 999, 5), torch.arange(5)
+X = normal(5, 3, dtype=torch.float32)
+T = torch.linspace(0, 999, 5)
+LABELS = torch.arange(5)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +247,23 @@ def test_the_loss_of_a_converted_network_lives_where_it_was_trained():
     assert loss_space(Bare()) is None and loss_space(KeywordNetwork(Bare())) is None
 
 
+def test_a_conversion_is_known_whatever_a_run_has_put_around_it():
+    named = KeywordNetwork(ByKeyword(), **NAMES)
+    flow = as_rectified_flow(named, **COSINE_EPS)
+    for network, conversion in ((Bare(), None), (named, named), (flow, flow)):
+        guided = GuidedNetwork(Bfloat16Network(network), Guidance(2.0), LABELS[:1])
+        for around in (network, guided, nn.DataParallel(guided)):
+            assert translated(around) is (network if conversion is None else conversion)
+            assert loss_space(around) == ("eps" if conversion is flow else None)
+            if conversion is not flow:
+                check_prediction(around, "x0")
+                continue
+            with pytest.raises(ValueError, match="expected pred_type='flow', got 'x0'"):
+                check_prediction(around, "x0")
+            with pytest.raises(ValueError, match="converted already"):
+                as_rectified_flow(around)
+
+
 def test_a_fake_score_that_predicts_noise_is_measured_by_its_noise():
     """With a network that answers 0 everywhere, E |0 - eps|^2 = 1; a flow would be measured up to
     1e6-fold."""
@@ -263,7 +287,8 @@ def test_a_fake_score_that_predicts_noise_is_measured_by_its_noise():
 
 @pytest.mark.parametrize("pred_type", ["x0", "eps"])
 def test_a_converted_network_answers_nothing_but_the_flow(pred_type):
-    network, plain = as_rectified_flow(Bare(), **COSINE_EPS), Bare()
+    network = as_rectified_flow(Bare(), **COSINE_EPS)
+    plain = Bare()
     message = rf"expected pred_type='flow', got '{pred_type}': .*\(prediction='eps'\)"
     for networks in ((network, plain, plain), (plain, network, plain), (plain, plain, network)):
         with pytest.raises(ValueError, match=message):
@@ -293,19 +318,14 @@ def test_a_converted_teacher_gives_the_vsd_loss_of_the_native_one(declaration):
 
 
 def test_guidance_of_a_converted_teacher_is_that_of_the_native_one():
-    law, c, u = (
-        GaussianMixture(normal(4, 3), stds=0.3),
-        normal(16, 3, seed=2),
-        normal(16, 3, seed=3),
-    )
-    x_t, noise, options = (
-        normal(16, 3, seed=4),
-        normal(16, 3),
-        {"guidance_scale": 2.5, "negative_cond": u},
-    )
+    law = GaussianMixture(normal(4, 3), stds=0.3)
+    c = normal(16, 3, seed=2)
+    u = normal(16, 3, seed=3)
+    x_t = normal(16, 3, seed=4)
+    noise = normal(16, 3)
     converted = as_rectified_flow(ExactTeacher(law, **COSINE_EPS), **COSINE_EPS)
     guided = (
-        teacher_velocity(net, c, dtype=F64, **options)(x_t, 0.6)
+        teacher_velocity(GuidedNetwork(net, Guidance(2.5), u), c, dtype=F64)(x_t, 0.6)
         for net in (converted, ExactTeacher(law))
     )
     torch.testing.assert_close(next(guided), next(guided), rtol=0, atol=1e-11)
@@ -343,6 +363,7 @@ def test_a_converted_student_comes_back_bit_for_bit_around_the_bare_network(tmp_
         )
 
 
+@pytest.mark.kernels
 def test_an_equivariant_network_keeps_its_symmetry_through_conversion_and_is_folded_at_export(
     tmp_path,
 ):
@@ -351,12 +372,14 @@ def test_an_equivariant_network_keeps_its_symmetry_through_conversion_and_is_fol
     rep = parse_representation(group, ["standard"])
     inside = eCondTransformerRegressor(rep, rep, rep, 3, 1, 1, 2, 16).eval()
     network = as_rectified_flow(inside, **{**COSINE_EPS, "time_scale": 1.0})
-    x, z = normal(6, 3, 2, dtype=torch.float32), normal(6, 1, 2, seed=1, dtype=torch.float32)
+    x = normal(6, 3, 2, dtype=torch.float32)
+    z = normal(6, 1, 2, seed=1, dtype=torch.float32)
+    flow = network(x, 0.7, z)
+    allowed = MULTIPLE * sway(lambda x, z: network(x, 0.7, z), network, x, z)
     for element in group.elements:
         turn = torch.as_tensor(rep(element), dtype=torch.float32)
-        torch.testing.assert_close(
-            network(x @ turn.T, 0.7, z @ turn.T), network(x, 0.7, z) @ turn.T, rtol=0, atol=2e-5
-        )
+        error = network(x @ turn.T, 0.7, z @ turn.T) - flow @ turn.T
+        assert error.norm() <= allowed * flow.norm()
     export_student(tmp_path / "s", network, t_list=T_LIST)
     student = load_student(tmp_path / "s")
     assert (
@@ -364,7 +387,8 @@ def test_an_equivariant_network_keeps_its_symmetry_through_conversion_and_is_fol
         and student.config["network"]["class"] == "CondTransformerRegressor"
     )
     expected: Any = sample_student(network, x, T_LIST, z)
-    torch.testing.assert_close(student.sample(z, noise=x), expected, rtol=0, atol=2e-5)
+    allowed = MULTIPLE * sway(lambda x, z: sample_student(network, x, T_LIST, z), network, x, z)
+    assert (student.sample(z, noise=x) - expected).norm() <= allowed * expected.norm()
 
 
 def test_a_built_in_network_that_was_converted_needs_no_network_to_load(tmp_path):
@@ -374,7 +398,8 @@ def test_a_built_in_network_that_was_converted_needs_no_network_to_load(tmp_path
     ).eval()
     network = as_rectified_flow(inside, **{**COSINE_EPS, "time_scale": 1.0})
     export_student(tmp_path / "s", network, t_list=T_LIST)
-    noise, cond = normal(4, 3, 2, dtype=torch.float32), normal(4, 1, 2, seed=1, dtype=torch.float32)
+    noise = normal(4, 3, 2, dtype=torch.float32)
+    cond = normal(4, 1, 2, seed=1, dtype=torch.float32)
     x: Any = load_student(tmp_path / "s").sample(cond, noise=noise)
     expected: Any = [sample_student(net, noise, T_LIST, cond) for net in (network, inside)]
     assert torch.equal(x, expected[0]) and not torch.equal(x, expected[1])
@@ -394,7 +419,7 @@ def test_a_parameterization_that_makes_no_sense_is_refused_in_one_line(
         tmp_path / "s", as_rectified_flow(Bare(), **COSINE_EPS), t_list=T_LIST, horizon=[3]
     )
     config = json.loads((tmp_path / "s" / "config.json").read_text())
-    _schema.write_config(
+    schema.write_config(
         tmp_path / "s", {**config, "parameterization": parameterization}
     )  # the checksum agrees
     with pytest.raises(ValueError, match=message) as caught:

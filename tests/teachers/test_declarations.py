@@ -46,7 +46,9 @@ class Denoiser(nn.Module):
     def __init__(self, time_scale: float) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.time_scale, self.calls, self.waves = time_scale, 0, math.pi * torch.arange(1, 9)
+        self.time_scale = time_scale
+        self.calls = 0
+        self.waves = math.pi * torch.arange(1, 9)
         self.net = nn.Sequential(
             nn.Linear(19, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2)
         )
@@ -60,14 +62,10 @@ class Denoiser(nn.Module):
 def trained(
     declaration: dict[str, Any], steps: int = 600, batch: int = 256, lr: float = 5e-3
 ) -> Denoiser:
-    network, clock = (
-        Denoiser(declaration["time_scale"]),
-        parse_clock(declaration["path"], declaration["data_at"]),
-    )
-    optimizer, generator = (
-        torch.optim.Adam(network.parameters(), lr=lr),
-        torch.Generator().manual_seed(1),
-    )
+    network = Denoiser(declaration["time_scale"])
+    clock = parse_clock(declaration["path"], declaration["data_at"])
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    generator = torch.Generator().manual_seed(1)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
         x0 = X0[torch.randint(len(X0), (batch,), generator=generator)]
@@ -100,7 +98,8 @@ def warnings(
 
 
 def test_a_right_declaration_draws_no_warning_and_costs_some_tens_of_calls(noise_network):
-    teacher, noise_network.calls = as_rectified_flow(noise_network, **RIGHT), 0
+    teacher = as_rectified_flow(noise_network, **RIGHT)
+    noise_network.calls = 0
     assert warnings(teacher, search=False) == [] and noise_network.calls == len(TIMES)
     noise_network.calls = 0
     assert warnings(teacher) == []
@@ -203,7 +202,8 @@ def test_a_search_goes_on_past_clocks_that_a_network_cannot_be_called_with():
 
         def __init__(self) -> None:
             super().__init__()
-            self.rows, self.inside = nn.Embedding(1000, 1), ExactTeacher(LAW, path=ROWS)
+            self.rows = nn.Embedding(1000, 1)
+            self.inside = ExactTeacher(LAW, path=ROWS)
 
         def forward(self, x: Tensor, t: Tensor, cond: None = None) -> Tensor:
             return self.inside(x, t) + 0 * self.rows(t)
@@ -222,7 +222,8 @@ class Mean(nn.Module):
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
-        self.answer, self.dropout = nn.Parameter(answer), nn.Dropout()
+        self.answer = nn.Parameter(answer)
+        self.dropout = nn.Dropout()
 
     def forward(self, x: Tensor, t: Tensor, cond: None = None) -> Tensor:
         return self.dropout(torch.ones_like(x)) * self.answer

@@ -24,7 +24,8 @@ from fastgen.training.accelerator import start_accelerator
 from support.toy import PointTeacher, ToyTask, ToyTeacher, toy_config
 
 GENERATOR = torch.Generator().manual_seed(0)
-X, Z = torch.randn(64, 3, 4, generator=GENERATOR), torch.randn(64, 2, 2, generator=GENERATOR)
+X = torch.randn(64, 3, 4, generator=GENERATOR)
+Z = torch.randn(64, 2, 2, generator=GENERATOR)
 T = torch.linspace(0.02, 0.98, 64)
 
 
@@ -68,10 +69,8 @@ def test_times_are_not_rounded():
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     plain = as_rectified_flow(PointTeacher(), path=betas, prediction="eps")
     half = Bfloat16Network(copy.deepcopy(plain))
-    x, t = (
-        torch.randn(32, 2, generator=torch.Generator().manual_seed(1)),
-        T[:32],
-    )  # up to 1/2: x0 divides by 1 - t
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
+    t = T[:32]  # up to 1/2: x0 divides by 1 - t
     with torch.no_grad():
         assert relative(half.predict_x0(x, t, None), plain.predict_x0(x, t, None)) < 8 * 2**-8
     assert half.t_max == plain.t_max
@@ -79,15 +78,14 @@ def test_times_are_not_rounded():
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_losses_take_it_and_differ_by_its_rounding(guided):
-    net, student = teacher(), teacher().train()
+    net = teacher()
+    student = teacher().train()
     torch.manual_seed(1)
     for parameter in student.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     config = DMDConfig(student_steps=1, gan_loss_weight_gen=0.1, vsd_norm="rms")
-    heads, fake = (
-        heads_for(net, X, T, Z),
-        copy.deepcopy(student),
-    )  # a fake score that differs from the teacher
+    heads = heads_for(net, X, T, Z)
+    fake = copy.deepcopy(student)  # which differs from the teacher
     found = []
     for judge in (net, Bfloat16Network(copy.deepcopy(net))):
         given = GuidedNetwork(judge, Guidance(1.5), torch.zeros(1, 2, 2)) if guided else judge
@@ -119,7 +117,7 @@ def test_a_run_with_it_trains_float32_students_from_its_weights(tmp_path):
         job = Distillation(
             cfg, run_dir, start_accelerator(1), teacher=copy.deepcopy(given), task=ToyTask()
         )
-        start = job._student().linear.weight
+        start = job.networks.student().linear.weight
     assert start.dtype == torch.float32 and torch.equal(start, before.bfloat16().float())
     run = distill(cfg, teacher=given, task=ToyTask())
     assert {v.dtype for v in load_tensors(run / "stages" / "dmd.safetensors").values()} == {
@@ -133,10 +131,8 @@ def test_a_run_with_it_trains_float32_students_from_its_weights(tmp_path):
 )
 def test_a_teacher_that_was_handed_over_stays_what_it_was(tmp_path, options):
     teacher = CondTransformerRegressor(4, 4, 2, 2, 1, 1, 2, 16, 0.0, 0.0).eval()
-    before, kinds = (
-        copy.deepcopy(teacher.state_dict()),
-        [type(module) for module in teacher.modules()],
-    )
+    before = copy.deepcopy(teacher.state_dict())
+    kinds = [type(module) for module in teacher.modules()]
     values = toy_config(tmp_path / "run").model_dump()
     cfg = DistillConfig.model_validate(
         values | {key: values[key] | changed for key, changed in options.items()}

@@ -128,7 +128,8 @@ def test_x0_is_the_one_that_their_scheduler_reads_out(prediction):
     alpha, sigma = (
         c[0] for c in teacher.clock.coefficients(torch.tensor([float(row)], dtype=torch.float64))
     )
-    x_t, t = x_s.double() / (alpha + sigma), float(sigma / (alpha + sigma))
+    x_t = x_s.double() / (alpha + sigma)
+    t = float(sigma / (alpha + sigma))
     torch.testing.assert_close(teacher.predict_x0(x_t, t).float(), expected, rtol=1e-4, atol=1e-4)
     assert seen[0].tolist() == pytest.approx([row] * 3, abs=1e-3)
 
@@ -146,7 +147,9 @@ def test_a_transformer_is_called_by_its_own_keywords():
         **{"sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10, "norm_num_groups": 4},
     ).eval()
     net = KeywordNetwork(transformer, cond="class_labels")
-    x, t, labels = LATENTS[:2], torch.tensor([3, 400]), torch.tensor([1, 7])
+    x = LATENTS[:2]
+    t = torch.tensor([3, 400])
+    labels = torch.tensor([1, 7])
     expected = transformer(hidden_states=x, timestep=t, class_labels=labels).sample
     torch.testing.assert_close(net(x, t, labels), expected)
     torch.testing.assert_close(net(x, t, {"class_labels": labels}), expected)

@@ -250,16 +250,16 @@ def test_checkpoints_and_validations_are_in_no_round(monkeypatch):
     monkeypatch.setattr(bench_trainer, "now", Counted())
     network = SimpleNamespace(tensors=lambda: {"w": torch.zeros(1)})
     stage = SimpleNamespace(update=lambda step: None, trained=lambda: {"student": network})
-    trainer = SimpleNamespace(evaluate=lambda net: {}, _save=lambda tensors, best_of=None: None)
-    trainer._validate = lambda stage: trainer.evaluate(None)
+    trainer = SimpleNamespace(evaluate=lambda net: {}, save=lambda tensors, best_of=None: None)
+    trainer.validate = lambda stage: trainer.evaluate(None)
     halted = bench_trainer.Halted(stage, lambda n: None, skip=bench_trainer.UPDATES)
     halted.watch(trainer)
     for step in range(4 * bench_trainer.UPDATES):
         stage.update(step)
         if step % bench_trainer.UPDATES == 7:
-            trainer._validate(stage)
-            trainer._save(network.tensors(), best_of="kd")
-    trainer._save({})
+            trainer.validate(stage)
+            trainer.save(network.tensors(), best_of="kd")
+    trainer.save({})
     rounds = [[float(wall) for wall, _ in halted.seconds[who]] for who in ("trainer", "bare")]
     # A look at each end of a piece: of what lies between pieces a second each counts.
     assert rounds == [[4.0, 4.0], [1.0, 1.0, 1.0]]

@@ -26,7 +26,8 @@ def test_compiling_needs_a_compiler_and_says_so_before_anything_is_written(tmp_p
 def traced(monkeypatch):
     """torch.compile without its code generator, which needs a compiler: graphs are run as they were
     traced."""
-    compiled, plain = [], torch.compile
+    compiled = []
+    plain = torch.compile
 
     def compile(network, **options):
         compiled.append(type(network).__name__)
@@ -44,7 +45,8 @@ def test_networks_are_compiled_and_a_run_and_its_names_stay_what_they_are(tmp_pa
     # The student of each stage, then of DMD fake score and teacher.
     assert traced == ["ToyTeacher", "ToyTeacher", "RungConditioned", "ToyTeacher"]
     for file in ("stages/kd.safetensors", "stages/dmd.safetensors", "student/student.safetensors"):
-        one, two = read_safetensors(plain / file), read_safetensors(run / file)
+        one = read_safetensors(plain / file)
+        two = read_safetensors(run / file)
         assert one.keys() == two.keys()
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)

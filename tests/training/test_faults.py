@@ -28,8 +28,8 @@ from support.toy import ToyTask, ToyTeacher, with_everything
 TOOLS = Path(__file__).parents[2] / "tools"
 PATIENCE = 300  # seconds: an end for tests that hang, not a promise of speed
 
-# `python job.py <run_dir> <fault> [key=value ...]`: a distillation of tests/support/toy.py, in which a fault
-# comes about.
+# `python job.py <run_dir> <fault> <options as JSON>`: a distillation of tests/support/toy.py, in
+# which a fault comes about.
 JOB = f"""
 import json, os, resource, signal, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -73,7 +73,11 @@ def faulty(self, at):
 
 DistributionMatching.update = faulty
 if fault == "long update":
-    KnowledgeDistillation.update = lambda self, at: (print("begun", flush=True), time.sleep({PATIENCE}))
+    def long_update(self, at):
+        print("begun", flush=True)
+        time.sleep({PATIENCE})
+
+    KnowledgeDistillation.update = long_update
 if fault == "sigterm in pairs":
     Distillation.pairs = lambda self: os.kill(os.getpid(), signal.SIGTERM)
 with user_errors(resumable=True):
@@ -183,7 +187,8 @@ def whole(tmp_path_factory) -> Path:
 
 def assert_equal_runs(whole: Path, other: Path) -> None:
     for file in ("student/student.safetensors", "stages/kd.safetensors", "stages/dmd.safetensors"):
-        one, two = load_file(whole / file), load_file(other / file)
+        one = load_file(whole / file)
+        two = load_file(other / file)
         assert one.keys() == two.keys() and all(
             torch.equal(value, two[key]) for key, value in one.items()
         ), file
@@ -278,7 +283,8 @@ def test_ctrl_c_after_a_signal_does_not_wait_for_the_end_of_the_update(folder):
 
 
 def test_a_ctrl_c_that_comes_twice_at_once_is_one_and_a_later_one_another(monkeypatch):
-    now, reached = [10.0], []
+    now = [10.0]
+    reached = []
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     request = StopRequest()
     with pytest.raises(Stopped) as raised, request.listening():
@@ -295,7 +301,8 @@ def test_a_ctrl_c_that_comes_twice_at_once_is_one_and_a_later_one_another(monkey
 
 
 def test_a_later_sigterm_says_nothing_new(monkeypatch):
-    now, reached = [10.0], []
+    now = [10.0]
+    reached = []
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with pytest.raises(Stopped), StopRequest().listening():
         for _ in range(3):
@@ -335,7 +342,8 @@ def test_a_disk_that_cannot_be_written_ends_the_run_with_its_last_state_intact(
 ):
     done = run(folder, fault)
     assert done.returncode == 2
-    line, (newest, *_) = the_line(done.stderr), reversed(checkpoint_folders(folder / "run"))
+    line = the_line(done.stderr)
+    newest, *_ = reversed(checkpoint_folders(folder / "run"))
     reason = "File too large" if fault == "full" else "Permission denied"
     assert line.startswith("error: cannot write") and "checkpoints/step_" in line and reason in line
     assert f"the state in {newest} is intact, --resume goes on from it once there is room" in line
@@ -462,7 +470,8 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, whole, before, a
     done = run(folder, processes=after, resume=True)
     assert done.returncode == 0, done.stderr
     for file in ("student/student.safetensors", "stages/kd.safetensors", "stages/dmd.safetensors"):
-        one, two = load_file(whole / file), load_file(folder / "run" / file)
+        one = load_file(whole / file)
+        two = load_file(folder / "run" / file)
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=f"{file}: {key}")
     logs = [

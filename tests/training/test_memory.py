@@ -17,6 +17,8 @@ from fastgen.ema import SHADOW_DTYPES, ExponentialMovingAverage
 from fastgen.jobs.checks import with_method
 from fastgen.jobs.distillation import Distillation
 from fastgen.jobs.planning import distillation_footprints, plan_teacher
+from fastgen.jobs.setup import Setup
+from fastgen.methods.registry import stages_of
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.records.folder import open_run
 from fastgen.training.accelerator import start_accelerator
@@ -37,7 +39,8 @@ class Squares(nn.Module):
 def test_activations_are_the_distinct_tensors_that_a_backward_needs():
     """x and W x; relu keeps its own result, which the square keeps too: counted once. Weights are
     not counted."""
-    net, x = Squares(), torch.randn(32, 8)
+    net = Squares()
+    x = torch.randn(32, 8)
     assert activation_bytes(lambda: net(x).sum(), [net]) == 4 * (32 * 8 + 32 * 16)
     assert activation_bytes(lambda: net(x).sum(), []) == 4 * (
         32 * 8 + 32 * 16
@@ -92,8 +95,10 @@ def test_an_average_has_copies_of_the_buffers_of_the_state_dict():
 def test_processes_that_share_a_network_hold_their_rows_of_each_parameter_and_all_of_the_buffers():
     """Of 10 rows a process of four has at most 3."""
     net = nn.Sequential(nn.Linear(7, 10), nn.BatchNorm1d(10, affine=False))
-    buffers, parameters = 4 * (10 + 10) + 8, 4 * (70 + 10)
-    row, shard = footprint("net", net, ema=torch.float64, shards=4), 4 * (3 * 7 + 3)
+    buffers = 4 * (10 + 10) + 8
+    parameters = 4 * (70 + 10)
+    row = footprint("net", net, ema=torch.float64, shards=4)
+    shard = 4 * (3 * 7 + 3)
     assert (row.parameters, row.weights, row.gradients, row.adam) == (
         80,
         shard + buffers,
@@ -155,11 +160,12 @@ def stages(
         **base.model_dump(),
         "method": method,
         "teacher": {**base.teacher.model_dump(), **(teacher or {})},
-        "dmd": {"student_steps": 1, **(dmd or {})},
+        "student": {"steps": 1},
+        "dmd": dmd or {},
         "train": {**base.train.model_dump(), **train},
     }
     cfg = with_method(DistillConfig.model_validate(values))
-    found = distillation_footprints(cfg, network.eval(), ToyTask().train, launch=launch)
+    found = distillation_footprints(Setup(cfg, network.eval(), ToyTask().train), launch=launch)
     return {stage: {row.name: row for row in rows} for stage, rows in found.items()}
 
 
@@ -216,7 +222,8 @@ def test_each_option_lowers_what_it_is_for_and_nothing_else():
     ],
 )
 def test_every_method_has_a_plan(method, extra):
-    found = {stage: list(rows) for stage, rows in stages(method=method).items()}
+    steps = 0 if method == "kd" else 5
+    found = {stage: list(rows) for stage, rows in stages(method=method, steps=steps).items()}
     last = {} if method == "kd" else {method.removesuffix("2"): ["teacher", "student", *extra]}
     assert found == {"kd": ["teacher", "student"], **last}
 
@@ -227,19 +234,22 @@ def nbytes(tensors: Iterable[torch.Tensor]) -> int:
 
 @pytest.mark.parametrize("ema", [None, {"dtype": "float64"}])
 def test_averages_and_targets_are_those_that_the_stages_hold(tmp_path, ema):
-    """The KD student has an average whatever dmd.ema is; the target of consistency is there with an
-    average alone."""
+    """The KD student has an average whatever student.ema is; the target of consistency is there
+    with an average alone."""
     values = toy_config(tmp_path / "run").model_dump() | {
         "method": "consistency",
-        "dmd": {"student_steps": 1, "ema": ema},
+        "student": {"steps": 1, "ema": ema},
+        "dmd": {},
     }
-    cfg, teacher, task = with_method(DistillConfig.model_validate(values)), ToyTeacher(), ToyTask()
-    found = distillation_footprints(cfg, copy.deepcopy(teacher), task.train)
+    cfg = with_method(DistillConfig.model_validate(values))
+    teacher = ToyTeacher()
+    task = ToyTask()
+    found = distillation_footprints(Setup(cfg, copy.deepcopy(teacher), task.train))
     plan = {stage: {row.name: row for row in rows} for stage, rows in found.items()}
     with open_run(cfg) as run_dir:
         job = Distillation(cfg, run_dir, start_accelerator(1), teacher=teacher, task=task)
-        job.trainer = SimpleNamespace(seconds={}, result=lambda name: teacher.state_dict())
-        held = {"kd": job.kd_stage(), "consistency": job.consistency_stage()}
+        job.trainer = SimpleNamespace(seconds={}, stage_before=lambda: None)
+        held = {method.stage: method.build(job) for method in stages_of(cfg)}
     for stage, rows in plan.items():
         average = held[stage].student.ema
         assert rows["student"].ema == (0 if average is None else nbytes(average.shadow.values()))
@@ -283,5 +293,8 @@ def test_options_that_a_run_takes_together_have_a_plan():
     network = CondTransformerRegressor(4, 4, 2, 2, 1, 2, 2, 16, 0.0, 0.0).eval()
     values = toy_config("nowhere", gradient_checkpointing=True, fake_score_rank=2).model_dump()
     cfg = with_method(DistillConfig.model_validate(values))
-    found = {row.name: row for row in distillation_footprints(cfg, network, ToyTask().train)["dmd"]}
+    found = {
+        row.name: row
+        for row in distillation_footprints(Setup(cfg, network, ToyTask().train))["dmd"]
+    }
     assert all(found[name].activations > 0 for name in ("student", "fake score"))

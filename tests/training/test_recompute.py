@@ -15,11 +15,9 @@ from fastgen.training.memory import activation_bytes
 from fastgen.training.recompute import keep_blocks, recompute_blocks, recomputed
 from support.toy import PointTeacher
 
-X, T, Z = (
-    torch.ones(6, 3, 4).double(),
-    torch.linspace(0.1, 0.9, 6).double(),
-    torch.ones(6, 2, 2).double(),
-)
+X = torch.ones(6, 3, 4).double()
+T = torch.linspace(0.1, 0.9, 6).double()
+Z = torch.ones(6, 2, 2).double()
 
 
 def network(p_drop: float = 0.2) -> nn.Module:
@@ -41,7 +39,8 @@ def test_results_are_those_of_kept_blocks_bit_for_bit_dropout_included():
     plain = network()
     twice = recompute_blocks(copy.deepcopy(plain))
     assert len(recomputed(twice)) == 3 and not recomputed(plain)
-    (out, grads), (out2, grads2) = gradients(plain), gradients(twice)
+    out, grads = gradients(plain)
+    out2, grads2 = gradients(twice)
     assert torch.equal(out, out2) and grads.keys() == grads2.keys()
     assert all(torch.equal(grads[name], grads2[name]) for name in grads)
     # Dropout is on, or the above would say little about it.
@@ -49,7 +48,8 @@ def test_results_are_those_of_kept_blocks_bit_for_bit_dropout_included():
 
 
 def test_names_copies_and_types_stay():
-    plain, twice = network(), recompute_blocks(network())
+    plain = network()
+    twice = recompute_blocks(network())
     assert list(plain.state_dict()) == list(twice.state_dict())
     assert [type(m).__name__ for m in plain.modules()] == [
         type(m).__name__ for m in twice.modules()
@@ -88,7 +88,8 @@ def test_the_second_forward_has_the_modes_and_frozen_weights_of_the_first():
 
 
 def test_fewer_activations_are_kept():
-    plain, twice = network(0.0), recompute_blocks(network(0.0))
+    plain = network(0.0)
+    twice = recompute_blocks(network(0.0))
     kept, again = (
         activation_bytes(lambda net=net: net(X, T, Z).sum(), [net]) for net in (plain, twice)
     )

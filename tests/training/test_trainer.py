@@ -9,13 +9,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import fastgen.training.trainer as trainer_module
 from fastgen._core.tensor_files import load_tensors
 from fastgen._core.timing import Stopwatch
 from fastgen.config import LoopConfig
@@ -27,6 +27,7 @@ from fastgen.records.checkpoints import checkpoint_folders, load_newest_checkpoi
 from fastgen.records.folder import claim_run, open_run
 from fastgen.records.log import read_log, timeless
 from fastgen.training.accelerator import start_accelerator
+from fastgen.training.processes import OneProcess, Processes
 from fastgen.training.stage import Stage
 from fastgen.training.trained_network import Skip
 from fastgen.training.trainer import Trainer
@@ -53,7 +54,8 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def changed_checkpoint(run_dir: Path) -> Iterator[tuple[dict[str, Tensor], dict]]:
     """Tensors and JSON of the newest checkpoint, to change; it is written again with checksums that
     are right."""
-    newest, found = checkpoint_folders(run_dir)[-1], load_newest_checkpoint(run_dir)
+    newest = checkpoint_folders(run_dir)[-1]
+    found = load_newest_checkpoint(run_dir)
     assert found is not None
     yield found
     save_checkpoint(run_dir, int(newest.name.removeprefix("step_")), *found, keep=9)
@@ -79,7 +81,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, stage
     with plug_pulled(stage, step):
         train(toy_config(tmp_path))
     train(toy_config(tmp_path).model_copy(update={"resume": True}))
-    whole, resumed = weights(uninterrupted), weights(tmp_path)
+    whole = weights(uninterrupted)
+    resumed = weights(tmp_path)
     assert whole.keys() == resumed.keys() and any(key.startswith("dmd") for key in whole)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert [*map(timeless, read_log(tmp_path))] == [*map(timeless, read_log(uninterrupted))]
@@ -113,7 +116,8 @@ def test_dropout_is_drawn_again_as_it_was(tmp_path, stage, step):
 def test_a_run_does_not_go_on_with_other_data_or_another_teacher(tmp_path, what):
     with plug_pulled(KnowledgeDistillation, 4):
         distill(toy_config(tmp_path), teacher=ToyTeacher(), task=ToyTask())
-    task, teacher = ToyTask(), ToyTeacher()
+    task = ToyTask()
+    teacher = ToyTeacher()
     if what == "data":
         task.train.X[:] *= 3.0
     else:
@@ -161,33 +165,46 @@ def test_a_resume_of_nothing_says_so(tmp_path, capsys):
 
 
 def test_processes_that_find_different_checkpoints_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastgen.training.trainer.gather_objects", lambda value: [value, (1, 2, 3)])
+    monkeypatch.setattr(
+        "fastgen.training.resuming.gather_objects", lambda value: [value, (1, 2, 3)]
+    )
     with pytest.raises(ValueError, match="expected all processes to find the same checkpoint in"):
         follow(tmp_path, SCORES, resume=True)
 
 
-def test_all_processes_decide_by_the_scores_of_the_main_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module.Trainer, "_means", lambda self, logs: dict(logs))
-    monkeypatch.setattr(trainer_module.Trainer, "_stopped_by", lambda self: 0)
-    monkeypatch.setattr(trainer_module.Accelerator, "num_processes", 2)
-    monkeypatch.setattr(
-        "fastgen.training.trainer.broadcast_object_list",
-        lambda own: [{"energy": -own[0]["energy"]}],
-    )
-    assert kept(follow(tmp_path, SCORES)) == 1  # the largest of its own scores
+class OneOfTwo(OneProcess):
+    """A process whose main process found the opposite scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_processes = 2
+
+    def gather(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x])
+
+    def of_main(self, value: Any) -> Any:
+        return {name: -score for name, score in value.items()}
+
+
+def test_all_processes_decide_by_the_scores_of_the_main_one(tmp_path):
+    # The largest of its own scores.
+    assert kept(follow(tmp_path, SCORES, processes=OneOfTwo())) == 1
 
 
 def test_a_resumed_run_knows_the_scores_and_seconds_of_what_was_done(tmp_path):
     whole = follow(tmp_path, SCORES, stages=[Counter("kd", 3), Counter("dmd", 3)])
     again = follow(tmp_path, SCORES, stages=[Counter("kd", 3), Counter("dmd", 3)], resume=True)
-    assert again.scores == whole.scores == {"kd": {"energy": 0.6}, "dmd": {"energy": 0.6}}
+    assert (
+        again.state.scores == whole.state.scores == {"kd": {"energy": 0.6}, "dmd": {"energy": 0.6}}
+    )
     assert again.seconds == whole.seconds and whole.seconds["dmd"] > 0
 
 
 def test_other_seeds_give_other_weights(tmp_path, uninterrupted):
     # Without this the test above could pass on a run that does nothing.
     train(toy_config(tmp_path).model_copy(update={"seed": 1}))
-    whole, other = weights(uninterrupted), weights(tmp_path)
+    whole = weights(uninterrupted)
+    other = weights(tmp_path)
     assert not any(torch.equal(whole[key], other[key]) for key in whole)
 
 
@@ -350,7 +367,8 @@ def test_trainer_reports_scores_of_every_stage(uninterrupted):
 
 
 def test_a_stopwatch_adds_up_its_laps_and_leaves_out_what_a_restart_forgets(monkeypatch):
-    wall, cpu = iter([0.0, 1.0, 10.0, 12.0]), iter([0.0, 3.0, 30.0, 35.0])
+    wall = iter([0.0, 1.0, 10.0, 12.0])
+    cpu = iter([0.0, 3.0, 30.0, 35.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(wall))
     monkeypatch.setattr("time.process_time", lambda: next(cpu))
     seconds = {"kd": 5.0}
@@ -371,7 +389,9 @@ class Counter(Stage):
     was."""
 
     def __init__(self, name: str = "dmd", steps: int = 8, warmup: int = 0) -> None:
-        self.name, self.steps, self.warmup = name, steps, warmup
+        self.name = name
+        self.steps = steps
+        self.warmup = warmup
         self.at = 0
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
@@ -406,6 +426,7 @@ def follow(
     scores: list[float | dict[str, float]],
     *,
     stages: list[Counter] | None = None,
+    processes: Processes | None = None,
     resume: bool = False,
     pull_at: int | None = None,
     **loop,
@@ -424,7 +445,9 @@ def follow(
     cfg = LoopConfig(**{"evaluate_every": 1, "checkpoint_every": 2, "log_every": 100, **loop})
     factories = {stage.name: (lambda stage=stage: stage) for stage in made}
     options = {"evaluate": evaluate, "primary": "energy", "seed": 0, "evaluate_start": True}
-    trainer = Trainer(factories, run_dir, cfg, start_accelerator(1), resume=resume, **options)
+    if processes is None:
+        processes = start_accelerator(1)
+    trainer = Trainer(factories, run_dir, cfg, processes, resume=resume, **options)
     trainer.run()
     return trainer
 
@@ -488,13 +511,13 @@ def test_a_killed_run_keeps_its_best_and_its_patience(tmp_path, pull_at):
     with pytest.raises(Pulled):
         follow(tmp_path / "killed", SCORES, patience=3, pull_at=pull_at)
     again = follow(tmp_path / "killed", SCORES, patience=3, resume=True)
-    assert again.iteration == whole.iteration == 6 and kept(again) == kept(whole) == 3
-    assert again.progress == whole.progress
+    assert again.state.iteration == whole.state.iteration == 6 and kept(again) == kept(whole) == 3
+    assert again.state.progress == whole.state.progress
     whole_rows, killed_rows = (read_log(tmp_path / name) for name in ("whole", "killed"))
     assert [*map(timeless, killed_rows)] == [*map(timeless, whole_rows)]
     # A finished run that is resumed has its best still.
     done = follow(tmp_path / "killed", SCORES, patience=3, resume=True)
-    assert kept(done) == 3 and done.progress == whole.progress
+    assert kept(done) == 3 and done.state.progress == whole.state.progress
 
 
 def test_a_best_of_after_the_checkpoint_is_forgotten_with_it(tmp_path):

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from fastgen._core.files import plain_json
+from fastgen._core.json_files import plain_json
 from fastgen.training.validation import Progress, teacher_note
 
 NAN = float("nan")
@@ -24,7 +24,8 @@ def fed(
 ):
     """(progress, all warnings) after validations at updates 0, `every`, ...; the first is the
     start."""
-    progress, said = Progress(stage, primary), []
+    progress = Progress(stage, primary)
+    said = []
     for k, scores in enumerate(rows):
         said += progress.add(k * every, scores, trained=k > 0)
     return progress, said
@@ -47,7 +48,7 @@ def test_what_is_no_number_never_wins_and_costs_patience():
     assert progress.stale == 2
 
 
-def test_patience_counts_validations_in_a_row_without_improvement_and_none_of_an_untrained_network():
+def test_patience_counts_validations_in_a_row_without_improvement_of_a_trained_network_alone():
     progress = Progress("dmd", "energy")
     for step in (0, 10, 20):
         progress.add(step, {"energy": 1.0}, trained=False)

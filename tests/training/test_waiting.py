@@ -8,16 +8,13 @@ decided on a CPU in the same way.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import Any
 
 import pytest
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-import fastgen.training.trainer
 from export.test_folders import equivariant
 from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig, TeacherTrainConfig
 from fastgen.discriminators import discriminator_for
@@ -27,10 +24,11 @@ from fastgen.guidance import Guidance
 from fastgen.methods.consistency import ConsistencyDistillation
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
-from fastgen.methods.pretraining import FlowMatching
+from fastgen.methods.pretraining import FlowMatchingTraining
 from fastgen.records.log import read_log
 from fastgen.teachers.guided import GuidedNetwork
 from fastgen.training.draws import Draws
+from fastgen.training.processes import OneProcess
 from fastgen.training.stage import Stage
 from fastgen.training.trained_network import Skip, TrainedNetwork
 from methods.test_stages import EVERYTHING, trained
@@ -39,25 +37,6 @@ from training.test_trainer import Counter, follow
 
 NOWHERE = torch.device("meta")
 BATCH = 8
-
-
-class Device:
-    """What stages ask of an accelerator, with a device whose numbers can't be read."""
-
-    device, num_processes, process_index, mixed_precision = NOWHERE, 1, 0, "no"
-
-    def prepare(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[nn.Module, AcceleratedOptimizer]:
-        wrapper = object.__new__(AcceleratedOptimizer)
-        wrapper.optimizer = optimizer
-        return network, wrapper
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def no_sync(self, network: nn.Module) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
 
 @pytest.fixture(autouse=True)
@@ -71,22 +50,23 @@ def accepted(monkeypatch):
 
 
 def network(module: nn.Module) -> TrainedNetwork:
-    return TrainedNetwork(module, OptimizerConfig(), 9, Device(), ema=EMAConfig())  # pyright: ignore
+    return TrainedNetwork(module, OptimizerConfig(), 9, OneProcess(NOWHERE), ema=EMAConfig())
 
 
 def draws(accumulation: int) -> Draws:
-    return Draws(0, "stage", Device(), BATCH, accumulation=accumulation)  # pyright: ignore
+    return Draws(0, "stage", OneProcess(NOWHERE), BATCH, accumulation=accumulation)
 
 
 def flow_matching(accumulation: int) -> Stage:
     cfg = TeacherTrainConfig(steps=5, batch_size=BATCH, cond_dropout=0.1)
-    return FlowMatching(
+    return FlowMatchingTraining(
         network(ToyTeacher()), *ToyTask().train.network_inputs(), cfg, draws(accumulation)
     )
 
 
 def consistency(accumulation: int) -> Stage:
-    inputs, teacher = ToyTask().train.network_inputs(), ToyTeacher().to(NOWHERE)
+    inputs = ToyTask().train.network_inputs()
+    teacher = ToyTeacher().to(NOWHERE)
     return ConsistencyDistillation(
         network(ToyTeacher()),
         teacher,
@@ -110,13 +90,12 @@ def kd(
 
 def matching(accumulation: int, config: DMDConfig = EVERYTHING) -> Stage:
     """DMD with each of its branches on, and a teacher that is guided in an interval of times."""
-    teacher, (x0, cond) = ToyTeacher(), ToyTask().train.network_inputs()
+    teacher = ToyTeacher()
+    x0, cond = ToyTask().train.network_inputs()
     guidance = Guidance(scale=1.5, interval=(0.2, 0.8), rescale=0.3)
     guided = GuidedNetwork(ToyTeacher().to(NOWHERE), guidance, torch.zeros(1, *cond.shape[1:]))
-    student, fake_score = (
-        network(ToyTeacher()),
-        network(create_fake_score(teacher, num_rungs=config.student_steps)),
-    )
+    student = network(ToyTeacher())
+    fake_score = network(create_fake_score(teacher, num_rungs=config.student_steps))
     discriminator = network(discriminator_for(teacher, x0, cond, blocks=config.gan_blocks))
     networks = student.network, guided, fake_score.network
     pipeline = DMDPipeline(*networks, config, discriminator=discriminator.network, same_draws=True)
@@ -155,7 +134,8 @@ def test_equivariant_networks_read_nothing_from_the_device(basis):
     student, fake_score = (network(equivariant(basis=basis)) for _ in range(2))
     config = DMDConfig(student_steps=2, fake_score_rung_conditioned=False)
     pipeline = DMDPipeline(student.network, teacher, fake_score.network, config, same_draws=True)
-    x, z = torch.zeros(BATCH, 3, teacher.in_dim), torch.zeros(BATCH, 1, teacher.cond_dim)
+    x = torch.zeros(BATCH, 3, teacher.in_dim)
+    z = torch.zeros(BATCH, 1, teacher.cond_dim)
     stage = DistributionMatching(student, fake_score, pipeline, x, z, config, 3, draws(1))
     for step in range(3):
         assert stage.update(step)["loss"].device == NOWHERE
@@ -188,12 +168,14 @@ def test_an_average_is_left_alone_on_the_device_exactly_as_on_the_host(monkeypat
 def test_the_optimizer_takes_what_it_is_told_to_skip_from_the_device():
     """Neither weights nor moments nor the count of steps, by which the moments are corrected,
     notice the update."""
-    skipping, plain = trained(weight_decay=0.5), trained(weight_decay=0.5)
+    skipping = trained(weight_decay=0.5)
+    plain = trained(weight_decay=0.5)
     for step in range(4):
         for each, factor in ((skipping, 1.0), (plain, 1.0), (skipping, float("nan"))):
             x = torch.ones(4, 3) * (step + 1)
             each.update(each.network(x).square().mean() * factor, step)
-    a, b = skipping.tensors(), plain.tensors()
+    a = skipping.tensors()
+    b = plain.tensors()
     assert a.pop("skipped").tolist() == [1, 4] and b.pop("skipped").tolist() == [0, 0]
     assert a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
@@ -206,7 +188,9 @@ class Skipping(Counter):
 
     def __init__(self, *skipped: int) -> None:
         super().__init__()
-        self.skipped, self.asked, self.told = skipped, [], 0
+        self.skipped = skipped
+        self.asked = []
+        self.told = 0
 
     def take_skipped(self) -> list[Skip]:
         self.asked.append(self.at)
@@ -222,37 +206,44 @@ class Skipping(Counter):
         return torch.tensor([step, 100])
 
 
-@pytest.fixture
-def on_a_device(monkeypatch):
-    monkeypatch.setattr(fastgen.training.trainer.Accelerator, "device", NOWHERE)
-
-
 SIZES = {"evaluate_every": 100, "log_every": 5, "checkpoint_every": 3, "keep_best": False}
 
 
-def without_looking(self) -> int:
-    self._stride = 100
-    return 0
+class TwoOnADevice(OneProcess):
+    """One of two processes on a device, which hears of signals when both are asked."""
+
+    def __init__(self, stage: Skipping) -> None:
+        super().__init__(NOWHERE)
+        self.num_processes = 2
+        self.stage = stage
+        self.heard: list[int] = []
+
+    def gather(self, x: Tensor) -> Tensor:
+        self.heard.append(self.stage.at)
+        return torch.tensor([[0, 100]] * 2)  # no signal; updates until somebody asks again
+
+    def mean(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x))
 
 
-@pytest.mark.usefixtures("on_a_device")
-def test_the_loop_asks_a_device_only_where_it_logs_or_saves(tmp_path, monkeypatch):
-    heard: list[int] = []
+def test_the_loop_asks_a_device_only_where_it_logs_or_saves(tmp_path):
     stage = Skipping()
+    processes = TwoOnADevice(stage)
+    follow(tmp_path, [0.0] * 9, stages=[stage], processes=processes, **SIZES)
+    assert stage.asked == [1, 3, 5, 6, 8] and processes.heard == [1, 3, 5, 6, 8, 8]
 
-    def stopped_by(self) -> int:
-        self._stride = 100  # updates until somebody wants to hear of signals
-        heard.append(stage.at)
-        return 0
 
-    monkeypatch.setattr(fastgen.training.trainer.Trainer, "_stopped_by", stopped_by)
-    monkeypatch.setattr(fastgen.training.trainer.Trainer, "_means", lambda self, logs: dict(logs))
-    follow_two = {"num_processes": property(lambda self: 2 if self.device == NOWHERE else 1)}
-    monkeypatch.setattr(
-        fastgen.training.trainer.Accelerator, "num_processes", follow_two["num_processes"]
-    )
-    follow(tmp_path, [0.0] * 9, stages=[stage], **SIZES)
-    assert stage.asked == [1, 3, 5, 6, 8] and heard == [1, 3, 5, 6, 8, 8]
+@pytest.fixture
+def alone_on_a_device(monkeypatch) -> OneProcess:
+    """A process that asks its device once, and then where it must: however slow a machine is."""
+    monkeypatch.setattr("fastgen.training.signals.HEARD_WITHIN", 1e9)
+    return OneProcess(NOWHERE)
+
+
+def test_a_process_that_is_alone_asks_its_device_as_seldom(tmp_path, alone_on_a_device):
+    stage = Skipping()
+    follow(tmp_path, [0.0] * 9, stages=[stage], processes=alone_on_a_device, **SIZES)
+    assert stage.asked == [1, 3, 5, 6, 8]
 
 
 def test_the_loop_asks_a_cpu_at_once(tmp_path):
@@ -261,10 +252,11 @@ def test_the_loop_asks_a_cpu_at_once(tmp_path):
     assert stage.asked == [*range(1, 9)]
 
 
-@pytest.mark.usefixtures("on_a_device")
-def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fastgen.training.trainer.Trainer, "_stopped_by", without_looking)
-    follow(tmp_path, [0.0] * 9, stages=[Skipping(1, 2, 3, 5)], **SIZES)
+def test_updates_skipped_since_the_last_row_have_rows_of_their_own(
+    tmp_path, capsys, alone_on_a_device
+):
+    stages = [Skipping(1, 2, 3, 5)]
+    follow(tmp_path, [0.0] * 9, stages=stages, processes=alone_on_a_device, **SIZES)
     rows = {row["step"]: row for row in read_log(tmp_path)}
     assert list(rows) == [0, 1, 2, 3, 5, 8] and [row["iteration"] for row in rows.values()] == list(
         rows
@@ -294,9 +286,15 @@ def test_updates_skipped_since_the_last_row_have_rows_of_their_own(tmp_path, cap
     )
 
 
-@pytest.mark.usefixtures("on_a_device")
-def test_too_many_skipped_updates_end_a_run_though_they_are_read_late(tmp_path):
+def test_too_many_skipped_updates_end_a_run_though_they_are_read_late(tmp_path, alone_on_a_device):
     with pytest.raises(
         FloatingPointError, match=r"student not finite in 2 updates in a row, up to dmd update 2;"
     ):
-        follow(tmp_path, [0.0] * 9, stages=[Skipping(1, 2)], most_skipped=2, **SIZES)
+        follow(
+            tmp_path,
+            [0.0] * 9,
+            stages=[Skipping(1, 2)],
+            processes=alone_on_a_device,
+            most_skipped=2,
+            **SIZES,
+        )

@@ -1,0 +1,247 @@
+"""Losses and schedule of distribution matching: what is trained for a student, and how often."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .._core.checks import check_pred_type
+from .base import Config
+from .groups import SampleTimestepConfig, TimeLaw
+
+__all__ = ["MatchingConfig"]
+
+
+class MatchingConfig(Config):
+    """Losses and schedule of distribution matching, `dmd:` in YAML. The student that they train is
+    a group of its own, :class:`fastgen.config.student.StudentConfig`.
+
+    Raises:
+        ValueError: all weights 0, or losses that contradict each other.
+    """
+
+    fake_score_pred_type: Literal["flow", "x0", "eps"] | None = Field(
+        default=None,
+        description="space of the fake score's loss; null = what a converted teacher was trained "
+        "to predict, else pred_type",
+    )
+    backward_simulation: bool = Field(
+        default=True,
+        description="train on the student's own rollout; false: on noised data, which "
+        "real_data_weight doesn't go with",
+    )
+    rung_weights: tuple[float, ...] = Field(
+        default=(), description="how often each rung is trained, relative numbers; [] = equally"
+    )
+    guidance_scale: float | None = Field(
+        default=None, ge=0.0, description="classifier-free guidance of the teacher; null = off"
+    )
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="RF times between which the teacher is guided"
+    )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="how far a guided x0 is brought back to the root mean square of the unguided "
+        "one",
+    )
+    vsd_weight: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="weight of the VSD loss; 0 = none, and no fake score is trained",
+    )
+    vsd_t: TimeLaw = Field(
+        default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.98),
+        description="t of the VSD loss",
+    )
+    fake_score_t: TimeLaw = Field(
+        default=SampleTimestepConfig(time_dist_type="uniform"),
+        description="t of the fake score's loss",
+    )
+    gan_t: TimeLaw = Field(
+        default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.6),
+        description="t of the GAN losses",
+    )
+    vsd_norm: Literal["mean_abs", "rms"] = Field(
+        default="mean_abs", description="VSD weight; rms is rotation-invariant"
+    )
+    vsd_alpha_factor: bool = Field(
+        default=False, description="multiply the VSD weight by alpha_t = 1 - t"
+    )
+    vsd_clamp: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="largest rms of one sample's VSD direction; null = no bound",
+    )
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "jeffreys", "hellinger"] = Field(
+        default="reverse_kl",
+        description="divergence that VSD descends (f-distill); all but reverse_kl need the ratio "
+        "of a softplus discriminator, with gan_t over the whole range of vsd_t",
+    )
+    fake_score_weight: Literal["none", "sigma", "alpha", "min_snr"] = Field(
+        default="none",
+        description="weight of the fake score's loss over t: 1, t, 1 - t or min(snr, 5)",
+    )
+    fake_score_reuse_batch: bool = Field(
+        default=True,
+        description="the first update of the fake score, and of the discriminator, takes the "
+        "samples that the student was just trained on",
+    )
+    fake_steps_per_student_step: int = Field(
+        default=2, ge=1, description="fake-score updates per student update"
+    )
+    fake_score_warmup_steps: int = Field(
+        default=200, ge=0, description="fake-score updates before the first student update"
+    )
+    fake_score_rung_conditioned: bool = Field(
+        default=True,
+        description="tell the fake score which rung a sample came from; false unless said for a "
+        "converted teacher, whose clock ends",
+    )
+    gan_loss_weight_gen: float = Field(
+        default=0.0, ge=0.0, description="weight of the GAN loss of the student; 0 = no GAN"
+    )
+    gan_loss: Literal["softplus", "relativistic"] = Field(
+        default="softplus", description="kind of both GAN losses"
+    )
+    gan_features: Literal["teacher", "fake_score", "sample"] = Field(
+        default="teacher",
+        description="what the discriminator sees: blocks of the teacher or of the fake score, or "
+        "the noised sample itself through Fourier features (for data of few dimensions)",
+    )
+    gan_blocks: tuple[str, ...] = Field(
+        default=(),
+        description="module paths of the blocks whose outputs it sees; [] = the last list of "
+        "layers",
+    )
+    gan_disc_warmup_steps: int = Field(
+        default=100, ge=0, description="discriminator updates before the first student update"
+    )
+    gan_disc_steps_per_student_step: int = Field(
+        default=1, ge=1, description="discriminator updates per student update"
+    )
+    gan_r1_reg_weight: float = Field(
+        default=0.0, ge=0.0, description="weight of approximate R1; gamma / (2 alpha^2)"
+    )
+    gan_r2_reg_weight: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="the same on generated samples (R2), which keeps modes balanced",
+    )
+    gan_r1_reg_alpha: float = Field(
+        default=0.1, gt=0.0, description="size of the perturbation of R1 and R2"
+    )
+    gan_use_same_t_noise: bool = Field(
+        default=False, description="real and generated samples share t and noise"
+    )
+    real_data_weight: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="weight of a kernel distance of the student's samples to real data; 0 = none",
+    )
+    real_data_kernel: Literal["energy", "mmd"] = Field(
+        default="energy", description="kernel of that distance"
+    )
+    real_data_bandwidths: tuple[float, ...] = Field(
+        default=(0.05, 0.1, 0.2, 0.5, 1.0),
+        description="bandwidths of mmd, rms distances in normalised units",
+    )
+    real_data_samples: int = Field(
+        default=4,
+        ge=2,
+        description="samples per condition, or per group where real_data_conditional is false",
+    )
+    real_data_conditional: bool = Field(
+        default=True,
+        description="compare given the condition; false: groups of samples with groups of data, "
+        "for data without one",
+    )
+    kd_weight: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="weight of the KD loss on teacher pairs beside VSD (DMD's regression term)",
+    )
+
+    @property
+    def trains_discriminator(self) -> bool:
+        """Whether anything needs one: the student's GAN loss or the ratio of an f-divergence."""
+        return self.gan_loss_weight_gen > 0 or (
+            self.f_divergence != "reverse_kl" and self.vsd_weight > 0
+        )
+
+    @field_validator("fake_score_pred_type", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if value is not None:
+            check_pred_type(value, "fake_score_pred_type")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MatchingConfig:
+        if self.rung_weights and (min(self.rung_weights) < 0 or sum(self.rung_weights) <= 0):
+            raise ValueError(
+                f"expected rung_weights >= 0 and not all 0, got {list(self.rung_weights)}"
+            )
+        lo, hi = self.guidance_interval
+        if not 0.0 <= lo < hi <= 1.0:
+            raise ValueError(f"expected guidance_interval as 0 <= lo < hi <= 1, got {[lo, hi]}")
+        if not self.real_data_bandwidths or min(self.real_data_bandwidths) <= 0:
+            raise ValueError(
+                f"expected real_data_bandwidths > 0, got {list(self.real_data_bandwidths)}"
+            )
+        if (
+            not self.vsd_weight
+            and not self.gan_loss_weight_gen
+            and not self.real_data_weight
+            and not self.kd_weight
+        ):
+            raise ValueError(
+                "expected a weight > 0 among vsd, gan_loss_weight_gen, real_data and kd, got 0 "
+                "for all"
+            )
+        if self.f_divergence != "reverse_kl":
+            self._check_ratio()
+        return self
+
+    def check_rungs(self, rungs: int) -> None:
+        """Refuse losses that a student of so many rungs can't be trained with.
+
+        Raises:
+            ValueError: another number of `rung_weights`; real data as start and as target.
+        """
+        if self.rung_weights and len(self.rung_weights) != rungs:
+            raise ValueError(
+                f"expected one of rung_weights for each of the {rungs} rungs, got "
+                f"{len(self.rung_weights)}"
+            )
+        if self.real_data_weight and not self.backward_simulation and rungs > 1:
+            raise ValueError(
+                "expected backward_simulation=true with real_data_weight > 0, got false: at later "
+                "rungs the student would start from the very data that its samples are compared "
+                "with"
+            )
+
+    def _check_ratio(self) -> None:
+        """Refuse an f-divergence without a VSD loss to weigh, or whose density ratio the
+        discriminator does not know."""
+        asked = f"with f_divergence={self.f_divergence}"
+        if not self.vsd_weight:
+            raise ValueError(
+                f"expected vsd_weight > 0 {asked}, which weighs the VSD loss, got 0; or say "
+                "reverse_kl"
+            )
+        if self.gan_loss == "relativistic":
+            raise ValueError(
+                f"expected gan_loss=softplus {asked}, got relativistic: its logit is the log "
+                "ratio of data and student up to an unknown constant only"
+            )
+        vsd = self.vsd_t
+        gan = self.gan_t
+        if not gan.min_t <= vsd.min_t < vsd.max_t <= gan.max_t:
+            raise ValueError(
+                f"expected gan_t to cover vsd_t {asked}, whose ratio is the discriminator's at "
+                f"times of vsd_t, got {gan.min_t}..{gan.max_t} and {vsd.min_t}..{vsd.max_t}; "
+                "widen gan_t or narrow vsd_t"
+            )

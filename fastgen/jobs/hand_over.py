@@ -1,0 +1,234 @@
+"""The end of a distillation: students are scored, one is chosen, exported and reported."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._core.conditions import cond_text, map_tensors
+from .._core.seeds import generator_for
+from .._core.timing import Stopwatch
+from ..data import Task
+from ..export.folders import export_student
+from ..methods.registry import stage_styles
+from ..records.log import read_log
+from ..report.page import write_report
+from ..report.tables import format_table
+from ..training.validation import teacher_note
+from .evaluation import (
+    Sampler,
+    evaluate_student,
+    evaluate_teacher,
+    latency_ms,
+    nested_t_lists,
+    student_sampler,
+    teacher_sampler,
+)
+from .setup import Setup
+
+__all__ = ["HandOver", "Rows", "teacher_notes"]
+
+Rows = dict[str, dict[str, float]]  # scores by sampler
+
+
+def teacher_notes(rows: Rows, floor: Mapping[str, float], primary: str) -> list[str]:
+    """Whether the teacher is one that its student may pass."""
+    note = teacher_note(rows, floor, primary)
+    return [] if note is None else [note]
+
+
+class HandOver:
+    """What becomes of the trained students of a run.
+
+    Args:
+        setup: the networks of the run.
+        task: its data and scores.
+        run_dir: where `student/` and `report/` go.
+        stored: scores of the teacher and of fresh data that are known already; None: measured.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        task: Task,
+        run_dir: Path,
+        *,
+        stored: tuple[Rows, dict[str, float]] | None = None,
+    ) -> None:
+        self.setup = setup
+        self.cfg = setup.cfg
+        self.task = task
+        self.run_dir = run_dir
+        self.stored = stored
+
+    def run(
+        self, students: Mapping[str, nn.Module], seconds: dict[str, float], warnings: list[str]
+    ) -> None:
+        """Score, choose, export and report.
+
+        Args:
+            students: by stage, in eval mode.
+            seconds: of the parts of the run so far; those of this one are added.
+            warnings: of the run's stages.
+        """
+        watch = Stopwatch(seconds, "hand_over")
+        validation = {
+            stage: self.task.evaluate(self.sampler(network), quick=True)
+            for stage, network in students.items()
+        }
+        selected = self.choose(validation)
+        rows = {stage: self._student_rows(network) for stage, network in students.items()}
+        teacher_rows, floor = self.stored or self._measured_scores()
+        student = students[selected]
+        results: dict[str, Any] = {
+            "teacher": teacher_rows,
+            "student": rows[selected],
+            "kd": {},
+            **rows,
+            "floor": floor,
+            "seconds": seconds,
+            "latency": self._latency(student),
+            "selected": selected,
+            "primary": self.task.primary,
+            "validation": validation,
+            "warnings": [*warnings, *teacher_notes(teacher_rows, floor, self.task.primary)],
+        }
+        watch.lap()
+        self.export(student, results)
+        print(format_table(results, stages=stage_styles()))
+        write_report(
+            self.run_dir,
+            results=results,
+            curves=read_log(self.run_dir),
+            examples=self.examples(student),
+            stages=stage_styles(),
+        )
+        print(f"student: {self.run_dir / 'student'}   report: {self.run_dir / 'report'}")
+
+    def choose(self, validation: Mapping[str, Mapping[str, float]]) -> str:
+        """The stage whose student is exported: as configured, or that of the best score."""
+        if self.cfg.keep != "best":
+            return self.cfg.keep
+        scores = {stage: row[self.task.primary] for stage, row in validation.items()}
+
+        def rank(stage: str) -> float:
+            return math.inf if math.isnan(scores[stage]) else scores[stage]
+
+        return min(scores, key=rank)
+
+    def export(self, student: nn.Module, results: Mapping[str, Any]) -> None:
+        """Write ``student/``."""
+        how = self.cfg.student
+        data = self.task.train
+        export_student(
+            self.run_dir / "student",
+            student,
+            t_list=list(how.t_list),
+            steps=list(nested_t_lists(how.t_list, how.sample_type)),
+            sample_type=how.sample_type,
+            pred_type=how.pred_type,
+            x_normalizer=data.x_normalizer,
+            z_normalizer=data.z_normalizer,
+            pack=data.pack,
+            horizon=tuple(data.X.shape[1:]),
+            description={
+                "task": self.task.name,
+                "method": results["selected"],
+                "condition": "none" if data.Z is None else cond_text(data.Z, "B"),
+                "scores": results["student"],
+                **self._guidance(),
+            },
+        )
+
+    def examples(self, student: nn.Module) -> dict[str, Any]:
+        """What the picture of samples shows: a few conditions, drawn by teacher and student."""
+        z, x_true = self.task.examples()
+        scene = self.task.scene()
+        samples = scene.get("samples", 16)
+        n = len(x_true)
+        generator = generator_for(self.cfg.seed, "examples")
+        noise = torch.randn(n * samples, *x_true.shape[1:], generator=generator)
+        repeated = map_tensors(lambda value: value.repeat_interleave(samples, 0), z)
+        by_teacher = self.teacher_sampler(100)(repeated, noise)
+        by_student = self.sampler(student)(repeated, noise)
+        labels = {"teacher": "teacher, 100 calls", "student": f"student, {self._calls()}"}
+        return {
+            "Z": z,
+            "X_true": x_true,
+            "teacher": by_teacher.unflatten(0, (n, samples)),
+            "student": by_student.unflatten(0, (n, samples)),
+            "scene": scene,
+            "labels": labels,
+        }
+
+    def sampler(self, student: nn.Module) -> Sampler:
+        """The student with all of its rungs, in original units."""
+        how = self.cfg.student
+        return student_sampler(
+            student,
+            self.task.train,
+            how.t_list,
+            sample_type=how.sample_type,
+            pred_type=how.pred_type,
+        )
+
+    def teacher_sampler(self, calls: int) -> Sampler:
+        """The teacher by that many Euler steps, in original units."""
+        pred_type = self.cfg.student.pred_type
+        return teacher_sampler(self.setup.teacher, self.task.train, calls, pred_type=pred_type)
+
+    def _student_rows(self, student: nn.Module) -> Rows:
+        how = self.cfg.student
+        return evaluate_student(
+            student, self.task, how.t_list, sample_type=how.sample_type, pred_type=how.pred_type
+        )
+
+    def _measured_scores(self) -> tuple[Rows, dict[str, float]]:
+        """Rows of the teacher and the task's floor, measured now."""
+        rows = evaluate_teacher(
+            self.setup.teacher,
+            self.task,
+            self.cfg.teacher.calls,
+            self.cfg.teacher.ab2_calls,
+            pred_type=self.cfg.student.pred_type,
+            progress=lambda row: print(f"teacher {row}", file=sys.stderr, flush=True),
+        )
+        return rows, self.task.floor()
+
+    def _latency(self, student: nn.Module) -> dict[str, float]:
+        """Milliseconds of one call of the sampler, of student and teacher, by batch."""
+        found = {}
+        samplers = (
+            (f"student {self._calls()}", self.sampler(student), 15),
+            ("teacher 100 calls", self.teacher_sampler(100), 3),
+        )
+        for who, sampler, repeats in samplers:
+            for batch in (1, 64):
+                time = latency_ms(sampler, self.task.train, batch, repeats=repeats)
+                found[f"{who}, batch {batch}, ms"] = time
+        return found
+
+    def _calls(self) -> str:
+        """The student's calls for people: "1 call", "4 calls"."""
+        calls = self.cfg.student.steps
+        return f"{calls} call" if calls == 1 else f"{calls} calls"
+
+    def _guidance(self) -> dict[str, Any]:
+        """How the teacher was guided that the student learned from, for the export."""
+        dmd = self.cfg.dmd
+        source = self.cfg.teacher.null_cond
+        if dmd.guidance_scale is None or source is None:
+            return {}
+        return {
+            "guidance_scale": dmd.guidance_scale,
+            "guidance_interval": list(dmd.guidance_interval),
+            "guidance_rescale": dmd.guidance_rescale,
+            # Where the file lay says nothing to others.
+            "guidance_null_cond": Path(source).name,
+        }

@@ -1,0 +1,86 @@
+"""Teacher pairs of a run: states of the teacher's ODE at the student's rungs, made once and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._core.conditions import cond_to, take_rows
+from .._core.processes import together
+from .._core.seeds import generator_for
+from .._core.tensor_files import load_tensors, save_tensors
+from ..methods.kd import teacher_pairs
+from ..networks import Cond
+from ..records.log import progress_bar
+from ..training.processes import Processes
+from .setup import Setup
+
+__all__ = ["PAIRS", "pairs_of_run"]
+
+PAIRS = "pairs.safetensors"
+
+
+def pairs_of_run(
+    setup: Setup, run_dir: Path, processes: Processes, *, chunk: int
+) -> tuple[Tensor, Cond]:
+    """`train.kd_pairs` pairs, one noise each, with the conditions of the data in turn.
+
+    Made by all processes together and kept in the run folder, from which a resumed run reads them.
+
+    Args:
+        chunk: rows that the teacher is given at once, by all processes together.
+
+    Returns:
+        `(states, cond)`: (N, K + 1, ...) on the CPU, and N rows of the condition.
+
+    Raises:
+        ValueError: the file in the run folder holds other pairs.
+    """
+    n = setup.cfg.train.kd_pairs
+    cond = take_rows(setup.cond, torch.arange(n) % len(setup.x0))
+    path = run_dir / PAIRS
+    if path.exists():
+        states = load_tensors(path).get("states")
+        shape = (n, len(setup.cfg.student.t_list), *setup.x0.shape[1:])
+        if states is None or states.shape != shape:
+            raise ValueError(
+                f"expected the teacher pairs of this run in {path}, got others; delete the file"
+            )
+        return states, cond
+    parts = []
+    with progress_bar("teacher pairs", n, shown=processes.is_main_process) as bar:
+        for start in range(0, n, chunk):
+            size = min(chunk, n - start)
+            parts.append(_chunk_of_pairs(setup, processes, cond, start, size))
+            bar.update(size)
+            bar.set_postfix()
+    states = torch.cat(parts)
+    with together():
+        if processes.is_main_process:
+            save_tensors(path, {"states": states})
+    return states, cond
+
+
+def _chunk_of_pairs(
+    setup: Setup, processes: Processes, cond: Cond, start: int, size: int
+) -> Tensor:
+    """States of `size` pairs from the row `start` on; each process makes its share of them."""
+    cfg = setup.cfg
+    generator = generator_for(cfg.seed, "pairs", start)
+    noise = torch.randn(size, *setup.x0.shape[1:], generator=generator)
+    # Equal shares, filled up at the end of the last ones only, so that the gathered rows keep their
+    # order.
+    share = -(-size // processes.num_processes)
+    first = processes.process_index * share
+    rows = torch.arange(first, first + share).clamp(max=size - 1)
+    states = teacher_pairs(
+        setup.teacher,
+        noise[rows].to(processes.device),
+        cond_to(take_rows(cond, start + rows), processes.device),
+        cfg.student.t_list,
+        calls=cfg.train.kd_teacher_calls,
+        pred_type=cfg.student.pred_type,
+    )
+    return processes.gather(states)[:size].cpu()

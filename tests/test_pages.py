@@ -1,0 +1,354 @@
+"""The pages for readers: every link leads somewhere, every command is one that its tool takes,
+every example runs.
+
+A recipe is called as the page says it, in a folder that holds what the page speaks of: training
+commands with `--dry-run`, which reads config, data and teacher and sees whether they fit together.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.commands.launch import launch_command_parser
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.run import parse_args as parse_torchrun
+
+import bench
+import bench_backbone
+import bench_quality
+import bench_step
+import bench_teachers
+import bench_trainer
+import kill
+from fastgen.config import DistillConfig
+from fastgen.config.files import validate
+from fastgen.data.tasks.flights import read_tracks
+from fastgen.data.tasks.ring import RingTask
+from fastgen.distillation import distill
+from fastgen.export import export_student, load_network
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "recipes/README.md", "tools/BENCHMARKS.md", "fastgen/README.md")
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+TRAINING = ("distill.py", "train_teacher.py")
+# Fewer demonstrations of an embedded task, smaller batches to measure memory with: seconds less.
+FEW = "data.size=64"
+SMALL = "train.batch_size=16"
+TINY = {
+    "batch_size": 8,
+    "kd_steps": 2,
+    "kd_pairs": 16,
+    "kd_teacher_calls": 4,
+    "steps": 2,
+    "evaluate_every": 2,
+    "threads": 1,
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    fence = rf"^```{language}\n(.*?)^```$"
+    return re.findall(fence, TEXTS[page], re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page, in shell blocks and within its text: continued lines joined, comments
+    left out."""
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
+    text = "\n".join([text, *re.findall(r"`((?:python|accelerate|torchrun) [^`]+)`", TEXTS[page])])
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    return [shlex.join(words) for words in lines if words]
+
+
+# ---- Links ---------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """Names that a link may use for the headings of a page: lower case, hyphens for spaces."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_somewhere(page):
+    targets = re.findall(r"\]\(([^)\s]+)\)", TEXTS[page])
+    relative = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert relative
+    astray = []
+    for target in relative:
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            astray.append(target)
+    assert not astray
+
+
+def test_the_readme_is_a_first_chapter():
+    assert len(TEXTS["README.md"].splitlines()) <= 130
+
+
+def test_the_map_has_the_floors_that_imports_are_held_to():
+    floors = runpy.run_path(str(ROOT / "tests" / "test_imports.py"))["FLOORS"]
+    assert [block.split() for block in blocks("fastgen/README.md", "text")] == [floors.split()]
+
+
+# ---- The folder of a reader ----------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """A network of a reader's own: any shape that ends in two channels, any condition or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        rows = (len(x), *[1] * (x.ndim - 1))
+        z = torch.zeros(len(x)) if cond is None else cond.flatten(1).mean(1)
+        about = [value.to(x).view(rows).expand(*x.shape[:-1], 1) for value in (t, z)]
+        return self.last(torch.cat([x, *about], -1))
+
+
+MODULE = f"""
+import torch
+from torch import Tensor, nn
+
+{inspect.getsource(Own)}
+
+def build():
+    return Own()
+"""
+
+
+def walks(rows: int = 64, points: int = 4) -> dict[str, np.ndarray]:
+    """Random walks that start at the last of two observed points."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(rows, 2, 2))
+    return {"X": z[:, -1:] + 0.3 * rng.normal(size=(rows, points, 2)).cumsum(1), "Z": z}
+
+
+Call = Callable[..., tuple[object, str, str]]
+read_once = functools.cache(read_tracks)  # 66 MB of JSON
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What the pages speak of: data, configs, a network of one's own, and runs."""
+    folder = tmp_path_factory.mktemp("reader")
+    np.savez(folder / "trajectories.npz", **walks())
+    np.savez(folder / "conditions.npz", Z=walks(3)["Z"])
+    steps = np.random.default_rng(1).normal(size=(120, 2))
+    episodes = {"actions": steps, "observations": steps, "episode_ends": np.arange(20, 121, 20)}
+    np.savez(folder / "episodes.npz", **episodes)
+    save_file(Own().state_dict(), folder / "weights.safetensors")
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "my_module.py").write_text(MODULE)
+    data = {"name": "file", "path": "trajectories.npz"}
+    teacher = {"folder": "runs/mine-teacher/teacher"}
+    mine = {"name": "mine", "data": data, "teacher": teacher}
+    (folder / "my.yaml").write_text(yaml.safe_dump(mine))
+    ring = RingTask(size=64).train
+    shown: dict[str, Any] = {"t_list": [0.999, 0.0], "pack": ring.pack, "horizon": ring.X.shape[1:]}
+    shown |= {"x_normalizer": ring.x_normalizer, "z_normalizer": ring.z_normalizer}
+    network, _ = load_network(ROOT / "recipes" / "teachers" / "ring")
+    export_student(folder / "runs" / "ring" / "student", network, **shown)
+    none = {"condition": "none"}
+    points = folder / "runs" / "points" / "student"
+    export_student(points, Own(), t_list=[0.5, 0.0], horizon=(2,), description=none)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, folder) -> Call:
+    """`call("recipes/distill.py", ...)` is `python recipes/distill.py ...` in the reader's folder,
+    in this process; (exit code, stdout, stderr)."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr("fastgen.data.tasks.flights.read_tracks", read_once)
+    # Recipes take all cores; the tests beside this one want theirs.
+    monkeypatch.setattr("fastgen.training.accelerator.use_all_cores", lambda *_, **__: None)
+
+    def run(script: str, *arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def runs(call: Call, folder) -> None:
+    """The runs `mine-teacher` and `mine`, made once."""
+    if (folder / "runs" / "mine").exists():
+        return
+    small = ["model.embedding_dim=16", "model.num_layers=1", "train.steps=2", "train.threads=1"]
+    data = ["data.name=file", "data.path=trajectories.npz", "model.equivariant=false"]
+    scores = ["calls=[1, 2]", "ab2_calls=[4]"]
+    code, _, err = call("recipes/train_teacher.py", "name=mine-teacher", *data, *small, *scores)
+    assert code == 0, err
+    budget = [f"train.{key}={value}" for key, value in TINY.items()]
+    budget += ["dmd.fake_score_warmup_steps=2", "teacher.calls=[1, 2]", "teacher.ab2_calls=[4]"]
+    code, _, err = call("recipes/distill.py", "my.yaml", *budget)
+    assert code == 0, err
+
+
+# ---- Commands ------------------------------------------------------------------------------------
+
+
+def without_launcher(words: list[str]) -> list[str]:
+    """The script that a command starts, with its arguments; options of the launcher are read by the
+    launcher's own parser."""
+    if words[0] == "torchrun":
+        args = parse_torchrun(words[1:])
+    elif words[:2] == ["accelerate", "launch"]:
+        args = launch_command_parser().parse_args(words[2:])
+        assert args.config_file is None or (ROOT / args.config_file).is_file()
+    else:
+        assert words[0] == "python", f"a command that no test knows: {shlex.join(words)}"
+        return words[1:]
+    return [args.training_script, *args.training_script_args]
+
+
+def run_recipe(call: Call, folder: Path, script: str, arguments: list[str]) -> None:
+    """Call a recipe as the page says it; what would train is looked at only."""
+    name = Path(script).name
+    config = next((word for word in arguments if word.endswith(".yaml")), "")
+    arguments = [str(ROOT / word) if word.startswith("recipes/") else word for word in arguments]
+    if name in TRAINING and "--help" not in arguments:
+        own = config in ("my.yaml", "mine.yaml") or "data.name=file" in arguments
+        if not own and "flights" not in config:
+            arguments = [*arguments, FEW]
+        if "flights.yaml" in config:
+            arguments = [*arguments, f"teacher.folder={flights_teacher(call, folder)}"]
+        arguments = [*arguments, SMALL, "--dry-run"]
+    code, out, err = call(script, *arguments)
+    assert code == 0, err
+    assert out
+
+
+def flights_teacher(call: Call, folder: Path) -> Path:
+    """The teacher of the recorded flights, from one update of its training."""
+    run = folder / "runs" / "flights-teacher"
+    budget = ["train.steps=1", "train.threads=1", SMALL, "calls=[1]", "ab2_calls=[]"]
+    config = ROOT / "recipes" / "configs" / "flights-teacher.yaml"
+    code, _, err = call("recipes/train_teacher.py", str(config), *budget, f"run_dir={run}")
+    assert code == 0, err
+    return run / "teacher"
+
+
+BENCHMARKS = {
+    "backbone": (bench_backbone, "backbone"),
+    "quality": (bench_quality, "run_quality"),
+    "step": (bench_step, "run_step"),
+    "teachers": (bench_teachers, "run_teachers"),
+    "trainer": (bench_trainer, "run_trainer"),
+}
+
+
+def run_bench(monkeypatch, arguments: list[str]) -> None:
+    """Read the arguments of a benchmark as it does, and begin it with nothing to do."""
+    begun = []
+    for name, (module, function) in BENCHMARKS.items():
+        stand_in = functools.partial(lambda name, *_: begun.append(name) or {}, name)
+        monkeypatch.setattr(module, function, stand_in)
+    monkeypatch.setattr(sys, "argv", ["tools/bench.py", *arguments])
+    bench.main()
+    assert begun == arguments[:1]
+
+
+def run_kill(monkeypatch, arguments: list[str]) -> None:
+    """Read the arguments of tools/kill.py as it does, and kill nothing."""
+    asked = []
+
+    def nothing(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
+        asked.append(kills)
+        return {"passed": True}
+
+    monkeypatch.setattr(kill, "kill_and_compare", nothing)
+    monkeypatch.setattr(kill, "table", str)
+    monkeypatch.setattr(sys, "argv", ["tools/kill.py", *arguments])
+    with pytest.raises(SystemExit, match="0"):
+        kill.main()
+    assert asked
+
+
+DONE: set[tuple[str, ...]] = set()
+CASES = [(page, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "command"), CASES)
+def test_every_command_is_one_that_its_tool_takes(
+    call: Call, runs, folder, monkeypatch, page, command
+):
+    for written in blocks(page, "yaml"):
+        if written.startswith("name: mine"):
+            (folder / "mine.yaml").write_text(written)
+    for part in command.split(" '&&' "):
+        words = shlex.split(part)
+        if words[0].startswith("tools/"):
+            assert os.access(ROOT / words[0], os.X_OK)
+            continue
+        if words == [".", ".venv/bin/activate"]:
+            continue
+        script, *arguments = without_launcher(words)
+        of_page = page if "mine.yaml" in arguments else ""
+        if (of_page, script, *arguments) in DONE:
+            continue
+        if script.startswith("recipes/"):
+            run_recipe(call, folder, script, arguments)
+        elif script == "tools/bench.py":
+            run_bench(monkeypatch, arguments)
+        elif script == "tools/kill.py":
+            run_kill(monkeypatch, arguments)
+        else:
+            raise AssertionError(f"a command that no test knows: {part}")
+        DONE.add((of_page, script, *arguments))
+
+
+# ---- Examples ------------------------------------------------------------------------------------
+
+YAML = [(page, block) for page in PAGES for block in blocks(page, "yaml")]
+PYTHON = [(page, block) for page in PAGES for block in blocks(page, "python")]
+
+
+@pytest.mark.parametrize(("page", "block"), YAML)
+def test_every_config_has_keys_that_are_known(page, block):
+    assert validate(DistillConfig, yaml.safe_load(block))
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON)
+def test_every_example_runs(call: Call, folder, monkeypatch, page, block):
+    def few_updates(cfg: DistillConfig, **given: Any) -> Path:
+        train = cfg.train.model_copy(update=TINY)
+        dmd = cfg.dmd.model_copy(update={"fake_score_warmup_steps": 2})
+        calls = cfg.teacher.model_copy(update={"calls": (1,), "ab2_calls": ()})
+        changed = {"train": train, "dmd": dmd, "teacher": calls, "run_dir": "runs/example"}
+        return distill(cfg.model_copy(update=changed), **given)
+
+    monkeypatch.setattr("fastgen.distillation.distill", few_updates)
+    build = importlib.import_module("my_package.my_module").build
+    names: dict[str, Any] = {"net": build(), "build": build}
+    exec(compile(block, page, "exec"), names)
+    for shape in re.findall(r"^x = .*  # (\([\d, ]+\)):", block, re.MULTILINE):
+        assert str(tuple(names["x"].shape)) == shape
