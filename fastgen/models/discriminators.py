@@ -117,8 +117,8 @@ class FeatureHeads(nn.Module):
 def _tokens(i: int, x: Tensor, batch: int, size: int) -> Tensor:
     """Feature number i as tokens (B, T, size)."""
     channels_first = x.ndim == 4
-    channels = x.shape[1 if channels_first else -1] if x.ndim else 0
-    if x.ndim not in (2, 3, 4) or x.shape[0] != batch or channels != size or x.numel() == 0:
+    fits = x.ndim in (2, 3, 4) and x.shape[0] == batch and x.numel() > 0
+    if not fits or x.shape[1 if channels_first else -1] != size:
         raise ValueError(
             f"expected feature {i} of shape ({batch}, {size}), ({batch}, T, {size}) or ({batch}, "
             f"{size}, H, W), got {tuple(x.shape)}"
