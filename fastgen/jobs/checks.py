@@ -29,42 +29,28 @@ USUAL_METHOD: str = DistillConfig().method
 
 
 def with_method(cfg: DistillConfig) -> DistillConfig:
-    """The config with the method that is trained, and with what this method implies.
+    """The config with what its method implies.
 
-    Where `method` and `train.steps` say two things, `train.steps` decides, and a warning gives what
-    to write:
-
-        method=kd, train.steps > 0 as given     updates after KD are those of DMD2
-        method=dmd2, train.steps=0              KD alone, which is method=kd; for one release
+    DMD2 with train.steps=0 is KD alone, whose spelling is method=kd. It is taken as that for one
+    more release, with a warning that gives what to write.
 
     Raises:
         ValueError: an unknown method, another method without updates, or keys that contradict it.
     """
-    updates = method_named(cfg.method).updates(cfg)
-    steps = cfg.train.steps
-    given = "steps" in cfg.train.model_fields_set
-    if cfg.method == WARM_START and given and steps > 0:
-        cfg = cfg.model_copy(update={"method": USUAL_METHOD})
-        _note(
-            f"method={USUAL_METHOD}, since train.steps={steps} asks for updates after KD; say "
-            f"method={USUAL_METHOD}, or train.steps=0 for KD alone"
-        )
-    elif cfg.method == USUAL_METHOD and updates == 0:
+    if cfg.method != WARM_START and method_named(cfg.method).updates(cfg) == 0:
+        if cfg.method != USUAL_METHOD:
+            raise ValueError(
+                f"expected train.steps > 0 with method={cfg.method}, got {cfg.train.steps}; say "
+                f"train.steps={DistillTrainConfig().steps}, or method={WARM_START} for KD alone"
+            )
         cfg = cfg.model_copy(update={"method": WARM_START})
-        _note(
+        warnings.warn(
             f"method={WARM_START}, since train.steps=0 leaves no updates after KD; say "
-            f"method={WARM_START}; the old spelling goes with the next release"
-        )
-    elif cfg.method != WARM_START and updates == 0:
-        raise ValueError(
-            f"expected train.steps > 0 with method={cfg.method}, got {steps}; say "
-            f"train.steps={DistillTrainConfig().steps}, or method={WARM_START} for KD alone"
+            f"method={WARM_START}; the old spelling goes with the next release",
+            OldSpelling,
+            stacklevel=2,
         )
     return method_named(cfg.method).complete(cfg)
-
-
-def _note(message: str) -> None:
-    warnings.warn(message, OldSpelling, stacklevel=3)
 
 
 def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> None:
@@ -153,8 +139,8 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
     """The config with its times within the teacher's, and one line for each thing that this
     changed.
 
-    A student starts at the teacher's own largest RF time where that is below `student.t_max`, and at
-    0.5 where the teacher predicts noise; drawn times stay within the teacher's range.
+    A student starts at the teacher's own largest RF time where that is below `student.t_max`. It
+    starts at 0.5 where the teacher predicts noise. Drawn times stay within the teacher's range.
 
     Raises:
         ValueError: rungs that the config asks for beyond the teacher's range, or a range without a
@@ -177,8 +163,8 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
             )
         if len(student.t_list) > 2 and student.t_list[-2] < low:
             raise ValueError(
-                f"expected the rungs of student.t_list but the last within {low:.6g}..{high:.6g}, the "
-                f"teacher's RF times, got {student.t_list[-2]}"
+                f"expected the rungs of student.t_list but the last within {low:.6g}..{high:.6g}, "
+                f"the teacher's RF times, got {student.t_list[-2]}"
             )
     else:
         noise = "eps" in (loss_space(teacher), student.pred_type)
