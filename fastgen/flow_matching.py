@@ -6,18 +6,20 @@ eps,
     x_t  = alpha_t x0 + sigma_t eps,    alpha_t = 1 - t,    sigma_t = t,
     flow = dx_t/dt = eps - x0.
 
-A network predicts one of three quantities, `pred_type`: "x0", "eps" or "flow". With x_t and t each
-gives the others:
+A network predicts one of three quantities, `pred_type`: "x0", "eps" or "flow". With x_t and t, each
+gives the other two:
 
-    x0 = x_t - t flow,    eps = x_t + (1 - t) flow,    x0 = (x_t - t eps) / (1 - t),    flow = (x_t - x0) / t.
+    x0   = x_t - t flow = (x_t - t eps) / (1 - t),
+    eps  = x_t + (1 - t) flow,
+    flow = (x_t - x0) / t.
 
 `t` is a Python float or a float32/float64 tensor of shape (B,), never bfloat16, which rounds 0.999
 to 1. All arithmetic runs in float64 and is cast back to the dtype each function names. A division
 by t or by 1 - t clamps its denominator at `EPSILON` = 1e-6: results are finite at both ends, and
 exact wherever the denominator is larger.
 
-There is no scheduler object: these are plain functions, and foreign clocks and paths are turned
-into this convention at the border, where a teacher is loaded.
+There is no scheduler object: these are plain functions. Other clocks and paths are turned into this
+convention at one border, where a teacher is loaded (:mod:`fastgen.teachers`).
 
 References:
     Liu et al., Flow Straight and Fast, 2022, arXiv:2209.03003. Lipman et al., Flow Matching, 2022,
@@ -97,7 +99,8 @@ def add_noise(x0: Tensor, eps: Tensor, t: float | Tensor) -> Tensor:
         x_t in the dtype of `x0`; `x0` itself at t = 0, `eps` at t = 1.
 
     Raises:
-        ValueError: if shapes differ or t leaves [0, 1].      TypeError: if t has less than float32.
+        ValueError: if shapes differ or t leaves [0, 1].
+        TypeError: if t has less than float32.
     """
     check_shape("eps", eps, x0.shape)
     t = expand_like(t, x0)
@@ -114,8 +117,8 @@ def pred_noise_to_pred_x0(pred_noise: Tensor, noisy_latents: Tensor, t: float | 
     Args:
         pred_noise: predicted eps, shape (B, ...).
         noisy_latents: x_t, the same shape.
-        t: float or (B,), in [0, 1]. Near t = 1 an error of the prediction is amplified by t / (1 -
-            t).
+        t: float or (B,), in [0, 1]. It amplifies an error of the prediction by t / (1 - t), which
+            is large near t = 1.
 
     Returns:
         x0 in the dtype of `noisy_latents`.
@@ -178,7 +181,7 @@ def x0_to_flow(x0: Tensor, x_t: Tensor, t: float | Tensor) -> Tensor:
 def convert_prediction(
     pred: Tensor, x_t: Tensor, t: float | Tensor, source: str, target: str
 ) -> Tensor:
-    """Turn a prediction of `source` into the prediction of `target` that says the same about x_t.
+    """Turn a prediction of one kind into the prediction of another that says the same about x_t.
 
     Args:
         pred: prediction of kind `source`, shape (B, ...).
@@ -277,12 +280,12 @@ def sample_timesteps(
     * `uniform`: t = min_t + (max_t - min_t) u.
     * `logitnormal`: t = min_t + (max_t - min_t) sigmoid(p_mean + p_std z).
     * `lognormal`: log t = p_mean + p_std z, truncated to [min_t, max_t] by inverting Phi.
-    * `shifted`: t = s u / (1 + (s - 1) u) with s = `shift`, u uniform over the pre-image of [min_t,
-      max_t]: the law of the shifted time conditioned on the range, with no atom at either bound.
-    * `polynomial`: uniform over the 1000 points of linspace(min_t, max_t) (what the polynomial
-      sigma grid of other noise schedules degenerates to on this path).
+    * `shifted`: t = s u / (1 + (s - 1) u) with s = `shift`. Here u is uniform over the numbers
+      whose t lies in [min_t, max_t], so that no times pile up at a bound.
+    * `polynomial`: uniform over the 1000 points of linspace(min_t, max_t). On this path that is all
+      that is left of the polynomial sigma grid of other noise schedules.
 
-    Drawn in float64. The result never leaves [min_t, max_t], also after rounding to `dtype`.
+    Times are drawn in float64, and lie in [min_t, max_t] after they are rounded to `dtype`, too.
 
     Args:
         n: number of draws.
@@ -330,10 +333,11 @@ def _truncated_lognormal(u: Tensor, low: float, high: float, mean: float, std: f
     """exp of a normal truncated to [log low, log high], by CDF inversion of the uniform `u`."""
     a = -math.inf if low == 0.0 else (math.log(low) - mean) / std
     b = (math.log(high) - mean) / std
-    # In the upper tail Phi is 1 up to rounding; the mirrored interval has the same mass and all its
-    # digits.
+    # In the upper tail Phi is 1 up to rounding. The mirrored interval in the lower tail has the
+    # same mass, with all its digits.
     sign = -1.0 if a + b > 0 else 1.0
-    p_a, p_b = (0.5 * math.erfc(-sign * z / math.sqrt(2.0)) for z in (a, b))
+    p_a = _normal_cdf(sign * a)
+    p_b = _normal_cdf(sign * b)
     if p_a == p_b:
         raise ValueError(
             f"expected a lognormal with mass in [{low}, {high}], got none for p_mean={mean}, "
@@ -342,20 +346,23 @@ def _truncated_lognormal(u: Tensor, low: float, high: float, mean: float, std: f
     return torch.exp(mean + std * sign * torch.special.ndtri(p_a + (p_b - p_a) * u))
 
 
+def _normal_cdf(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2.0))
+
+
 def _unshift(t: float, shift: float) -> float:
     """The u with shift u / (1 + (shift - 1) u) = t."""
     return t / (shift - (shift - 1.0) * t)
 
 
 def _round_inwards(bound: float, dtype: torch.dtype, inside: float) -> float:
-    """The number of `dtype` nearest to `bound` that does not pass it, seen from `inside`."""
+    """`bound` rounded to `dtype`, and if that is beyond it the next number towards `inside`."""
     nearest = torch.tensor(bound, dtype=dtype)
-    passed = nearest.item() > bound if inside < bound else nearest.item() < bound
-    return (
-        torch.nextafter(nearest, torch.tensor(inside, dtype=dtype)).item()
-        if passed
-        else nearest.item()
-    )
+    too_high = inside < bound and nearest.item() > bound
+    too_low = inside > bound and nearest.item() < bound
+    if too_high or too_low:
+        nearest = torch.nextafter(nearest, torch.tensor(inside, dtype=dtype))
+    return nearest.item()
 
 
 def _check_time_dtype(dtype: torch.dtype) -> None:

@@ -1,16 +1,17 @@
 """Classifier-free guidance of a teacher: its prediction is moved away from what it says under a
 negative condition.
 
-With c = x0 under the condition and u = x0 under the negative (or null) one, all at one (x_t, t),
+With c = x0 under the condition and u = x0 under the negative (or null) one, both at one (x_t, t),
 
-    guided = c + (s - 1) (c - u)                                    where lo <= t <= hi, else c
-    rescaled = (phi rms(c) / rms(guided) + 1 - phi) guided          rms over each sample, phi in [0, 1]
+    guided   = c + (s - 1) (c - u)                             where lo <= t <= hi, else c
+    rescaled = (phi rms(c) / rms(guided) + 1 - phi) guided     rms over each sample, phi in [0, 1]
 
-The root mean square stands for the standard deviation of the original: it is that of a prediction
-of mean 0, it is defined for a sample of one number, and unlike it no rotation changes it.
+The original rescales by the standard deviation. Here it is the root mean square, which is the same
+for a prediction of mean 0, exists for a sample of one number, and doesn't change under rotations.
 
-Only the teacher is guided: student and fake score see the plain condition, so that the student
-learns the guided law in one call.
+Only the teacher is guided. Student and fake score see the plain condition, so one call of the
+student makes guided samples. A teacher that guides itself is a
+:class:`fastgen.teachers.guided.GuidedNetwork`.
 
 References:
     Ho & Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv:2207.12598.
@@ -38,8 +39,8 @@ class Guidance(NamedTuple):
     Attributes:
         scale: s; 1 is the plain conditional prediction.
         interval: (lo, hi), RF times between which it is guided.
-        rescale: phi in [0, 1]: 0 leaves the guided prediction, 1 gives it the plain one's root mean
-            square.
+        rescale: phi in [0, 1]: 0 leaves the guided prediction as it is, 1 gives it the root mean
+            square of the plain one.
     """
 
     scale: float
@@ -68,8 +69,9 @@ def guide_x0(
     """
     guided = classifier_free_guidance(cond_x0, uncond_x0, guidance.scale)
     if guidance.rescale:
-        size, plain = (_rms(x, mask) for x in (guided, cond_x0))
-        factor = guidance.rescale * plain / size.clamp(min=1e-6) + 1.0 - guidance.rescale
+        size = _rms(guided, mask)
+        wanted = _rms(cond_x0, mask)
+        factor = guidance.rescale * wanted / size.clamp(min=1e-6) + 1.0 - guidance.rescale
         guided = guided * expand_like(factor, guided).to(guided.dtype)
     lo, hi = guidance.interval
     if not isinstance(t, Tensor):
@@ -90,7 +92,8 @@ def classifier_free_guidance(
     """Guided prediction c + (s - 1) (c - u): s = 1 is the conditional one, s = 0 the unconditional
     one.
 
-    Any linear parameterisation (flow, x0, eps at one x_t and t) gives the same guided model.
+    Flow, x0 and eps may be guided alike: at one x_t and t they are affine maps of each other, so
+    all give the same guided model.
 
     Returns:
         the shape of `cond_pred`, in its dtype.

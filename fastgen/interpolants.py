@@ -4,19 +4,19 @@ at t = 1**.
     x_t = alpha(t) x1 + sigma(t) x0,    x0 noise, x1 data,    alpha: 0 -> 1,    sigma: 1 -> 0,
     velocity u_t = alpha'(t) x1 + sigma'(t) x0.
 
-| class                         | alpha                                             | sigma               |
-|-------------------------------|---------------------------------------------------|---------------------|
-| LinearInterpolant             | t                                                 | 1 - t               |
-| CosineInterpolant             | sin(pi t / 2)                                     | cos(pi t / 2)       |
-| VariancePreservingInterpolant | exp(-(1-t)^2 (s_max - s_min)/4 - (1-t) s_min / 2) | sqrt(1 - alpha^2)   |
+| ...Interpolant     | alpha                                             | sigma             |
+|--------------------|---------------------------------------------------|-------------------|
+| Linear             | t                                                 | 1 - t             |
+| Cosine             | sin(pi t / 2)                                     | cos(pi t / 2)     |
+| VariancePreserving | exp(-(1-t)^2 (s_max - s_min)/4 - (1-t) s_min / 2) | sqrt(1 - alpha^2) |
 
-The rest of the package runs the other way (noise at 1); a path meets it through the noise ratio
-sigma / alpha, which every interpolant can invert.
+The rest of the package runs the other way, with noise at 1. A time here and a time there belong
+together if they have the same noise ratio sigma / alpha, which every interpolant can invert.
 
 Times are floats or float32/float64 tensors, (B,) where an x of shape (B, ...) is given. All
 arithmetic is float64 and is cast back. Every method is finite on all of [0, 1]: where a formula
-divides by something that vanishes at an end, the denominator is clamped at `EPSILON` = 1e-6, which
-is said at the method.
+divides by something that vanishes at an end, the denominator is clamped at `EPSILON` = 1e-6, and
+the method says so.
 
 References:
     Albergo et al., Stochastic Interpolants, 2023, arXiv:2303.08797. Ma et al., SiT, 2024,
@@ -85,14 +85,14 @@ class BaseInterpolant(abc.ABC):
         return self._alpha_ratio(t) * sigma**2 - sigma * d_sigma
 
     def _sbdm(self, t: Tensor) -> Tensor:
-        """drift_var / sigma = (alpha' / alpha) sigma - sigma', with sigma divided out rather than
-        by."""
+        """drift_var / sigma = (alpha' / alpha) sigma - sigma': here sigma cancels, so nothing is
+        divided by it."""
         sigma, d_sigma = self._sigma(t)
         return self._alpha_ratio(t) * sigma - d_sigma
 
     def _time_of_ratio(self, ratio: Tensor) -> Tensor:
-        """Root of sigma(t) = ratio alpha(t) by bisection of the decreasing function sigma - ratio
-        alpha."""
+        """The t with sigma(t) = ratio alpha(t), by bisection of the decreasing function
+        sigma - ratio alpha."""
         low = torch.zeros_like(ratio)
         high = torch.ones_like(ratio)
         for _ in range(BISECTIONS):
@@ -134,18 +134,21 @@ class BaseInterpolant(abc.ABC):
             (x_t, u_t), in the dtype of `x1`.
 
         Raises:
-            ValueError: if shapes differ or t leaves [0, 1].      TypeError: if t has less than float32.
+            ValueError: if shapes differ or t leaves [0, 1].
+            TypeError: if t has less than float32.
         """
         check_shape("x0", x0, x1.shape)
         t = expand_like(t, x1)
-        (alpha, d_alpha), (sigma, d_sigma) = self._alpha(t), self._sigma(t)
+        alpha, d_alpha = self._alpha(t)
+        sigma, d_sigma = self._sigma(t)
         return alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0
 
     @in_float64(like="x")
     def compute_drift(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Drift of the path as a diffusion: the velocity is -drift_mean + drift_var * score.
 
-            drift_mean = -(alpha' / alpha) x,    drift_var = (alpha' / alpha) sigma^2 - sigma sigma'.
+            drift_mean = -(alpha' / alpha) x,
+            drift_var  = (alpha' / alpha) sigma^2 - sigma sigma'.
 
         Args:
             x: state, shape (B, ...).
@@ -249,8 +252,8 @@ class BaseInterpolant(abc.ABC):
             ratio: non-negative, any shape; infinity is pure noise.
 
         Returns:
-            t in [0, 1], of the type, shape and dtype of `ratio`. A ratio beyond the path's own at t
-            = 0 gives t = 0.
+            t in [0, 1], of the type, shape and dtype of `ratio`. A ratio above the path's largest,
+            that at t = 0, gives t = 0.
 
         Raises:
             ValueError: for a negative ratio (floats and CPU tensors are checked).
@@ -295,11 +298,12 @@ class CosineInterpolant(BaseInterpolant):
 class VariancePreservingInterpolant(BaseInterpolant):
     """The VP diffusion with linear beta(t) = sigma_min + (1 - t) (sigma_max - sigma_min).
 
-        log alpha = -(1 - t)^2 (sigma_max - sigma_min) / 4 - (1 - t) sigma_min / 2,    sigma = sqrt(1 - alpha^2).
+        log alpha = -(1 - t)^2 (sigma_max - sigma_min) / 4 - (1 - t) sigma_min / 2,
+        sigma     = sqrt(1 - alpha^2).
 
-    It does not reach pure noise: at t = 0 the noise ratio is finite (152 with the defaults). sigma'
-    and the SBDM coefficient are infinite at t = 1; there sigma in the denominator is clamped at
-    1e-6.
+    It does not reach pure noise: at t = 0 the noise ratio is finite (152 with the defaults). At
+    t = 1 sigma' and the SBDM coefficient would be infinite; sigma in their denominator is clamped
+    at 1e-6.
 
     Args:
         sigma_min, sigma_max: beta at the data and at the noise end, 0 < sigma_min <= sigma_max.
@@ -329,16 +333,15 @@ class VariancePreservingInterpolant(BaseInterpolant):
 
     def _sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha = self._log_alpha(t)
-        sigma = torch.sqrt(
-            -torch.expm1(2 * log_alpha)
-        )  # 1 - alpha^2 without cancellation near the data
+        # 1 - alpha^2 without cancellation near the data.
+        sigma = torch.sqrt(-torch.expm1(2 * log_alpha))
         return sigma, -torch.exp(2 * log_alpha) * self._beta(t) / 2 / sigma.clamp(min=EPSILON)
 
     def _alpha_ratio(self, t: Tensor) -> Tensor:
         return self._beta(t) / 2
 
-    # The conversions in closed form: with alpha'/alpha = beta/2 the determinant is alpha beta / (2
-    # sigma), and sigma cancels everywhere.
+    # The conversions in closed form: with alpha' / alpha = beta / 2 the determinant of `_noise` is
+    # alpha beta / (2 sigma), and sigma cancels in all of them.
 
     def _noise(self, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return -self._sigma(t)[0] * self._score(velocity, x, t)
@@ -353,8 +356,8 @@ class VariancePreservingInterpolant(BaseInterpolant):
         return self._beta(t) / 2 / self._sigma(t)[0].clamp(min=EPSILON)
 
     def _time_of_ratio(self, ratio: Tensor) -> Tensor:
-        # log alpha = -L with L = log(1 + ratio^2) / 2 is a quadratic in u = 1 - t; this root
-        # doesn't cancel.
+        # log alpha = -L, with L = log(1 + ratio^2) / 2, is quadratic in u = 1 - t. Its root is
+        # written so that no two numbers that are nearly the same are subtracted.
         large = torch.hypot(torch.ones_like(ratio), ratio).log()
         level = torch.where(ratio < 1.0, 0.5 * torch.log1p(ratio.clamp(max=1.0) ** 2), large)
         half = self.sigma_min / 2

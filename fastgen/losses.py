@@ -1,4 +1,4 @@
-"""Losses of distribution matching: tensors in, a scalar out; no network is called here.
+"""Losses of the methods: tensors in, a scalar out; no network is called here.
 
 Everything is computed in at least float32, whatever dtype comes in.
 
@@ -37,16 +37,15 @@ __all__ = [
     "vsd_loss",
 ]
 
-# Added to the VSD normaliser: a generator that already sits on the teacher's x0 gets a bounded
-# weight.
+# Added to the size that a VSD weight divides by, which is 0 for a sample on the teacher's x0.
 NORM_EPSILON = 1e-6
 VSD_NORMS = ("mean_abs", "rms")
 TIME_WEIGHTS = ("none", "sigma", "alpha", "min_snr")
 MIN_SNR_GAMMA = 5.0
 GAN_KINDS = ("softplus", "relativistic")
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js", "jeffreys", "hellinger")
-# A discriminator sees about e^5 = 148 samples at a time, a ratio beyond is its extrapolation.
-# Bounded there, no sample outweighs a batch, and even infinite logits give finite weights.
+# A discriminator is trained on batches of about e^5 = 148 samples; a larger ratio is its guess.
+# With this bound no sample outweighs a batch, and even infinite logits give finite weights.
 MAX_LOG_RATIO = 5.0
 
 
@@ -62,19 +61,19 @@ def dsm_loss(
 ) -> Tensor:
     """Denoising score matching: mean over the batch of weight * mean_d (net_pred - target)^2.
 
-    The target is x0, eps or flow = eps - x0, by `pred_type`. At one t the three are the same loss
-    up to a factor (x0 is t^2 times flow, eps is (1 - t)^2 times flow), so the choice weights the
-    times.
+    The target is x0, eps or flow = eps - x0, by `pred_type`. At one t the three losses are equal up
+    to a factor: that of x0 is t^2 times, that of eps (1 - t)^2 times that of flow. So the choice is
+    one of a weight over t.
 
     Args:
         pred_type: "flow", "x0" or "eps".
         net_pred: prediction, shape (B, ...).
-        x0, eps: data and noise, the same shape; those that the target needs.
+        x0, eps: data and noise, the same shape; only what the target needs.
         t: times (B,), needed if `weight` is a function.
         weight: (B,), or a function of t giving (B,). Not normalised.
         mask: bool, (B, T) or broadcastable to `net_pred` (B, T, ...), True = real token; mean_d is
-            then over what is real. A padded batch has the mean loss of its samples cut to their
-            lengths, each counted once; padding gets no gradient.
+            then over what is real. So a padded batch has the loss that its samples would have
+            without padding, each counted once; padding gets no gradient.
 
     Returns:
         scalar, at least float32.
@@ -129,8 +128,8 @@ def vsd_loss(
         w = 1 / (sqrt(mean_d (gen - teacher_x0)^2) + 1e-6)    norm="rms"
 
     the loss is 0.5 * mse(gen, stopgrad(gen - w g)), so that d loss / d gen = w g / (number of
-    elements). The rms weight is invariant under rotations of the data, the mean-abs weight (the
-    original) is not.
+    elements). Rotations of the data don't change the rms weight; they do change mean_abs, which is
+    the original.
 
     Args:
         gen_data: generated sample, shape (B, ...), with gradient.
@@ -139,11 +138,10 @@ def vsd_loss(
         additional_scale: factor on w, float or (B,).
         norm: "mean_abs" or "rms".
         clamp: largest root mean square of a sample's direction w g, which is shortened to it; None:
-            no bound. Being a norm's, the bound keeps what invariance the weight has.
-        mask: bool, (B, T) or broadcastable to `gen_data` (B, T, ...), True = real token. Both
-            mean_d in w and mse are then over what is real: 0.5 times the batch mean of the
-                per-sample mean squares, d loss / d gen = w g /
-            (B * real numbers of the sample), and 0 at padding.
+            no bound. Rotations don't change it.
+        mask: bool, (B, T) or broadcastable to `gen_data` (B, T, ...), True = real token. The means
+            in w and in the loss are then over what is real, sample by sample: d loss / d gen =
+            w g / (B * number of real entries of the sample), and 0 at padding.
 
     Returns:
         scalar, at least float32. Gradients reach `gen_data` only.
@@ -160,25 +158,20 @@ def vsd_loss(
     with torch.no_grad():
         teacher = at_least_float32(teacher_x0)
         fake = at_least_float32(fake_score_x0)
-        distance = gen - teacher
-        size = (
-            _mean(distance.abs(), mask)
-            if norm == "mean_abs"
-            else _mean_square(distance, mask).sqrt()
-        )
+        if norm == "mean_abs":
+            size = _mean((gen - teacher).abs(), mask)
+        else:
+            size = _mean_square(gen - teacher, mask).sqrt()
         w = 1.0 / (size + NORM_EPSILON)
-        if additional_scale is not None:
-            w = w * (
-                at_least_float32(additional_scale)
-                if isinstance(additional_scale, Tensor)
-                else additional_scale
-            )
+        if isinstance(additional_scale, Tensor):
+            w = w * at_least_float32(additional_scale)
+        elif additional_scale is not None:
+            w = w * additional_scale
         direction = expand_like(w, gen) * (fake - teacher)
         if clamp is not None:
             length = _mean_square(direction, mask).sqrt()
-            direction = direction * expand_like(
-                (clamp / length.clamp(min=NORM_EPSILON)).clamp(max=1.0), gen
-            )
+            shortened = (clamp / length.clamp(min=NORM_EPSILON)).clamp(max=1.0)
+            direction = direction * expand_like(shortened, gen)
         target = gen - direction
     if mask is None:
         return 0.5 * (gen - target).square().mean()
@@ -196,24 +189,28 @@ def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
     (the variation of D_f in p_student is f(r) - r f'(r), whose gradient is -r f''(r) grad r = -h(r)
     grad log r).
 
-        kind         f(r)                            h(r)
-        reverse_kl   -log r                          1              D = KL(student | data), the plain VSD
-        forward_kl   r log r                         r              KL(data | student): covers the data's modes
+        kind         f(r)                            h(r)           D_f
+        reverse_kl   -log r                          1              KL(student | data): plain VSD
+        forward_kl   r log r                         r              KL(data | student)
         js           r log r - (r + 1) log((r+1)/2)  r / (1 + r)    twice Jensen-Shannon
-        jeffreys     (r - 1) log r                   1 + r          both KLs
-        hellinger    2 (1 - sqrt r)^2                sqrt r         squared Hellinger, up to its factor
+        jeffreys     (r - 1) log r                   1 + r          sum of both KLs
+        hellinger    2 (1 - sqrt r)^2                sqrt r         squared Hellinger, scaled
 
-    The weight is h(r) / h(1): 1 where the laws agree, as in the plain VSD, and without a mean over
-    the batch, which would depend on how many processes share it. Where E_student r = 1 (the student
-    has samples wherever data are, and no ratio is bounded), the mean weight over the student's law
-    is 1 for forward_kl and jeffreys, and at most 1 for js and hellinger, whose h is concave. Where
-    a discriminator tells nearly all samples apart the weights of forward_kl are nearly 0.
+    The forward KL is the one that covers all modes of the data.
+
+    The weight is h(r) / h(1), which is 1 where the laws agree, as in plain VSD. It is not divided
+    by its mean over the batch, which would depend on how many processes share the batch. Its mean
+    over the student's law is still 1 for forward_kl and jeffreys, and at most 1 for js and
+    hellinger, whose h is concave: this holds where E_student r = 1, that is where the student has
+    samples wherever data are, and no ratio meets its bound. If a discriminator tells nearly all
+    samples apart, the weights of forward_kl are nearly 0.
 
     Args:
         kind: one of `F_DIVERGENCES`.
         log_ratio: log r, shape (B,), or logits (B, heads), whose mean over the heads is taken. At
-            its optimum the logit of a softplus discriminator is log r; a relativistic one's is so
-            up to a constant, which would scale the loss and won't do. Bounded to +-`MAX_LOG_RATIO`.
+            its optimum the logit of a softplus discriminator is log r. That of a relativistic one
+            is log r up to an unknown constant, which won't do: it would scale the loss. Bounded to
+            +-`MAX_LOG_RATIO`.
 
     Returns:
         h(r) / h(1) of each sample by itself: shape (B,), at least float32, without gradient; made
@@ -273,8 +270,8 @@ def gan_disc_loss(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "soft
     """Discriminator's loss: mean softplus(fake) + mean softplus(-real), or relativistic mean
     softplus(fake - real).
 
-    The optimum of the first is the logit log(p_data / p_student), of the second the same up to a
-    constant.
+    At its optimum the logit of the first is log(p_data / p_student), that of the second the same up
+    to a constant.
 
     Args:
         real_logits, fake_logits: (B, heads); of one shape and paired row by row if "relativistic".
@@ -300,8 +297,9 @@ def discriminator_accuracy(
 ) -> Tensor:
     """Share of samples that the discriminator tells correctly: 0.5 is blind, 1 is never wrong.
 
-    "softplus": the mean of the shares real > 0 and fake < 0. "relativistic": the share of pairs
-    real > fake, since the logits of such a discriminator have no zero. Ties count half.
+    For "softplus" it is the mean of two shares, of data with a logit > 0 and of samples with a
+    logit < 0. For "relativistic" it is the share of pairs with real > fake, since only differences
+    of such logits mean something. Ties count half.
 
     Args:
         real_logits, fake_logits: (B, heads); of one shape if "relativistic".
@@ -325,8 +323,11 @@ def discriminator_accuracy(
 def r1_loss(real_logits: Tensor, perturbed_real_logits: Tensor) -> Tensor:
     """Approximate R1: mean (D(x) - D(x + a n))^2, about a^2 |grad D|^2 for standard normal n.
 
-    Both logits belong to the same t and the same noise; weight it by gamma / (2 a^2) to stand for
-    gamma/2 |grad D|^2.
+    Both logits (B, heads) belong to the same t and the same noise. Weighted by gamma / (2 a^2) it
+    stands for gamma / 2 |grad D|^2.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
     check_shape("perturbed_real_logits", perturbed_real_logits, real_logits.shape)
     return (at_least_float32(real_logits) - at_least_float32(perturbed_real_logits)).square().mean()
@@ -390,6 +391,8 @@ def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _mean_square(x: Tensor, mask: Tensor | None) -> Tensor:
-    """As `_mean`, of the squares; padding leaves before it is squared: its gradient is zero
-    whatever it holds."""
-    return _mean((x if mask is None else x.masked_fill(~mask, 0.0)).square(), mask)
+    """As `_mean`, of the squares. Padding is set to 0 before it is squared, so that its gradient is
+    0 whatever it holds."""
+    if mask is not None:
+        x = x.masked_fill(~mask, 0.0)
+    return _mean(x.square(), mask)

@@ -1,5 +1,5 @@
-"""Distances between samples and data: energy distance, energy score, coverage, displacement errors.
-Tensors in, tensors out, float64 inside."""
+"""Metrics: how far samples are from data, by energy distance, energy score, coverage and
+displacement errors. Tensors in, tensors out, float64 inside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ __all__ = [
     "pairwise_distances",
 ]
 
-_ROWS = 1024  # of a distance matrix that are in memory at once
+# So many rows of a distance matrix are in memory at once.
+_ROWS = 1024
 
 
 def pairwise_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -33,12 +34,13 @@ def energy_distance(
     if the laws are equal.
 
     Args:
-        x: (..., N, d).      y: (..., M, d), the same leading axes.
+        x: (..., N, d).
+        y: (..., M, d), the same leading axes.
         unbiased: leave out i = j in the two within-sample means (U-statistic, can be negative);
             else the V-statistic, >= 0.
-        paired: row i of x and row i of y share something (a condition that is part of the row): i =
-            j is left out of the cross term too, since those pairs are closer than independent ones.
-            Needs N = M.
+        paired: row i of x and row i of y share something, such as a condition that is part of the
+            row. Then i = j is left out of the cross term too, since such pairs are closer than
+            independent ones. Needs N = M.
 
     Returns: (...), float64.
     Raises:
@@ -51,10 +53,9 @@ def energy_distance(
         )
     n = x.shape[-2]
     m = y.shape[-2]
-    if min(n, m) < (2 if unbiased or paired else 1):
-        raise ValueError(
-            f"expected at least {2 if unbiased or paired else 1} rows in x and y, got {n} and {m}"
-        )
+    least = 2 if unbiased or paired else 1
+    if min(n, m) < least:
+        raise ValueError(f"expected at least {least} rows in x and y, got {n} and {m}")
     if paired and n != m:
         raise ValueError(f"expected as many rows in x as in y when paired, got {n} and {m}")
     x = x.double()
@@ -65,8 +66,11 @@ def energy_distance(
         between = total / (n * (n - 1))
     else:
         between = cross.mean((-2, -1))
-    within_x = pairwise_distances(x, x).sum((-2, -1)) / (n * (n - 1) if unbiased else n * n)
-    within_y = pairwise_distances(y, y).sum((-2, -1)) / (m * (m - 1) if unbiased else m * m)
+    # A sum with i = j is the sum without, as |x_i - x_i| = 0; only the number of pairs differs.
+    pairs_x = n * (n - 1) if unbiased else n * n
+    pairs_y = m * (m - 1) if unbiased else m * m
+    within_x = pairwise_distances(x, x).sum((-2, -1)) / pairs_x
+    within_y = pairwise_distances(y, y).sum((-2, -1)) / pairs_y
     return 2 * between - within_x - within_y
 
 
@@ -75,11 +79,13 @@ def coverage(samples: Tensor, data: Tensor, *, k: int = 5, radius: Tensor | None
     among the data.
 
     Data without a sample nearby are a mode that was lost; samples far from all data don't count.
-    For M samples of the data's own law beside M data about 1 - 2^-k, and more for more samples.
+    M samples of the data's own law, beside M data, score about 1 - 2^-k, and more samples more.
 
     Args:
-        samples: (N, d).      data: (M, d).      k: >= 1, < M.      radius: None, or (M,), `neighbour_radius(data, k)`
-            computed before; `k` then has no say.
+        samples: (N, d).
+        data: (M, d).
+        k: >= 1, < M.
+        radius: `neighbour_radius(data, k)` (M,), if it was computed before; `k` then has no say.
 
     Returns: scalar in [0, 1], float64.
     Raises:
@@ -116,8 +122,7 @@ def neighbour_radius(data: Tensor, k: int = 5) -> Tensor:
             f"expected data (M, d) and k from 1 to below M, got {tuple(data.shape)} and k={k}"
         )
     data = data.double()
-    # The nearest of the data to each of them is itself, so the k-th neighbour is the (k + 1)-th
-    # value.
+    # Each datum is its own nearest, so its k-th neighbour is at the (k + 1)-th distance.
     parts = [
         pairwise_distances(rows, data).kthvalue(k + 1, dim=1).values for rows in data.split(_ROWS)
     ]
@@ -132,7 +137,8 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
     observation. Unbiased in K.
 
     Args:
-        samples: (B, K, T, d) with K >= 2.      truth: (B, T, d). Norms are over all T d numbers.
+        samples: (B, K, T, d) with K >= 2.
+        truth: (B, T, d). Norms are over all T d numbers.
 
     Returns: (B,), float64.
     Raises:
@@ -155,7 +161,8 @@ def min_ade(samples: Tensor, truth: Tensor) -> Tensor:
     observation.
 
     Args:
-        samples: (B, K, T, d).      truth: (B, T, d).
+        samples: (B, K, T, d).
+        truth: (B, T, d).
 
     Returns: (B,), float64, in the unit of the data. Raises ValueError for shapes that don't fit.
     """

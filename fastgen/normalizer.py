@@ -1,13 +1,13 @@
 """Affine normalisation of the last axis, and packing of several waypoints into one token.
 
-x = mean + scale y takes normalised coordinates y to original units x. `scale` is a matrix, so that
-one class serves both a plain per-channel standardisation (diagonal) and a normaliser that commutes
-with a group: with orthogonal rho(g) in the basis Q of its irreps, a mean in the invariant subspace
-and one standard deviation per irrep block give
+x = mean + scale y takes normalised coordinates y to original units x. `scale` is a matrix, so one
+class serves two purposes. A diagonal one standardises channel by channel. The other commutes with a
+group: for an orthogonal representation rho, with a mean that no rho(g) changes and one standard
+deviation for each block of its irreps,
 
     normalize(rho(g) x) = rho(g) normalize(x).
 
-The file needs torch alone; the irreps are handed in as `blocks`.
+The irreps are handed in as `blocks`, so nothing here knows a library of groups.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Normalizer:
                 sqrt(mean |Q_b^T (x - mean)|^2 / w), which is what makes the map commute with the
                 group. Without blocks every channel has its own mean and standard deviation.
 
-        A channel or block without spread is divided by 1: nothing but its mean is taken off.
+        From a channel or block without spread only its mean is taken off.
 
         Raises:
             TypeError: x is not a floating-point Tensor.
@@ -122,14 +122,13 @@ class Normalizer:
             if not is_trivial:
                 centre[start:stop] = 0.0
             sd = float((y[:, start:stop] - centre[start:stop]).square().mean().sqrt())
-            # Rounding of a constant, blown up to one, would be noise to learn.
-            spread[start:stop] = (
-                1.0 if sd <= _CONSTANT_SHARE * float(y[:, start:stop].abs().max()) else sd
-            )
+            # The rounding of a constant, if divided by its own size, would be noise to learn.
+            constant = sd <= _CONSTANT_SHARE * float(y[:, start:stop].abs().max())
+            spread[start:stop] = 1.0 if constant else sd
         if blocks is None:
             return cls(centre, spread.diag())
-        # Rounding of Q diag Q^T is made symmetric, so that scale commutes with the group as well as
-        # float64 can say.
+        # Q diag Q^T is symmetric but for rounding. Made symmetric, scale commutes with the group as
+        # well as float64 can say.
         scale = basis @ spread.diag() @ basis.T
         return cls(basis @ centre, (scale + scale.T) / 2)
 

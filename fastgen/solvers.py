@@ -6,7 +6,9 @@ A step takes a state `x` at time `t` to the next time `s`; with h = s - t,
     midpoint  x + h v(x + h/2 v(x, t), t + h/2)                       order 2, 2 calls
     heun      x + h/2 (v(x, t) + v(x + h v(x, t), s))                 order 2, 2 calls
     rk4       the classical Runge-Kutta step                          order 4, 4 calls
-    ab2       x + h (v + h / (2 h') (v - v')), v', h' of last step    order 2, 1 call, first step: euler
+    ab2       x + h (v + h / (2 h') (v - v')), v', h' of last step    order 2, 1 call
+
+The first step of ab2, two-step Adams-Bashforth, is Euler's.
 
 References:
     Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 1993, sections II.1 and
@@ -25,9 +27,9 @@ from torch import Tensor
 from ._core.tensors import time_dtype
 
 __all__ = [
+    "AdamsBashforth2",
     "SOLVERS",
     "Velocity",
-    "AdamsBashforth2",
     "collect",
     "euler_step",
     "heun_step",
@@ -82,9 +84,13 @@ class AdamsBashforth2:
     def __call__(self, velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
         h = s - t
         v = velocity(x, t)
-        slope = 0.0 if self.last is None else h / (2 * self.last[1]) * (v - self.last[0])
+        if self.last is None:
+            change = torch.zeros_like(v)
+        else:
+            last_v, last_h = self.last
+            change = h / (2 * last_h) * (v - last_v)
         self.last = (v, h)
-        return x + h * (v + slope)
+        return x + h * (v + change)
 
 
 # A solver is made anew for each trajectory, because a multi-step one has a memory.

@@ -1,14 +1,13 @@
-"""A loss on real data without a discriminator: distance between the student's samples and data, by
-kernels.
+"""Two-sample loss: a distance between the student's samples and real data, without a discriminator.
 
-With d a distance between samples and C groups of m generated samples x and n data y that share a
-condition,
+There are C groups of m generated samples x and n data y that share a condition. With d a distance
+between two samples,
 
-    loss = mean over groups of  2 mean_{k, l} d(x_k, y_l) - mean_{k != l} d(x_k, x_l)
+    loss = mean over groups of  2 mean_{k, l} d(x_k, y_l) - mean_{k != l} d(x_k, x_l).
 
-which is, up to a constant that the student cannot change, an unbiased estimate of the squared
-energy distance, or of the squared maximum mean discrepancy, of the two laws under that condition:
-zero gradient in the mean where they agree. One datum per condition (n = 1) is enough.
+Up to a constant that the student cannot change, this is an unbiased estimate of the squared energy
+distance (or of the squared maximum mean discrepancy) between the two laws under that condition.
+Where the laws agree, its gradient is 0 in the mean. One datum per condition (n = 1) is enough.
 
 References:
     Szekely & Rizzo, Energy statistics, 2013. Gretton et al., A Kernel Two-Sample Test, JMLR 2012.
@@ -45,17 +44,16 @@ def two_sample_loss(
     Distances are root mean squares over the numbers of a sample, |x - y| / sqrt(number of entries),
     so that neither weights nor bandwidths depend on how large a sample is:
 
-        energy:  d = |x - y|                             sees all scales, the coarse ones best
-        mmd:     d = - sum_h exp(- |x - y|^2 / (2 h^2))  sees what is as wide as one of the bandwidths h
+        energy:  d = |x - y|                             sees all scales, coarse ones best
+        mmd:     d = - sum_h exp(- |x - y|^2 / (2 h^2))  sees scales near a bandwidth h
 
     Args:
         generated: (C, m, ...), m >= 2, with gradient.
         data: (C, n, ...), the same trailing axes.
         kernel: "energy" or "mmd".
         bandwidths: h > 0 of "mmd", in units of the data.
-        mask: bool (C, T), True = real token, over the first axis of a sample: the samples of a
-            group are of one length, and what is padding counts neither in |x - y| nor among the
-            entries.
+        mask: bool (C, T), True = real token, over the first axis of a sample. The samples of a
+            group have one length; padding counts neither in |x - y| nor among the entries.
 
     Returns:
         scalar, at least float32. It may be negative.
@@ -103,6 +101,6 @@ def two_sample_loss(
 
     among = distance(x, x)
     same = torch.diagonal(among, dim1=-2, dim2=-1).sum(-1)
-    return (
-        2.0 * distance(x, y).mean((-2, -1)) - (among.sum((-2, -1)) - same) / (m * (m - 1))
-    ).mean()
+    between = distance(x, y).mean((-2, -1))
+    within = (among.sum((-2, -1)) - same) / (m * (m - 1))
+    return (2.0 * between - within).mean()

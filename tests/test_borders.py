@@ -1,4 +1,4 @@
-"""The border of a module: what another one imports from it is public, and stands in its `__all__`."""
+"""The border of a module: what another one imports from it is public, and named in `__all__`."""
 
 import ast
 from collections.abc import Iterator

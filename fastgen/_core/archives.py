@@ -1,9 +1,9 @@
-"""NumPy archives (.npz) whose arrays are no larger than the file that brings them.
+"""NumPy archives (.npz), measured before they are unpacked.
 
 A zip says of each member how large it unpacks, and each .npy header says how large its array is.
-Both are compared with the file before anything is unpacked or allocated, so that neither a header
-of a few bytes nor a decompression bomb costs more than reading it. The bytes of each array carry a
-CRC-32, which `zipfile` checks. Nothing is unpickled.
+Both are compared with the file before memory is allocated, so that neither a header that lies nor a
+decompression bomb costs more than reading it. The bytes of each array carry a CRC-32, which
+`zipfile` checks. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .messages import brief, first_names
 
 __all__ = ["read_npz"]
 
-# What unpacks to this size is harmless at any ratio; above it, numbers that were measured compress
-# to a tenth, labels and zeros beside them to a hundredth. A bomb has 1000.
+# What unpacks to this size is harmless at any ratio. Above it the ratio counts: measured numbers
+# compress 10-fold, labels and zeros beside them 100-fold, a bomb 1000-fold.
 _HARMLESS_BYTES = 1 << 24
 _MOST_RATIO = 200
 _HEADERS = {
@@ -109,8 +109,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             )
     with archive.open(member) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
-        # The checksum is compared at the end of the member, which the last read need not have
-        # reached.
+        # zipfile compares the checksum at the end of the member; the read above may stop before it.
         if file.read(1):
             raise ValueError(f"more than its array in {brief(member.filename)}")
         return array

@@ -1,4 +1,4 @@
-"""Checks of arguments: shapes, choices, counts and times, refused in words that say what was expected."""
+"""Checks of arguments: shapes, choices, counts and times. A refusal says what was expected."""
 
 from __future__ import annotations
 
@@ -19,11 +19,8 @@ __all__ = [
     "is_count",
 ]
 
-
-# Slack for times that were computed rather than typed: a few float32 roundings around the ends of
-# [0, 1].
+# Times that were computed rather than typed may lie a few float32 roundings outside [0, 1].
 TIME_SLACK = 1e-6
-
 
 PRED_TYPES = ("flow", "x0", "eps")
 
@@ -34,8 +31,8 @@ def check_shape(name: str, x: Tensor, expected: Sequence[int | str]) -> None:
     Args:
         name: the argument's name, as the caller spells it.
         x: tensor of any shape.
-        expected: one entry per axis: an int is the size required, a string names a free axis
-            (`"B"`) or, written `"T_z <= 2"`, an axis of at least 1 and at most that size.
+        expected: one entry per axis. An int is the size required, `"B"` names a free axis, and
+            `"T_z <= 2"` one of at least 1 and at most that size.
 
     Raises:
         ValueError: such as `expected Z of shape (B, T_z <= 2, 2), got (8, 3, 2)`.
@@ -50,7 +47,8 @@ def check_shape(name: str, x: Tensor, expected: Sequence[int | str]) -> None:
                 fits = fits and size == want
     if not fits:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        wanted = ", ".join(str(size) for size in expected) + ("," if len(expected) == 1 else "")
+        comma = "," if len(expected) == 1 else ""
+        wanted = ", ".join(map(str, expected)) + comma
         raise ValueError(f"expected {name} of shape ({wanted}), got {got}")
 
 
@@ -65,10 +63,10 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_pred_type(pred_type: str, name: str = "pred_type") -> None:
-    """Refuse a `pred_type` that is not one of "flow", "x0", "eps".
+    """Refuse a `pred_type` that is not one of `PRED_TYPES`.
 
     Raises:
-        ValueError: for "v" the message says which quantity of that letter is spelt how here.
+        ValueError: for "v", a letter of two quantities, the message gives the spelling of each.
     """
     if pred_type == "v":
         raise ValueError(
@@ -106,11 +104,9 @@ def check_time(t: float | Tensor, name: str = "t") -> None:
     """
     if isinstance(t, Tensor):
         if t.dtype not in (torch.float32, torch.float64):
-            reason = (
-                "; bfloat16 rounds 0.999 to 1.0, so times are never kept in it"
-                if t.is_floating_point()
-                else ""
-            )
+            reason = ""
+            if t.is_floating_point():
+                reason = "; bfloat16 rounds 0.999 to 1.0, so times are never kept in it"
             raise TypeError(
                 f"expected {name} to be a float or a float32/float64 tensor, got {t.dtype}{reason}"
             )
@@ -118,7 +114,8 @@ def check_time(t: float | Tensor, name: str = "t") -> None:
             return
         low, high = (float(bound) for bound in torch.aminmax(t.detach()))
     elif isinstance(t, int | float) and not isinstance(t, bool):
-        low = high = float(t)
+        low = float(t)
+        high = low
     else:
         raise TypeError(
             f"expected {name} to be a float or a float32/float64 tensor, got {type(t).__name__}"

@@ -1,4 +1,4 @@
-"""Conditions of a network: a Tensor, a mapping or tuple of Tensors, or None, handled as one value."""
+"""Conditions of a network: a Tensor, a mapping or tuple of Tensors, or None, taken as one value."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ __all__ = ["cond_text", "cond_to", "map_tensors", "take_rows", "tensors_in"]
 
 
 def map_tensors(function: Callable[[Tensor], Any], cond: Any) -> Any:
-    """`cond` with `function` applied to each Tensor in it: a Tensor, a tuple, list or mapping of
-    such, or None.
+    """`cond` with `function` applied to each Tensor in it; a list becomes a tuple.
 
     Raises:
-        TypeError: for anything else in it.
+        TypeError: for anything in it but Tensors, tuples, lists, mappings and None.
     """
     if cond is None:
         return None
@@ -33,10 +32,11 @@ def map_tensors(function: Callable[[Tensor], Any], cond: Any) -> Any:
 
 
 def tensors_in(cond: Any) -> list[Tensor]:
-    """The Tensors of a condition (see :func:`map_tensors`), in their order.
+    """The Tensors of a condition, in their order.
 
     Raises:
-        ValueError: for a scalar Tensor, which has no rows; TypeError as `map_tensors`.
+        ValueError: for a scalar Tensor, which has no rows.
+        TypeError: as `map_tensors`.
     """
     found: list[Tensor] = []
 
@@ -56,8 +56,10 @@ def take_rows(cond: Any, rows: Tensor | slice) -> Any:
 
 
 def cond_to(cond: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
-    """A condition on `device`, its floating tensors in `dtype`; None: as they are. Labels keep
-    their integer dtype.
+    """A condition on `device`, its floating tensors in `dtype`; labels stay integers.
+
+    Args:
+        device, dtype: None: as they are.
 
     From CPU memory to a GPU it goes by page-locked memory, so that the host need not wait for what
     the GPU is doing.
@@ -74,19 +76,23 @@ def cond_to(cond: Any, device: torch.device | None = None, dtype: torch.dtype | 
 
 
 def cond_text(cond: Any, rows: str | None = None) -> str:
-    """A condition for people: "(8, 1, 2)", "integers (8,)", "{a: (8, 3), b: integers (8,)}",
-    "None".
+    """The shapes of a condition, for people: "(8, 1, 2)", "integers (8,)",
+    "{a: (8, 3), b: integers (8,)}", "None".
 
     Args:
         rows: written in place of the number of rows.
     """
     if isinstance(cond, Tensor):
-        sizes = ", ".join(map(str, cond.shape if rows is None else (rows, *cond.shape[1:])))
-        return f"{'' if cond.is_floating_point() else 'integers '}({sizes}{',' if cond.ndim == 1 else ''})"
+        kind = "" if cond.is_floating_point() else "integers "
+        sizes = list(map(str, cond.shape))
+        if rows is not None:
+            sizes[:1] = [rows]
+        comma = "," if cond.ndim == 1 else ""
+        return f"{kind}({', '.join(sizes)}{comma})"
     if isinstance(cond, Mapping):
-        return (
-            "{" + ", ".join(f"{key}: {cond_text(value, rows)}" for key, value in cond.items()) + "}"
-        )
+        parts = [f"{key}: {cond_text(value, rows)}" for key, value in cond.items()]
+        return "{" + ", ".join(parts) + "}"
     if isinstance(cond, tuple | list):
-        return "(" + ", ".join(cond_text(value, rows) for value in cond) + ")"
+        parts = [cond_text(value, rows) for value in cond]
+        return "(" + ", ".join(parts) + ")"
     return str(cond)

@@ -17,8 +17,8 @@ def generator_for(seed: int, *stream: int | str) -> torch.Generator:
     """A fresh CPU generator whose state is a pure function of `seed` and the names in `stream`.
 
     `generator_for(seed, "noise", step)` gives the same draws in every process and after every
-    resume. The hash is blake2b over the typed names, the same in every Python (`hash` of a string
-    is not); the CPU generator keeps its low 32 bits.
+    resume. The state is a hash of the typed names (blake2b), which is the same in every Python;
+    `hash` of a string is not. The CPU generator keeps its low 32 bits.
     """
     text = "\0".join(f"{type(name).__name__}:{name}" for name in (int(seed), *stream))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -28,8 +28,8 @@ def generator_for(seed: int, *stream: int | str) -> torch.Generator:
 def draw_uniform(
     shape: Sequence[int], *, device: torch.device | str, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Uniform numbers in [0, 1), float64 where the device has it, drawn where `generator` lives and
-    then moved."""
+    """Uniform numbers in [0, 1), in float64 where the device has it. They are drawn where
+    `generator` lives and then moved."""
     place = torch.device(device) if generator is None else generator.device
     u = torch.rand(tuple(shape), dtype=wide_dtype(place), device=place, generator=generator)
     return u.to(device=device, dtype=wide_dtype(torch.device(device)))
@@ -42,9 +42,8 @@ def draw_normal(
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Standard normal numbers, drawn where `generator` lives and then moved; below float32 drawn in
-    float32."""
+    """Standard normal numbers. They are drawn where `generator` lives, in float32 at least, and
+    then moved and cast."""
     place = torch.device(device) if generator is None else generator.device
-    return torch.randn(tuple(shape), dtype=time_dtype(dtype), device=place, generator=generator).to(
-        device, dtype
-    )
+    noise = torch.randn(tuple(shape), dtype=time_dtype(dtype), device=place, generator=generator)
+    return noise.to(device, dtype)

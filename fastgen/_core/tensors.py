@@ -1,5 +1,4 @@
-"""Helpers under every formula: broadcasting, the float64 border, argument checks, conditions,
-frozen networks, seeded draws."""
+"""Helpers under every formula: dtypes, the float64 border, times and masks that broadcast."""
 
 from __future__ import annotations
 
@@ -12,6 +11,18 @@ import torch
 from torch import Tensor
 
 from .checks import check_time
+
+__all__ = [
+    "EPSILON",
+    "at_hand",
+    "at_least_float32",
+    "expand_like",
+    "expand_mask",
+    "in_float64",
+    "masked_mean",
+    "time_dtype",
+    "wide_dtype",
+]
 
 # Denominators that vanish at an end of [0, 1] are clamped at this.
 EPSILON = 1e-6
@@ -26,14 +37,13 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 
 def at_hand(x: Tensor) -> bool:
-    """Whether the host can read `x` for nothing; for a number on a GPU it waits until all before it
-    is computed."""
+    """Whether the host can read `x` without waiting: for a number on a GPU it waits until all work
+    before it is done."""
     return x.device.type == "cpu"
 
 
 def time_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of times that travel beside data of `dtype`: float64 for float64, else float32,
-    never less."""
+    """The dtype of times that travel beside data of `dtype`: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -75,34 +85,41 @@ def expand_mask(mask: Tensor, x: Tensor) -> Tensor:
         bool, the shape of `x`.
 
     Raises:
-        ValueError: for another dtype or shape, or a row without anything real (CPU only: on an
-            accelerator reading it would make the host wait, and the mean over nothing is NaN).
+        ValueError: for another dtype or shape, or a row without anything real. Rows are looked at
+            in CPU memory only: on an accelerator the host would have to wait. There a mean over
+            nothing is NaN.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise ValueError(
-            f"expected mask to be a bool Tensor, got {getattr(mask, 'dtype', type(mask).__name__)}"
-        )
-    sizes = tuple(x.shape[: mask.ndim])
-    if not 2 <= mask.ndim <= x.ndim or any(
-        size not in (1, want) for size, want in zip(mask.shape, sizes, strict=True)
-    ):
+        got = getattr(mask, "dtype", type(mask).__name__)
+        raise ValueError(f"expected mask to be a bool Tensor, got {got}")
+    fits = 2 <= mask.ndim <= x.ndim
+    if fits:
+        sizes = zip(mask.shape, x.shape[: mask.ndim], strict=True)
+        fits = all(size in (1, want) for size, want in sizes)
+    if not fits:
         raise ValueError(
             f"expected mask of shape {tuple(x.shape[:2])}, or one that broadcasts to "
             f"{tuple(x.shape)} from its leading axes, got {tuple(mask.shape)}"
         )
-    if mask.device.type == "cpu" and not (real := mask.flatten(1).any(1)).all():
-        raise ValueError(
-            "expected mask to have a real token in each row, got none in row "
-            f"{int(real.int().argmin())}"
-        )
+    if at_hand(mask):
+        real = mask.flatten(1).any(1)
+        if not real.all():
+            raise ValueError(
+                "expected mask to have a real token in each row, got none in row "
+                f"{int(real.int().argmin())}"
+            )
     return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)).expand(x.shape)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-    """Mean of `x` over the axis `dim`, of the entries where `mask` (bool, the shape of `x`) is
-    True; of all for None.
+    """Mean of `x` over the axis `dim`, of the entries where `mask` is True.
 
     What is masked out counts as nothing, also if it is not finite, and gets no gradient.
+
+    Args:
+        x: any shape.
+        mask: bool, the shape of `x`; None: all entries count.
+        dim: the axis that goes.
     """
     if mask is None:
         return x.mean(dim)
@@ -112,13 +129,14 @@ def masked_mean(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
 def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: compute in float64, answer in the dtype of the argument named `like`.
 
-    Floating tensors among the arguments are cast to float64 (gradients pass through the casts),
+    Floating tensors among the arguments are cast to float64; gradients pass through the casts, and
     Python floats stay exact. A parameter called `t` is a time and goes through `check_time` before
     it is cast: a bfloat16 time has already lost what float64 is for. If the `like` argument is a
-    Python float the result keeps the dtype it was computed in.
+    Python float, the result keeps the dtype it was computed in.
 
-    Raises (the decorated function):
-        TypeError: if the `like` argument is not a floating point tensor (or a float).
+    Raises:
+        TypeError: (the decorated function) the `like` argument is neither a floating point tensor
+            nor a float.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -1,4 +1,4 @@
-"""README.md of a student folder: what it is, how to use it, how good it is."""
+"""The card of a student, README.md in its folder: what it is, how to use it, how good it is."""
 
 from __future__ import annotations
 
@@ -7,78 +7,30 @@ from typing import Any
 
 __all__ = ["student_card"]
 
+# Of a sample type: the noise of its rungs.
+_NOISE = {"sde": "fresh noise at every rung", "ode": "every rung keeps the implied noise"}
+
 
 def student_card(config: Mapping[str, Any], numbers: int) -> str:
     """The page, in Markdown.
 
     Args:
-        config: the content of config.json.      numbers: how many the network has.
+        config: the content of config.json.
+        numbers: how many the network has.
     """
-    network = config["network"]
-    steps = config["steps"]
-    description = config["description"]
-    shape = ", ".join(map(str, config["horizon"]))
-    built_in = network["class"] != "custom"
-    name = network["class"] if built_in else network["name"]
-    z_code = "...  # what the network takes"
-    z_shape = "cond"
-    if config["cond_horizon"] is not None:
-        t_z, d_z = config["cond_horizon"]
-        z_code = f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units"
-        z_shape = f"z (B, T_z <= {t_z}, {d_z})"
-    elif description.get("condition") == "none":
-        z_code = "None  # nothing to condition on"
-        z_shape = "no condition"
-    elif isinstance(description.get("condition"), str):
-        z_shape = f"z {description['condition']}"
-        z_code = f"...  # {description['condition']}"
-    calls = f"{max(steps)} network call{'s' if max(steps) > 1 else ''}"
-    trajectories = config["cond_horizon"] is not None or config["x_normalizer"] is not None
-    what = "trajectories" if trajectories else f"of shape ({shape})"
-    summary = description.get("summary") or f"Samples {what} in {calls}; distilled with fastgen."
-    noise = {"sde": "fresh noise at every rung", "ode": "every rung keeps the implied noise"}[
-        config["sample_type"]
-    ]
-    facts = {
-        "input -> output": f"{z_shape} -> x (B, {shape}), original units",
-        "network calls on offer": ", ".join(map(str, steps)),
-        "`t_list`": ", ".join(map(repr, config["t_list"])),
-        "sampler": f"{config['sample_type']}: {noise}",
-        "prediction": f"{config['pred_type']}, with t = 0 data and t = 1 noise",
-        "network": f"{name}, {numbers:,} numbers in plain dense tensors",
-        "group": f"{config['group']}, folded into the weights"
-        if config["group"]
-        else "none declared",
-        "waypoints per token": str(config["pack"]),
-        "trained as": _trained_as(config["parameterization"]),
-        "guidance trained in": _guidance(description),
-        "written by": f"fastgen-distill {config['package_version']}",
-    }
-    if not trajectories:
-        del facts["waypoints per token"]
-    if facts["guidance trained in"] is None:
-        del facts["guidance trained in"]
+    facts = _facts(config, numbers)
     lines = [
         "# Few-step student",
         "",
-        str(summary),
+        _summary(config),
         "",
-        "```python",
-        "import fastgen, torch",
-        f'student = fastgen.load_student("path/to/this/folder"{"" if built_in else f", network={name}(...)"})',
-        f"z = {z_code}",
-        f"x = student.sample(z, steps={max(steps)})  # (1, {shape}); num_samples=K gives (1, K, "
-        f"{shape})",
-        "```",
-        "",
-        "Loading and sampling need torch and safetensors "
-        f"only{'' if built_in else f', and your class {name}'}.",
+        *_example(config),
         "",
         "| | |",
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in facts.items()),
         "",
-        *_score_lines(description.get("scores")),
+        *_score_lines(config["description"].get("scores")),
         "`config.json` says all this for machines and holds the sha256 of the weights; edited "
         "files are refused.",
         "",
@@ -86,6 +38,92 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _is_built_in(config: Mapping[str, Any]) -> bool:
+    """Whether the network is one of `fastgen.models`, which needs no class of the user's."""
+    return config["network"]["class"] != "custom"
+
+
+def _network_name(config: Mapping[str, Any]) -> str:
+    network = config["network"]
+    return network["class"] if _is_built_in(config) else network["name"]
+
+
+def _are_trajectories(config: Mapping[str, Any]) -> bool:
+    """Whether samples are trajectories, of waypoints and channels."""
+    return config["cond_horizon"] is not None or config["x_normalizer"] is not None
+
+
+def _shape(config: Mapping[str, Any]) -> str:
+    """The sizes of a sample: "4, 2"."""
+    return ", ".join(map(str, config["horizon"]))
+
+
+def _condition(config: Mapping[str, Any]) -> tuple[str, str]:
+    """(what is conditioned on, the code of an example of it)."""
+    condition = config["description"].get("condition")
+    if config["cond_horizon"] is not None:
+        t_z, d_z = config["cond_horizon"]
+        code = f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units"
+        return f"z (B, T_z <= {t_z}, {d_z})", code
+    if condition == "none":
+        return "no condition", "None  # nothing to condition on"
+    if isinstance(condition, str):
+        return f"z {condition}", f"...  # {condition}"
+    return "cond", "...  # what the network takes"
+
+
+def _summary(config: Mapping[str, Any]) -> str:
+    """The first paragraph: the one of the description, or what is sampled in how many calls."""
+    most = max(config["steps"])
+    calls = f"{most} network call{'s' if most > 1 else ''}"
+    what = "trajectories" if _are_trajectories(config) else f"of shape ({_shape(config)})"
+    said = config["description"].get("summary")
+    return str(said or f"Samples {what} in {calls}; distilled with fastgen.")
+
+
+def _example(config: Mapping[str, Any]) -> list[str]:
+    """How the student is loaded and sampled, and what that needs."""
+    shape = _shape(config)
+    argument = ""
+    needs = "Loading and sampling need torch and safetensors only"
+    if not _is_built_in(config):
+        argument = f", network={_network_name(config)}(...)"
+        needs += f", and your class {_network_name(config)}"
+    return [
+        "```python",
+        "import fastgen, torch",
+        f'student = fastgen.load_student("path/to/this/folder"{argument})',
+        f"z = {_condition(config)[1]}",
+        f"x = student.sample(z, steps={max(config['steps'])})  # (1, {shape}); num_samples=K gives "
+        f"(1, K, {shape})",
+        "```",
+        "",
+        f"{needs}.",
+    ]
+
+
+def _facts(config: Mapping[str, Any], numbers: int) -> dict[str, str]:
+    """The rows of the table, {title: what is the case}."""
+    group = config["group"]
+    facts = {
+        "input -> output": f"{_condition(config)[0]} -> x (B, {_shape(config)}), original units",
+        "network calls on offer": ", ".join(map(str, config["steps"])),
+        "`t_list`": ", ".join(map(repr, config["t_list"])),
+        "sampler": f"{config['sample_type']}: {_NOISE[config['sample_type']]}",
+        "prediction": f"{config['pred_type']}, with t = 0 data and t = 1 noise",
+        "network": f"{_network_name(config)}, {numbers:,} numbers in plain dense tensors",
+        "group": f"{group}, folded into the weights" if group else "none declared",
+    }
+    if _are_trajectories(config):
+        facts["waypoints per token"] = str(config["pack"])
+    facts["trained as"] = _trained_as(config["parameterization"])
+    guidance = _guidance(config["description"])
+    if guidance is not None:
+        facts["guidance trained in"] = guidance
+    facts["written by"] = f"fastgen-distill {config['package_version']}"
+    return facts
 
 
 def _trained_as(parameterization: Mapping[str, Any] | None) -> str:
@@ -98,30 +136,40 @@ def _trained_as(parameterization: Mapping[str, Any] | None) -> str:
 
 
 def _guidance(description: Mapping[str, Any]) -> str | None:
-    """The guidance of the teacher: always its scale, and the rest where it is known; None without
+    """The guidance of the teacher: its scale, and the rest where it is known; None without
     guidance."""
     scale = description.get("guidance_scale")
     interval = description.get("guidance_interval")
+    rescale = description.get("guidance_rescale")
+    source = description.get("guidance_null_cond")
     if scale is None:
         return None
     parts = [f"scale {scale}"]
     if isinstance(interval, Sequence) and len(interval) == 2:
         parts.append(f"for t from {interval[0]} to {interval[1]}")
-    if (rescale := description.get("guidance_rescale")) is not None:
+    if rescale is not None:
         parts.append(f"rescaled by {rescale}")
-    if (source := description.get("guidance_null_cond")) is not None:
+    if source is not None:
         parts.append(f"away from {source}")
     return ", ".join(parts)
 
 
 def _score_lines(scores: Any) -> list[str]:
-    """Markdown of {name: value} or {row: {name: value}}; nothing for anything else."""
+    """A chapter with a table of {name: value} or {row: {name: value}}; nothing for anything
+    else."""
     if not isinstance(scores, Mapping) or not scores:
         return []
-    rows = {str(k): v for k, v in scores.items() if isinstance(v, Mapping)} or {"": scores}
+    rows = {str(label): row for label, row in scores.items() if isinstance(row, Mapping)}
+    if not rows:
+        rows = {"": scores}
+    # In the order in which they first come; a dict keeps it, a set doesn't.
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = ["## Scores", "", f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for label, row in rows.items():
-        values = [f"{row[n]:.4g}" if isinstance(row.get(n), int | float) else "" for n in names]
+        values = [_number(row.get(name)) for name in names]
         lines.append(f"| {label} | {' | '.join(values)} |")
     return [*lines, ""]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""

@@ -1,13 +1,18 @@
-"""Networks and students as folders: safetensors and JSON, written whole, checked before they are
-trusted.
+"""Folders of networks and students: written whole, checked before they are trusted.
 
-    save_network / load_network      model.safetensors, config.json                 a teacher, as it was trained
-    export_student / load_student    student.safetensors, config.json, README.md    a few-step sampler, dense tensors
+A teacher's folder holds a network as it was trained (`save_network`, `load_network`):
 
-A student folder is all that is needed to sample: weights, rungs, sampler, normalizers. Reading one
-needs torch and safetensors alone, imports nothing by name and unpickles nothing. `config.json`
-records the size and sha256 of the tensor file and a checksum of itself; the network it describes is
-compared with the header of the tensor file before memory is allocated.
+    model.safetensors    config.json
+
+A student's holds all that is needed to sample: dense weights, rungs, sampler, normalizers
+(`export_student`, `load_student`):
+
+    student.safetensors    config.json    README.md
+
+Reading a student needs torch and safetensors alone. Nothing is imported by a name that stands in a
+folder, and nothing is unpickled. `config.json` records the size and sha256 of the tensor file and a
+checksum of itself. The network it describes is compared with the header of the tensor file before
+memory is allocated.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._core.checks import is_count
@@ -30,17 +35,19 @@ from ..normalizer import Normalizer
 from ..samplers.student import served_steps
 from ..teachers.conversion import check_prediction
 from ..teachers.descriptions import describe_network, wrap_network
-from .card import student_card
-from .schema import (
+from .built_in import (
     CUSTOM,
     DENSE,
     EQUIVARIANT,
-    EXPORT_CONFIG,
-    NETWORK_FORMAT,
     NETWORKS,
-    STUDENT_FORMAT,
     built_in_config,
     check_network_config,
+)
+from .card import student_card
+from .schema import (
+    EXPORT_CONFIG,
+    NETWORK_FORMAT,
+    STUDENT_FORMAT,
     check_student_config,
     config_head,
     read_config,
@@ -90,10 +97,9 @@ def save_network(
     """
     config = config_head(NETWORK_FORMAT, network)
     config["description"] = plain_json(dict(description or {}), "description")
+    state = network.state_dict()
     with new_folder(folder, (EXPORT_CONFIG, _CARD, _MODEL, SCORES_FILE)) as partial:
-        config["tensors"] = write_tensors(
-            partial / _MODEL, network.state_dict(), _dtype_of(network)
-        )
+        config["tensors"] = write_tensors(partial / _MODEL, state, _dtype_of(state))
         write_config(partial, config)
 
 
@@ -142,26 +148,30 @@ def export_student(
         path: new, empty, or an earlier export, which is replaced whole once the new one is
             complete.
         network: with the weights to ship (the EMA's). An equivariant one is folded to a dense twin
-            of the same outputs. Of one that :mod:`fastgen.teachers.conversion` has converted the network
-            inside is shipped, with its path, prediction and clock beside it as `parameterization`.
+            of the same outputs. Of one that `as_rectified_flow` has converted, the network inside
+            is shipped, with its path, prediction and clock beside it as `parameterization`.
         t_list: [t_1 > ... > t_K > 0.0], t_1 <= 1 (< 1 for "eps"): the very floats the student was
             trained with.
-        steps: numbers of calls to offer; None: K, and for "sde" every divisor k of K, over every (K
-            / k)-th rung.
+        steps: numbers of calls to offer; None: K, and for "sde" also every divisor k of K, over
+            every (K / k)-th rung.
         sample_type: "ode" (a rung reuses the implied noise) or "sde" (it draws fresh noise).
         pred_type: "flow", "x0" or "eps".
-        x_normalizer, z_normalizer: of unpacked channels; None: the network speaks original units.
+        x_normalizer, z_normalizer: of unpacked channels; None: the network speaks original
+            units.
         pack: waypoints per token of a trajectory.
-        horizon: the shape of a sample: (T_x, d_x) of a trajectory, and any other with a network of
-            your own, where `pack` is 1 and there is no `x_normalizer`; None: the network's
-            `in_horizon * pack`, `in_dim / pack`.
+        horizon: the shape of a sample, (T_x, d_x) of a trajectory; None: the network's
+            `in_horizon * pack`, `in_dim / pack`. With a network of your own, `pack` 1 and no
+            `x_normalizer` it may be any shape.
         cond_horizon: (most T_z, d_z) of a condition; None: the network's `cond_horizon`,
-            `cond_dim`, and unchecked where it has none (but for d_z, with a `z_normalizer`).
-        description: anything JSON can hold; NaN and infinity become null. `summary` (text),
-            `scores` ({name: value} or {row: {name: value}}) and, without a `cond_horizon`,
-            `condition` ("none" for a student that is sampled without one, else what one looks like)
-            also go to the card; so do, of a guided teacher, `guidance_scale`, `guidance_interval`,
-            `guidance_rescale` and `guidance_null_cond` (its name).
+            `cond_dim`. Where the network has none, conditions are not checked (but for d_z, with a
+            `z_normalizer`).
+        description: anything JSON can hold; NaN and infinity become null. These keys also go to
+            the card:
+            `summary`, a text;
+            `scores`, {name: value} or {row: {name: value}};
+            `condition`, without a `cond_horizon`: what one looks like, or "none";
+            `guidance_scale`, `guidance_interval`, `guidance_rescale` and `guidance_null_cond` (its
+            name), of a guided teacher.
 
     Raises:
         TypeError: a description that JSON can't hold.
@@ -193,10 +203,9 @@ def export_student(
     config = {**config_head(STUDENT_FORMAT, network), **config}
     check_student_config(config, "export_student")
     card = student_card(config, sum(p.numel() for p in network.parameters()))
+    state = network.state_dict()
     with new_folder(path, (EXPORT_CONFIG, _CARD, _STUDENT)) as partial:
-        config["tensors"] = write_tensors(
-            partial / _STUDENT, network.state_dict(), _dtype_of(network)
-        )
+        config["tensors"] = write_tensors(partial / _STUDENT, state, _dtype_of(state))
         write_file(partial / _CARD, card.encode())
         write_config(partial, config)
 
@@ -212,12 +221,12 @@ def load_student(
     safetensors only.
 
     Args:
-        path: the folder.      device: where to sample.      dtype: of network and samples; None: as it was exported.
+        path: the folder.
+        device: where to sample.
+        dtype: of network and samples; None: as it was exported.
         network: the module to load into, for a class that isn't of `fastgen.models`; it becomes the
-            student's own. The bare one: what converted it for training stands in config.json and is
-            done again here.
-
-    Returns: a :class:`Student`.
+            student's own. Give the bare one: how it was converted for training stands in
+            config.json, and is done again here.
 
     Raises:
         ValueError: a missing, truncated, edited or foreign file, in one line that says which one
@@ -226,8 +235,8 @@ def load_student(
     file, config = read_config(Path(path), STUDENT_FORMAT, _STUDENT)
     x_normalizer, z_normalizer = check_student_config(config, str(file))
     tensors = TensorFile(Path(path), config["tensors"])
-    # A folder from elsewhere can name the dense class only: nothing else is imported, and no group
-    # is constructed.
+    # A folder from elsewhere can name the dense class only: so nothing else is imported, and no
+    # group is constructed.
     given = None if network is None else describe_network(network)[0]
     loaded = _load(file, config["network"], tensors, given, (DENSE,))
     try:
@@ -276,8 +285,8 @@ def _load(
             with torch.device("meta"), _Uninitialised():
                 built = build_model(config)
         else:
-            # A group's tables must hold numbers; check_network_config bounds them. The caller's generator
-            # stays as it is.
+            # A group's tables must hold numbers; check_network_config bounds them. The caller's
+            # generator stays as it is.
             with torch.random.fork_rng(devices=[]):
                 built = build_model(config)
     # escnn answers a representation that a group doesn't have with whatever its tables raise,
@@ -307,17 +316,17 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _dtype_of(network: nn.Module) -> torch.dtype:
-    return next(
-        (v.dtype for v in network.state_dict().values() if v.is_floating_point()), torch.float32
-    )
+def _dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """That of the first floating tensor, float32 if there is none."""
+    dtypes = (value.dtype for value in state.values() if value.is_floating_point())
+    return next(dtypes, torch.float32)
 
 
 def _sizes(
     given: Sequence[int] | None, network: nn.Module, length: str, dim: str, pack: Any
 ) -> list[int] | None:
-    """[tokens, channels] as given, or as the network's attributes say with `pack` undone; None if
-    it has none."""
+    """[tokens, channels] as given, or as the network's attributes `length` and `dim` say, with
+    `pack` undone; None if it lacks one of them."""
     if given is not None:
         return list(given)
     tokens = getattr(network, length, None)

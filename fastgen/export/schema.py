@@ -1,17 +1,14 @@
-"""What a config.json of this package may say: keys, types, limits, checksum.
+"""The config.json of an exported folder: its keys, the values that a student has, its checksum.
 
-The checksum is against damage and slips of the hand. Against a hostile folder, whose checksums
-agree, stand the list of built-in classes and the limits on every number: a size is believed only as
-far as the tensors beside it allow.
+The checksum is against damage and slips of the hand. A hostile folder has checksums that agree;
+against it stand the limits of `built_in`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -19,24 +16,20 @@ from typing import Any
 
 from torch import nn
 
-from .._core.checks import is_count
+from .._core.checks import PRED_TYPES, is_count
 from .._core.json_files import check_names, plain_json, read_json, write_json
-from .._core.messages import brief
+from .._core.messages import EXPORT_AGAIN, brief
 from .._core.tensor_files import check_tensor_entry
 from ..normalizer import Normalizer
+from ..samplers.student import SAMPLE_TYPES
+from .built_in import CUSTOM, DENSE, built_in_config
 
 __all__ = [
-    "CUSTOM",
-    "DENSE",
-    "EQUIVARIANT",
     "EXPORT_CONFIG",
-    "NETWORKS",
     "NETWORK_FORMAT",
     "STUDENT_FORMAT",
-    "built_in_config",
-    "config_checksum",
-    "check_network_config",
     "check_student_config",
+    "config_checksum",
     "config_head",
     "read_config",
     "write_config",
@@ -56,47 +49,19 @@ _COMMON_KEYS = (
     "checksum",
 )
 _STUDENT_KEYS = (
-    *(
-        "parameterization",
-        "t_list",
-        "steps",
-        "sample_type",
-        "pred_type",
-        "horizon",
-        "cond_horizon",
-        "pack",
-    ),
-    *("x_normalizer", "z_normalizer", "group"),
+    "parameterization",
+    "t_list",
+    "steps",
+    "sample_type",
+    "pred_type",
+    "horizon",
+    "cond_horizon",
+    "pack",
+    "x_normalizer",
+    "z_normalizer",
+    "group",
 )
 _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT_KEYS)}
-
-# Arguments of the built-in networks: int (a dimension or horizon, which is an axis of some tensor),
-# "width", "layers" (each has tensors of its own), "rep" (a representation), "group", or another
-# type. A config has all of them and nothing else.
-_ARGUMENTS: dict[str, Any] = {
-    "in_horizon": int,
-    "cond_horizon": int,
-    "num_layers": "layers",
-    "num_attention_heads": int,
-    "embedding_dim": "width",
-    "p_drop_emb": float,
-    "p_drop_attn": float,
-    "causal_attn": bool,
-    "num_cond_layers": "layers",
-    "time_scale": float,
-    "norm_module": str,
-    "init_scheme": str,
-}
-DENSE = "CondTransformerRegressor"
-EQUIVARIANT = "eCondTransformerRegressor"
-CUSTOM = "custom"
-NETWORKS: dict[str, dict[str, Any]] = {
-    DENSE: {"in_dim": int, "out_dim": int, "cond_dim": int, **_ARGUMENTS},
-    EQUIVARIANT: {
-        **{"group": "group", "in_rep": "rep", "cond_rep": "rep", "out_rep": "rep", "basis": str},
-        **_ARGUMENTS,
-    },
-}
 
 
 # ---- The file ------------------------------------------------------------------------------------
@@ -113,13 +78,6 @@ def config_head(format_name: str, network: nn.Module) -> dict[str, Any]:
     }
 
 
-def built_in_config(network: nn.Module) -> Mapping[str, Any]:
-    """The config of a network of `fastgen.models`; {} for a module from elsewhere, whatever its
-    `config` may be."""
-    config = getattr(network, "config", None)
-    return config if isinstance(config, Mapping) and config.get("class") in NETWORKS else {}
-
-
 def _package_version() -> str:
     try:
         return metadata.version("fastgen-distill")
@@ -133,8 +91,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def config_checksum(config: Mapping[str, Any]) -> str:
-    """sha256 of the canonical JSON of all other entries; spaces and the order of keys don't
-    matter."""
+    """The checksum of a config: sha256 of the canonical JSON of all its entries but `checksum`, so
+    that spaces and the order of keys don't matter."""
     rest = {key: value for key, value in config.items() if key != "checksum"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -142,6 +100,11 @@ def config_checksum(config: Mapping[str, Any]) -> str:
 
 def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path, dict[str, Any]]:
     """(path of config.json, its content), with known format, version, keys and checksum.
+
+    Args:
+        folder: where it lies.
+        format_name: `NETWORK_FORMAT` or `STUDENT_FORMAT`.
+        tensor_file: the name of the tensor file that it has to speak of.
 
     Raises:
         ValueError: a missing, damaged or edited file, or one of another kind.
@@ -162,7 +125,7 @@ def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path,
     check_names(config, _KEYS[format_name], str(file))
     if config["checksum"] != config_checksum(config):
         what = f"expected a content with the checksum {brief(config['checksum'])}, got another one"
-        raise ValueError(f"{file}: {what}; the file was edited, export it again or copy it anew")
+        raise ValueError(f"{file}: {what}; the file was edited, {EXPORT_AGAIN}")
     if not isinstance(config["description"], dict):
         raise ValueError(
             f"{file}: expected description as an object, got {brief(config['description'])}"
@@ -174,15 +137,21 @@ def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path,
 # ---- Students ------------------------------------------------------------------------------------
 
 
+# Whether something is met, what was expected, and the key of which it was expected.
+_Expect = Callable[[bool, str, str], None]
+
+
 def check_student_config(
     config: Mapping[str, Any], where: str
 ) -> tuple[Normalizer | None, Normalizer | None]:
     """Check every value that only students have.
 
     Args:
-        config: with all keys of a student but `tensors` and `checksum`.      where: begins the messages.
+        config: with all keys of a student but `tensors` and `checksum`.
+        where: begins the messages.
 
-    Returns: the normalizers of X and Z.
+    Returns:
+        The normalizers of X and Z.
 
     Raises:
         ValueError: an impossible value, or two that contradict each other.
@@ -192,43 +161,52 @@ def check_student_config(
         if not met:
             raise ValueError(f"{where}: expected {what}, got {key}={brief(config[key])}")
 
-    kind = config["parameterization"]
-    expect(
-        kind is None or isinstance(kind, dict),
-        "parameterization as an object or null",
-        "parameterization",
+    conversion = config["parameterization"]
+    is_conversion = conversion is None or isinstance(conversion, dict)
+    expect(is_conversion, "parameterization as an object or null", "parameterization")
+    _check_rungs(config, expect)
+    is_group = config["group"] is None or isinstance(config["group"], str)
+    expect(is_group, "group as text or null", "group")
+    expect(is_count(config["pack"]), "pack as a whole number >= 1", "pack")
+    _check_shapes(config, expect)
+    x_dim = config["horizon"][-1]
+    z_dim = None if config["cond_horizon"] is None else config["cond_horizon"][1]
+    return (
+        _read_normalizer(config, "x_normalizer", x_dim, where),
+        _read_normalizer(config, "z_normalizer", z_dim, where),
     )
+
+
+def _check_rungs(config: Mapping[str, Any], expect: _Expect) -> None:
+    """What is predicted, at which times, and in how many calls."""
     t_list = config["t_list"]
     steps = config["steps"]
     pred_type = config["pred_type"]
-    expect(pred_type in ("flow", "x0", "eps"), "pred_type flow, x0 or eps", "pred_type")
-    expect(config["sample_type"] in ("ode", "sde"), "sample_type ode or sde", "sample_type")
-    numbers = (
-        isinstance(t_list, list) and len(t_list) >= 2 and all(type(t) is float for t in t_list)
-    )
-    ordered = (
-        numbers
+    expect(pred_type in PRED_TYPES, "pred_type flow, x0 or eps", "pred_type")
+    expect(config["sample_type"] in SAMPLE_TYPES, "sample_type ode or sde", "sample_type")
+    decreasing = (
+        isinstance(t_list, list)
+        and len(t_list) >= 2
+        and all(type(t) is float for t in t_list)
         and t_list[0] <= 1.0
         and t_list[-1] == 0.0
         and all(t > s for t, s in pairwise(t_list))
     )
-    expect(ordered, "t_list strictly decreasing from at most 1.0 to 0.0", "t_list")
-    expect(
-        pred_type != "eps" or t_list[0] < 1.0,
-        "t_list[0] < 1 for pred_type eps (x0 needs 1 / (1 - t))",
-        "t_list",
+    expect(decreasing, "t_list strictly decreasing from at most 1.0 to 0.0", "t_list")
+    has_x0 = pred_type != "eps" or t_list[0] < 1.0
+    expect(has_x0, "t_list[0] < 1 for pred_type eps (x0 needs 1 / (1 - t))", "t_list")
+    rungs = len(t_list) - 1
+    dividing = (
+        isinstance(steps, list)
+        and len(steps) >= 1
+        and all(is_count(k) and rungs % k == 0 for k in steps)
+        and len(set(steps)) == len(steps)
     )
-    known = isinstance(steps, list) and len(steps) > 0 and all(map(is_count, steps))
-    known = (
-        known and len(set(steps)) == len(steps) and all((len(t_list) - 1) % k == 0 for k in steps)
-    )
-    expect(known, f"steps that divide len(t_list) - 1 = {len(t_list) - 1}, each once", "steps")
-    expect(
-        config["group"] is None or isinstance(config["group"], str),
-        "group as text or null",
-        "group",
-    )
-    expect(is_count(config["pack"]), "pack as a whole number >= 1", "pack")
+    expect(dividing, f"steps that divide len(t_list) - 1 = {rungs}, each once", "steps")
+
+
+def _check_shapes(config: Mapping[str, Any], expect: _Expect) -> None:
+    """The shapes of a sample and of a condition, and that the network has them."""
     horizon = config["horizon"]
     cond_horizon = config["cond_horizon"]
     pack = config["pack"]
@@ -239,36 +217,31 @@ def check_student_config(
         expect(_is_pair(horizon), "horizon [T_x, d_x]", "horizon")
         expect(horizon[0] % pack == 0, f"T_x a multiple of pack = {pack}", "horizon")
     expect(_is_shape(horizon), "horizon, the shape of a sample, as whole numbers >= 1", "horizon")
+    is_cond_horizon = cond_horizon is None or _is_pair(cond_horizon)
+    expect(is_cond_horizon, "cond_horizon [T_z, d_z] or null", "cond_horizon")
+    if not dense:
+        return
+    most, in_dim, out_dim = (network.get(key) for key in ("in_horizon", "in_dim", "out_dim"))
+    tokens = horizon[0] // pack
+    width = horizon[1] * pack
+    # A network may be made for longer samples than these.
+    fits = is_count(most) and tokens <= most and in_dim == width and out_dim == width
     expect(
-        cond_horizon is None or _is_pair(cond_horizon),
-        "cond_horizon [T_z, d_z] or null",
-        "cond_horizon",
+        fits,
+        f"horizon and pack = {pack} that fit the network's in_horizon, in_dim, out_dim = "
+        f"{brief([most, in_dim, out_dim])}",
+        "horizon",
     )
-    if dense:
-        sizes = [network.get(key) for key in ("in_horizon", "in_dim", "out_dim")]
-        # A network may be made for longer samples than these.
-        fits = (
-            is_count(sizes[0])
-            and horizon[0] // pack <= sizes[0]
-            and sizes[1:] == [horizon[1] * pack] * 2
-        )
-        expect(
-            fits,
-            f"horizon and pack = {pack} that fit the network's in_horizon, in_dim, out_dim = "
-            f"{brief(sizes)}",
-            "horizon",
-        )
-        sizes = [network.get(key) for key in ("cond_horizon", "cond_dim")]
-        expect(cond_horizon == sizes, f"cond_horizon {brief(sizes)}, the network's", "cond_horizon")
-    x_normalizer = _read_normalizer(config, "x_normalizer", horizon[-1], where)
-    z_dim = None if cond_horizon is None else cond_horizon[1]
-    return x_normalizer, _read_normalizer(config, "z_normalizer", z_dim, where)
+    own = [network.get(key) for key in ("cond_horizon", "cond_dim")]
+    expect(cond_horizon == own, f"cond_horizon {brief(own)}, the network's", "cond_horizon")
 
 
 def _read_normalizer(
     config: Mapping[str, Any], key: str, dim: int | None, where: str
 ) -> Normalizer | None:
-    if (state := config[key]) is None:
+    """The normalizer at `key`, of `dim` channels where that is known; None if there is none."""
+    state = config[key]
+    if state is None:
         return None
     try:
         normalizer = Normalizer.from_state(state)
@@ -285,83 +258,3 @@ def _is_shape(value: Any) -> bool:
 
 def _is_pair(value: Any) -> bool:
     return _is_shape(value) and len(value) == 2
-
-
-# ---- Networks ------------------------------------------------------------------------------------
-
-
-def check_network_config(
-    config: Any, where: str, shapes: Mapping[str, Sequence[int]], classes: Iterable[str]
-) -> dict[str, Any]:
-    """The config of a network that may be built: of one of `classes`, no larger than the tensors
-    that lie beside it.
-
-    Args:
-        config: {"class": ..., constructor arguments}.      where: begins the messages.
-        shapes: {name: shape} of the tensors.      classes: names among `NETWORKS`.
-
-    Raises:
-        ValueError: another class, arguments that are missing, unknown, of a wrong type or beyond
-            their limit.
-    """
-    name = config.get("class") if isinstance(config, dict) else None
-    if name == CUSTOM:
-        got = brief(config.get("name"))
-        raise ValueError(
-            f"{where}: expected a built-in network, got the class {got}; build one and pass "
-            "network="
-        )
-    if name not in (classes := tuple(classes)):
-        raise ValueError(
-            f"{where}: expected network.class among {', '.join(classes)}, got {brief(name)}"
-        )
-    arguments = NETWORKS[name]
-    check_names(config, ("class", *arguments), f"{where}: network")
-    axis = max((size for shape in shapes.values() for size in shape), default=0)
-    # Of an equivariant network the tensors are kernels: a width is copies times group order, both
-    # of which are axes.
-    width = axis if name == DENSE else axis**2
-    for key, kind in arguments.items():
-        value = config[key]
-        most = {"layers": len(shapes), "width": width}.get(kind, axis)
-        if kind in (int, "layers", "width"):
-            good = is_count(value, 0) and value <= most
-            what = f"within 0..{most}, which the tensors allow"
-        elif kind == "group":
-            # The order of C<n> and D<n> is a multiple of n, and embedding_dim is a multiple of the
-            # order.
-            good = isinstance(value, str) and len(value) <= 64 and _order(value) <= most
-            what = f"as a group of an order within 1..{most}, which the tensors allow"
-        elif kind == "rep":
-            good = isinstance(value, list) and 1 <= len(value) <= most
-            good = good and all(_is_representation(part, most) for part in value)
-            what = f"as a list of at most {most} representations, none of them from a file"
-        else:
-            good = type(value) is kind or (kind is float and type(value) is int)
-            what = f"of type {kind.__name__}"
-        if not good:
-            raise ValueError(f"{where}: expected network.{key} {what}, got {brief(value)}")
-    # Some map is as wide on both sides; its kernel has a number for each |G| entries of the matrix.
-    numbers = sum(map(math.prod, shapes.values()))
-    if config["embedding_dim"] ** 2 > (numbers if name == DENSE else numbers * axis):
-        raise ValueError(
-            f"{where}: expected network.embedding_dim that the tensors allow, got "
-            f"{config['embedding_dim']}"
-        )
-    return config
-
-
-def _order(group: str) -> int:
-    """A number that the order of the group so named doesn't exceed."""
-    named = 60 ** len(re.findall("(?i)icosahedral|octahedral", group))
-    numbered = re.findall("([A-Za-z]?)([0-9]+)", group)
-    return named * math.prod(2 * int(n) if kind == "D" else int(n) for kind, n in numbered)
-
-
-def _is_representation(part: Any, most: int) -> bool:
-    """Whether a representation is spelt out here: a name, or numbers no more than the tensors
-    allow. A file that it names would be any file of the machine."""
-    if not isinstance(part, dict):
-        return isinstance(part, str) and len(part) <= 64
-    copies = part.get("regular_by_irreps", 1)
-    return "matrices" not in part and is_count(copies) and copies <= most

@@ -109,12 +109,15 @@ class Student:
     Args:
         network: called as `network(x_t, t, cond)` on normalised, packed tokens, or on samples of
             any shape.
-        t_list: [t_1 > ... > t_K > 0.0].      steps: numbers of network calls on offer, divisors of K.
-        sample_type: "ode" or "sde".      pred_type: "flow", "x0" or "eps", what the network predicts.
+        t_list: [t_1 > ... > t_K > 0.0].
+        steps: numbers of network calls on offer, divisors of K.
+        sample_type: "ode" (a rung reuses the implied noise) or "sde" (it draws fresh noise).
+        pred_type: "flow", "x0" or "eps", what the network predicts.
         horizon: the shape of a sample, (T_x, d_x) of a trajectory.
         cond_horizon: (most T_z, d_z) of a condition; None: it isn't checked.
-        pack: waypoints per token of a trajectory.      x_normalizer, z_normalizer: None changes nothing.
-        config: what stands in config.json; read by nobody here.
+        pack: waypoints per token of a trajectory.
+        x_normalizer, z_normalizer: None changes nothing.
+        config: the content of config.json, for those who ask; sampling doesn't read it.
 
     Attributes: `network`, `t_list` (tuple), `steps` (tuple), `config` (dict), `device`, `dtype`.
     """
@@ -157,8 +160,10 @@ class Student:
         return network_dtype(self.network, torch.float32)
 
     def rungs(self, steps: int | None = None) -> tuple[float, ...]:
-        """The (steps + 1) times of a sampling run, every (K / steps)-th of `t_list`; None: the most
-        steps on offer.
+        """The steps + 1 times of a sampling run: every (K / steps)-th of `t_list`.
+
+        Args:
+            steps: network calls, among `.steps`; None: the most of them.
 
         Raises:
             ValueError: `steps` is not among `.steps`.
@@ -185,8 +190,8 @@ class Student:
         Args:
             cond: Z of shape (B, T_z, d_z) in original units, T_z up to the horizon of the network.
                 A student with a network of your own takes what that one does: a Tensor (labels are
-                integers), a tuple or mapping of Tensors of B rows each, or None; then B is the
-                number of rows of `noise`, without it 1.
+                integers), a tuple or mapping of Tensors of B rows each, or None. With None, B is
+                the number of rows of `noise`, and 1 without it.
             num_samples: K samples of each condition; None: one, without the axis K.
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in
@@ -195,9 +200,9 @@ class Student:
             generator: of `noise`, then of the fresh noise of "sde" rungs; None: torch's global one.
                 A generator in the same state gives the same bits.
 
-        Returns: (B, *horizon), or (B, K, *horizon) with `num_samples=K`: original units, the
-        student's dtype and
-            device, no gradient.
+        Returns:
+            (B, *horizon), or (B, K, *horizon) with `num_samples=K`: original units, the student's
+            dtype and device, no gradient.
 
         Raises:
             TypeError: `cond` or `noise` is not a floating-point Tensor.
@@ -205,18 +210,9 @@ class Student:
                 number >= 1.
         """
         rungs = self.rungs(steps)
-        if num_samples is not None and not is_count(num_samples):
-            raise ValueError(
-                f"expected num_samples as a whole number >= 1 or None, got {num_samples!r}"
-            )
-        rows = self._check_cond(cond, noise)
-        shape = (rows, *(() if num_samples is None else (num_samples,)), *self.horizon)
+        shape = self._shape_of_result(cond, num_samples, noise)
         if noise is None:
             noise = draw_normal(shape, device=self.device, generator=generator)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(
-                f"expected noise of shape {shape}, that of the result, got {tuple(noise.shape)}"
-            )
 
         def solve(noise: Tensor, cond: Any) -> Tensor:
             y = sample_student(
@@ -243,17 +239,38 @@ class Student:
         )
         return x.reshape(shape)
 
-    def _check_cond(self, cond: Any, noise: Tensor | None) -> int:
-        """The number of conditions B, after checking what can be checked."""
+    def _shape_of_result(
+        self, cond: Any, num_samples: int | None, noise: Tensor | None
+    ) -> tuple[int, ...]:
+        """(B, *horizon) or (B, K, *horizon), after the arguments of `sample` are checked."""
+        if num_samples is not None and not is_count(num_samples):
+            raise ValueError(
+                f"expected num_samples as a whole number >= 1 or None, got {num_samples!r}"
+            )
         if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):
             raise TypeError(f"expected noise as a floating-point Tensor, got {_kind(noise)}")
+        rows = self._rows_of(cond)
+        if rows is None:
+            # Without a condition the rows can only be those of the noise.
+            rows = 1 if noise is None else noise.shape[0]
+        samples = () if num_samples is None else (num_samples,)
+        shape = (rows, *samples, *self.horizon)
+        if noise is not None and tuple(noise.shape) != shape:
+            raise ValueError(
+                f"expected noise of shape {shape}, that of the result, got {tuple(noise.shape)}"
+            )
+        return shape
+
+    def _rows_of(self, cond: Any) -> int | None:
+        """B, the rows of a condition, after what can be checked is checked; None if it holds no
+        Tensor."""
         if self.cond_horizon is not None:
+            most, d_z = self.cond_horizon
             if not (isinstance(cond, Tensor) and cond.is_floating_point()):
                 raise TypeError(
                     f"expected cond as a floating-point Tensor (B, T_z, d_z), got {_kind(cond)}; "
                     "see torch.as_tensor"
                 )
-            most, d_z = self.cond_horizon
             if cond.ndim != 3 or not 1 <= cond.shape[1] <= most or cond.shape[2] != d_z:
                 raise ValueError(
                     f"expected Z of shape (B, T_z <= {most}, {d_z}), got {tuple(cond.shape)}"
@@ -268,21 +285,21 @@ class Student:
             raise ValueError(
                 f"expected tensors with the same number of rows in cond, got {sorted(rows)}"
             )
-        # Without a condition the rows can only be those of the noise.
-        return rows.pop() if rows else 1 if noise is None else noise.shape[0]
+        return next(iter(rows), None)
 
     def __repr__(self) -> str:
-        z = (
-            "cond"
-            if self.cond_horizon is None
-            else f"Z (B, T_z <= {self.cond_horizon[0]}, {self.cond_horizon[1]})"
-        )
+        z = "cond"
+        if self.cond_horizon is not None:
+            most, d_z = self.cond_horizon
+            z = f"Z (B, T_z <= {most}, {d_z})"
+        shape = ", ".join(map(str, self.horizon))
         group = f", group {self.config['group']}" if self.config.get("group") else ""
-        count = sum(p.numel() for p in self.network.parameters())
+        numbers = sum(p.numel() for p in self.network.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
         return (
-            f"Student({z} -> X (B, {', '.join(map(str, self.horizon))}), steps={list(self.steps)}, "
+            f"Student({z} -> X (B, {shape}), steps={list(self.steps)}, "
             f"t_list={list(self.t_list)}, {self.sample_type}{group}, {type(self.network).__name__} "
-            f"of {count:,} numbers, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+            f"of {numbers:,} numbers, {dtype} on {self.device})"
         )
 
 

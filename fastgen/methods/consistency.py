@@ -9,21 +9,21 @@ each to the trajectory's end must answer the same for both. With F the student's
     x_t       = (1 - t) x0 + t eps,    x_s = one solver step of the teacher from x_t,
     loss      = mean_B ( sqrt(mean_d r^2 + c^2) - c ),    r = F(x_t, t) - stopgrad F_target(x_s, s).
 
-F(x, end) = x whatever the network, so truth enters at `end` and spreads to larger t, step by step.
-No trajectory is solved or stored: an update costs one teacher step, one call of the target and one
-training call of the student.
+At `end` F(x, end) = x whatever the network says, so there it is true; from there the truth spreads
+to larger t, interval by interval. No trajectory is solved or stored: an update costs one teacher
+step, one call of the target and one training call of the student.
 
-The map is the one the student's sampler makes. `sde` re-noises a predicted x0, so every time looks
-to end = 0. `ode` moves along the flow to the next rung, so every time looks to the next rung below
-it: consistency in segments (Heek et al.), each of which starts at its rung with the very step the
-sampler takes. One rung is the same case of both.
+The map is the one the student's sampler makes. `sde` re-noises a predicted x0, so every time has
+end = 0. `ode` moves along the flow to the next rung, so every time has the next rung below it as
+its end: consistency in segments (Heek et al.), each of which starts at its rung with the very step
+the sampler takes. With one rung the two are the same.
 
-It is discrete in time, on a grid that is refined while training goes on: a coarse one spreads the
-truth fast, a fine one has little solver error. It stays coarse here, 16 intervals at the end: with
-a step of second order the solver's error is small already, while each interval adds an error of the
-student's. Those errors add up to samples that spread too far, the more so the higher the learning
-rate; an average of the student as target damps them. The continuous limit (Lu & Song) and MeanFlow
-need forward-mode derivatives, and MeanFlow a student with a second time.
+Times are those of a grid, which is refined while training goes on: a coarse grid spreads the truth
+fast, a fine one has little solver error. Here it stays coarse, with 16 intervals at the end. With a
+step of second order the solver's error is small already, while each interval adds an error of the
+student. These add up to samples that spread too far, the more so the higher the learning rate; an
+average of the student as target damps them. The continuous limit (Lu & Song) and MeanFlow need
+forward-mode derivatives, and MeanFlow also a student with a second time.
 
 References:
     Song et al., Consistency Models, 2023, arXiv:2303.01469. Song & Dhariwal, Improved Techniques
@@ -85,7 +85,7 @@ def consistency_intervals(progress: float, *, first: int = 4, last: int = 16) ->
         first, last: 1 <= first <= last.
 
     Raises:
-        ValueError: for a progress outside [0, 1] or counts that are none.
+        ValueError: for a progress outside [0, 1], or counts other than 1 <= first <= last.
     """
     check_count("first", first)
     if check_count("last", last) < first:
@@ -106,11 +106,11 @@ def consistency_times(
     last: int = 16,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw `n` intervals (s, t) of a grid from t_list[0] to 0, uniformly, each with the `end` its
-    map looks to.
+    """Draw `n` intervals (s, t) of a grid from t_list[0] to 0, uniformly, each with the `end` of
+    its map.
 
-    The grid is that of :func:`fastgen.methods.kd.rung_grid`: every rung is a point of it, so each rung is
-    trained at the very float the sampler calls it with, the first one included.
+    The grid is that of :func:`fastgen.methods.kd.rung_grid`: every rung is a point of it. So each
+    rung, the first one included, is trained at the very float the sampler calls it with.
 
     Args:
         n: number of draws.
@@ -160,11 +160,11 @@ def consistency_loss(
     huber_c: float = 0.02,
     method: str = "midpoint",
 ) -> Tensor:
-    """Pseudo-Huber distance between the student's answers at two neighbours on a trajectory;
-    formulas stand above.
+    """Pseudo-Huber distance between the student's answers at two neighbours on a trajectory, see
+    the formulas at the head of this module.
 
     Gradients reach the student at (x_t, t) only, with nothing frozen by the caller. Teacher and
-    target judge in eval mode; the student is in the caller's.
+    target answer in eval mode; the student is in the caller's.
 
     Args:
         student: called `student(x_t, t, cond)`.
@@ -178,8 +178,8 @@ def consistency_loss(
         pred_type: what all networks predict.
         target: network that answers at (x_s, s), such as an average of the student; None: the
             student as it is.
-        huber_c: c > 0: residuals well above it count linearly, well below it quadratically.
-        method: solver of the teacher's step, see `teacher_step`.
+        huber_c: c of :func:`fastgen.losses.pseudo_huber`, > 0.
+        method: solver of the teacher's step, see :func:`fastgen.samplers.teacher_step`.
 
     Returns:
         scalar, at least float32.
@@ -200,21 +200,16 @@ def consistency_loss(
     # Times on an accelerator are not read: see `check_time`.
     if t.device.type == "cpu" and not bool(((t > s) & (s >= ends)).all()):
         raise ValueError("expected end <= s < t for every sample, got times in another order")
-    t, s, ends = (time.to(x0.device, wide) for time in (t, s, ends))
+    t = t.to(x0.device, wide)
+    s = s.to(x0.device, wide)
+    ends = ends.to(x0.device, wide)
 
     x_t = add_noise(x0.to(wide), noise.to(wide), t)
     answer = _end_of(student, x_t, t, ends, cond, pred_type, x0.dtype)
     with torch.no_grad():
         with evaluating(*_modules(teacher)):
             x_s = teacher_step(
-                teacher,
-                x_t,
-                t,
-                s,
-                cond,
-                method=method,
-                pred_type=pred_type,
-                dtype=x0.dtype,
+                teacher, x_t, t, s, cond, method=method, pred_type=pred_type, dtype=x0.dtype
             )
         if target is None:
             # Without its wrapper: nothing is to be synchronised for an answer without gradient.
@@ -250,16 +245,19 @@ class ConsistencyDistillation(Stage):
     :mod:`fastgen.methods.consistency`).
 
     Times run over [0, t_1], on a grid of which every rung is a point and that is refined as `step`
-    nears `steps`. At the first rung the student sees t_1 noise, as its sampler does, without the (1
-    - t_1) x0 of noised data.
+    nears `steps`. At the first rung the student sees t_1 noise alone, as its sampler does, and not
+    (1 - t_1) x0 + t_1 noise, as noised data would be.
 
     Args:
         student: starts from the teacher's weights. Its EMA, if it keeps one, is the target network;
             else itself.
         teacher: called `teacher(x_t, t, cond)`, predicts `dmd.pred_type`.
-        x0: data (N, ...) in the networks' units.      cond: its conditions, N rows each, or None.
+        x0: data (N, ...) in the networks' units.
+        cond: its conditions, N rows each, or None.
         dmd: of it `t_list`, `student_sample_type`, `pred_type`.
-        steps: updates.      huber_c: c of the pseudo-Huber loss.      draws: of this stage.
+        steps: updates.
+        huber_c: c of the pseudo-Huber loss.
+        draws: of this stage.
         first, last: intervals of the grid at the start and at the end.
         method: solver of the teacher's step; "euler" costs one call of the teacher, the others two
             or more.
@@ -318,7 +316,7 @@ class ConsistencyDistillation(Stage):
             x0 = cond_to(self.x0[rows], device)
             cond = cond_to(take_rows(self.cond, rows), device)
             noise = draws.normal(step, "eps", tuple(x0.shape[1:]))
-            t, s, end = (time.to(device) for time in self._times(step))
+            t, s, end = self._times(step)
         pure = (t == self.dmd.t_list[0]).view(-1, *(1,) * (x0.ndim - 1))
         return torch.where(pure, 0.0, x0), noise, t, s, end, cond
 
@@ -349,8 +347,8 @@ class ConsistencyDistillation(Stage):
         return {"loss": loss}
 
     def _judge(self) -> nn.Module | None:
-        """The student's average as it is now, None without one: what a checkpoint holds is all
-        there is to it."""
+        """The student's average as it is now, None without one. It depends on nothing but what a
+        checkpoint holds."""
         if self.student.ema is None:
             return None
         if self._target is None:
@@ -360,7 +358,7 @@ class ConsistencyDistillation(Stage):
         return self._target
 
     def _times(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """This process' share of (t, s, end)."""
+        """This process' share of (t, s, end), on its device."""
         draws = self.draws
         t, s, end = consistency_times(
             draws.batch_size,
@@ -371,7 +369,8 @@ class ConsistencyDistillation(Stage):
             last=self.last,
             generator=draws.generator(step, "t"),
         )
-        return t[draws.slice], s[draws.slice], end[draws.slice]
+        share = draws.slice
+        return t[share].to(draws.device), s[share].to(draws.device), end[share].to(draws.device)
 
     def batch_rows(self, step: int, part: str) -> Tensor:
         return self.draws.batch_rows(step, len(self.x0))

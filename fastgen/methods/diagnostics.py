@@ -1,17 +1,19 @@
-"""What shows a collapse that the losses don't: how far the judges disagree, how well the fake score
-follows, who pulls.
+"""Diagnostics of distribution matching: numbers that show a collapse where the losses don't.
 
 A falling loss says little here, since every loss is measured against networks that move. These
-numbers compare networks with each other on fresh samples x of the student, noised to x_t = (1 - t)
-x + t eps, one entry per bin of t:
+numbers compare networks with each other on fresh samples x of the student, noised to
+x_t = (1 - t) x + t eps, one entry per bin of t:
 
-    gap   rms(fake_x0 - teacher_x0) / rms(x - teacher_x0)     what the student still has to learn; 0: the judges agree
-    lag   |x - fake_x0|^2 / |x - teacher_x0|^2, in the mean   > 1: the fake score denoises the student's samples worse
-                                                              than the teacher, which has never seen
-                                                              them
+    gap = rms(fake_x0 - teacher_x0) / rms(x - teacher_x0)
+        What the student still has to learn. 0: fake score and teacher agree.
+    lag = mean |x - fake_x0|^2 / mean |x - teacher_x0|^2
+        Above 1 the fake score denoises the student's samples worse than the teacher, which has
+        never seen them.
 
-A gap that doesn't shrink while the lag is above 1 is the fake score's error, not the student's. The
-bins divide the range of the VSD loss evenly. Nothing here trains: no gradient is left on any
+A gap that doesn't shrink while the lag is above 1 is the fake score's error, not the student's.
+Others say how hard each loss pulls at a sample, and how often the discriminator is right.
+
+The bins divide the range of the VSD loss evenly. Nothing here trains: no gradient is left on any
 weight, modes are restored, and every draw comes from the generator given.
 """
 
@@ -60,11 +62,11 @@ def diagnose(
     bins: int = BINS,
     generator: torch.Generator | None = None,
 ) -> dict[str, float | list[float]]:
-    """Everything below, measured on as many fresh student samples as there are rows of data; for
-    one row of a log.
+    """All numbers of this module for one row of a log, on as many fresh student samples as there
+    are rows of data.
 
-    Samples are those of the whole rollout, in the law of the sampler; `sample_gradients` has the
-    law of training.
+    The samples are those of whole rollouts, as sampling makes them. Only `sample_gradients` takes
+    samples as training makes them.
 
     Args:
         pipeline: networks and config; its student, fake score and discriminator as they are now.
@@ -78,9 +80,8 @@ def diagnose(
         "teacher_dsm": (bins,), "vsd_grad": float}; with a discriminator {"gan_grad", "grad_cosine":
         float, "gan_t": bounds, "gan_accuracy": (bins,)}.
     """
-    pipeline = (
-        pipeline.alone()
-    )  # every process has all of these rows, so that one or many see the same
+    # Every process has all of these rows, so that one process or many see the same.
+    pipeline = pipeline.alone()
     config = pipeline.config
     noise = draw_normal(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
     with evaluating(pipeline.student):
@@ -129,9 +130,9 @@ def teacher_fake_gap(
     """Teacher-fake gap rms(fake_x0 - teacher_x0) / rms(generated - teacher_x0) at noised samples,
     per bin of t.
 
-    It is the size of the VSD gradient before its weight (arXiv:2311.18828, eq. 7) in units of that
-    weight's normaliser: 0 where both judges agree, about 1 where they have nothing in common. The
-    teacher is the plain, unguided one.
+    It is the size of the VSD gradient before its weight (arXiv:2311.18828, eq. 7), in units of what
+    that weight divides by: 0 where teacher and fake score agree, about 1 where they have nothing in
+    common. The teacher is the plain, unguided one.
 
     Args:
         pipeline: its teacher, fake score, `pred_type` and the range of `vsd_t` are used.
@@ -163,10 +164,10 @@ def fake_score_lag(
     """The fake score's denoising loss on fresh student samples beside the teacher's on the same
     x_t, per bin of t.
 
-    Losses are mean squared errors of x0, which at one t is the loss in every space up to a factor;
-    so is their ratio. A fake score that has learned the student's law has the least loss there is,
-    so the ratio is at most 1 up to sampling noise, and 1 as long as student and teacher have the
-    same law. Above 1 it lags behind the student. The arguments are those of
+    Losses are mean squared errors of x0; in every other space they are the same up to a factor,
+    which their ratio doesn't see. A fake score that has learned the student's law has the least
+    loss there is. So the ratio is at most 1, up to sampling noise, and 1 if student and teacher
+    have the same law. Above 1 the fake score lags behind the student. The arguments are those of
     :func:`teacher_fake_gap`.
 
     Returns:
@@ -209,11 +210,8 @@ def _squared_errors(
                 pipeline.teacher, x_t, t, cond, pred_type=pipeline.config.pred_type
             ).double()
             fake = pipeline.fake_x0(x_t, t, cond, rung).double()
-            rows.append(
-                torch.stack(
-                    [(a - b).square().mean() for a, b in ((fake, teacher), (x, teacher), (x, fake))]
-                )
-            )
+            differences = (fake - teacher, x - teacher, x - fake)
+            rows.append(torch.stack([difference.square().mean() for difference in differences]))
     return torch.stack(rows).cpu()
 
 
@@ -238,22 +236,23 @@ def sample_gradients(
     *,
     generator: torch.Generator | None = None,
 ) -> dict[str, float]:
-    """How hard each of the student's losses pulls at the generated sample, before the student's own
-    weights.
+    """How hard each of the student's losses pulls at the generated sample x.
 
-    With n the number of elements of the batch, rms of
+    With n the number of elements of the batch, these are root mean squares of
 
-        vsd_grad   n vsd_weight d vsd / d x,                  w (fake_x0 - teacher_x0) in `vsd_loss` at weight 1
-        gan_grad   n gan_loss_weight_gen d gan_gen / d x,     through features and discriminator
+        vsd_grad   n vsd_weight d vsd / d x
+        gan_grad   n gan_loss_weight_gen d gan_gen / d x
 
-    both as they add up in the student's total, so that their ratio says which one decides; and the
-    cosine between the two, over the batch: -1 where they undo each other, 1 where they agree. The
-    factor n makes them independent of the batch. x0, noise, cond and draws are those of
-    `DMDPipeline.compute_student_loss`.
+    as both add up in the student's total, so that their ratio says which one decides. At weight 1
+    the first is w (fake_x0 - teacher_x0) of `vsd_loss`; the second comes through features and
+    discriminator. The factor n makes them independent of the size of the batch. `grad_cosine` is
+    the cosine between the two over the batch: -1 where they undo each other, 1 where they agree.
+
+    x0, noise, cond and draws are those of `DMDPipeline.compute_student_loss`.
 
     Returns:
-        {["vsd_grad"], ["gan_grad"], ["grad_cosine"]}, those of losses that there are; numbers >= 0,
-        the cosine in [-1, 1] and 0 where a gradient vanishes.
+        {["vsd_grad"], ["gan_grad"], ["grad_cosine"]} of the losses that have a weight: numbers
+        >= 0, and a cosine in [-1, 1] that is 0 where a gradient vanishes.
     """
     pipeline = pipeline.alone()
     with torch.no_grad():
@@ -277,7 +276,8 @@ def sample_gradients(
     names = {"vsd": "vsd_grad", "gan_gen": "gan_grad"}
     found = {names[name]: n * weights[name] * _rms(g) for name, g in gradients.items()}
     if len(gradients) == 2:
-        vsd, gan = (g.double().flatten() for g in gradients.values())
+        vsd = gradients["vsd"].double().flatten()
+        gan = gradients["gan_gen"].double().flatten()
         found["grad_cosine"] = float(F.cosine_similarity(vsd, gan, dim=0, eps=1e-30))
     return found
 
@@ -302,9 +302,9 @@ def discriminator_accuracy_per_bin(
     """Share of data and student samples that the discriminator tells apart, per even bin of the
     range of `gan_t`.
 
-    What is correct depends on `gan_loss`, see `discriminator_accuracy` of :mod:`fastgen.losses`;
-    data and samples have the same t and noise. .5 is chance: a discriminator without an opinion
-    teaches nothing. 1 is certainty: its softplus loss is flat, and the student gets no gradient
+    What is correct depends on `gan_loss`, see :func:`fastgen.losses.discriminator_accuracy`. Data
+    and samples have the same t and noise. At .5, which is chance, the discriminator has nothing to
+    teach. At 1 it is so certain that its softplus loss is flat, and the student gets no gradient
     either.
 
     Args:
@@ -325,7 +325,7 @@ def discriminator_accuracy_per_bin(
     rung = pipeline.num_rungs - 1
     shares = []
     for t, eps in _binned(generated, pipeline.config.gan_t, bins, generator):
-        noised = (add_noise(x.to(generated.dtype), eps, t) for x in (x0, generated))
-        real, fake = (pipeline.judged(x_t, t, cond, rung) for x_t in noised)
+        real = pipeline.judged(add_noise(x0.to(generated.dtype), eps, t), t, cond, rung)
+        fake = pipeline.judged(add_noise(generated, eps, t), t, cond, rung)
         shares.append(float(discriminator_accuracy(real, fake, kind=pipeline.config.gan_loss)))
     return shares

@@ -8,7 +8,7 @@ student sample x_t, the student moves:
 
 Three losses take turns: the student's (VSD, and where asked for a GAN term and a kernel distance to
 real data), the fake score's (denoising score matching on student samples) and the discriminator's.
-Each reaches only the network it is named after, with nothing frozen outside.
+Each reaches only the network it is named after, with nothing frozen by the caller.
 
 No network generates or judges with dropout. The student is in eval mode while it generates, and
 so are teacher, fake score and discriminator while they judge. Modes are restored; a network in its
@@ -156,7 +156,7 @@ class DMDPipeline:
         generated: Generated | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """VSD, the generator's GAN loss and a kernel distance to real data, each if it has a weight;
+        """VSD, the student's GAN loss and a kernel distance to real data, each if it has a weight;
         gradients reach the student only.
 
         Args:
@@ -172,7 +172,7 @@ class DMDPipeline:
 
         Returns:
             {["vsd"], ["gan_gen"], ["real_data"], "total"}: scalars; total is their sum, each times
-            its weight. What has weight 0 is absent: it is not computed, and nothing is drawn for it.
+            its weight. A loss of weight 0 is absent: not computed, and nothing is drawn for it.
 
         Raises:
             ValueError: for `guidance_scale` without `negative_cond`, missing data, and shapes that

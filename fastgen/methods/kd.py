@@ -1,9 +1,9 @@
-"""Knowledge distillation: regress the student on the teacher's own ODE trajectories, the warm start
-of distillation.
+"""Knowledge distillation: the student is regressed on the teacher's own ODE trajectories.
 
-The teacher carries each noise to one sample along its ODE. Storing the states at the student's
-rungs costs nothing extra, and the student learns at each rung where that trajectory goes. Two-step
-Adams-Bashforth with 16 calls is as good a target as 100 Euler steps.
+It is the warm start of the other methods, or a method by itself. The teacher carries each noise to
+one sample along its ODE. On the way its states at the student's rungs are kept, which costs no
+call, and the student learns at each rung where that trajectory goes. Two-step Adams-Bashforth with
+16 calls is as good a target as 100 Euler steps.
 
 References:
     Luhman & Luhman, Knowledge Distillation in Iterative Generative Models, 2021, arXiv:2101.02388.
@@ -51,10 +51,10 @@ __all__ = [
 def rung_grid(
     t_list: Sequence[float], calls: int = 16, *, t_max: float = 1.0
 ) -> tuple[list[float], list[int]]:
-    """A time grid from `t_max` to 0 on which every inner rung is a point.
+    """A time grid from `t_max` to 0 on which every rung but the first is a point.
 
-    Each segment between neighbouring rungs is cut into equal intervals, their number proportional
-    to its length and at least 1. The first segment starts at `t_max`, where the teacher starts.
+    Each segment between neighbouring rungs is cut into equal intervals, at least one, in number
+    proportional to its length. The first segment starts at `t_max`, where the teacher starts.
 
     Args:
         t_list: the student's trajectory [t_1 > ... > 0.0].
@@ -63,8 +63,8 @@ def rung_grid(
         t_max: the teacher's first time, in [t_1, 1].
 
     Returns:
-        `(grid, index)`: decreasing floats, and where in it each entry of `t_list` stands (0 for the
-        first rung, which stands for the start). `grid[index[k]] == t_list[k]` exactly for 0 < k.
+        `(grid, index)`: decreasing floats, and the place in the grid of each entry of `t_list`:
+        `grid[index[k]] == t_list[k]` exactly for 0 < k; the first rung's place is 0.
 
     Raises:
         ValueError: for calls < 1, an invalid `t_list`, or a t_max outside [t_1, 1].
@@ -106,8 +106,8 @@ def teacher_pairs(
         pred_type: what the teacher predicts.
 
     Returns:
-        shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input t_1
-        noise, `[:, k]` the state at t_list[k], `[:, -1]` the sample x0.
+        shape (B, K + 1, ...), dtype of `noise`. `[:, 0]` is the student's own first input
+        t_1 noise, `[:, k]` the state at t_list[k], `[:, -1]` the sample x0.
     """
     check_choice("method", method, tuple(SOLVERS))
     times = check_t_list(t_list)
@@ -143,9 +143,9 @@ def kd_loss(
         loss = mean_B ( sqrt(mean_d r^2 + c^2) - c ).
 
     The target is what the student's sampler needs at that rung. `sde` re-noises the predicted x0,
-    so the target is the end of the trajectory, states[:, -1]. `ode` moves along the chord to the
-    next rung s, so the target is the x0 for which that move lands on the next state: x_t - t (x_t -
-    x_s) / (t - s). At the last rung both are the end point.
+    so the target is the end of the trajectory, states[:, -1]. `ode` moves in a straight line to the
+    next rung s, so the target is the x0 for which that move lands on the next state,
+    x_t - t (x_t - x_s) / (t - s). At the last rung both are the end of the trajectory.
 
     Args:
         student: called `student(x_t, t, cond)`.
@@ -154,7 +154,7 @@ def kd_loss(
         cond: condition.
         rungs: integer indices in [0, K), shape (B,), drawn by the caller.
         pred_type: what the student predicts.
-        huber_c: c > 0: residuals well above it count linearly, well below it quadratically.
+        huber_c: c of :func:`fastgen.losses.pseudo_huber`, > 0.
         sample_type: "sde" or "ode", how the student will be sampled.
 
     Returns:

@@ -25,8 +25,8 @@ __all__ = ["BaseDiffusion", "FlowMatching", "StepFn"]
 
 
 class StepFn(Protocol):
-    """A velocity field on the clock of `FlowMatching`: noise at t = 0, data at t = 1, velocity =
-    dx/dt = x1 - x0."""
+    """A velocity field dx/dt = x1 - x0 on the clock of `FlowMatching`: noise x0 at t = 0, data x1
+    at t = 1."""
 
     def __call__(self, *, x: Tensor, t: Tensor) -> Tensor:
         """Velocity at state `x` of shape (B, *x_dims) and time `t` of shape (B, 1, ..., 1); shaped
@@ -37,7 +37,11 @@ class StepFn(Protocol):
 class BaseDiffusion(abc.ABC):
     """A generative model of samples of shape `x_dims` that is sampled by iterating a step function.
 
-    Args: x_dims, the shape of one sample: an int or a sequence of ints, each >= 1.
+    Args:
+        x_dims: shape of one sample, an int or a sequence of ints, each >= 1.
+
+    Raises:
+        ValueError: for other `x_dims`.
     """
 
     def __init__(self, x_dims: int | Sequence[int]) -> None:
@@ -64,13 +68,16 @@ class BaseDiffusion(abc.ABC):
 
 
 class FlowMatching(BaseDiffusion):
-    """Flow matching on its own clock, **noise at t = 0 and data at t = 1**: dx/dt = v(x, t), x(0) ~
-    N(0, I).
+    """Flow matching on its own clock, **noise at t = 0 and data at t = 1**: dx/dt = v(x, t) from
+    x(0) ~ N(0, I).
 
     Args:
         x_dims: shape of one sample.
         int_method: euler, midpoint, heun, rk4 or ab2.
         num_inference_steps: number of solver steps, >= 1.
+
+    Raises:
+        ValueError: for an unknown `int_method`, or a number of steps below 1.
     """
 
     def __init__(
@@ -115,22 +122,16 @@ class FlowMatching(BaseDiffusion):
         """
         method = self.int_method if int_method is None else int_method
         check_choice("int_method", method, tuple(SOLVERS))
-        steps = (
-            self.num_inference_steps
-            if inference_step is None
-            else check_count("inference_step", inference_step)
-        )
+        steps = self.num_inference_steps
+        if inference_step is not None:
+            steps = check_count("inference_step", inference_step)
         shape = (check_count("batch_size", batch_size), *self.x_dims)
         dtype = torch.get_default_dtype()
         noise = draw_normal(shape, device=device, dtype=dtype, generator=generator)
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            times = torch.full(
-                (shape[0], *(1,) * len(self.x_dims)),
-                t,
-                dtype=time_dtype(dtype),
-                device=noise.device,
-            )
+            one_per_sample = (batch_size, *(1,) * len(self.x_dims))
+            times = torch.full(one_per_sample, t, dtype=time_dtype(dtype), device=noise.device)
             v = step_fn(x=x.to(dtype), t=times)
             check_shape("step_fn's output", v, shape)
             return v.to(x.dtype)

@@ -1,7 +1,7 @@
 """The few-step student's sampler: one network call a rung.
 
-A rung at time t predicts x0 and moves to the next rung s. State and times are float64, the network
-sees its own dtype, and no gradient graph is kept by `sample_student`.
+At a rung at time t the student predicts x0 and moves to the next rung s. State and times are
+float64; the network sees its own dtype.
 
 References:
     Yin et al., DMD2, 2024, arXiv:2405.14867 (backward simulation).
@@ -28,10 +28,11 @@ SAMPLE_TYPES = ("ode", "sde")
 
 
 def check_student(t_list: Sequence[float], sample_type: str, pred_type: str) -> list[float]:
-    """Validate what defines a student's sampler and return `t_list` as floats.
+    """`t_list` as floats, after a check of all that defines a student's sampler.
 
     Raises:
-        ValueError: also for an eps-predicting student whose first rung is 1.0.
+        ValueError: for an invalid `t_list`, an unknown `sample_type` or `pred_type`, or a student
+            that predicts eps and starts at 1.0.
     """
     times = check_t_list(t_list)
     check_choice("sample_type", sample_type, SAMPLE_TYPES)
@@ -55,16 +56,16 @@ def unroll(
     draw_noise: Callable[[], Tensor],
 ) -> Iterator[Tensor]:
     """Yield the student's input at each rung of `t_list`, then its sample: K + 1 float64 tensors,
-    lazily.
+    each made when it is asked for.
 
     The first input is x_{t_1} = t_1 noise. A rung at t, with s the next one, predicts x0 and moves
-    to
+    to x_s = (1 - s) x0 + s eps, where
 
-        ode:  x_s = (1 - s) x0 + s eps,  eps = (x_t - (1 - t) x0) / t      (= the Euler step x_t + (s - t) flow)
-        sde:  x_s = (1 - s) x0 + s eps,  eps drawn anew
+        ode:  eps = (x_t - (1 - t) x0) / t      so that x_s is the Euler step x_t + (s - t) flow
+        sde:  eps is drawn anew
 
-    and the last rung answers x0. This is the only place where students are unrolled: sampling runs
-    it to the end, training stops at the rung it trains, so a training input has exactly the law of
+    and the last rung answers x0. This is the only place where students are unrolled. Sampling runs
+    it to the end, training stops at the rung it trains; so a training input has exactly the law of
     the sampler's input.
 
     Args:
@@ -108,8 +109,7 @@ def sample_student(
         cond: condition, handed to the network.
         sample_type: "ode" keeps the noise implied by the prediction, "sde" draws it anew at each
             rung.
-        pred_type: what the network predicts: "flow", "x0" or "eps" (then t_list[0] must be below
-            1).
+        pred_type: what the network predicts: "flow", "x0" or "eps", which needs t_list[0] < 1.
         generator: source of the sde noise.
         return_all_steps: also return the inputs of all rungs.
 
@@ -133,11 +133,12 @@ def sample_student(
 
 
 def served_steps(rungs: int, sample_type: str) -> list[int]:
-    """The numbers of calls that a student of so many rungs is trained for.
+    """The numbers of calls that a student of K = `rungs` rungs is trained for.
 
-    Under "sde" every rung predicts the sample itself, so each divisor k of K takes every (K / k)-th
-    rung. Under "ode" a rung is trained to reach the next one, and only K calls make a sample.
+    Under "sde" every rung predicts the sample itself, so k calls at every (K / k)-th rung will do
+    for each divisor k of K. Under "ode" a rung is trained to reach the next one, so only K calls
+    make a sample.
     """
-    return [
-        k for k in range(1, rungs + 1) if rungs % k == 0 and (k == rungs or sample_type != "ode")
-    ]
+    if sample_type == "ode":
+        return [rungs]
+    return [k for k in range(1, rungs + 1) if rungs % k == 0]

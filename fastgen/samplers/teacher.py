@@ -40,8 +40,8 @@ __all__ = [
     "trusted_time",
 ]
 
-# Up to this RF time a sampler follows the x0 of a network that predicts noise: there its errors
-# come out 19-fold.
+# Up to this RF time t a network that predicts noise is trusted: x0 has its errors t / (1 - t)
+# times, here 19 times.
 TRUSTED_NOISE_TIME = 0.95
 # Rounds that solve for x0 beyond the trusted time, where they start from x0 = 0.
 ROUNDS = 3
@@ -57,7 +57,7 @@ Flow = Callable[[Tensor, float | Tensor], Tensor]
 def teacher_grid(
     network: object, steps: int | None, t_grid: Iterable[float] | None = None
 ) -> list[float]:
-    """Decreasing RF times: `t_grid` checked, or `steps` equal steps from the teacher's `t_max` (1
+    """Decreasing RF times: `t_grid`, checked; or `steps` equal steps from the teacher's `t_max` (1
     if it has none) to 0.
 
     Raises:
@@ -195,7 +195,7 @@ def sample_teacher(
 
     Args:
         net: called `net(x_t, t, cond)` with t of shape (B,).
-        noise: standard normal, shape (B, ...); the start is t_grid[0] * noise.
+        noise: standard normal, shape (B, ...). The first state is t_grid[0] * noise.
         steps: number of solver steps, >= 1; None with `t_grid`.
         cond: condition, handed to the network.
         method: euler, midpoint, heun, rk4 or ab2.
@@ -224,7 +224,8 @@ def sample_teacher(
             "t)), got 1.0"
         )
     if guidance_scale is not None:
-        net = GuidedNetwork(net, Guidance(guidance_scale), negative_cond, pred_type=pred_type)
+        inner: Any = net  # a function serves, too: the wrapper only calls it
+        net = GuidedNetwork(inner, Guidance(guidance_scale), negative_cond, pred_type=pred_type)
     velocity = teacher_velocity(net, cond, dtype=noise.dtype, pred_type=pred_type)
     start = grid[0] * noise.to(wide_dtype(noise.device))
     return collect(integrate(velocity, start, grid, method), grid, noise.dtype, return_all_steps)
@@ -282,7 +283,8 @@ def teacher_step(
         return torch.where(beyond, (x - x0) / above_zero, v)
 
     wide = wide_dtype(x_t.device)
-    start, stop = (expand_like(time.to(x_t.device, wide), x_t) for time in (t, s))
+    start = expand_like(t.to(x_t.device, wide), x_t)
+    stop = expand_like(s.to(x_t.device, wide), x_t)
     # A step of `solvers` is arithmetic alone: times that broadcast serve it as well as floats.
     step: Any = SOLVERS[method]()
     return step(velocity, x_t.to(wide), start, stop).to(x_t.dtype)

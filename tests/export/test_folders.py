@@ -24,11 +24,12 @@ from fastgen.export import (
     save_network,
     schema,
 )
-from fastgen.export.schema import NETWORKS
+from fastgen.export.built_in import NETWORKS
 from fastgen.models import build_model
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.normalizer import Normalizer
 from fastgen.samplers import sample_student
+from support.rounding import MULTIPLE, sway
 
 T_LIST = [0.999, 0.7, 0.4, 0.2, 0.0]
 X_NORMALIZER = Normalizer([3.0, -2.0], [[2.0, 0.5], [0.0, 0.25]])
@@ -84,18 +85,24 @@ def conditions(n: int = 3) -> Tensor:
 # ---- What comes back -----------------------------------------------------------------------------
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("group", sorted(GROUPS))
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_folded_student_samples_as_the_equivariant_network(tmp_path, group, steps):
     network = equivariant(group, p_drop_emb=0.1, p_drop_attn=0.1)
     student = load_student(export_(tmp_path / "s", network, sample_type="ode", steps=[1, 2, 4]))
-    noise = torch.randn(3, 6, 2, generator=seeded())
     rungs = T_LIST[:: 4 // steps]
-    cond = Z_NORMALIZER.normalize(conditions())
-    y = sample_student(network, noise.reshape(3, 3, 4), rungs, cond, sample_type="ode")
-    reference = X_NORMALIZER.denormalize(y.reshape(3, 6, 2))
+
+    def sampled(noise: Tensor, cond: Tensor) -> Tensor:
+        z = Z_NORMALIZER.normalize(cond)
+        y = sample_student(network, noise.reshape(3, 3, 4), rungs, z, sample_type="ode")
+        return X_NORMALIZER.denormalize(y.reshape(3, 6, 2))
+
+    noise = torch.randn(3, 6, 2, generator=seeded())
+    reference = sampled(noise, conditions())
     x = student.sample(conditions(), steps=steps, noise=noise)
-    assert (x - reference).norm() <= 2e-6 * reference.norm()
+    allowed = MULTIPLE * sway(sampled, network, noise, conditions())
+    assert (x - reference).norm() <= allowed * reference.norm()
     assert student.config["group"] == group and type(student.network) is CondTransformerRegressor
     assert not any("escnn" in type(module).__module__ for module in student.network.modules())
 
@@ -121,9 +128,11 @@ def test_a_dense_student_comes_back_bit_for_bit(tmp_path, dtype):
 
 def test_a_student_loads_in_the_dtype_asked_for(tmp_path):
     path = export_(tmp_path / "s", sample_type="ode")
-    x = load_student(path).sample(conditions(), generator=seeded())
+    student = load_student(path)
+    student.network.double()
     fine = load_student(path, dtype=torch.float64).sample(conditions(), generator=seeded())
-    assert fine.dtype == torch.float64 and torch.allclose(fine, x.double(), rtol=0, atol=1e-5)
+    assert fine.dtype == torch.float64
+    assert torch.equal(fine, student.sample(conditions(), generator=seeded()))
 
 
 def test_export_is_reproducible_and_leaves_the_network_and_the_generator_alone(tmp_path):
@@ -255,7 +264,8 @@ def test_a_student_needs_torch_and_safetensors_only(tmp_path):
     x = student.sample(conditions(), num_samples=2, steps=2, generator=seeded())
     code = """
 import importlib.abc, json, sys
-blocked = {"escnn", "accelerate", "numpy", "pydantic", "yaml", "matplotlib", "tqdm", "scipy", "lie_learn"}
+blocked = {"escnn", "accelerate", "numpy", "pydantic", "yaml", "matplotlib", "tqdm", "scipy"}
+blocked.add("lie_learn")
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in blocked:
@@ -265,7 +275,8 @@ import torch, fastgen
 student = fastgen.load_student(sys.argv[1])
 z = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(1))
 x = student.sample(z, num_samples=2, steps=2, generator=torch.Generator().manual_seed(0))
-print(json.dumps({"x": x.tolist(), "loaded": sorted(blocked & {name.split(".")[0] for name in sys.modules})}))
+loaded = sorted(blocked & {name.split(".")[0] for name in sys.modules})
+print(json.dumps({"x": x.tolist(), "loaded": loaded}))
 """
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "s")]
     done = subprocess.run(

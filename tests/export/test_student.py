@@ -1,6 +1,8 @@
 """What a student computes: units, rungs, shapes, noise, dtypes; with networks whose answer is
 known."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from fastgen.export.student import Student
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.normalizer import Normalizer, pack_tokens
 from fastgen.samplers import sample_student
+from support.rounding import MULTIPLE, sway
 
 T_LIST = (0.999, 0.7, 0.4, 0.2, 0.0)
 MEAN, SCALE = torch.tensor([3.0, -2.0]), torch.tensor([[2.0, 0.5], [0.0, 0.25]])
@@ -131,13 +134,26 @@ def test_without_a_generator_torch_decides():
     assert torch.equal(first, model.sample(z))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 5e-5), (torch.bfloat16, 0.2)])
-def test_students_of_any_dtype_start_from_the_same_noise(dtype, tolerance):
+@pytest.mark.kernels
+@pytest.mark.parametrize(
+    ("dtype", "coarser"), [(torch.float64, torch.float32), (torch.bfloat16, torch.bfloat16)]
+)
+def test_students_of_any_dtype_start_from_the_same_noise(dtype, coarser):
     z = torch.randn(3, 2, 2, generator=seeded(1))
-    exact = student(dense(), pack=2, sample_type="ode").sample(z, generator=seeded())
-    other = student(dense().to(dtype), pack=2, sample_type="ode").sample(z, generator=seeded())
+    rungs = torch.tensor(T_LIST[:-1])
+
+    def sampled(network: nn.Module, z: Tensor, rungs: Tensor) -> Tensor:
+        t_list = [*rungs.tolist(), 0.0]
+        model = student(network, pack=2, sample_type="ode", t_list=t_list)
+        return model.sample(z, generator=seeded())
+
+    exact = sampled(dense(), z, rungs).double()
+    other = sampled(dense().to(dtype), z, rungs)
     assert other.dtype == dtype
-    assert torch.allclose(other.double(), exact.double(), rtol=0, atol=tolerance)
+    # The rungs are nudged as well: a network multiplies its time by 1000.
+    network = dense().to(coarser)
+    allowed = MULTIPLE * sway(partial(sampled, network), network, z, rungs)
+    assert (other.double() - exact).norm() <= allowed * exact.norm()
 
 
 def test_sampling_is_inference():

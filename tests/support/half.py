@@ -18,7 +18,14 @@ from support import processes
 from support.sharding import Sharding
 from support.toy import ToyTeacher
 
-seen: dict[str, set[str]] = {"times": set(), "products": set(), "answers": set(), "losses": set()}
+seen: dict[str, set[str]] = {
+    "times": set(),
+    "products": set(),
+    "answers": set(),
+    "losses": set(),
+    "average is exact": set(),
+    "state": set(),
+}
 
 
 class Watched(ToyTeacher):
@@ -45,29 +52,34 @@ class WatchingShards(Watching, Sharding):
     """The same for shards."""
 
 
-class Watch(DistributionMatching):
-    """Notes what leaves the student in training, and compares its average with the weights' own
-    answer."""
+update = DistributionMatching.update
 
-    def update(self, step: int) -> dict:
-        logs = super().update(step)
-        with torch.no_grad():
-            x, t, z = torch.ones(3, 2, 4), torch.full((3,), 0.999), torch.ones(3, 1, 2)
-            seen["answers"].add(str(self.student.network(x, t, z).dtype))
-            average, plain = self.averaged(), ToyTeacher()
-            plain.load_state_dict(average.state_dict())
-            exact = torch.equal(average(x, t, z), plain(x, t, z))
-        seen.setdefault("average is exact", set()).add(str(exact))
-        weights = {str(x.dtype) for x in self.student.tensors().values() if x.is_floating_point()}
-        seen.setdefault("state", set()).update(weights)
-        return logs
+
+def watched(self: DistributionMatching, step: int) -> dict:
+    """`update`, which notes what leaves the student in training, and compares its average with the
+    weights' own answer."""
+    logs = update(self, step)
+    with torch.no_grad():
+        x = torch.ones(3, 2, 4)
+        t = torch.full((3,), 0.999)
+        z = torch.ones(3, 1, 2)
+        seen["answers"].add(str(self.student.network(x, t, z).dtype))
+        average = self.averaged()
+        plain = ToyTeacher()
+        plain.load_state_dict(average.state_dict())
+        exact = torch.equal(average(x, t, z), plain(x, t, z))
+    seen["average is exact"].add(str(exact))
+    tensors = self.student.tensors().values()
+    seen["state"].update(str(x.dtype) for x in tensors if x.is_floating_point())
+    return logs
 
 
 if __name__ == "__main__":
-    folder, sharded = Path(sys.argv[1]), "shards" in sys.argv
+    folder = Path(sys.argv[1])
+    sharded = "shards" in sys.argv
     ours.Accelerator = WatchingShards if sharded else Watching
     processes.Idling = Watched
-    processes.distill.__globals__["DistributionMatching"] = Watch
+    DistributionMatching.update = watched
     processes.run(folder, torch.float32, 2)
     found = {key: sorted(values) for key, values in seen.items()}
     if ours.start_accelerator(1).is_main_process:

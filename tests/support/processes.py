@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from fastgen._core.processes import part
 from fastgen.config import DistillConfig
 from fastgen.data.trajectories import TrajectoryData
 from fastgen.distillation import distill
-from support.toy import ToyTask, ToyTeacher, with_everything
+from support.rounding import nudged
+from support.toy import ToyTask, ToyTeacher, with_everything, without_pictures
 
 # (dtype, micro-batches of a process)
 RUNS = [(torch.float32, 1), (torch.float32, 2), (torch.float64, 1), (torch.float64, 2)]
@@ -29,6 +31,16 @@ class WideData(TrajectoryData):
     def network_inputs(self) -> tuple[Tensor, Tensor]:
         x0, cond = super().network_inputs()
         return x0.double(), cond.double()
+
+
+class NudgedData(TrajectoryData):
+    """Data that networks see one unit in the last place off."""
+
+    seed = 0
+
+    def network_inputs(self) -> tuple[Tensor, Tensor]:
+        x0, cond = super().network_inputs()
+        return nudged(x0, seed=2 * self.seed), nudged(cond, seed=2 * self.seed + 1)
 
 
 def name(dtype: torch.dtype, accumulation: int) -> str:
@@ -62,22 +74,34 @@ class Idling(ToyTeacher):
         nn.init.constant_(self.idle.bias, 0.5)
 
 
-def run(folder: Path, dtype: torch.dtype, accumulation: int, **changes) -> Path:
-    """One run in `dtype`; noise is drawn in torch's default, which is `dtype` for the time
-    being."""
-    before, task = torch.get_default_dtype(), ToyTask()
+def run(
+    folder: Path, dtype: torch.dtype, accumulation: int, *, nudge: int | None = None, **changes
+) -> Path:
+    """One run in `dtype`, on data nudged by the seed `nudge` if there is one.
+
+    Noise is drawn in torch's default dtype, which is `dtype` for the time being.
+    """
+    task = ToyTask()
+    data = task.train
     if dtype == torch.float64:
-        data = task.train
         task.train = WideData(data.X, data.Z, data.x_normalizer, data.z_normalizer, pack=data.pack)
+    elif nudge is not None:
+        task.train = NudgedData(
+            data.X, data.Z, data.x_normalizer, data.z_normalizer, pack=data.pack
+        )
+        task.train.seed = nudge
+    cfg = config(folder / name(dtype, accumulation), accumulation, **changes)
+    before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        cfg = config(folder / name(dtype, accumulation), accumulation, **changes)
-        return distill(cfg, teacher=Idling().to(dtype), task=task)
+        with without_pictures():
+            return distill(cfg, teacher=Idling().to(dtype), task=task)
     finally:
         torch.set_default_dtype(before)
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as in conftest.py
     for each in RUNS:
         run(Path(sys.argv[1]), *each)
     part()

@@ -180,6 +180,7 @@ if __name__ == "__main__":
         (folder / f"found-{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
     if "run" in sys.argv:
         TrainedNetwork.update = watched
-        processes.run(folder, torch.float32, 2)
-        assert sharded == {True} and len(networks) == 4, (sharded, len(networks))
+        for dtype in (torch.float32, torch.float64):
+            processes.run(folder, dtype, 2)
+        assert sharded == {True} and len(networks) == 8, (sharded, len(networks))
     part()

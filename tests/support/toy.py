@@ -119,6 +119,15 @@ def with_everything(run_dir, **train) -> DistillConfig:
     return DistillConfig.model_validate(values)
 
 
+@contextlib.contextmanager
+def without_pictures() -> Iterator[None]:
+    """Inside, the pictures of a report are empty files: drawing them takes longer than the rest of
+    a toy's run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
+        yield
+
+
 class Pulled(Exception):
     """The plug."""
 

@@ -31,10 +31,9 @@ from fastgen.methods.kd import kd_loss
 from fastgen.records.log import read_log
 from fastgen.samplers import FlowMatching, sample_student, sample_teacher
 from fastgen.two_sample import two_sample_loss
-from support import processes
+from support.launching import TESTS, launched, torchrun
 from support.processes import name
 from support.toy import EVERYTHING, ToyTask, ToyTeacher
-from training.test_processes import TESTS, launched, torchrun
 
 
 def autocast() -> torch.autocast:
@@ -189,9 +188,8 @@ def test_a_bf16_distillation_multiplies_in_bf16_and_does_all_else_in_float32(hal
     assert found["average is exact"] == ["True"]
 
 
-def test_a_bf16_distillation_ends_near_that_of_float32(tmp_path, half):
-    whole = processes.run(tmp_path, torch.float32, 2)
-    logs = [read_log(run) for run in (whole, half / name(torch.float32, 2))]
+def test_a_bf16_distillation_ends_near_that_of_float32(one, half):
+    logs = [read_log(run) for run in (one(torch.float32, 2), half / name(torch.float32, 2))]
     for row, other in zip(*logs, strict=True):
         for key in ("loss", "vsd", "fake_score", "gan_disc", "kd"):
             # bf16 has 8 bits: 0.4 % a product.

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from fastgen.training.memory import footprint
-from support import processes
+from support.agreement import assert_equal_runs, assert_equal_up_to_rounding
+from support.launching import TESTS, torchrun
 from support.processes import name
-from training.test_processes import TESTS, compare, torchrun
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,13 @@ def test_a_network_that_runs_frozen_first_learns_afterwards_and_nothing_leaks_in
     assert found["noted at the first forward"] == ["torch.float64"]
 
 
-def test_a_sharded_distillation_is_that_of_one_process(tmp_path, sharded):
-    whole = processes.run(tmp_path, torch.float32, 1)
-    compare(whole, sharded / name(torch.float32, 2), 1e-6)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.kernels), torch.float64], ids=str
+)
+def test_a_sharded_distillation_is_that_of_one_process(one, sharded, nudged, dtype):
+    whole = one(dtype, 1)
+    shared = sharded / name(dtype, 2)
+    if dtype == torch.float64:
+        assert_equal_runs(whole, shared)
+    else:
+        assert_equal_up_to_rounding(whole, shared, nudged)

@@ -1,0 +1,162 @@
+"""Built-in networks: the classes of `fastgen.models` that a config.json may name, and their limits.
+
+A hostile config could ask for a network of any size. An argument is believed only as far as the
+tensors that lie beside the config allow.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from .._core.checks import is_count
+from .._core.json_files import check_names
+from .._core.messages import brief
+
+__all__ = [
+    "CUSTOM",
+    "DENSE",
+    "EQUIVARIANT",
+    "NETWORKS",
+    "built_in_config",
+    "check_network_config",
+]
+
+# The arguments of the built-in networks, each with its kind, which says what bounds it:
+#   int       a dimension or horizon, which is an axis of some tensor
+#   "width"   the width of the layers
+#   "layers"  a number of layers, each of which has tensors of its own
+#   "rep"     a representation
+#   "group"   the name of a group
+# or another type. A config has all of them and nothing else.
+_ARGUMENTS: dict[str, Any] = {
+    "in_horizon": int,
+    "cond_horizon": int,
+    "num_layers": "layers",
+    "num_attention_heads": int,
+    "embedding_dim": "width",
+    "p_drop_emb": float,
+    "p_drop_attn": float,
+    "causal_attn": bool,
+    "num_cond_layers": "layers",
+    "time_scale": float,
+    "norm_module": str,
+    "init_scheme": str,
+}
+DENSE = "CondTransformerRegressor"
+EQUIVARIANT = "eCondTransformerRegressor"
+CUSTOM = "custom"
+NETWORKS: dict[str, dict[str, Any]] = {
+    DENSE: {"in_dim": int, "out_dim": int, "cond_dim": int, **_ARGUMENTS},
+    EQUIVARIANT: {
+        "group": "group",
+        "in_rep": "rep",
+        "cond_rep": "rep",
+        "out_rep": "rep",
+        "basis": str,
+        **_ARGUMENTS,
+    },
+}
+
+
+def built_in_config(network: nn.Module) -> Mapping[str, Any]:
+    """The config of a network of `fastgen.models`; {} for a module from elsewhere, whatever its
+    `config` may be."""
+    config = getattr(network, "config", None)
+    is_ours = isinstance(config, Mapping) and config.get("class") in NETWORKS
+    return config if is_ours else {}
+
+
+def check_network_config(
+    config: Any, where: str, shapes: Mapping[str, Sequence[int]], classes: Iterable[str]
+) -> dict[str, Any]:
+    """The config of a network that may be built: of one of `classes`, no larger than the tensors
+    that lie beside it.
+
+    Args:
+        config: {"class": ..., constructor arguments}.
+        where: begins the messages.
+        shapes: {name: shape} of the tensors.
+        classes: names among `NETWORKS`.
+
+    Raises:
+        ValueError: another class, arguments that are missing, unknown, of a wrong type or beyond
+            their limit.
+    """
+    classes = tuple(classes)
+    name = config.get("class") if isinstance(config, dict) else None
+    if name == CUSTOM:
+        got = brief(config.get("name"))
+        raise ValueError(
+            f"{where}: expected a built-in network, got the class {got}; build one and pass "
+            "network="
+        )
+    if name not in classes:
+        raise ValueError(
+            f"{where}: expected network.class among {', '.join(classes)}, got {brief(name)}"
+        )
+    arguments = NETWORKS[name]
+    check_names(config, ("class", *arguments), f"{where}: network")
+
+    axis = max((size for shape in shapes.values() for size in shape), default=0)
+    numbers = sum(map(math.prod, shapes.values()))
+    # Of an equivariant network the tensors are kernels: a width is copies times group order, both
+    # of which are axes, and a kernel has a number for each |G| entries of the matrix.
+    dense = name == DENSE
+    limits = {"layers": len(shapes), "width": axis if dense else axis**2}
+    entries = numbers if dense else numbers * axis
+
+    for key, kind in arguments.items():
+        expected = _expected(config[key], kind, limits.get(kind, axis))
+        if expected is not None:
+            got = brief(config[key])
+            raise ValueError(f"{where}: expected network.{key} {expected}, got {got}")
+    # Some map is as wide on both sides.
+    if config["embedding_dim"] ** 2 > entries:
+        raise ValueError(
+            f"{where}: expected network.embedding_dim that the tensors allow, got "
+            f"{config['embedding_dim']}"
+        )
+    return config
+
+
+def _expected(value: Any, kind: Any, most: int) -> str | None:
+    """What an argument of this kind (see `_ARGUMENTS`) has to be; None if `value` is that."""
+    if kind in (int, "layers", "width"):
+        if is_count(value, 0) and value <= most:
+            return None
+        return f"within 0..{most}, which the tensors allow"
+    if kind == "group":
+        # The order of C<n> and D<n> is a multiple of n, and embedding_dim is a multiple of the
+        # order.
+        if isinstance(value, str) and len(value) <= 64 and _order(value) <= most:
+            return None
+        return f"as a group of an order within 1..{most}, which the tensors allow"
+    if kind == "rep":
+        is_list = isinstance(value, list) and 1 <= len(value) <= most
+        if is_list and all(_is_representation(part, most) for part in value):
+            return None
+        return f"as a list of at most {most} representations, none of them from a file"
+    if type(value) is kind or (kind is float and type(value) is int):
+        return None
+    return f"of type {kind.__name__}"
+
+
+def _order(group: str) -> int:
+    """An upper bound of the order of the group with this name."""
+    named = 60 ** len(re.findall("(?i)icosahedral|octahedral", group))
+    numbered = re.findall("([A-Za-z]?)([0-9]+)", group)
+    return named * math.prod(2 * int(n) if kind == "D" else int(n) for kind, n in numbered)
+
+
+def _is_representation(part: Any, most: int) -> bool:
+    """Whether a representation is spelt out in the config, in no more copies than the tensors
+    allow. One that names a file is refused: that could be any file of the machine."""
+    if not isinstance(part, dict):
+        return isinstance(part, str) and len(part) <= 64
+    copies = part.get("regular_by_irreps", 1)
+    return "matrices" not in part and is_count(copies) and copies <= most
