@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from .samples import SampleData, SampleTask
-from .trajectories import TrajectoryData, load_trajectories
+from .trajectories import TrajectoryData
 
 if TYPE_CHECKING:
     from ..config.schemas import DataConfig
@@ -22,7 +22,6 @@ __all__ = [
     "TrajectoryData",
     "build_data",
     "build_task",
-    "load_trajectories",
 ]
 
 Data = TrajectoryData | SampleData

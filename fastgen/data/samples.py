@@ -241,7 +241,7 @@ def file_task(
     """A user's own `.npz` or `.safetensors` file as a task.
 
     The file holds trajectories (`X` and `Z` of three axes each, or episodes, see
-    `load_trajectories`), which become a `HeldOutTask`; or samples of any shape, `X` (N, *shape),
+    `windows_of`), which become a `HeldOutTask`; or samples of any shape, `X` (N, *shape),
     alone or with `Z` (N, ...), which become a `SampleTask`: there whole numbers in Z are labels,
     and no option but `seed` applies.
 

@@ -13,7 +13,16 @@ from .._core.messages import brief
 from .._core.tensor_files import read_safetensors
 from ..normalizer import Normalizer, pack_tokens
 
-__all__ = ["TrajectoryData", "check_trajectories", "fit_normalizers", "load_trajectories"]
+__all__ = [
+    "EVALUATION_SEED",
+    "TrajectoryData",
+    "check_finite",
+    "check_trajectories",
+    "fit_normalizers",
+    "floats",
+    "read_tensors",
+    "windows_of",
+]
 
 EVALUATION_SEED = (
     20260  # of every draw an evaluation makes, whatever the seed of the run: scores stay comparable
@@ -152,40 +161,6 @@ def fit_normalizers(X: Tensor, Z: Tensor, symmetry: dict | None) -> tuple[Normal
 # --- files ----------------------------------------------------------------------------------------
 
 
-def load_trajectories(
-    path: str | Path, *, obs_horizon: int | None = None, horizon: int | None = None, stride: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Read a data set from `.npz` (without pickle) or `.safetensors`.
-
-    The file holds either `X` (N, T_x, d_x) and `Z` (N, T_z, d_z), or episodes laid end to end:
-    `actions` (M, d_x), `observations` (M, d_z) and `episode_ends` (E,), the row after the last one
-    of each episode (increasing, the last is M).
-    Episodes are cut into windows that never cross an end: at the current row t,
-
-        Z = observations[t - obs_horizon + 1 : t + 1],    X = actions[t : t + horizon],    t moves by `stride`.
-
-    Args:
-        obs_horizon, horizon: T_z and T_x of the windows; needed for episodes, refused for X and Z.
-
-    Returns: X, Z in float32.
-    Raises:
-        FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with
-            NaN are named.
-    """
-    X, Z, _ = load_grouped(path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
-    return X, Z
-
-
-def load_grouped(
-    path: str | Path, *, obs_horizon: int | None = None, horizon: int | None = None, stride: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`load_trajectories` with a third tensor (N,), the episode of each window (the row itself for
-    X and Z)."""
-    return windows_of(
-        read_tensors(path), path, obs_horizon=obs_horizon, horizon=horizon, stride=stride
-    )
-
-
 def windows_of(
     tensors: dict[str, Tensor],
     path: str | Path,
@@ -194,7 +169,30 @@ def windows_of(
     horizon: int | None,
     stride: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """X, Z and episodes of the arrays of a file at `path`; as `load_grouped`."""
+    """Windows of the arrays of a data file, and the episode of each.
+
+    The file holds either `X` (N, T_x, d_x) and `Z` (N, T_z, d_z), or episodes laid end to end:
+    `actions` (M, d_x), `observations` (M, d_z) and `episode_ends` (E,), the row after the last one
+    of each episode (increasing, the last is M).
+    Episodes are cut into windows that never cross an end: at the current row t,
+
+        Z = observations[t - obs_horizon + 1 : t + 1]
+        X = actions[t : t + horizon]
+
+    and t moves by `stride`.
+
+    Args:
+        tensors: by name, as `read_tensors` gives them.
+        path: of the file, for errors.
+        obs_horizon, horizon: T_z and T_x of the windows; needed for episodes, refused for X and Z.
+        stride: rows from one window to the next.
+
+    Returns:
+        X and Z in float32, and the episode (N,) of each window: the row itself for X and Z.
+
+    Raises:
+        TypeError, ValueError: one line that says what was expected; rows with NaN are named.
+    """
     episodes = {"actions", "observations", "episode_ends"}
     if {"X", "Z"} <= set(tensors):
         if obs_horizon is not None or horizon is not None or stride != 1:
@@ -255,7 +253,7 @@ def cut_windows(
     stride: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Windows X (N, horizon, d_x), Z (N, obs_horizon, d_z) and their episodes (N,), as in
-    `load_trajectories`."""
+    `windows_of`."""
     for name, value in (("obs_horizon", obs_horizon), ("horizon", horizon), ("stride", stride)):
         if not is_count(value):
             raise ValueError(
@@ -325,8 +323,11 @@ def floats(name: str, tensor: Tensor, *, labels: bool = False) -> Tensor:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Every array of an `.npz` (without pickle) or `.safetensors` file; errors as
-    `load_trajectories`."""
+    """Every array of an `.npz` (without pickle) or `.safetensors` file.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it can't be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from fastgen.data.trajectories import TrajectoryData, load_grouped, load_trajectories
+from fastgen.data.trajectories import TrajectoryData, read_tensors, windows_of
 from fastgen.normalizer import Normalizer, unpack_tokens
 
 
@@ -24,6 +25,12 @@ def save(path, **arrays):
     return path
 
 
+def read_windows(path, obs_horizon=None, horizon=None, stride=1) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows and episodes of a file, as a task reads them."""
+    cutting = {"obs_horizon": obs_horizon, "horizon": horizon, "stride": stride}
+    return windows_of(read_tensors(path), path, **cutting)
+
+
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
@@ -32,7 +39,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
 def test_windows_are_read_as_they_are(tmp_path, suffix, dtype):
     X, Z = (100 * normal(7, 4, 3)).astype(dtype), (100 * normal(7, 2, 5)).astype(dtype)
-    x, z = load_trajectories(save(tmp_path / f"data{suffix}", X=X, Z=Z))
+    x, z, _ = read_windows(save(tmp_path / f"data{suffix}", X=X, Z=Z))
     assert x.dtype == z.dtype == torch.float32
     assert torch.equal(x, torch.from_numpy(X).float()) and torch.equal(
         z, torch.from_numpy(Z).float()
@@ -41,7 +48,7 @@ def test_windows_are_read_as_they_are(tmp_path, suffix, dtype):
 
 def test_half_precision_and_big_endian_arrays_are_read(tmp_path):
     X, Z = normal(3, 4, 2).astype(">f8"), normal(3, 1, 2).astype("float16")
-    x, z = load_trajectories(save(tmp_path / "data.npz", X=X, Z=Z))
+    x, z, _ = read_windows(save(tmp_path / "data.npz", X=X, Z=Z))
     assert np.allclose(x.numpy(), X, atol=1e-6) and np.array_equal(z.numpy(), Z.astype("float32"))
 
 
@@ -64,7 +71,7 @@ def episode_file(tmp_path, ends, suffix=".npz"):
 def test_windows_never_cross_the_end_of_an_episode(tmp_path, suffix, obs_horizon, horizon, stride):
     ends = [9, 12, 31, 50]
     path = episode_file(tmp_path, ends, suffix)
-    X, Z, episodes = load_grouped(path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
+    X, Z, episodes = read_windows(path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
     starts = [0, *ends[:-1]]
     expected = []
     for number, (start, stop) in enumerate(zip(starts, ends, strict=True)):
@@ -142,24 +149,24 @@ def spoiled(name: str, *rows: int) -> np.ndarray:
 def test_unusable_files_are_refused_in_one_line(tmp_path, suffix, arrays, windows, words):
     path = save(tmp_path / f"data{suffix}", **arrays)
     with pytest.raises(ValueError, match=words) as caught:
-        load_trajectories(path, **windows)
+        read_windows(path, **windows)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_not_there_or_not_data_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="data file at .*nowhere.npz"):
-        load_trajectories(tmp_path / "nowhere.npz")
+        read_windows(tmp_path / "nowhere.npz")
     for name in ("a.npz", "a.safetensors"):
         (tmp_path / name).write_bytes(b"this is no archive at all")
         with pytest.raises(ValueError, match=f"{name}.* got one that can't be read"):
-            load_trajectories(tmp_path / name)
+            read_windows(tmp_path / name)
     whole = save(tmp_path / "whole.npz", **GOOD).read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="can't be read"):
-        load_trajectories(tmp_path / "cut.npz")
+        read_windows(tmp_path / "cut.npz")
     (tmp_path / "a.csv").write_text("1,2")
     with pytest.raises(ValueError, match=r"ends in .npz or .safetensors, got a.csv"):
-        load_trajectories(tmp_path / "a.csv")
+        read_windows(tmp_path / "a.csv")
 
 
 def test_pickled_arrays_are_never_executed(tmp_path):
@@ -169,15 +176,15 @@ def test_pickled_arrays_are_never_executed(tmp_path):
 
     np.savez(tmp_path / "bomb.npz", X=np.array([Bomb()], dtype=object), Z=GOOD["Z"])
     with pytest.raises(ValueError, match="plain arrays"):
-        load_trajectories(tmp_path / "bomb.npz")
+        read_windows(tmp_path / "bomb.npz")
     assert not (tmp_path / "exploded").exists()
 
 
 def test_arrays_that_are_no_numbers_are_refused(tmp_path):
     with pytest.raises(TypeError, match="expected numbers in X .*<U1"):
-        load_trajectories(save(tmp_path / "text.npz", **GOOD | {"X": np.array([["a"]])}))
+        read_windows(save(tmp_path / "text.npz", **GOOD | {"X": np.array([["a"]])}))
     with pytest.raises(TypeError, match="expected X to hold numbers, got torch.bool"):
-        load_trajectories(save(tmp_path / "bool.npz", **GOOD | {"X": np.ones((4, 6, 2), bool)}))
+        read_windows(save(tmp_path / "bool.npz", **GOOD | {"X": np.ones((4, 6, 2), bool)}))
 
 
 @pytest.mark.parametrize(
