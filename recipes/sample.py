@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fastgen._core.conditions import cond_text
 from fastgen._core.tensor_files import save_tensors
-from fastgen.data.trajectories import load_conditions
+from fastgen.data.files import load_conditions
 from fastgen.export.student import Student
 from fastgen.jobs.command_line import parse_options, user_errors
 from fastgen.jobs.sources import load_run_student

@@ -1,4 +1,4 @@
-"""The order of the wings: a module imports from its own floor or from those below, never from above."""
+"""The order of the wings: a module imports from its own floor or from those below it."""
 
 import ast
 from pathlib import Path

@@ -38,7 +38,7 @@ import kill
 from fastgen.config import DistillConfig
 from fastgen.config.files import validate
 from fastgen.data.tasks.flights import read_tracks
-from fastgen.data.tasks.ring_task import RingTask
+from fastgen.data.tasks.ring import RingTask
 from fastgen.distillation import distill
 from fastgen.export import export_student, load_network
 

@@ -25,7 +25,7 @@ def is_text(node: ast.stmt) -> bool:
 
 
 def too_long(path: Path) -> list[str]:
-    """Classes and functions of a file that are longer than they may be; bodies without docstring."""
+    """Classes and functions of a file that are too long; a docstring is no part of a body."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ClassDef):

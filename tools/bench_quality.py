@@ -26,8 +26,7 @@ import torch
 from bench_bars import bars_of
 from fastgen.config import TrainTeacherConfig
 from fastgen.config.files import load_config
-from fastgen.data.tasks.ring import succeeds
-from fastgen.data.tasks.ring_task import RingTask
+from fastgen.data.tasks.ring import RingTask, succeeds
 from fastgen.export.folders import load_student
 
 ROOT = Path(__file__).parents[1]

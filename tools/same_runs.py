@@ -31,8 +31,14 @@ TINY = (
     "dmd.fake_score_warmup_steps=3 dmd.gan_disc_warmup_steps=2"
 ).split()
 LADD = "method=ladd dmd.gan_features=sample dmd.gan_r1_reg_weight=0.1 train.steps=8".split()
-RATIO = "dmd.f_divergence=js dmd.gan_t.min_t=0.02 dmd.gan_t.max_t=0.98 train.fake_score_optimizer.lr=0.001".split()
-REAL = "dmd.real_data_weight=0.5 dmd.kd_weight=0.5 dmd.gan_loss_weight_gen=0.1 dmd.vsd_alpha_factor=true".split()
+RATIO = (
+    "dmd.f_divergence=js dmd.gan_t.min_t=0.02 dmd.gan_t.max_t=0.98 "
+    "train.fake_score_optimizer.lr=0.001"
+).split()
+REAL = (
+    "dmd.real_data_weight=0.5 dmd.kd_weight=0.5 dmd.gan_loss_weight_gen=0.1 "
+    "dmd.vsd_alpha_factor=true"
+).split()
 GUIDED = (
     "teacher.null_cond=zeros dmd.guidance_scale=2 teacher.calls=[2] teacher.ab2_calls=[4]".split()
 )

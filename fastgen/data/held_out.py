@@ -1,4 +1,4 @@
-"""A task on recorded trajectories: a split by episode, and scores of fans of samples against what
+"""The task of recorded trajectories: a split by episode, and scores of samples against what really
 happened."""
 
 from __future__ import annotations
@@ -12,35 +12,33 @@ from torch import Tensor
 from .._core.seeds import generator_for
 from ..metrics import energy_distance, energy_score, min_ade, min_fde
 from ..normalizer import Normalizer
-from .trajectories import (
-    EVALUATION_SEED,
-    TrajectoryData,
-    check_pack,
-    check_trajectories,
-    fit_normalizers,
-)
+from .scoring import answered, evaluation_generator
+from .trajectories import TrajectoryData, check_pack, check_trajectories, fit_normalizers
 
-__all__ = ["HeldOutTask", "checked", "split_episodes", "split_rows"]
+__all__ = ["HeldOutTask", "split_episodes", "split_rows"]
 
 
 class HeldOutTask:
-    """Recorded trajectories, split by episode into train, validation and test, scored by fans of 6
-    samples a window.
+    """Recorded trajectories, split by episode into train, validation and test.
+
+    About a fifth of the episodes is the test set and a tenth the validation set, at least one each.
+    Normalisers see training windows only. Evaluation takes at most 1000 test and 256 validation
+    windows, with six samples of each.
 
     Args:
         name: of the task; part of the seed of the evaluation noise.
-        X, Z: (N, T_x, d_x) and (N, T_z, d_z) float32.      episodes: (N,), windows with the same number stay on one
-            side of the split.
-        primary: "min_fde" or another of the scores.
-        pack: waypoints per token.      seed: of the split.      symmetry: as in `TrajectoryData`.
+        X, Z: windows (N, T_x, d_x) and (N, T_z, d_z), float32.
+        episodes: (N,); windows of one episode have one number and stay on one side of the split.
+        primary: the score by which a model is chosen, "min_fde" or another one.
+        pack: waypoints per token.
+        seed: of the split.
+        symmetry: as in `TrajectoryData`.
         normalize: false for networks that were trained in the units of the file.
-
-    About a fifth of the episodes is the test set and a tenth the validation set, at least one each;
-    normalisers see training windows only. Evaluation takes at most 1000 test and 256 validation
-    windows.
     """
 
+    # Samples of each window.
     SAMPLES = 6
+    # Most windows of an evaluation.
     LIMITS = {"test": 1000, "validation": 256}
 
     def __init__(
@@ -83,22 +81,24 @@ class HeldOutTask:
         if self._normalize:
             normalizers = fit_normalizers(X, Z, self.symmetry)
         else:
-            normalizers = Normalizer.identity(X.shape[-1]), Normalizer.identity(Z.shape[-1])
+            normalizers = (Normalizer.identity(X.shape[-1]), Normalizer.identity(Z.shape[-1]))
         return TrajectoryData(X, Z, *normalizers, pack=self.pack, symmetry=self.symmetry)
 
     def evaluate(
         self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False
     ) -> dict[str, float]:
-        """Scores of `sample(Z (B, T_z, d_z), noise (B, T_x, d_x)) -> X (B, T_x, d_x)` on the test
-        windows.
+        """Scores of a sampler on the test windows, by six samples of each.
 
-        Six samples of each window, with noise that is the same for every sampler; `quick` takes the
-        validation windows.
+        Args:
+            sample: called with Z (B, T_z, d_z) and noise (B, T_x, d_x), answers with X of the
+                noise's shape. The noise is the same for every sampler.
+            quick: score on the validation windows.
 
-        Returns, in the unit of the data:
-            min_ade, min_fde: displacement errors of the best of the six, mean over windows.
-            energy_score: strictly proper, rewards the right spread too (`metrics.energy_score`),
-                mean over windows.
+        Returns:
+            min_ade, min_fde: displacement errors of the best of the six, mean over windows; in the
+                unit of the data.
+            energy_score: strictly proper, so that it rewards the right spread, too
+                (`metrics.energy_score`); mean over windows, in the unit of the data.
             energy_distance: between (X, Z) of the samples and of the data, in normalised units,
                 without the pairs that share their window; the mean over the six draws. About 0 for
                 the data's law; can be slightly negative.
@@ -107,26 +107,29 @@ class HeldOutTask:
         X, Z = self.split(part)
         k = self.SAMPLES
         n = len(X)
-        noise = torch.randn(
-            n * k, *X.shape[1:], generator=generator_for(EVALUATION_SEED, self.name, part)
-        )
-        fan = checked(sample(Z.repeat_interleave(k, 0), noise), noise).view(n, k, *X.shape[1:])
-        condition = self.train.z_normalizer.normalize(Z).flatten(1)
-        data = torch.cat([self.train.x_normalizer.normalize(X).flatten(1), condition], 1)
-        ours = self.train.x_normalizer.normalize(fan).flatten(2)
-        joint = [torch.cat([ours[:, i], condition], 1) for i in range(k)]
-        distance = torch.stack(
-            [energy_distance(rows, data, unbiased=True, paired=True) for rows in joint]
-        ).mean()
+        noise = torch.randn(n * k, *X.shape[1:], generator=evaluation_generator(self.name, part))
+        drawn = sample(Z.repeat_interleave(k, 0), noise)
+        fan = answered(drawn, noise).view(n, k, *X.shape[1:])
         return {
             "min_ade": float(min_ade(fan, X).mean()),
             "min_fde": float(min_fde(fan, X).mean()),
             "energy_score": float(energy_score(fan, X).mean()),
-            "energy_distance": float(distance),
+            "energy_distance": self._energy_distance(fan, X, Z),
         }
 
+    def _energy_distance(self, fan: Tensor, X: Tensor, Z: Tensor) -> float:
+        """Mean over the K samples (N, K, T_x, d_x) of each window, in normalised units."""
+        condition = self.train.z_normalizer.normalize(Z).flatten(1)
+        data = torch.cat([self.train.x_normalizer.normalize(X).flatten(1), condition], 1)
+        ours = self.train.x_normalizer.normalize(fan).flatten(2)
+        distances = []
+        for i in range(fan.shape[1]):
+            joint = torch.cat([ours[:, i], condition], 1)
+            distances.append(energy_distance(joint, data, unbiased=True, paired=True))
+        return float(torch.stack(distances).mean())
+
     def floor(self) -> dict[str, float]:
-        """Nothing is known of recorded data in general: {}."""
+        """{}: of recorded data in general nothing is known."""
         return {}
 
     def scene(self) -> dict:
@@ -140,23 +143,12 @@ class HeldOutTask:
         return Z[pick], X[pick]
 
 
-def checked(drawn: Tensor, noise: Tensor) -> Tensor:
-    """What a sampler answered to `noise`, on the CPU and in float32; ValueError for another shape,
-    NaN or infinity."""
-    if drawn.shape != noise.shape:
-        raise ValueError(
-            f"expected sample(Z, noise) to return {tuple(noise.shape)}, got {tuple(drawn.shape)}"
-        )
-    if not bool(torch.isfinite(drawn).all()):
-        raise ValueError(
-            "expected finite samples, got NaN or infinity; the network or its training has diverged"
-        )
-    return drawn.detach().cpu().float()
-
-
 def split_rows(episodes: Tensor, seed: int, limits: dict[str, int]) -> dict[str, Tensor]:
-    """`split_episodes` with at most `limits` rows in the parts it names; ValueError where there are
-    fewer than 2."""
+    """`split_episodes`, with at most `limits` rows in the parts that it names.
+
+    Raises:
+        ValueError: fewer than 2 rows in one of these parts, or fewer than 3 episodes.
+    """
     rows = split_episodes(episodes, seed)
     for part, limit in limits.items():
         found = len(rows[part])
@@ -172,10 +164,16 @@ def split_rows(episodes: Tensor, seed: int, limits: dict[str, int]) -> dict[str,
 
 
 def split_episodes(episodes: Tensor, seed: int) -> dict[str, Tensor]:
-    """Rows of "train", "validation" and "test" for episodes (N,), no episode in two of them; a pure
-    function of both.
+    """Rows of "train", "validation" and "test", with no episode in two of them.
 
-    Raises ValueError for fewer than three episodes.
+    The split is a pure function of its arguments.
+
+    Args:
+        episodes: (N,), the number of each row's episode.
+        seed: of the split.
+
+    Raises:
+        ValueError: fewer than 3 episodes.
     """
     names = episodes.unique()
     if len(names) < 3:

@@ -1,10 +1,9 @@
-"""Plain samples: data of any shape, with any condition or none, as a network sees them; and the
-task of a user's file.
+"""Samples of any shape, with any condition or none: the training set and the task of such data.
 
-    X (N, *shape)        with Z (N, ...), class labels (N,), several tensors of N rows, or nothing to condition on
+X is (N, *shape). Z is (N, ...), class labels (N,), several tensors of N rows, or None.
 
-Nothing is normalised, packed or known of a symmetry: a teacher of such data speaks their units.
-Trajectories, X (N, T_x, d_x) with Z (N, T_z, d_z), are the business of `held_out`.
+A network sees samples as they are: nothing is normalised or packed, and no symmetry is known.
+Trajectories, X (N, T_x, d_x) with Z (N, T_z, d_z), have `trajectories` and `held_out`.
 """
 
 from __future__ import annotations
@@ -12,25 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .._core.conditions import map_tensors, take_rows, tensors_in
-from .._core.messages import brief
-from .._core.seeds import generator_for
 from ..metrics import energy_distance, energy_score
-from .held_out import HeldOutTask, checked, split_rows
-from .trajectories import EVALUATION_SEED, check_finite, floats, read_tensors, windows_of
+from .held_out import split_rows
+from .scoring import answered, evaluation_generator
+from .trajectories import check_finite
 
-__all__ = ["SampleData", "SampleTask", "check_samples", "file_task"]
+__all__ = ["SampleData", "SampleTask", "check_samples"]
 
 
 @dataclass(frozen=True)
 class SampleData:
-    """Samples X with their conditions Z, which networks see as they are.
+    """Samples X with their conditions Z; a network sees both as they are.
 
     Attributes:
         X: (N, *shape) float32, `shape` with at least one axis.
@@ -44,7 +41,7 @@ class SampleData:
     X: Tensor
     Z: Any = None
 
-    # What trajectories have besides.
+    # What trajectories have and samples don't.
     x_normalizer: ClassVar[None] = None
     z_normalizer: ClassVar[None] = None
     pack: ClassVar[int] = 1
@@ -64,12 +61,15 @@ class SampleData:
 
 
 def check_samples(X: Tensor, Z: Any) -> None:
-    """Raise TypeError or ValueError unless X is (N, *shape) and every tensor of Z has N rows, with
-    N >= 1, all finite."""
+    """Check that X is (N, *shape) and that every tensor of Z has N rows, N >= 1, all finite.
+
+    Raises:
+        TypeError: X is no floating-point tensor.
+        ValueError: another shape, or rows with NaN or infinity, which are named.
+    """
     if not isinstance(X, Tensor) or not X.is_floating_point():
-        raise TypeError(
-            f"expected X to be a floating-point Tensor, got {getattr(X, 'dtype', type(X).__name__)}"
-        )
+        got = getattr(X, "dtype", type(X).__name__)
+        raise TypeError(f"expected X to be a floating-point Tensor, got {got}")
     if X.ndim < 2 or X.numel() == 0:
         raise ValueError(
             f"expected X of shape (N, *shape) with at least one number, got {tuple(X.shape)}"
@@ -85,17 +85,20 @@ class SampleTask:
     """Samples of any shape, split by row into train, validation and test, and scored against the
     rows held out.
 
+    About a fifth of the rows is the test set and a tenth the validation set. Evaluation takes at
+    most 1000 test and 256 validation rows. Where samples are large it takes fewer: a million
+    numbers in all, though at least 64 rows. The score by which a model is chosen is `energy_score`
+    with a condition, `energy_distance` without.
+
     Args:
         name: of the task; part of the seed of the evaluation noise.
-        X, Z: as in `SampleData`.      seed: of the split.
-
-    About a fifth of the rows is the test set and a tenth the validation set. Evaluation takes at
-    most 1000 test and 256 validation rows, fewer where samples are large (a million numbers in all,
-    though never fewer than 64 rows). The score a model is chosen by is `energy_score` with a
-    condition, `energy_distance` without.
+        X, Z: as in `SampleData`.
+        seed: of the split.
     """
 
+    # Samples of each condition.
     SAMPLES = 6
+    # Most rows of an evaluation; most numbers of all rows; and the rows that are taken anyway.
     LIMITS = {"test": 1000, "validation": 256}
     NUMBERS = 2**20
     FEWEST = 64
@@ -126,19 +129,16 @@ class SampleTask:
     def evaluate(
         self, sample: Callable[[Any, Tensor], Tensor], *, quick: bool = False
     ) -> dict[str, float]:
-        """Scores of `sample(Z, noise (B, *shape)) -> X (B, *shape)` on the test rows; `quick`: on
-        the validation rows.
+        """Scores of a sampler on the test rows.
 
-        The noise is the same for every sampler: six samples of each condition, or, without one, as
-        many as rows.
-
-        Returns, with a condition:
+        With a condition, there are six samples of each row:
             energy_score: of the six against the row's own X (`metrics.energy_score`), mean over
                 rows; in the unit of the data, strictly proper.
             energy_distance: between (X, Z) of the samples and of the data, without the pairs that
                 share their row; mean over the six. Floating conditions are part of it, labels are
                 not.
-        Without one:
+
+        Without a condition, there are as many samples as rows:
             energy_distance: between samples and data.
             mean_error: |mean of the samples - mean of the data| / s, with s the root of the data's
                 total variance.
@@ -146,38 +146,46 @@ class SampleTask:
 
         Energy distances are in units of the training set's standard deviation, one for X and one
         for each condition. They are about 0 for the data's law and can be slightly negative.
+
+        Args:
+            sample: called with Z and noise (B, *shape), answers with X (B, *shape). The noise is
+                the same for every sampler.
+            quick: score on the validation rows.
         """
         part = "validation" if quick else "test"
         X, Z = self.split(part)
         k = 1 if Z is None else self.SAMPLES
         n = len(X)
-        noise = torch.randn(
-            n * k, *X.shape[1:], generator=generator_for(EVALUATION_SEED, self.name, part)
-        )
+        noise = torch.randn(n * k, *X.shape[1:], generator=evaluation_generator(self.name, part))
         drawn = sample(map_tensors(lambda z: z.repeat_interleave(k, 0), Z), noise)
-        fan = checked(drawn, noise).reshape(n, k, -1)
-        return self._unconditional(fan[:, 0], X) if Z is None else self._conditional(fan, X, Z)
+        fan = answered(drawn, noise).reshape(n, k, -1)
+        if Z is None:
+            return self._unconditional(fan[:, 0], X)
+        return self._conditional(fan, X, Z)
 
     def floor(self) -> dict[str, float]:
-        """Without a condition the scores of as many training rows; with one {}: each row has one
-        sample only."""
+        """Without a condition, the scores of as many training rows as there are test rows. With
+        one, {}: each row has but one sample."""
         if self._Z is not None:
             return {}
+        test, _ = self.split("test")
         X = self._X[self.rows["train"]]
-        return self._unconditional(X[: len(self.rows["test"])].flatten(1), self.split("test")[0])
+        return self._unconditional(X[: len(test)].flatten(1), test)
 
     def scene(self) -> dict:
-        """How samples are drawn: `kind` "points", "images" or "values", `samples` of each
+        """How samples are drawn: as `kind` "points", "images" or "values", `samples` of each
         example."""
         each = 1 if self._Z is None or self._kind != "images" else 6
         return {"obstacles": [], "limits": None, "equal": True, "kind": self._kind, "samples": each}
 
     def examples(self, n: int | None = None) -> tuple[Any, Tensor]:
-        """Z, X of n test rows, evenly spread over the test set (fewer if it has fewer); None: as
+        """Z, X of n test rows, evenly spread over the test set (fewer if it has fewer); None for as
         many as a picture takes."""
         X, Z = self.split("test")
-        if n is None:
-            n = 500 if self._kind != "images" else 36 if Z is None else 6
+        if n is None and self._kind == "images":
+            n = 36 if Z is None else 6
+        elif n is None:
+            n = 500
         pick = torch.linspace(0, len(X) - 1, min(n, len(X))).round().long()
         return take_rows(Z, pick), X[pick]
 
@@ -193,27 +201,31 @@ class SampleTask:
         return _spread(self.train.X)
 
     def _conditional(self, fan: Tensor, X: Tensor, Z: Any) -> dict[str, float]:
+        """Scores of samples (N, K, numbers) beside X (N, *shape) and Z."""
         condition = [
             z.reshape(len(z), -1) / _spread(all_z)
             for z, all_z in zip(tensors_in(Z), tensors_in(self.train.Z), strict=True)
             if z.is_floating_point()
         ]
         data = torch.cat([X.flatten(1) / self._unit, *condition], 1)
-        joint = [torch.cat([fan[:, i] / self._unit, *condition], 1) for i in range(fan.shape[1])]
-        distance = torch.stack(
-            [energy_distance(rows, data, unbiased=True, paired=True) for rows in joint]
-        ).mean()
+        distances = []
+        for i in range(fan.shape[1]):
+            joint = torch.cat([fan[:, i] / self._unit, *condition], 1)
+            distances.append(energy_distance(joint, data, unbiased=True, paired=True))
         score = energy_score(fan[:, :, None], X.flatten(1)[:, None]).mean()
-        return {"energy_score": float(score), "energy_distance": float(distance)}
+        return {
+            "energy_score": float(score),
+            "energy_distance": float(torch.stack(distances).mean()),
+        }
 
     def _unconditional(self, drawn: Tensor, X: Tensor) -> dict[str, float]:
+        """Scores of samples (N, numbers) beside X (N, *shape)."""
         x = drawn.double()
         y = X.double().flatten(1)
         spread = y.var(0).sum().sqrt().clamp(min=torch.finfo(y.dtype).tiny)
+        distance = energy_distance(x / self._unit, y / self._unit, unbiased=True)
         return {
-            "energy_distance": float(
-                energy_distance(x / self._unit, y / self._unit, unbiased=True)
-            ),
+            "energy_distance": float(distance),
             "mean_error": float((x.mean(0) - y.mean(0)).norm() / spread),
             "std_ratio": float(x.var(0).sum().sqrt() / spread),
         }
@@ -222,75 +234,3 @@ class SampleTask:
 def _spread(x: Tensor) -> float:
     """Standard deviation of all numbers, each about the mean of its place; 1 for a constant."""
     return float((x.double() - x.double().mean(0)).square().mean().sqrt()) or 1.0
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def file_task(
-    path: str | Path,
-    *,
-    pack: int | None = None,
-    seed: int = 0,
-    symmetry: dict | None = None,
-    obs_horizon: int | None = None,
-    horizon: int | None = None,
-    stride: int | None = None,
-    normalize: bool | None = None,
-) -> HeldOutTask | SampleTask:
-    """A user's own `.npz` or `.safetensors` file as a task.
-
-    The file holds trajectories (`X` and `Z` of three axes each, or episodes, see
-    `windows_of`), which become a `HeldOutTask`; or samples of any shape, `X` (N, *shape),
-    alone or with `Z` (N, ...), which become a `SampleTask`: there whole numbers in Z are labels,
-    and no option but `seed` applies.
-
-    Raises:
-        FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with
-            NaN are named.
-    """
-    tensors = read_tensors(path)
-    cutting = {"obs_horizon": obs_horizon, "horizon": horizon}
-    if not _holds_samples(tensors):
-        X, Z, episodes = windows_of(
-            tensors, path, **cutting, stride=1 if stride is None else stride
-        )
-        return HeldOutTask(
-            "file",
-            X,
-            Z,
-            episodes,
-            primary="energy_score",
-            pack=1 if pack is None else pack,
-            seed=seed,
-            symmetry=symmetry,
-            normalize=normalize is not False,
-        )
-    found = f"X {tuple(tensors['X'].shape)}" + (
-        f" and Z {tuple(tensors['Z'].shape)}" if "Z" in tensors else " alone"
-    )
-    options = {
-        "pack": pack,
-        "symmetry": symmetry,
-        "normalize": normalize,
-        "stride": stride,
-        **cutting,
-    }
-    neutral = {"pack": 1, "normalize": False, "stride": 1}
-    for key, value in options.items():
-        if value is not None and value != neutral.get(key):
-            raise ValueError(
-                f"expected no data.{key} but for trajectories, X (N, T_x, d_x) with Z (N, T_z, "
-                f"d_z), got {value!r} for {found} in {path}; leave it out"
-            )
-    if "Z" not in tensors and len(tensors) > 1:
-        raise ValueError(f"expected X alone or with Z in {path}, got {brief(sorted(tensors))}")
-    Z = floats("Z", tensors["Z"], labels=True) if "Z" in tensors else None
-    return SampleTask("file", floats("X", tensors["X"]), Z, seed=seed)
-
-
-def _holds_samples(tensors: dict[str, Tensor]) -> bool:
-    """Whether there is an X, but not X and Z of three axes each."""
-    return "X" in tensors and not (
-        tensors["X"].ndim == 3 and "Z" in tensors and tensors["Z"].ndim == 3
-    )

@@ -153,8 +153,8 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
     """The config with its times within the teacher's, and one line for each thing that this
     changed.
 
-    A student starts at the teacher's own largest RF time where that is below `student.t_max`, and at
-    0.5 where the teacher predicts noise; drawn times stay within the teacher's range.
+    A student starts at the teacher's own largest RF time where that is below `student.t_max`. It
+    starts at 0.5 where the teacher predicts noise. Drawn times stay within the teacher's range.
 
     Raises:
         ValueError: rungs that the config asks for beyond the teacher's range, or a range without a
@@ -177,8 +177,8 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
             )
         if len(student.t_list) > 2 and student.t_list[-2] < low:
             raise ValueError(
-                f"expected the rungs of student.t_list but the last within {low:.6g}..{high:.6g}, the "
-                f"teacher's RF times, got {student.t_list[-2]}"
+                f"expected the rungs of student.t_list but the last within {low:.6g}..{high:.6g}, "
+                f"the teacher's RF times, got {student.t_list[-2]}"
             )
     else:
         noise = "eps" in (loss_space(teacher), student.pred_type)

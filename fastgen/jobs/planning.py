@@ -139,10 +139,13 @@ def micro_batch(train: LoopConfig, processes: int) -> int:
 
 def _process_note(train: LoopConfig, launch: Launch) -> str:
     size = micro_batch(train, launch.processes)
-    note = f"in each of {launch.processes} process(es); activations of one loss at a time, measured on {size} samples"
-    return (
-        note + "; what is gathered of sharded networks while they run comes on top" * launch.sharded
+    note = (
+        f"in each of {launch.processes} process(es); activations of one loss at a time, measured "
+        f"on {size} samples"
     )
+    if launch.sharded:
+        note += "; what is gathered of sharded networks while they run comes on top"
+    return note
 
 
 def _launch() -> Launch:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .._core.conditions import cond_text, cond_to, map_tensors, take_rows, tensors_in
 from ..config.schemas import DistillConfig
 from ..data import Data
-from ..data.trajectories import load_conditions
+from ..data.files import load_conditions
 from ..guidance import Guidance
 from ..methods.method import Batch, Networks
 from ..networks import network_dtype, parameters_to

@@ -1,10 +1,9 @@
-"""What one update of each training stage is: flow matching, KD warm start, DMD, consistency
-distillation.
+"""Updates of distribution matching: the student and the networks that judge it take turns.
 
 A stage owns networks with their optimisers and says what `update(step)` does;
-:class:`fastgen.training.trainer.Trainer` owns the loop, the clock, the log and the checkpoints. Every draw
-is a pure function of (seed, stage, step), so that a resumed run makes the very draws of an
-uninterrupted one.
+:class:`fastgen.training.trainer.Trainer` owns the loop, the clock, the log and the checkpoints.
+Every draw is a pure function of (seed, stage, step), so that a resumed run makes the very draws of
+an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -126,8 +125,8 @@ class DistributionMatching(Stage):
         return logs
 
     def diagnose(self, step: int) -> dict[str, float | list[float]]:
-        """What shows a collapse (:mod:`fastgen.methods.diagnostics`), on rows and draws that (seed, step)
-        alone decide."""
+        """What shows a collapse (:mod:`fastgen.methods.diagnostics`), on rows and draws that (seed,
+        step) alone decide."""
         generator = self.draws.generator(step, "diagnose")
         rows = torch.randperm(len(self.x0), generator=generator)[:DIAGNOSED_ROWS]
         x0 = cond_to(self.x0[rows], self.draws.device)

@@ -47,12 +47,13 @@ def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
     equal = bool(scene.get("equal", True))
     has_goal = "discs" in scene or (bool(scene.get("obstacles")) and len(z[0]) == 2)
 
-    boxes = [scene.get("limits")] * n
-    if scene.get("limits") is None:
-        boxes = [
-            box_around([z[i], truth[i], *paths["teacher"][i], *paths["student"][i]])
-            for i in range(n)
-        ]
+    limits: Box | None = scene.get("limits")
+    boxes = [
+        box_around([z[i], truth[i], *paths["teacher"][i], *paths["student"][i]])
+        if limits is None
+        else limits
+        for i in range(n)
+    ]
     in_pairs = equal and _much_wider_than_high(boxes)
     if in_pairs:
         figure, axes = _pairs(n)

@@ -20,7 +20,7 @@ __all__ = [
     "warn_of_launch",
 ]
 
-YES = ("1", "true", "yes", "on", "y", "t")
+_YES = ("1", "true", "yes", "on", "y", "t")
 
 
 class Launch(NamedTuple):
@@ -53,7 +53,7 @@ def launch_of(environment: Mapping[str, str], accelerator: torch.device | None) 
     """
 
     def on(name: str) -> bool:
-        return environment.get(name, "").lower() in YES
+        return environment.get(name, "").lower() in _YES
 
     device = "cpu" if accelerator is None or on("ACCELERATE_USE_CPU") else accelerator.type
     # Accelerate does not shard on a CPU, nor without a group of processes, be it of one.

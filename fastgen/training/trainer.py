@@ -29,7 +29,7 @@ from .validation import REMEDY, Progress
 __all__ = ["Trainer"]
 
 
-class Due(NamedTuple):
+class _Due(NamedTuple):
     """What is due after an update.
 
     Attributes:
@@ -43,12 +43,12 @@ class Due(NamedTuple):
     checkpoint: bool
 
 
-def due_after(updates: int, stage: Stage, loop: LoopConfig) -> Due:
+def _due_after(updates: int, stage: Stage, loop: LoopConfig) -> _Due:
     """What is due when `updates` of a stage are done."""
     last = updates == stage.steps
     # The end of a warm-up shows whether judges see anything, before the student follows them.
     validation = last or updates == stage.warmup or updates % loop.evaluate_every == 0
-    return Due(
+    return _Due(
         validation=validation,
         row=validation or updates % loop.log_every == 0,
         checkpoint=not last and updates % loop.checkpoint_every == 0,
@@ -202,7 +202,7 @@ class Trainer:
             losses = stage.update(state.updates)
             state.count_update()
             self.log.count()
-            due = due_after(state.updates, stage, self.loop)
+            due = _due_after(state.updates, stage, self.loop)
 
             # Signals, and updates that were skipped: what the device must be asked for.
             look = self._on_cpu or due.row or due.checkpoint or self._stop.due(state.updates)
@@ -225,9 +225,9 @@ class Trainer:
 
             # The log.
             if due.row or own:
-                row = self._log(stage, {**means(losses, self.processes), **scored, **own})
+                row = self._log(stage, {**_means(losses, self.processes), **scored, **own})
                 score = state.scores.get(stage.name, {}).get(self.primary)
-                bar.set_postfix(beside_bar(row, {self.primary: score}))
+                bar.set_postfix(_beside_bar(row, {self.primary: score}))
                 scored = {}
             bar.update()
 
@@ -310,7 +310,7 @@ class Trainer:
             self.files.save(self.state, tensors, best_of=best_of)
 
 
-def means(losses: Mapping[str, Tensor | float], processes: Processes) -> dict[str, float]:
+def _means(losses: Mapping[str, Tensor | float], processes: Processes) -> dict[str, float]:
     """Means over the processes, each of which has the losses of its own share of the batch."""
     values = [float(value) for value in losses.values()]
     if processes.num_processes > 1:
@@ -320,7 +320,7 @@ def means(losses: Mapping[str, Tensor | float], processes: Processes) -> dict[st
     return dict(zip(losses, values, strict=True))
 
 
-def beside_bar(row: Mapping[str, Any], scores: Mapping[str, float | None]) -> dict[str, str]:
+def _beside_bar(row: Mapping[str, Any], scores: Mapping[str, float | None]) -> dict[str, str]:
     """What of a row of the log is shown beside the progress, with the `scores` that are known."""
     shown = {"loss": f"{row['loss']:.4g}"}
     for name, score in scores.items():

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.data import build_task, checks
-from fastgen.data.checks import constant_channels, data_notes, moment_violations, repeated_rows
+from fastgen.data import build_task, invariance
+from fastgen.data.checks import constant_channels, data_notes, repeated_rows
+from fastgen.data.files import file_task
 from fastgen.data.held_out import HeldOutTask
-from fastgen.data.samples import SampleData, SampleTask, file_task
+from fastgen.data.invariance import moment_violations
+from fastgen.data.samples import SampleData, SampleTask
 from fastgen.data.trajectories import TrajectoryData, fit_normalizers
 from fastgen.models import parse_group, parse_representation, rep_matrices
 from fastgen.normalizer import Normalizer
@@ -58,8 +60,8 @@ def declared(X: Tensor, Z: Tensor, symmetry: dict) -> TrajectoryData:
 def test_invariant_data_are_rarely_warned_of(monkeypatch, n, heavy):
     """The p-values are what they say on few rows, on many and with heavy tails, and the stated rate
     is kept."""
-    monkeypatch.setattr(checks, "LEAST_CHANGE", 0.0)
-    monkeypatch.setattr(checks, "FALSE_ALARMS", 100.0)
+    monkeypatch.setattr(invariance, "LEAST_CHANGE", 0.0)
+    monkeypatch.setattr(invariance, "FALSE_ALARMS", 100.0)
     seeds = range(150)
     found = [
         moment_violations(declared(*drawn(WITH_HEIGHT, n, seed, heavy=heavy), WITH_HEIGHT))

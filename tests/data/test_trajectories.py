@@ -1,94 +1,17 @@
-"""Files become windows that stay inside their episode, and what can't be used is refused with its
-place named."""
+"""Trajectory data check their parts and hand them to networks so that it can be undone."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from fastgen.data.trajectories import TrajectoryData, read_tensors, windows_of
+from fastgen.data.trajectories import TrajectoryData
 from fastgen.normalizer import Normalizer, unpack_tokens
-
-
-def save(path, **arrays):
-    """Write arrays to an .npz or .safetensors file, by the name."""
-    if path.suffix == ".npz":
-        np.savez(path, **arrays)
-    else:
-        save_file(
-            {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
-            path,
-        )
-    return path
-
-
-def read_windows(path, obs_horizon=None, horizon=None, stride=1) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows and episodes of a file, as a task reads them."""
-    cutting = {"obs_horizon": obs_horizon, "horizon": horizon, "stride": stride}
-    return windows_of(read_tensors(path), path, **cutting)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
-def test_windows_are_read_as_they_are(tmp_path, suffix, dtype):
-    X, Z = (100 * normal(7, 4, 3)).astype(dtype), (100 * normal(7, 2, 5)).astype(dtype)
-    x, z, _ = read_windows(save(tmp_path / f"data{suffix}", X=X, Z=Z))
-    assert x.dtype == z.dtype == torch.float32
-    assert torch.equal(x, torch.from_numpy(X).float()) and torch.equal(
-        z, torch.from_numpy(Z).float()
-    )
-
-
-def test_half_precision_and_big_endian_arrays_are_read(tmp_path):
-    X, Z = normal(3, 4, 2).astype(">f8"), normal(3, 1, 2).astype("float16")
-    x, z, _ = read_windows(save(tmp_path / "data.npz", X=X, Z=Z))
-    assert np.allclose(x.numpy(), X, atol=1e-6) and np.array_equal(z.numpy(), Z.astype("float32"))
-
-
-def episode_file(tmp_path, ends, suffix=".npz"):
-    """Rows that carry their own number, in actions and in observations."""
-    rows = np.arange(ends[-1], dtype=float)
-    actions, observations = np.stack([rows, -rows], 1), rows[:, None]
-    return save(
-        tmp_path / f"episodes{suffix}",
-        actions=actions,
-        observations=observations,
-        episode_ends=np.array(ends),
-    )
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize(
-    ("obs_horizon", "horizon", "stride"), [(1, 1, 1), (2, 4, 1), (3, 5, 2), (4, 2, 7)]
-)
-def test_windows_never_cross_the_end_of_an_episode(tmp_path, suffix, obs_horizon, horizon, stride):
-    ends = [9, 12, 31, 50]
-    path = episode_file(tmp_path, ends, suffix)
-    X, Z, episodes = read_windows(path, obs_horizon=obs_horizon, horizon=horizon, stride=stride)
-    starts = [0, *ends[:-1]]
-    expected = []
-    for number, (start, stop) in enumerate(zip(starts, ends, strict=True)):
-        now = start + obs_horizon - 1
-        while now + horizon <= stop:
-            expected.append((number, now))
-            now += stride
-    assert [
-        tuple(pair) for pair in zip(episodes.tolist(), Z[:, -1, 0].int().tolist(), strict=True)
-    ] == expected
-    for (number, now), x, z in zip(expected, X, Z, strict=True):
-        # The current observation is the last of Z, and the action taken on it the first of X.
-        assert z[:, 0].tolist() == list(range(now - obs_horizon + 1, now + 1))
-        assert x[:, 0].tolist() == list(range(now, now + horizon)) and torch.equal(
-            x[:, 1], -x[:, 0]
-        )
-        assert starts[number] <= float(z[0, 0]) and float(x[-1, 0]) < ends[number]
 
 
 def test_network_inputs_are_undone_by_unpacking_and_denormalising():
@@ -98,93 +21,6 @@ def test_network_inputs_are_undone_by_unpacking_and_denormalising():
     assert x.shape == (9, 2, 8) and len(data) == 9
     assert torch.allclose(data.x_normalizer.denormalize(unpack_tokens(x, 4)), X, atol=1e-6)
     assert torch.allclose(data.z_normalizer.denormalize(z), Z, atol=1e-6)
-
-
-GOOD = {"X": normal(4, 6, 2), "Z": normal(4, 2, 3)}
-ONE = {"obs_horizon": 1, "horizon": 1}
-EPISODES = {"actions": normal(9, 2), "observations": normal(9, 3), "episode_ends": np.array([4, 9])}
-
-
-def spoiled(name: str, *rows: int) -> np.ndarray:
-    array = (GOOD | EPISODES)[name].copy()
-    array[list(rows)] = np.nan
-    return array
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize(
-    ("arrays", "windows", "words"),
-    [
-        (
-            GOOD | {"X": spoiled("X", 1, 3)},
-            {},
-            "finite numbers in X, got NaN or infinity in 2 rows: 1, 3",
-        ),
-        (
-            GOOD | {"Z": spoiled("Z", 0)},
-            {},
-            "finite numbers in Z, got NaN or infinity in 1 rows: 0",
-        ),
-        (GOOD | {"Z": normal(5, 2, 3)}, {}, "as many rows in Z as in X, got 5 and 4"),
-        (GOOD | {"X": normal(4, 6)}, {}, r"X of shape \(N, T_x, d_x\), got \(4, 6\)"),
-        ({"X": normal(0, 6, 2), "Z": normal(0, 2, 3)}, {}, "at least one number, got an empty"),
-        ({"X": GOOD["X"]}, {}, r"expected X and Z, or actions, .* got \['X'\]"),
-        (GOOD, {"horizon": 3}, "no obs_horizon, horizon and stride"),
-        (EPISODES, {"horizon": 2}, "obs_horizon to be a whole number >= 1 .* got None"),
-        (EPISODES, {"obs_horizon": 1, "horizon": 0}, "horizon to be a whole number >= 1 .* got 0"),
-        (
-            EPISODES,
-            {"obs_horizon": 3, "horizon": 4},
-            "at least obs_horizon .* = 6 rows, got at most 5",
-        ),
-        (EPISODES | {"episode_ends": np.array([4, 8])}, ONE, r"to 9, .* got \[4, 8\]"),
-        (EPISODES | {"episode_ends": np.array([4, 4, 9])}, ONE, "episode_ends that increase"),
-        (EPISODES | {"episode_ends": np.array([0, 9])}, ONE, "increase from above 0"),
-        (EPISODES | {"episode_ends": np.array([4.0, 9.0])}, ONE, "whole numbers"),
-        (EPISODES | {"observations": normal(8, 3)}, ONE, "observations as actions, got 8 and 9"),
-        (EPISODES | {"actions": normal(9)}, ONE, r"actions of shape \(M, d\)"),
-        (EPISODES | {"actions": spoiled("actions", 5)}, ONE, "in actions, .* 1 rows: 5"),
-    ],
-)
-def test_unusable_files_are_refused_in_one_line(tmp_path, suffix, arrays, windows, words):
-    path = save(tmp_path / f"data{suffix}", **arrays)
-    with pytest.raises(ValueError, match=words) as caught:
-        read_windows(path, **windows)
-    assert "\n" not in str(caught.value)
-
-
-def test_files_that_are_not_there_or_not_data_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data file at .*nowhere.npz"):
-        read_windows(tmp_path / "nowhere.npz")
-    for name in ("a.npz", "a.safetensors"):
-        (tmp_path / name).write_bytes(b"this is no archive at all")
-        with pytest.raises(ValueError, match=f"{name}.* got one that can't be read"):
-            read_windows(tmp_path / name)
-    whole = save(tmp_path / "whole.npz", **GOOD).read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="can't be read"):
-        read_windows(tmp_path / "cut.npz")
-    (tmp_path / "a.csv").write_text("1,2")
-    with pytest.raises(ValueError, match=r"ends in .npz or .safetensors, got a.csv"):
-        read_windows(tmp_path / "a.csv")
-
-
-def test_pickled_arrays_are_never_executed(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (tmp_path.joinpath("exploded").touch, ())
-
-    np.savez(tmp_path / "bomb.npz", X=np.array([Bomb()], dtype=object), Z=GOOD["Z"])
-    with pytest.raises(ValueError, match="plain arrays"):
-        read_windows(tmp_path / "bomb.npz")
-    assert not (tmp_path / "exploded").exists()
-
-
-def test_arrays_that_are_no_numbers_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="expected numbers in X .*<U1"):
-        read_windows(save(tmp_path / "text.npz", **GOOD | {"X": np.array([["a"]])}))
-    with pytest.raises(TypeError, match="expected X to hold numbers, got torch.bool"):
-        read_windows(save(tmp_path / "bool.npz", **GOOD | {"X": np.ones((4, 6, 2), bool)}))
 
 
 @pytest.mark.parametrize(

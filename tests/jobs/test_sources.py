@@ -365,7 +365,7 @@ def test_declarations_that_contradict_themselves_or_the_method_are_refused(teach
 # ---- Students ------------------------------------------------------------------------------------
 
 
-def test_the_network_of_a_student_is_built_by_a_factory_that_is_named_and_never_by_one_that_a_folder_names(
+def test_a_student_is_built_by_a_factory_that_is_named_and_never_by_one_of_its_folder(
     nets,
 ):
     teacher = built("nets:Net", arguments={"width": 2}, path="cosine", prediction="eps")

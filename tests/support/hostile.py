@@ -6,7 +6,8 @@ each of them.
 The laws a mutation can be under:
 
     same       an error, or what the unharmed file holds: files whose checksums say what they held
-    sound      an error, or something valid: a text that a user may write as he likes, or a forged checksum
+    sound      an error, or something valid: a text that a user may write as he likes, or a forged
+               checksum
     refused    an error
 """
 

@@ -332,7 +332,8 @@ _LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 YAMLS = {
     "aliases": _LAUGHS + "name: *a9\n",
-    "aliases in arguments": f"teacher:\n  arguments:\n{''.join('    ' + line for line in _LAUGHS.splitlines(True))}",
+    "aliases in arguments": "teacher:\n  arguments:\n"
+    + "".join("    " + line for line in _LAUGHS.splitlines(True)),
     "merges": "".join(
         f"k{i}: &k{i}\n  a{i}: 1\n" + (f"  <<: [{', '.join([f'*k{i - 1}'] * 9)}]\n" * bool(i))
         for i in range(9)

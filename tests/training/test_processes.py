@@ -78,7 +78,10 @@ def test_another_seed_makes_another_run(tmp_path, one):
 # ---- Launches ------------------------------------------------------------------------------------
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-STARTED = "import sys; from fastgen.training.accelerator import start_accelerator; print(start_accelerator(1).num_processes)"
+STARTED = (
+    "import sys; from fastgen.training.accelerator import start_accelerator; "
+    "print(start_accelerator(1).num_processes)"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,22 @@
-"""Recorded aircraft tracks: where will an aircraft be in the next 160 seconds, given the last 80?
+"""The task `flights`: where will an aircraft be in the next 160 seconds, given the last 80?
 
 The tracks are the collection `quickstart` inside the PyPI package `traffic` 2.13: 236 flights over
-the Paris region, one row a second. Only its data file is read; the package is not imported and
-needs none of its dependencies. From row to window:
+the Paris region, one row a second. Only its data file is read; the package is not imported, and its
+dependencies aren't needed. From rows to windows:
 
-1. rows are grouped into flights by (icao24, callsign) and ordered in time. A position that is
-exactly the one of the
-   row before was not received again but held, so it is dropped (the held ones make aircraft stop
-   and jump);
-2. a flight is split where no new position came for more than 60 s;
-3. each part is resampled to 10 s, linearly in time, latitude and longitude;
-4. windows of 8 past and 16 future points start every 8 points. All 23 steps are within 100-1100
-km/h; 5. coordinates are east and north in km on the plane tangent to the WGS84 ellipsoid at the
-window's own last past point,
-   turned so that the last past step points along +x (*ego frame*). So Z ends in (0, 0), preceded by
-   (-v, 0).
+1. Rows are grouped into flights by (icao24, callsign) and ordered in time. A position that equals
+   the one before was not received again but held. It is dropped, since held positions make aircraft
+   stop and jump.
+2. A flight is split where no new position came for more than 60 s.
+3. Each part is resampled to 10 s, linearly in time, latitude and longitude.
+4. Windows of 8 past and 16 future points start every 8 points. Those are kept whose 23 steps are
+   all within 100-1100 km/h.
+5. Coordinates are east and north in km, on the plane tangent to the WGS84 ellipsoid at the window's
+   own last past point, turned so that the last past step points along +x (the *ego frame*). So Z
+   ends in (0, 0), preceded by (-v, 0).
 
-In the ego frame the reflection y -> -y keeps the heading: it is the group C2, x trivial and y sign.
+In the ego frame the reflection y -> -y keeps the heading. So the group is C2, with x trivial and y
+sign.
 """
 
 from __future__ import annotations
@@ -39,28 +39,38 @@ __all__ = ["FlightsTask", "constant_velocity", "flight_windows", "quickstart_pat
 
 INSTALL = "pip install --no-deps 'traffic==2.13.*'"
 _QUICKSTART = Path("data/samples/collections/quickstart.json.gz")
-STEP = 10.0  # s
+# Seconds from point to point, and the longest time without a new position.
+STEP = 10.0
 GAP = 60.0
+# Points of a window, and from one window to the next.
 PAST = 8
 FUTURE = 16
 STRIDE = 8
-SLOWEST = 100 / 360  # km in 10 s
+# Kilometres in 10 s.
+SLOWEST = 100 / 360
 FASTEST = 1100 / 360
 # The quickstart's JSON has 66 MB; a few hundred bytes of gzip can unpack to any size.
 _MOST_BYTES = 1 << 28
-_EQUATOR = 6378.137  # WGS84, km
+# The ellipsoid WGS84, in km.
+_EQUATOR = 6378.137
 _FLATTENING = 1 / 298.257223563
 
+# Seconds (n,) and degrees (n, 2) = (latitude, longitude).
 Track = tuple[Tensor, Tensor]
+
+
+# ---- Files --------------------------------------------------------------------------------------
 
 
 def quickstart_path() -> Path:
     """The data file inside the installed package `traffic`.
 
-    Raises FileNotFoundError with the command that installs it if it isn't there.
+    Raises:
+        FileNotFoundError: it isn't there; the message has the command that installs it.
     """
     spec = importlib.util.find_spec("traffic")
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    for folder in folders:
         if (Path(folder) / _QUICKSTART).is_file():
             return Path(folder) / _QUICKSTART
     what = "no such package" if spec is None else "a version without the file"
@@ -71,12 +81,15 @@ def quickstart_path() -> Path:
 
 
 def read_tracks(path: str | Path) -> list[Track]:
-    """Read flights from a `.json` or `.json.gz` file: a list of rows with icao24, callsign,
-    timestamp (ms), latitude, longitude.
+    """Read flights from a `.json` or `.json.gz` file.
 
-    Returns: per flight, in the order of their names, seconds (n,) and degrees (n, 2) = (latitude,
-    longitude), float64,
-        increasing in time, without held positions and rows that have no position.
+    The file is a list of rows with icao24, callsign, timestamp (ms), latitude, longitude.
+
+    Returns:
+        For each flight, in the order of their names: seconds (n,) and degrees (n, 2) = (latitude,
+        longitude), float64, increasing in time, without held positions and rows that have no
+        position.
+
     Raises:
         FileNotFoundError, ValueError: no such file, not JSON, rows without these keys, no rows.
     """
@@ -104,14 +117,12 @@ def read_tracks(path: str | Path) -> list[Track]:
     for index, row in enumerate(rows):
         try:
             key = (str(row["icao24"]), str(row["callsign"]))
-            if row["latitude"] is not None and row["longitude"] is not None:
-                entry = (
-                    float(row["timestamp"]) / 1000,
-                    float(row["latitude"]),
-                    float(row["longitude"]),
-                )
-                if all(map(math.isfinite, entry)):
-                    flights.setdefault(key, []).append(entry)
+            if row["latitude"] is None or row["longitude"] is None:
+                continue
+            seconds = float(row["timestamp"]) / 1000
+            entry = (seconds, float(row["latitude"]), float(row["longitude"]))
+            if all(map(math.isfinite, entry)):
+                flights.setdefault(key, []).append(entry)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 "expected rows with icao24, callsign, timestamp, latitude and longitude "
@@ -121,19 +132,26 @@ def read_tracks(path: str | Path) -> list[Track]:
 
 
 def _clean(rows: list[tuple[float, float, float]]) -> Track:
+    """The track of a flight's rows, in the order of time and without held positions."""
     table = torch.tensor(sorted(rows), dtype=torch.float64)
     fresh = torch.ones(len(table), dtype=torch.bool)
     fresh[1:] = (table[1:, 1:] != table[:-1, 1:]).any(1) & (table[1:, 0] > table[:-1, 0])
     return table[fresh, 0], table[fresh, 1:]
 
 
+# ---- Windows ------------------------------------------------------------------------------------
+
+
 def flight_windows(
     tracks: Sequence[Track], *, stride: int = STRIDE
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows in the ego frame: X (N, 16, 2), Z (N, 8, 2), both float64 in km, and the flight (N,)
-    each comes from.
+    """Windows in the ego frame.
 
-    Raises ValueError if no flight is long enough for a window.
+    Returns:
+        X (N, 16, 2) and Z (N, 8, 2), both float64 in km, and the flight (N,) of each window.
+
+    Raises:
+        ValueError: no flight is long enough for a window.
     """
     windows = []
     flights = []
@@ -181,12 +199,12 @@ def _geocentric(degrees: Tensor) -> Tensor:
 
 
 def _tangent_plane(degrees: Tensor, origin: Tensor) -> Tensor:
-    """East and north (N, T, 2) in km of degrees (N, T, 2), on the plane tangent at origin (N,
-    2)."""
+    """East and north (N, T, 2) in km of degrees (N, T, 2), on the plane tangent at the origin
+    (N, 2)."""
     latitude, longitude = torch.deg2rad(origin).unbind(-1)
-    east = torch.stack([-longitude.sin(), longitude.cos(), torch.zeros_like(latitude)], -1)
-    up_free = [-latitude.sin() * longitude.cos(), -latitude.sin() * longitude.sin(), latitude.cos()]
-    axes = torch.stack([east, torch.stack(up_free, -1)], 1)
+    east = [-longitude.sin(), longitude.cos(), torch.zeros_like(latitude)]
+    north = [-latitude.sin() * longitude.cos(), -latitude.sin() * longitude.sin(), latitude.cos()]
+    axes = torch.stack([torch.stack(east, -1), torch.stack(north, -1)], 1)
     return (_geocentric(degrees) - _geocentric(origin)[:, None]) @ axes.transpose(1, 2)
 
 
@@ -198,19 +216,23 @@ def _turn(points: Tensor) -> Tensor:
 
 
 def constant_velocity(Z: Tensor, horizon: int = FUTURE) -> Tensor:
-    """The baseline that goes on as in the last past step: X (N, horizon, d) from Z (N, T_z >= 2,
+    """The baseline that goes on as in the last past step: Z (N, T_z >= 2, d) -> X (N, horizon,
     d)."""
     k = torch.arange(1, horizon + 1, dtype=Z.dtype, device=Z.device)[:, None]
     return Z[:, -1:] + k * (Z[:, -1:] - Z[:, -2:-1])
 
 
+# ---- The task -----------------------------------------------------------------------------------
+
+
 class FlightsTask(HeldOutTask):
-    """Predict 16 points of an aircraft's track from 8, in km in the ego frame; train, validation
-    and test flights are disjoint.
+    """Predict 16 points of an aircraft's track from 8, in km in the ego frame.
+
+    Train, validation and test flights are disjoint.
 
     Args:
         path: None for the data inside the package `traffic`, or a copy of it (`.json`, `.json.gz`).
-        pack, seed, symmetry: as in `HeldOutTask`; symmetry None is the task's own C2.
+        pack, seed, symmetry: as in `HeldOutTask`; None for the task's own symmetry C2.
     """
 
     own_symmetry = {
@@ -228,7 +250,8 @@ class FlightsTask(HeldOutTask):
         seed: int = 0,
         symmetry: dict | None = None,
     ) -> None:
-        X, Z, flights = flight_windows(read_tracks(quickstart_path() if path is None else path))
+        tracks = read_tracks(quickstart_path() if path is None else path)
+        X, Z, flights = flight_windows(tracks)
         symmetry = dict(self.own_symmetry) if symmetry is None else symmetry
         super().__init__(
             "flights",
@@ -242,7 +265,7 @@ class FlightsTask(HeldOutTask):
         )
 
     def floor(self) -> dict[str, float]:
-        """`cv_min_ade` and `cv_min_fde`, km: constant velocity on the test windows."""
+        """`cv_min_ade` and `cv_min_fde` in km: those of constant velocity on the test windows."""
         X, Z = self.split("test")
         guess = constant_velocity(Z)[:, None]
         return {
@@ -251,8 +274,8 @@ class FlightsTask(HeldOutTask):
         }
 
     def examples(self, n: int = 6) -> tuple[Tensor, Tensor]:
-        """n test windows from straight flight to turns: quantiles of how far to the side they
-        end."""
+        """Z, X of n test windows from straight flight to turns: at quantiles of how far to the side
+        they end."""
         X, Z = self.split("test")
         order = X[:, -1, 1].abs().argsort(stable=True)
         pick = order[(torch.linspace(0.2, 0.97, n) * (len(order) - 1)).long()]

@@ -1,9 +1,8 @@
-"""The embedded task `two_rings`: pass two posts in sequence, each on either side, with a law that
-is known exactly.
+"""The embedded task `two_rings`: pass two posts in sequence, each on either side.
 
 A point of radius 0.1 moves in the plane from a start to a goal; two round posts of radius 0.25
 stand in its way. The condition Z = (start, goal, post 1, post 2) is four points, the trajectory X
-sixteen waypoints equally spaced in arc length from the start (excluded) to the end. Each post is
+is sixteen waypoints equally spaced in arc length from the start (excluded) to the end. Each post is
 passed left or right, so there are four homotopy classes.
 
 In the frame of the condition, with u from start to goal, v its left normal and l the distance
@@ -12,18 +11,19 @@ between them,
     start + goal = 2 c,  post i = start + a_i u + d_i v,
     a_1 ~ U(.25, .29) l,  a_2 ~ U(.71, .75) l,  d_i ~ U(-.15, .15),
 
-l ~ U(2.8, 3.4), c uniform on the disc of radius 0.2, the direction of u uniform. The demonstrator
-passes post i on side s_i (+1 left, -1 right) at a distance g_i ~ U(.2, .35), with
+with l ~ U(2.8, 3.4), c uniform on the disc of radius 0.2, and the direction of u uniform. The
+demonstrator passes post i on side s_i (+1 left, -1 right) at a distance g_i ~ U(.2, .35), with
 
-    P(s_1, s_2) ~ exp(-8 (s_1 d_1 + s_2 d_2) + .3 s_1 s_2):
+    P(s_1, s_2) ~ exp(-8 (s_1 d_1 + s_2 d_2) + .3 s_1 s_2).
 
-it prefers the side on which the way around is shorter, and staying on one side to changing it. Its
-path is y(x) in that frame: through (0, 0), (a_i, d_i + s_i (.25 + g_i)) and (l, 0), between these
-by cubics that are level there, plus sum_k b_k sin(pi k x / l), k = 1 .. 3, b_k ~ U(-.01, .01).
+So it prefers the side on which the way around is shorter, and staying on one side to changing it.
+Its path is y(x) in that frame. It goes through (0, 0), (a_i, d_i + s_i (.25 + g_i)) and (l, 0), by
+cubics that are level at these points, plus sum_k b_k sin(pi k x / l), k = 1 .. 3,
+b_k ~ U(-.01, .01).
 
-Posts move with the condition and everything is said in its frame, so the law of (Z, X) is invariant
-under all rotations and reflections of the plane, of which D4 is what the task's networks use;
-reflections swap left and right.
+Posts move with the condition, and everything is said in its frame. So the law of (Z, X) is exactly
+invariant under all rotations and reflections of the plane; reflections swap left and right. The
+task's networks use D4 of them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from ..scoring import evaluation_generator
 from .paths import (
     HORIZON,
+    PathTask,
     References,
     check_samples,
     clears_and_arrives,
     mode_error_floor,
+    polyline,
     resample,
     within_mode_spread,
 )
 
 __all__ = [
+    "TwoRingsTask",
     "class_error_floor",
     "class_of",
     "class_probabilities",
@@ -56,24 +60,23 @@ __all__ = [
     "succeeds",
 ]
 
+# Radius of a post.
 POST = 0.25
-SIDES = (
-    (1, 1),
-    (1, -1),
-    (-1, 1),
-    (-1, -1),
-)  # of post 1 and 2, +1 left: the four classes in their order
+# Sides of post 1 and post 2, +1 left: the four classes in their order.
+SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1))
+# How strongly the demonstrator prefers the shorter way around a post, and staying on one side.
 OFF_LINE = 8.0
 SAME_SIDE = 0.3
+# Pieces of a path before it is resampled, and sines that are added to it.
 POINTS = 120
 WAVES = 3
 
 
-# --- the conditions and their frame ---------------------------------------------------------------
+# ---- The conditions and their frame -------------------------------------------------------------
 
 
 def sample_conditions(n: int, generator: Generator | None = None) -> Tensor:
-    """Conditions Z (n, 4, 2) float64 = (start, goal, post 1, post 2)."""
+    """Conditions Z = (start, goal, post 1, post 2), (n, 4, 2) float64."""
     u = torch.rand(n, 8, generator=generator, dtype=torch.float64)
     length = 2.8 + 0.6 * u[:, 0]
     centre = 0.2 * u[:, 1].sqrt()[:, None] * _direction(u[:, 2])
@@ -81,25 +84,28 @@ def sample_conditions(n: int, generator: Generator | None = None) -> Tensor:
     along = torch.stack([0.25 + 0.04 * u[:, 4], 0.71 + 0.04 * u[:, 5]], 1) - 0.5
     aside = 0.3 * u[:, 6:] - 0.15
     local = torch.zeros(n, 4, 2, dtype=torch.float64)
-    local[:, 0, 0], local[:, 1, 0] = -length / 2, length / 2
+    local[:, 0, 0] = -length / 2
+    local[:, 1, 0] = length / 2
     local[:, 2:] = torch.stack([along * length[:, None], aside], -1)
     return centre[:, None] + _from_frame(local, forward)
 
 
 def _direction(turn: Tensor) -> Tensor:
+    """Unit vectors (..., 2) at shares (...) of a whole turn."""
     angle = 2 * math.pi * turn
     return torch.stack([angle.cos(), angle.sin()], -1)
 
 
 def _from_frame(local: Tensor, forward: Tensor) -> Tensor:
-    """x u + y v of points (N, T, 2) = (x, y), u = forward (N, 2) and v its left normal: (N, T,
-    2)."""
+    """Points x u + y v, (N, T, 2), from their (x, y) in a frame with u = forward (N, 2) and v its
+    left normal."""
     left = torch.stack([-forward[:, 1], forward[:, 0]], -1)
     return local @ torch.stack([forward, left], 1)
 
 
 def _frame(Z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """u (N, 2), l (N,) and the posts' (a_i, d_i) (N, 2, 2) of conditions Z (N, 4, 2), float64."""
+    """The frame of conditions Z (N, 4, 2): u (N, 2), l (N,) and the posts' (a_i, d_i) (N, 2, 2),
+    float64."""
     Z = Z.double()
     way = Z[:, 1] - Z[:, 0]
     length = way.norm(dim=-1)
@@ -109,23 +115,22 @@ def _frame(Z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def class_probabilities(Z: Tensor) -> Tensor:
-    """P(s_1, s_2) of the demonstrator in the order of `SIDES` (left left, left right, right left,
-    right right).
+    """P(s_1, s_2) of the demonstrator: Z (N, 4, 2) -> (N, 4), float64.
 
-    Z (N, 4, 2) -> (N, 4), float64.
+    Classes are in the order of `SIDES`: left left, left right, right left, right right.
     """
     sides = torch.tensor(SIDES, dtype=torch.float64)
-    return (-OFF_LINE * _frame(Z)[2][..., 1] @ sides.T + SAME_SIDE * sides.prod(1)).softmax(1)
+    _, _, posts = _frame(Z)
+    return (-OFF_LINE * posts[..., 1] @ sides.T + SAME_SIDE * sides.prod(1)).softmax(1)
 
 
-# --- the demonstrator -----------------------------------------------------------------------------
+# ---- The demonstrator ---------------------------------------------------------------------------
 
 
 def demonstrate(Z: Tensor, generator: Generator | None = None) -> Tensor:
-    """One demonstration for each condition: X (N, 16, 2) float64 for Z (N, 4, 2), a function of Z
-    and the draws alone.
+    """One demonstration for each condition: Z (N, 4, 2) -> X (N, 16, 2), float64.
 
-    Draws of `generator`, for each condition: the class, the two distances g_i, the three b_k.
+    `generator` draws, for each condition: the class, the two distances g_i, the three b_k.
     """
     u = torch.rand(Z.shape[0], 3 + WAVES, generator=generator, dtype=torch.float64)
     chosen = (u[:, :1] >= class_probabilities(Z).cumsum(1)[:, :-1]).sum(1)
@@ -137,11 +142,14 @@ def path(Z: Tensor, sides: Tensor, *, gap: Tensor, waves: Tensor) -> Tensor:
     """The demonstrator with its randomness given, as at the head of this file.
 
     Args:
-        Z: (N, 4, 2).      sides: (N, 2), s_i of +1 or -1.      gap: (N, 2), g_i.      waves: (N, 3), b_k.
+        Z: (N, 4, 2).
+        sides: (N, 2), s_i of +1 or -1.
+        gap: (N, 2), g_i.
+        waves: (N, 3), b_k.
 
-    Returns: (N, 16, 2) float64, equally spaced in arc length. Rotating Z rotates it; reflecting Z
-    and negating `sides`
-        and `waves` reflects it.
+    Returns:
+        (N, 16, 2) float64, equally spaced in arc length. Rotating Z rotates it; reflecting Z and
+        negating `sides` and `waves` reflects it.
     """
     forward, length, posts = _frame(Z)
     zero = torch.zeros_like(length)[:, None]
@@ -149,49 +157,54 @@ def path(Z: Tensor, sides: Tensor, *, gap: Tensor, waves: Tensor) -> Tensor:
     heights = torch.cat([zero, posts[..., 1] + sides * (POST + gap.double()), zero], 1)
     x = length[:, None] * torch.linspace(0, 1, POINTS + 1, dtype=torch.float64)
     piece = (torch.searchsorted(knots, x) - 1).clamp(0, 2)
-    low, high = (knots.gather(1, piece + k) for k in (0, 1))
+    low = knots.gather(1, piece)
+    high = knots.gather(1, piece + 1)
     share = (x - low) / (high - low)
     smooth = share.square() * (3 - 2 * share)
     y = torch.lerp(heights.gather(1, piece), heights.gather(1, piece + 1), smooth)
     k = torch.arange(1, WAVES + 1, dtype=torch.float64)
-    y = y + (
-        waves.double()[:, :, None] * (math.pi * k[:, None] * (x / length[:, None])[:, None]).sin()
-    ).sum(1)
-    return resample(Z[:, :1].double() + _from_frame(torch.stack([x, y], -1), forward), HORIZON)
+    phase = math.pi * k[:, None] * (x / length[:, None])[:, None]
+    y = y + (waves.double()[:, :, None] * phase.sin()).sum(1)
+    points = Z[:, :1].double() + _from_frame(torch.stack([x, y], -1), forward)
+    return resample(points, HORIZON)
 
 
-# --- geometry of a path ---------------------------------------------------------------------------
+# ---- Geometry of a path -------------------------------------------------------------------------
 
 
 def clearance(X: Tensor, Z: Tensor) -> Tensor:
-    """Least distance of the polyline start -> waypoints to the two posts, 0 where it meets one;
-    (N,) float64.
+    """Least distance of paths to the two posts, 0 where they meet one: (N,) float64.
 
-    Exact for the segments, not only for the waypoints. X (N, T, 2), Z (N, 4, 2).
+    It is exact for the segments start -> waypoints, not only for the waypoints.
+
+    Args:
+        X: paths (N, T, 2).
+        Z: conditions (N, 4, 2).
     """
-    points = _polyline(X, Z)
+    points = polyline(X, Z)
     centres = Z[:, None, 2:].double()
     a = points[:, :-1, None]
     d = points.diff(dim=1)[:, :, None]
-    along = ((centres - a) * d).sum(-1) / d.square().sum(-1).clamp_min(torch.finfo(a.dtype).tiny)
+    squared = d.square().sum(-1).clamp_min(torch.finfo(a.dtype).tiny)
+    along = ((centres - a) * d).sum(-1) / squared
     distance = (a + along.clamp(0, 1)[..., None] * d - centres).norm(dim=-1)
     return (distance.amin((1, 2)) - POST).clamp_min(0)
 
 
 def succeeds(X: Tensor, Z: Tensor) -> Tensor:
-    """Whether the point keeps clear of both posts by its radius and ends within 0.15 of the goal:
+    """Whether paths keep clear of both posts by the point's radius and end within 0.15 of the goal:
     (N,) bool."""
     return clears_and_arrives(X, Z, clearance(X, Z))
 
 
 def class_of(X: Tensor, Z: Tensor) -> Tensor:
-    """Homotopy class of the polyline start -> waypoints, 0 .. 3 in the order of `SIDES`: (N,)
-    int64.
+    """Homotopy class of paths, 0 .. 3 in the order of `SIDES`: (N,) int64.
 
-    A post is passed on the left if the path turns clockwise about it, by the angle summed over its
-    segments. Z as in `clearance`. Rotations keep it, reflections take k to 3 - k.
+    A post is passed on the left if the path turns clockwise about it, by the angle summed over the
+    segments start -> waypoints. Rotations keep the class, reflections take k to 3 - k. Arguments as
+    `clearance`.
     """
-    ray = _polyline(X, Z)[:, :, None] - Z[:, None, 2:].double()
+    ray = polyline(X, Z)[:, :, None] - Z[:, None, 2:].double()
     before = ray[:, :-1]
     after = ray[:, 1:]
     cross = before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0]
@@ -199,16 +212,16 @@ def class_of(X: Tensor, Z: Tensor) -> Tensor:
     return 2 * right[:, 0].long() + right[:, 1].long()
 
 
-def _polyline(X: Tensor, Z: Tensor) -> Tensor:
-    return torch.cat([Z[:, :1].double(), X.double()], 1)
-
-
-# --- scores ---------------------------------------------------------------------------------------
+# ---- Scores -------------------------------------------------------------------------------------
 
 
 def class_error_floor(p: Tensor, samples: int) -> float:
-    """Mode error of a perfect sampler: mean over conditions of half of sum_k E|Bin(K, p_k) / K -
-    p_k|; p (C, 4)."""
+    """Mode error of a perfect sampler: mean over conditions of 1/2 sum_k E|Bin(K, p_k) / K - p_k|.
+
+    Args:
+        p: (C, 4), probabilities of the classes.
+        samples: K.
+    """
     return 0.5 * p.shape[1] * mode_error_floor(p.flatten(), samples)
 
 
@@ -228,21 +241,20 @@ def score(X: Tensor, references: References) -> dict[str, float]:
         success, energy_ratio, clearance, spread: as `ring.score`, with the two posts for obstacles
             and the four classes for modes.
         mode_error: mean over conditions of the total variation between shares and probabilities of
-            the classes, 1/2 sum_k |share_k - p_k|; for two classes it is the ring's.
-            `class_error_floor` for a perfect sampler.
-        share_error: max_k |share_k - p_k| of the means over all conditions: .03 of bias that the
-            mode error, whose floor is above .1 for 16 samples, hardly shows.
+            the classes, 1/2 sum_k |share_k - p_k|; for two classes it would be the ring's. A
+            perfect sampler has `class_error_floor`.
+        share_error: max_k |share_k - p_k| of the means over all conditions. It shows a bias of .03,
+            which the mode error hardly does: its floor is above .1 for 16 samples.
 
-    Raises ValueError for samples of another shape or with NaN.
+    Raises:
+        ValueError: samples of another shape or with NaN.
     """
     conditions = references.Z.shape[0]
     check_samples(X, conditions)
     samples = X.shape[1]
-    X, flat, tiled = (
-        X.double(),
-        X.double().flatten(0, 1),
-        references.Z.repeat_interleave(samples, 0),
-    )
+    X = X.double()
+    flat = X.flatten(0, 1)
+    tiled = references.Z.repeat_interleave(samples, 0)
     found = class_of(flat, tiled).view(conditions, samples)
     least = clearance(flat, tiled)
     shares = torch.nn.functional.one_hot(found, len(SIDES)).double().mean(1)
@@ -255,3 +267,42 @@ def score(X: Tensor, references: References) -> dict[str, float]:
         "clearance": float(least.mean()) / references.clearance,
         "spread": within_mode_spread(X, found) / references.spread,
     }
+
+
+# ---- The task -----------------------------------------------------------------------------------
+
+
+class TwoRingsTask(PathTask):
+    """Two posts in sequence as a task; arguments as `PathTask`.
+
+    The law is invariant under all rotations and reflections. D4 is the default because a network
+    pays for every element of its group. Any C_n or D_n, n >= 3, fits as well.
+    """
+
+    name = "two_rings"
+
+    @staticmethod
+    def conditions(n: int, generator: Generator, split: str) -> Tensor:
+        """Conditions Z (n, 4, 2); the same law in every split."""
+        return sample_conditions(n, generator)
+
+    demonstrate = staticmethod(demonstrate)
+    draw_references = staticmethod(draw_references)
+    score = staticmethod(score)
+
+    def floor(self) -> dict[str, float]:
+        """Full scores of one more set of demonstrations, and as `mode_error_floor` the exact
+        expectation of their mode error."""
+        p = self.references("all")[0].p
+        return super().floor() | {"mode_error_floor": class_error_floor(p, self.SAMPLES)}
+
+    def scene(self) -> dict:
+        """What to draw around trajectories: discs at the points of Z after start and goal, equal
+        axes."""
+        return {"obstacles": [], "discs": POST, "limits": (-2.1, 2.1, -2.1, 2.1), "equal": True}
+
+    def examples(self, n: int = 6) -> tuple[Tensor, Tensor]:
+        """Z (n, 4, 2) and a demonstration X (n, 16, 2) of each, float32."""
+        generator = evaluation_generator("two_rings", "examples")
+        Z = sample_conditions(n, generator)
+        return Z.float(), demonstrate(Z, generator).float()

@@ -273,7 +273,8 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
         (b'{"a": 1}', "list of rows .* got dict"),
         (b'[{"icao24": "a", "callsign": "b", "timestamp": 1, "latitude": 2.0}]', "got row 0"),
         (
-            b'[{"icao24": "a", "callsign": "b", "timestamp": "noon", "latitude": 2.0, "longitude": 1}]',
+            b'[{"icao24": "a", "callsign": "b", "timestamp": "noon", "latitude": 2.0, '
+            b'"longitude": 1}]',
             "got row 0",
         ),
         (b"[3]", "got row 0: 3"),

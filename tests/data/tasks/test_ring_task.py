@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from fastgen.data import Task, build_task
-from fastgen.data.tasks.ring import ccw_offset, demonstrate, succeeds
-from fastgen.data.tasks.ring_task import RingTask
+from fastgen.data.tasks.ring import RingTask, ccw_offset, demonstrate, succeeds
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from fastgen.data import Task, build_task
 from fastgen.data.tasks import two_rings as tr
 from fastgen.data.tasks.paths import References
-from fastgen.data.tasks.two_rings_task import TwoRingsTask
+from fastgen.data.tasks.two_rings import TwoRingsTask
 from fastgen.report.pictures import sample_figure
 
 F64 = torch.float64

@@ -37,8 +37,12 @@ def _generators(degree: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def wigner_D_matrix(
-    l: int, alpha: float, beta: float, gamma: float, field: str = "real"
-) -> np.ndarray:  # noqa: E741
+    l: int,  # noqa: E741
+    alpha: float,
+    beta: float,
+    gamma: float,
+    field: str = "real",
+) -> np.ndarray:
     """Irrep of degree l of SO(3) at ZYZ Euler angles: D = exp(alpha L_z) exp(beta L_y) exp(gamma
     L_z).
 

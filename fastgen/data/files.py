@@ -1,0 +1,175 @@
+"""Data files: the formats that can be read, and the task of a user's own file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._core.messages import brief
+from .._core.tensor_files import read_safetensors
+from .held_out import HeldOutTask
+from .samples import SampleTask
+from .trajectories import check_finite
+from .windows import floats, windows_of
+
+__all__ = ["READERS", "file_task", "load_conditions", "read_tensors"]
+
+
+# ---- Formats ------------------------------------------------------------------------------------
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    """Every array of an `.npz` file; pickles are refused."""
+    # NumPy arrives with the file that needs it.
+    import numpy as np
+
+    from .._core.archives import read_npz
+
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array.astype(_torch_kind(array.dtype))))
+        for name, array in read_npz(path).items()
+    }
+
+
+def _torch_kind(dtype):
+    """The NumPy dtype that holds these numbers, in native byte order and known to torch."""
+    import numpy as np
+
+    if dtype.kind == "f":
+        return np.float64 if dtype.itemsize >= 8 else np.float32
+    return np.bool_ if dtype.kind == "b" else np.int64
+
+
+# How a file's name ends -> the function that reads its arrays, by name.
+READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".npz": _read_npz,
+    ".safetensors": read_safetensors,
+}
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Every array of a data file, by name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError, ValueError: another format, a file that can't be read, or arrays that hold no
+            numbers.
+    """
+    path = Path(path)
+    known = " or ".join(READERS)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected a data file at {path}, got nothing there; give the path of an {known} file"
+        )
+    if path.suffix not in READERS:
+        raise ValueError(f"expected a file that ends in {known}, got {path.name}")
+    return READERS[path.suffix](path)
+
+
+def load_conditions(path: str | Path) -> Tensor:
+    """`Z` (B, ...) of a data file, in float32 or, where the file holds whole numbers, int64.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: no file, no `Z`, no rows, numbers that aren't
+            finite.
+    """
+    tensors = read_tensors(path)
+    if "Z" not in tensors:
+        found = brief(sorted(tensors)) if tensors else "nothing"
+        raise ValueError(f"expected Z in {path}, got {found}")
+    Z = floats("Z", tensors["Z"], labels=True)
+    if Z.ndim == 0 or Z.numel() == 0:
+        raise ValueError(
+            f"expected Z of shape (B, ...) with at least one row, got {tuple(Z.shape)}"
+        )
+    check_finite("Z", Z)
+    return Z
+
+
+# ---- The task of a file -------------------------------------------------------------------------
+
+
+def file_task(
+    path: str | Path | None = None,
+    *,
+    pack: int | None = None,
+    seed: int = 0,
+    symmetry: dict | None = None,
+    obs_horizon: int | None = None,
+    horizon: int | None = None,
+    stride: int | None = None,
+    normalize: bool | None = None,
+) -> HeldOutTask | SampleTask:
+    """A user's own file as a task.
+
+    A file of trajectories (`X` and `Z` of three axes each, or episodes; see
+    :func:`fastgen.data.windows.windows_of`) becomes a `HeldOutTask`. A file of samples of any shape
+    (`X` (N, *shape), alone or with `Z` (N, ...)) becomes a `SampleTask`: there whole numbers in Z
+    are labels, and no option but `seed` applies.
+
+    Args:
+        path: of the file, in one of the formats of `READERS`.
+        pack, seed, symmetry: as in `HeldOutTask`.
+        obs_horizon, horizon, stride: of windows, as in `windows_of`.
+        normalize: false for a teacher that was trained in the units of the file.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with
+            NaN are named.
+    """
+    if path is None:
+        raise ValueError(
+            "expected data.path, an .npz or .safetensors file, for the task file, got none"
+        )
+    tensors = read_tensors(path)
+    if _holds_samples(tensors):
+        options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride}
+        options |= {"obs_horizon": obs_horizon, "horizon": horizon}
+        return _sample_task(tensors, path, seed, options)
+    X, Z, episodes = windows_of(
+        tensors,
+        path,
+        obs_horizon=obs_horizon,
+        horizon=horizon,
+        stride=1 if stride is None else stride,
+    )
+    return HeldOutTask(
+        "file",
+        X,
+        Z,
+        episodes,
+        primary="energy_score",
+        pack=1 if pack is None else pack,
+        seed=seed,
+        symmetry=symmetry,
+        normalize=normalize is not False,
+    )
+
+
+def _holds_samples(tensors: dict[str, Tensor]) -> bool:
+    """Whether there is an X, but not X and Z of three axes each."""
+    if "X" not in tensors:
+        return False
+    return "Z" not in tensors or tensors["X"].ndim != 3 or tensors["Z"].ndim != 3
+
+
+def _sample_task(
+    tensors: dict[str, Tensor], path: str | Path, seed: int, options: dict[str, object]
+) -> SampleTask:
+    """The task of samples; options of trajectories must be missing, or say what is so anyway."""
+    neutral = {"pack": 1, "normalize": False, "stride": 1}
+    for key, value in options.items():
+        if value is not None and value != neutral.get(key):
+            found = f"X {tuple(tensors['X'].shape)}"
+            found += f" and Z {tuple(tensors['Z'].shape)}" if "Z" in tensors else " alone"
+            raise ValueError(
+                f"expected no data.{key} but for trajectories, X (N, T_x, d_x) with Z (N, T_z, "
+                f"d_z), got {value!r} for {found} in {path}; leave it out"
+            )
+    if "Z" not in tensors and len(tensors) > 1:
+        raise ValueError(f"expected X alone or with Z in {path}, got {brief(sorted(tensors))}")
+    Z = floats("Z", tensors["Z"], labels=True) if "Z" in tensors else None
+    return SampleTask("file", floats("X", tensors["X"]), Z, seed=seed)

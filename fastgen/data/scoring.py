@@ -1,0 +1,39 @@
+"""Scores of tasks: what all evaluations share.
+
+Every sampler gets the same conditions and the same noise, and what it answers is checked before it
+is scored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._core.seeds import generator_for
+
+__all__ = ["EVALUATION_SEED", "answered", "evaluation_generator"]
+
+# Of every draw that an evaluation makes, whatever the seed of the run: scores stay comparable.
+EVALUATION_SEED = 20260
+
+
+def evaluation_generator(task: str, part: str) -> torch.Generator:
+    """The generator of a part of a task's evaluation, the same in every run."""
+    return generator_for(EVALUATION_SEED, task, part)
+
+
+def answered(drawn: Tensor, noise: Tensor) -> Tensor:
+    """What a sampler answered to `noise`, on the CPU and in float32.
+
+    Raises:
+        ValueError: another shape than that of the noise, NaN or infinity.
+    """
+    if drawn.shape != noise.shape:
+        raise ValueError(
+            f"expected sample(Z, noise) to return {tuple(noise.shape)}, got {tuple(drawn.shape)}"
+        )
+    if not bool(torch.isfinite(drawn).all()):
+        raise ValueError(
+            "expected finite samples, got NaN or infinity; the network or its training has diverged"
+        )
+    return drawn.detach().cpu().float()

@@ -1,0 +1,123 @@
+"""Tasks: what a task offers, and the table that builds one from a config."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from .samples import SampleData
+from .trajectories import TrajectoryData
+
+if TYPE_CHECKING:
+    from ..config.schemas import DataConfig
+
+__all__ = ["TASKS", "Data", "Task", "build_data", "build_task"]
+
+Data = TrajectoryData | SampleData
+
+# Name of a task -> the module of this folder that has its builder, and the builder. The builder's
+# keywords are the options of the task. It is imported when it is asked for.
+TASKS = {
+    "ring": (".tasks.ring", "RingTask"),
+    "modes": (".tasks.modes", "ModesTask"),
+    "two_rings": (".tasks.two_rings", "TwoRingsTask"),
+    "flights": (".tasks.flights", "FlightsTask"),
+    "file": (".files", "file_task"),
+}
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What recipes need to know of a problem: its training data, its scores, and what to draw.
+
+    Attributes:
+        name: of the task, a key of `TASKS`.
+        primary: name of the score by which a model is chosen; lower is better.
+    """
+
+    name: str
+    primary: str
+
+    @property
+    def train(self) -> Data:
+        """The training set."""
+        ...
+
+    def evaluate(
+        self, sample: Callable[[Any, Tensor], Tensor], *, quick: bool = False
+    ) -> dict[str, float]:
+        """Scores of a sampler, in original units.
+
+        Args:
+            sample: called with conditions Z and standard normal noise (B, *shape); answers with
+                X (B, *shape). Z has B rows of what the training set has: (B, T_z, d_z) for
+                trajectories, None where there is no condition. The noise is drawn from the task's
+                own fixed seed, so that every sampler sees the same draw.
+            quick: score on a small validation set, disjoint from the set of the full scores.
+        """
+        ...
+
+    def floor(self) -> dict[str, float]:
+        """Scores to compare with: those of fresh demonstrations, or of a simple baseline; {} where
+        there is neither."""
+        ...
+
+    def scene(self) -> dict:
+        """What to draw around the samples.
+
+        Returns:
+            `obstacles`: polygons [(x, y), ...].
+            `limits`: (xmin, xmax, ymin, ymax), or None for the range of what is drawn.
+            `equal`: whether both axes have one scale.
+            `discs`, a radius, where Z is start, goal and the centres of discs: obstacles that move
+                with the condition.
+            `kind`, where X aren't trajectories: "points" (2,) or (1, 2), "images" (C, H, W) or
+                "values".
+            `samples`, how many to draw of each example; 16 where it is missing.
+        """
+        ...
+
+    def examples(self, n: int = 6) -> tuple[Any, Tensor]:
+        """Conditions Z of n rows (or None) for a picture, with one true X (n, *shape) of each."""
+        ...
+
+
+def build_data(cfg: DataConfig) -> Task:
+    """The task that the group `data` of a config names; errors as `build_task`."""
+    values = cfg.model_dump()
+    if values["symmetry"] is not None and values["symmetry"]["out_rep"] is None:
+        values["symmetry"]["out_rep"] = values["symmetry"]["in_rep"]
+    return build_task(SimpleNamespace(**values))
+
+
+def build_task(cfg: Any) -> Task:
+    """The task that a data configuration asks for.
+
+    Args:
+        cfg: an object with the attribute `name`, and options of that task as further attributes.
+            An option that is missing or None has the task's own default.
+
+    Raises:
+        ValueError: an unknown name, an option that the task doesn't have, or values that it
+            refuses.
+    """
+    if cfg.name not in TASKS:
+        raise ValueError(f"unknown data.name {cfg.name!r}, expected one of: {', '.join(TASKS)}")
+    module, name = TASKS[cfg.name]
+    builder = getattr(importlib.import_module(module, __package__), name)
+    known = inspect.signature(builder).parameters
+    options = {}
+    for key, value in vars(cfg).items():
+        if key == "name" or value is None:
+            continue
+        if key not in known:
+            raise ValueError(
+                f"expected no data.{key} for the task {cfg.name}, got {value!r}; leave it out"
+            )
+        options[key] = value
+    return builder(**options)

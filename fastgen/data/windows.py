@@ -1,0 +1,168 @@
+"""Windows: trajectories with their conditions, cut from episodes.
+
+At the current row t of an episode,
+
+    Z = observations[t - obs_horizon + 1 : t + 1],    X = actions[t : t + horizon],
+
+and t moves by `stride`. No window crosses the end of its episode.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._core.checks import is_count
+from .._core.messages import brief
+from .trajectories import check_finite, check_trajectories
+
+__all__ = ["cut_windows", "floats", "windows_of"]
+
+
+def windows_of(
+    tensors: dict[str, Tensor],
+    path: str | Path,
+    *,
+    obs_horizon: int | None = None,
+    horizon: int | None = None,
+    stride: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The trajectories in the arrays of a file.
+
+    The arrays are either `X` (N, T_x, d_x) and `Z` (N, T_z, d_z), or episodes laid end to end:
+    `actions` (M, d_x), `observations` (M, d_z) and `episode_ends` (E,). An episode's end is the row
+    after its last one; ends increase, the last is M.
+
+    Args:
+        tensors: the arrays by name.
+        path: of the file, for messages.
+        obs_horizon, horizon: T_z and T_x of the windows. Episodes need them; X and Z refuse them.
+        stride: rows from one window to the next.
+
+    Returns:
+        X, Z in float32, and for each window the number (N,) of its episode; of X and Z, each row is
+        an episode of its own.
+
+    Raises:
+        TypeError, ValueError: one line that says what was expected; rows with NaN are named.
+    """
+    if {"X", "Z"} <= set(tensors):
+        if obs_horizon is not None or horizon is not None or stride != 1:
+            raise ValueError(
+                f"expected no obs_horizon, horizon and stride for {path}, which holds windows X "
+                "and Z already; leave them out"
+            )
+        X = floats("X", tensors["X"])
+        Z = floats("Z", tensors["Z"])
+        check_trajectories(X, Z)
+        return X, Z, torch.arange(X.shape[0])
+    if not {"actions", "observations", "episode_ends"} <= set(tensors):
+        raise ValueError(
+            f"expected X and Z, or actions, observations and episode_ends in {path}, "
+            f"got {brief(sorted(tensors)) if tensors else 'nothing'}"
+        )
+    return cut_windows(
+        floats("actions", tensors["actions"]),
+        floats("observations", tensors["observations"]),
+        tensors["episode_ends"],
+        obs_horizon=obs_horizon,
+        horizon=horizon,
+        stride=stride,
+    )
+
+
+def floats(name: str, tensor: Tensor, *, labels: bool = False) -> Tensor:
+    """The numbers of a file as float32 or, with `labels`, whole ones as int64.
+
+    Raises:
+        TypeError: yes-or-no values and complex numbers.
+    """
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise TypeError(f"expected {name} to hold numbers, got {tensor.dtype}")
+    if labels and not tensor.is_floating_point():
+        return tensor.long()
+    return tensor.float()
+
+
+def cut_windows(
+    actions: Tensor,
+    observations: Tensor,
+    episode_ends: Tensor,
+    *,
+    obs_horizon: int | None,
+    horizon: int | None,
+    stride: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows X (N, horizon, d_x), Z (N, obs_horizon, d_z) and their episodes (N,).
+
+    Arguments and errors as `windows_of`.
+    """
+    obs_horizon = _checked_length("obs_horizon", obs_horizon)
+    horizon = _checked_length("horizon", horizon)
+    stride = _checked_length("stride", stride)
+    _check_rows(actions, observations)
+    ends = _checked_ends(episode_ends, actions.shape[0])
+    starts = [0, *ends[:-1]]
+    now = []
+    episode = []
+    for index, (start, stop) in enumerate(zip(starts, ends, strict=True)):
+        current = range(start + obs_horizon - 1, stop - horizon + 1, stride)
+        now += current
+        episode += [index] * len(current)
+    if not now:
+        longest = max(stop - start for start, stop in zip(starts, ends, strict=True))
+        raise ValueError(
+            "expected an episode of at least obs_horizon + horizon - 1 = "
+            f"{obs_horizon + horizon - 1} rows, got at most {longest}; shorten the horizons"
+        )
+    t = torch.tensor(now)[:, None]
+    X = actions[t + torch.arange(horizon)]
+    Z = observations[t + torch.arange(1 - obs_horizon, 1)]
+    return X, Z, torch.tensor(episode)
+
+
+def _checked_length(name: str, value: int | None) -> int:
+    if not is_count(value):
+        raise ValueError(
+            f"expected {name} to be a whole number >= 1 to cut episodes into windows, got {value!r}"
+        )
+    return value
+
+
+def _check_rows(actions: Tensor, observations: Tensor) -> None:
+    for name, tensor in (("actions", actions), ("observations", observations)):
+        if tensor.ndim != 2 or tensor.numel() == 0:
+            raise ValueError(
+                f"expected {name} of shape (M, d) with M >= 1, got {tuple(tensor.shape)}"
+            )
+        check_finite(name, tensor)
+    if observations.shape[0] != actions.shape[0]:
+        raise ValueError(
+            f"expected as many observations as actions, got {observations.shape[0]} and "
+            f"{actions.shape[0]}"
+        )
+
+
+def _checked_ends(episode_ends: Tensor, rows: int) -> list[int]:
+    """The ends of the episodes, which increase from above 0 to the number of rows."""
+    if episode_ends.is_floating_point() or episode_ends.ndim != 1 or episode_ends.numel() == 0:
+        raise ValueError(
+            f"expected episode_ends to be whole numbers (E,), got {episode_ends.dtype} "
+            f"{tuple(episode_ends.shape)}"
+        )
+    ends = episode_ends.tolist()
+    starts = [0, *ends[:-1]]
+    if ends[-1] != rows or any(stop <= start for start, stop in zip(starts, ends, strict=True)):
+        raise ValueError(
+            f"expected episode_ends that increase from above 0 to {rows}, the number of rows, got "
+            f"{_short(ends)}"
+        )
+    return ends
+
+
+def _short(values: list[int]) -> str:
+    if len(values) <= 6:
+        return str(values)
+    return f"[{', '.join(map(str, values[:5]))}, ... {values[-1]}]"
