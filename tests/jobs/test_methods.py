@@ -23,8 +23,8 @@ from fastgen.methods.consistency import ConsistencyDistillation
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
 from fastgen.records.log import read_log
+from support.runs import train, weights
 from support.toy import EVERYTHING, ToyTask, ToyTeacher, plug_pulled, toy_config
-from training.test_trainer import train, weights
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 LADD = {

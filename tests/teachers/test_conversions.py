@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.config import DMDConfig
-from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.export import export_student, load_student, schema
@@ -37,6 +36,7 @@ from fastgen.teachers.clocks import beta_table
 from fastgen.teachers.guided import GuidedNetwork
 from fastgen.teachers.half import Bfloat16Network
 from support.exact import GaussianTeacher, normal
+from support.exact_mixture import ExactTeacher
 from support.rounding import MULTIPLE, sway
 
 F64 = torch.float64
