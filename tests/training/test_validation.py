@@ -159,11 +159,13 @@ def test_an_unknown_stage_has_a_remedy_too():
 def test_a_blind_discriminator_is_warned_of_once():
     progress = Progress("dmd", "energy")
     assert (
-        progress.judge(10, {"gap": [0.1]}) == [] == progress.judge(10, {"gan_accuracy": [0.5, 0.7]})
+        progress.note_diagnostics(10, {"gap": [0.1]})
+        == []
+        == progress.note_diagnostics(10, {"gan_accuracy": [0.5, 0.7]})
     )
-    (text,) = progress.judge(10, {"gan_accuracy": [0.5, 0.52]})
+    (text,) = progress.note_diagnostics(10, {"gan_accuracy": [0.5, 0.52]})
     assert "right in 52% of cases" in text and "dmd.gan_features=sample" in text
-    assert progress.judge(20, {"gan_accuracy": [0.5, 0.5]}) == []
+    assert progress.note_diagnostics(20, {"gan_accuracy": [0.5, 0.5]}) == []
 
 
 def test_a_teacher_far_from_the_data_is_said_to_be_one():
