@@ -93,8 +93,8 @@ class Judges:
         return convert_prediction(pred, x_t, t, self.config.pred_type, "x0")
 
     def fake_prediction(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
-        """The fake score's prediction (B, ...) in `config.pred_type`. Its mode is left alone: in its
-        own loss it trains.
+        """The fake score's prediction (B, ...) in `config.pred_type`. Its mode is left alone: in
+        its own loss it trains.
 
         Raises:
             ValueError: if there is no fake score.
