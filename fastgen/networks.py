@@ -55,9 +55,12 @@ class NetworkWrapper(nn.Module):
     Attributes:
         network: the network inside.
         passes_on: of a class: the names of what its wrappers declare if their networks do.
+        added_by_run: of a class: True for what a run puts around a network that is complete without
+            it; False for a part of the network.
     """
 
     passes_on: ClassVar[tuple[str, ...]] = DECLARED
+    added_by_run: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

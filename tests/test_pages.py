@@ -35,10 +35,10 @@ import bench_step
 import bench_teachers
 import bench_trainer
 import kill
-from fastgen.config import DistillConfig
+from fastgen.config import DataConfig, DistillConfig
 from fastgen.config.files import validate
+from fastgen.data import build_data
 from fastgen.data.tasks.flights import read_tracks
-from fastgen.data.tasks.ring import RingTask
 from fastgen.distillation import distill
 from fastgen.export import export_student, load_network
 
@@ -163,7 +163,7 @@ def folder(tmp_path_factory) -> Path:
     teacher = {"folder": "runs/mine-teacher/teacher"}
     mine = {"name": "mine", "data": data, "teacher": teacher}
     (folder / "my.yaml").write_text(yaml.safe_dump(mine))
-    ring = RingTask(size=64).train
+    ring = build_data(DataConfig(name="ring", size=64)).train
     shown: dict[str, Any] = {"t_list": [0.999, 0.0], "pack": ring.pack, "horizon": ring.X.shape[1:]}
     shown |= {"x_normalizer": ring.x_normalizer, "z_normalizer": ring.z_normalizer}
     network, _ = load_network(ROOT / "recipes" / "teachers" / "ring")

@@ -3,16 +3,19 @@
     python tools/bench.py teachers [--seeds 0 1 2] [--out runs/bench-teachers]
     python tools/bench.py backbone [--rounds 15] [--batches 1 64 256] [--groups "D4 D=256" ...]
         [--parts exact size speed] [--out runs/bench-backbone]
-    python tools/bench.py quality [--cases modes "weak modes" ...] [--seeds 0 1 2] [--out
-    runs/bench-quality] python tools/bench.py step [--rounds 25] [--out runs/bench-step]
+    python tools/bench.py quality [--cases modes "weak modes" ...] [--seeds 0 1 2]
+        [--out runs/bench-quality]
+    python tools/bench.py step [--rounds 25] [--out runs/bench-step]
     python tools/bench.py trainer [--rounds 25] [--out runs/bench-trainer]
 
-`teachers` distils networks that were trained on other paths, predictions and clocks, and sets their
-students beside those of a native one. `backbone` sets the equivariant networks against their bars,
-beside dense ones of their width, torch's and, if it can be imported, symm-learning's. `quality`
-compares methods on tasks whose law is known, the default recipe among them. `step` times an
-iteration of DMD2 beside one of NVIDIA's modelopt, if it can be imported. `trainer` sets what the
-training loop costs beyond forward, backward and optimiser against its bar.
+- `teachers` distils networks that were trained on other paths, predictions and clocks, and compares
+  their students with those of a native one.
+- `backbone` holds the equivariant networks against their bars, beside dense ones of their width,
+  torch's and, if it can be imported, symm-learning's.
+- `quality` compares methods on tasks whose law is known, the default recipe among them.
+- `step` times an iteration of DMD2 beside one of NVIDIA's modelopt, if it can be imported.
+- `trainer` holds what the training loop costs beyond forward, backward and optimiser against its
+  bar.
 """
 
 from __future__ import annotations
@@ -31,38 +34,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    of_backbone = benchmarks.add_parser("backbone")
-    of_backbone.add_argument(
-        "--rounds", type=int, default=15, help="pairs A-B of which a number is the median"
-    )
-    of_backbone.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
-    of_backbone.add_argument(
-        "--groups", nargs="+", default=list(bench_backbone.CONFIGS), choices=bench_backbone.CONFIGS
-    )
-    of_backbone.add_argument(
-        "--parts", nargs="+", default=list(bench_backbone.PARTS), choices=bench_backbone.PARTS
-    )
-    of_backbone.add_argument("--out", type=Path, default=Path("runs/bench-backbone"))
-    of_teachers = benchmarks.add_parser("teachers")
-    of_teachers.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    of_teachers.add_argument("--out", type=Path, default=Path("runs/bench-teachers"))
-    of_quality = benchmarks.add_parser("quality")
-    of_quality.add_argument(
-        "--cases", nargs="+", default=list(bench_quality.CASES), choices=bench_quality.CASES
-    )
-    of_quality.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    of_quality.add_argument("--out", type=Path, default=Path("runs/bench-quality"))
-    of_step = benchmarks.add_parser("step")
-    of_step.add_argument("--rounds", type=int, default=25)
-    of_step.add_argument("--out", type=Path, default=Path("runs/bench-step"))
-    of_trainer = benchmarks.add_parser("trainer")
-    of_trainer.add_argument("--rounds", type=int, default=25)
-    of_trainer.add_argument("--out", type=Path, default=Path("runs/bench-trainer"))
-    args = parser.parse_args()
+    args = parse_arguments()
     if args.benchmark == "teachers":
         bench_teachers.run_teachers(args.seeds, args.out)
         return
@@ -79,6 +51,32 @@ def main() -> None:
     if args.benchmark == "quality" and file.exists():  # cases may be run one by one
         result = json.loads(file.read_text(encoding="utf-8")) | result
     file.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    for name in ("backbone", "teachers", "quality", "step", "trainer"):
+        benchmark = benchmarks.add_parser(name)
+        benchmark.add_argument("--out", type=Path, default=Path(f"runs/bench-{name}"))
+        if name == "backbone":
+            rounds = "pairs A-B of which a number is the median"
+            configs = bench_backbone.CONFIGS
+            parts = bench_backbone.PARTS
+            benchmark.add_argument("--rounds", type=int, default=15, help=rounds)
+            benchmark.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
+            benchmark.add_argument("--groups", nargs="+", default=list(configs), choices=configs)
+            benchmark.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
+        if name == "quality":
+            cases = bench_quality.CASES
+            benchmark.add_argument("--cases", nargs="+", default=list(cases), choices=cases)
+        if name in ("teachers", "quality"):
+            benchmark.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        if name in ("step", "trainer"):
+            benchmark.add_argument("--rounds", type=int, default=25)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""What DMD2, KD, a GAN and real data are worth, on tasks whose law is known: every row is a run of
-recipes/distill.py.
+"""Quality of students: what DMD2, KD, a GAN and real data are worth on tasks whose law is known.
 
     python tools/bench.py quality [--cases modes ...] [--seeds 0 1 2] [--out runs/bench-quality]
 
-A case is a task with a teacher; its rows are recipes, each with every seed, and what is compared
-are medians over the seeds. Weak teachers are trained here: a quarter of the updates of the shipped
-teacher at the learning rates that these had, so that a student has something to gain from real
-data. What a distillation costs is compared with what its teacher's training takes on the same
-machine, CPU seconds of one thread both, told from its first 200 updates. Runs are kept: what an
-earlier call finished is not repeated, what it began goes on, and another recipe needs another
-folder.
+A case is a task with a teacher. Its rows are recipes, each with every seed; every run is one of
+recipes/distill.py, and what is compared are medians over the seeds.
+
+Weak teachers are trained here: a quarter of the updates of the shipped teacher, at the learning
+rates that these had, so that a student has something to gain from real data.
+
+What a distillation costs is compared with what its teacher's training takes on the same machine.
+Both are CPU seconds of one thread; the teacher's are told from its first 200 updates.
+
+Runs are kept: what an earlier call finished is not repeated, what it began goes on, and another
+recipe needs another folder.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +35,8 @@ from fastgen.export.folders import load_student
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
-TIMED = 200  # updates of a teacher whose seconds are measured
+# Updates of a teacher whose seconds are measured.
+TIMED = 200
 
 # A discriminator that keeps modes: relativistic, R1 and R2 of weight 30 on perturbations of .05.
 GAN = [
@@ -69,8 +74,8 @@ class Case(NamedTuple):
         weak: overrides of the training of a weak teacher, with its config; None: the shipped
             teacher.
         scores: what the table shows.
-        teachers: row -> further overrides of its own weak teacher, one trained with each seed; {}:
-            all share one.
+        teachers: row -> further overrides of its own weak teacher, of which one is trained with
+            each seed. {} where all rows share one.
     """
 
     config: str
@@ -81,7 +86,8 @@ class Case(NamedTuple):
 
 
 POINTS = ("energy_distance", "success", "coverage", "spread", "mode_error")
-# All scores of a weak teacher that its students' tables need: each call is over thousands of paths.
+# The scores of a weak teacher that its students' tables need, and no more: each takes thousands of
+# paths.
 FEW_CALLS = ["calls=[100]", "ab2_calls=[8]"]
 DATA = ["dmd.real_data_weight=1"]
 POINT_DATA = [
@@ -91,7 +97,8 @@ POINT_DATA = [
     "dmd.real_data_samples=256",
 ]
 DMD = ["train.steps=300"]
-FOUR = ["student.steps=4", "train.kd_steps=3000"]  # each rung of four is easier to learn
+# Each rung of four is easier to learn.
+FOUR = ["student.steps=4", "train.kd_steps=3000"]
 CASES = {
     "modes": Case(
         "modes.yaml",
@@ -192,67 +199,62 @@ def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, 
     for name in cases:
         case = CASES[name]
         folder = out_dir / name.replace(" ", "-")
-        teacher = (
-            []
-            if case.weak is None or case.teachers
-            else weak_teacher(folder / "teacher", *case.weak)
-        )
-        rows: dict[str, Any] = {}
-        teachers: dict[str, Any] = {}
-        reports: list[dict[str, Any]] = []
-        for row, overrides in case.rows.items():
-            label = row.translate({ord(" "): None, ord("+"): "-", ord(","): "-"})
-            reports = []
-            for seed in seeds:
-                run = folder / f"{label}-{seed}"
-                drawn = [f"seed={seed}"]
-                if case.teachers and case.weak is not None:
-                    drawn.append(f"data.seed={seed}")
-                    config, trained = case.weak
-                    teacher = weak_teacher(
-                        Path(f"{run}-teacher"), config, [*drawn, *trained, *case.teachers[row]]
-                    )
-                reports.append(distil(run, case.config, [*drawn, *teacher, *overrides]))
-                if "kept" in case.scores:
-                    reports[-1]["kd"]["1"]["kept"] = kept_when_turned(run / "student")
-            rows[row] = summary(reports)
-            # Of teachers that are trained with each seed, the first one's.
-            own = f"{row}, " if case.teachers else ""
-            teachers |= {own + calls: scores for calls, scores in reports[0]["teacher"].items()}
-        result[name] = {"rows": rows, "teacher": teachers, "floor": reports[0]["floor"]}
+        found = run_case(case, seeds, folder)
         if case.weak is None:
-            result[name]["teacher seconds"] = training_seconds(
-                folder / "timed-teacher", case.config
-            )
-        show(name, case.scores, result[name])
-        bars = bars_of(name, result[name])
-        for bar, found in bars.items():
-            print(
-                f"{'met   ' if found.met() else 'MISSED'} {bar}: {found.got:.4f} against "
-                f"{found.bar:.4f}",
-                flush=True,
-            )
-        result[name]["bars"] = {
-            bar: {**found._asdict(), "met": found.met()} for bar, found in bars.items()
-        }
+            found["teacher seconds"] = training_seconds(folder / "timed-teacher", case.config)
+        show(name, case.scores, found)
+        bars = bars_of(name, found)
+        for label, bar in bars.items():
+            verdict = "met   " if bar.met() else "MISSED"
+            print(f"{verdict} {label}: {bar.got:.4f} against {bar.bar:.4f}", flush=True)
+        found["bars"] = {label: {**bar._asdict(), "met": bar.met()} for label, bar in bars.items()}
+        result[name] = found
     return result
+
+
+def run_case(case: Case, seeds: list[int], folder: Path) -> dict[str, Any]:
+    """Summaries of the case's rows, and the scores of its teacher and of its floor."""
+    teacher: list[str] = []
+    if case.weak is not None and not case.teachers:
+        teacher = weak_teacher(folder / "teacher", *case.weak)
+    rows: dict[str, Any] = {}
+    teachers: dict[str, Any] = {}
+    reports: list[dict[str, Any]] = []
+    for row, overrides in case.rows.items():
+        label = row.translate({ord(" "): None, ord("+"): "-", ord(","): "-"})
+        reports = []
+        for seed in seeds:
+            run = folder / f"{label}-{seed}"
+            drawn = [f"seed={seed}"]
+            if case.teachers and case.weak is not None:
+                drawn.append(f"data.seed={seed}")
+                config, trained = case.weak
+                trained = [*drawn, *trained, *case.teachers[row]]
+                teacher = weak_teacher(Path(f"{run}-teacher"), config, trained)
+            reports.append(distil(run, case.config, [*drawn, *teacher, *overrides]))
+            if "kept" in case.scores:
+                reports[-1]["kd"]["1"]["kept"] = kept_when_turned(run / "student")
+        rows[row] = summary(reports)
+        # Of teachers that are trained with each seed, the first one's.
+        own = f"{row}, " if case.teachers else ""
+        teachers |= {own + calls: scores for calls, scores in reports[0]["teacher"].items()}
+    return {"rows": rows, "teacher": teachers, "floor": reports[0]["floor"]}
 
 
 def weak_teacher(folder: Path, config: str, overrides: list[str]) -> list[str]:
     """Train a teacher; returns the overrides that distil it."""
     done = folder / "teacher" / "model.safetensors"
     call("train_teacher.py", config, [f"run_dir={folder}", "train.threads=1", *overrides], done)
-    asked = [
-        f"teacher.{text}" for text in overrides if text.split("=")[0] in ("calls", "ab2_calls")
-    ]
+    rows = ("calls", "ab2_calls")
+    asked = [f"teacher.{text}" for text in overrides if text.split("=")[0] in rows]
     return [f"teacher.folder={folder / 'teacher'}", *asked]
 
 
 def kept_when_turned(folder: Path) -> float:
-    """Of the paths of the exported ring student in `folder` that succeed, the share that still does
-    when scene and noise are turned or mirrored, over the seven elements of D4 that move
-    anything."""
-    student, (references, noise) = load_student(folder), RingTask().references("all")
+    """Share of an exported ring student's successful paths that still succeed when scene and noise
+    are turned or mirrored, over the seven elements of D4 that move anything."""
+    student = load_student(folder)
+    references, noise = RingTask().references("all")
     Z = references.Z.repeat_interleave(RingTask.SAMPLES, 0).float()
 
     def succeed(g: torch.Tensor) -> torch.Tensor:
@@ -269,17 +271,17 @@ def kept_when_turned(folder: Path) -> float:
 def distil(folder: Path, config: str, overrides: list[str]) -> dict[str, Any]:
     """One run, kept if it is there already; its report."""
     report = folder / "report" / "report.json"
-    call(
-        "distill.py",
-        config,
-        [f"run_dir={folder}", "train.threads=1", "keep=best", *overrides],
-        report,
-    )
+    fixed = [f"run_dir={folder}", "train.threads=1", "keep=best"]
+    call("distill.py", config, [*fixed, *overrides], report)
     return json.loads(report.read_text(encoding="utf-8"))
 
 
 def call(recipe: str, config: str, overrides: list[str], done: Path) -> None:
-    """Run a recipe, or what is left of it; nothing if it has made the file `done`."""
+    """Run a recipe, or what is left of it; do nothing if it has made the file `done`.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe.
+    """
     folder = Path(overrides[0].removeprefix("run_dir="))
     asked = {
         "recipe": recipe,
@@ -287,27 +289,20 @@ def call(recipe: str, config: str, overrides: list[str], done: Path) -> None:
         "overrides": overrides,
     }
     stamp = folder / "asked.json"
-    if folder.exists() and not (
-        stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == asked
-    ):
-        raise ValueError(
-            f"{folder} holds a run of another recipe: choose another --out, or remove it"
-        )
+    if folder.exists():
+        known = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else None
+        if known != asked:
+            raise ValueError(
+                f"{folder} holds a run of another recipe: choose another --out, or remove it"
+            )
     if done.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     stamp.write_text(json.dumps(asked), encoding="utf-8")
-    resume = ["--resume"] if (folder / "config.yaml").exists() else []
-    subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "recipes" / recipe),
-            str(CONFIGS / config),
-            *overrides,
-            *resume,
-        ],
-        check=True,
-    )
+    command = [sys.executable, str(ROOT / "recipes" / recipe), str(CONFIGS / config), *overrides]
+    if (folder / "config.yaml").exists():
+        command.append("--resume")
+    subprocess.run(command, check=True)
 
 
 def training_seconds(folder: Path, config: str) -> float:
@@ -315,29 +310,21 @@ def training_seconds(folder: Path, config: str) -> float:
     config = config.replace(".yaml", "-teacher.yaml")
     updates = load_config(TrainTeacherConfig, CONFIGS / config).train.steps
     weak_teacher(folder, config, [f"train.steps={TIMED}", "calls=[]", "ab2_calls=[4]"])
-    described = json.loads((folder / "teacher" / "config.json").read_text(encoding="utf-8"))[
-        "description"
-    ]
-    return described["seconds_cpu"] / TIMED * updates
+    text = (folder / "teacher" / "config.json").read_text(encoding="utf-8")
+    return json.loads(text)["description"]["seconds_cpu"] / TIMED * updates
 
 
 def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per stage and number of calls the medians over the seeds, with least and largest, and the CPU
-    seconds."""
+    """Of each stage and number of calls the median, least and largest scores over the seeds; and
+    the CPU seconds."""
     found: dict[str, Any] = {"selected": [report["selected"] for report in reports]}
     for stage in reports[0]["validation"]:
-        found[stage] = {
-            calls: {
-                score: {
-                    "median": statistics.median(values),
-                    "least": min(values),
-                    "most": max(values),
-                }
+        found[stage] = {}
+        for calls, scores in reports[0][stage].items():
+            found[stage][calls] = {
+                score: spread_of([report[stage][calls][score] for report in reports])
                 for score in scores
-                for values in [[report[stage][calls][score] for report in reports]]
             }
-            for calls, scores in reports[0][stage].items()
-        }
     seconds = [report["seconds"] for report in reports]
     found["cpu seconds"] = {
         name.removesuffix("_cpu"): statistics.median(s.get(name, 0.0) for s in seconds)
@@ -347,24 +334,30 @@ def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def spread_of(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
 def show(name: str, scores: tuple[str, ...], case: dict[str, Any]) -> None:
-    print(f"\n{name:<40}" + "".join(f"{score:>17}" for score in scores) + "    CPU s")
-    for row, values in (
-        ("fresh data", case["floor"]),
-        *((f"teacher {n}", v) for n, v in case["teacher"].items()),
-    ):
-        print(
-            f"{row:<40}" + "".join(f"{values.get(score, float('nan')):>17.4f}" for score in scores)
-        )
+    """Print the table of a case."""
+    print("\n" + line_of(name, scores) + "    CPU s")
+    references = {"fresh data": case["floor"]}
+    for calls, values in case["teacher"].items():
+        references[f"teacher {calls}"] = values
+    for row, values in references.items():
+        print(line_of(row, [f"{values.get(score, float('nan')):.4f}" for score in scores]))
     for row, stages in case["rows"].items():
         seconds = stages["cpu seconds"]
-        for stage in (s for s in stages if s not in ("selected", "cpu seconds")):
-            used = sum(v for s, v in seconds.items() if s in ("pairs", "kd", stage))
+        for stage in stages:
+            if stage in ("selected", "cpu seconds"):
+                continue
+            used = sum(v for name, v in seconds.items() if name in ("pairs", "kd", stage))
             for calls, values in stages[stage].items():
-                label = f"{row}: {stage}, {calls} call{'s' * (calls != '1')}"
-                cells = (values[s] for s in scores)
-                shown = (f"{c['median']:.4f}+-{(c['most'] - c['least']) / 2:.4f}" for c in cells)
-                print(
-                    f"{label:<40}" + "".join(f"{text:>17}" for text in shown) + f"{used:>9.0f}",
-                    flush=True,
-                )
+                label = f"{row}: {stage}, {calls} {'call' if calls == '1' else 'calls'}"
+                cells = [values[score] for score in scores]
+                shown = [f"{c['median']:.4f}+-{(c['most'] - c['least']) / 2:.4f}" for c in cells]
+                print(line_of(label, shown) + f"{used:>9.0f}", flush=True)
+
+
+def line_of(label: str, cells: Sequence[str]) -> str:
+    return f"{label:<40}" + "".join(f"{cell:>17}" for cell in cells)

@@ -1,24 +1,23 @@
-"""One iteration of DMD2 beside that of NVIDIA's modelopt: the same networks, batch, losses and
-optimisers in turns.
+"""One iteration of DMD2 beside that of NVIDIA's modelopt, with the same networks, batch, losses and
+optimisers.
 
-An iteration is one student update and two fake-score updates, each with forward, backward, clipping
-and AdamW, and the student's moving average. Each takes the schedule it has: here the first
-fake-score update takes the samples that the student was just trained on, the peer makes them anew.
-The peer takes part where it can be imported, say by ``pip install --no-deps --target DIR
-nvidia-modelopt==0.47.0 omegaconf pulp rich`` and ``PYTHONPATH=DIR``.
+An iteration is one student update, two fake-score updates and the student's moving average; an
+update is forward, backward, clipping and AdamW. Each package keeps its own schedule: here the first
+fake-score update takes the samples that the student was just trained on, the peer makes new ones.
+The two take turns. The peer takes part where it can be imported, say by ``pip install --no-deps
+--target DIR nvidia-modelopt==0.47.0 omegaconf pulp rich`` and ``PYTHONPATH=DIR``.
 """
 
 from __future__ import annotations
 
-import copy
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench_measures import medians, take_turns
 from fastgen.config import DMDConfig, EMAConfig
 from fastgen.dmd import DMDPipeline, Generated
 from fastgen.ema import ExponentialMovingAverage
@@ -31,6 +30,7 @@ T_Z = 2
 D_Z = 2
 WIDTHS = (64, 128)
 FAKE_UPDATES = 2
+# Most seconds of an iteration, relative to the peer's.
 BAR = 0.9
 
 
@@ -43,11 +43,15 @@ class Contestant:
     """Three networks with their optimisers and one way of computing the losses."""
 
     def __init__(self, width: int, rungs: int, losses: Callable[..., Any]) -> None:
-        self.student, self.teacher, self.fake_score = (network(width, seed) for seed in (0, 1, 2))
-        self.teacher.requires_grad_(False).eval()
-        self.student_loss, self.fake_loss, self.average = losses(
+        self.student = network(width, 0)
+        self.teacher = network(width, 1).requires_grad_(False).eval()
+        self.fake_score = network(width, 2)
+        student_loss, fake_loss, average = losses(
             self.student, self.teacher, self.fake_score, rungs
         )
+        self.student_loss = student_loss
+        self.fake_loss = fake_loss
+        self.average = average
         self.optimizers = {
             net: torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.0, 0.99), fused=True)
             for net in (self.student, self.fake_score)
@@ -56,8 +60,9 @@ class Contestant:
 
     def step(self) -> None:
         generator = torch.Generator().manual_seed(self.iteration)
-        x0, cond = (torch.randn(BATCH, *s, generator=generator) for s in ((T_X, D_X), (T_Z, D_Z)))
         self.iteration += 1
+        x0 = torch.randn(BATCH, T_X, D_X, generator=generator)
+        cond = torch.randn(BATCH, T_Z, D_Z, generator=generator)
         loss, made = self.student_loss(x0, torch.randn(x0.shape, generator=generator), cond)
         self._update(self.student, loss)
         self.average(self.iteration)
@@ -76,6 +81,8 @@ class Contestant:
 def ours(
     student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: int
 ) -> tuple[Any, Any, Any]:
+    """The student's loss (with its samples), the fake score's, and the moving average, by
+    fastgen."""
     config = DMDConfig(
         student_steps=rungs, student_sample_type="sde", fake_score_rung_conditioned=False
     )
@@ -95,6 +102,7 @@ def ours(
 def modelopt(
     student: nn.Module, teacher: nn.Module, fake_score: nn.Module, rungs: int
 ) -> tuple[Any, Any, Any]:
+    """The same by modelopt."""
     import modelopt.torch.fastgen as peer  # pyright: ignore[reportMissingImports]
 
     class Positional(peer.DMDPipeline):
@@ -135,23 +143,13 @@ def run_step(rounds: int) -> dict[str, Any]:
                 contestants["modelopt"] = Contestant(width, rungs, modelopt)
             except ImportError as error:
                 print(f"modelopt cannot be imported ({error}): its rows are left out")
-            seconds: dict[str, list[float]] = {name: [] for name in contestants}
-            for n in range(rounds + 3):
-                for name, contestant in contestants.items():
-                    started = time.perf_counter()
-                    contestant.step()
-                    if n >= 3:
-                        seconds[name].append(time.perf_counter() - started)
-            median = {name: statistics.median(values) for name, values in seconds.items()}
-            row: dict[str, Any] = {
-                "width": width,
-                "student_steps": rungs,
-                "seconds": copy.copy(median),
-            }
+            steps = {name: contestant.step for name, contestant in contestants.items()}
+            seconds = take_turns(steps, rounds, warm_up=3)
+            median = medians(seconds)
+            row: dict[str, Any] = {"width": width, "student_steps": rungs, "seconds": median}
             if "modelopt" in median:
-                row["ratio"] = statistics.median(
-                    a / b for a, b in zip(seconds["fastgen"], seconds["modelopt"], strict=True)
-                )
+                pairs = zip(seconds["fastgen"], seconds["modelopt"], strict=True)
+                row["ratio"] = statistics.median(a / b for a, b in pairs)
             rows.append(row)
             shown = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in median.items())
             ratio = f", ratio {row['ratio']:.3f} (bar {BAR})" if "ratio" in row else ""

@@ -1,12 +1,13 @@
-"""Does a converted teacher distil as well as a native one? Four networks of one mixture, three
-students each, a table.
+"""Whether a converted teacher distils as well as a native one: four networks of one mixture, and
+their students.
 
     python tools/bench.py teachers [--seeds 0 1 2] [--out runs/bench-teachers]
 
-Each network is trained on its own path, prediction and clock; its students, by KD and by DMD after
-it, take one call. The data are six Gaussians in the plane, of unequal weights and each wider one
-way, so that everything about a student is known: the weights of its modes (total variation
-distance), their covariances (mean relative error, Frobenius) and its energy distance to the data.
+Each network is trained on its own path, prediction and clock. Its students, by KD and by DMD after
+it, take one call. The data are six Gaussians in the plane, of unequal weights and each wider in one
+direction. So everything about a student is known: the weights of its modes (total variation
+distance), their covariances (mean relative error, Frobenius norm) and its energy distance to the
+data.
 """
 
 from __future__ import annotations
@@ -62,16 +63,15 @@ def mixture() -> GaussianMixture:
     angle = torch.arange(6, dtype=torch.float64) * math.pi / 3
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(6, 2, 2)
     covariances = turn @ torch.diag(torch.tensor([0.15**2, 0.3**2], dtype=torch.float64)) @ turn.mT
-    return GaussianMixture(
-        1.2 * turn[..., 0], covariances, weights=torch.tensor([1.0, 2.0, 3.0] * 2)
-    )
+    weights = torch.tensor([1.0, 2.0, 3.0] * 2)
+    return GaussianMixture(1.2 * turn[..., 0], covariances, weights=weights)
 
 
 class Denoiser(nn.Module):
-    """A residual MLP for points of the plane and a clock over [0, 1] times `time_scale`.
+    """A residual MLP for points of the plane, with a clock over [0, `time_scale`].
 
-    Its answer is divided by `sigma(t)` if one is given, as networks that predict a score do, whose
-    size is 1 / sigma.
+    Its answer is divided by `sigma(t)` if that is given: a score has the size 1 / sigma, which a
+    network had better not learn.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Denoiser(nn.Module):
 
 
 def train_network(declaration: dict[str, Any], data: Tensor, seed: int) -> nn.Module:
-    """A network trained as declared, by the loss of its own prediction (of a score, times
-    sigma)."""
+    """A network trained as declared, by the squared error of its own prediction; of a score, times
+    sigma."""
     clock = parse_clock(declaration["path"], declaration.get("data_at", 0))
     scale = declaration.get("time_scale", 1.0)
     prediction = declaration["prediction"]
@@ -109,9 +109,10 @@ def train_network(declaration: dict[str, Any], data: Tensor, seed: int) -> nn.Mo
     def loss(step: int) -> Tensor:
         x0 = data[torch.randint(len(data), (BATCH,), generator=generator)]
         eps = torch.randn(x0.shape, generator=generator)
-        # Uniform in RF time: networks that are equally good where they are used, whatever their
-        # clock.
-        t = (0.999 * torch.rand(BATCH, generator=generator, dtype=torch.float64)).clamp(max=t_max)
+        # Uniform in RF time, so that all networks are equally good where they are used, whatever
+        # their clock.
+        t = 0.999 * torch.rand(BATCH, generator=generator, dtype=torch.float64)
+        t = t.clamp(max=t_max)
         s = clock.time_of_ratio(t / (1.0 - t))
         alpha, sigma = (c.float()[:, None] for c in clock.coefficients(s))
         pred = network(alpha * x0 + sigma * eps, (s * scale).float())
@@ -146,14 +147,14 @@ def minimise(
 def stepper(
     network: nn.Module, lr: float, betas: tuple[float, float]
 ) -> Callable[[Tensor, float], None]:
-    """One update on a loss at a progress in [0, 1)."""
+    """A function that makes one update, of a loss and the progress of the training in [0, 1)."""
     optimizer = torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=True)
 
     def step(loss: Tensor, progress: float) -> None:
+        warm_up = min(1.0, 50 * progress + 0.02)
+        decay = 0.5 * (1.0 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
-            group["lr"] = (
-                lr * min(1.0, 50 * progress + 0.02) * 0.5 * (1.0 + math.cos(math.pi * progress))
-            )
+            group["lr"] = lr * warm_up * decay
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -203,15 +204,15 @@ def scores(x: Tensor, law: GaussianMixture, reference: Tensor) -> dict[str, floa
     mode = law.responsibilities(x).argmax(1)
     weights = torch.bincount(mode, minlength=6) / len(x)
     truth = law.component_covariances()
-    found = torch.stack(
-        [
-            torch.cov(x[mode == k].T) if int((mode == k).sum()) > 2 else 0 * truth[k]
-            for k in range(6)
-        ]
-    )
+    found = torch.zeros_like(truth)
+    for k in range(6):
+        members = x[mode == k]
+        if len(members) > 2:
+            found[k] = torch.cov(members.T)
+    errors = (found - truth).norm(dim=(1, 2)) / truth.norm(dim=(1, 2))
     return {
         "weights": 0.5 * float((weights - law.weights).abs().sum()),
-        "covariances": float(((found - truth).norm(dim=(1, 2)) / truth.norm(dim=(1, 2))).mean()),
+        "covariances": float(errors.mean()),
         "energy_distance": float(energy_distance(x[:2000], reference, unbiased=True)),
     }
 
@@ -245,14 +246,11 @@ def run_teachers(seeds: list[int], out: Path) -> None:
     }
     out.mkdir(parents=True, exist_ok=True)
     seconds = time.perf_counter() - started
-    (out / "bench.json").write_text(
-        json.dumps({"rows": rows, "medians": medians, "seconds": seconds}, indent=1)
-    )
-    print(
-        f"{'median of ' + str(len(seeds)) + ' seeds':<52}{'weights':>9}{'covariances':>13}{'energy, 1e-3':>14}"
-    )
+    found = {"rows": rows, "medians": medians, "seconds": seconds}
+    (out / "bench.json").write_text(json.dumps(found, indent=1))
+    head = f"median of {len(seeds)} seeds"
+    print(f"{head:<52}{'weights':>9}{'covariances':>13}{'energy, 1e-3':>14}")
     for who, row in medians.items():
-        print(
-            f"{who:<52}{row['weights']:>9.4f}{row['covariances']:>13.3f}{1e3 * row['energy_distance']:>14.2f}"
-        )
+        energy = 1e3 * row["energy_distance"]
+        print(f"{who:<52}{row['weights']:>9.4f}{row['covariances']:>13.3f}{energy:>14.2f}")
     print(f"{seconds:.0f} s")

@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from .._core.messages import brief
 from .._core.yaml_files import parse_yaml, read_yaml
 from .base import PYTHON_ONLY
-from .old_spellings import old_spellings
+from .old_spellings import method_asked_for, old_spellings
 
 __all__ = ["C", "describe", "dump_anywhere", "dump_yaml", "load_config", "validate"]
 
@@ -57,9 +57,13 @@ def load_config(
             f"expected config {path} to be a mapping of keys, got {type(values).__name__}"
         )
     _make_absolute(values, path.resolve().parent)
+    given: dict[str, Any] = {}
     for override in overrides or []:
         key, _, text = override.partition("=")
-        _assign(values, key.strip(), parse_yaml(text, f"override {override!r}"))
+        given[key.strip()] = parse_yaml(text, f"override {override!r}")
+    for key, value in given.items():
+        _assign(values, key, value)
+    values = method_asked_for(values, given)
     # What the overrides brought; the file's own paths are absolute by now.
     _make_absolute(values, Path.cwd())
     for key, field in schema.model_fields.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,7 +12,7 @@ from .._core.messages import brief
 from .base import OldSpelling
 from .dmd import STUDENT_KEYS, DMDConfig
 
-__all__ = ["old_spellings", "respelled"]
+__all__ = ["method_asked_for", "old_spellings", "respelled"]
 
 
 def old_spellings(values: Any) -> dict[str, str]:
@@ -21,6 +22,30 @@ def old_spellings(values: Any) -> dict[str, str]:
     if not isinstance(dmd, dict):
         return {}
     return {f"student.{new}": f"dmd.{old}" for old, new in STUDENT_KEYS.items() if old in dmd}
+
+
+def method_asked_for(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The `values` of a distillation, with the method that an override of `train.steps` asks for.
+
+    A file that says `method: kd` has no updates after KD. ``train.steps=300`` beside it means DMD2,
+    as it did when the files said so by 0 updates of it; a warning gives what to write. An override
+    of `method` has the last word.
+
+    Args:
+        values: of file and overrides, not validated yet.
+        overrides: full key -> value.
+    """
+    steps = overrides.get("train.steps")
+    asked = isinstance(steps, int) and steps > 0
+    if values.get("method") != "kd" or not asked or "method" in overrides:
+        return values
+    warnings.warn(
+        f"method=dmd2, since train.steps={steps} asks for updates after KD; say method=dmd2 beside "
+        "it",
+        OldSpelling,
+        stacklevel=3,
+    )
+    return {**values, "method": "dmd2"}
 
 
 def respelled(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,7 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from .files import file_task
 from .samples import SampleData
+from .tasks.flights import FlightsTask
+from .tasks.modes import ModesTask
+from .tasks.ring import RingTask
+from .tasks.two_rings import TwoRingsTask
 from .trajectories import TrajectoryData
 
 if TYPE_CHECKING:
@@ -20,14 +24,13 @@ __all__ = ["TASKS", "Data", "Task", "build_data", "build_task"]
 
 Data = TrajectoryData | SampleData
 
-# Name of a task -> the module of this folder that has its builder, and the builder. The builder's
-# keywords are the options of the task. It is imported when it is asked for.
-TASKS = {
-    "ring": (".tasks.ring", "RingTask"),
-    "modes": (".tasks.modes", "ModesTask"),
-    "two_rings": (".tasks.two_rings", "TwoRingsTask"),
-    "flights": (".tasks.flights", "FlightsTask"),
-    "file": (".files", "file_task"),
+# Name of a task -> its builder, whose keywords are the options of the task.
+TASKS: dict[str, Callable[..., Any]] = {
+    "ring": RingTask,
+    "modes": ModesTask,
+    "two_rings": TwoRingsTask,
+    "flights": FlightsTask,
+    "file": file_task,
 }
 
 
@@ -108,8 +111,7 @@ def build_task(cfg: Any) -> Task:
     """
     if cfg.name not in TASKS:
         raise ValueError(f"unknown data.name {cfg.name!r}, expected one of: {', '.join(TASKS)}")
-    module, name = TASKS[cfg.name]
-    builder = getattr(importlib.import_module(module, __package__), name)
+    builder = TASKS[cfg.name]
     known = inspect.signature(builder).parameters
     options = {}
     for key, value in vars(cfg).items():

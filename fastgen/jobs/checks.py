@@ -29,42 +29,28 @@ USUAL_METHOD: str = DistillConfig().method
 
 
 def with_method(cfg: DistillConfig) -> DistillConfig:
-    """The config with the method that is trained, and with what this method implies.
+    """The config with what its method implies.
 
-    Where `method` and `train.steps` say two things, `train.steps` decides, and a warning gives what
-    to write:
-
-        method=kd, train.steps > 0 as given     updates after KD are those of DMD2
-        method=dmd2, train.steps=0              KD alone, which is method=kd; for one release
+    DMD2 with train.steps=0 is KD alone, whose spelling is method=kd. It is taken as that for one
+    more release, with a warning that gives what to write.
 
     Raises:
         ValueError: an unknown method, another method without updates, or keys that contradict it.
     """
-    updates = method_named(cfg.method).updates(cfg)
-    steps = cfg.train.steps
-    given = "steps" in cfg.train.model_fields_set
-    if cfg.method == WARM_START and given and steps > 0:
-        cfg = cfg.model_copy(update={"method": USUAL_METHOD})
-        _note(
-            f"method={USUAL_METHOD}, since train.steps={steps} asks for updates after KD; say "
-            f"method={USUAL_METHOD}, or train.steps=0 for KD alone"
-        )
-    elif cfg.method == USUAL_METHOD and updates == 0:
+    if cfg.method != WARM_START and method_named(cfg.method).updates(cfg) == 0:
+        if cfg.method != USUAL_METHOD:
+            raise ValueError(
+                f"expected train.steps > 0 with method={cfg.method}, got {cfg.train.steps}; say "
+                f"train.steps={DistillTrainConfig().steps}, or method={WARM_START} for KD alone"
+            )
         cfg = cfg.model_copy(update={"method": WARM_START})
-        _note(
+        warnings.warn(
             f"method={WARM_START}, since train.steps=0 leaves no updates after KD; say "
-            f"method={WARM_START}; the old spelling goes with the next release"
-        )
-    elif cfg.method != WARM_START and updates == 0:
-        raise ValueError(
-            f"expected train.steps > 0 with method={cfg.method}, got {steps}; say "
-            f"train.steps={DistillTrainConfig().steps}, or method={WARM_START} for KD alone"
+            f"method={WARM_START}; the old spelling goes with the next release",
+            OldSpelling,
+            stacklevel=2,
         )
     return method_named(cfg.method).complete(cfg)
-
-
-def _note(message: str) -> None:
-    warnings.warn(message, OldSpelling, stacklevel=3)
 
 
 def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> None:

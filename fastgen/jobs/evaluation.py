@@ -48,8 +48,8 @@ _T_MAX_EPS = 0.999
 def teacher_sampler(
     network: nn.Module, data: Data, calls: int, method: str = "euler", *, pred_type: str = "flow"
 ) -> Sampler:
-    """Sampler that solves the teacher's ODE in `calls` steps of `method`, from t = 1 (.999 for
-    "eps") to 0."""
+    """The teacher as a sampler: its ODE in `calls` steps of `method`, from t = 1 (.999 for "eps")
+    to 0."""
     grid = None
     if pred_type == "eps":
         grid = [_T_MAX_EPS * (1.0 - i / calls) for i in range(calls + 1)]
@@ -73,8 +73,8 @@ def student_sampler(
     pred_type: str = "flow",
     seed: int = 0,
 ) -> Sampler:
-    """Sampler that calls the student once per rung of `t_list`; the fresh noise of `sde` is drawn
-    from `seed`."""
+    """The student as a sampler: one call for each rung of `t_list`. The fresh noise of "sde" is
+    drawn from `seed`, the same at every call of the sampler."""
 
     def generate(noise: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
         x = sample_student(
@@ -102,8 +102,8 @@ def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[in
 def evaluate_student(
     network: nn.Module, task: Task, t_list: Sequence[float], *, sample_type: str, pred_type: str
 ) -> dict[str, dict[str, float]]:
-    """Scores at every step count of :func:`nested_t_lists`, keyed by the number of calls as
-    text."""
+    """Scores of the student, {number of calls as text: {score: value}}, for every number of calls
+    that it serves (`nested_t_lists`)."""
     rows = {}
     for calls, rungs in nested_t_lists(t_list, sample_type).items():
         sampler = student_sampler(
@@ -122,8 +122,13 @@ def evaluate_teacher(
     pred_type: str = "flow",
     progress: Callable[[str], None],
 ) -> dict[str, dict[str, float]]:
-    """Scores of the teacher by Euler (keys "1", "2", ...) and two-step Adams-Bashforth ("ab2-4",
-    ...)."""
+    """Scores of the teacher, {solver: {score: value}}.
+
+    Args:
+        calls: of Euler's method, in rows "1", "2", ...
+        ab2_calls: of two-step Adams-Bashforth, in rows "ab2-4", ...
+        progress: told the name of each row before it is measured.
+    """
     euler = [(str(n), n, "euler") for n in calls]
     ab2 = [(f"ab2-{n}", n, "ab2") for n in ab2_calls]
     rows = {}
@@ -135,7 +140,7 @@ def evaluate_teacher(
 
 
 def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> float:
-    """Median milliseconds of one call with `batch` conditions, after one call to warm up."""
+    """Median milliseconds of sampling `batch` conditions once, after once to warm up."""
     z = take_rows(data.Z, torch.arange(batch) % len(data))
     noise = torch.randn(batch, *data.X.shape[1:], generator=generator_for(0, "latency"))
     seconds = []
@@ -147,8 +152,8 @@ def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> 
 
 
 def chunk_rows(data: Data, most: int) -> int:
-    """Rows that a network is given at once: `most` trajectories, fewer samples where these are
-    large."""
+    """Rows that a network is given at once: `most` trajectories; of other samples fewer, where one
+    holds many numbers."""
     if isinstance(data, TrajectoryData):
         return most
     return max(1, min(most, MOST_NUMBERS // data.X[0].numel()))

@@ -1,4 +1,4 @@
-"""Teacher pairs of a run: states of the teacher's ODE at the student's rungs, kept in its folder."""
+"""Teacher pairs of a run: states of the teacher's ODE at the student's rungs, kept on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a teacher comes from, and what the method must keep to for its sake.
+"""Sources of networks: the teacher that a config names, and the student of an earlier run.
 
 A teacher is read from a folder of this package, built by a factory of the user's, or handed in as a
 module. What the config declares of its training (`teacher.path`, `prediction`, `data_at`,
@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,8 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
     """The teacher of a config, as a module called `net(x_t, t, cond)` in RF time.
 
     Args:
-        network: in place of what `cfg.teacher.folder` or `.factory` names; weights and declaration
-            are applied to it.
+        network: the teacher, where `cfg.teacher` names neither a folder nor a factory. Weights and
+            declaration of the config are applied to it all the same.
 
     Raises:
         ValueError: no teacher or two of them; a folder, factory or weights that can't be used; a
@@ -46,11 +45,10 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
     """
     source = cfg.teacher
     given = [name for name in ("folder", "factory") if getattr(source, name) is not None]
-    if len(given) + (network is not None) > 1:
-        raise ValueError(
-            "expected one teacher, got "
-            f"{' and '.join([*given, *['a module'] * (network is not None)])}"
-        )
+    if network is not None:
+        given.append("a module")
+    if len(given) > 1:
+        raise ValueError(f"expected one teacher, got {' and '.join(given)}")
     if source.folder is not None:
         network = _from_folder(cfg, source.folder)
     elif source.factory is not None:
@@ -68,26 +66,24 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
 
 
 def is_changed(source: TeacherConfig) -> bool:
-    """Whether something beside its folder or factory says what the teacher is: other weights, dtype
-    or declaration."""
-    return _is_declared(source) or any(
-        value is not None for value in (source.weights, source.keywords, source.dtype)
-    )
+    """Whether a teacher is more than its folder or factory says: whether the config names other
+    weights, another dtype, keywords or a declaration."""
+    changes = (source.weights, source.keywords, source.dtype)
+    return _is_declared(source) or any(change is not None for change in changes)
 
 
 def _is_declared(source: TeacherConfig) -> bool:
     """Whether anything but a rectified flow is declared."""
-    return any(
-        getattr(source, key) != TeacherConfig.model_fields[key].default for key in _DECLARATION
-    )
+    defaults = {key: TeacherConfig.model_fields[key].default for key in _DECLARATION}
+    return any(getattr(source, key) != default for key, default in defaults.items())
 
 
 def load_run_student(folder: Path, factory: str | None = None) -> Student:
     """The student in `folder`, with the network that `factory` builds if it isn't of
     `fastgen.models`.
 
-    A factory is code: it is never taken from a folder, which may come from anywhere. Its arguments
-    are, where the run's config names this very factory.
+    A factory is code, so it is never taken from a folder, which may come from anywhere. Its
+    arguments are taken from the run's config, if that names this very factory.
 
     Raises:
         ValueError: a folder that can't be read, or a network of the user's own without a factory.
@@ -109,6 +105,7 @@ def load_run_student(folder: Path, factory: str | None = None) -> Student:
 
 
 def _from_folder(cfg: DistillConfig, folder: str) -> nn.Module:
+    """The network in a folder, which must predict what the config says."""
     network, description = load_network(folder)
     prediction = description.get("prediction", cfg.student.pred_type)
     if prediction != cfg.student.pred_type:
@@ -125,8 +122,7 @@ def _built(factory: str, arguments: dict[str, Any]) -> nn.Module:
     if not module_name or not name or module_name.startswith("."):
         raise ValueError(f"expected teacher.factory as package.module:callable, got {factory!r}")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        # A recipe's own folder comes first on the path of a script; a user's module lies where the
-        # user is.
+        # A user's module lies where the user is; Python looks beside the recipe only.
         sys.path.append(os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
@@ -172,12 +168,12 @@ def _declared(network: nn.Module, source: TeacherConfig) -> nn.Module:
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a `.safetensors` file into `network`, every tensor of both; names that share one tensor
-    need one entry.
+    """Load a `.safetensors` file into `network`: all tensors of the file into all of the network.
+    Names of the network that share one tensor need one entry.
 
     Raises:
         ValueError: a file that is missing, of another kind, not whole or not finite; names or
-            shapes that differ, the first ten of each, with what would mend it.
+            shapes that differ. The message holds the first ten, and what would mend it.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -195,39 +191,47 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             "expected a network with numbers, got one on the meta device; let the factory build "
             "it on the CPU"
         )
-    tied = {_place(own[name]) for name in own.keys() & tensors.keys() if own[name].numel()}
-    missing = [name for name in own if name not in tensors and _place(own[name]) not in tied]
-    unexpected = [name for name in tensors if name not in own]
-    if missing or unexpected:
-        kinds = (("missing", missing), ("unexpected", unexpected))
-        said = "; ".join(
-            f"{len(names)} {kind}: {first_names(names)}" for kind, names in kinds if names
-        )
-        raise ValueError(
-            f"{path} doesn't fit the network: {said}; {_remedy(set(own), set(tensors))}"
-        )
-    shapes = {name: (tuple(tensors[name].shape), tuple(own[name].shape)) for name in tensors}
-    if wrong := [
-        f"{name} {got} for {wanted}" for name, (got, wanted) in shapes.items() if got != wanted
-    ]:
-        raise ValueError(
-            f"{path} doesn't fit the network: {len(wrong)} of another shape: "
-            f"{first_names(wrong)}; give the factory the arguments that the network was trained "
-            "with (teacher.arguments)"
-        )
+    _check_fit(path, own, tensors)
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{path}: expected finite weights, got NaN or infinity in {name}")
     network.load_state_dict(tensors, strict=False)
 
 
+def _check_fit(path: Path, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """ValueError unless names and shapes of the file's tensors are those of the network's own."""
+    tied = {_place(own[name]) for name in own.keys() & tensors.keys() if own[name].numel()}
+    missing = [name for name in own if name not in tensors and _place(own[name]) not in tied]
+    unexpected = [name for name in tensors if name not in own]
+    if missing or unexpected:
+        said = []
+        if missing:
+            said.append(f"{len(missing)} missing: {first_names(missing)}")
+        if unexpected:
+            said.append(f"{len(unexpected)} unexpected: {first_names(unexpected)}")
+        raise ValueError(
+            f"{path} doesn't fit the network: {'; '.join(said)}; {_remedy(set(own), set(tensors))}"
+        )
+    wrong = []
+    for name, value in tensors.items():
+        wanted = tuple(own[name].shape)
+        if tuple(value.shape) != wanted:
+            wrong.append(f"{name} {tuple(value.shape)} for {wanted}")
+    if wrong:
+        raise ValueError(
+            f"{path} doesn't fit the network: {len(wrong)} of another shape: "
+            f"{first_names(wrong)}; give the factory the arguments that the network was trained "
+            "with (teacher.arguments)"
+        )
+
+
 def _place(value: Tensor) -> tuple[Any, ...]:
-    """What two names of one and the same tensor have in common."""
+    """The same for two names of one tensor, different for two tensors."""
     return value.device, value.data_ptr(), value.shape, value.stride()
 
 
 def _remedy(own: set[str], found: set[str]) -> str:
-    """How names that differ could be made the same."""
+    """What to do so that the names `found` in a file become the network's `own`."""
     for prefix in sorted(_prefixes(found)):
         inside = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
         if own <= inside or (inside < own and len(inside) == len(found)):
@@ -238,9 +242,6 @@ def _remedy(own: set[str], found: set[str]) -> str:
     return "are they of this network? save its own state_dict()"
 
 
-def _prefixes(names: set[str]) -> Iterator[str]:
+def _prefixes(names: set[str]) -> set[str]:
     """Every beginning of a name that ends with a dot."""
-    return iter({name[: i + 1] for name in names for i, letter in enumerate(name) if letter == "."})
-
-
-# ---- The method ----------------------------------------------------------------------------------
+    return {name[: i + 1] for name in names for i, letter in enumerate(name) if letter == "."}

@@ -43,11 +43,10 @@ if TYPE_CHECKING:
     from ..config.groups import SampleTimestepConfig
 
 __all__ = [
+    "compare_judges",
     "diagnose",
     "discriminator_accuracy_per_bin",
-    "fake_score_lag",
     "sample_gradients",
-    "teacher_fake_gap",
     "time_bins",
 ]
 
@@ -97,8 +96,8 @@ def diagnose(
     assert isinstance(generated, Tensor)  # a pair only with return_all_steps
     found: dict[str, float | list[float]] = {}
     if pipeline.fake_score is not None:
-        errors = _squared_errors(pipeline, generated, cond, None, bins, generator)
-        found |= {"t": time_bins(config.vsd_t, bins), "gap": _gap(errors), **_lag(errors)}
+        found["t"] = time_bins(config.vsd_t, bins)
+        found |= compare_judges(pipeline, generated, cond, bins=bins, generator=generator)
     found |= sample_gradients(pipeline, x0, noise, cond, generator=generator)
     if pipeline.discriminator is not None:
         accuracy = discriminator_accuracy_per_bin(
@@ -118,7 +117,7 @@ def time_bins(cfg: SampleTimestepConfig, bins: int = BINS) -> list[float]:
 # ---- Fake score against teacher ------------------------------------------------------------------
 
 
-def teacher_fake_gap(
+def compare_judges(
     pipeline: DMDPipeline,
     generated: Tensor,
     cond: Cond = None,
@@ -126,13 +125,19 @@ def teacher_fake_gap(
     rung: int | None = None,
     bins: int = BINS,
     generator: torch.Generator | None = None,
-) -> list[float]:
-    """Teacher-fake gap rms(fake_x0 - teacher_x0) / rms(generated - teacher_x0) at noised samples,
-    per bin of t.
+) -> dict[str, list[float]]:
+    """Teacher and fake score on the same noised samples of the student, per bin of t.
 
-    It is the size of the VSD gradient before its weight (arXiv:2311.18828, eq. 7), in units of what
-    that weight divides by: 0 where teacher and fake score agree, about 1 where they have nothing in
-    common. The teacher is the plain, unguided one.
+    The gap, rms(fake_x0 - teacher_x0) / rms(generated - teacher_x0), is the size of the VSD
+    gradient before its weight (arXiv:2311.18828, eq. 7) in units of that weight's normaliser: 0
+    where both judges agree, about 1 where they have nothing in common. The teacher is the plain,
+    unguided one.
+
+    The lag is the ratio of their denoising losses, mean squared errors of x0; at one t that is the
+    loss in every space up to a factor, so the ratio is the same in all. A fake score that has
+    learned the student's law has the least loss there is. Its lag is at most 1 up to sampling
+    noise, and 1 as long as student and teacher have the same law; above 1 it lags behind the
+    student.
 
     Args:
         pipeline: its teacher, fake score, `pred_type` and the range of `vsd_t` are used.
@@ -144,49 +149,22 @@ def teacher_fake_gap(
         generator: source of the draws: per bin t (B,), then eps.
 
     Returns:
-        (bins,) numbers >= 0, from small t to large.
+        {"gap", "lag" = fake_dsm / teacher_dsm, "fake_dsm", "teacher_dsm"}: (bins,) numbers >= 0
+        each, from small t to large.
 
     Raises:
         ValueError: for bins < 1, or a rung that the fake score doesn't have.
     """
-    return _gap(_squared_errors(pipeline, generated, cond, rung, bins, generator))
-
-
-def fake_score_lag(
-    pipeline: DMDPipeline,
-    generated: Tensor,
-    cond: Cond = None,
-    *,
-    rung: int | None = None,
-    bins: int = BINS,
-    generator: torch.Generator | None = None,
-) -> dict[str, list[float]]:
-    """The fake score's denoising loss on fresh student samples beside the teacher's on the same
-    x_t, per bin of t.
-
-    Losses are mean squared errors of x0; in every other space they are the same up to a factor,
-    which their ratio doesn't see. A fake score that has learned the student's law has the least
-    loss there is. So the ratio is at most 1, up to sampling noise, and 1 if student and teacher
-    have the same law. Above 1 the fake score lags behind the student. The arguments are those of
-    :func:`teacher_fake_gap`.
-
-    Returns:
-        {"lag": fake_dsm / teacher_dsm, "fake_dsm", "teacher_dsm"}: (bins,) numbers >= 0 each.
-    """
-    return _lag(_squared_errors(pipeline, generated, cond, rung, bins, generator))
-
-
-def _gap(errors: Tensor) -> list[float]:
-    between, teacher, _ = errors.unbind(1)
-    return (between / (teacher + torch.finfo(errors.dtype).tiny)).sqrt().tolist()
-
-
-def _lag(errors: Tensor) -> dict[str, list[float]]:
-    _, teacher, fake = errors.unbind(1)
-    # Two perfect denoisers are equally good.
+    errors = _squared_errors(pipeline, generated, cond, rung, bins, generator)
+    between, teacher, fake = errors.unbind(1)
+    # Without an error of either there is no gap, and two perfect denoisers are equally good.
     tiny = torch.finfo(errors.dtype).tiny
-    lag = (fake + tiny) / (teacher + tiny)
-    return {"lag": lag.tolist(), "fake_dsm": fake.tolist(), "teacher_dsm": teacher.tolist()}
+    return {
+        "gap": (between / (teacher + tiny)).sqrt().tolist(),
+        "lag": ((fake + tiny) / (teacher + tiny)).tolist(),
+        "fake_dsm": fake.tolist(),
+        "teacher_dsm": teacher.tolist(),
+    }
 
 
 @torch.no_grad()
@@ -311,7 +289,7 @@ def discriminator_accuracy_per_bin(
         pipeline: its discriminator, features and the range of `gan_t` are used.
         x0, generated: data and student samples (B, ...) of the same conditions; samples of the last
             rung.
-        bins, generator: as in :func:`teacher_fake_gap`.
+        bins, generator: as in :func:`compare_judges`.
 
     Returns:
         (bins,) shares in [0, 1]; a logit of exactly 0, or a tie, counts as half.

@@ -40,6 +40,8 @@ class RungConditioned(NetworkWrapper):
         ValueError: a network that declares `t_max`: it clamps times to a range of its own.
     """
 
+    added_by_run = True
+
     def __init__(self, network: nn.Module, num_rungs: int) -> None:
         super().__init__(network)
         if hasattr(self, "t_max"):
@@ -119,6 +121,8 @@ class LowRankFakeScore(NetworkWrapper):
         ValueError: a teacher less than half of whose weights are in `nn.Linear` modules, such as an
             equivariant one: corrections of dense matrices would not respect its symmetry.
     """
+
+    added_by_run = True
 
     def __init__(
         self, teacher: nn.Module, rank: int, *, alpha: float | None = None, seed: int = 0

@@ -8,21 +8,13 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from .._core.checks import check_count
-
 __all__ = [
     "batch_of_times",
     "check_non_negative",
     "check_positive",
-    "check_positive_int",
     "check_probability",
     "check_sequence",
 ]
-
-
-def check_positive_int(name: str, value: object, *, minimum: int = 1) -> None:
-    """Raise ValueError unless `value` is an int >= `minimum`."""
-    check_count(name, value, minimum)
 
 
 def check_probability(name: str, value: object) -> None:

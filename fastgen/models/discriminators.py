@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._core.checks import check_shape
+from .._core.checks import check_count, check_shape
 from .._core.tensors import expand_mask, masked_mean
-from .arguments import batch_of_times, check_positive, check_positive_int
+from .arguments import batch_of_times, check_positive
 from .norms import NORM_EPS
 from .parameters import optim_groups
 from .time_embedding import TimeEmbedding
@@ -45,8 +45,8 @@ def mean_of_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def check_width(width: int, num_heads: int, order: int = 1) -> None:
     """Raise unless each of `num_heads` heads gets whole copies of `order` channels."""
-    check_positive_int("width", width)
-    check_positive_int("num_heads", num_heads)
+    check_count("width", width)
+    check_count("num_heads", num_heads)
     if width % (num_heads * order):
         unit = f"num_heads |G| = {num_heads} x {order}" if order > 1 else f"num_heads = {num_heads}"
         raise ValueError(f"expected width to be a multiple of {unit}, got {width}")
@@ -117,8 +117,8 @@ class FeatureHeads(nn.Module):
 def _tokens(i: int, x: Tensor, batch: int, size: int) -> Tensor:
     """Feature number i as tokens (B, T, size)."""
     channels_first = x.ndim == 4
-    channels = x.shape[1 if channels_first else -1] if x.ndim else 0
-    if x.ndim not in (2, 3, 4) or x.shape[0] != batch or channels != size or x.numel() == 0:
+    fits = x.ndim in (2, 3, 4) and x.shape[0] == batch and x.numel() > 0
+    if not fits or x.shape[1 if channels_first else -1] != size:
         raise ValueError(
             f"expected feature {i} of shape ({batch}, {size}), ({batch}, T, {size}) or ({batch}, "
             f"{size}, H, W), got {tuple(x.shape)}"
@@ -166,11 +166,11 @@ class TokenHeads(FeatureHeads):
     """
 
     def __init__(self, dims: Sequence[int], *, width: int = 64, time_features: int = 64) -> None:
-        check_positive_int("width", width)
+        check_count("width", width)
         if not isinstance(dims, Sequence) or isinstance(dims, str) or not dims:
             raise ValueError(f"expected dims to be a non-empty sequence of ints, got {dims!r}")
         for i, dim in enumerate(dims):
-            check_positive_int(f"dims[{i}]", dim)
+            check_count(f"dims[{i}]", dim)
         super().__init__((TokenHead(dim, width, time_features) for dim in dims), time_features)
 
 
@@ -274,8 +274,8 @@ class FourierFeatures(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_positive_int("dim", dim)
-        check_positive_int("num_frequencies", num_frequencies)
+        check_count("dim", dim)
+        check_count("num_frequencies", num_frequencies)
         check_positive("scale", scale)
         drawn = torch.randn(dim, num_frequencies, generator=generator, dtype=torch.float64)
         self.register_buffer("frequencies", (scale * drawn).to(torch.get_default_dtype()))

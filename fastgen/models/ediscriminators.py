@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from escnn.group import Representation
 from torch import Tensor, nn
 
-from .arguments import check_positive, check_positive_int
+from .._core.checks import check_count
+from .arguments import check_positive
 from .discriminators import FeatureHeads, FourierBase, check_width, mean_of_tokens
 from .ekits import EQUIVARIANT
 from .emaps import eLinear
@@ -103,7 +104,7 @@ class InvariantHeads(FeatureHeads):
     def __init__(
         self, reps: Sequence[Representation], *, width: int = 32, time_features: int = 64
     ) -> None:
-        check_positive_int("width", width)
+        check_count("width", width)
         if not isinstance(reps, Sequence) or not reps:
             raise ValueError(
                 f"expected reps to be a non-empty sequence of representations, got {reps!r}"
@@ -141,7 +142,7 @@ class eFourierFeatures(Typed):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_positive_int("num_frequencies", num_frequencies)
+        check_count("num_frequencies", num_frequencies)
         check_positive("scale", scale)
         check_representation("in_rep", in_rep)
         d = in_rep.size
@@ -200,8 +201,8 @@ class eFourierDiscriminator(FourierBase):
         num_heads: int = 4,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_positive_int("num_frequencies", num_frequencies)
-        check_positive_int("num_heads", num_heads)
+        check_count("num_frequencies", num_frequencies)
+        check_count("num_heads", num_heads)
         group = check_representation("in_rep", in_rep).group
         order = group.order()
         if width is None:

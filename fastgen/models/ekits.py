@@ -7,7 +7,8 @@ import numpy as np
 from escnn.group import Representation
 from torch import nn
 
-from .arguments import check_positive_int, check_probability
+from .._core.checks import check_count
+from .arguments import check_probability
 from .edropout import eDropout
 from .emaps import InvariantLift, eLinear, ePositionTable
 from .enorms import eLayerNorm, eRMSNorm
@@ -41,7 +42,7 @@ class EquivariantKit:
         return regular_stack(space.group, copies)
 
     def check_heads(self, space: Representation, num_heads: int, name: str) -> None:
-        check_positive_int(name, num_heads)
+        check_count(name, num_heads)
         stack = stack_of(space)
         if stack:
             order = space.group.order()

@@ -6,7 +6,7 @@ from typing import Any
 
 from escnn.group import Representation
 
-from .arguments import check_positive_int
+from .._core.checks import check_count
 from .ekits import EQUIVARIANT
 from .elayers import eTransformerDecoderLayer, eTransformerEncoderLayer
 from .emlp import eMLP
@@ -156,7 +156,7 @@ def _check_one_group(reps: dict[str, Representation]) -> None:
 
 def _check_width(in_rep: Representation, embedding_dim: int) -> None:
     """Raise unless the width is a multiple of the group's order."""
-    check_positive_int("embedding_dim", embedding_dim)
+    check_count("embedding_dim", embedding_dim)
     order = in_rep.group.order()
     if embedding_dim % order:
         lower = max(embedding_dim // order, 1) * order

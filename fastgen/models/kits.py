@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from .arguments import check_positive_int
+from .._core.checks import check_count
 from .maps import PositionTable
 from .norms import NORM_EPS, RMSNorm, check_norm_module
 
@@ -77,7 +77,7 @@ class DenseKit:
         return 4 * space
 
     def check_heads(self, space: int, num_heads: int, name: str) -> None:
-        check_positive_int(name, num_heads)
+        check_count(name, num_heads)
         if space % num_heads:
             raise ValueError(f"expected {name} to divide the width {space}, got {num_heads}")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_positive_int
+from .._core.checks import check_count
 from .attention import MultiheadAttention
 from .kits import DENSE, LayerKit
 from .mlp import MLP
@@ -83,7 +83,7 @@ class TransformerDecoderLayer(nn.Module):
         time_dim: int = 0,
     ) -> None:
         super().__init__()
-        check_positive_int("time_dim", time_dim, minimum=0)
+        check_count("time_dim", time_dim, least=0)
         kit = self.kit
         affine = time_dim == 0
         self.self_norm = kit.norm(embed_dim, norm_module, affine)

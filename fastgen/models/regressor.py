@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from .arguments import check_positive_int
+from .._core.checks import check_count
 
 __all__ = ["GenCondRegressor"]
 
@@ -33,9 +33,9 @@ class GenCondRegressor(nn.Module, ABC):
 
     def __init__(self, in_dim: int, out_dim: int, cond_dim: int) -> None:
         super().__init__()
-        check_positive_int("in_dim", in_dim)
-        check_positive_int("out_dim", out_dim)
-        check_positive_int("cond_dim", cond_dim)
+        check_count("in_dim", in_dim)
+        check_count("out_dim", out_dim)
+        check_count("cond_dim", cond_dim)
         self.in_dim = in_dim
         self.out_dim = out_dim
         self.cond_dim = cond_dim

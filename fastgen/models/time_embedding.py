@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import check_positive, check_positive_int
+from .._core.checks import check_count
+from .arguments import check_positive
 
 __all__ = ["TimeEmbedding"]
 
@@ -39,7 +40,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int, time_scale: float = 1000.0) -> None:
         super().__init__()
-        check_positive_int("dim", dim, minimum=2)
+        check_count("dim", dim, least=2)
         check_positive("time_scale", time_scale)
         self.time_scale = float(time_scale)
         self.num_frequencies = dim // 2

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import batch_of_times, check_positive_int, check_probability, check_sequence
+from .._core.checks import check_count
+from .arguments import batch_of_times, check_probability, check_sequence
 from .kits import DENSE, LayerKit
 from .layers import TransformerDecoderLayer, TransformerEncoderLayer
 from .mlp import MLP
@@ -74,10 +75,10 @@ class CondTransformerBase(GenCondRegressor):
             space: of the hidden tokens.
             in_horizon, ..., init_scheme: as for :class:`CondTransformerRegressor`.
         """
-        check_positive_int("in_horizon", in_horizon)
-        check_positive_int("cond_horizon", cond_horizon)
-        check_positive_int("num_layers", num_layers)
-        check_positive_int("num_cond_layers", num_cond_layers, minimum=0)
+        check_count("in_horizon", in_horizon)
+        check_count("cond_horizon", cond_horizon)
+        check_count("num_layers", num_layers)
+        check_count("num_cond_layers", num_cond_layers, least=0)
         check_probability("p_drop_emb", p_drop_emb)
         check_probability("p_drop_attn", p_drop_attn)
         check_norm_module(norm_module)
@@ -239,7 +240,7 @@ class CondTransformerRegressor(CondTransformerBase):
         init_scheme: str = "xavier_uniform",
     ) -> None:
         super().__init__(in_dim, out_dim, cond_dim)
-        check_positive_int("embedding_dim", embedding_dim)
+        check_count("embedding_dim", embedding_dim)
         arguments = {
             "in_horizon": in_horizon,
             "cond_horizon": cond_horizon,

@@ -22,9 +22,7 @@ from .._core.json_files import plain_json, write_json
 from .curves import diagnostic_curves
 from .diagnostics import diagnostics_figure
 from .figures import score_figure, training_figure
-from .pictures import (
-    sample_figure,
-)
+from .pictures import sample_figure
 from .styles import MATPLOTLIB, SCORES, Stages
 from .tables import format_table, score_blocks
 

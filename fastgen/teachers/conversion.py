@@ -44,7 +44,6 @@ from .._core.checks import check_choice, check_shape, check_time
 from .._core.tensors import expand_like, time_dtype, wide_dtype
 from ..networks import Cond, Network, NetworkWrapper, coats, network_dtype, unwrap
 from .clocks import Clock, SigmaClock, TableClock, parse_clock
-from .keywords import KeywordNetwork
 
 __all__ = [
     "PREDICTIONS",
@@ -279,7 +278,7 @@ def translated(network: nn.Module) -> nn.Module:
     """The network in its own conversions (`RectifiedFlow`, `KeywordNetwork`), without what a run
     has put around those."""
     for coat in coats(network):
-        if isinstance(coat, RectifiedFlow | KeywordNetwork):
+        if isinstance(coat, NetworkWrapper) and not coat.added_by_run:
             return coat
     return unwrap(network)
 

@@ -27,6 +27,8 @@ class GuidedNetwork(NetworkWrapper):
         pred_type: "flow", "x0" or "eps".
     """
 
+    added_by_run = True
+
     def __init__(
         self, network: nn.Module, guidance: Guidance, null_cond: Cond, *, pred_type: str = "flow"
     ) -> None:

@@ -24,6 +24,8 @@ class Bfloat16Network(NetworkWrapper):
         network: its parameters are cast in place.
     """
 
+    added_by_run = True
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self.call_dtype = network_dtype(network, torch.float32)

@@ -86,7 +86,7 @@ def test_a_kill_leaves_the_old_folder(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_foreignfiles_are_never_deleted(tmp_path):
+def test_foreign_files_are_never_deleted(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(ValueError, match="got a folder with thesis.tex; choose another folder"):
         fill(tmp_path, "new")

@@ -29,42 +29,12 @@ from fastgen.models import build_model
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.normalizer import Normalizer
 from fastgen.samplers import sample_student
+from support.networks import GROUPS, dense, equivariant, shaken
 from support.rounding import MULTIPLE, sway
 
 T_LIST = [0.999, 0.7, 0.4, 0.2, 0.0]
 X_NORMALIZER = Normalizer([3.0, -2.0], [[2.0, 0.5], [0.0, 0.25]])
 Z_NORMALIZER = Normalizer([1.0, 0.1], [[0.7, 0.0], [0.0, 1.3]])
-GROUPS = {"D4": (["standard"], ["standard"]), "C2": (["trivial", "sign"], ["trivial", "sign"])}
-
-
-def equivariant(group: str = "D4", pack: int = 2, **changes) -> nn.Module:
-    """A network whose every number differs from its initial value, biases and norms included."""
-    in_rep, cond_rep = GROUPS[group]
-    config = {"class": "eCondTransformerRegressor", "group": group, "cond_rep": cond_rep}
-    config |= {
-        "in_rep": in_rep * pack,
-        "out_rep": in_rep * pack,
-        "in_horizon": 3,
-        "cond_horizon": 2,
-    }
-    torch.manual_seed(0)
-    network = build_model(
-        {**config, "num_layers": 2, "num_attention_heads": 2, "embedding_dim": 16, **changes}
-    )
-    return shaken(network)
-
-
-def dense(**changes) -> nn.Module:
-    torch.manual_seed(0)
-    options = {"num_layers": 1, "num_attention_heads": 2, "embedding_dim": 8, **changes}
-    return shaken(CondTransformerRegressor(4, 4, 2, 3, 2, **options))
-
-
-def shaken(network: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape))
-    return network.eval()
 
 
 def export_(path: Path, network: nn.Module | None = None, **changes) -> Path:
@@ -265,7 +235,7 @@ def test_a_student_needs_torch_and_safetensors_only(tmp_path):
     code = """
 import importlib.abc, json, sys
 blocked = {"escnn", "accelerate", "numpy", "pydantic", "yaml", "matplotlib", "tqdm", "scipy"}
-blocked.add("lie_learn")
+blocked |= {"lie_learn"}
 class Blocker(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in blocked:
@@ -275,8 +245,8 @@ import torch, fastgen
 student = fastgen.load_student(sys.argv[1])
 z = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(1))
 x = student.sample(z, num_samples=2, steps=2, generator=torch.Generator().manual_seed(0))
-loaded = sorted(blocked & {name.split(".")[0] for name in sys.modules})
-print(json.dumps({"x": x.tolist(), "loaded": loaded}))
+loaded = blocked & {name.split(".")[0] for name in sys.modules}
+print(json.dumps({"x": x.tolist(), "loaded": sorted(loaded)}))
 """
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "s")]
     done = subprocess.run(

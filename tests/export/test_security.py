@@ -39,31 +39,25 @@ BUILTINS = {"eval", "exec", "compile", "__import__"}
 # By their last two names; `torch.hub`, `torch.package` and `torch.jit.load` run code of a download
 # or a file.
 CALLS = {
-    *(
-        "torch.load",
-        "jit.load",
-        "hub.load",
-        "torch.package",
-        "yaml.unsafe_load",
-        "yaml.full_load",
-        "yaml.load",
-    ),
-    *(
-        "yaml.load_all",
-        "yaml.dump",
-        "yaml.unsafe_load_all",
-        "yaml.full_load_all",
-        "yaml.Loader",
-        "yaml.FullLoader",
-    ),
-    *(
-        "yaml.UnsafeLoader",
-        "os.system",
-        "os.popen",
-        "pandas.read_pickle",
-        "pd.read_pickle",
-        "np.fromfile",
-    ),
+    "torch.load",
+    "jit.load",
+    "hub.load",
+    "torch.package",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.full_load",
+    "yaml.full_load_all",
+    "yaml.unsafe_load",
+    "yaml.unsafe_load_all",
+    "yaml.dump",
+    "yaml.Loader",
+    "yaml.FullLoader",
+    "yaml.UnsafeLoader",
+    "os.system",
+    "os.popen",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+    "np.fromfile",
 }
 # A module named by a string: the factory of a user's own config, and the lazy names of our own
 # models.

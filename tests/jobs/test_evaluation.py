@@ -23,6 +23,7 @@ from fastgen.jobs.evaluation import (
     teacher_sampler,
 )
 from fastgen.normalizer import Normalizer
+from fastgen.teachers.half import Bfloat16Network
 from support.toy import ToyTask, ToyTeacher
 
 T_LIST = (0.9, 0.6, 0.3, 0.1, 0.0)
@@ -149,6 +150,15 @@ def test_what_is_scored_is_what_a_user_of_the_student_gets(sample_type, dtype):
     )
     x = student.sample(set_.Z[:5], noise=noise, generator=generator_for(3, "sampler"))
     assert x.dtype == dtype and torch.equal(scored(set_.Z[:5], noise), x)
+
+
+def test_a_teacher_kept_in_bfloat16_is_scored_in_the_dtype_that_it_is_called_in():
+    network, set_, noise = Known(), data(), normal(5, 4, 2, seed=2)
+    x = teacher_sampler(Bfloat16Network(network), set_, 2)(set_.Z[:5], noise)
+    assert network.a.dtype == torch.bfloat16 and network.seen[0][1].dtype == torch.float32
+    assert x.dtype == torch.float32
+    # One half is a number of bfloat16, and nothing here is a matrix product: no digit is lost.
+    assert torch.equal(x, teacher_sampler(Known(), set_, 2)(set_.Z[:5], noise))
 
 
 # ---- Chunks and draws ----------------------------------------------------------------------------

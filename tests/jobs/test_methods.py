@@ -23,8 +23,8 @@ from fastgen.methods.consistency import ConsistencyDistillation
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
 from fastgen.records.log import read_log
+from support.runs import train, weights
 from support.toy import EVERYTHING, ToyTask, ToyTeacher, plug_pulled, toy_config
-from training.test_trainer import train, weights
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 LADD = {
@@ -209,10 +209,6 @@ def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
 
 # ---- KD alone ------------------------------------------------------------------------------------
 
-ASKS = (
-    "method=dmd2, since train.steps=7 asks for updates after KD; say method=dmd2, or "
-    "train.steps=0 for KD alone"
-)
 LEAVES = (
     "method=kd, since train.steps=0 leaves no updates after KD; say method=kd; the old spelling "
     "goes with the next release"
@@ -222,7 +218,7 @@ LEAVES = (
 @pytest.mark.parametrize(
     ("method", "train", "trained", "steps", "said"),
     [
-        ("kd", {"steps": 7}, "dmd2", 7, [ASKS]),
+        ("kd", {"steps": 7}, "kd", 0, []),
         ("dmd2", {"steps": 0}, "kd", 0, [LEAVES]),
         ("kd", {}, "kd", 0, []),
         ("kd", {"steps": 0}, "kd", 0, []),
@@ -253,12 +249,16 @@ def test_the_shipped_configs_are_kd_alone_and_take_every_method(file):
         assert resolved(f"method={method}") == (method, 300)
     with pytest.warns(OldSpelling):
         assert resolved("train.steps=5") == ("dmd2", 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolved("method=kd", "train.steps=5") == ("kd", 0)  # what is said last
+        assert resolved("train.steps=0") == ("kd", 0)
 
 
 @pytest.mark.filterwarnings("ignore::fastgen.config.base.OldSpelling")
 @pytest.mark.parametrize(
     ("method", "steps", "stage", "trained"),
-    [("kd", 5, DistributionMatching, "dmd2"), ("dmd2", 0, KnowledgeDistillation, "kd")],
+    [("dmd2", 5, DistributionMatching, "dmd2"), ("dmd2", 0, KnowledgeDistillation, "kd")],
 )
 def test_a_run_that_train_steps_decides_is_resumed_as_it_was_begun(
     tmp_path, method, steps, stage, trained

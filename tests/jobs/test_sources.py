@@ -365,9 +365,7 @@ def test_declarations_that_contradict_themselves_or_the_method_are_refused(teach
 # ---- Students ------------------------------------------------------------------------------------
 
 
-def test_a_student_is_built_by_a_factory_that_is_named_and_never_by_one_of_its_folder(
-    nets,
-):
+def test_the_network_of_a_student_is_built_by_the_factory_named_not_by_one_of_its_folder(nets):
     teacher = built("nets:Net", arguments={"width": 2}, path="cosine", prediction="eps")
     export_student(nets / "run" / "student", teacher, t_list=[0.5, 0.0], horizon=[2])
     with pytest.raises(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fastgen._core.tensor_files import load_tensors, save_tensors
 from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig
-from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.flow_matching import add_noise, convert_prediction
 from fastgen.guidance import Guidance
@@ -22,6 +21,7 @@ from fastgen.training.accelerator import start_accelerator
 from fastgen.training.draws import Draws
 from fastgen.training.trained_network import TrainedNetwork
 from support.exact import ConjugatedTeacher, GaussianTeacher, normal, slope
+from support.exact_mixture import ExactTeacher
 
 T_LIST = [0.999, 0.75, 0.5, 0.25, 0.0]
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}

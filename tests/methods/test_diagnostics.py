@@ -16,21 +16,18 @@ from fastgen.config import DMDConfig, SampleTimestepConfig
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.flow_matching import add_noise, sample_timesteps
 from fastgen.methods.diagnostics import (
+    compare_judges,
     diagnose,
     discriminator_accuracy_per_bin,
-    fake_score_lag,
     sample_gradients,
-    teacher_fake_gap,
     time_bins,
 )
 from fastgen.methods.matching import DistributionMatching
 from fastgen.records.log import read_log, timeless
-from methods.test_dmd import COND, NOISE, X0, build
 from support.exact import GaussianTeacher, normal
+from support.pipeline import COND, NOISE, T_LIST, X0, build
+from support.runs import train, weights
 from support.toy import toy_config
-from training.test_trainer import train, weights
-
-T_LIST = (0.999, 0.75, 0.5, 0.25, 0.0)
 
 
 def narrow(t: float) -> SampleTimestepConfig:
@@ -43,10 +40,10 @@ def narrow(t: float) -> SampleTimestepConfig:
 def test_judges_that_agree_have_no_gap_and_no_lag():
     pipeline = build(gan=True, gan_loss_weight_gen=0.1)
     pipeline.fake_score = create_fake_score(pipeline.teacher)
-    assert teacher_fake_gap(pipeline, X0, COND, generator=generator_for(0)) == [0.0] * 5
-    assert (
-        fake_score_lag(pipeline, X0, COND, bins=3, generator=generator_for(0))["lag"] == [1.0] * 3
-    )
+    found = compare_judges(pipeline, X0, COND, generator=generator_for(0))
+    assert found["gap"] == [0.0] * 5
+    found = compare_judges(pipeline, X0, COND, bins=3, generator=generator_for(0))
+    assert found["lag"] == [1.0] * 3
     found = sample_gradients(pipeline, X0, NOISE, COND, generator=generator_for(0))
     assert found["vsd_grad"] == 0.0 and found["grad_cosine"] == 0.0 and found["gan_grad"] > 0
 
@@ -62,30 +59,28 @@ def test_gap_and_lag_of_gaussians_are_the_closed_forms(t):
     generated = 0.7 + d + s * normal(200_000, 2)
     fake_dsm, teacher_dsm = s**2 * t**2 / v, (d * t**2 / v) ** 2 + s**2 * t**2 / v
     draw = {"bins": 1, "generator": generator_for(0)}
-    (gap,) = teacher_fake_gap(pipeline, generated, **draw)
-    assert gap == pytest.approx(d * t**2 / v / math.sqrt(teacher_dsm), rel=0.01)
-    found = {
-        name: values[0] for name, values in fake_score_lag(pipeline, generated, **draw).items()
-    }
+    compared = compare_judges(pipeline, generated, **draw)
+    found = {name: values[0] for name, values in compared.items()}
     expected = {"fake_dsm": fake_dsm, "teacher_dsm": teacher_dsm, "lag": fake_dsm / teacher_dsm}
+    expected["gap"] = d * t**2 / v / math.sqrt(teacher_dsm)
     assert found == pytest.approx(expected, rel=0.01)
     # A fake score that still believes what the student made before it moved by 2 d is the worse
     # denoiser.
     pipeline.fake_score = GaussianTeacher(0.7 - d, s)
-    assert fake_score_lag(pipeline, generated, **draw)["lag"][0] > 1.0
+    assert compare_judges(pipeline, generated, **draw)["lag"][0] > 1.0
 
 
 def test_bins_divide_the_range_of_the_vsd_loss_and_hold_their_times():
     pipeline = build()
     assert time_bins(pipeline.config.vsd_t, 3) == pytest.approx([0.02, 0.34, 0.66, 0.98])
     pipeline.teacher.seen.clear()
-    teacher_fake_gap(pipeline, X0, COND, bins=3, generator=generator_for(0))
+    compare_judges(pipeline, X0, COND, bins=3, generator=generator_for(0))
     for (_, t), low, high in zip(
         pipeline.teacher.seen, [0.02, 0.34, 0.66], [0.34, 0.66, 0.98], strict=True
     ):
         assert low <= float(t.min()) < float(t.max()) <= high
     with pytest.raises(ValueError, match="bins to be an int >= 1, got 0"):
-        teacher_fake_gap(pipeline, X0, COND, bins=0)
+        compare_judges(pipeline, X0, COND, bins=0)
 
 
 def test_a_fake_score_that_knows_the_rung_is_told_the_last():
@@ -97,11 +92,11 @@ def test_a_fake_score_that_knows_the_rung_is_told_the_last():
     rungs: list[int] = []
     fake = create_fake_score(Told(), num_rungs=4)
     pipeline = DMDPipeline(nn.Identity(), GaussianTeacher(), fake, DMDConfig(t_list=T_LIST))
-    teacher_fake_gap(pipeline, X0, bins=2)
-    fake_score_lag(pipeline, X0, bins=1, rung=1)
+    compare_judges(pipeline, X0, bins=2)
+    compare_judges(pipeline, X0, bins=1, rung=1)
     assert rungs == [3, 3, 1]
     with pytest.raises(ValueError, match="rung"):
-        teacher_fake_gap(pipeline, X0, rung=4)
+        compare_judges(pipeline, X0, rung=4)
 
 
 # ---- Gradients -----------------------------------------------------------------------------------

@@ -14,74 +14,8 @@ from fastgen.flow_matching import add_noise, pred_x0_from_flow, sample_timesteps
 from fastgen.guidance import classifier_free_guidance
 from fastgen.losses import vsd_loss
 from fastgen.samplers import sample_student
-from support.exact import GaussianTeacher, normal
-
-T_LIST = (0.999, 0.75, 0.5, 0.25, 0.0)
-NOISE, X0, COND = normal(6, 3), normal(6, 3, seed=1), normal(6, 3, seed=2)
-
-
-class Net(nn.Module):
-    """A float64 MLP on [x_t, t, cond]; `hidden` are its features."""
-
-    def __init__(self, seed: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.first, self.last, self.dropout = (
-            nn.Linear(7, 16),
-            nn.Linear(16, 3),
-            nn.Dropout(dropout),
-        )
-        generator = generator_for(seed)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(0.4 * torch.randn(p.shape, generator=generator))
-        self.double()
-        self.seen: list[tuple[Tensor, Tensor]] = []
-
-    def hidden(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        self.seen.append((x_t.detach(), t.detach()))
-        return self.dropout(torch.tanh(self.first(torch.cat([x_t, t[:, None], cond], 1))))
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return self.last(self.hidden(x_t, t, cond))
-
-
-class Heads(nn.Module):
-    """A discriminator with two heads on one feature."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(16, 2).double()
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(normal(*p.shape, seed=4))
-
-    def forward(self, features: list[Tensor], t: Tensor, cond: Tensor) -> Tensor:
-        return self.linear(features[0]) + t[:, None]
-
-
-def build(
-    *, gan: bool = False, rank: int = 0, world_size: int = 1, dropout: float = 0.0, **changes
-) -> DMDPipeline:
-    config = DMDConfig(**{"fake_score_rung_conditioned": False, **changes})
-    student, teacher, fake = (Net(seed, dropout=dropout) for seed in (1, 2, 3))
-    extra = (
-        {"discriminator": Heads(), "features": lambda x, t, c: [teacher.hidden(x, t, c)]}
-        if gan
-        else {}
-    )
-    return DMDPipeline(student, teacher, fake, config, rank=rank, world_size=world_size, **extra)
-
-
-def networks(pipeline: DMDPipeline) -> dict[str, nn.Module]:
-    nets = {
-        "student": pipeline.student,
-        "teacher": pipeline.teacher,
-        "fake_score": pipeline.fake_score,
-    }
-    return nets | (
-        {"discriminator": pipeline.discriminator} if pipeline.discriminator is not None else {}
-    )
-
+from support.exact import Affine, GaussianTeacher, TrainableGaussian, normal
+from support.pipeline import COND, NOISE, T_LIST, X0, Net, build, networks, student_x0
 
 # ---- Routing -------------------------------------------------------------------------------------
 
@@ -137,11 +71,6 @@ def test_losses_are_named_as_promised():
 
 
 # ---- Formulas ------------------------------------------------------------------------------------
-
-
-def student_x0(pipeline: DMDPipeline, x_t: Tensor, t: float) -> Tensor:
-    times = torch.full((len(x_t),), t, dtype=torch.float64)
-    return pred_x0_from_flow(pipeline.student(x_t, times, COND), x_t, t)
 
 
 @pytest.mark.parametrize("guidance_scale", [None, 3.0])
@@ -483,32 +412,6 @@ def test_bad_calls_are_refused():
 
 
 # ---- The fixed point -----------------------------------------------------------------------------
-
-
-class TrainableGaussian(GaussianTeacher):
-    """The exact flow of N(mean, std^2) with trainable moments: a fake score that can be perfect."""
-
-    def __init__(self, mean: float, std: float) -> None:
-        nn.Module.__init__(self)
-        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
-        self.log_std = nn.Parameter(torch.tensor(std, dtype=torch.float64).log())
-
-    @property
-    def std(self) -> Tensor:
-        return self.log_std.exp()
-
-
-class Affine(nn.Module):
-    """A one-step student x0 = a noise + b, spoken as a flow."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
-        self.b = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: None) -> Tensor:
-        t = t[:, None]
-        return (x_t - (self.a * x_t / t + self.b)) / t
 
 
 @pytest.mark.parametrize("vsd_norm", ["mean_abs", "rms"])

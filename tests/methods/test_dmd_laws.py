@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastgen._core.seeds import generator_for
 from fastgen.config import DMDConfig
+from fastgen.data.mixtures import GaussianMixture
 from fastgen.discriminators import heads_for
 from fastgen.dmd import DMDPipeline
 from fastgen.flow_matching import add_noise, pred_x0_from_flow
@@ -17,8 +18,8 @@ from fastgen.methods.rollouts import SharedDraws
 from fastgen.models.ediscriminators import eFourierDiscriminator
 from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.specs import parse_group, parse_representation
-from methods.test_dmd import Affine, TrainableGaussian
-from support.exact import GaussianTeacher, normal
+from support.exact import Affine, GaussianTeacher, TrainableGaussian, normal
+from support.exact_mixture import ExactTeacher
 
 # ---- Gaussians -----------------------------------------------------------------------------------
 
@@ -78,22 +79,6 @@ def test_with_an_exact_fake_score_the_fixed_point_is_the_teachers_law_within_a_p
     assert mean == pytest.approx(0.7, rel=0.01) and std == pytest.approx(0.4, rel=0.01)
 
 
-class FullGaussian(nn.Module):
-    """The exact flow of N(mean, C) with a full covariance: x_t ~ N((1 - t) mean, (1 - t)^2 C +
-    t^2)."""
-
-    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
-        super().__init__()
-        self.mean, self.covariance = mean, covariance
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: None) -> Tensor:
-        t, one = t[:, None, None], torch.eye(len(self.mean), dtype=x_t.dtype)
-        away = (x_t - (1 - t[:, 0]) * self.mean)[..., None]
-        solved = torch.linalg.solve((1 - t) ** 2 * self.covariance + t**2 * one, away)
-        x0 = self.mean + ((1 - t) * self.covariance @ solved)[..., 0]
-        return (t * solved)[..., 0] - x0
-
-
 class FullAffine(nn.Module):
     """A one-step student x0 = A noise + b, spoken as a flow."""
 
@@ -112,21 +97,22 @@ class FullAffine(nn.Module):
 def test_the_fixed_point_has_the_teachers_mean_and_full_covariance_within_a_percent(vsd_norm, A):
     """Unequal variances with a correlation of .6; the covariance in units of its largest
     eigenvalue."""
-    mean, covariance = (
-        torch.tensor([[0.7, -0.4]]).double()[0],
-        torch.tensor([[0.64, 0.24], [0.24, 0.25]]).double(),
-    )
+    mean = torch.tensor([0.7, -0.4]).double()
+    covariance = torch.tensor([[0.64, 0.24], [0.24, 0.25]]).double()
     student = FullAffine(A)
-    fake = FullGaussian(student.b.detach(), torch.zeros(2, 2))
-    pipeline = DMDPipeline(
-        student, FullGaussian(mean, covariance), fake, DMDConfig(vsd_norm=vsd_norm)
-    )
+
+    def made() -> GaussianMixture:
+        """The law of what the student makes now, N(b, A A^T)."""
+        A = student.A.detach()
+        return GaussianMixture(student.b.detach()[None], (A @ A.T)[None])
+
+    fake = ExactTeacher(made())
+    teacher = ExactTeacher(GaussianMixture(mean[None], covariance[None]))
+    pipeline = DMDPipeline(student, teacher, fake, DMDConfig(vsd_norm=vsd_norm))
     optimizer = torch.optim.Adam(student.parameters(), lr=0.03, betas=(0.0, 0.99))
     steps, tail = 600, []
     for step in range(steps):
-        fake.covariance = (
-            student.A @ student.A.T
-        ).detach()  # what the student makes now is N(b, A A^T)
+        fake.mixture = made()
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / steps)
         optimizer.zero_grad()
         noise = normal(256, 2, seed=step)

@@ -13,8 +13,8 @@ from fastgen.losses import f_divergence_weight, vsd_loss
 from fastgen.models.discriminators import FourierDiscriminator, TokenHeads
 from fastgen.teachers.guided import GuidedNetwork
 from fastgen.two_sample import two_sample_loss
-from methods.test_dmd import COND, NOISE, X0, Heads, Net, build, networks, student_x0
 from support.exact import normal
+from support.pipeline import COND, NOISE, X0, Heads, Net, build, networks, student_x0
 
 
 def draws(cfg, generator: torch.Generator, n: int = 6) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ from fastgen.training.accelerator import start_accelerator
 from fastgen.training.draws import Draws
 from fastgen.training.stage import Stage
 from fastgen.training.trained_network import Skip, TrainedNetwork
+from support.stages import EVERY_BRANCH, trained
 from support.toy import ToyTask, ToyTeacher
 
 BATCH = 12
@@ -125,19 +126,6 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused():
 
 
 # ---- A network in training -----------------------------------------------------------------------
-
-
-def trained(
-    seed: int = 0, *, total: int = 20, ema: bool = True, network: nn.Module | None = None, **options
-) -> TrainedNetwork:
-    torch.manual_seed(seed)
-    network = (
-        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)) if network is None else network
-    )
-    cfg = OptimizerConfig(**{"lr": 0.05, "warmup_steps": 3, "weight_decay": 0.1, **options})
-    return TrainedNetwork(
-        network, cfg, total, start_accelerator(1), ema=EMAConfig(decay=0.8) if ema else None
-    )
 
 
 def loss_at(network: TrainedNetwork, step: int) -> Tensor:
@@ -437,26 +425,6 @@ def consistency(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
     return stage, [student]
 
 
-EVERYTHING = DMDConfig(
-    student_steps=3,
-    fake_score_warmup_steps=4,
-    vsd_norm="rms",
-    gan_loss_weight_gen=0.5,
-    gan_loss="relativistic",
-    gan_r1_reg_weight=0.1,
-    gan_r2_reg_weight=0.1,
-    gan_disc_warmup_steps=2,
-    gan_disc_steps_per_student_step=2,
-    gan_blocks=("linear",),
-    real_data_weight=1.0,
-    real_data_samples=2,
-    kd_weight=0.5,
-    vsd_alpha_factor=True,
-    fake_score_weight="sigma",
-    rung_weights=(1.0, 2.0, 1.0),
-)
-
-
 def everything(rank: int = 0, world: int = 1, steps: int = 5) -> tuple[Stage, list[Recorder]]:
     """DMD with each of its branches on."""
     teacher, (x0, cond) = ToyTeacher(), TASK.train.network_inputs()
@@ -464,21 +432,21 @@ def everything(rank: int = 0, world: int = 1, steps: int = 5) -> tuple[Stage, li
         Recorder(ToyTeacher(seed=1)),
         Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=3)),
     )
-    discriminator = Recorder(discriminator_for(teacher, x0, cond, blocks=EVERYTHING.gan_blocks))
+    discriminator = Recorder(discriminator_for(teacher, x0, cond, blocks=EVERY_BRANCH.gan_blocks))
     pipeline = DMDPipeline(
         student.network,
         teacher,
         fake_score.network,
-        EVERYTHING,
+        EVERY_BRANCH,
         discriminator=discriminator.network,
         rank=rank,
         world_size=world,
     )
-    states = torch.stack([x0 + t for t in EVERYTHING.t_list], 1)
-    pairs = KnowledgeDistillation(student, states, cond, EVERYTHING, 5, 0.02, draws(rank, world))
+    states = torch.stack([x0 + t for t in EVERY_BRANCH.t_list], 1)
+    pairs = KnowledgeDistillation(student, states, cond, EVERY_BRANCH, 5, 0.02, draws(rank, world))
     options = {"discriminator": discriminator, "pairs": pairs}
     stage = DistributionMatching(
-        student, fake_score, pipeline, x0, cond, EVERYTHING, steps, draws(rank, world), **options
+        student, fake_score, pipeline, x0, cond, EVERY_BRANCH, steps, draws(rank, world), **options
     )
     return stage, [student, fake_score, discriminator]
 
@@ -596,7 +564,7 @@ def test_stages_take_any_condition_and_keep_it_beside_its_sample(kind, cond):
 
 def test_pairs_of_weight_zero_are_left_alone():
     stage, recorders = everything()
-    dmd = EVERYTHING.model_copy(update={"kd_weight": 0.0})
+    dmd = EVERY_BRANCH.model_copy(update={"kd_weight": 0.0})
     alone = DistributionMatching(
         recorders[0], None, stage.pipeline, stage.x0, stage.cond, dmd, 5, draws(), pairs=stage.pairs
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastgen._core.checks import check_count
 from fastgen.models.arguments import (
     batch_of_times,
-    check_positive_int,
     check_probability,
     check_sequence,
 )
@@ -91,5 +91,5 @@ def test_what_is_no_probability_is_refused(value):
 def test_the_ends_of_the_allowed_ranges_are_allowed():
     for value in (0, 0.0, 0.999):
         check_probability("p", value)
-    check_positive_int("n", 1)
-    check_positive_int("n", 0, minimum=0)
+    check_count("n", 1)
+    check_count("n", 0, least=0)

@@ -64,3 +64,29 @@ class ConjugatedTeacher(GaussianTeacher):
 
     def carry(self, x: Tensor, t: float, s: float, cond: Tensor | None = None) -> Tensor:
         return torch.sinh(super().carry(torch.asinh(x), t, s, cond))
+
+
+class TrainableGaussian(GaussianTeacher):
+    """The exact flow of N(mean, std^2) with trainable moments: a fake score that can be perfect."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        nn.Module.__init__(self)
+        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
+        self.log_std = nn.Parameter(torch.tensor(std, dtype=torch.float64).log())
+
+    @property
+    def std(self) -> Tensor:
+        return self.log_std.exp()
+
+
+class Affine(nn.Module):
+    """A one-step student x0 = a noise + b, spoken as a flow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+        self.b = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: None) -> Tensor:
+        t = t[:, None]
+        return (x_t - (self.a * x_t / t + self.b)) / t

@@ -3,11 +3,11 @@ each of them.
 
     python hostile.py FOLDER        a line of JSON for each mutation: what it was, what came of it
 
-The laws a mutation can be under:
+What may come of loading a file is one of three laws:
 
-    same       an error, or what the unharmed file holds: files whose checksums say what they held
-    sound      an error, or something valid: a text that a user may write as he likes, or a forged
-               checksum
+    same       an error, or what the unharmed file holds: for files that hold their checksum
+    sound      an error, or something valid: for a text that users write as they like, and for a
+               forged checksum
     refused    an error
 """
 
@@ -46,7 +46,8 @@ class Mutation:
 
 def scrambled(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     """One way to harm bytes, and the bytes."""
-    at, n = rng.randrange(len(data)), rng.randrange(1, 64)
+    at = rng.randrange(len(data))
+    n = rng.randrange(1, 64)
     junk = rng.randbytes(n)
     ways: dict[str, Callable[[], bytes]] = {
         "bit": lambda: data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :],
@@ -73,6 +74,7 @@ def scrambled(data: bytes, rng: random.Random) -> tuple[str, bytes]:
 def of_any_file(
     name: str, data: bytes, law: str, rng: random.Random, number: int
 ) -> Iterator[Mutation]:
+    """`number` ways to harm the bytes of a file."""
     for _ in range(number):
         way, harmed = scrambled(data, rng)
         yield Mutation(
@@ -95,10 +97,9 @@ def instead_of(name: str, *, empty: str = "refused") -> Iterator[Mutation]:
             file.truncate(1 << 40)
 
     def bound(path: Path) -> None:
+        # From the folder: the whole path may be longer than the 108 letters that a socket may have.
         with socket.socket(socket.AF_UNIX) as end, contextlib.chdir(path.parent):
-            end.bind(
-                path.name
-            )  # from here: the whole name may be longer than the 108 letters of a socket's
+            end.bind(path.name)
 
     things: dict[str, Callable[[Path], Any]] = {
         "nothing": lambda path: None,
@@ -126,7 +127,8 @@ class Hang(BaseException):
 
 
 def digest(value: Any) -> str:
-    """Of tensors, whatever holds them, and everything else by its repr."""
+    """A checksum of what was loaded: of tensors, whatever holds them, and of all else by its
+    repr."""
     import torch
 
     if isinstance(value, torch.Tensor):

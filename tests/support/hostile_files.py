@@ -23,7 +23,8 @@ from fastgen.models import build_model
 from fastgen.normalizer import Normalizer
 from fastgen.records.checkpoints import load_newest_checkpoint, save_checkpoint
 from support.hostile import Mutation, instead_of, of_any_file, run
-from support.hostile_formats import altered, npz_of, of_json, of_yaml, safetensors_of, split
+from support.hostile_formats import altered, npz_of, of_json, safetensors_of, split
+from support.hostile_yaml import of_yaml
 from support.toy import PointTeacher
 
 ROOT = Path(__file__).parents[2]
@@ -36,13 +37,12 @@ SIZES = {
 }
 DENSE = {"class": "CondTransformerRegressor", "in_dim": 2, "out_dim": 2, "cond_dim": 3, **SIZES}
 SYMMETRIC = {
-    **{
-        "class": "eCondTransformerRegressor",
-        "group": "C2",
-        "in_rep": ["sign"] * 2,
-        "cond_rep": ["sign"] * 3,
-    },
-    **{"out_rep": ["sign"] * 2, **SIZES},
+    "class": "eCondTransformerRegressor",
+    "group": "C2",
+    "in_rep": ["sign"] * 2,
+    "cond_rep": ["sign"] * 3,
+    "out_rep": ["sign"] * 2,
+    **SIZES,
 }
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.dmd import create_fake_score
 from fastgen.samplers import sample_teacher, teacher_velocity
@@ -24,6 +23,7 @@ from fastgen.teachers import (
 )
 from fastgen.teachers.clocks import BETA_SCHEDULES, beta_table, parse_clock
 from support.exact import normal
+from support.exact_mixture import ExactTeacher
 
 F32 = torch.float32
 F64 = torch.float64

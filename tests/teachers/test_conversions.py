@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.config import DMDConfig
-from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.export import export_student, load_student, schema
@@ -22,6 +21,7 @@ from fastgen.interpolants import BaseInterpolant, CosineInterpolant
 from fastgen.models.etransformer import eCondTransformerRegressor
 from fastgen.models.specs import parse_group, parse_representation
 from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.networks import NetworkWrapper
 from fastgen.samplers import sample_student, teacher_velocity
 from fastgen.teachers import (
     KeywordNetwork,
@@ -36,6 +36,7 @@ from fastgen.teachers.clocks import beta_table
 from fastgen.teachers.guided import GuidedNetwork
 from fastgen.teachers.half import Bfloat16Network
 from support.exact import GaussianTeacher, normal
+from support.exact_mixture import ExactTeacher
 from support.rounding import MULTIPLE, sway
 
 F64 = torch.float64
@@ -262,6 +263,17 @@ def test_a_conversion_is_known_whatever_a_run_has_put_around_it():
                 check_prediction(around, "x0")
             with pytest.raises(ValueError, match="converted already"):
                 as_rectified_flow(around)
+
+
+def test_a_wrapper_of_ones_own_is_a_part_of_the_network():
+    class Scaled(NetworkWrapper):
+        def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+            return 2.0 * self.network(x_t, t, cond)
+
+    own = Scaled(Bare())
+    fake_score = create_fake_score(Bfloat16Network(own), num_rungs=2)
+    assert isinstance(translated(fake_score), Scaled)
+    assert translated(GuidedNetwork(own, Guidance(2.0), LABELS[:1])) is own
 
 
 def test_a_fake_score_that_predicts_noise_is_measured_by_its_noise():

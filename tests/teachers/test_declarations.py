@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen.data.exact import ExactTeacher
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.interpolants import BaseInterpolant
 from fastgen.teachers import as_rectified_flow
@@ -22,6 +21,7 @@ from fastgen.teachers.declarations import (
     judge_declaration,
 )
 from support.exact import normal
+from support.exact_mixture import ExactTeacher
 
 RIGHT: dict[str, Any] = {"path": "cosine", "prediction": "eps", "data_at": 1, "time_scale": 1000.0}
 NATIVE: dict[str, Any] = {"path": "linear", "prediction": "flow", "data_at": 0, "time_scale": 1.0}

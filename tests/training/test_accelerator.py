@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fastgen.records.log import read_log, timeless
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.processes import OneProcess, Processes
-from training.test_trainer import Counter, follow
+from support.runs import Counter, follow
 
 TESTS = Path(__file__).parents[1]
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.test_folders import equivariant
 from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig, TeacherTrainConfig
 from fastgen.discriminators import discriminator_for
 from fastgen.dmd import DMDPipeline, create_fake_score
@@ -31,9 +30,10 @@ from fastgen.training.draws import Draws
 from fastgen.training.processes import OneProcess
 from fastgen.training.stage import Stage
 from fastgen.training.trained_network import Skip, TrainedNetwork
-from methods.test_stages import EVERYTHING, trained
+from support.networks import equivariant
+from support.runs import Counter, follow
+from support.stages import EVERY_BRANCH, trained
 from support.toy import ToyTask, ToyTeacher
-from training.test_trainer import Counter, follow
 
 NOWHERE = torch.device("meta")
 BATCH = 8
@@ -79,7 +79,7 @@ def consistency(accumulation: int) -> Stage:
 
 
 def kd(
-    accumulation: int, config: DMDConfig = EVERYTHING, student: TrainedNetwork | None = None
+    accumulation: int, config: DMDConfig = EVERY_BRANCH, student: TrainedNetwork | None = None
 ) -> Any:
     x0, cond = ToyTask().train.network_inputs()
     states = torch.stack([x0 + t for t in config.t_list], 1)
@@ -88,7 +88,7 @@ def kd(
     )
 
 
-def matching(accumulation: int, config: DMDConfig = EVERYTHING) -> Stage:
+def matching(accumulation: int, config: DMDConfig = EVERY_BRANCH) -> Stage:
     """DMD with each of its branches on, and a teacher that is guided in an interval of times."""
     teacher = ToyTeacher()
     x0, cond = ToyTask().train.network_inputs()
@@ -108,7 +108,7 @@ def matching(accumulation: int, config: DMDConfig = EVERYTHING) -> Stage:
 def divergences(accumulation: int) -> Stage:
     changes = {"gan_loss": "softplus", "f_divergence": "forward_kl", "backward_simulation": False}
     return matching(
-        accumulation, EVERYTHING.model_copy(update=changes | {"student_sample_type": "sde"})
+        accumulation, EVERY_BRANCH.model_copy(update=changes | {"student_sample_type": "sde"})
     )
 
 

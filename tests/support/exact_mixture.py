@@ -1,9 +1,8 @@
 """Exact teachers: a Gaussian mixture seen as a network that was trained elsewhere, right to
 rounding.
 
-They are what samplers and conversions are measured against, and a user's sanity check: a
-distillation of one can be compared with the truth. The mixtures themselves, with their formulas,
-stand in :mod:`fastgen.data.mixtures`.
+They are what samplers and conversions are measured against. The mixtures themselves, with their
+formulas, stand in :mod:`fastgen.data.mixtures`.
 """
 
 from __future__ import annotations
@@ -13,17 +12,25 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .._core.checks import TIME_SLACK, check_choice, check_shape
-from .._core.tensors import EPSILON, expand_like, in_float64, wide_dtype
-from ..interpolants import (
+from fastgen._core.checks import TIME_SLACK, check_choice, check_shape
+from fastgen._core.tensors import EPSILON, expand_like, in_float64, wide_dtype
+from fastgen.data.mixtures import GaussianMixture
+from fastgen.interpolants import (
     BaseInterpolant,
     CosineInterpolant,
     LinearInterpolant,
     VariancePreservingInterpolant,
 )
-from .mixtures import GaussianMixture
+from support.exact import normal
 
-__all__ = ["ExactTeacher"]
+__all__ = ["D4", "ExactTeacher", "covariances", "mixture"]
+
+# The square's symmetries: four turns, each alone and after a mirror.
+TURN = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+MIRROR = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
+D4 = torch.stack(
+    [torch.linalg.matrix_power(TURN, k) @ m for k in range(4) for m in (MIRROR @ MIRROR, MIRROR)]
+)
 
 PATHS = {
     "linear": LinearInterpolant,
@@ -208,13 +215,6 @@ class ExactTeacher(nn.Module):
         sigma_d_sigma = torch.where(sigma > EPSILON, sigma * d_sigma, at_data)
         return (d_alpha, sigma_d_sigma) if self.data_at == 1 else (-d_alpha, -sigma_d_sigma)
 
-    def extra_repr(self) -> str:
-        return (
-            f"path={self.name}, prediction={self.prediction}, data_at={self.data_at}, "
-            f"time_scale={self.time_scale:g}, components={len(self.mixture.weights)}, "
-            f"shape={self.mixture.shape}"
-        )
-
 
 def _log_snr(betas: Tensor) -> Tensor:
     """log(abar / (1 - abar)) with abar = cumprod(1 - betas), float64 (N,)."""
@@ -224,3 +224,17 @@ def _log_snr(betas: Tensor) -> Tensor:
         raise ValueError("expected betas in (0, 1), at least one of them")
     log_abar = (-betas).log1p().cumsum(0)
     return log_abar - (-log_abar.expm1()).log()
+
+
+def covariances(count: int, dim: int) -> Tensor:
+    """So many positive definite matrices (count, dim, dim), none of them diagonal."""
+    root = normal(count, dim, dim, seed=3)
+    return 0.05 * torch.eye(dim, dtype=torch.float64) + 0.2 * root @ root.mT / dim
+
+
+def mixture(*shape: int) -> GaussianMixture:
+    """Three Gaussians with full covariances, of weights 1, 2 and 3."""
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    return GaussianMixture(
+        normal(3, *shape, seed=5), covariances(3, math.prod(shape)), weights=weights
+    )

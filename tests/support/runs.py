@@ -1,0 +1,106 @@
+"""Runs in this process: a toy's training alone, and a trainer with stages that only count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastgen.config import DistillConfig, LoopConfig
+from fastgen.jobs.distillation import Distillation
+from fastgen.records.folder import claim_run, open_run
+from fastgen.training.accelerator import start_accelerator
+from fastgen.training.processes import Processes
+from fastgen.training.stage import Stage
+from fastgen.training.trained_network import Skip
+from fastgen.training.trainer import Trainer
+from support.toy import Pulled, ToyTask, ToyTeacher
+
+__all__ = ["Counter", "follow", "train", "weights"]
+
+
+def train(cfg: DistillConfig) -> Distillation:
+    """The training of a toy's distillation, without scores and export."""
+    with open_run(cfg) as run_dir:
+        job = Distillation(cfg, run_dir, start_accelerator(1), teacher=ToyTeacher(), task=ToyTask())
+        claim_run(run_dir, cfg)
+        job.train()
+    return job
+
+
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    """The result of each stage of a run, by stage and name."""
+    return {
+        f"{f.stem}.{k}": v
+        for f in sorted((run_dir / "stages").iterdir())
+        for k, v in load_file(f).items()
+    }
+
+
+class Counter(Stage):
+    """A stage whose only weight is the number of its updates, so that a network says when it
+    was."""
+
+    def __init__(self, name: str = "dmd", steps: int = 8, warmup: int = 0) -> None:
+        self.name = name
+        self.steps = steps
+        self.warmup = warmup
+        self.at = 0
+        self.network = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.network.weight)
+
+    def update(self, step: int) -> dict[str, Tensor | float]:
+        assert self.updates == step
+        nn.init.constant_(self.network.weight, step + 1)
+        return {"loss": 1.0}
+
+    @property
+    def updates(self) -> int:
+        return int(self.network.weight)
+
+    def trained(self) -> dict:
+        return {"student": self}
+
+    def take_skipped(self) -> list[Skip]:
+        return []
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.network.state_dict()
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)
+
+    def averaged(self) -> nn.Module:
+        return self.network
+
+
+def follow(
+    run_dir: Path,
+    scores: list[float | dict[str, float]],
+    *,
+    stages: list[Counter] | None = None,
+    processes: Processes | None = None,
+    resume: bool = False,
+    pull_at: int | None = None,
+    **loop,
+) -> Trainer:
+    """A run of stages that score `scores[n]` after n updates; `pull_at`: the plug is pulled in that
+    validation."""
+
+    def evaluate(network: nn.Module) -> dict[str, float]:
+        n = int(network.weight)
+        if n == pull_at:
+            raise Pulled
+        return scores[n] if isinstance(scores[n], dict) else {"energy": scores[n]}
+
+    made = stages or [Counter()]
+    run_dir.mkdir(exist_ok=True)
+    cfg = LoopConfig(**{"evaluate_every": 1, "checkpoint_every": 2, "log_every": 100, **loop})
+    factories = {stage.name: (lambda stage=stage: stage) for stage in made}
+    options = {"evaluate": evaluate, "primary": "energy", "seed": 0, "evaluate_start": True}
+    if processes is None:
+        processes = start_accelerator(1)
+    trainer = Trainer(factories, run_dir, cfg, processes, resume=resume, **options)
+    trainer.run()
+    return trainer
