@@ -17,8 +17,8 @@ from fastgen.teachers.clocks import beta_table, parse_clock
 from fastgen.teachers.declarations import (
     TIMES,
     best_declaration,
-    denoising_errors,
     declaration_notes,
+    denoising_errors,
 )
 from support.exact import normal
 from support.exact_mixture import ExactTeacher
