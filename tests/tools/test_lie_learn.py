@@ -1,4 +1,4 @@
-"""The stand-in for lie_learn: its matrices are irreps of rotations, those of the published package."""
+"""The stand-in for lie_learn: its matrices are irreps of rotations, as the package's are."""
 
 from __future__ import annotations
 
