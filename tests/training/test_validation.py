@@ -11,7 +11,7 @@ import pytest
 
 from fastgen._core.json_files import plain_json
 from fastgen.methods.registry import METHODS
-from fastgen.training.validation import Progress, teacher_note
+from fastgen.training.validation import REMEDY, Progress, teacher_note
 
 NAN = float("nan")
 REMEDIES = {method.stage: method.remedy for method in METHODS.values()}
@@ -26,7 +26,7 @@ def fed(
 ):
     """(progress, all warnings) after validations at updates 0, `every`, ...; the first is the
     start."""
-    progress = Progress(stage, primary, remedy=REMEDIES[stage])
+    progress = Progress(stage, primary, remedy=REMEDIES.get(stage, REMEDY))
     said = []
     for k, scores in enumerate(rows):
         said += progress.add(k * every, scores, trained=k > 0)
