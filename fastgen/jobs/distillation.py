@@ -26,7 +26,7 @@ from ..methods.registry import stages_of
 from ..networks import Cond, idle_parameters
 from ..records.folder import claim_run, open_run
 from ..records.origin import fingerprint
-from ..teachers.declarations import judge_declaration
+from ..teachers.declarations import declaration_notes
 from ..training.accelerator import start_accelerator
 from ..training.draws import Draws
 from ..training.processes import Processes
@@ -119,7 +119,7 @@ class Distillation:
     def notes(self) -> list[str]:
         """What a user should know of data and teacher before the first update."""
         found = data_notes(self.task, self.cfg.train.batch_size)
-        found += judge_declaration(
+        found += declaration_notes(
             self.networks.unguided,
             self.networks.x0,
             self.networks.cond,

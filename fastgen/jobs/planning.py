@@ -18,7 +18,7 @@ from ..ema import SHADOW_DTYPES
 from ..methods.pretraining import flow_matching_loss
 from ..methods.registry import stages_of
 from ..networks import Cond
-from ..teachers.declarations import judge_declaration
+from ..teachers.declarations import declaration_notes
 from ..training.launching import Launch, launch_of
 from ..training.memory import Footprint, activation_bytes, footprint, memory_table
 from ..training.recompute import recompute_blocks
@@ -47,7 +47,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     setup = Setup(cfg, teacher, task.train)
     check_plan(setup, processes=launch.processes, sharded=launch.sharded)
     notes += data_notes(task, cfg.train.batch_size)
-    notes += judge_declaration(
+    notes += declaration_notes(
         setup.unguided, setup.x0, setup.cond, pred_type=cfg.student.pred_type, search=True
     )
     footprints = distillation_footprints(setup, launch=launch)

@@ -1,7 +1,7 @@
 """Judges of a noised sample: the teacher and the fake score say which data it came from, the
 discriminator how real it looks.
 
-A judge is in eval mode while it judges, so it never judges with dropout; its mode is restored.
+No judge judges with dropout: it is in eval mode meanwhile, and its mode is restored.
 """
 
 from __future__ import annotations
@@ -93,8 +93,12 @@ class Judges:
         return convert_prediction(pred, x_t, t, self.config.pred_type, "x0")
 
     def fake_prediction(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
-        """The fake score's prediction (B, ...) in `config.pred_type`, in the mode it is in: that of
-        its training, in its own loss."""
+        """The fake score's prediction (B, ...) in `config.pred_type`. Its mode is left alone: in
+        its own loss it trains.
+
+        Raises:
+            ValueError: if there is no fake score.
+        """
         fake_score = self.fake_score
         if fake_score is None:
             raise ValueError("expected a pipeline with a fake_score, got None")
@@ -113,7 +117,10 @@ class Judges:
     ) -> Tensor:
         """The discriminator's logits (B, heads), differentiable in x_t but not in any weights.
 
-        `rung` of data is that of the samples they are compared with.
+        Data are asked about with the rung of the samples they are compared with.
+
+        Raises:
+            ValueError: if there is no discriminator.
         """
         if self.discriminator is None:
             raise ValueError("expected a pipeline with discriminator=, got none")

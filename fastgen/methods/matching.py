@@ -26,7 +26,7 @@ from .rollouts import Generated
 DIAGNOSED_ROWS = 256
 
 
-class Judge(NamedTuple):
+class TrainedJudge(NamedTuple):
     """A network that is trained beside the student, to judge it.
 
     Attributes:
@@ -98,13 +98,17 @@ class DistributionMatching(Stage):
         self.cond = cond
         self.dmd = dmd
         self.draws = draws
-        self.judges: list[Judge] = []
+        self.judges: list[TrainedJudge] = []
         if fake_score is not None:
             updates = dmd.fake_score_warmup_steps, dmd.fake_steps_per_student_step
-            self.judges.append(Judge("fake", fake_score, "compute_fake_score_loss", *updates))
+            self.judges.append(
+                TrainedJudge("fake", fake_score, "compute_fake_score_loss", *updates)
+            )
         if discriminator is not None:
             updates = dmd.gan_disc_warmup_steps, dmd.gan_disc_steps_per_student_step
-            self.judges.append(Judge("disc", discriminator, "compute_discriminator_loss", *updates))
+            self.judges.append(
+                TrainedJudge("disc", discriminator, "compute_discriminator_loss", *updates)
+            )
         self.warmup = max((judge.warmup for judge in self.judges), default=0) if steps else 0
         self.steps = self.warmup + steps
 
@@ -157,7 +161,7 @@ class DistributionMatching(Stage):
 
     def _update_judge(
         self,
-        judge: Judge,
+        judge: TrainedJudge,
         step: int,
         index: int,
         made: list[Generated],

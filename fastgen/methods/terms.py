@@ -1,4 +1,4 @@
-"""Terms of the losses of DMD: what each loss adds up, for samples that the student made.
+"""Terms that the losses of DMD add up, each for samples that the student made.
 
 The student's terms (VSD, GAN, distance to real data) are differentiable in its samples and leave no
 gradient on any judge. The fake score's and the discriminator's are differentiable in the weights of

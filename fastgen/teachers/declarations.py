@@ -26,7 +26,7 @@ from ..networks import Cond, network_dtype, teacher_x0, time_range
 from .clocks import parse_clock
 from .conversion import PREDICTIONS, RectifiedFlow, as_rectified_flow
 
-__all__ = ["TIMES", "best_declaration", "denoising_errors", "judge_declaration"]
+__all__ = ["TIMES", "best_declaration", "denoising_errors", "declaration_notes"]
 
 TIMES = (0.2, 0.5, 0.8)
 _ROWS = 128
@@ -97,7 +97,7 @@ def best_declaration(
     return best
 
 
-def judge_declaration(
+def declaration_notes(
     teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: str, search: bool
 ) -> list[str]:
     """Lines that say how well the teacher denoises the data, the last ones warnings.

@@ -272,8 +272,13 @@ class RunFiles:
                 save_tensors(path, weights)
 
     def result(self, stage: str, state: RunState) -> dict[str, Tensor]:
-        """Averaged weights of a stage that is done: the best validated ones if they are kept and
-        one was a number, else those at its end."""
+        """Averaged weights of a stage that is done: the best validated ones with `keep_best`, else
+        those at its end.
+
+        The end is validated, too, and so one of the candidates. It is also the result where no
+        validation gave a finite score. The best of several noisy scores is seldom much better than
+        the last.
+        """
         kept = self._has_best(stage, state)
         return load_tensors(self._best_path(stage) if kept else self._result_path(stage))
 

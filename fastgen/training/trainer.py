@@ -58,13 +58,11 @@ def _due_after(updates: int, stage: Stage, loop: LoopConfig) -> _Due:
 class Trainer:
     """Runs stages one after the other, each from its factory, and can be stopped anywhere.
 
-    Every `evaluate_every` updates and at its end a stage is validated. Its averaged weights are
-    scored, the best of them are kept, and warnings are said in plain words
-    (:class:`fastgen.training.validation.Progress`). What the stage diagnoses is logged beside the
-    scores as "diagnostics". With `patience` a stage without improvement ends early.
-
-    The first `warmup` updates of a stage leave its network as it was: validations of them are
-    neither candidates for the best nor a loss of patience.
+    Every `evaluate_every` updates and at its end a stage is validated: its averaged weights are
+    scored, the best of them are kept, and warnings are said
+    (:class:`fastgen.training.validation.Progress`). With `patience` a stage without improvement
+    ends early. The first `warmup` updates of a stage leave its network as it was; validations of
+    them count for neither.
 
     Args:
         stages: name -> factory of the stage. It is called when the stage begins, so that it finds
@@ -140,13 +138,7 @@ class Trainer:
         return list(self.stages)[self.state.position - 1] if self.state.position else None
 
     def result(self, stage: str) -> dict[str, Tensor]:
-        """Averaged weights of `stage`: its best validated ones with `keep_best`, else those at its
-        end.
-
-        The end is validated, too, and so one of the candidates. It is also the result where no
-        validation gave a finite score. The best of several noisy scores is seldom much better than
-        the last.
-        """
+        """Averaged weights of a stage that is done, as of `RunFiles.result`."""
         return self.files.result(stage, self.state)
 
     def run(self) -> None:
@@ -280,7 +272,7 @@ class Trainer:
             row["diagnostics"] = found
             # Later a discriminator at chance may be one that the student has caught up with.
             if updates == stage.warmup:
-                warnings = warnings + progress.judge(updates, found)
+                warnings = warnings + progress.note_diagnostics(updates, found)
         if warnings:
             row["warnings"] = warnings
         if progress.out_of_patience(self.loop.patience) and updates < stage.steps:

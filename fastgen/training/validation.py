@@ -46,7 +46,7 @@ class Progress:
 
     Attributes:
         stage: its name.
-        primary: name of the score by which the stage is judged, lower is better.
+        primary: name of the score that a stage is compared by, lower is better.
         start: finite scores of the first validation.
         start_step: its update, 0 before the first.
         spread: the first one that was within a factor 2 of the data's.
@@ -101,7 +101,7 @@ class Progress:
         self.warnings |= new
         return list(new.values())
 
-    def judge(self, update: int, diagnostics: Mapping[str, Any]) -> list[str]:
+    def note_diagnostics(self, update: int, diagnostics: Mapping[str, Any]) -> list[str]:
         """Warn of a discriminator that is still blind after its warm-up; returns new warnings.
 
         Args:

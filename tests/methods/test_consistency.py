@@ -57,7 +57,9 @@ def exact_student(teacher: GaussianTeacher, t_list: list[float], pred_type: str 
 
 
 def test_the_exact_consistency_function_is_the_closed_form():
-    teacher, x, t = GaussianTeacher(mean=0.7, std=0.4), normal(9, 2), times_of(9)
+    teacher = GaussianTeacher(mean=0.7, std=0.4)
+    x = normal(9, 2)
+    t = times_of(9)
     v = exact_student(teacher, [0.999, 0.0])(x, t, None)
     time = t[:, None]
     scale = 0.4 / ((1 - time) ** 2 * 0.4**2 + time**2).sqrt()
@@ -70,7 +72,9 @@ def test_the_exact_consistency_function_is_the_closed_form():
 )
 def test_the_exact_map_is_a_fixed_point_at_the_solvers_order(method, teacher):
     n = 24
-    noise, t, cond = normal(n, 2), times_of(n, low=0.3), 0.3 * normal(n, seed=2)
+    noise = normal(n, 2)
+    t = times_of(n, low=0.3)
+    cond = 0.3 * normal(n, seed=2)
     x0 = 0.5 + 0.2 * normal(n, 2, seed=1)
     losses = {}
     for parts in (8, 16, 32, 64):
@@ -100,7 +104,8 @@ def test_the_exact_map_is_a_fixed_point_at_the_solvers_order(method, teacher):
 @pytest.mark.parametrize("sample_type", ["sde", "ode"])
 @pytest.mark.parametrize("pred_type", PRED_TYPES)
 def test_the_map_that_the_sampler_makes_is_the_one_without_loss(sample_type, pred_type):
-    teacher, n = GaussianTeacher(), 64
+    teacher = GaussianTeacher()
+    n = 64
 
     def predicts(x_t: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         return convert_prediction(teacher(x_t, t, cond), x_t, t, "flow", pred_type)
@@ -125,7 +130,8 @@ def test_the_map_that_the_sampler_makes_is_the_one_without_loss(sample_type, pre
 
 
 def test_a_student_without_loss_samples_what_the_teacher_does():
-    teacher, noise = GaussianTeacher(), normal(8, 2)
+    teacher = GaussianTeacher()
+    noise = normal(8, 2)
     for t_list in ([0.999, 0.0], T_LIST):
         x0 = sample_student(exact_student(teacher, t_list), noise, t_list)
         torch.testing.assert_close(x0, teacher.carry(0.999 * noise, 0.999, 0.0))
@@ -134,12 +140,13 @@ def test_a_student_without_loss_samples_what_the_teacher_does():
 @pytest.mark.parametrize("pred_type", PRED_TYPES)
 @pytest.mark.parametrize("end", [0.0, 0.25])
 def test_at_its_end_the_map_is_the_identity_whatever_the_network(pred_type, end):
-    teacher, n = GaussianTeacher(), 16
-    t, s = (
-        torch.full((n,), end + 0.1, dtype=torch.float64),
-        torch.full((n,), end, dtype=torch.float64),
-    )
-    x0, noise, c = normal(n, 2), normal(n, 2, seed=1), 0.05
+    teacher = GaussianTeacher()
+    n = 16
+    t = torch.full((n,), end + 0.1, dtype=torch.float64)
+    s = torch.full((n,), end, dtype=torch.float64)
+    x0 = normal(n, 2)
+    noise = normal(n, 2, seed=1)
+    c = 0.05
 
     def predicts(x_t: Tensor, t: Tensor, cond: None) -> Tensor:
         return convert_prediction(teacher(x_t, t), x_t, t, "flow", pred_type)
@@ -177,7 +184,10 @@ def slow_twin(student, teacher, x0, noise, t, s, cond, end, target, c, method) -
     """The loss sample by sample, with the formulas written out."""
     losses = []
     for i in range(len(x0)):
-        z, ti, si, ei = cond[i : i + 1], float(t[i]), float(s[i]), float(end[i])
+        z = cond[i : i + 1]
+        ti = float(t[i])
+        si = float(s[i])
+        ei = float(end[i])
 
         def at(net, x, time, z=z):
             return net(x[None], torch.tensor([time], dtype=torch.float64), z)[0]
@@ -199,9 +209,13 @@ def slow_twin(student, teacher, x0, noise, t, s, cond, end, target, c, method) -
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun"])
 @pytest.mark.parametrize("own_target", [True, False])
 def test_loss_and_gradient_equal_those_of_a_slow_twin(method, own_target):
-    student, teacher, target = Net(1), Net(2), Net(3)
+    student = Net(1)
+    teacher = Net(2)
+    target = Net(3)
     t, s, end = consistency_times(20, 0.0, T_LIST, sample_type="ode", generator=generator(3))
-    x0, noise, cond = normal(20, 2), normal(20, 2, seed=1), normal(20, seed=2)
+    x0 = normal(20, 2)
+    noise = normal(20, 2, seed=1)
+    cond = normal(20, seed=2)
     loss = consistency_loss(
         student,
         teacher,
@@ -228,7 +242,9 @@ def test_loss_and_gradient_equal_those_of_a_slow_twin(method, own_target):
 
 @pytest.mark.parametrize("own_target", [True, False])
 def test_gradients_reach_the_student_alone_with_nothing_frozen(own_target):
-    student, teacher, target = Net(1), Net(2), Net(3)
+    student = Net(1)
+    teacher = Net(2)
+    target = Net(3)
     x0, noise, cond = (normal(*shape, seed=7).requires_grad_() for shape in ((8, 2), (8, 2), (8,)))
     t = times_of(8)
     loss = consistency_loss(
@@ -248,9 +264,13 @@ def test_gradients_reach_the_student_alone_with_nothing_frozen(own_target):
 
 
 def test_teacher_and_target_judge_without_dropout_and_modes_are_restored():
-    student, teacher = Net(1), Net(2, dropout=0.5)
+    student = Net(1)
+    teacher = Net(2, dropout=0.5)
     target = Net(1, dropout=0.5)
-    x0, noise, cond, t = normal(8, 2), normal(8, 2, seed=1), normal(8, seed=2), times_of(8)
+    x0 = normal(8, 2)
+    noise = normal(8, 2, seed=1)
+    cond = normal(8, seed=2)
+    t = times_of(8)
     with_dropout = consistency_loss(student, teacher, x0, noise, t, t / 2, cond, target=target)
     assert teacher.training and target.training and teacher.net[2].training
     plain = consistency_loss(student, teacher.eval(), x0, noise, t, t / 2, cond)
@@ -259,8 +279,12 @@ def test_teacher_and_target_judge_without_dropout_and_modes_are_restored():
 
 def test_a_teacher_that_guides_itself_is_followed_where_it_leads():
     """The Gaussian flow is linear in the condition, so scale s follows c + (s - 1)(c - u)."""
-    teacher, x0, noise, t = GaussianTeacher(), normal(8, 2), normal(8, 2, seed=1), times_of(8)
-    c, u = normal(8, seed=2), normal(8, seed=3)
+    teacher = GaussianTeacher()
+    x0 = normal(8, 2)
+    noise = normal(8, 2, seed=1)
+    t = times_of(8)
+    c = normal(8, seed=2)
+    u = normal(8, seed=3)
 
     def student(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         return torch.sin(x_t)
@@ -274,13 +298,12 @@ def test_a_teacher_that_guides_itself_is_followed_where_it_leads():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_is_at_least_float32_and_close_to_that_in_float64(dtype):
-    student, teacher = Net(1), Net(2)
-    x0, noise, cond, t = (
-        normal(64, 2).to(dtype),
-        normal(64, 2, seed=1).to(dtype),
-        normal(64, seed=2),
-        times_of(64),
-    )
+    student = Net(1)
+    teacher = Net(2)
+    x0 = normal(64, 2).to(dtype)
+    noise = normal(64, 2, seed=1).to(dtype)
+    cond = normal(64, seed=2)
+    t = times_of(64)
     exact = consistency_loss(student, teacher, x0.double(), noise.double(), t, t / 2, cond)
     loss = consistency_loss(student, teacher, x0, noise, t, t / 2, cond)
     assert loss.dtype == torch.float32
@@ -342,7 +365,8 @@ class Point(nn.Module):
 def stage_of(
     mixture: GaussianMixture, *, steps: int, batch: int = 128, jump: float = 1.0, **dmd
 ) -> ConsistencyDistillation:
-    accelerator, cfg = start_accelerator(1), OptimizerConfig(lr=5e-3, warmup_steps=10)
+    accelerator = start_accelerator(1)
+    cfg = OptimizerConfig(lr=5e-3, warmup_steps=10)
     student = TrainedNetwork(Point(jump), cfg, steps, accelerator, ema=EMAConfig(decay=0.9))
     x0 = mixture.sample(4000, generator=generator(1))
     draws = Draws(0, "consistency", accelerator, batch)
@@ -366,7 +390,8 @@ def test_a_small_network_learns_a_mixture_from_scratch(steps, sample_type):
     )
     for step in range(stage.steps):
         stage.update(step)
-    noise, t_list = torch.randn(4000, 2, generator=generator(2)), stage.dmd.t_list
+    noise = torch.randn(4000, 2, generator=generator(2))
+    t_list = stage.dmd.t_list
     x = sample_student(
         stage.averaged(), noise, t_list, sample_type=sample_type, generator=generator(3)
     ).double()
@@ -378,7 +403,8 @@ def test_a_small_network_learns_a_mixture_from_scratch(steps, sample_type):
 
 
 def test_at_the_first_rung_the_student_sees_what_its_sampler_does():
-    stage, seen = stage_of(MIXTURE, steps=10, student_steps=1), []
+    stage = stage_of(MIXTURE, steps=10, student_steps=1)
+    seen = []
     network = stage.student.network
     network.register_forward_hook(lambda module, inputs, output: seen.append(inputs[:2]))
     stage.update(0)

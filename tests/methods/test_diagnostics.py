@@ -52,12 +52,16 @@ def test_judges_that_agree_have_no_gap_and_no_lag():
 def test_gap_and_lag_of_gaussians_are_the_closed_forms(t):
     """Teacher N(m, s^2), student and its exact fake score N(m + d, s^2): fake - teacher = d t^2 / v
     at every x_t."""
-    s, d, v = 0.4, 0.3, (1 - t) ** 2 * 0.4**2 + t**2
+    s = 0.4
+    d = 0.3
+    v = (1 - t) ** 2 * 0.4**2 + t**2
     config = DMDConfig(vsd_t=narrow(t), fake_score_rung_conditioned=False)
-    teacher, fake = GaussianTeacher(0.7, s), GaussianTeacher(0.7 + d, s)
+    teacher = GaussianTeacher(0.7, s)
+    fake = GaussianTeacher(0.7 + d, s)
     pipeline = DMDPipeline(nn.Identity(), teacher, fake, config)
     generated = 0.7 + d + s * normal(200_000, 2)
-    fake_dsm, teacher_dsm = s**2 * t**2 / v, (d * t**2 / v) ** 2 + s**2 * t**2 / v
+    fake_dsm = s**2 * t**2 / v
+    teacher_dsm = (d * t**2 / v) ** 2 + s**2 * t**2 / v
     draw = {"bins": 1, "generator": generator_for(0)}
     compared = compare_judges(pipeline, generated, **draw)
     found = {name: values[0] for name, values in compared.items()}
@@ -116,7 +120,8 @@ class Fixed(nn.Module):
 
 @pytest.mark.parametrize("norm", ["mean_abs", "rms"])
 def test_gradients_are_those_that_reach_the_sample_in_training(norm):
-    student, net = Fixed(), build(gan=True, pred_type="x0", gan_loss_weight_gen=0.3, vsd_norm=norm)
+    student = Fixed()
+    net = build(gan=True, pred_type="x0", gan_loss_weight_gen=0.3, vsd_norm=norm)
     parts = {"discriminator": net.discriminator, "features": net.features}
     pipeline = DMDPipeline(student, net.teacher, net.fake_score, net.config, **parts)
     losses = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator_for(3))
@@ -158,11 +163,13 @@ def test_the_vsd_gradient_is_w_g():
 def test_the_gan_gradient_is_that_of_its_loss_by_finite_differences(weight):
     """Every number of the sample is moved by itself, through features and discriminator of the
     pipeline's own loss."""
-    net, student = build(gan=True, pred_type="x0", gan_loss_weight_gen=weight), Fixed()
+    net = build(gan=True, pred_type="x0", gan_loss_weight_gen=weight)
+    student = Fixed()
     parts = {"discriminator": net.discriminator, "features": net.features}
     pipeline = DMDPipeline(student, net.teacher, net.fake_score, net.config, **parts)
     found = sample_gradients(pipeline, X0, NOISE, COND, generator=generator_for(3))
-    n, step = student.x.numel(), 1e-5
+    n = student.x.numel()
+    step = 1e-5
 
     def loss(k: int, moved: float) -> float:
         with torch.no_grad():
@@ -187,7 +194,8 @@ class Sign(nn.Module):
 
     def __init__(self, scale: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.scale, self.offset = scale, offset
+        self.scale = scale
+        self.offset = offset
 
     def forward(self, features: list[Tensor], t: Tensor, cond: Tensor | None) -> Tensor:
         return self.scale * features[0][:, :1].expand(-1, 2) + self.offset
@@ -200,7 +208,8 @@ def judge(discriminator: nn.Module, **changes) -> DMDPipeline:
 
 
 def test_accuracy_is_one_for_a_perfect_half_for_a_silent_and_zero_for_a_lying_discriminator():
-    real, fake = torch.full((64, 2), 50.0), torch.full((64, 2), -50.0)
+    real = torch.full((64, 2), 50.0)
+    fake = torch.full((64, 2), -50.0)
     shares = {
         scale: discriminator_accuracy_per_bin(judge(Sign(scale)), real, fake, bins=3)
         for scale in (1, 0, -1)
@@ -219,7 +228,8 @@ def test_accuracy_is_one_for_a_perfect_half_for_a_silent_and_zero_for_a_lying_di
 
 def test_noise_hides_the_difference_at_large_t():
     """Signs of N(+-1, 0) noised to t: right with probability Phi((1 - t) / t)."""
-    real, fake = torch.ones(40_000, 1), -torch.ones(40_000, 1)
+    real = torch.ones(40_000, 1)
+    fake = -torch.ones(40_000, 1)
     shares = discriminator_accuracy_per_bin(
         judge(Sign(1)), real, fake, bins=58, generator=generator_for(0)
     )
@@ -325,7 +335,8 @@ def test_a_run_with_diagnostics_is_the_run_without_bit_for_bit(tmp_path, monkeyp
         without = run(tmp_path / "without")
     monkeypatch.setattr(DistributionMatching, "diagnose", with_diagnose, raising=False)
     diagnosed = run(tmp_path / "with")
-    one, two = weights(without), weights(diagnosed)
+    one = weights(without)
+    two = weights(diagnosed)
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     rest = [
         [

@@ -58,7 +58,8 @@ def test_the_gan_term_reaches_the_student_through_both_networks():
 
 
 def test_losses_are_named_as_promised():
-    plain, gan = build(), build(gan=True, gan_loss_weight_gen=0.1, gan_r1_reg_weight=1.0)
+    plain = build()
+    gan = build(gan=True, gan_loss_weight_gen=0.1, gan_r1_reg_weight=1.0)
     draw = {"generator": generator_for(0)}
     assert set(plain.compute_student_loss(X0, NOISE, COND, **draw)) == {"vsd", "total"}
     assert set(plain.compute_fake_score_loss(X0, NOISE, COND, **draw)) == {"fake_score", "total"}
@@ -185,7 +186,8 @@ def test_a_teacher_that_offers_x0_is_asked_for_it():
 @pytest.mark.parametrize("student_sample_type", ["ode", "sde"])
 def test_training_inputs_are_the_samplers_inputs(student_sample_type):
     """At each rung the very tensor that sampling with the same draws feeds to the network there."""
-    pipeline, rungs = build(t_list=T_LIST, student_sample_type=student_sample_type), set()
+    pipeline = build(t_list=T_LIST, student_sample_type=student_sample_type)
+    rungs = set()
     for seed in range(16):
         x_t, t, rung = pipeline.student_input(X0, NOISE, COND, generator=generator_for(seed))
         generator = generator_for(seed)
@@ -235,7 +237,8 @@ def test_inputs_at_a_rung_have_the_samplers_law(student_sample_type):
 
 def test_noised_data_has_one_rung_per_sample_and_pure_noise_at_the_first():
     pipeline = build(t_list=T_LIST, backward_simulation=False)
-    noise, x0 = normal(400, 3), normal(400, 3, seed=1)
+    noise = normal(400, 3)
+    x0 = normal(400, 3, seed=1)
     x_t, t, rungs = pipeline.student_input(x0, noise, generator=generator_for(0))
     assert isinstance(t, Tensor) and isinstance(rungs, Tensor)
     assert set(rungs.tolist()) == {0, 1, 2, 3} and torch.equal(
@@ -329,7 +332,8 @@ def test_wrapped_networks_get_the_gradients_of_bare_ones(process_group):
 
 
 def test_all_processes_take_the_rung_of_the_first(process_group, monkeypatch):
-    pipeline, sent = build(t_list=T_LIST), []
+    pipeline = build(t_list=T_LIST)
+    sent = []
 
     def broadcast(rung: Tensor, src: int) -> None:
         sent.append(src)
@@ -347,7 +351,8 @@ def test_all_processes_take_the_rung_of_the_first(process_group, monkeypatch):
 
 def test_rung_zero_is_the_plain_network_and_others_differ():
     net = Net(1)
-    conditioned, t = RungConditioned(net, 4), torch.rand(6, dtype=torch.float64)
+    conditioned = RungConditioned(net, 4)
+    t = torch.rand(6, dtype=torch.float64)
     plain = net(NOISE, t, COND)
     assert torch.equal(conditioned(NOISE, t, COND), plain)
     outputs = [conditioned(NOISE, t, COND, rung=rung) for rung in range(4)]
@@ -417,7 +422,8 @@ def test_bad_calls_are_refused():
 @pytest.mark.parametrize("vsd_norm", ["mean_abs", "rms"])
 def test_the_students_fixed_point_is_the_teachers_law(vsd_norm):
     """From N(-0.5, 1.5^2), with a fake score that follows, to the teacher's N(0.7, 0.4^2)."""
-    teacher, student = GaussianTeacher(mean=0.7, std=0.4), Affine()
+    teacher = GaussianTeacher(mean=0.7, std=0.4)
+    student = Affine()
     fake = TrainableGaussian(0.0, 1.0)
     pipeline = DMDPipeline(student, teacher, fake, DMDConfig(vsd_norm=vsd_norm))
     optimizers = {
@@ -451,7 +457,8 @@ def test_a_rung_conditioned_fake_score_decays_what_its_network_decays():
     from fastgen.models.transformer import CondTransformerRegressor
 
     network = CondTransformerRegressor(2, 2, 3, 4, 1, 1, 2, 8)
-    groups, own = RungConditioned(network, 2).get_optim_groups(0.1), network.get_optim_groups(0.1)
+    groups = RungConditioned(network, 2).get_optim_groups(0.1)
+    own = network.get_optim_groups(0.1)
     assert [[id(p) for p in g["params"]] for g in groups] == [
         [id(p) for p in g["params"]] for g in own
     ]

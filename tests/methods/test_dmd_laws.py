@@ -39,9 +39,12 @@ def test_the_vsd_gradient_is_that_of_the_kl(norm, t):
     in the student is the mean of (1 - t) (score_fake - score_teacher) dx: without its weight w, VSD
     is t^2 / (1 - t)^2 times the KL's."""
     a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.9, -0.3))
-    teacher, fake = GaussianTeacher(mean=0.7, std=0.4), GaussianTeacher(mean=-0.3, std=0.9)
-    z, eps = normal(400_000, 1, seed=1), normal(400_000, 1, seed=2)
-    x, times = a * z + b, torch.full((400_000,), t, dtype=torch.float64)
+    teacher = GaussianTeacher(mean=0.7, std=0.4)
+    fake = GaussianTeacher(mean=-0.3, std=0.9)
+    z = normal(400_000, 1, seed=1)
+    eps = normal(400_000, 1, seed=2)
+    x = a * z + b
+    times = torch.full((400_000,), t, dtype=torch.float64)
     x_t = add_noise(x.detach(), eps, t)
     teacher_x0, fake_x0 = (
         pred_x0_from_flow(net(x_t, times, None), x_t, t) for net in (teacher, fake)
@@ -58,7 +61,8 @@ def test_the_vsd_gradient_is_that_of_the_kl(norm, t):
 
 @pytest.mark.parametrize("vsd_norm", ["mean_abs", "rms"])
 def test_with_an_exact_fake_score_the_fixed_point_is_the_teachers_law_within_a_percent(vsd_norm):
-    teacher, student = GaussianTeacher(mean=0.7, std=0.4), Affine()
+    teacher = GaussianTeacher(mean=0.7, std=0.4)
+    student = Affine()
     pipeline = DMDPipeline(
         student, teacher, TrainableGaussian(0.0, 1.0), DMDConfig(vsd_norm=vsd_norm)
     )
@@ -110,7 +114,8 @@ def test_the_fixed_point_has_the_teachers_mean_and_full_covariance_within_a_perc
     teacher = ExactTeacher(GaussianMixture(mean[None], covariance[None]))
     pipeline = DMDPipeline(student, teacher, fake, DMDConfig(vsd_norm=vsd_norm))
     optimizer = torch.optim.Adam(student.parameters(), lr=0.03, betas=(0.0, 0.99))
-    steps, tail = 600, []
+    steps = 600
+    tail = []
     for step in range(steps):
         fake.mixture = made()
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / steps)

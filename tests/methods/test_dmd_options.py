@@ -56,7 +56,8 @@ def test_a_clamped_direction_is_shortened_and_not_turned():
         (g,) = torch.autograd.grad(vsd_loss(generated, teacher, fake, clamp=clamp), generated)
         return g * generated.numel()
 
-    free, clamped = directions(None), directions(0.5)
+    free = directions(None)
+    clamped = directions(0.5)
     length, bounded = (d.square().mean(1).sqrt() for d in (free, clamped))
     torch.testing.assert_close(bounded, length.clamp(max=0.5))
     torch.testing.assert_close(
@@ -116,7 +117,8 @@ def test_the_fake_scores_loss_is_weighted_over_time(kind, weight):
         "fake_score"
     ]
     t, eps = draws(pipeline.config.fake_score_t, generator_for(0))
-    x, t = student_x0(pipeline, 0.999 * NOISE, 0.999), t.double()
+    x = student_x0(pipeline, 0.999 * NOISE, 0.999)
+    t = t.double()
     per_sample = (pipeline.fake_score(add_noise(x, eps, t), t, COND) - (eps - x)).square().mean(1)
     torch.testing.assert_close(loss, (weight(t) * per_sample).mean())
 
@@ -146,7 +148,8 @@ def test_a_term_of_weight_zero_is_absent_and_those_before_it_are_what_they_were(
             computed[f"total of the {name}"] = computed.pop("total")
         return computed
 
-    whole, without = losses(), losses(**{WEIGHTS[term]: 0.0})
+    whole = losses()
+    without = losses(**{WEIGHTS[term]: 0.0})
     assert set(whole) - set(without) == {term}
     order = ["vsd", "gan_gen", "real_data", "gan_disc", "r1", "r2"]
     before = order[: order.index(term)]
@@ -259,7 +262,8 @@ def test_relativistic_losses_compare_a_sample_with_its_datum():
 
 
 def test_the_named_features_are_those_of_the_network_named():
-    teacher, fake = Net(2), Net(3)
+    teacher = Net(2)
+    fake = Net(3)
     for name, network in (("teacher", teacher), ("fake_score", fake)):
         config = DMDConfig(gan_features=name, gan_blocks=("dropout",), gan_loss_weight_gen=1.0)
         pipeline = DMDPipeline(Net(1), teacher, fake, config, discriminator=Heads())
@@ -274,7 +278,8 @@ def test_the_named_features_are_those_of_the_network_named():
 
 
 def test_features_of_the_fake_score_train_only_the_discriminator():
-    teacher, fake = Net(2), Net(3)
+    teacher = Net(2)
+    fake = Net(3)
     config = DMDConfig(gan_features="fake_score", gan_blocks=("dropout",), gan_loss_weight_gen=1.0)
     pipeline = DMDPipeline(Net(1), teacher, fake, config, discriminator=Heads())
     for loss in ("student", "discriminator"):
@@ -295,7 +300,8 @@ def test_features_of_a_fake_score_that_knows_the_rung_are_those_of_the_samples_r
 ):
     """For data too, which are compared with samples of that rung; the discriminator itself is told
     t alone."""
-    teacher, seen = Net(2), []
+    teacher = Net(2)
+    seen = []
 
     class Told(Heads):
         def forward(self, features: list[Tensor], t: Tensor, cond: Tensor) -> Tensor:
@@ -460,7 +466,9 @@ def test_padding_changes_no_loss_and_no_gradient(loss):
     mask = torch.tensor(
         [[True, True, True], [True, False, False], [True, True, False], [True, True, True]]
     )
-    noise, x0, cond = normal(4, 3, 2), normal(4, 3, 2, seed=1), normal(4, 3, 2, seed=2)
+    noise = normal(4, 3, 2)
+    x0 = normal(4, 3, 2, seed=1)
+    cond = normal(4, 3, 2, seed=2)
 
     def run(value: float) -> list[Tensor]:
         filled = [v.masked_fill(~mask[:, :, None], value) for v in (x0, noise, cond)]
@@ -499,7 +507,9 @@ def test_padding_changes_no_loss_of_a_discriminator(loss, features):
     mask = torch.tensor(
         [[True, True, True], [True, False, False], [True, True, False], [True, True, True]]
     )
-    noise, x0, cond = normal(4, 3, 2), normal(4, 3, 2, seed=1), normal(4, 3, 2, seed=2)
+    noise = normal(4, 3, 2)
+    x0 = normal(4, 3, 2, seed=1)
+    cond = normal(4, 3, 2, seed=2)
 
     def run(value: float) -> list[Tensor]:
         filled = [v.masked_fill(~mask[:, :, None], value) for v in (x0, noise)]

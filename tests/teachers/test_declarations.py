@@ -17,8 +17,8 @@ from fastgen.teachers.clocks import beta_table, parse_clock
 from fastgen.teachers.declarations import (
     TIMES,
     best_declaration,
+    declaration_notes,
     denoising_errors,
-    judge_declaration,
 )
 from support.exact import normal
 from support.exact_mixture import ExactTeacher
@@ -88,7 +88,7 @@ def noise_network() -> Denoiser:
 def warnings(
     teacher: nn.Module, x0: Tensor = X0, *, search: bool = True, pred_type: str = "flow"
 ) -> list[str]:
-    lines = judge_declaration(teacher, x0, None, pred_type=pred_type, search=search)
+    lines = declaration_notes(teacher, x0, None, pred_type=pred_type, search=search)
     assert lines[0].startswith("denoising error of the teacher at t = 0.2, 0.5, 0.8: ")
     assert all(line.startswith("warning: ") for line in lines[1:])
     return lines[1:]

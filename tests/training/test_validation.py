@@ -10,9 +10,11 @@ import re
 import pytest
 
 from fastgen._core.json_files import plain_json
-from fastgen.training.validation import Progress, teacher_note
+from fastgen.methods.registry import METHODS
+from fastgen.training.validation import REMEDY, Progress, teacher_note
 
 NAN = float("nan")
+REMEDIES = {method.stage: method.remedy for method in METHODS.values()}
 
 
 def fed(
@@ -24,7 +26,7 @@ def fed(
 ):
     """(progress, all warnings) after validations at updates 0, `every`, ...; the first is the
     start."""
-    progress = Progress(stage, primary)
+    progress = Progress(stage, primary, remedy=REMEDIES.get(stage, REMEDY))
     said = []
     for k, scores in enumerate(rows):
         said += progress.add(k * every, scores, trained=k > 0)
@@ -159,11 +161,13 @@ def test_an_unknown_stage_has_a_remedy_too():
 def test_a_blind_discriminator_is_warned_of_once():
     progress = Progress("dmd", "energy")
     assert (
-        progress.judge(10, {"gap": [0.1]}) == [] == progress.judge(10, {"gan_accuracy": [0.5, 0.7]})
+        progress.note_diagnostics(10, {"gap": [0.1]})
+        == []
+        == progress.note_diagnostics(10, {"gan_accuracy": [0.5, 0.7]})
     )
-    (text,) = progress.judge(10, {"gan_accuracy": [0.5, 0.52]})
+    (text,) = progress.note_diagnostics(10, {"gan_accuracy": [0.5, 0.52]})
     assert "right in 52% of cases" in text and "dmd.gan_features=sample" in text
-    assert progress.judge(20, {"gan_accuracy": [0.5, 0.5]}) == []
+    assert progress.note_diagnostics(20, {"gan_accuracy": [0.5, 0.5]}) == []
 
 
 def test_a_teacher_far_from_the_data_is_said_to_be_one():
