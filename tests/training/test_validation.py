@@ -10,9 +10,11 @@ import re
 import pytest
 
 from fastgen._core.json_files import plain_json
-from fastgen.training.validation import Progress, teacher_note
+from fastgen.methods.registry import METHODS
+from fastgen.training.validation import REMEDY, Progress, teacher_note
 
 NAN = float("nan")
+REMEDIES = {method.stage: method.remedy for method in METHODS.values()}
 
 
 def fed(
@@ -24,7 +26,7 @@ def fed(
 ):
     """(progress, all warnings) after validations at updates 0, `every`, ...; the first is the
     start."""
-    progress = Progress(stage, primary)
+    progress = Progress(stage, primary, remedy=REMEDIES.get(stage, REMEDY))
     said = []
     for k, scores in enumerate(rows):
         said += progress.add(k * every, scores, trained=k > 0)
