@@ -52,9 +52,7 @@ class SymmetryConfig(Config):
 class DataConfig(Config):
     """Where trajectories, or samples of any other shape, come from."""
 
-    name: Literal["ring", "modes", "two_rings", "flights", "file"] = Field(
-        default="ring", description="embedded task, or `file` for your own"
-    )
+    name: str = Field(default="ring", description="embedded task, or `file` for your own")
     path: str | None = Field(
         default=None,
         description="file: .npz or .safetensors with X and Z, X alone, or actions, observations, "

@@ -67,8 +67,9 @@ def built_in_config(network: nn.Module) -> Mapping[str, Any]:
     """The config of a network of `fastgen.models`; {} for a module from elsewhere, whatever its
     `config` may be."""
     config = getattr(network, "config", None)
-    is_ours = isinstance(config, Mapping) and config.get("class") in NETWORKS
-    return config if is_ours else {}
+    if isinstance(config, Mapping) and config.get("class") in NETWORKS:
+        return config
+    return {}
 
 
 def check_network_config(
