@@ -18,6 +18,7 @@ from fastgen.report.figures import score_figure, training_figure
 from fastgen.report.styles import GREY, SCORES
 from fastgen.report.tables import by_solver
 from fastgen.report.trajectories import trajectory_figure
+from support.toy import without_pictures
 
 STAGES = {
     "kd": StageStyle(title="KD", colour="#E69F00", heading="KD: regression on teacher pairs"),
@@ -88,7 +89,7 @@ def colour(line) -> str:
     return to_hex(line.get_color())
 
 
-def test_the_folder_holds_numbers_pages_and_pictures(tmp_path, monkeypatch):
+def test_the_folder_holds_numbers_pages_and_pictures(tmp_path):
     folder = write_report(
         tmp_path, results=results(), curves=curves(), examples=examples(), stages=STAGES
     )
@@ -110,25 +111,25 @@ def test_the_folder_holds_numbers_pages_and_pictures(tmp_path, monkeypatch):
         data = (folder / name).read_bytes()
         width, height = struct.unpack(">II", data[16:24])
         assert data.startswith(b"\x89PNG") and width >= 700 and height >= 300
-    monkeypatch.setattr("fastgen.report.page._png", lambda figure: b"")
-    # A second report takes the place of the first, and one that fails leaves it.
-    write_report(
-        tmp_path,
-        results={**results(), "seconds": {}},
-        curves=[],
-        examples=examples(),
-        stages=STAGES,
-    )
-    before = (folder / "report.json").read_text()
-    with pytest.raises(TypeError, match="results.selected to hold"):
+    with without_pictures():
+        # A second report takes the place of the first, and one that fails leaves it.
         write_report(
             tmp_path,
-            results={**results(), "selected": {1, 2}},
+            results={**results(), "seconds": {}},
             curves=[],
             examples=examples(),
             stages=STAGES,
         )
-    assert (folder / "report.json").read_text() == before
+        before = (folder / "report.json").read_text()
+        with pytest.raises(TypeError, match="results.selected to hold"):
+            write_report(
+                tmp_path,
+                results={**results(), "selected": {1, 2}},
+                curves=[],
+                examples=examples(),
+                stages=STAGES,
+            )
+        assert (folder / "report.json").read_text() == before
 
 
 def test_numbers_that_are_none_become_null_with_a_reason(tmp_path, monkeypatch):
@@ -455,12 +456,12 @@ def test_the_diagnostics_are_drawn_with_where_each_stage_began():
     assert diagnostics_figure({}, [], STAGES).axes[0].get_title() == "no validation in this run"
 
 
-def test_warnings_stand_in_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastgen.report.page._png", lambda figure: b"")
+def test_warnings_stand_in_the_report(tmp_path):
     said = {**results(), "warnings": ["dmd update 200: the spread fell"]}
-    folder = write_report(
-        tmp_path, results=said, curves=diagnosed(), examples=examples(), stages=STAGES
-    )
+    with without_pictures():
+        folder = write_report(
+            tmp_path, results=said, curves=diagnosed(), examples=examples(), stages=STAGES
+        )
     assert json.loads((folder / "report.json").read_text())["warnings"] == said["warnings"]
     page = (folder / "report.md").read_text()
     assert "- dmd update 200: the spread fell" in page and "](diagnostics.png)" in page
