@@ -11,6 +11,7 @@ import torch
 from fastgen.report import format_table, write_report
 from fastgen.report.tables import by_solver
 from support.reports import STAGES, curves, examples, results
+from support.toy import without_pictures
 
 
 def test_the_folder_holds_numbers_pages_and_pictures(tmp_path):
