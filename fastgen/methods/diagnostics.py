@@ -303,7 +303,9 @@ def discriminator_accuracy_per_bin(
     rung = pipeline.num_rungs - 1
     shares = []
     for t, eps in _binned(generated, pipeline.config.gan_t, bins, generator):
-        real = pipeline.judged(add_noise(x0.to(generated.dtype), eps, t), t, cond, rung)
-        fake = pipeline.judged(add_noise(generated, eps, t), t, cond, rung)
+        real = pipeline.discriminator_logits(
+            add_noise(x0.to(generated.dtype), eps, t), t, cond, rung
+        )
+        fake = pipeline.discriminator_logits(add_noise(generated, eps, t), t, cond, rung)
         shares.append(float(discriminator_accuracy(real, fake, kind=pipeline.config.gan_loss)))
     return shares

@@ -295,11 +295,11 @@ class DMDPipeline:
         """The fake score's x0 of `x_t`, see `Judges.fake_x0`."""
         return self.judges.fake_x0(x_t, t, cond, rung)
 
-    def judged(
+    def discriminator_logits(
         self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """The discriminator's logits of `x_t`, see `Judges.judged`."""
-        return self.judges.judged(x_t, t, cond, rung, mask)
+        """The discriminator's logits of `x_t`, see `Judges.discriminator_logits`."""
+        return self.judges.discriminator_logits(x_t, t, cond, rung, mask)
 
 
 def _detached(

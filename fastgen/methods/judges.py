@@ -112,7 +112,7 @@ class Judges:
 
     # ---- Discriminator ---------------------------------------------------------------------------
 
-    def judged(
+    def discriminator_logits(
         self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """The discriminator's logits (B, heads), differentiable in x_t but not in any weights.

@@ -95,7 +95,7 @@ def vsd_term(
         fake_x0 = judges.fake_x0(x_t, t, cond, made.rung)
         teacher_x0 = judges.teacher_x0(x_t, t, cond, negative_cond, mask)
         if config.f_divergence != "reverse_kl":
-            log_ratio = judges.judged(x_t, t, cond, made.rung, mask)
+            log_ratio = judges.discriminator_logits(x_t, t, cond, made.rung, mask)
             scale = f_divergence_weight(config.f_divergence, log_ratio)
     if config.vsd_alpha_factor:
         alpha_t = 1.0 - t
@@ -131,14 +131,14 @@ def gan_term(
     """
     config = judges.config
     t, eps = draws.times_and_noise(made.x0, config.gan_t, generator)
-    fake = judges.judged(add_noise(made.x0, eps, t), t, cond, made.rung, mask)
+    fake = judges.discriminator_logits(add_noise(made.x0, eps, t), t, cond, made.rung, mask)
     if config.gan_loss != "relativistic":
         return gan_gen_loss(fake)
     if x0 is None:
         raise ValueError("expected x0 for gan_loss='relativistic', got None")
     if not config.gan_use_same_t_noise:
         t, eps = draws.times_and_noise(x0, config.gan_t, generator)
-    real = judges.judged(add_noise(x0, eps, t), t, cond, made.rung, mask)
+    real = judges.discriminator_logits(add_noise(x0, eps, t), t, cond, made.rung, mask)
     return gan_gen_loss(fake, real, kind=config.gan_loss)
 
 

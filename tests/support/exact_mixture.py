@@ -46,22 +46,26 @@ class ExactTeacher(nn.Module):
     Called as `teacher(x_s, clock, cond)` with x_s = alpha(s) x0 + sigma(s) eps and clock = s *
     time_scale, where
 
-    | path                               | s, data at 0         | alpha, sigma                                         |
-    |------------------------------------|----------------------|------------------------------------------------------|
-    | linear, cosine, vp, an interpolant | [0, 1]               | the interpolant's at its own time 1 - s              |
-    | edm                                | [0, inf)             | 1, s                                                 |
-    | a tensor of N DDPM betas           | [0, N - 1], the row  | sqrt(sigmoid(lambda)), sqrt(sigmoid(-lambda))        |
+    | path                  | s, data at 0        | alpha, sigma                    |
+    |-----------------------|---------------------|---------------------------------|
+    | linear, cosine, vp,   | [0, 1]              | the interpolant's at its own    |
+    | an interpolant        |                     | time 1 - s                      |
+    | edm                   | [0, inf)            | 1, s                            |
+    | a tensor of N betas   | [0, N - 1], the row | sqrt(sigmoid(lambda)),          |
+    | of DDPM               |                     | sqrt(sigmoid(-lambda))          |
 
     With abar the cumulative product of 1 - betas, lambda = log(abar / (1 - abar)) at the rows and
     linear between them. With `data_at=1` (interpolants only) s is the interpolant's own time.
 
-    | prediction | the conditional mean, given x_s, of                                               |
-    |------------|-----------------------------------------------------------------------------------|
-    | flow       | eps - x0                                                                          |
-    | velocity   | dx_s/ds = alpha' x0 + sigma' eps: its sign follows `data_at`; not for betas       |
-    | eps, x0    | eps, x0                                                                           |
-    | v          | alpha eps - sigma x0                                                              |
-    | score      | -eps / sigma; taken as the gradient of the log density, which is finite at sigma = 0 |
+    | prediction | the conditional mean, given x_s, of                         |
+    |------------|-------------------------------------------------------------|
+    | flow       | eps - x0                                                    |
+    | velocity   | dx_s/ds = alpha' x0 + sigma' eps: its sign follows          |
+    |            | `data_at`; not for betas                                    |
+    | eps, x0    | eps, x0                                                     |
+    | v          | alpha eps - sigma x0                                        |
+    | score      | -eps / sigma; taken as the gradient of the log density,     |
+    |            | which is finite at sigma = 0                                |
 
     It has neither parameters nor buffers: `.to(dtype)` changes nothing, since the mixture stays in
     float64 and the answer takes the dtype and device of `x_s`. The defaults make it a rectified
@@ -125,7 +129,8 @@ class ExactTeacher(nn.Module):
         shaped like `x_s`.
 
         Raises:
-            ValueError: for wrong shapes or a clock out of range.      TypeError: for a float16 or bfloat16 clock.
+            ValueError: for wrong shapes or a clock out of range.
+            TypeError: for a float16 or bfloat16 clock.
         """
         check_shape("x_s", x_s, ("B", *self.mixture.shape))
         s = self._own_time(clock).to(x_s.device)

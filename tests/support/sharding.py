@@ -111,11 +111,12 @@ def parts() -> dict[str, Any]:
         nn.Linear(3, 5), network.cfg, 9, ours.start_accelerator(1), ema=EMAConfig()
     )
     (uneven.network(torch.ones(2, 3)).sum()).backward()
-    assert uneven.ema is not None and uneven._plain is not None
+    assert uneven.ema is not None
     held = {"weights": list(uneven.bare.parameters()), "ema": list(uneven.ema.shadow.values())}
     held |= {
         "gradients": [p.grad for p in held["weights"]],
-        "host": list(uneven._plain.parameters()),
+        # Whole, as the host keeps it to make averages of.
+        "host": list(uneven.averaged().parameters()),
     }
     found["bytes"] = {
         name: sum(own(value).nbytes for value in values) for name, values in held.items()
@@ -161,13 +162,16 @@ def parts() -> dict[str, Any]:
     return found
 
 
-update, sharded, networks = TrainedNetwork.update, set(), set()
+update = TrainedNetwork.update
+sharded: set[bool] = set()
+networks: set[TrainedNetwork] = set()
 
 
 def watched(self: TrainedNetwork, *args: Any) -> Any:
     """`update`, which notes whether all that it trains is in shards."""
     networks.add(self)
-    sharded.add(all(map(is_shard, self._parameters)))
+    trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+    sharded.add(all(map(is_shard, trained)))
     return update(self, *args)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
@@ -18,6 +19,7 @@ from fastgen.jobs.checks import with_method
 from fastgen.jobs.distillation import Distillation
 from fastgen.jobs.planning import distillation_footprints, plan_teacher
 from fastgen.jobs.setup import Setup
+from fastgen.methods.consistency import consistency_loss
 from fastgen.methods.registry import stages_of
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.records.folder import open_run
@@ -233,7 +235,7 @@ def nbytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 @pytest.mark.parametrize("ema", [None, {"dtype": "float64"}])
-def test_averages_and_targets_are_those_that_the_stages_hold(tmp_path, ema):
+def test_averages_and_targets_are_those_that_the_stages_hold(tmp_path, monkeypatch, ema):
     """The KD student has an average whatever student.ema is; the target of consistency is there
     with an average alone."""
     values = toy_config(tmp_path / "run").model_dump() | {
@@ -254,7 +256,15 @@ def test_averages_and_targets_are_those_that_the_stages_hold(tmp_path, ema):
         average = held[stage].student.ema
         assert rows["student"].ema == (0 if average is None else nbytes(average.shadow.values()))
     assert plan["kd"]["student"].ema > 0
-    target = held["consistency"]._judge()
+    targets = []
+
+    def watched(*args: Any, target: nn.Module | None, **options: Any) -> Tensor:
+        targets.append(target)
+        return consistency_loss(*args, target=target, **options)
+
+    monkeypatch.setattr("fastgen.methods.consistency.consistency_loss", watched)
+    held["consistency"].update(0)
+    (target,) = targets
     assert (target is None) == (ema is None) == ("target" not in plan["consistency"])
     assert target is None or plan["consistency"]["target"].held == nbytes(target.parameters())
 
