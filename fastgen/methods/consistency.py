@@ -168,8 +168,8 @@ class ConsistencyDistillation(Stage):
     """One answer along each trajectory of the teacher, from data and one teacher step (see
     :mod:`fastgen.methods.consistency`).
 
-    Times run over [0, t_1], on a grid of which every rung is a point and that is refined as `step`
-    nears `steps`. At the first rung the student sees t_1 noise alone, as its sampler does, and not
+    Times run over [0, t_1], on a grid that holds every rung and is refined while training goes on.
+    At the first rung the student sees t_1 noise alone, as its sampler does, and not
     (1 - t_1) x0 + t_1 noise, as noised data would be.
 
     Args:
@@ -179,7 +179,7 @@ class ConsistencyDistillation(Stage):
         x0: data (N, ...) in the networks' units.
         cond: its conditions, N rows each, or None.
         dmd: of it `t_list`, `student_sample_type`, `pred_type`.
-        steps: updates.
+        updates: in all.
         huber_c: c of the pseudo-Huber loss.
         draws: of this stage.
         first, last: intervals of the grid at the start and at the end.
@@ -200,7 +200,7 @@ class ConsistencyDistillation(Stage):
         x0: Tensor,
         cond: Any,
         dmd: DMDConfig,
-        steps: int,
+        updates: int,
         huber_c: float,
         draws: Draws,
         *,
@@ -218,7 +218,7 @@ class ConsistencyDistillation(Stage):
         self.x0 = x0
         self.cond = cond
         self.dmd = dmd
-        self.steps = steps
+        self.updates = updates
         self.huber_c = huber_c
         self.draws = draws
         self.first = first
@@ -286,7 +286,7 @@ class ConsistencyDistillation(Stage):
         draws = self.draws
         t, s, end = consistency_times(
             draws.batch_size,
-            min(1.0, step / max(1, self.steps)),
+            min(1.0, step / max(1, self.updates)),
             self.dmd.t_list,
             sample_type=self.dmd.student_sample_type,
             first=self.first,

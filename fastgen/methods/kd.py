@@ -167,7 +167,7 @@ class KnowledgeDistillation(Stage):
         states: Tensor,
         cond: Any,
         dmd: DMDConfig,
-        steps: int,
+        updates: int,
         huber_c: float,
         draws: Draws,
         *,
@@ -178,7 +178,7 @@ class KnowledgeDistillation(Stage):
         self.states = states
         self.cond = cond
         self.dmd = dmd
-        self.steps = steps
+        self.updates = updates
         self.huber_c = huber_c
         self.draws = draws
 

@@ -68,7 +68,7 @@ class DistributionMatching(Stage):
         pipeline: the losses.
         x0, cond: training data as networks see them.
         dmd: as the pipeline's.
-        steps: student updates.
+        updates: of the student.
         discriminator: the pipeline's, or None.
         pairs: KD on teacher pairs, whose loss is added with `kd_weight`; None, or a weight of 0:
             there is none.
@@ -83,7 +83,7 @@ class DistributionMatching(Stage):
         x0: Tensor,
         cond: Any,
         dmd: DMDConfig,
-        steps: int,
+        updates: int,
         draws: Draws,
         *,
         discriminator: TrainedNetwork | None = None,
@@ -100,17 +100,27 @@ class DistributionMatching(Stage):
         self.draws = draws
         self.judges: list[TrainedJudge] = []
         if fake_score is not None:
-            updates = dmd.fake_score_warmup_steps, dmd.fake_steps_per_student_step
             self.judges.append(
-                TrainedJudge("fake", fake_score, "compute_fake_score_loss", *updates)
+                TrainedJudge(
+                    "fake",
+                    fake_score,
+                    loss="compute_fake_score_loss",
+                    warmup=dmd.fake_score_warmup_steps,
+                    turns=dmd.fake_steps_per_student_step,
+                )
             )
         if discriminator is not None:
-            updates = dmd.gan_disc_warmup_steps, dmd.gan_disc_steps_per_student_step
             self.judges.append(
-                TrainedJudge("disc", discriminator, "compute_discriminator_loss", *updates)
+                TrainedJudge(
+                    "disc",
+                    discriminator,
+                    loss="compute_discriminator_loss",
+                    warmup=dmd.gan_disc_warmup_steps,
+                    turns=dmd.gan_disc_steps_per_student_step,
+                )
             )
-        self.warmup = max((judge.warmup for judge in self.judges), default=0) if steps else 0
-        self.steps = self.warmup + steps
+        self.warmup = max((judge.warmup for judge in self.judges), default=0) if updates else 0
+        self.updates = self.warmup + updates
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         logs: dict[str, Tensor | float] = {}

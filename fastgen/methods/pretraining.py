@@ -49,7 +49,7 @@ class FlowMatchingTraining(Stage):
         self.cond = cond
         self.cfg = cfg
         self.draws = draws
-        self.steps = cfg.steps
+        self.updates = cfg.steps
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("data"):

@@ -30,13 +30,13 @@ class Stage(Protocol):
 
     Attributes:
         name: of the stage.
-        steps: updates in all.
+        updates: in all.
         warmup: first updates that leave the network of `averaged` as it was.
         clock: counts the seconds of updates by phase; the trainer gives the stage its own.
     """
 
     name: str
-    steps: int
+    updates: int
     warmup: int = 0
     clock: PhaseClock = PhaseClock()
 

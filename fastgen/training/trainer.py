@@ -45,7 +45,7 @@ class _Due(NamedTuple):
 
 def _due_after(updates: int, stage: Stage, loop: LoopConfig) -> _Due:
     """What is due when `updates` of a stage are done."""
-    last = updates == stage.steps
+    last = updates == stage.updates
     # The end of a warm-up shows whether judges see anything, before the student follows them.
     validation = last or updates == stage.warmup or updates % loop.evaluate_every == 0
     return _Due(
@@ -186,7 +186,7 @@ class Trainer:
         watch = Stopwatch(state.seconds, stage.name)
         scored: dict[str, Any] = {}  # by the last validation, until it is logged
 
-        while state.updates < stage.steps and not progress.out_of_patience(self.loop.patience):
+        while state.updates < stage.updates and not progress.out_of_patience(self.loop.patience):
             # The update.
             self._seed_dropout(stage)
             for network in stage.trained().values():
@@ -275,7 +275,7 @@ class Trainer:
                 warnings = warnings + progress.note_diagnostics(updates, found)
         if warnings:
             row["warnings"] = warnings
-        if progress.out_of_patience(self.loop.patience) and updates < stage.steps:
+        if progress.out_of_patience(self.loop.patience) and updates < stage.updates:
             row["stopped_early"] = progress.early_end(updates)
         return row
 
@@ -292,7 +292,7 @@ class Trainer:
     def _bar(self, stage: Stage) -> Any:
         title = f"{self.state.position + 1}/{len(self.stages)} {stage.name}"
         shown = self.processes.is_main_process
-        return progress_bar(title, stage.steps, self.state.updates, shown=shown)
+        return progress_bar(title, stage.updates, self.state.updates, shown=shown)
 
     # ---- Checkpoints -----------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def test_a_small_network_learns_a_mixture_from_scratch(steps, sample_type):
     stage = stage_of(
         MIXTURE, steps=1500, jump=jump, student_steps=steps, student_sample_type=sample_type
     )
-    for step in range(stage.steps):
+    for step in range(stage.updates):
         stage.update(step)
     noise = torch.randn(4000, 2, generator=generator(2))
     t_list = stage.dmd.t_list

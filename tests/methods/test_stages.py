@@ -139,7 +139,7 @@ def test_the_mean_gradient_of_many_processes_and_micro_batches_is_that_of_one(
     def run(rank: int, world: int, accumulation: int = 1) -> list[Tensor]:
         stage, recorders = make(rank, world)
         in_micro_batches(stage, accumulation)
-        for step in range(stage.steps):
+        for step in range(stage.updates):
             stage.update(step)
         return gradients(recorders)
 
@@ -157,9 +157,9 @@ def test_the_mean_gradient_of_many_processes_and_micro_batches_is_that_of_one(
 @stages
 def test_an_update_is_a_pure_function_of_its_step(make):
     (straight, one), (jumping, other) = make(), make()
-    for step in range(straight.steps):
+    for step in range(straight.updates):
         straight.update(step)
-    jumping.update(straight.steps - 1)
+    jumping.update(straight.updates - 1)
     for before, alone in zip(one, other, strict=True):
         before.gradients = before.gradients[-len(alone.gradients) :]
     assert all(torch.equal(a, b) for a, b in zip(gradients(one), gradients(other), strict=True))
@@ -233,7 +233,7 @@ def test_pairs_of_weight_zero_are_left_alone():
 @stages
 def test_what_an_update_returns_can_be_logged(make):
     stage, _ = make()
-    for step in (0, stage.steps - 1):
+    for step in (0, stage.updates - 1):
         logs = {key: float(value) for key, value in stage.update(step).items()}
         assert logs["loss"] >= 0 and not any(
             getattr(v, "requires_grad", False) for v in stage.update(step).values()
@@ -244,7 +244,7 @@ def test_what_an_update_returns_can_be_logged(make):
 def test_dmd_warms_the_fake_score_up_and_then_takes_turns(steps):
     stage, (student, fake_score) = matching(steps=steps)
     seen = []
-    for step in range(stage.steps):
+    for step in range(stage.updates):
         stage.update(step)
         seen.append((len(student.steps), len(fake_score.steps)))
     warm, turns = DMD.fake_score_warmup_steps, DMD.fake_steps_per_student_step
@@ -257,7 +257,7 @@ def test_dmd_warms_the_fake_score_up_and_then_takes_turns(steps):
 
 def test_dmd_without_student_updates_is_no_stage_at_all():
     stage, _ = matching(steps=0)
-    assert stage.steps == 0
+    assert stage.updates == 0
 
 
 def test_no_two_updates_of_dmd_see_the_same_noise():
@@ -269,7 +269,7 @@ def test_no_two_updates_of_dmd_see_the_same_noise():
         return generate(x0, eps, *rest, **options)
 
     stage.pipeline.generate = spy
-    for step in range(stage.steps):
+    for step in range(stage.updates):
         stage.update(step)
     assert len(noise) == 4 + 5 * (
         1 + 2
@@ -286,7 +286,7 @@ def test_flow_matching_near_pure_noise_learns_the_mean_given_the_condition():
     )
     network = trained(network=ToyTeacher(), total=cfg.steps, ema=False, lr=0.03, weight_decay=0.0)
     stage = FlowMatchingTraining(network, x0, cond, cfg, draws(stage="teacher"))
-    for step in range(stage.steps):
+    for step in range(stage.updates):
         stage.update(step)
     eps, z = torch.randn(48, 2, 4, generator=torch.Generator().manual_seed(3)), cond.repeat(1, 2, 2)
     with torch.no_grad():

@@ -48,19 +48,19 @@ class Counter(Stage):
 
     def __init__(self, name: str = "dmd", steps: int = 8, warmup: int = 0) -> None:
         self.name = name
-        self.steps = steps
+        self.updates = steps
         self.warmup = warmup
         self.at = 0
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
 
     def update(self, step: int) -> dict[str, Tensor | float]:
-        assert self.updates == step
+        assert self.done == step
         nn.init.constant_(self.network.weight, step + 1)
         return {"loss": 1.0}
 
     @property
-    def updates(self) -> int:
+    def done(self) -> int:
         return int(self.network.weight)
 
     def trained(self) -> dict:

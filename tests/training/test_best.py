@@ -35,7 +35,7 @@ def test_what_is_no_number_never_wins(tmp_path, scores, best):
 def test_patience_ends_a_stage_and_says_so(tmp_path, capsys):
     stages = [Counter("kd"), Counter("dmd", warmup=2)]
     trainer = follow(tmp_path, SCORES, stages=stages, patience=2)
-    assert [stage.updates for stage in stages] == [5, 5] and kept(trainer, "kd") == kept(
+    assert [stage.done for stage in stages] == [5, 5] and kept(trainer, "kd") == kept(
         trainer, "dmd"
     ) == 3
     rows = [row for row in read_log(tmp_path) if "stopped_early" in row]
@@ -52,7 +52,7 @@ def test_patience_ends_a_stage_and_says_so(tmp_path, capsys):
         )
         == 7
     )
-    assert waiting[0].updates == 8
+    assert waiting[0].done == 8
 
 
 @pytest.mark.parametrize("pull_at", range(2, 7))

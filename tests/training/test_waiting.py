@@ -119,7 +119,7 @@ STAGES = [flow_matching, kd, matching, divergences, consistency]
 @pytest.mark.parametrize("make", STAGES)
 def test_an_update_reads_nothing_from_the_device(make, accumulation):
     stage = make(accumulation)
-    for step in range(stage.steps):
+    for step in range(stage.updates):
         logs = stage.update(step)
     assert logs["loss"].device == NOWHERE  # pyright: ignore[reportPossiblyUnboundVariable]
     for each in stage.trained().values():
