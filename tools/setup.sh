@@ -3,6 +3,9 @@
 # This part only finds a Python that can run tools/setup_env.py, which does the work.
 set -euo pipefail
 
+# The script's own folder must be on its path: it comes in several files.
+unset PYTHONSAFEPATH
+
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 new_enough() {

@@ -23,25 +23,32 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS = ROOT / "tools" / "constraints.txt"
-PYPROJECT = ROOT / "pyproject.toml"
+import setup_requirements
+import setup_target
+from setup_requirements import (
+    CONSTRAINTS,
+    FLIGHTS,
+    PYPROJECT,
+    ROOT,
+    SetupError,
+    effective_pins,
+    read_pins,
+    requirement_name,
+    wanted,
+)
+from setup_target import Environment, State, choose_environment, probe, run, say
+
 STAND_IN = ROOT / "tools" / "lie_learn"
+SCRIPTS = [
+    Path(file).resolve() for file in (__file__, setup_requirements.__file__, setup_target.__file__)
+]
 STAMP = "fastgen-setup.json"
 LOG = "fastgen-setup.log"
-
-# What escnn imports; its own list also asks for Fortran and for two packages that it only uses if
-# they are there.
-ESCNN_NEEDS = ["scipy", "joblib", "requests"]
-FLIGHTS = "traffic==2.13.*"
-FROZEN = ("torch", "numpy")
 
 # accelerate's launcher lists on every start which defaults it took. They are what we want (all
 # GPUs, else one process), and a config file instead would fix the number of GPUs; so its one
@@ -53,14 +60,9 @@ QUIET_LAUNCH = (
     '__import__("logging").getLogger("accelerate.commands.launch").addFilter('
     'lambda record: "had defaults used instead" not in str(record.msg)), '
     'setattr(sys, "excepthook", lambda kind, error, trace: None '
-    'if kind.__name__ in ("CalledProcessError", "KeyboardInterrupt") else sys.__excepthook__(kind, error, trace)))\n'
+    'if kind.__name__ in ("CalledProcessError", "KeyboardInterrupt") '
+    "else sys.__excepthook__(kind, error, trace)))\n"
 )
-
-PROBE = """
-import importlib.metadata, json, sys, sysconfig
-found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-print(json.dumps({"version": list(sys.version_info[:2]), "purelib": sysconfig.get_path("purelib"), "found": found}))
-"""
 
 VERIFY = """
 import importlib.util, warnings
@@ -73,143 +75,14 @@ print(torch.__version__)
 """
 
 
-class SetupError(Exception):
-    """Something that the reader must change; its text is the one line that they see."""
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Where to install: `prefix` with its interpreter `python`; `ours` is true for the checkout's
-    own .venv."""
-
-    prefix: Path
-    python: Path
-    ours: bool
-
-    @property
-    def name(self) -> str:
-        return ".venv" if self.ours else str(self.prefix)
-
-
-@dataclass(frozen=True)
-class State:
-    """What an environment holds: Python version, site-packages, canonical distribution name ->
-    version."""
-
-    version: tuple[int, int]
-    purelib: Path
-    found: dict[str, str]
-
-
-def say(text: str) -> None:
-    print(f"setup: {text}", flush=True)
-
-
-def canonical(name: str) -> str:
-    """Distribution name as package indices compare it: lower case, runs of `-_.` as one dash."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def requirement_name(requirement: str) -> str:
-    """Canonical name at the head of a requirement line such as `numpy>=1.24,<2; python_version <
-    '3.13'`."""
-    match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", requirement)
-    if match is None:
-        raise SetupError(f"expected a requirement such as 'numpy>=1.24', got {requirement!r}")
-    return canonical(match[1])
-
-
-def read_requirements(text: str) -> dict[str, list[str]]:
-    """Requirement arrays of a pyproject.toml (`dependencies` and the extras), without a TOML
-    parser."""
-    arrays = re.findall(r"^([a-z]+) = \[\n((?:    \"[^\"\n]*\",\n)*)\]$", text, re.MULTILINE)
-    return {name: re.findall(r"\"([^\"\n]*)\"", body) for name, body in arrays}
-
-
-def read_pins(text: str) -> list[str]:
-    """Lines of a constraints file without comments."""
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-
-
-def wanted(groups: list[str], found: dict[str, str], *, ours: bool) -> list[str]:
-    """Requirements to hand to pip. escnn is not among them (it comes without its own), nor a torch
-    that is there."""
-    arrays = read_requirements(PYPROJECT.read_text(encoding="utf-8"))
-    lines = [line for group in groups for line in arrays[group]] + ESCNN_NEEDS
-    absent = {"escnn"} if ours else {"escnn", *(name for name in FROZEN if name in found)}
-    return [line for line in lines if requirement_name(line) not in absent]
-
-
-def effective_pins(found: dict[str, str], *, ours: bool) -> list[str]:
-    """Constraints for pip: all pins in our .venv; elsewhere only those of missing packages, torch
-    and numpy frozen."""
-    pins = read_pins(CONSTRAINTS.read_text(encoding="utf-8"))
-    if ours:
-        return pins
-    frozen = [f"{name}=={found[name]}" for name in FROZEN if name in found]
-    return frozen + [pin for pin in pins if requirement_name(pin) not in found]
-
-
 def fingerprint(state: State) -> str:
     """Changes whenever an environment has to be looked at again: recipe files, Python, place of the
     checkout."""
-    files = [CONSTRAINTS, PYPROJECT, Path(__file__).resolve(), *sorted(STAND_IN.rglob("*.py"))]
+    files = [CONSTRAINTS, PYPROJECT, *SCRIPTS, *sorted(STAND_IN.rglob("*.py"))]
     digest = hashlib.sha256(json.dumps([str(ROOT), state.version]).encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def choose_environment() -> Environment:
-    """The active virtual or conda environment, else .venv in the checkout (which may be the active
-    one)."""
-    own = ROOT / ".venv"
-    virtual = os.environ.get("VIRTUAL_ENV")
-    conda = os.environ.get("CONDA_PREFIX")
-    if os.environ.get("CONDA_DEFAULT_ENV") == "base":
-        conda = None
-    for active in filter(None, (virtual, conda)):
-        prefix = Path(active)
-        if prefix.resolve() == own.resolve():
-            break
-        if (prefix / "bin" / "python").exists():
-            return Environment(prefix, prefix / "bin" / "python", ours=False)
-        say(f"{active} is said to be active but has no bin/python: not used")
-    return Environment(own, own / "bin" / "python", ours=True)
-
-
-def child_environment() -> dict[str, str]:
-    """The caller's variables without those that would make an interpreter look or install
-    elsewhere."""
-    dropped = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PIP_USER", "PIP_TARGET", "PIP_PREFIX"}
-    return {key: value for key, value in os.environ.items() if key not in dropped}
-
-
-def run(command: list[str], log: Path | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=child_environment(),
-        check=False,
-    )
-    if log is not None:
-        with log.open("a", encoding="utf-8") as file:
-            file.write(f"$ {' '.join(command)}\n{done.stdout}\n")
-    return done
-
-
-def probe(env: Environment) -> State | None:
-    """What the environment holds, None if there is no interpreter in it that runs."""
-    if not env.python.exists():
-        return None
-    done = run([str(env.python), "-I", "-c", PROBE])
-    if done.returncode:
-        return None
-    answer = json.loads(done.stdout.splitlines()[-1])
-    found = {canonical(name): version for name, version in answer["found"].items()}
-    return State((answer["version"][0], answer["version"][1]), Path(answer["purelib"]), found)
 
 
 def read_stamp(env: Environment) -> dict:
@@ -291,10 +164,14 @@ def install(env: Environment, what: str, *arguments: str) -> None:
     if re.search(r"No space left on device", text):
         reason = f"no space left on the disk of {env.prefix}"
     elif re.search(
-        r"NewConnectionError|NameResolutionError|ProxyError|ConnectTimeout|ReadTimeout|ConnectionError",
+        r"NewConnectionError|NameResolutionError|ProxyError|ConnectTimeout|ReadTimeout|"
+        r"ConnectionError",
         text,
     ):
-        reason = "no connection to the package index (is the network up, does pip know your proxy or mirror?)"
+        reason = (
+            "no connection to the package index (is the network up, does pip know your proxy or "
+            "mirror?)"
+        )
     raise SetupError(
         f"{what} could not be installed: {reason}; all of pip's output: {env.prefix / LOG}"
     )

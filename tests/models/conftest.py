@@ -1,5 +1,5 @@
-"""Representations made by escnn alone, and the yardsticks of an equivariant map: matrices,
-characters, error."""
+"""Representations made by escnn alone, the yardsticks of an equivariant map (matrices, characters,
+error), and the equivariant network that several files test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from escnn import group as escnn_group
 from escnn.group import Group, Representation, change_basis, directsum
 from torch import Tensor, nn
 
+from fastgen.models import eCondTransformerRegressor
+from support.etransformer import at_times, tokens
 from support.exact import normal
 
 # trivial, sign and standard where the group has them, then one more irrep of the larger groups
@@ -157,3 +159,48 @@ def shaken() -> Callable[[nn.Module], nn.Module]:
         return module
 
     return shake
+
+
+@pytest.fixture
+def network(represent, shaken):
+    """A small network on mixed representations whose every parameter is off its initial value.
+
+    Some copies of the regular representation, since the time token has one number a copy: the norm
+    of one number alone divides by something near zero now and then, which magnifies the rounding of
+    float32. Wide networks and violent training round more as well: a sum of hundreds of numbers
+    keeps fewer digits.
+    """
+
+    def build(
+        group: str = "D4", *, turned: bool = True, seed: int = 0, shake: float = 0.03, **changes
+    ):
+        options = {
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "p_drop_emb": 0.2,
+            "p_drop_attn": 0.2,
+            **changes,
+        }
+        in_rep, cond_rep = (represent(group, kind, turned=turned) for kind in ("mixed", "small"))
+        out_rep = represent(group, "small", turned=not turned)
+        width = options.pop("copies", 2 if group == "Icosahedral" else 4) * in_rep.group.order()
+        torch.manual_seed(seed)
+        model = eCondTransformerRegressor(
+            in_rep, cond_rep, out_rep, 4, 3, embedding_dim=width, **options
+        )
+        return shaken(model, shake).eval()
+
+    return build
+
+
+@pytest.fixture
+def model_error(worst_error):
+    """The worst relative error over the group, on random inputs in the dtype of the network."""
+
+    def measure(model: nn.Module, lengths: tuple[int, int] = (4, 3), batch: int = 3) -> float:
+        X, Z = tokens(model, lengths, batch)
+        return worst_error(
+            at_times(model, batch), model.out_rep, (X, model.in_rep), (Z, model.cond_rep)
+        )
+
+    return measure

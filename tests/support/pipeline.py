@@ -6,12 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from fastgen._core.seeds import generator_for
-from fastgen.config import DMDConfig
+from fastgen.config import DMDConfig, SampleTimestepConfig
 from fastgen.dmd import DMDPipeline
-from fastgen.flow_matching import pred_x0_from_flow
+from fastgen.flow_matching import pred_x0_from_flow, sample_timesteps
 from support.exact import normal
 
-__all__ = ["COND", "NOISE", "T_LIST", "X0", "Heads", "Net", "build", "networks", "student_x0"]
+__all__ = [
+    "COND",
+    "NOISE",
+    "T_LIST",
+    "X0",
+    "Heads",
+    "Net",
+    "build",
+    "draws",
+    "judged_by",
+    "networks",
+    "student_x0",
+]
 
 T_LIST = (0.999, 0.75, 0.5, 0.25, 0.0)
 NOISE = normal(6, 3)
@@ -81,3 +93,16 @@ def student_x0(pipeline: DMDPipeline, x_t: Tensor, t: float) -> Tensor:
     """What the student makes of x_t at time `t`."""
     times = torch.full((len(x_t),), t, dtype=torch.float64)
     return pred_x0_from_flow(pipeline.student(x_t, times, COND), x_t, t)
+
+
+def draws(
+    cfg: SampleTimestepConfig, generator: torch.Generator, n: int = 6
+) -> tuple[Tensor, Tensor]:
+    """Times (n,) and noise (n, 3), drawn as a loss draws them."""
+    t = sample_timesteps(n, cfg, device="cpu", generator=generator)
+    return t, torch.randn(n, 3, dtype=torch.float64, generator=generator)
+
+
+def judged_by(net: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
+    """The x0 that a network implies."""
+    return pred_x0_from_flow(net(x_t, t.double(), COND), x_t, t)

@@ -17,7 +17,11 @@ from fastgen.training.trained_network import Skip
 from fastgen.training.trainer import Trainer
 from support.toy import Pulled, ToyTask, ToyTeacher
 
-__all__ = ["Counter", "follow", "train", "weights"]
+__all__ = ["SCORES", "Counter", "follow", "kept", "train", "weights"]
+
+# What a stage scores after so many updates:
+#          start  1    2    3    4    5    6    7    8
+SCORES = [0.5, 0.9, 0.8, 0.6, 0.7, 0.9, 0.8, 0.9, 0.7]
 
 
 def train(cfg: DistillConfig) -> Distillation:
@@ -104,3 +108,8 @@ def follow(
     trainer = Trainer(factories, run_dir, cfg, processes, resume=resume, **options)
     trainer.run()
     return trainer
+
+
+def kept(trainer: Trainer, name: str = "dmd") -> int:
+    """The number of updates after which the result of a stage was taken."""
+    return int(trainer.result(name)["weight"])

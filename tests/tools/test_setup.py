@@ -3,49 +3,33 @@ same."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+
+import setup_env
+import setup_requirements
+import setup_target
 
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # What a user's own environment may hold: torch and numpy as old or new as they like, and things of
 # no concern.
 THEIRS = {"torch": "2.6.0+cu118", "numpy": "2.3.1", "pydantic": "2.8.0", "some-project": "1"}
-
-
-def load(name: str, path: Path) -> ModuleType:
-    """A module from a file that isn't in a package."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-setup_env = load("setup_env", ROOT / "tools" / "setup_env.py")
-stand_in = load(
-    "wigner_d_stand_in", ROOT / "tools" / "lie_learn" / "lie_learn/representations/SO3/wigner_d.py"
-)
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ARRAYS = setup_env.read_requirements(PYPROJECT)
-PIN_LINES = setup_env.read_pins(setup_env.CONSTRAINTS.read_text(encoding="utf-8"))
+ARRAYS = setup_requirements.read_requirements(PYPROJECT)
+PIN_LINES = setup_requirements.read_pins(setup_requirements.CONSTRAINTS.read_text(encoding="utf-8"))
 PINS = [Requirement(line) for line in PIN_LINES]
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {setup_env.requirement_name(requirement) for requirement in requirements}
+    return {setup_requirements.requirement_name(requirement) for requirement in requirements}
 
 
 def applies(requirement: Requirement, python: str) -> bool:
@@ -71,7 +55,7 @@ def test_the_reader_takes_arrays_of_one_requirement_a_line():
     text = (
         """build = ["a"]\nx = [\n    "b>=1; python_version < '3.13'",\n    "c[d]",\n]\ny = [\n]\n"""
     )
-    assert setup_env.read_requirements(text) == {
+    assert setup_requirements.read_requirements(text) == {
         "x": ["b>=1; python_version < '3.13'", "c[d]"],
         "y": [],
     }
@@ -89,18 +73,18 @@ def test_the_reader_takes_arrays_of_one_requirement_a_line():
     ],
 )
 def test_a_requirement_is_known_by_its_canonical_name(requirement, name):
-    assert setup_env.requirement_name(requirement) == name
-    assert setup_env.canonical(name) == name
+    assert setup_requirements.requirement_name(requirement) == name
+    assert setup_requirements.canonical(name) == name
 
 
 @pytest.mark.parametrize("requirement", ["", ">=1", "; python_version < '3'", "-e ."])
 def test_what_names_nothing_is_refused(requirement):
-    with pytest.raises(setup_env.SetupError, match="expected a requirement"):
-        setup_env.requirement_name(requirement)
+    with pytest.raises(setup_requirements.SetupError, match="expected a requirement"):
+        setup_requirements.requirement_name(requirement)
 
 
 def test_pins_are_the_lines_that_are_no_comments():
-    assert setup_env.read_pins("# a\n\nb==1\n  c==2; x  \n#d==3\n") == ["b==1", "c==2; x"]
+    assert setup_requirements.read_pins("# a\n\nb==1\n  c==2; x  \n#d==3\n") == ["b==1", "c==2; x"]
 
 
 def test_every_pin_is_one_version_of_one_package_for_each_python():
@@ -113,11 +97,13 @@ def test_every_pin_is_one_version_of_one_package_for_each_python():
 @pytest.mark.parametrize("python", PYTHONS)
 def test_what_the_set_up_installs_is_pinned_within_its_range(python):
     asked = [line for group in ("dependencies", "viz", "dev") for line in ARRAYS[group]]
-    asked += [*setup_env.ESCNN_NEEDS, setup_env.FLIGHTS]
+    asked += [*setup_requirements.ESCNN_NEEDS, setup_requirements.FLIGHTS]
     for requirement in filter(lambda r: applies(r, python), map(Requirement, asked)):
-        name = setup_env.canonical(requirement.name)
+        name = setup_requirements.canonical(requirement.name)
         pins = [
-            pin for pin in PINS if setup_env.canonical(pin.name) == name and applies(pin, python)
+            pin
+            for pin in PINS
+            if setup_requirements.canonical(pin.name) == name and applies(pin, python)
         ]
         assert len(pins) == 1, name
         version = next(iter(pins[0].specifier)).version
@@ -137,14 +123,14 @@ def test_escnn_is_pinned_where_pip_alone_would_leave_it_out():
 
 
 def test_our_own_environment_gets_every_dependency_but_escnn_which_comes_bare():
-    lines = setup_env.wanted(["dependencies", "viz", "dev"], {}, ours=True)
+    lines = setup_requirements.wanted(["dependencies", "viz", "dev"], {}, ours=True)
     asked = names([line for group in ("dependencies", "viz", "dev") for line in ARRAYS[group]])
-    assert names(lines) == (asked - {"escnn"}) | set(setup_env.ESCNN_NEEDS)
+    assert names(lines) == (asked - {"escnn"}) | set(setup_requirements.ESCNN_NEEDS)
     # Whatever is there already, in .venv the pins decide.
-    assert setup_env.wanted(["dependencies"], THEIRS, ours=True) == setup_env.wanted(
-        ["dependencies"], {}, ours=True
-    )
-    assert setup_env.effective_pins(THEIRS, ours=True) == PIN_LINES
+    assert setup_requirements.wanted(
+        ["dependencies"], THEIRS, ours=True
+    ) == setup_requirements.wanted(["dependencies"], {}, ours=True)
+    assert setup_requirements.effective_pins(THEIRS, ours=True) == PIN_LINES
 
 
 @pytest.mark.parametrize("mine", [("torch", "numpy"), ("torch",), ("numpy",), ()])
@@ -154,10 +140,10 @@ def test_a_users_own_torch_and_numpy_are_neither_asked_for_nor_moved(mine):
         for name, version in THEIRS.items()
         if name not in ("torch", "numpy") or name in mine
     }
-    lines = setup_env.wanted(["dependencies", "viz"], found, ours=False)
-    pins = setup_env.effective_pins(found, ours=False)
+    lines = setup_requirements.wanted(["dependencies", "viz"], found, ours=False)
+    pins = setup_requirements.effective_pins(found, ours=False)
     for name in ("torch", "numpy"):
-        of_it = [pin for pin in pins if setup_env.requirement_name(pin) == name]
+        of_it = [pin for pin in pins if setup_requirements.requirement_name(pin) == name]
         if name in mine:
             # Frozen at the very version that is there, so that no dependency of another package can
             # move it.
@@ -169,10 +155,10 @@ def test_a_users_own_torch_and_numpy_are_neither_asked_for_nor_moved(mine):
 
 
 def test_in_a_users_environment_only_what_is_missing_is_pinned():
-    pins = setup_env.effective_pins(THEIRS, ours=False)
+    pins = setup_requirements.effective_pins(THEIRS, ours=False)
     assert names(pins) == (names(PIN_LINES) - set(THEIRS)) | {"torch", "numpy"}
     # pydantic is there but must be within our range: pip is asked for the range, not for the pin.
-    assert "pydantic" in names(setup_env.wanted(["dependencies"], THEIRS, ours=False))
+    assert "pydantic" in names(setup_requirements.wanted(["dependencies"], THEIRS, ours=False))
 
 
 # ---- Where ---------------------------------------------------------------------------------------
@@ -183,7 +169,7 @@ def nowhere(monkeypatch, tmp_path) -> Path:
     """No active environment, and a checkout that isn't this one."""
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(setup_env, "ROOT", tmp_path / "checkout")
+    monkeypatch.setattr(setup_target, "ROOT", tmp_path / "checkout")
     return tmp_path
 
 
@@ -194,14 +180,14 @@ def environment(folder: Path) -> Path:
 
 
 def test_without_an_active_environment_it_is_dot_venv(nowhere):
-    chosen = setup_env.choose_environment()
+    chosen = setup_target.choose_environment()
     assert chosen.ours and chosen.python == nowhere / "checkout" / ".venv" / "bin" / "python"
 
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
 def test_an_active_environment_is_used(nowhere, monkeypatch, variable):
     monkeypatch.setenv(variable, str(environment(nowhere / "mine")))
-    chosen = setup_env.choose_environment()
+    chosen = setup_target.choose_environment()
     assert not chosen.ours and chosen.prefix == nowhere / "mine"
 
 
@@ -209,86 +195,30 @@ def test_condas_base_and_an_environment_that_is_gone_do_not_count(nowhere, monke
     monkeypatch.setenv("CONDA_PREFIX", str(environment(nowhere / "conda")))
     monkeypatch.setenv("CONDA_DEFAULT_ENV", "base")
     monkeypatch.setenv("VIRTUAL_ENV", str(nowhere / "deleted"))
-    assert setup_env.choose_environment().ours
+    assert setup_target.choose_environment().ours
     assert "deleted is said to be active" in capsys.readouterr().out
 
 
 def test_dot_venv_stays_ours_when_it_is_the_active_one(nowhere, monkeypatch):
     monkeypatch.setenv("VIRTUAL_ENV", str(environment(nowhere / "checkout" / ".venv")))
     monkeypatch.setenv("CONDA_PREFIX", str(environment(nowhere / "conda")))
-    assert setup_env.choose_environment().ours
+    assert setup_target.choose_environment().ours
 
 
 def test_variables_that_would_lead_pip_elsewhere_are_not_passed_on(monkeypatch):
     for name in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_USER"):
         monkeypatch.setenv(name, "/elsewhere")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://example.org")  # the user's own settings are
-    passed = setup_env.child_environment()
+    passed = setup_target.child_environment()
     assert not {"PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_USER"} & passed.keys()
     assert passed["PIP_EXTRA_INDEX_URL"] == "https://example.org"
 
 
-# ---- The stand-in for lie_learn ------------------------------------------------------------------
-
-ANGLES = np.random.default_rng(0).uniform(-np.pi, np.pi, (6, 3))
+# ---- When ----------------------------------------------------------------------------------------
 
 
-def rotation(degree: int, angles: np.ndarray) -> np.ndarray:
-    return stand_in.wigner_D_matrix(degree, *angles)
-
-
-def angles_of(matrix: np.ndarray) -> np.ndarray:
-    """ZYZ angles (alpha, beta, gamma) of a rotation matrix in the axes (x, y, z)."""
-    alpha, beta = np.arctan2(matrix[1, 2], matrix[0, 2]), np.arccos(np.clip(matrix[2, 2], -1, 1))
-    return np.array([alpha, beta, np.arctan2(matrix[2, 1], -matrix[2, 0])])
-
-
-def turned(alpha: float, beta: float, gamma: float) -> np.ndarray:
-    """The rotation matrix of ZYZ angles, from the definition."""
-
-    def z(angle: float) -> np.ndarray:
-        c, s = np.cos(angle), np.sin(angle)
-        return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-
-    c, s = np.cos(beta), np.sin(beta)
-    return z(alpha) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]) @ z(gamma)
-
-
-@pytest.mark.parametrize("degree", [0, 1, 2, 3, 6])
-def test_the_stand_ins_matrices_are_orthogonal_irreps_of_rotations(degree):
-    for first, second in zip(ANGLES, ANGLES[::-1], strict=True):
-        a, b = rotation(degree, first), rotation(degree, second)
-        assert a.shape == (2 * degree + 1,) * 2 and a.dtype == np.float64
-        assert np.abs(a @ a.T - np.eye(len(a))).max() < 1e-12
-        product = rotation(degree, angles_of(turned(*first) @ turned(*second)))
-        assert np.abs(product - a @ b).max() < 1e-10
-        # Which irrep it is, up to a basis: its character, a function of the angle w of the rotation
-        # alone.
-        w = np.arccos(np.clip((np.trace(turned(*first)) - 1) / 2, -1, 1))
-        assert np.trace(a) == pytest.approx(np.sin((degree + 0.5) * w) / np.sin(w / 2), abs=1e-8)
-
-
-def test_degree_one_is_the_rotation_of_y_z_x():
-    for angles in ANGLES:
-        permuted = turned(*angles)[np.ix_([1, 2, 0], [1, 2, 0])]
-        assert np.abs(rotation(1, angles) - permuted).max() < 1e-12
-
-
-def test_the_stand_ins_values_are_those_of_lie_learn_itself():
-    # What is importable is the published package, or the stand-in where no wheel of it fits; both
-    # must agree.
-    from lie_learn.representations.SO3.wigner_d import wigner_D_matrix
-
-    for degree in range(7):
-        for angles in ANGLES:
-            # Called as escnn calls it.
-            published = wigner_D_matrix(degree, *angles, field="real")
-            assert np.abs(rotation(degree, angles) - published).max() < 1e-9
-
-
-def test_the_stand_in_refuses_what_it_does_not_have():
-    with pytest.raises(ValueError, match="real irreps only"):
-        stand_in.wigner_D_matrix(1, 0.1, 0.2, 0.3, field="complex")
+def test_every_part_of_the_set_up_counts_when_an_environment_is_looked_at_again():
+    assert sorted(setup_env.SCRIPTS) == sorted((ROOT / "tools").glob("setup_*.py"))
 
 
 # ---- The commands --------------------------------------------------------------------------------
