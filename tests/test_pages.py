@@ -108,6 +108,29 @@ def test_the_map_has_the_floors_that_imports_are_held_to():
     assert [block.split() for block in blocks("fastgen/README.md", "text")] == [floors.split()]
 
 
+def symbols_of_the_map() -> list[tuple[str, str]]:
+    """(file, name) wherever the map says a name beside a file: "[file](file), `name`", "`name` in
+    [file](file)" or "`name` ([file](file))"."""
+    text = " ".join(TEXTS["fastgen/README.md"].split())
+    found = []
+    for file, names in re.findall(r"\]\(([\w/]+\.py)\),((?: `\w+`,?)+)", text):
+        found += [(file, name) for name in re.findall(r"\w+", names)]
+    for name, file in re.findall(r"`([\w.]+)` (?:in |of |\()\[[^\]]*\]\(([\w/]+\.py)\)", text):
+        found += [(file, part) for part in name.split(".")]
+    return found
+
+
+def test_the_map_names_what_its_files_define():
+    symbols = symbols_of_the_map()
+    assert len(symbols) > 30
+    absent = []
+    for file, name in symbols:
+        text = (ROOT / "fastgen" / file).read_text(encoding="utf-8")
+        if not re.search(rf"^\s*(?:(?:def|class) {name}\b|{name}(?:: .*)? = )", text, re.MULTILINE):
+            absent.append(f"{name} in {file}")
+    assert not absent
+
+
 # ---- The folder of a reader ----------------------------------------------------------------------
 
 
