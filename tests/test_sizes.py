@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
     path
-    for folder in ("fastgen", "recipes", "tools")
+    for folder in ("fastgen", "recipes", "tools", "tests")
     for path in (ROOT / folder).rglob("*.py")
     if "lie_learn" not in path.parts
 )

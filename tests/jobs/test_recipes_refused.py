@@ -225,8 +225,8 @@ def test_updates_after_kd_on_the_shipped_config_are_dmd2_and_a_line_says_so(call
     code, out, err = call("distill.py", "--dry-run", "data.size=64", "train.steps=300")
     assert code == 0
     assert err.splitlines() == [
-        "note: method=dmd2, since train.steps=300 asks for updates after KD; say method=dmd2, or "
-        "train.steps=0 for KD alone"
+        "note: method=dmd2, since train.steps=300 asks for updates after KD; say method=dmd2 "
+        "beside it"
     ]
     values = yaml.safe_load(out.partition("\n\n")[0])
     assert (values["method"], values["train"]["steps"]) == ("dmd2", 300)

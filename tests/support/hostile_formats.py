@@ -143,65 +143,86 @@ def joined(header: Any, numbers: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + numbers
 
 
+# What an entry of a header may claim: more than the file holds, or what makes no sense.
+CLAIMS: list[dict[str, Any]] = [
+    {"shape": [2**40]},
+    {"shape": [2**62, 2**62]},
+    {"shape": [-1]},
+    {"shape": [0]},
+    {"shape": []},
+    {"shape": [1] * 5000},
+    {"shape": [0, 2**63]},
+    {"shape": [2**64]},
+    {"shape": ["3"]},
+    {"dtype": "F64"},
+    {"dtype": "F16"},
+    {"dtype": "I64"},
+    {"dtype": "BOOL"},
+    {"dtype": "F8_E4M3"},
+    {"dtype": "F4"},
+    {"dtype": "C64"},
+    {"dtype": "U64"},
+    {"dtype": "X"},
+    {"dtype": ""},
+    {"dtype": 5},
+    {"dtype": None},
+    {"data_offsets": [0, 2**40]},
+    {"data_offsets": [2**63, 2**64]},
+    {"data_offsets": [-8, 0]},
+    {"data_offsets": [4, 0]},
+    {"data_offsets": [0]},
+    {"data_offsets": [0, 4, 8]},
+    {"data_offsets": "x"},
+    {"data_offsets": None},
+    {"shape": [2**36], "data_offsets": [0, 2**38]},
+]
+
+
 def safetensors_of(data: bytes, rng: random.Random, number: int) -> Iterator[tuple[str, bytes]]:
     """Headers that promise what isn't there."""
     header, numbers = split(data)
-    name = next(key for key in header if key != "__metadata__")
+    yield from other_headers(data)
+    yield from other_entries(header, numbers)
+    yield from other_names(header, numbers)
+    for _ in range(number):
+        way, harmed = altered(header, rng)
+        yield way, joined(harmed, numbers)
+
+
+def first_name(header: dict[str, Any]) -> str:
+    return next(key for key in header if key != "__metadata__")
+
+
+def other_headers(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Headers of another size or another kind."""
+    header, numbers = split(data)
+    name = first_name(header)
     text = json.dumps(header)
-    entry = header[name]
     for size in (0, 1, 2**24 + 1, 2**32, 2**63 - 1, 2**64 - 1):
         yield f"a header of {size}", struct.pack("<Q", size) + data[8:]
     yield (
         "a name twice",
-        joined(("{" + f'"{name}": {json.dumps(entry)}, ' + text[1:]).encode(), numbers),
+        joined(("{" + f'"{name}": {json.dumps(header[name])}, ' + text[1:]).encode(), numbers),
     )
     yield "a deep header", joined(b'{"a":' * 20_000 + b"1" + b"}" * 20_000, numbers)
     yield "a list for a header", joined(b"[]", numbers)
     yield "an empty header", joined(b"{}", numbers)
     yield "deep metadata", joined({"__metadata__": {"a": [[[]]]}, **header}, numbers)
-    changes: list[dict[str, Any]] = [
-        *(
-            {"shape": shape}
-            for shape in (
-                [2**40],
-                [2**62, 2**62],
-                [-1],
-                [0],
-                [],
-                [1] * 5000,
-                [0, 2**63],
-                [2**64],
-                ["3"],
-            )
-        ),
-        *(
-            {"dtype": dtype}
-            for dtype in (
-                "F64",
-                "F16",
-                "I64",
-                "BOOL",
-                "F8_E4M3",
-                "F4",
-                "C64",
-                "U64",
-                "X",
-                "",
-                5,
-                None,
-            )
-        ),
-        *(
-            {"data_offsets": ends}
-            for ends in ([0, 2**40], [2**63, 2**64], [-8, 0], [4, 0], [0], [0, 4, 8], "x", None)
-        ),
-        {"shape": [2**36], "data_offsets": [0, 2**38]},
-    ]
-    for change in changes:
+
+
+def other_entries(header: dict[str, Any], numbers: bytes) -> Iterator[tuple[str, bytes]]:
+    """The first tensor with every claim."""
+    name = first_name(header)
+    for claim in CLAIMS:
         yield (
-            f"{name} with {str(change)[:60]}",
-            joined({**header, name: {**entry, **change}}, numbers),
+            f"{name} with {str(claim)[:60]}",
+            joined({**header, name: {**header[name], **claim}}, numbers),
         )
+
+
+def other_names(header: dict[str, Any], numbers: bytes) -> Iterator[tuple[str, bytes]]:
+    """Tensors of other names, one more, one less, and two exchanged."""
+    name = first_name(header)
     for other in NAMES:
         yield (
             f"{name} called {other[:20]!r}",
@@ -209,15 +230,14 @@ def safetensors_of(data: bytes, rng: random.Random, number: int) -> Iterator[tup
         )
         yield (
             f"{other[:20]!r} besides",
-            joined({**header, other: {**entry, "data_offsets": [0, 4]}}, numbers),
+            joined({**header, other: {**header[name], "data_offsets": [0, 4]}}, numbers),
         )
     yield f"no {name}", joined({k: v for k, v in header.items() if k != name}, numbers)
-    if len(names := [key for key in header if key != "__metadata__"]) > 1:
-        one, two = names[:2]
+    names = [key for key in header if key != "__metadata__"]
+    if len(names) > 1:
+        one = names[0]
+        two = names[1]
         yield "names exchanged", joined({**header, one: header[two], two: header[one]}, numbers)
-    for _ in range(number):
-        way, harmed = altered(header, rng)
-        yield way, joined(harmed, numbers)
 
 
 # ---- npz -----------------------------------------------------------------------------------------
@@ -237,68 +257,104 @@ def zipped(members: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -
     return buffer.getvalue()
 
 
+GOOD_HEAD = "{'descr': '<f4', 'fortran_order': False, 'shape': (40,), }\n"
+GOOD_NUMBERS = bytes(160)
+DTYPES = (
+    "'O'",
+    "'|O'",
+    "'<U5'",
+    "'S0'",
+    "'V8'",
+    "'<M8[s]'",
+    "'<c8'",
+    "[('a', '<f4')]",
+    "('<f4', (2**40,))",
+    "5",
+)
+SHAPES = (
+    "(2**40,)",
+    "(1099511627776,)",
+    "(10**9, 10**9, 10**9)",
+    "(0, 10**18)",
+    "(-1,)",
+    "(True,)",
+    "('a',)",
+    "7",
+)
+HEADS = (
+    "",
+    "{",
+    "[" * 5000,
+    "__import__('os').system('x')",
+    "(" * 200 + ")" * 200,
+    "{}",
+    "x" * 60_000,
+    "\xff",
+)
+# Where the entry of a member in the archive's directory says so, and what.
+METHODS = (
+    ("encrypted", 8, 1),
+    ("of an unknown method", 10, 99),
+    ("of LZMA", 10, 14),
+    ("of bzip2", 10, 12),
+)
+Members = list[tuple[str, bytes]]
+
+
 def npz_of(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Archives that promise what isn't there, bring code, or unpack to more than they are."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
+    yield from other_arrays(members)
+    yield from other_archives(members)
+    yield from bombs(members)
+    yield from other_methods(members)
+
+
+def other_arrays(members: Members) -> Iterator[tuple[str, bytes]]:
+    """The first array with another head or other numbers."""
     first = members[0][0]
     rest = members[1:]
-    good = "{'descr': '<f4', 'fortran_order': False, 'shape': (40,), }\n"
-    numbers = bytes(160)
-    for descr in (
-        "'O'",
-        "'|O'",
-        "'<U5'",
-        "'S0'",
-        "'V8'",
-        "'<M8[s]'",
-        "'<c8'",
-        "[('a', '<f4')]",
-        "('<f4', (2**40,))",
-        "5",
-    ):
-        yield f"dtype {descr}", zipped([(first, npy(good.replace("'<f4'", descr), numbers)), *rest])
-    yield (
-        "a pickle",
-        zipped([(first, npy(good.replace("'<f4'", "'O'"), b"cos\nsystem\n(S'true'\ntR.")), *rest]),
-    )
-    for shape in (
-        "(2**40,)",
-        "(1099511627776,)",
-        "(10**9, 10**9, 10**9)",
-        "(0, 10**18)",
-        "(-1,)",
-        "(True,)",
-        "('a',)",
-        "7",
-    ):
-        yield f"shape {shape}", zipped([(first, npy(good.replace("(40,)", shape), numbers)), *rest])
-    for head in (
-        "",
-        "{",
-        "[" * 5000,
-        "__import__('os').system('x')",
-        "(" * 200 + ")" * 200,
-        "{}",
-        "x" * 60_000,
-        "\xff",
-    ):
-        yield f"head {head[:20]!r}", zipped([(first, npy(head, numbers)), *rest])
+
+    def archive(content: bytes) -> bytes:
+        return zipped([(first, content), *rest])
+
+    for descr in DTYPES:
+        head = GOOD_HEAD.replace("'<f4'", descr)
+        yield f"dtype {descr}", archive(npy(head, GOOD_NUMBERS))
+    pickled = GOOD_HEAD.replace("'<f4'", "'O'")
+    yield "a pickle", archive(npy(pickled, b"cos\nsystem\n(S'true'\ntR."))
+    for shape in SHAPES:
+        head = GOOD_HEAD.replace("(40,)", shape)
+        yield f"shape {shape}", archive(npy(head, GOOD_NUMBERS))
+    for head in HEADS:
+        yield f"head {head[:20]!r}", archive(npy(head, GOOD_NUMBERS))
     for version in (b"\x02\x00", b"\x03\x00", b"\x09\x00", b"\xff\xff"):
-        yield f"version {version!r}", zipped([(first, npy(good, numbers[:8], version)), *rest])
-    yield "numbers missing", zipped([(first, npy(good, numbers[:-4])), *rest])
-    yield "numbers over", zipped([(first, npy(good, numbers + bytes(4))), *rest])
-    yield "no .npy", zipped([(first, b"text"), *rest])
-    yield "an empty member", zipped([(first, b""), *rest])
+        yield f"version {version!r}", archive(npy(GOOD_HEAD, GOOD_NUMBERS[:8], version))
+    yield "numbers missing", archive(npy(GOOD_HEAD, GOOD_NUMBERS[:-4]))
+    yield "numbers over", archive(npy(GOOD_HEAD, GOOD_NUMBERS + bytes(4)))
+    yield "no .npy", archive(b"text")
+    yield "an empty member", archive(b"")
+
+
+def other_archives(members: Members) -> Iterator[tuple[str, bytes]]:
+    """Archives with other members."""
+    first, content = members[0]
+    rest = members[1:]
     yield "an empty archive", zipped([])
     yield "a name twice", zipped([*members, members[0]])
     for name in NAMES:
         yield (
             f"{first} called {name[:20]!r}",
-            zipped([(name[:60_000] + ".npy", members[0][1]), *rest]),
+            zipped([(name[:60_000] + ".npy", content), *rest]),
         )
-    # A gigabyte of zeros, written 100 times smaller than it would be held, and one that is only
-    # claimed.
+
+
+def bombs(members: Members) -> Iterator[tuple[str, bytes]]:
+    """A gigabyte of zeros, written 100 times smaller than it would be held, and one that is only
+    claimed."""
+    first = members[0][0]
+    rest = members[1:]
     head = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (268435456,), }\n")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -316,17 +372,14 @@ def npz_of(data: bytes) -> Iterator[tuple[str, bytes]]:
             f"a bomb that claims {claimed}",
             packed.replace(struct.pack("<I", size), struct.pack("<I", claimed)),
         )
+
+
+def other_methods(members: Members) -> Iterator[tuple[str, bytes]]:
+    """Members that say they are encrypted, or packed by other methods."""
     small = zipped(members, zipfile.ZIP_DEFLATED)
     end = small.rindex(b"PK\x01\x02")
-    for what, at, value in (
-        ("encrypted", 8, 1),
-        ("of an unknown method", 10, 99),
-        ("of LZMA", 10, 14),
-        ("of bzip2", 10, 12),
-    ):
-        local = (
-            small[: 6 if what == "encrypted" else 8]
-            + bytes([value])
-            + small[7 if what == "encrypted" else 9 :]
-        )
+    for what, at, value in METHODS:
+        # The same flag or method stands in the member's own head, two bytes earlier.
+        local_at = at - 2
+        local = small[:local_at] + bytes([value]) + small[local_at + 1 :]
         yield f"members {what}", local[: end + at] + bytes([value]) + local[end + at + 1 :]

@@ -66,6 +66,16 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 def parts() -> dict[str, Any]:
     """What the tests ask of networks, averages and states that are shared."""
     found: dict[str, Any] = {}
+    network = train_side_by_side(found)
+    count_bytes(network.cfg, found)
+    go_on(network, found)
+    judge_frozen(found)
+    return found
+
+
+def train_side_by_side(found: dict[str, Any]) -> TrainedNetwork:
+    """Updates of a sharded network and, in plain torch, of the same in one piece; the sharded
+    one."""
     network, plain = new()
     average = {name: value.clone() for name, value in plain.state_dict().items()}
     adam = torch.optim.AdamW(
@@ -91,6 +101,18 @@ def parts() -> dict[str, Any]:
     # A forward without backward leaves the gathered weights in place.
     with torch.no_grad():
         loss(network.network, 0)
+    compare(network, plain, adam, average, found)
+    return network
+
+
+def compare(
+    network: TrainedNetwork,
+    plain: nn.Module,
+    adam: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    found: dict[str, Any],
+) -> None:
+    """How far weights, moments and averages are from those in one piece."""
     state = network.tensors()
     found["weights"] = distance(
         {key[8:]: value for key, value in state.items() if key.startswith("weights.")},
@@ -103,13 +125,14 @@ def parts() -> dict[str, Any]:
     )
     found["average"] = distance(network.averaged().state_dict(), average)
     other = ToyTeacher().double()
+    assert network.ema is not None
     network.ema.copy_to(other)
     found["copy"] = distance(other.state_dict(), average)
 
-    # Five rows don't halve.
-    uneven = TrainedNetwork(
-        nn.Linear(3, 5), network.cfg, 9, ours.start_accelerator(1), ema=EMAConfig()
-    )
+
+def count_bytes(cfg: OptimizerConfig, found: dict[str, Any]) -> None:
+    """What a process holds of a network whose five rows don't halve."""
+    uneven = TrainedNetwork(nn.Linear(3, 5), cfg, 9, ours.start_accelerator(1), ema=EMAConfig())
     (uneven.network(torch.ones(2, 3)).sum()).backward()
     assert uneven.ema is not None
     held = {"weights": list(uneven.bare.parameters()), "ema": list(uneven.ema.shadow.values())}
@@ -122,9 +145,12 @@ def parts() -> dict[str, Any]:
         name: sum(own(value).nbytes for value in values) for name, values in held.items()
     }
 
+
+def go_on(network: TrainedNetwork, found: dict[str, Any]) -> None:
+    """One more update of the network and of another that has its state."""
     other, _ = new()
     other.update(loss(other.network, 3), 0)
-    other.load_tensors({key: value.clone() for key, value in state.items()})
+    other.load_tensors({key: value.clone() for key, value in network.tensors().items()})
     for one in (network, other):
         one.update(loss(one.network, 7), 4)
     found["resumed"] = distance(network.tensors(), other.tensors())
@@ -132,10 +158,13 @@ def parts() -> dict[str, Any]:
         is_shard(v["exp_avg"]) for v in other.optimizer.state_dict()["state"].values()
     )
 
-    # A network whose first forward is frozen, forwards within and without `frozen` in turn.
+
+def judge_frozen(found: dict[str, Any]) -> None:
+    """A network whose first forward is frozen, forwards within and without `frozen` in turn."""
     judge, alone = new(averaged=False)
     x = torch.ones(6, 2, 4, dtype=torch.float64, requires_grad=True)
-    z, t = torch.ones(6, 1, 2, dtype=torch.float64), torch.full((6,), 0.5, dtype=torch.float64)
+    z = torch.ones(6, 1, 2, dtype=torch.float64)
+    t = torch.full((6,), 0.5, dtype=torch.float64)
     for _ in range(2):
         with frozen(judge.bare):
             made = judge.bare(x, t, z).square().mean()
@@ -159,7 +188,6 @@ def parts() -> dict[str, Any]:
         wanted = {name: p.grad for name, p in alone.named_parameters()}
         found.setdefault("gradient after frozen", []).append(distance(grads, wanted))
         judge.optimizer.zero_grad()
-    return found
 
 
 update = TrainedNetwork.update
