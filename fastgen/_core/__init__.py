@@ -1,1 +1,1 @@
-"""The cellar: what every wing stands on and nothing here knows."""
+"""Helpers that every other folder uses and that import none of them."""

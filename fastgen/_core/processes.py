@@ -24,8 +24,8 @@ __all__ = [
     "is_shard",
     "leave",
     "own",
-    "part",
-    "part_at_exit",
+    "leave_together",
+    "leave_group_at_exit",
     "settle",
     "shared_like",
     "sharing",
@@ -143,7 +143,7 @@ def leave(code: int) -> NoReturn:
     others are in the middle of one.
     """
     if _processes() > 1:
-        atexit.unregister(part_at_exit)
+        atexit.unregister(leave_group_at_exit)
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -151,7 +151,7 @@ def leave(code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def part() -> None:
+def leave_together() -> None:
     """The end of the work, to which all processes come: each of several ends here, with exit code
     0."""
     if _processes() > 1:
@@ -159,7 +159,7 @@ def part() -> None:
         leave(0)
 
 
-def part_at_exit() -> None:
+def leave_group_at_exit() -> None:
     """Close this process' connections before the interpreter's teardown, and wait until the group's
     threads have let go of what they hold: one that does so later aborts the process."""
     # Other backends than gloo would wait here for work that processes which are gone never do.

@@ -78,7 +78,7 @@ class DMDConfig(MatchingConfig):
             # Frozen models are still filled in during validation, through the base class' setter.
             object.__setattr__(self, "t_list", rungs)
         check_start(self.pred_type, self.t_list)
-        self.check_rungs(self.student_steps)
+        self.check_for_rungs(self.student_steps)
         return self
 
 

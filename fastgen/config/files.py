@@ -29,8 +29,13 @@ _MOST_ERRORS = 8
 # Keys that hold a path. In a file it is relative to that file, in an override to the working
 # directory.
 _FILE_RELATIVE = (
-    *("data.path", "teacher.folder", "teacher.weights", "teacher.null_cond"),
-    *(f"data.symmetry.{rep}.matrices" for rep in ("in_rep", "cond_rep", "out_rep")),
+    "data.path",
+    "data.symmetry.in_rep.matrices",
+    "data.symmetry.cond_rep.matrices",
+    "data.symmetry.out_rep.matrices",
+    "teacher.folder",
+    "teacher.weights",
+    "teacher.null_cond",
 )
 
 # What such a key may hold that is no path.

@@ -205,7 +205,7 @@ class MatchingConfig(Config):
             self._check_ratio()
         return self
 
-    def check_rungs(self, rungs: int) -> None:
+    def check_for_rungs(self, rungs: int) -> None:
         """Refuse losses that a student of so many rungs can't be trained with.
 
         Raises:

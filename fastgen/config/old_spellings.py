@@ -27,9 +27,9 @@ def old_spellings(values: Any) -> dict[str, str]:
 def method_asked_for(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The `values` of a distillation, with the method that an override of `train.steps` asks for.
 
-    A file that says `method: kd` has no updates after KD. ``train.steps=300`` beside it means DMD2,
-    as it did when the files said so by 0 updates of it; a warning gives what to write. An override
-    of `method` has the last word.
+    A file that says `method: kd` has no updates after KD. Shipped configs once said so by
+    `train.steps: 0`, and an override ``train.steps=300`` then meant DMD2. It still does; a warning
+    gives what to write. An override of `method` has the last word.
 
     Args:
         values: of file and overrides, not validated yet.

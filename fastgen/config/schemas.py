@@ -222,7 +222,7 @@ class DistillConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
         try:
-            self.dmd.check_rungs(self.student.steps)
+            self.dmd.check_for_rungs(self.student.steps)
         except ValueError as error:
             raise ValueError(f"dmd: {error}") from error
         return self

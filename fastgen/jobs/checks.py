@@ -11,7 +11,9 @@ from torch import nn
 from .._core.json_files import check_names, read_json
 from ..config.base import OldSpelling
 from ..config.files import C, validate
+from ..config.matching import MatchingConfig
 from ..config.schemas import DataConfig, DistillConfig
+from ..config.student import StudentConfig
 from ..config.training import DistillTrainConfig
 from ..export.folders import SCORES_FILE
 from ..methods.registry import WARM_START, method_named, stages_of
@@ -104,21 +106,20 @@ def _check_groups(cfg: DistillConfig, processes: int) -> None:
 def stored_scores(
     cfg: DistillConfig,
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]] | None:
-    """Teacher rows and floor that lie beside its weights, if they answer what is asked: same data,
-    every row there.
+    """The teacher's scores and those of fresh data, from the file beside its weights.
+
+    None if there is no such file, if it is of other data or lacks a row that is asked for, or if
+    the config changes the teacher or asks to measure it.
 
     Raises:
         ValueError: the file is there and damaged.
     """
-    if (
-        cfg.teacher.folder is None
-        or cfg.teacher.measure
-        or is_changed(cfg.teacher)
-        or cfg.dmd.guidance_scale is not None
-        or not (Path(cfg.teacher.folder) / SCORES_FILE).exists()
-    ):
+    changed = is_changed(cfg.teacher) or cfg.dmd.guidance_scale is not None
+    if cfg.teacher.folder is None or cfg.teacher.measure or changed:
         return None
     file = Path(cfg.teacher.folder) / SCORES_FILE
+    if not file.exists():
+        return None
     known = read_json(file)
     check_names(known, ("data", "teacher", "floor"), str(file))
     rows = [*map(str, cfg.teacher.calls), *(f"ab2-{calls}" for calls in cfg.teacher.ab2_calls)]
@@ -129,9 +130,9 @@ def stored_scores(
 
 
 # A student that predicts noise finds its sample in (x_t - t eps) / (1 - t), which multiplies its
-# errors by t / (1 - t): by 1 here, by 999 at .999. What a student is told at its first rung is
-# free, its input being pure noise at any. Measured on a mixture, covariance error of one-step
-# students by DMD: .15 at .5, .37 at .9, .45 at .95, 6.8 at .993.
+# errors by t / (1 - t): by 1 here, by 999 at .999. The first rung may be any time: the student's
+# input there is pure noise anyway. Measured on a mixture, covariance error of one-step students by
+# DMD: .15 at .5, .37 at .9, .45 at .95, 6.8 at .993.
 NOISE_STUDENT_START = 0.5
 
 
@@ -146,12 +147,22 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
         ValueError: rungs that the config asks for beyond the teacher's range, or a range without a
             time in it.
     """
-    low, high = time_range(teacher)
-    student = cfg.student
-    dmd = cfg.dmd
     notes = []
     if isinstance(teacher, RectifiedFlow):
         notes.append(f"teacher: {teacher.extra_repr()}")
+    student = _student_within(cfg.student, teacher, notes)
+    changes = _times_within(cfg.dmd, teacher, notes)
+    clock_ends = isinstance(teacher, RectifiedFlow) and cfg.dmd.fake_score_rung_conditioned
+    if clock_ends and "fake_score_rung_conditioned" not in cfg.dmd.model_fields_set:
+        changes["fake_score_rung_conditioned"] = False
+    dmd = _changed(cfg.dmd, changes) if changes else cfg.dmd
+    return cfg.model_copy(update={"student": student, "dmd": dmd}), notes
+
+
+def _student_within(student: StudentConfig, teacher: nn.Module, notes: list[str]) -> StudentConfig:
+    """The student with its first rung where the teacher is defined; rungs that were asked for are
+    checked instead."""
+    low, high = time_range(teacher)
     asked = student.model_fields_set
     if "t_list" in asked or "t_max" in asked:
         first = student.t_list[0]
@@ -166,18 +177,22 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
                 f"expected the rungs of student.t_list but the last within {low:.6g}..{high:.6g}, "
                 f"the teacher's RF times, got {student.t_list[-2]}"
             )
-    else:
-        noise = "eps" in (loss_space(teacher), student.pred_type)
-        start = min(student.t_max, high, NOISE_STUDENT_START if noise else 1.0)
-        if start < student.t_max:
-            why = (
-                f"the teacher is defined up to {high:.6g}"
-                if start == high
-                else "the teacher predicts noise"
-            )
-            student = _changed(student, {"t_max": start})
-            notes.append(f"the student starts at t = {start:.6g} ({why})")
-    changes = dict[str, Any]()
+        return student
+    noise = "eps" in (loss_space(teacher), student.pred_type)
+    start = min(student.t_max, high, NOISE_STUDENT_START if noise else 1.0)
+    if start >= student.t_max:
+        return student
+    why = "the teacher predicts noise"
+    if start == high:
+        why = f"the teacher is defined up to {high:.6g}"
+    notes.append(f"the student starts at t = {start:.6g} ({why})")
+    return _changed(student, {"t_max": start})
+
+
+def _times_within(dmd: MatchingConfig, teacher: nn.Module, notes: list[str]) -> dict[str, Any]:
+    """What must change of the laws of drawn times, so that they stay within the teacher's."""
+    low, high = time_range(teacher)
+    changes: dict[str, Any] = {}
     for key in ("vsd_t", "fake_score_t", "gan_t"):
         law = getattr(dmd, key)
         inside = {"min_t": max(law.min_t, low), "max_t": min(law.max_t, high)}
@@ -189,12 +204,7 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
         if inside != {"min_t": law.min_t, "max_t": law.max_t}:
             changes[key] = {**law.model_dump(), **inside}
             notes.append(f"dmd.{key} is drawn within {inside['min_t']:.6g}..{inside['max_t']:.6g}")
-    clock_ends = isinstance(teacher, RectifiedFlow) and dmd.fake_score_rung_conditioned
-    if clock_ends and "fake_score_rung_conditioned" not in dmd.model_fields_set:
-        changes["fake_score_rung_conditioned"] = False
-    if changes:
-        dmd = _changed(dmd, changes)
-    return cfg.model_copy(update={"student": student, "dmd": dmd}), notes
+    return changes
 
 
 def _changed(config: C, changes: dict[str, Any]) -> C:

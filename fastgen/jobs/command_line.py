@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._core.processes import leave, part
+from .._core.processes import leave, leave_together
 from ..config.base import OldSpelling
 from ..config.files import C, describe, load_config
 from ..training.launching import is_first_process
@@ -85,7 +85,7 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
     their traceback.
 
     Ctrl-C is one line and exit code 130, SIGTERM one line and 143. One of several processes ends
-    with the block, also where nothing went wrong (see `fastgen._core.processes.part`).
+    with the block, also where nothing went wrong (see `fastgen._core.processes.leave_together`).
 
     Args:
         resumable: whether --resume goes on after Ctrl-C, which the line then says.
@@ -93,7 +93,7 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
     try:
         with stopped_by_sigterm(), _notes_in_one_line():
             yield
-            part()
+            leave_together()
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("FASTGEN_TRACEBACK"):
             raise

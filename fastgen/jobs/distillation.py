@@ -42,7 +42,7 @@ from .sources import load_run_student, load_teacher
 
 __all__ = ["Distillation", "distill", "score_student"]
 
-_PAIR_CHUNK = 2048
+_PAIR_CHUNK = 2048  # pairs that the teacher makes at once; bounds the memory
 
 
 def distill(
@@ -83,7 +83,7 @@ def distill(
 class Distillation:
     """One run, in its order: pairs, the stages of its method, and the hand-over of a student.
 
-    To the method it is the :class:`fastgen.methods.method.Run` that stages are built from.
+    It is also the :class:`fastgen.methods.method.Run` from which a method builds its stage.
 
     Args:
         cfg: with what its method implies, fitted to the teacher.

@@ -152,8 +152,8 @@ def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> 
 
 
 def chunk_rows(data: Data, most: int) -> int:
-    """Rows that a network is given at once: `most` trajectories; of other samples fewer, where one
-    holds many numbers."""
+    """How many rows a network is given at once: `most` trajectories; fewer of other samples whose
+    rows hold many numbers."""
     if isinstance(data, TrajectoryData):
         return most
     return max(1, min(most, MOST_NUMBERS // data.X[0].numel()))

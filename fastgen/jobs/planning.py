@@ -27,7 +27,13 @@ from .pretraining import build_network
 from .setup import Setup
 from .sources import load_teacher
 
-__all__ = ["distillation_footprints", "pair_bytes", "plan_distillation", "plan_teacher"]
+__all__ = [
+    "distillation_footprints",
+    "micro_batch",
+    "pair_bytes",
+    "plan_distillation",
+    "plan_teacher",
+]
 
 
 def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> str:

@@ -228,7 +228,7 @@ class ConsistencyDistillation(Stage):
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
-            losses = functools.partial(self._losses, self._judge())
+            losses = functools.partial(self._losses, self._target_now())
             return one_update(self.student, step, losses, self.draws, *self._batch(step))
 
     def _batch(self, step: int) -> tuple[Any, ...]:
@@ -270,7 +270,7 @@ class ConsistencyDistillation(Stage):
         )
         return {"loss": loss}
 
-    def _judge(self) -> nn.Module | None:
+    def _target_now(self) -> nn.Module | None:
         """The student's average as it is now, None without one. It depends on nothing but what a
         checkpoint holds."""
         if self.student.ema is None:

@@ -45,7 +45,7 @@ from ..guidance import check_guidance
 from ..networks import Cond
 from ..teachers.conversion import check_prediction
 from .judges import Judges, check_judges, fake_score_space, knows_rung, named_features
-from .rollouts import Generated, Rollouts, SharedDraws, check_rungs
+from .rollouts import Generated, Rollouts, SharedDraws, student_rungs
 from .terms import discriminator_terms, fake_score_term, real_data_term, sample_terms
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class DMDPipeline:
         world_size: int = 1,
         same_draws: bool = False,
     ) -> None:
-        self.t_list = check_rungs(config)
+        self.t_list = student_rungs(config)
         self.num_rungs = len(self.t_list) - 1
         check_prediction(student, config.pred_type)
         check_judges(teacher, fake_score, discriminator, config)
@@ -109,8 +109,7 @@ class DMDPipeline:
         self.features = features
         self.draws = SharedDraws(rank, world_size, same_draws)
 
-    # Judges and rollouts hold references alone. Made when they are asked for, they have the
-    # networks and draws that the pipeline has then.
+    # Built at each access, so that they follow a pipeline whose networks or draws are replaced.
 
     @property
     def judges(self) -> Judges:

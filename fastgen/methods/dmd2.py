@@ -21,7 +21,7 @@ from ..discriminators import discriminator_for
 from ..training.stage import Stage
 from .dmd import DMDPipeline
 from .fake_scores import create_fake_score
-from .kd import on_pairs, planned_loss
+from .kd import KD, on_pairs, planned_loss
 from .matching import DistributionMatching
 from .method import (
     Batch,
@@ -66,7 +66,7 @@ def new_discriminator(networks: Networks) -> nn.Module | None:
     )
 
 
-def unguided(cfg: DistillConfig) -> DMDConfig:
+def _losses_config(cfg: DistillConfig) -> DMDConfig:
     """The config of the losses: the teacher of a run guides itself already."""
     return cfg.pipeline.model_copy(update={"guidance_scale": None})
 
@@ -127,7 +127,7 @@ class DMD2(Method):
             student.network,
             run.teacher_in_training(),
             None if fake_score is None else fake_score.network,
-            unguided(cfg),
+            _losses_config(cfg),
             discriminator=None if discriminator is None else discriminator.network,
             same_draws=True,
             rank=run.rank,
@@ -135,7 +135,7 @@ class DMD2(Method):
         )
         pairs = None
         if self.uses_pairs(cfg):
-            pairs = on_pairs(run, student, "kd", train.steps, draws=f"{self.stage}-pairs")
+            pairs = on_pairs(run, student, KD.stage, train.steps, draws=f"{self.stage}-pairs")
         return DistributionMatching(
             student,
             fake_score,
@@ -156,7 +156,7 @@ class DMD2(Method):
         fake_score = new_fake_score(networks)
         discriminator = new_discriminator(networks)
         pipeline = DMDPipeline(
-            student, networks.teacher, fake_score, unguided(cfg), discriminator=discriminator
+            student, networks.teacher, fake_score, _losses_config(cfg), discriminator=discriminator
         )
 
         def of(loss: Callable[..., dict[str, Tensor]]) -> Tensor:

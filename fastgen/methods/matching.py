@@ -1,7 +1,5 @@
 """Updates of distribution matching: the student and the networks that judge it take turns.
 
-A stage owns networks with their optimisers and says what `update(step)` does;
-:class:`fastgen.training.trainer.Trainer` owns the loop, the clock, the log and the checkpoints.
 Every draw is a pure function of (seed, stage, step), so that a resumed run makes the very draws of
 an uninterrupted one.
 """
@@ -31,6 +29,7 @@ class TrainedJudge(NamedTuple):
 
     Attributes:
         name: prefix of its draws and logs.
+        part: its name among the networks that a checkpoint holds.
         network: with its optimiser.
         loss: name of the pipeline's method.
         warmup: updates before the first student update.
@@ -38,6 +37,7 @@ class TrainedJudge(NamedTuple):
     """
 
     name: str
+    part: str
     network: TrainedNetwork
     loss: str
     warmup: int
@@ -103,7 +103,8 @@ class DistributionMatching(Stage):
             self.judges.append(
                 TrainedJudge(
                     "fake",
-                    fake_score,
+                    part="fake_score",
+                    network=fake_score,
                     loss="compute_fake_score_loss",
                     warmup=dmd.fake_score_warmup_steps,
                     turns=dmd.fake_steps_per_student_step,
@@ -113,7 +114,8 @@ class DistributionMatching(Stage):
             self.judges.append(
                 TrainedJudge(
                     "disc",
-                    discriminator,
+                    part="discriminator",
+                    network=discriminator,
                     loss="compute_discriminator_loss",
                     warmup=dmd.gan_disc_warmup_steps,
                     turns=dmd.gan_disc_steps_per_student_step,
@@ -163,9 +165,9 @@ class DistributionMatching(Stage):
                 losses["total"] = losses["total"] + self.dmd.kd_weight * losses["kd"]
             return losses
 
-        pairs = () if self.pairs is None else self.pairs.batch(step)
-        parts = self._pipelines(), self._split(*self._batch(step, "student")), self._split(*pairs)
-        parts = list(zip(*parts, strict=True))
+        batches = self._split(*self._batch(step, "student"))
+        of_pairs = self._split(*(() if self.pairs is None else self.pairs.batch(step)))
+        parts = list(zip(self._pipelines(), batches, of_pairs, strict=True))
         logs |= update_in_parts(self.student, step - self.warmup, loss, parts)
         return made
 
@@ -192,8 +194,9 @@ class DistributionMatching(Stage):
             generator = self.draws.generator(step, name)
             return getattr(pipeline, judge.loss)(*batch, generated=generated, generator=generator)
 
-        parts = self._pipelines(), self._split(*batch), made or [None] * self.draws.accumulation
-        done = update_in_parts(judge.network, index, loss, list(zip(*parts, strict=True)))
+        samples = made or [None] * self.draws.accumulation
+        parts = list(zip(self._pipelines(), self._split(*batch), samples, strict=True))
+        done = update_in_parts(judge.network, index, loss, parts)
         norm = done.pop("grad_norm")
         logs |= {key: value for key, value in done.items() if key not in ("total", "lr")}
         logs[f"{judge.name}_grad_norm"] = norm
@@ -221,14 +224,12 @@ class DistributionMatching(Stage):
             if judge.network is self.trained()[part]:
                 batches = list(judge.updates(step, self.warmup))
                 if step >= self.warmup and self.dmd.fake_score_reuse_batch:
-                    batches[:1] = [step]
+                    # Its first update takes the student's batch again.
+                    batches = [step, *batches[1:]]
         return torch.cat([self.draws.batch_rows(batch, len(self.x0)) for batch in batches])
 
     def trained(self) -> dict[str, TrainedNetwork]:
-        names = {"fake": "fake_score", "disc": "discriminator"}
-        return {"student": self.student} | {
-            names[judge.name]: judge.network for judge in self.judges
-        }
+        return {"student": self.student} | {judge.part: judge.network for judge in self.judges}
 
     def averaged(self) -> nn.Module:
         return self.student.averaged()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..config.dmd import DMDConfig
     from ..config.groups import SampleTimestepConfig
 
-__all__ = ["Generated", "Rollouts", "SharedDraws", "check_rungs"]
+__all__ = ["Generated", "Rollouts", "SharedDraws", "student_rungs"]
 
 
 class Generated(NamedTuple):
@@ -46,7 +46,7 @@ class Generated(NamedTuple):
         return Generated(self.x0.detach(), self.rung)
 
 
-def check_rungs(config: DMDConfig) -> list[float]:
+def student_rungs(config: DMDConfig) -> list[float]:
     """The student's trajectory `config.t_list`, as floats.
 
     Raises:

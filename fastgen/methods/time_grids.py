@@ -90,8 +90,8 @@ def consistency_times(
     """Draw `n` intervals (s, t) of a grid from t_list[0] to 0, uniformly, each with the `end` of
     its map.
 
-    The grid is that of `rung_grid`: every rung is a point of it. So each
-    rung, the first one included, is trained at the very float the sampler calls it with.
+    The grid is that of `rung_grid`: every rung is a point of it. So each rung, the first one
+    included, is trained at the very float the sampler calls it with.
 
     Args:
         n: number of draws.

@@ -26,7 +26,7 @@ from .._core.checks import check_choice, check_count, check_pred_type
 from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, check_guidance
-from ..networks import Cond, Network, call_network
+from ..networks import Cond, Network, call_network, predicts_noise, time_range
 from ..solvers import SOLVERS, Velocity, collect, integrate
 from ..teachers.guided import GuidedNetwork
 
@@ -65,7 +65,7 @@ def teacher_grid(
     """
     if t_grid is None:
         steps = check_count("steps", steps)
-        t_max = float(getattr(network, "t_max", 1.0))
+        _, t_max = time_range(network)
         return [t_max * (1.0 - i / steps) for i in range(steps + 1)]
     grid = [float(t) for t in t_grid]
     if (
@@ -86,8 +86,8 @@ def teacher_grid(
 def trusted_time(network: Network, pred_type: str) -> float:
     """The last time T at which a teacher's own x0 is followed: its `t_max`, for noise predictions
     .95 if that is less."""
-    trusted = float(getattr(network, "t_max", 1.0))
-    if pred_type == "eps" or getattr(network, "predicts_noise", False):
+    _, trusted = time_range(network)
+    if pred_type == "eps" or predicts_noise(network):
         trusted = min(trusted, TRUSTED_NOISE_TIME)
     return trusted
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from .._core.files import write_file
-from .._core.processes import part_at_exit
+from .._core.processes import leave_group_at_exit
 from ..records.log import check_tracker, quiet
 from .launching import warn_of_launch
 from .processes import Processes, Track, Value
@@ -128,8 +128,8 @@ def start_accelerator(threads: int | None = None, *, tracker: str | None = None)
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if accelerator.num_processes > 1:
-        atexit.unregister(part_at_exit)  # so that it is called once
-        atexit.register(part_at_exit)
+        atexit.unregister(leave_group_at_exit)  # so that it is called once
+        atexit.register(leave_group_at_exit)
     warn_of_launch(accelerator.num_processes)
     if accelerator.mixed_precision == "fp16":
         raise ValueError(

@@ -45,7 +45,7 @@ class Launch(NamedTuple):
 def launch_of(environment: Mapping[str, str], accelerator: torch.device | None) -> Launch:
     """The launch that left these variables, by what accelerate reads of them.
 
-    To start accelerate would wait for all processes, which a plan of a run needs not.
+    Starting accelerate would wait for all processes; a plan doesn't need them.
 
     Args:
         environment: variables of this process.

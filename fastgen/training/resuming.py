@@ -61,8 +61,8 @@ class RunState:
 
     @property
     def number(self) -> int:
-        """Of a checkpoint taken now: the end of a stage must not replace one of the same
-        iteration."""
+        """Number of a checkpoint taken now. Stages count too, since the end of a stage has the
+        iteration of its last update."""
         return self.iteration + self.position
 
     def count_update(self) -> None:
@@ -95,7 +95,8 @@ class RunState:
             stages: names of all stages of the run, in order.
 
         Raises:
-            ValueError: what is missing, as "seconds, progress.kd.best"; nothing else is said.
+            ValueError: the message is the list of missing keys alone, "seconds, progress.kd.best";
+                the caller puts it into a sentence.
         """
         missing = [key for key in cls().to_json() if key not in meta]
         if missing:

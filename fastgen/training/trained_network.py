@@ -145,8 +145,7 @@ class TrainedNetwork:
             self.bare.forward = _in_bfloat16(self.bare.forward, processes)
         # In one call, so that sharding can put its new parameters into the optimiser.
         prepared, self.optimizer = processes.prepare(self.bare, adam)
-        # Compiled from outside: weights keep their names, and who unwraps the network runs it
-        # uncompiled.
+        # Compiled from outside: weights keep their names, and an unwrapped network runs uncompiled.
         self.network: Any = torch.compile(prepared) if compiled else prepared
         self._parameters = list(self.bare.parameters())
         self.ema: ExponentialMovingAverage | None = None
@@ -187,8 +186,8 @@ class TrainedNetwork:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._backward(loss)
-        # Torch's own: accelerate's looks for the network among all by comparing parameters, which
-        # shards don't like.
+        # Torch's own: accelerate's clipping compares parameters to find the network, which fails
+        # for shards.
         norm = gathered(nn.utils.clip_grad_norm_(self._parameters, self.cfg.clip_grad_norm))
         # The norm is the same on all processes, a loss is each one's own: all must skip, or none.
         skip = ~norm.isfinite()

@@ -1,7 +1,7 @@
 """The training loop: updates, validation, the log, checkpoints, interruption.
 
-What an update is stands in the files of :mod:`fastgen.methods`, what a run goes on from in
-:mod:`fastgen.training.resuming`.
+The files of :mod:`fastgen.methods` say what an update does; :mod:`fastgen.training.resuming` holds
+what a run goes on from.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Trainer:
     Every `evaluate_every` updates and at its end a stage is validated: its averaged weights are
     scored, the best of them are kept, and warnings are said
     (:class:`fastgen.training.validation.Progress`). With `patience` a stage without improvement
-    ends early. The first `warmup` updates of a stage leave its network as it was; validations of
-    them count for neither.
+    ends early. The first `warmup` updates of a stage leave its network as it was; their
+    validations can't be the best and cost no patience.
 
     Args:
         stages: name -> factory of the stage. It is called when the stage begins, so that it finds
@@ -203,7 +203,8 @@ class Trainer:
             if look or stop:
                 skipped = take_skipped(stage, progress, self.loop.most_skipped)
                 say_skipped(stage.name, skipped, shown=self.processes.is_main_process)
-            # Which updates have their skips in a row of losses must not depend on when we look.
+            # A skip stands in a row of losses only where that row is due anyway, or on a CPU, which
+            # is asked each time. So the log is the same however seldom a GPU is asked.
             own = {}
             if due.row or self._on_cpu:
                 own = skipped.rows.pop(state.updates, {})

@@ -77,9 +77,9 @@ class Progress:
             update: updates done, 0 before the first.
             scores: of this validation. A score that isn't finite never wins, and counts as no
                 improvement.
-            trained: whether this stage has changed the network, as it has not at its start nor in
-                the warm-up of a fake score. Before, a validation is where curves begin, no work of
-                this stage, and no loss of patience.
+            trained: whether this stage has changed the network; it has not at its start, nor in
+                the warm-up of a fake score. Until then a validation only starts the curves: it
+                can't be the best and costs no patience.
         """
         finite = {name: float(value) for name, value in scores.items() if _is_finite(value)}
         if trained:
@@ -236,8 +236,8 @@ def teacher_note(
     return (
         f"the teacher itself is far from the data: {primary} {scores[name]:.3g} at its best "
         f"({name}), {least:.3g} for fresh data; train it longer, or let the student learn from "
-        "the data too (dmd.real_data_weight=1 with dmd.vsd_weight=0, or a GAN; train.steps=1000), "
-        "which of a good teacher costs coverage"
+        "the data too (dmd.real_data_weight=1 with dmd.vsd_weight=0, or a GAN; train.steps=1000); "
+        "with a good teacher this loses coverage"
     )
 
 

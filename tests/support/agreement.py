@@ -72,6 +72,8 @@ def sizes_of(records: Mapping[str, Tensor]) -> dict[str, float]:
     """The largest absolute number of each kind."""
     sizes: dict[str, float] = {}
     for key, value in records.items():
+        # What is no number is no agreement; max() would pass over it.
+        assert value.isfinite().all(), f"numbers of {key}"
         kind = kind_of(key)
         sizes[kind] = max(sizes.get(kind, 0.0), float(value.abs().max()))
     return sizes

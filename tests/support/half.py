@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fastgen._core.processes import part
+from fastgen._core.processes import leave_together
 from fastgen.methods.matching import DistributionMatching
 from fastgen.training import accelerator as ours
 from support import processes
@@ -84,4 +84,4 @@ if __name__ == "__main__":
     found = {key: sorted(values) for key, values in seen.items()}
     if ours.start_accelerator(1).is_main_process:
         (folder / "found.json").write_text(json.dumps(found))
-    part()
+    leave_together()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgen._core.processes import part
+from fastgen._core.processes import leave_together
 from fastgen.config import DistillConfig
 from fastgen.data.trajectories import TrajectoryData
 from fastgen.distillation import distill
@@ -104,4 +104,4 @@ if __name__ == "__main__":
     gc.freeze()  # as in conftest.py
     for each in RUNS:
         run(Path(sys.argv[1]), *each)
-    part()
+    leave_together()

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from fastgen._core.modules import frozen
-from fastgen._core.processes import gathered, is_shard, own, part, settle
+from fastgen._core.processes import gathered, is_shard, own, leave_together, settle
 from fastgen.config import EMAConfig, OptimizerConfig
 from fastgen.training import accelerator as ours
 from fastgen.training.trained_network import TrainedNetwork
@@ -215,4 +215,4 @@ if __name__ == "__main__":
         for dtype in (torch.float32, torch.float64):
             processes.run(folder, dtype, 2)
         assert sharded == {True} and len(networks) == 8, (sharded, len(networks))
-    part()
+    leave_together()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastgen._core.processes import gather_objects, leave, part, together
+from fastgen._core.processes import gather_objects, leave, leave_together, together
 from fastgen.records.checkpoints import check_checkpoint, checkpoint_folders
 from fastgen.records.log import read_log
 from support.faults import (
@@ -210,4 +210,4 @@ def test_alone_a_process_hears_itself():
     with pytest.raises(SystemExit) as left:
         leave(7)
     assert left.value.code == 7
-    part()
+    leave_together()
