@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from fastgen._core.modules import frozen
-from fastgen._core.processes import gathered, is_shard, own, leave_together, settle
+from fastgen._core.processes import gathered, is_shard, leave_together, own, settle
 from fastgen.config import EMAConfig, OptimizerConfig
 from fastgen.training import accelerator as ours
 from fastgen.training.trained_network import TrainedNetwork
