@@ -229,6 +229,7 @@ def ring_of_gaussians(rows: int, std: float, generator: torch.Generator) -> Tens
     return centres + std * torch.randn(rows, 2, generator=generator)
 
 
+@pytest.mark.slow
 def test_fourier_features_tell_tight_modes_from_wider_ones():
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)

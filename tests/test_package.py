@@ -71,6 +71,7 @@ def loaded_by(imports: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_plain_import_loads_no_heavy_library():
     # torch itself may load some of these on some systems, so compare with torch alone.
     loaded = loaded_by(PLAIN)
@@ -78,5 +79,6 @@ def test_plain_import_loads_no_heavy_library():
     assert not loaded & {"escnn", "accelerate", "matplotlib"}
 
 
+@pytest.mark.slow
 def test_the_door_to_distribution_matching_loads_no_heavy_library():
     assert loaded_by("import fastgen.dmd") - loaded_by("import torch") <= {"pydantic"}

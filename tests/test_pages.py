@@ -320,6 +320,7 @@ DONE: set[tuple[str, ...]] = set()
 CASES = [(page, command) for page in PAGES for command in commands(page)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), CASES)
 def test_every_command_is_one_that_its_tool_takes(
     call: Call, runs, folder, monkeypatch, page, command
@@ -360,6 +361,7 @@ def test_every_config_has_keys_that_are_known(page, block):
     assert validate(DistillConfig, yaml.safe_load(block))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "block"), PYTHON)
 def test_every_example_runs(call: Call, folder, monkeypatch, page, block):
     def few_updates(cfg: DistillConfig, **given: Any) -> Path:

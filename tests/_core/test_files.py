@@ -63,6 +63,7 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_old_folder(tmp_path):
     fill(tmp_path / "out", "old")
     code = (

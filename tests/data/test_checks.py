@@ -56,6 +56,7 @@ def declared(X: Tensor, Z: Tensor, symmetry: dict) -> TrajectoryData:
 # ---- Symmetry ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "heavy"), [(12, False), (40, True), (150, False), (150, True)])
 def test_invariant_data_are_rarely_warned_of(monkeypatch, n, heavy):
     """The p-values are what they say on few rows, on many and with heavy tails, and the stated rate
@@ -170,6 +171,7 @@ def test_demonstrations_of_one_condition_are_one_draw():
     assert alarms == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ring", "two_rings", "modes", "flights"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_embedded_tasks_are_without_fault(name, seed):

@@ -45,6 +45,7 @@ def outcomes(tmp_path_factory) -> list[dict[str, str]]:
     return [row for row in rows if "outcome" in row]
 
 
+@pytest.mark.slow
 def test_there_are_a_thousand_of_all_kinds(outcomes):
     kinds = Counter(row["kind"] for row in outcomes)
     assert set(kinds) == set(KINDS) and min(kinds.values()) >= 50 and kinds.total() >= 1000

@@ -197,6 +197,7 @@ def leaves(value, path=()):
         yield path, value
 
 
+@pytest.mark.slow
 def test_no_forged_value_does_worse_than_an_error(folder):
     original = json.loads((folder / "config.json").read_text())
     values = [None, True, -1, 10**30, 1e308, "\ud800", [[]], {"a": 1}]

@@ -56,6 +56,7 @@ CASES = {
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
+@pytest.mark.slow
 @cases
 def test_samples_of_any_shape_are_distilled_by_the_same_recipe(tmp_path, case):
     make, X, Z = case
@@ -90,6 +91,7 @@ def test_samples_of_any_shape_are_distilled_by_the_same_recipe(tmp_path, case):
         assert student.sample(z).shape == (n, *X.shape[1:])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_conditions_of_any_kind(tmp_path, monkeypatch):
     make, X, Z = CASES["sequences with a mapping"]
 
@@ -113,6 +115,7 @@ def test_a_stopped_run_goes_on_with_conditions_of_any_kind(tmp_path, monkeypatch
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_a_file_of_latents_with_labels_is_distilled_from_its_config(tmp_path):
     import numpy as np
 
@@ -128,6 +131,7 @@ def test_a_file_of_latents_with_labels_is_distilled_from_its_config(tmp_path):
     assert "waypoints" not in card and "network=LabelTeacher(...)" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_conditions_are_cast_to_the_teachers_dtype(tmp_path, dtype):
     run = distill(toy_config(tmp_path / "run"), teacher=ToyTeacher().to(dtype), task=ToyTask())

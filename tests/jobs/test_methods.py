@@ -53,6 +53,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_method_ends_in_a_student_and_a_report_of_its_stages(tmp_path, case):
     dmd, stages = CASES[case]
@@ -89,6 +90,7 @@ STOPS += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "method", "dmd", "step"), STOPS)
 def test_with_every_branch_on_a_resumed_run_is_an_uninterrupted_one(
     tmp_path, stage, method, dmd, step
@@ -255,6 +257,7 @@ def test_the_shipped_configs_are_kd_alone_and_take_every_method(file):
         assert resolved("train.steps=0") == ("kd", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::fastgen.config.base.OldSpelling")
 @pytest.mark.parametrize(
     ("method", "steps", "stage", "trained"),

@@ -78,6 +78,7 @@ def toy(monkeypatch) -> None:
     monkeypatch.setattr(planning, "build_data", lambda cfg: ToyTask())
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_discriminator_and_the_pairs_beside_dmd(toy):
     def rows(dmd: dict, **loop) -> dict[str, list[str]]:
         plan = plan_distillation(config(dmd=dmd, train=train(**loop)))

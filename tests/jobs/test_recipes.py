@@ -21,6 +21,8 @@ from fastgen.records.checkpoints import checkpoint_folders
 from fastgen.records.log import read_log
 from support.recipes import KD_STEPS, content, python, the_error
 
+pytestmark = pytest.mark.slow
+
 # ---- What a run leaves ---------------------------------------------------------------------------
 
 

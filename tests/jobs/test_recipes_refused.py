@@ -169,6 +169,7 @@ def test_a_place_that_cannot_be_written_is_one_line(home, call, tmp_path):
 # ---- Looked at before ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "config", "schema", "network"),
     [
@@ -202,6 +203,7 @@ def test_help_says_how_to_call_it(call, tmp_path, recipe):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_path):
     code, out, err = call(
         "distill.py", "--dry-run", "data.size=64"
@@ -221,6 +223,7 @@ def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_pa
     assert yaml.safe_load(out.partition("\n\n")[0])["data"] == values["data"]
 
 
+@pytest.mark.slow
 def test_updates_after_kd_on_the_shipped_config_are_dmd2_and_a_line_says_so(call):
     code, out, err = call("distill.py", "--dry-run", "data.size=64", "train.steps=300")
     assert code == 0

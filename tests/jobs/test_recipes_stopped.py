@@ -16,6 +16,8 @@ from fastgen.records.checkpoints import checkpoint_folders
 from fastgen.records.log import read_log, timeless
 from support.recipes import KD_STEPS, RECIPES, once, python, start, stop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def stopped(home, tmp_path_factory) -> Path:

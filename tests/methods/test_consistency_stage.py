@@ -60,6 +60,7 @@ MIXTURE = GaussianMixture(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "sample_type"), [(1, "sde"), (2, "ode")])
 def test_a_small_network_learns_a_mixture_from_scratch(steps, sample_type):
     # With `ode` the map changes its end at the second rung. This network is too smooth in t to

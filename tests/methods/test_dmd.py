@@ -250,6 +250,7 @@ def test_bad_calls_are_refused():
 # ---- The fixed point -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vsd_norm", ["mean_abs", "rms"])
 def test_the_students_fixed_point_is_the_teachers_law(vsd_norm):
     """From N(-0.5, 1.5^2), with a fake score that follows, to the teacher's N(0.7, 0.4^2)."""

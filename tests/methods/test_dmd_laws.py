@@ -59,6 +59,7 @@ def test_the_vsd_gradient_is_that_of_the_kl(norm, t):
     assert (ours.norm() / exact.norm()).item() == pytest.approx(t**2 / (1 - t) ** 2, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vsd_norm", ["mean_abs", "rms"])
 def test_with_an_exact_fake_score_the_fixed_point_is_the_teachers_law_within_a_percent(vsd_norm):
     teacher = GaussianTeacher(mean=0.7, std=0.4)
@@ -96,6 +97,7 @@ class FullAffine(nn.Module):
         return (x_t - (x_t / t @ self.A.T + self.b)) / t
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vsd_norm", ["mean_abs", "rms"])
 @pytest.mark.parametrize("A", [[[1.5, 0.0], [0.0, 1.0]], [[0.4, -0.8], [0.9, 0.3]]])
 def test_the_fixed_point_has_the_teachers_mean_and_full_covariance_within_a_percent(vsd_norm, A):
@@ -230,6 +232,7 @@ pipelines = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @pipelines
 def test_an_equivariant_pipelines_losses_are_invariant(group_name, features, guided):
     group, rep, build = networks_and_discriminator(group_name, features)
@@ -252,6 +255,7 @@ def test_the_mean_abs_weight_is_not_invariant_and_costs_the_pipeline_its_invaria
     assert max(float((loss - at_rest).abs()) for loss in losses) > 1e-4 * float(at_rest.abs())
 
 
+@pytest.mark.slow
 @pipelines
 def test_gradients_of_an_equivariant_pipeline_are_invariant_too(group_name, features, guided):
     """In the weights of the student, which every loss of its reaches."""

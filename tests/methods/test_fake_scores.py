@@ -176,6 +176,7 @@ def test_a_rank_without_a_fake_score_is_refused():
             check_plan(setup_of(cfg, ToyTeacher(), x0, cond))
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_saves_the_corrections(tmp_path):
 
     cfg = toy_config(tmp_path / "run", fake_score_rank=2)

@@ -131,6 +131,7 @@ def in_micro_batches(stage: Stage, accumulation: int) -> Stage:
     return stage
 
 
+@pytest.mark.slow
 @stages
 @pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (3, 1), (1, 3), (2, 3), (3, 2)])
 def test_the_mean_gradient_of_many_processes_and_micro_batches_is_that_of_one(

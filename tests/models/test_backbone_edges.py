@@ -232,6 +232,7 @@ def test_matrices_may_be_tensors_rounded_or_of_the_trivial_group():
 # ---- What training keeps -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["C4 D=128", "D4 D=128"])
 def test_the_benchmarks_sizes_meet_their_bars(config, capsys):
     import bench_backbone

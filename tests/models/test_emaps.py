@@ -263,6 +263,7 @@ def test_the_dense_matrix_follows_every_update(represent):
     torch.testing.assert_close(layer(x), 2 * before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", INIT_SCHEMES)
 @pytest.mark.parametrize(
     ("group", "source", "target"),
@@ -334,8 +335,10 @@ def test_a_change_of_dtype_costs_the_constants_no_digit(kinds, represent):
 
 
 def test_a_map_built_on_no_device_is_a_map_once_it_has_one(represent, matrices):
+    in_rep = represent("D4", "mixed", turned=True)
+    out_rep = represent("D4", 2)
     with torch.device("meta"):
-        layer = eLinear(represent("D4", "mixed", turned=True), represent("D4", 2))
+        layer = eLinear(in_rep, out_rep)
     assert all(p.is_meta for p in layer.parameters())
     layer = layer.to_empty(device="cpu").double()
     layer.reset_parameters()

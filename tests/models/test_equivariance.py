@@ -159,6 +159,7 @@ def test_other_modules_do_not_fold():
 # ---- The check -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_check_gives_one_small_error_an_element(group, network):
     model = network(group)

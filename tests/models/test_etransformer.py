@@ -51,6 +51,7 @@ def test_the_network_commutes_with_all_rotations_of_an_icosahedron(
     assert model_error(model.double(), batch=2) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.kernels
 @pytest.mark.parametrize("group", ["C3", "D4", "D6", "Icosahedral"])
 def test_training_and_casts_keep_it_exact(group, network, model_error):

@@ -135,6 +135,7 @@ def test_gradients_of_a_block_map_are_finite_differences_to_second_order(name, f
 # ---- Layers: the slow twin is the loop over the group or over the copies -------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPS)
 def test_a_linear_map_is_the_group_convolution_turned(name, shaken, count):
     group = parse_group(name)

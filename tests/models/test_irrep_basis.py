@@ -54,6 +54,7 @@ def inputs(model, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return X, torch.linspace(0.1, 0.9, batch), Z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_module", ["rmsnorm", "layernorm"])
 @pytest.mark.parametrize("causal_attn", [False, True])
 @pytest.mark.parametrize("name", ["C3", "C8", "D4", "Icosahedral"])
@@ -123,6 +124,7 @@ def test_auto_takes_the_irreps_where_they_win():
 BASES = pytest.mark.parametrize("basis", ["regular", "irrep"])
 
 
+@pytest.mark.slow
 @BASES
 def test_the_training_forward_compiles_without_a_break(basis, shaken, distance):
     model = shaken(network(basis)).double()
@@ -137,6 +139,7 @@ def test_the_training_forward_compiles_without_a_break(basis, shaken, distance):
         torch.testing.assert_close(p.grad, grad, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @BASES
 def test_the_twin_compiles_and_is_exported_for_any_batch(basis, shaken):
     model = shaken(network(basis))

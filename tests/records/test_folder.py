@@ -219,6 +219,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
 def test_other_data_are_not_gone_on_with(tmp_path, other):
     cfg = toy_config(tmp_path)

@@ -119,6 +119,7 @@ def test_a_damaged_row_is_named_by_its_line_and_a_last_one_that_was_cut_is_left_
         read_log(tmp_path)
 
 
+@pytest.mark.slow
 def test_every_row_of_a_run_says_how_fast_it_was_and_what_took_the_time(tmp_path):
     distill(toy_config(tmp_path / "run"), teacher=ToyTeacher(), task=ToyTask())
     rows = read_log(tmp_path / "run")
@@ -146,6 +147,7 @@ def test_a_file_gets_whole_lines_now_and_then_and_one_at_the_end(clock, capsys):
     assert said == "kd: 1/5, loss 0\nkd: 4/5, loss 3\nkd: 5/5, loss 4\npairs: 2/2\n"
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar_and_a_file_no_carriage_return(tmp_path, monkeypatch, capsys):
     assert isinstance(progress_bar("kd", 3), Lines)
     distill(toy_config(tmp_path / "run"), teacher=ToyTeacher(), task=ToyTask())
@@ -233,6 +235,7 @@ def python(code: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_run_of_the_tracker(tmp_path):
     for folder in ("wandb", "wandb-1.0.dist-info"):
         (tmp_path / "site" / folder).mkdir(parents=True)
@@ -273,6 +276,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_only_the_main_process_warns_logs_and_shows_progress(tmp_path):
     done = python(VOICES, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from support.reports import STAGES, curves, examples, results
 from support.toy import without_pictures
 
 
+@pytest.mark.slow
 def test_the_folder_holds_numbers_pages_and_pictures(tmp_path):
     folder = write_report(
         tmp_path, results=results(), curves=curves(), examples=examples(), stages=STAGES

@@ -105,6 +105,7 @@ def test_velocity_of_vp_is_right_at_the_data_where_sigma_has_no_slope():
     assert torch.allclose(teacher(x, 0.0), -0.05 * (x + mixture(2).score(x, 1.0, 0.0)), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_flow_carries_noise_to_the_mixture():
     n, law = 4000, GaussianMixture.orbits(torch.tensor([[1.5, 0.6]]), D4, stds=0.15)
     teacher, noise, cond = ExactTeacher(law), normal(n, 2, seed=2), normal(n, 2, seed=3)

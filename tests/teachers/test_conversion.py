@@ -170,6 +170,7 @@ def test_the_sign_of_a_velocity_follows_the_end_of_the_data():
         torch.testing.assert_close(teacher(x_t, t), torch.full_like(x_t, sign), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @hard
 def test_samples_of_a_converted_teacher_have_the_weights_and_moments_of_the_law(declaration):
     n = 4000

@@ -108,6 +108,7 @@ def test_a_right_declaration_draws_no_warning_and_costs_some_tens_of_calls(noise
     assert noise_network.calls == len(TIMES) * (1 + 21)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -142,6 +143,7 @@ def test_a_wrong_declaration_is_told_the_right_one(noise_network, wrong):
     }
 
 
+@pytest.mark.slow
 def test_a_network_that_was_not_converted_is_judged_too(noise_network):
     said = warnings(noise_network)[-1]
     assert (

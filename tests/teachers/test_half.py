@@ -107,6 +107,7 @@ def test_the_losses_take_it_and_differ_by_its_rounding(guided):
     assert relative(vsd16, vsd) < 0.1 and relative(grads16, grads) < 0.2
 
 
+@pytest.mark.slow
 def test_a_run_with_it_trains_float32_students_from_its_weights(tmp_path):
     values = toy_config(tmp_path / "run").model_dump()
     values["teacher"]["dtype"] = "bfloat16"
@@ -126,6 +127,7 @@ def test_a_run_with_it_trains_float32_students_from_its_weights(tmp_path):
     assert given.linear.weight.dtype == torch.float32 and (run / "student").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"teacher": {"dtype": "bfloat16"}}, {"train": {"gradient_checkpointing": True}}]
 )

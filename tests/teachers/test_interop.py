@@ -49,6 +49,7 @@ def unet() -> nn.Module:
     return diffusers.UNet2DModel(**UNET)
 
 
+@pytest.mark.slow
 def test_a_unet_on_latents_is_distilled_by_a_handful_of_keys(tmp_path):
     """The keys are those of the YAML in the README; the loaded student knows neither path nor
     prediction by itself."""

@@ -16,6 +16,8 @@ import setup_env
 import setup_requirements
 import setup_target
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # What a user's own environment may hold: torch and numpy as old or new as they like, and things of

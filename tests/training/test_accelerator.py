@@ -115,6 +115,7 @@ def trained(folder: Path, *options: str) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_a_run_without_accelerate_is_that_of_one_process_with_it_bit_for_bit(tmp_path):
     alone = trained(tmp_path)
     accelerated = trained(tmp_path, "with")

@@ -25,6 +25,8 @@ from support.faults import (
     the_line,
 )
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 

@@ -180,6 +180,7 @@ def half(tmp_path_factory, request) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_bf16_distillation_multiplies_in_bf16_and_does_all_else_in_float32(half):
     found = json.loads((half / "found.json").read_text())
     assert found["times"] == ["torch.float32"] and found["products"] == ["torch.bfloat16"]
@@ -188,6 +189,7 @@ def test_a_bf16_distillation_multiplies_in_bf16_and_does_all_else_in_float32(hal
     assert found["average is exact"] == ["True"]
 
 
+@pytest.mark.slow
 def test_a_bf16_distillation_ends_near_that_of_float32(one, half):
     logs = [read_log(run) for run in (one(torch.float32, 2), half / name(torch.float32, 2))]
     for row, other in zip(*logs, strict=True):

@@ -35,6 +35,7 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_processes_and_micro_batches_make_the_run_of_one(one, two, nudged, dtype):
     whole = one(dtype, 1)
@@ -60,6 +61,7 @@ def test_two_processes_and_micro_batches_make_the_run_of_one(one, two, nudged, d
             assert_equal_up_to_rounding(whole, other, nudged)
 
 
+@pytest.mark.slow
 def test_another_seed_makes_another_run(tmp_path, one):
     # The agreement above is not that of networks which don't move.
     other = processes.run(tmp_path, torch.float64, 1, seed=1)
@@ -120,6 +122,7 @@ def test_a_launch_that_got_fewer_processes_than_it_asked_for_is_told(
     assert found is None if said is None else said in (found or "") and "\n" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [1, 2])
 def test_accelerate_on_a_cpu_starts_one_process_and_the_run_says_so(tmp_path, asked):
     (tmp_path / "script.py").write_text(STARTED)
@@ -133,6 +136,7 @@ def test_accelerate_on_a_cpu_starts_one_process_and_the_run_says_so(tmp_path, as
     assert asked == 1 or f"torchrun --nproc_per_node 2 {tmp_path / 'script.py'}" in warned[0]
 
 
+@pytest.mark.slow
 def test_torchrun_on_a_cpu_makes_a_group(tmp_path):
     (tmp_path / "script.py").write_text(STARTED)
     done = torchrun(tmp_path / "script.py")

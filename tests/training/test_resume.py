@@ -31,6 +31,7 @@ def changed_checkpoint(run_dir: Path) -> Iterator[tuple[dict[str, Tensor], dict]
     save_checkpoint(run_dir, int(newest.name.removeprefix("step_")), *found, keep=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "step"),
     [
@@ -58,6 +59,7 @@ class Dropping(ToyTeacher):
         return super().forward(nn.functional.dropout(x_t, 0.5, torch.is_grad_enabled()), t, cond)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "step"), [(KnowledgeDistillation, 5), (DistributionMatching, 7)])
 def test_dropout_is_drawn_again_as_it_was(tmp_path, stage, step):
     def dropped(name: str, resume: bool = False) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from support.agreement import assert_equal_runs, assert_equal_up_to_rounding
 from support.launching import TESTS, torchrun
 from support.processes import name
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> Path:

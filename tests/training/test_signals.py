@@ -22,6 +22,7 @@ from support.faults import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "code"), [("sigterm", 143), ("sigint", 130)])
 def test_a_signal_saves_says_so_and_is_gone_on_from(folder, whole, fault, code):
     done = run(folder, fault)
@@ -36,12 +37,14 @@ def test_a_signal_saves_says_so_and_is_gone_on_from(folder, whole, fault, code):
     assert_equal_runs(whole, folder / "run")
 
 
+@pytest.mark.slow
 def test_sigterm_between_the_stages_is_a_line_too(folder):
     done = run(folder, "sigterm in pairs")
     assert done.returncode == 143
     assert the_line(done.stderr) == "stopped: what is done is in the run folder; --resume goes on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_sigterm_that_comes_again_and_again_saves_once(folder, processes):
     """A cluster sends it to every process of a job, and a launcher hands its own on."""
@@ -58,6 +61,7 @@ def test_a_sigterm_that_comes_again_and_again_saves_once(folder, processes):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_after_a_signal_does_not_wait_for_the_end_of_the_update(folder):
     process = subprocess.Popen(
         command(folder, "long update"),

@@ -111,6 +111,7 @@ def test_energy_of_a_lost_mode_is_that_of_samples_without_it():
 # --- scores ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("matrix", D8)
 def test_scores_do_not_change_when_samples_and_held_out_points_are_moved(matrix, held_out):
     x = fresh(7) + 0.03 * torch.randn(2048, 2, generator=generator(), dtype=F64)

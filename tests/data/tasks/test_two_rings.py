@@ -278,6 +278,7 @@ def test_training_data_are_demonstrations_and_a_function_of_size_and_seed(task):
     assert x.shape == (64, 4, 8) and z.shape == (64, 4, 2) and data.symmetry["group"] == "D4"
 
 
+@pytest.mark.slow
 def test_demonstrations_score_like_the_floor_and_every_sampler_has_the_same_draws(task):
     calls = []
 
