@@ -29,14 +29,15 @@ def wings(path: Path) -> set[str]:
     parents = ["fastgen", *path.relative_to(PACKAGE).parts[:-1]]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        named = [getattr(node, "module", "") or "", *(a.name for a in getattr(node, "names", []))]
-        if isinstance(node, ast.Import) or not getattr(node, "level", 1):
-            assert not any(name.split(".")[0] == "fastgen" for name in named), (
-                "imports are relative"
-            )
-        elif isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and node.level:
             base = [*parents[: len(parents) - node.level + 1], *(node.module or "").split(".")]
             found |= {base[1]} if base[1] else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is None or node.module.split(".")[0] != "fastgen", (
+                "say it relatively"
+            )
+        elif isinstance(node, ast.Import):
+            assert all(alias.name.split(".")[0] != "fastgen" for alias in node.names)
     return found - {"__version__"}
 
 

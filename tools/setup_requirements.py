@@ -1,4 +1,4 @@
-"""What fastgen's set-up asks pip for: requirements of pyproject.toml, pins of constraints.txt.
+"""Requirements of the set-up: the lists of pyproject.toml, the pins of constraints.txt.
 
 A part of `tools/setup.sh`. Standard library only, since nothing is installed when it runs.
 """

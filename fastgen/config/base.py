@@ -31,12 +31,17 @@ class Config(BaseModel):
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        names = list(type(self).model_fields)
+        names = type(self).in_order()
         if len(args) > len(names):
             raise TypeError(
                 f"expected at most {len(names)} values in {type(self).__name__}, got {len(args)}"
             )
         super().__init__(**dict(zip(names, args, strict=False)), **kwargs)
+
+    @classmethod
+    def in_order(cls) -> list[str]:
+        """The fields in the order in which they may be given without names."""
+        return list(cls.model_fields)
 
     @field_validator("*", mode="before")
     @classmethod

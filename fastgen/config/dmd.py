@@ -54,6 +54,14 @@ class DMDConfig(MatchingConfig):
         default=EMAConfig(), description="average of the student's weights; null = none"
     )
 
+    @classmethod
+    def in_order(cls) -> list[str]:
+        """The student's keys stand where they always stood: `DMDConfig("x0")` is a prediction."""
+        first = ["pred_type", "fake_score_pred_type", "student_steps", "t_list", "t_list_shift"]
+        first += ["t_max", "student_sample_type"]
+        rest = [name for name in MatchingConfig.model_fields if name not in first]
+        return [*first, *rest, "ema"]
+
     @model_validator(mode="before")
     @classmethod
     def _calls(cls, values: Any) -> Any:

@@ -36,6 +36,9 @@ def method_asked_for(values: dict[str, Any], overrides: Mapping[str, Any]) -> di
         overrides: full key -> value.
     """
     steps = overrides.get("train.steps")
+    group = overrides.get("train")
+    if steps is None and isinstance(group, dict):
+        steps = group.get("steps")
     asked = isinstance(steps, int) and steps > 0
     if values.get("method") != "kd" or not asked or "method" in overrides:
         return values

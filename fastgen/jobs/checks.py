@@ -12,6 +12,7 @@ from .._core.json_files import check_names, read_json
 from ..config.base import OldSpelling
 from ..config.files import C, validate
 from ..config.matching import MatchingConfig
+from ..config.old_spellings import old_spellings
 from ..config.schemas import DataConfig, DistillConfig
 from ..config.student import StudentConfig
 from ..config.training import DistillTrainConfig
@@ -31,28 +32,59 @@ USUAL_METHOD: str = DistillConfig().method
 
 
 def with_method(cfg: DistillConfig) -> DistillConfig:
-    """The config with what its method implies.
+    """The config with what its method implies; what contradicts it is refused before a teacher is
+    loaded.
 
     DMD2 with train.steps=0 is KD alone, whose spelling is method=kd. It is taken as that for one
     more release, with a warning that gives what to write.
 
     Raises:
-        ValueError: an unknown method, another method without updates, or keys that contradict it.
+        ValueError: an unknown method, another method without updates, keys that contradict it,
+            nothing to train, or a stage to keep that isn't trained.
     """
-    if cfg.method != WARM_START and method_named(cfg.method).updates(cfg) == 0:
+    if old_spellings({"dmd": cfg.dmd}):
+        # A copy with changes is not validated, and `dmd` no longer holds the student's keys.
+        cfg = DistillConfig(**{name: getattr(cfg, name) for name in cfg.model_fields_set})
+    steps = cfg.train.steps
+    if cfg.method == WARM_START:
+        if "steps" in cfg.train.model_fields_set and steps > 0:
+            _note(
+                f"train.steps={steps} has no effect with method={WARM_START}, which is KD alone; "
+                f"leave it out, or say method={USUAL_METHOD}"
+            )
+    elif method_named(cfg.method).updates(cfg) == 0:
         if cfg.method != USUAL_METHOD:
             raise ValueError(
-                f"expected train.steps > 0 with method={cfg.method}, got {cfg.train.steps}; say "
+                f"expected train.steps > 0 with method={cfg.method}, got {steps}; say "
                 f"train.steps={DistillTrainConfig().steps}, or method={WARM_START} for KD alone"
             )
         cfg = cfg.model_copy(update={"method": WARM_START})
-        warnings.warn(
+        _note(
             f"method={WARM_START}, since train.steps=0 leaves no updates after KD; say "
-            f"method={WARM_START}; the old spelling goes with the next release",
-            OldSpelling,
-            stacklevel=2,
+            f"method={WARM_START}; the old spelling goes with the next release"
         )
-    return method_named(cfg.method).complete(cfg)
+    cfg = method_named(cfg.method).complete(cfg)
+    _check_stages(cfg)
+    return cfg
+
+
+def _note(message: str) -> None:
+    warnings.warn(message, OldSpelling, stacklevel=3)
+
+
+def _check_stages(cfg: DistillConfig) -> None:
+    """Refuse a run without a stage, and a stage to keep that is none of the run."""
+    stages = [method.stage for method in stages_of(cfg)]
+    if not stages:
+        raise ValueError(
+            "expected train.kd_steps > 0 or train.steps > 0, got 0 for both: there is nothing to "
+            f"train; say train.kd_steps={DistillTrainConfig().kd_steps}"
+        )
+    if cfg.keep not in ("best", *stages):
+        raise ValueError(
+            f"expected keep to be best or a stage that runs ({', '.join(stages)}), got {cfg.keep}; "
+            "say keep=best, or the method that trains it"
+        )
 
 
 def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> None:
@@ -69,38 +101,15 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
     """
     cfg = setup.cfg
     train = cfg.train
-    methods = stages_of(cfg)
-    stages = [method.stage for method in methods]
-    if not stages:
-        raise ValueError(
-            f"expected train.kd_steps > 0 with method={cfg.method}, got 0: there is nothing to "
-            "train"
-        )
-    if cfg.keep not in ("best", *stages):
-        raise ValueError(
-            f"expected keep to be best or a stage that runs ({', '.join(stages)}), got {cfg.keep}"
-        )
+    _check_stages(cfg)
     if (cfg.dmd.guidance_scale is None) != (cfg.teacher.null_cond is None):
         raise ValueError(
             "expected dmd.guidance_scale and teacher.null_cond (what to guide away from: zeros, "
             f"or a file) both or neither, got {cfg.dmd.guidance_scale} and {cfg.teacher.null_cond}"
         )
     check_shares(train.batch_size, processes, train.gradient_accumulation_steps)
-    _check_groups(cfg, processes)
     setup.prediction_at(0.5)
-    methods[-1].check(setup, sharded=sharded)
-
-
-def _check_groups(cfg: DistillConfig, processes: int) -> None:
-    """Refuse groups of real data that a micro-batch cannot be cut into."""
-    accumulation = cfg.train.gradient_accumulation_steps
-    size = cfg.train.batch_size // (processes * accumulation)
-    if cfg.dmd.real_data_weight and size % cfg.dmd.real_data_samples:
-        of = "a process" if accumulation == 1 else "a process' micro-batch"
-        raise ValueError(
-            f"expected dmd.real_data_samples to divide the {size} samples of {of}, got "
-            f"{cfg.dmd.real_data_samples}"
-        )
+    stages_of(cfg)[-1].check(setup, processes=processes, sharded=sharded)
 
 
 def stored_scores(

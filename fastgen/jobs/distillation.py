@@ -60,13 +60,14 @@ def distill(
         ValueError: before any training, when config, data and teacher do not fit together or the
             folder holds another run.
     """
+    cfg = with_method(cfg)
     processes = start_accelerator(cfg.train.threads, tracker=cfg.train.tracker)
     check_compiler(processes.device, wanted=cfg.train.compile)
     if teacher is not None and (cfg.teacher.dtype is not None or cfg.train.gradient_checkpointing):
         # These change a network in place, and this one is the caller's.
         teacher = copy.deepcopy(teacher)
     teacher = load_teacher(cfg, teacher)
-    cfg, notes = fit_to_teacher(with_method(cfg), teacher)
+    cfg, notes = fit_to_teacher(cfg, teacher)
     with open_run(cfg, main_process=processes.is_main_process) as run_dir:
         with together():
             job = Distillation(cfg, run_dir, processes, teacher=teacher, task=task)

@@ -46,8 +46,9 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
         the resolved config, a table of memory for each stage in a process, activations measured on
         one micro-batch, and notes on the data and on how well the teacher denoises them.
     """
+    cfg = with_method(cfg)
     teacher = load_teacher(cfg)
-    cfg, notes = fit_to_teacher(with_method(cfg), teacher)
+    cfg, notes = fit_to_teacher(cfg, teacher)
     task = build_data(cfg.data)
     launch = launch or _launch()
     setup = Setup(cfg, teacher, task.train)
@@ -91,17 +92,15 @@ def distillation_footprints(
         networks = [setup.teacher, *(row.network for row in planned)]
         found[method.stage] = [footprint("teacher", setup.teacher, trained=False)]
         for row in planned:
-            if row.loss is None:
-                found[method.stage].append(footprint(row.name, row.network, trained=False))
-                continue
             found[method.stage].append(
                 footprint(
                     row.name,
                     row.network,
+                    trained=row.trained,
                     ema=None if row.ema is None else SHADOW_DTYPES[row.ema.dtype],
                     ema_on_cpu=train.ema_on_cpu and launch.device != "cpu",
-                    activations=activation_bytes(row.loss, networks),
-                    shards=launch.shards,
+                    activations=activation_bytes(row.loss, networks) if row.loss else 0,
+                    shards=launch.shards if row.trained else None,
                 )
             )
     return found

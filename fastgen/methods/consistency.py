@@ -312,8 +312,8 @@ class Consistency(Method):
     stage = "consistency"
     title = "consistency"
 
-    def check(self, networks: Networks, *, sharded: bool) -> None:
-        super().check(networks, sharded=sharded)
+    def check(self, networks: Networks, *, processes: int, sharded: bool) -> None:
+        super().check(networks, processes=processes, sharded=sharded)
         first = networks.cfg.student.t_list[0]
         if first < LEAST_FIRST_RUNG:
             raise ValueError(
@@ -362,5 +362,5 @@ class Consistency(Method):
         planned = [PlannedNetwork("student", student, loss, cfg.student.ema)]
         if cfg.student.ema is not None:
             # A whole copy even of a sharded student, on its device.
-            planned.append(PlannedNetwork("target", networks.student()))
+            planned.append(PlannedNetwork("target", networks.student(), trained=False))
         return planned

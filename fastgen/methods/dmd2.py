@@ -86,7 +86,7 @@ class DMD2(Method):
     def uses_pairs(self, cfg: DistillConfig) -> bool:
         return cfg.dmd.kd_weight > 0
 
-    def check(self, networks: Networks, *, sharded: bool) -> None:
+    def check(self, networks: Networks, *, processes: int, sharded: bool) -> None:
         cfg = networks.cfg
         dmd = cfg.dmd
         if not dmd.vsd_weight:
@@ -101,6 +101,7 @@ class DMD2(Method):
                 "expected dmd.gan_features teacher or sample with dmd.vsd_weight=0, which has no "
                 "fake score"
             )
+        _check_groups(cfg, processes)
         if sharded:
             _refuse_shards(cfg)
         new_discriminator(networks)
@@ -202,10 +203,22 @@ class LADD(DMD2):
         changed = {"vsd_weight": 0.0, "gan_loss_weight_gen": gan}
         return cfg.model_copy(update={"dmd": cfg.dmd.model_copy(update=changed)})
 
-    def check(self, networks: Networks, *, sharded: bool) -> None:
+    def check(self, networks: Networks, *, processes: int, sharded: bool) -> None:
         refuse_divergence(networks.cfg)
         refuse_fake_score(networks.cfg, "method=ladd")
-        super().check(networks, sharded=sharded)
+        super().check(networks, processes=processes, sharded=sharded)
+
+
+def _check_groups(cfg: DistillConfig, processes: int) -> None:
+    """Refuse groups of real data that a micro-batch cannot be cut into."""
+    accumulation = cfg.train.gradient_accumulation_steps
+    size = cfg.train.batch_size // (processes * accumulation)
+    if cfg.dmd.real_data_weight and size % cfg.dmd.real_data_samples:
+        of = "a process" if accumulation == 1 else "a process' micro-batch"
+        raise ValueError(
+            f"expected dmd.real_data_samples to divide the {size} samples of {of}, got "
+            f"{cfg.dmd.real_data_samples}"
+        )
 
 
 def _refuse_shards(cfg: DistillConfig) -> None:

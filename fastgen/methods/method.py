@@ -15,6 +15,8 @@ The smallest method has a stage, a title and :meth:`Method.build`:
         def build(self, run):
             student = run.student(run.cfg.train.student_optimizer, run.cfg.train.steps)
             return on_pairs(run, student, self.stage, run.cfg.train.steps)
+
+A method that trains on the teacher's pairs, as this one does, also says so by :meth:`uses_pairs`.
 """
 
 from __future__ import annotations
@@ -107,9 +109,13 @@ class Run(Protocol):
         ...
 
     def trained(
-        self, network: nn.Module, optimizer: OptimizerConfig, updates: int
+        self,
+        network: nn.Module,
+        optimizer: OptimizerConfig,
+        updates: int,
+        ema: EMAConfig | None = None,
     ) -> TrainedNetwork:
-        """`network` with an optimiser for that many updates."""
+        """`network` with an optimiser for that many updates, and an average if asked for."""
         ...
 
     def without_idle(self, network: nn.Module) -> nn.Module:
@@ -136,14 +142,16 @@ class PlannedNetwork:
     Attributes:
         name: of its row.
         network: of the kind and size that is trained.
-        loss: what one of its updates differentiates; None for a network that is not trained.
+        loss: what one of its updates differentiates, to be measured; None: it is not measured.
         ema: of its average; None without one.
+        trained: whether it has gradients and an optimiser.
     """
 
     name: str
     network: nn.Module
     loss: Callable[[], Tensor] | None = None
     ema: EMAConfig | None = None
+    trained: bool = True
 
 
 class Method(ABC):
@@ -175,11 +183,12 @@ class Method(ABC):
         """
         return cfg
 
-    def check(self, networks: Networks, *, sharded: bool) -> None:
+    def check(self, networks: Networks, *, processes: int, sharded: bool) -> None:
         """Refuse a config or a teacher that the method does not serve, before anything is trained.
 
         Args:
             networks: of the run; its config is complete.
+            processes: that share the batch.
             sharded: whether FSDP shares each network among the processes.
 
         Raises:

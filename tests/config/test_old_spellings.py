@@ -17,6 +17,7 @@ from fastgen.config import (
 )
 from fastgen.config.base import OldSpelling
 from fastgen.config.files import dump_yaml, load_config
+from fastgen.jobs.checks import with_method
 from fastgen.jobs.command_line import parse_command_line, user_errors
 
 # Old key, its value, the new key.
@@ -141,3 +142,12 @@ def test_a_recipe_says_it_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "note: dmd.student_steps is now student.steps; the old spelling goes with the next release"
     ]
+
+
+@pytest.mark.filterwarnings("ignore::fastgen.config.base.OldSpelling")
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_copy_with_the_students_keys_under_dmd_is_understood(whole):
+    """A copy with changes is not validated when it is made."""
+    cfg = DistillConfig()
+    dmd = DMDConfig(student_steps=4) if whole else cfg.dmd.model_copy(update={"student_steps": 4})
+    assert with_method(cfg.model_copy(update={"dmd": dmd})).student.steps == 4

@@ -25,6 +25,7 @@ from fastgen.config import (
     SymmetryConfig,
     TrainTeacherConfig,
 )
+from fastgen.config.dmd import STUDENT_KEYS
 from fastgen.config.files import dump_yaml
 
 SCHEMAS = [
@@ -119,7 +120,7 @@ def test_a_number_is_no_yes_or_no_and_neither_nan_nor_infinite(schema):
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_values_may_be_given_in_order(schema):
     config = default(schema)
-    assert schema(*(getattr(config, name) for name in schema.model_fields)) == config
+    assert schema(*(getattr(config, name) for name in schema.in_order())) == config
     with pytest.raises(TypeError, match="expected at most"):
         schema(*range(99))
 
@@ -326,3 +327,17 @@ def test_a_group_given_in_part_keeps_the_rest_of_its_place_s_own_defaults(schema
 
 def test_a_run_may_be_named_by_a_number():
     assert DistillConfig.model_validate({"name": 5, "run_dir": 2024}).run_dir == "2024"
+
+
+def test_a_student_has_the_same_keys_in_a_run_and_in_a_pipeline():
+    """Their defaults, ranges and meanings stand in two classes."""
+    for ours, theirs in STUDENT_KEYS.items():
+        here = DMDConfig.model_fields[ours]
+        there = StudentConfig.model_fields[theirs]
+        assert (here.default, here.metadata) == (there.default, there.metadata)
+        assert here.annotation == there.annotation
+
+
+def test_a_pipeline_takes_its_prediction_first_as_it_always_did():
+    assert DMDConfig("x0") == DMDConfig(pred_type="x0")
+    assert set(DMDConfig.in_order()) == set(DMDConfig.model_fields)

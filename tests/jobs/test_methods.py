@@ -211,6 +211,10 @@ def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
 
 # ---- KD alone ------------------------------------------------------------------------------------
 
+IDLE = (
+    "train.steps=7 has no effect with method=kd, which is KD alone; leave it out, or say "
+    "method=dmd2"
+)
 LEAVES = (
     "method=kd, since train.steps=0 leaves no updates after KD; say method=kd; the old spelling "
     "goes with the next release"
@@ -220,7 +224,7 @@ LEAVES = (
 @pytest.mark.parametrize(
     ("method", "train", "trained", "steps", "said"),
     [
-        ("kd", {"steps": 7}, "kd", 0, []),
+        ("kd", {"steps": 7}, "kd", 0, [IDLE]),
         ("dmd2", {"steps": 0}, "kd", 0, [LEAVES]),
         ("kd", {}, "kd", 0, []),
         ("kd", {"steps": 0}, "kd", 0, []),
@@ -253,8 +257,11 @@ def test_the_shipped_configs_are_kd_alone_and_take_every_method(file):
         assert resolved("train.steps=5") == ("dmd2", 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert resolved("method=kd", "train.steps=5") == ("kd", 0)  # what is said last
         assert resolved("train.steps=0") == ("kd", 0)
+    with pytest.warns(OldSpelling, match="no effect"):
+        assert resolved("method=kd", "train.steps=5") == ("kd", 0)
+    with pytest.warns(OldSpelling):
+        assert resolved("train={steps: 5}") == ("dmd2", 5)
 
 
 @pytest.mark.slow

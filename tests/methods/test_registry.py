@@ -11,7 +11,8 @@ from fastgen import load_student
 from fastgen.config import DistillConfig
 from fastgen.distillation import distill
 from fastgen.jobs import planning
-from fastgen.jobs.planning import plan_distillation
+from fastgen.jobs.planning import distillation_footprints, plan_distillation
+from fastgen.jobs.setup import Setup
 from fastgen.methods.kd import on_pairs
 from fastgen.methods.method import Method
 from fastgen.methods.registry import METHODS, method_named, stages_of
@@ -26,8 +27,12 @@ class Again(Method):
     title = "KD again"
     colour = "#123456"
 
+    def uses_pairs(self, cfg):
+        return True
+
     def build(self, run):
-        student = run.student(run.cfg.train.student_optimizer, run.cfg.train.steps)
+        train = run.cfg.train
+        student = run.student(train.student_optimizer, train.steps, run.cfg.student.ema)
         return on_pairs(run, student, self.stage, run.cfg.train.steps)
 
 
@@ -44,6 +49,11 @@ def test_a_new_method_is_planned_trained_chosen_exported_and_reported(again, mon
     monkeypatch.setattr(planning, "build_data", lambda cfg: ToyTask())
     plan = plan_distillation(again)
     assert "method: again" in plan and "again: memory, MB" in plan
+    assert plan.count("teacher pairs") == 2
+    setup = Setup(again, ToyTeacher(), ToyTask().train)
+    found = {stage: row for stage, (_, row) in distillation_footprints(setup).items()}
+    assert found["again"].adam == found["kd"].adam > 0
+    assert found["again"].ema == found["kd"].ema > 0
     run = distill(again, teacher=ToyTeacher(), task=ToyTask())
     assert {row["stage"] for row in read_log(run)} == {"kd", "again"}
     report = json.loads((run / "report" / "report.json").read_text())
