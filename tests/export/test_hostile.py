@@ -53,6 +53,7 @@ def test_there_are_a_thousand_of_all_kinds(outcomes):
     assert sum(row["outcome"] != "same" for row in outcomes) >= 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_harmed_file_is_one_line_of_error_or_holds_what_it_held(outcomes, kind):
     bad = [

@@ -72,6 +72,7 @@ DAMAGED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "config"), [("distill.py", "student.yaml"), ("train_teacher.py", "teacher.yaml")]
 )
@@ -101,6 +102,7 @@ def broken_teacher(home: Path, tmp_path: Path, how: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -121,6 +123,7 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -139,6 +142,7 @@ def test_a_teacher_that_does_not_fit_the_data_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "config", "run"),
     [
@@ -158,6 +162,7 @@ def test_an_existing_run_is_neither_overwritten_nor_resumed_as_another(
     assert content(folder) == before
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_one_line(home, call, tmp_path):
     (tmp_path / "file").write_text("mine")
     for place in ("file", "file/run"):

@@ -79,6 +79,7 @@ def stacks(name: str) -> list:
     return [regular_stack(group, 2), fourier_stack(group, 3), plane_of(name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", GROUPS)
 def test_heads_are_invariant_under_every_element(name, dtype, shaken, invariance):

@@ -55,6 +55,7 @@ def test_patience_ends_a_stage_and_says_so(tmp_path, capsys):
     assert waiting[0].done == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pull_at", range(2, 7))
 def test_a_killed_run_keeps_its_best_and_its_patience(tmp_path, pull_at):
     """Without improvement after update 3, the sixth loses patience; the plug is pulled on every way

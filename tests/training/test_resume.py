@@ -77,6 +77,7 @@ def test_dropout_is_drawn_again_as_it_was(tmp_path, stage, step):
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["data", "teacher"])
 def test_a_run_does_not_go_on_with_other_data_or_another_teacher(tmp_path, what):
     with plug_pulled(KnowledgeDistillation, 4):
@@ -93,6 +94,7 @@ def test_a_run_does_not_go_on_with_other_data_or_another_teacher(tmp_path, what)
     distill(cfg, teacher=ToyTeacher(), task=ToyTask())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_that_is_passed_again_is_in_nobodys_way(tmp_path, uninterrupted):
     with plug_pulled(DistributionMatching, 7):
         train(toy_config(tmp_path))
@@ -130,6 +132,7 @@ def test_a_resumed_run_knows_the_scores_and_seconds_of_what_was_done(tmp_path):
     assert again.seconds == whole.seconds and whole.seconds["dmd"] > 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, uninterrupted, monkeypatch):
     update = KnowledgeDistillation.update
 
@@ -148,6 +151,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, uninterrupted, monkeypatch
     assert all(torch.equal(v, weights(tmp_path)[k]) for k, v in weights(uninterrupted).items())
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, uninterrupted, caplog):
     with plug_pulled(DistributionMatching, 7):
         train(toy_config(tmp_path))

@@ -115,6 +115,7 @@ def divergences(accumulation: int) -> Stage:
 STAGES = [flow_matching, kd, matching, divergences, consistency]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("make", STAGES)
 def test_an_update_reads_nothing_from_the_device(make, accumulation):
@@ -128,6 +129,7 @@ def test_an_update_reads_nothing_from_the_device(make, accumulation):
             each.take_skipped()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ["regular", "irrep"])
 def test_equivariant_networks_read_nothing_from_the_device(basis):
     teacher = equivariant(basis=basis).requires_grad_(False).to(NOWHERE)

@@ -11,6 +11,8 @@ import torch
 from fastgen.data import Task, build_task
 from fastgen.data.tasks.ring import RingTask, ccw_offset, demonstrate, succeeds
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def task() -> RingTask:
@@ -43,7 +45,6 @@ def test_network_inputs_are_normalised_by_one_scale_and_packed(task):
     assert torch.allclose(x.reshape(64, 16, 2) * scale[0, 0].float(), task.train.X, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_every_sampler_is_given_the_same_conditions_and_noise(task):
     calls = []
 
@@ -64,7 +65,6 @@ def test_every_sampler_is_given_the_same_conditions_and_noise(task):
     assert any(float((offset - 4).abs().max()) > 2 for offset in offsets)
 
 
-@pytest.mark.slow
 def test_validation_conditions_are_none_of_the_evaluation_or_training(task):
     seen: dict[bool, set] = {True: set(), False: set()}
     for quick in seen:
