@@ -235,6 +235,7 @@ def test_an_energy_distance_is_free_of_units():
     assert scores[0]["energy_distance"] == pytest.approx(scores[1]["energy_distance"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["labels", "vectors"])
 def test_with_a_condition_the_true_law_scores_best(condition):
     label = torch.randint(3, (4000,), generator=torch.Generator().manual_seed(5))

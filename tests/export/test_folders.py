@@ -193,6 +193,7 @@ def test_the_card_says_how_to_load_it(tmp_path):
     assert scope["x"].shape == (1, 6, 2)
 
 
+@pytest.mark.slow
 def test_a_student_needs_torch_and_safetensors_only(tmp_path):
     student = load_student(export_(tmp_path / "s", equivariant()))
     x = student.sample(conditions(), num_samples=2, steps=2, generator=seeded())

@@ -104,6 +104,7 @@ def test_with_every_branch_on_a_resumed_run_is_an_uninterrupted_one(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.slow
 def test_diagnostics_follow_the_student_and_change_nothing(tmp_path, monkeypatch):
     train(config(tmp_path / "with", dmd=EVERYTHING))
     rows = [row["diagnostics"] for row in read_log(tmp_path / "with") if "diagnostics" in row]

@@ -118,6 +118,7 @@ def test_pairs_take_the_bytes_that_a_run_holds(tmp_path, drawn, called):
     assert planned == states.nbytes + cond.nbytes
 
 
+@pytest.mark.slow
 def test_a_plan_tells_the_memory_of_a_gpu_from_that_of_its_host(toy):
     one, two = (
         tables(plan_distillation(config(), launch=launch)) for launch in (None, Launch(1, "cuda"))

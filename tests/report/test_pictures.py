@@ -87,6 +87,7 @@ def test_other_samples_are_histograms_of_their_first_numbers(shape, panels):
         assert len(ax.patches) == 3
 
 
+@pytest.mark.slow
 def test_the_report_names_the_picture_for_what_it_shows(tmp_path):
     folder = write_report(
         tmp_path, results={}, curves=[], examples=examples((2,), "points"), stages={}

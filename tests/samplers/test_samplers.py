@@ -45,6 +45,7 @@ def test_orders_are_listed_for_every_solver():
     assert set(ORDERS) == set(SOLVERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ORDERS)
 def test_teacher_sampling_converges_at_the_order_of_its_solver(method):
     teacher = ConjugatedTeacher(std=0.5)

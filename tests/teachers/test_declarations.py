@@ -97,6 +97,7 @@ def warnings(
 # ---- A trained network ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_right_declaration_draws_no_warning_and_costs_some_tens_of_calls(noise_network):
     teacher = as_rectified_flow(noise_network, **RIGHT)
     noise_network.calls = 0
@@ -175,6 +176,7 @@ class Quadratic(BaseInterpolant):
         return 1 - t**2, -2 * t
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "declaration",
     [

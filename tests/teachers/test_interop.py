@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.config import DistillConfig
 from fastgen.config.files import validate
@@ -20,10 +21,7 @@ from fastgen.teachers import KeywordNetwork, as_rectified_flow
 from fastgen.teachers.clocks import beta_table
 from support.toy import toy_config
 
-# It has no release for Python 3.10 that goes with the other pins.
-diffusers = pytest.importorskip(
-    "diffusers", reason="installed by tools/setup.sh --dev from Python 3.11 on"
-)
+pytestmark = pytest.mark.slow
 
 UNET = {
     **{
@@ -44,17 +42,21 @@ LATENTS = torch.randn(60, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012}
 
 
-def unet() -> nn.Module:
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(**UNET)
+@pytest.fixture(scope="module")
+def diffusers() -> ModuleType:
+    """The library, imported here because that takes seconds. It has no release for Python 3.10 that
+    goes with the other pins."""
+    reason = "installed by tools/setup.sh --dev from Python 3.11 on"
+    return pytest.importorskip("diffusers", reason=reason)
 
 
-@pytest.mark.slow
-def test_a_unet_on_latents_is_distilled_by_a_handful_of_keys(tmp_path):
+def test_a_unet_on_latents_is_distilled_by_a_handful_of_keys(diffusers, tmp_path):
     """The keys are those of the YAML in the README; the loaded student knows neither path nor
     prediction by itself."""
     np.savez(tmp_path / "latents.npz", X=LATENTS.numpy(), Z=(torch.arange(60) % 3).numpy())
-    save_file(unet().state_dict(), tmp_path / "unet.safetensors")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(**UNET)
+    save_file(unet.state_dict(), tmp_path / "unet.safetensors")
     base = toy_config(tmp_path / "run", kd_steps=3, kd_pairs=16, steps=2, batch_size=4).model_dump(
         exclude_unset=True
     )
@@ -87,7 +89,7 @@ def test_a_unet_on_latents_is_distilled_by_a_handful_of_keys(tmp_path):
     assert inside["keywords"]["x"] == "sample" and inside["rectified_flow"]["prediction"] == "eps"
 
 
-def test_betas_are_those_of_the_schedulers_of_diffusers():
+def test_betas_are_those_of_the_schedulers_of_diffusers(diffusers):
     names = {
         "linear": "linear",
         "scaled_linear": "scaled_linear",
@@ -103,7 +105,7 @@ def test_betas_are_those_of_the_schedulers_of_diffusers():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_x0_is_the_one_that_their_scheduler_reads_out(prediction):
+def test_x0_is_the_one_that_their_scheduler_reads_out(diffusers, prediction):
     """At a row of the table, where both have the same noise ratio."""
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=1000,
@@ -135,7 +137,7 @@ def test_x0_is_the_one_that_their_scheduler_reads_out(prediction):
     assert seen[0].tolist() == pytest.approx([row] * 3, abs=1e-3)
 
 
-def test_a_transformer_is_called_by_its_own_keywords():
+def test_a_transformer_is_called_by_its_own_keywords(diffusers):
     torch.manual_seed(0)
     transformer = diffusers.DiTTransformer2DModel(
         **{

@@ -145,6 +145,7 @@ class Straight:
         return self.paths @ g.T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equivariant", [True, False])
 def test_paths_that_turn_with_the_scene_are_kept_and_others_are_not(monkeypatch, equivariant):
     references, _ = bench_quality.RingTask().references("all")

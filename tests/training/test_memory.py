@@ -176,6 +176,7 @@ def rows(launch: Launch | None = None, **options) -> dict[str, Footprint]:
     return list(stages(launch, **options).values())[-1]
 
 
+@pytest.mark.slow
 def test_each_option_lowers_what_it_is_for_and_nothing_else():
     plain = rows(dmd=GAN)
     less = rows(dmd=GAN, gradient_checkpointing=True)

@@ -218,6 +218,7 @@ def broken_off(tmp_path_factory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", PARTS)
 def test_a_checkpoint_that_lacks_a_part_is_an_error_that_names_it(tmp_path, broken_off, what):
     shutil.copytree(broken_off, tmp_path / "run")

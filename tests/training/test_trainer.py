@@ -54,6 +54,7 @@ def test_all_processes_decide_by_the_scores_of_the_main_one(tmp_path):
     assert kept(follow(tmp_path, SCORES, processes=OneOfTwo())) == 1
 
 
+@pytest.mark.slow
 def test_other_seeds_give_other_weights(tmp_path, uninterrupted):
     # Without this the test above could pass on a run that does nothing.
     train(toy_config(tmp_path).model_copy(update={"seed": 1}))

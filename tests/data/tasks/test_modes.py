@@ -119,6 +119,7 @@ def test_scores_do_not_change_when_samples_and_held_out_points_are_moved(matrix,
     assert after == pytest.approx(before, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_law_scores_like_its_floor(held_out):
     rows = [score(fresh(seed), held_out) for seed in range(10, 16)]
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
@@ -132,6 +133,7 @@ def test_the_law_scores_like_its_floor(held_out):
     )
 
 
+@pytest.mark.slow
 def test_each_failure_shows_in_its_score(held_out):
     x = fresh(8)
     good, centre = score(x, held_out), nearest(x)

@@ -278,6 +278,7 @@ def fresh(references: References, seed: int) -> torch.Tensor:
     )
 
 
+@pytest.mark.slow
 def test_fresh_demonstrations_score_as_demonstrations(references):
     rows = [ring.score(fresh(references, seed), references) for seed in range(4)]
     mean = {name: sum(row[name] for row in rows) / 4 for name in rows[0]}

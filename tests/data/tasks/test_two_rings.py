@@ -199,6 +199,7 @@ def test_class_error_floor_is_the_expected_error_of_a_perfect_sampler():
     ) / math.sqrt(2000)
 
 
+@pytest.mark.slow
 def test_fresh_demonstrations_score_as_demonstrations(references):
     rows = [tr.score(fresh(references, seed), references) for seed in range(4)]
     mean = {name: sum(row[name] for row in rows) / 4 for name in rows[0]}
