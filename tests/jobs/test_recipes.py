@@ -133,7 +133,7 @@ for name in ("escnn", "lie_learn", "accelerate", "matplotlib", "pydantic", "yaml
 import torch
 from safetensors.torch import load_file, save_file
 import fastgen
-student = fastgen.load_student("student")
+student = fastgen.load_student("student", dtype=torch.float64)
 z, generator = load_file("z.safetensors")["Z"], lambda: torch.Generator().manual_seed(5)
 save_file({
     "one": student.sample(z, steps=1, generator=generator()),
@@ -156,11 +156,11 @@ def test_the_student_samples_where_there_is_nothing_but_torch_and_safetensors(ho
         "fan": (5, 3, 4, 2),
     }
     assert all(bool(torch.isfinite(value).all()) for value in x.values())
-    here = load_student(tmp_path / "student")
+    here = load_student(tmp_path / "student", dtype=torch.float64)
     assert here.steps == (1, 2) and len(here.t_list) == 3
-    assert torch.equal(
-        here.sample(z, steps=1, generator=torch.Generator().manual_seed(5)), x["one"]
-    )
+    # Another process may share a product among another number of threads, which rounds elsewhere.
+    one = here.sample(z, steps=1, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(one, x["one"], rtol=0, atol=1e-10)
     assert not torch.equal(x["one"], x["two"])
 
 
