@@ -215,7 +215,7 @@ print(json.dumps({"x": x.tolist(), "loaded": sorted(loaded)}))
 """
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "s")]
     done = subprocess.run(
-        command, cwd=Path(fastgen.__file__).parents[2], capture_output=True, text=True
+        command, cwd=Path(fastgen.__file__).parents[1], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
