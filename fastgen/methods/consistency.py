@@ -66,6 +66,12 @@ __all__ = [
 LEAST_FIRST_RUNG = 0.9
 
 
+def _check_first_rung(t_list: Sequence[float], name: str, what: str) -> None:
+    """Refuse a first rung, called `name`, that `what` cannot train."""
+    if t_list[0] < LEAST_FIRST_RUNG:
+        raise ValueError(f"expected {name} >= {LEAST_FIRST_RUNG} for {what}, got {t_list[0]}")
+
+
 # ---- Loss ----------------------------------------------------------------------------------------
 
 
@@ -208,11 +214,7 @@ class ConsistencyDistillation(Stage):
         last: int = 16,
         method: str = "midpoint",
     ) -> None:
-        if dmd.t_list[0] < LEAST_FIRST_RUNG:
-            raise ValueError(
-                f"expected t_list[0] >= {LEAST_FIRST_RUNG} for consistency distillation, got "
-                f"{dmd.t_list[0]}"
-            )
+        _check_first_rung(dmd.t_list, "t_list[0]", "consistency distillation")
         self.student = student
         self.teacher = teacher
         self.x0 = x0
@@ -314,12 +316,7 @@ class Consistency(Method):
 
     def check(self, networks: Networks, *, processes: int, sharded: bool) -> None:
         super().check(networks, processes=processes, sharded=sharded)
-        first = networks.cfg.student.t_list[0]
-        if first < LEAST_FIRST_RUNG:
-            raise ValueError(
-                f"expected student.t_list[0] >= {LEAST_FIRST_RUNG} for method=consistency, got "
-                f"{first}"
-            )
+        _check_first_rung(networks.cfg.student.t_list, "student.t_list[0]", "method=consistency")
 
     def build(self, run: Run) -> Stage:
         train = run.cfg.train
