@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ._core.checks import check_shape
 from ._core.modules import as_built, inside_launcher
+from ._core.sizes import Sizes, check_sizes
 from ._core.tensors import time_dtype
 from .flow_matching import convert_prediction
 
@@ -23,6 +24,7 @@ __all__ = [
     "Network",
     "NetworkWrapper",
     "call_network",
+    "check_trained_sizes",
     "coats",
     "idle_parameters",
     "network_dtype",
@@ -39,7 +41,8 @@ __all__ = [
 #   predicts_noise     True: its answer is eps up to a factor
 #   call_dtype         the dtype in which it is called, if not that of its parameters
 #   predict_x0         a method (x_t, t, cond) that answers x0
-DECLARED = ("t_min", "t_max", "predicts_noise", "call_dtype", "predict_x0")
+#   trained_sizes      the sizes of X and Z that it was trained with (_core/sizes.py)
+DECLARED = ("t_min", "t_max", "predicts_noise", "call_dtype", "predict_x0", "trained_sizes")
 
 Cond = Any  # a Tensor, a mapping or tuple of Tensors, or None: handed to the network untouched
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
@@ -48,9 +51,8 @@ Network = Callable[[Tensor, Tensor, Cond], Tensor]
 class NetworkWrapper(nn.Module):
     """A module around `network` that adds no weights.
 
-    It declares what its network declares (`t_min`, `t_max`, `predicts_noise`, `call_dtype`,
-    `predict_x0`) and nothing that the network doesn't, unless it has an attribute of its own. Its
-    optimiser groups are the network's.
+    It declares what its network declares (`DECLARED`) and nothing that the network doesn't, unless
+    it has an attribute of its own. Its optimiser groups are the network's.
 
     Attributes:
         network: the network inside.
@@ -111,6 +113,24 @@ def time_range(network: object) -> tuple[float, float]:
 def predicts_noise(network: object) -> bool:
     """Whether a network says that its answer is eps up to a factor."""
     return bool(_declared(network, "predicts_noise", False))
+
+
+def check_trained_sizes(network: object, x: Tensor, cond: Cond, who: str) -> None:
+    """Refuse samples or conditions of a size that a network says it was not trained with.
+
+    Args:
+        network: one that declares nothing is not checked.
+        x: shape (B, ...), as the network sees it.
+        cond: as the network sees it.
+        who: the network, for people: "the teacher".
+
+    Raises:
+        ValueError: such as `expected Z of shape (B, 2, 12), as the teacher was trained, got ...`.
+    """
+    sizes: Sizes | None = _declared(network, "trained_sizes", None)
+    if sizes is not None:
+        check_sizes(x, "X", sizes, who)
+        check_sizes(cond, "Z", sizes, who)
 
 
 def _declared(network: object, name: str, default: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["cond_text", "cond_to", "map_tensors", "take_rows", "tensors_in"]
+__all__ = ["cond_text", "cond_to", "map_tensors", "named_tensors", "take_rows", "tensors_in"]
 
 
 def map_tensors(function: Callable[[Tensor], Any], cond: Any) -> Any:
@@ -48,6 +48,30 @@ def tensors_in(cond: Any) -> list[Tensor]:
 
     map_tensors(note, cond)
     return found
+
+
+def named_tensors(cond: Any, name: str = "Z") -> dict[str, Tensor]:
+    """The Tensors of a condition by name, in their order: "Z" for a Tensor, "Z.goal" for the member
+    `goal` of a mapping, "Z.0" for the first of a tuple. None has none.
+
+    Args:
+        name: of the condition itself.
+
+    Raises:
+        TypeError: as `map_tensors`.
+    """
+    if isinstance(cond, Mapping):
+        members = list(cond.items())
+    elif isinstance(cond, tuple | list):
+        members = list(enumerate(cond))
+    else:
+        found: dict[str, Tensor] = {}
+        map_tensors(lambda value: found.update({name: value}), cond)
+        return found
+    named: dict[str, Tensor] = {}
+    for key, value in members:
+        named |= named_tensors(value, f"{name}.{key}")
+    return named
 
 
 def take_rows(cond: Any, rows: Tensor | slice) -> Any:

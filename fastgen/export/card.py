@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._core.sizes import parse_sizes, sizes_text
+
 __all__ = ["student_card"]
 
 # Of a sample type: the noise of its rungs.
@@ -65,8 +67,13 @@ def _condition(config: Mapping[str, Any]) -> tuple[str, str]:
     condition = config["description"].get("condition")
     if config["cond_horizon"] is not None:
         t_z, d_z = config["cond_horizon"]
+        shape = f"(B, T_z <= {t_z}, {d_z})"
+        if config.get("cond_sizes") is not None:
+            axes = parse_sizes(config["cond_sizes"])["Z"]
+            t_z = axes[0][1]
+            shape = sizes_text(axes)
         code = f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units"
-        return f"z (B, T_z <= {t_z}, {d_z})", code
+        return f"z {shape}", code
     if condition == "none":
         return "no condition", "None  # nothing to condition on"
     if isinstance(condition, str):

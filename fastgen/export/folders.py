@@ -29,6 +29,7 @@ from .._core.checks import is_count
 from .._core.files import new_folder, write_file
 from .._core.json_files import plain_json
 from .._core.messages import brief
+from .._core.sizes import Sizes, parse_sizes
 from .._core.tensor_files import TensorFile, write_tensors
 from ..models import build_model
 from ..normalizer import Normalizer
@@ -71,6 +72,8 @@ _STUDENT = "student.safetensors"
 # Scores that a recipe lays beside a network belong to those weights, and go when the network is
 # replaced.
 SCORES_FILE = "scores.json"
+# What the description of a network holds that recipes/train_teacher.py has trained.
+_OF_RECIPE = {"task", "path", "prediction", "data", "seed", "steps"}
 
 
 # ---- Networks ------------------------------------------------------------------------------------
@@ -86,7 +89,10 @@ def save_network(
         folder: new, empty, or an earlier export, which is replaced whole, with a `README.md` or
             `scores.json` about it.
         network: one of `fastgen.models`, whose `.config` says how to build it again, or any module,
-            which its user then has to build and give to `load_network(network=)`.
+            which its user then has to build and give to `load_network(network=)`. The sizes of X
+            and Z that it was trained with are kept where it declares them as `trained_sizes`, such
+            as {"X": [(4, 4), (8, 8)], "Z": [(1, 2), (12, 12)]}: the least and the most of each axis
+            but the rows.
         description: anything JSON can hold: command, seed, scores, data. NaN and infinity become
             null.
 
@@ -97,6 +103,9 @@ def save_network(
     """
     config = config_head(NETWORK_FORMAT, network)
     config["description"] = plain_json(dict(description or {}), "description")
+    trained = getattr(network, "trained_sizes", None)
+    if trained is not None:
+        config["trained_sizes"] = plain_json(parse_sizes(trained), "trained_sizes")
     state = network.state_dict()
     with new_folder(folder, (EXPORT_CONFIG, _CARD, _MODEL, SCORES_FILE)) as partial:
         config["tensors"] = write_tensors(partial / _MODEL, state, _dtype_of(state))
@@ -107,7 +116,8 @@ def load_network(
     folder: str | Path, *, network: nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network in a folder written by `save_network`, on the CPU and in eval mode, and its
-    description.
+    description. Where they are known, it declares the sizes that it was trained with
+    (`trained_sizes`), and samplers refuse others.
 
     Args:
         folder: with `model.safetensors` and `config.json`.
@@ -120,7 +130,27 @@ def load_network(
     """
     file, config = read_config(Path(folder), NETWORK_FORMAT, _MODEL)
     tensors = TensorFile(Path(folder), config["tensors"])
-    return _load(file, config["network"], tensors, network, NETWORKS), config["description"]
+    loaded: Any = _load(file, config["network"], tensors, network, NETWORKS)
+    sizes = _trained_sizes(config, loaded, str(file))
+    if sizes is not None:
+        loaded.trained_sizes = sizes
+    return loaded, config["description"]
+
+
+def _trained_sizes(config: Mapping[str, Any], network: Any, where: str) -> Sizes | None:
+    """The sizes of X and Z that a network was trained with; None if nothing is known of them."""
+    if config.get("trained_sizes") is not None:
+        try:
+            return parse_sizes(config["trained_sizes"])
+        except ValueError as error:
+            raise ValueError(f"{where}: trained_sizes: {error}") from error
+    if not config["description"].keys() >= _OF_RECIPE or not built_in_config(network):
+        return None
+    # Before the sizes were written, recipes/train_teacher.py made a network for the sizes of its
+    # data exactly.
+    axes = {"X": (network.in_horizon, network.in_dim)}
+    axes["Z"] = (network.cond_horizon, network.cond_dim)
+    return parse_sizes(axes)
 
 
 # ---- Students ------------------------------------------------------------------------------------
@@ -139,6 +169,7 @@ def export_student(
     pack: int = 1,
     horizon: Sequence[int] | None = None,
     cond_horizon: Sequence[int] | None = None,
+    cond_sizes: Mapping[str, Sequence[Any]] | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a student folder: `student.safetensors` (plain dense tensors), `config.json`,
@@ -165,6 +196,10 @@ def export_student(
         cond_horizon: (most T_z, d_z) of a condition; None: the network's `cond_horizon`,
             `cond_dim`. Where the network has none, conditions are not checked (but for d_z, with a
             `z_normalizer`).
+        cond_sizes: the sizes of a condition that the student was trained with, which no sample may
+            leave: {"Z": one entry for each axis but the rows}, an entry a size or the least and the
+            most, such as {"Z": [(1, 2), 12]}. Members are named "Z.goal" or "Z.0"; {} is a student
+            without a condition. None: not said, and not checked.
         description: anything JSON can hold; NaN and infinity become null. These keys also go to
             the card:
             `summary`, a text;
@@ -187,14 +222,16 @@ def export_student(
         "steps": served_steps(len(t_list) - 1, sample_type) if steps is None else sorted(steps),
         "sample_type": sample_type,
         "pred_type": pred_type,
-        "horizon": _sizes(horizon, network, "in_horizon", "in_dim", pack),
-        "cond_horizon": _sizes(cond_horizon, network, "cond_horizon", "cond_dim", 1),
+        "horizon": _horizon(horizon, network, "in_horizon", "in_dim", pack),
+        "cond_horizon": _horizon(cond_horizon, network, "cond_horizon", "cond_dim", 1),
         "pack": pack,
         "x_normalizer": None if x_normalizer is None else x_normalizer.state(),
         "z_normalizer": None if z_normalizer is None else z_normalizer.state(),
         "group": built_in_config(network).get("group"),
         "description": plain_json(dict(description or {}), "description"),
     }
+    if cond_sizes is not None:
+        config["cond_sizes"] = plain_json(parse_sizes(cond_sizes), "cond_sizes")
     if built_in_config(network).get("class") == EQUIVARIANT:
         # Imported here because the equivariant files need escnn, which a dense student must not.
         from ..models.equivariance import fold
@@ -251,6 +288,7 @@ def load_student(
         pred_type=config["pred_type"],
         horizon=config["horizon"],
         cond_horizon=config["cond_horizon"],
+        cond_sizes=None if config.get("cond_sizes") is None else parse_sizes(config["cond_sizes"]),
         pack=config["pack"],
         x_normalizer=x_normalizer,
         z_normalizer=z_normalizer,
@@ -322,7 +360,7 @@ def _dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
     return next(dtypes, torch.float32)
 
 
-def _sizes(
+def _horizon(
     given: Sequence[int] | None, network: nn.Module, length: str, dim: str, pack: Any
 ) -> list[int] | None:
     """[tokens, channels] as given, or as the network's attributes `length` and `dim` say, with

@@ -19,6 +19,7 @@ from torch import nn
 from .._core.checks import PRED_TYPES, is_count
 from .._core.json_files import check_names, plain_json, read_json, write_json
 from .._core.messages import EXPORT_AGAIN, brief
+from .._core.sizes import parse_sizes
 from .._core.tensor_files import check_tensor_entry
 from ..normalizer import Normalizer
 from ..samplers.student import SAMPLE_TYPES
@@ -62,6 +63,8 @@ _STUDENT_KEYS = (
     "group",
 )
 _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT_KEYS)}
+# What earlier versions did not write.
+_LATER_KEYS = {NETWORK_FORMAT: ("trained_sizes",), STUDENT_FORMAT: ("cond_sizes",)}
 
 
 # ---- The file ------------------------------------------------------------------------------------
@@ -122,7 +125,8 @@ def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path,
             f"{file}: expected format_version {_VERSION}, got {got}; use the fastgen-distill that "
             "wrote it"
         )
-    check_names(config, _KEYS[format_name], str(file))
+    later = [key for key in _LATER_KEYS[format_name] if key in config]
+    check_names(config, [*_KEYS[format_name], *later], str(file))
     if config["checksum"] != config_checksum(config):
         what = f"expected a content with the checksum {brief(config['checksum'])}, got another one"
         raise ValueError(f"{file}: {what}; the file was edited, {EXPORT_AGAIN}")
@@ -169,6 +173,7 @@ def check_student_config(
     expect(is_group, "group as text or null", "group")
     expect(is_count(config["pack"]), "pack as a whole number >= 1", "pack")
     _check_shapes(config, expect)
+    _check_cond_sizes(config, expect)
     x_dim = config["horizon"][-1]
     z_dim = None if config["cond_horizon"] is None else config["cond_horizon"][1]
     return (
@@ -234,6 +239,28 @@ def _check_shapes(config: Mapping[str, Any], expect: _Expect) -> None:
     )
     own = [network.get(key) for key in ("cond_horizon", "cond_dim")]
     expect(cond_horizon == own, f"cond_horizon {brief(own)}, the network's", "cond_horizon")
+
+
+def _check_cond_sizes(config: Mapping[str, Any], expect: _Expect) -> None:
+    """The sizes of a condition that were trained, if they are said, and that `cond_horizon` holds
+    them."""
+    if config.get("cond_sizes") is None:
+        return
+    try:
+        sizes = parse_sizes(config["cond_sizes"])
+    except ValueError as error:
+        expect(False, str(error).removeprefix("expected ").partition(", got")[0], "cond_sizes")
+        return
+    of_z = all(name == "Z" or name.startswith("Z.") for name in sizes)
+    expect(of_z, "cond_sizes of Z or of its members, Z.<name>", "cond_sizes")
+    horizon = config["cond_horizon"]
+    if horizon is None:
+        return
+    most, d_z = horizon
+    axes = sizes.get("Z", [])
+    fits = len(sizes) == 1 and len(axes) == 2 and 1 <= axes[0][0] and axes[0][1] <= most
+    fits = fits and axes[1] == (d_z, d_z)
+    expect(fits, f"cond_sizes of Z within cond_horizon = {brief(horizon)}", "cond_sizes")
 
 
 def _read_normalizer(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .._core.checks import is_count
 from .._core.conditions import cond_to, map_tensors, take_rows, tensors_in
 from .._core.seeds import draw_normal
+from .._core.sizes import Sizes, check_sizes, sizes_text
 from ..networks import network_dtype
 from ..normalizer import Normalizer, pack_tokens, unpack_tokens
 from ..samplers.student import sample_student
@@ -115,6 +116,9 @@ class Student:
         pred_type: "flow", "x0" or "eps", what the network predicts.
         horizon: the shape of a sample, (T_x, d_x) of a trajectory.
         cond_horizon: (most T_z, d_z) of a condition; None: it isn't checked.
+        cond_sizes: the sizes of a condition that the student was trained with, {"Z": [(least,
+            most) of each axis but the rows]}, members by name ("Z.goal"); {} is no condition. None:
+            they aren't known, and not checked.
         pack: waypoints per token of a trajectory.
         x_normalizer, z_normalizer: None changes nothing.
         config: the content of config.json, for those who ask; sampling doesn't read it.
@@ -132,6 +136,7 @@ class Student:
         pred_type: str,
         horizon: Sequence[int],
         cond_horizon: Sequence[int] | None,
+        cond_sizes: Sizes | None = None,
         pack: int = 1,
         x_normalizer: Normalizer | None = None,
         z_normalizer: Normalizer | None = None,
@@ -145,6 +150,7 @@ class Student:
         self.pack = pack
         self.horizon = tuple(horizon)
         self.cond_horizon = None if cond_horizon is None else (cond_horizon[0], cond_horizon[1])
+        self.cond_sizes = cond_sizes
         self.x_normalizer = x_normalizer
         self.z_normalizer = z_normalizer
         self.config = dict(config or {})
@@ -188,10 +194,10 @@ class Student:
         """Draw samples of X given Z, or of X where there is nothing to condition on.
 
         Args:
-            cond: Z of shape (B, T_z, d_z) in original units, T_z up to the horizon of the network.
-                A student with a network of your own takes what that one does: a Tensor (labels are
-                integers), a tuple or mapping of Tensors of B rows each, or None. With None, B is
-                the number of rows of `noise`, and 1 without it.
+            cond: Z of shape (B, T_z, d_z) in original units, T_z as it was in training. A student
+                with a network of your own takes what that one does: a Tensor (labels are integers),
+                a tuple or mapping of Tensors of B rows each, or None. With None, B is the number of
+                rows of `noise`, and 1 without it.
             num_samples: K samples of each condition; None: one, without the axis K.
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in
@@ -206,8 +212,8 @@ class Student:
 
         Raises:
             TypeError: `cond` or `noise` is not a floating-point Tensor.
-            ValueError: a shape that doesn't fit, `steps` not on offer, `num_samples` not a whole
-                number >= 1.
+            ValueError: a shape that doesn't fit or that the student was not trained with, `steps`
+                not on offer, `num_samples` not a whole number >= 1.
         """
         rungs = self.rungs(steps)
         shape = self._shape_of_result(cond, num_samples, noise)
@@ -272,14 +278,14 @@ class Student:
                     "see torch.as_tensor"
                 )
             if cond.ndim != 3 or not 1 <= cond.shape[1] <= most or cond.shape[2] != d_z:
-                raise ValueError(
-                    f"expected Z of shape (B, T_z <= {most}, {d_z}), got {tuple(cond.shape)}"
-                )
+                raise ValueError(f"expected Z of shape {self._z_text()}, got {tuple(cond.shape)}")
+            self._check_trained(cond)
             return cond.shape[0]
         if self.z_normalizer is not None and not isinstance(cond, Tensor):
             raise TypeError(
                 f"expected cond as a Tensor (B, ..., {self.z_normalizer.dim}), got {_kind(cond)}"
             )
+        self._check_trained(cond)
         rows = {value.shape[0] for value in tensors_in(cond)}
         if len(rows) > 1:
             raise ValueError(
@@ -287,11 +293,22 @@ class Student:
             )
         return next(iter(rows), None)
 
+    def _check_trained(self, cond: Any) -> None:
+        """ValueError for a condition of another size than the student was trained with."""
+        if self.cond_sizes is not None:
+            check_sizes(cond, "Z", self.cond_sizes, "the student")
+
+    def _z_text(self) -> str:
+        """The shape of a condition with a `cond_horizon`: as it was trained, or up to the network's
+        horizon."""
+        assert self.cond_horizon is not None
+        if self.cond_sizes is not None:
+            return sizes_text(self.cond_sizes["Z"])
+        most, d_z = self.cond_horizon
+        return f"(B, T_z <= {most}, {d_z})"
+
     def __repr__(self) -> str:
-        z = "cond"
-        if self.cond_horizon is not None:
-            most, d_z = self.cond_horizon
-            z = f"Z (B, T_z <= {most}, {d_z})"
+        z = "cond" if self.cond_horizon is None else f"Z {self._z_text()}"
         shape = ", ".join(map(str, self.horizon))
         group = f", group {self.config['group']}" if self.config.get("group") else ""
         numbers = sum(p.numel() for p in self.network.parameters())

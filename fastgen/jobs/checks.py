@@ -18,7 +18,7 @@ from ..config.student import StudentConfig
 from ..config.training import DistillTrainConfig
 from ..export.folders import SCORES_FILE
 from ..methods.registry import WARM_START, method_named, stages_of
-from ..networks import time_range
+from ..networks import check_trained_sizes, time_range
 from ..teachers.conversion import RectifiedFlow, loss_space
 from ..training.draws import check_shares
 from .setup import Setup
@@ -108,6 +108,7 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
             f"or a file) both or neither, got {cfg.dmd.guidance_scale} and {cfg.teacher.null_cond}"
         )
     check_shares(train.batch_size, processes, train.gradient_accumulation_steps)
+    check_trained_sizes(setup.source, setup.x0, setup.cond, "the teacher")
     setup.prediction_at(0.5)
     stages_of(cfg)[-1].check(setup, processes=processes, sharded=sharded)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from .._core.conditions import cond_text, map_tensors
 from .._core.seeds import generator_for
+from .._core.sizes import sizes_of
 from .._core.timing import Stopwatch
 from ..data import Task
 from ..export.folders import export_student
@@ -137,6 +138,7 @@ class HandOver:
             z_normalizer=data.z_normalizer,
             pack=data.pack,
             horizon=tuple(data.X.shape[1:]),
+            cond_sizes=sizes_of(data.Z, "Z"),
             description={
                 "task": self.task.name,
                 "method": results["selected"],

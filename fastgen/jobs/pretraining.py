@@ -15,6 +15,7 @@ from torch import nn
 from .._core.conditions import cond_text, tensors_in
 from .._core.json_files import write_json
 from .._core.processes import together
+from .._core.sizes import sizes_of
 from ..config.files import validate
 from ..config.groups import EMAConfig
 from ..config.schemas import DataConfig, TrainTeacherConfig
@@ -111,6 +112,9 @@ def hand_over(
     """Save the network with what it was trained on and how long that took, then its scores beside
     it."""
     folder = run_dir / "teacher"
+    x0, cond = task.train.network_inputs()
+    trained: Any = network
+    trained.trained_sizes = sizes_of(x0, "X") | sizes_of(cond, "Z")
     description = {
         "task": task.name,
         "path": "linear",

@@ -19,7 +19,7 @@ from .._core.checks import check_choice, check_pred_type
 from .._core.seeds import draw_normal
 from .._core.tensors import wide_dtype
 from ..flow_matching import add_noise, check_t_list, x0_to_eps
-from ..networks import Cond, Network, predict_x0
+from ..networks import Cond, Network, check_trained_sizes, predict_x0
 from ..solvers import collect
 
 __all__ = ["SAMPLE_TYPES", "check_student", "sample_student", "served_steps", "unroll"]
@@ -118,10 +118,11 @@ def sample_student(
         input t_1 noise.
 
     Raises:
-        ValueError: for an invalid `t_list`, an unknown `sample_type` or `pred_type`, or eps with
-            t_list[0] = 1.
+        ValueError: for an invalid `t_list`, an unknown `sample_type` or `pred_type`, eps with
+            t_list[0] = 1, or sizes that the network says it was not trained with.
     """
     times = check_student(t_list, sample_type, pred_type)
+    check_trained_sizes(net, noise, cond, "the network")
 
     def draw_noise() -> Tensor:
         return draw_normal(noise.shape, device=noise.device, dtype=noise.dtype, generator=generator)

@@ -26,7 +26,14 @@ from .._core.checks import check_choice, check_count, check_pred_type
 from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, check_guidance
-from ..networks import Cond, Network, call_network, predicts_noise, time_range
+from ..networks import (
+    Cond,
+    Network,
+    call_network,
+    check_trained_sizes,
+    predicts_noise,
+    time_range,
+)
 from ..solvers import SOLVERS, Velocity, collect, integrate
 from ..teachers.guided import GuidedNetwork
 
@@ -212,11 +219,12 @@ def sample_teacher(
         noise.
 
     Raises:
-        ValueError: for an unknown method, steps < 1, a bad grid, or guidance without
-            `negative_cond`.
+        ValueError: for an unknown method, steps < 1, a bad grid, guidance without
+            `negative_cond`, or sizes that the network says it was not trained with.
     """
     check_choice("method", method, tuple(SOLVERS))
     check_guidance(guidance_scale, negative_cond)
+    check_trained_sizes(net, noise, cond, "the network")
     grid = teacher_grid(net, steps, t_grid)
     if pred_type == "eps" and grid[0] == 1.0:
         raise ValueError(

@@ -233,10 +233,15 @@ def test_samples_for_conditions_in_a_file(home, call, tmp_path):
         ),
         (["z=z.safetensors", "out=z.safetensors/x.safetensors"], "z.safetensors"),
         ([], "expected z=FILE"),
+        (
+            ["z=short.safetensors"],
+            r"Z of shape \(B, 2, 2\), as the student was trained, got \(5, 1,",
+        ),
     ],
 )
 def test_what_cannot_be_sampled_is_one_line(home, call, tmp_path, arguments, said):
     save_file({"Z": torch.zeros(5, 2, 2)}, tmp_path / "z.safetensors")
+    save_file({"Z": torch.zeros(5, 1, 2)}, tmp_path / "short.safetensors")
     before = content(tmp_path)
     code, out, err = call("sample.py", home / "runs" / "walks" / "student", *arguments)
     assert (code, out) == (2, "") and re.search(said, the_error(err))
