@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._core.checks import check_choice
+from ._core.checks import at_hand, check_choice
 from ._core.modules import as_built
 from ._core.processes import gathered, is_shard, own, settle, shared_like, sharing
-from ._core.tensors import at_hand
 
 if TYPE_CHECKING:
     from .config.groups import EMAConfig

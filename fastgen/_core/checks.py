@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "PRED_TYPES",
     "TIME_SLACK",
+    "at_hand",
     "check_choice",
     "check_count",
     "check_pred_type",
@@ -23,6 +24,14 @@ __all__ = [
 TIME_SLACK = 1e-6
 
 PRED_TYPES = ("flow", "x0", "eps")
+
+
+def at_hand(x: Tensor) -> bool:
+    """Whether the host can read the numbers of `x` without waiting. For those on a GPU it would
+    wait until all work before is done; while a network is compiled, exported or traced there are
+    none yet, or those of an example that must not decide anything."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == "cpu" and not tracing
 
 
 def check_shape(name: str, x: Tensor, expected: Sequence[int | str]) -> None:
@@ -96,7 +105,8 @@ def check_time(t: float | Tensor, name: str = "t") -> None:
     """Refuse a time that is not a float or a float32/float64 tensor, or that lies outside [0, 1].
 
     Floats and tensors in CPU memory are range-checked. Tensors on an accelerator are not: reading
-    their extremes would make the host wait for the device at every formula.
+    their extremes would make the host wait for the device at every formula. Nor are those of a
+    network that is being compiled, exported or traced.
 
     Raises:
         TypeError: for bfloat16, float16 and integer tensors, and for anything that is not a number.
@@ -110,7 +120,7 @@ def check_time(t: float | Tensor, name: str = "t") -> None:
             raise TypeError(
                 f"expected {name} to be a float or a float32/float64 tensor, got {t.dtype}{reason}"
             )
-        if t.device.type != "cpu" or t.numel() == 0 or torch.compiler.is_compiling():
+        if t.numel() == 0 or not at_hand(t):
             return
         low, high = (float(bound) for bound in torch.aminmax(t.detach()))
     elif isinstance(t, int | float) and not isinstance(t, bool):

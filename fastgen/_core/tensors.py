@@ -10,11 +10,10 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import check_time
+from .checks import at_hand, check_time
 
 __all__ = [
     "EPSILON",
-    "at_hand",
     "at_least_float32",
     "expand_like",
     "expand_mask",
@@ -34,12 +33,6 @@ R = TypeVar("R")
 def wide_dtype(device: torch.device) -> torch.dtype:
     """The dtype formulas are computed in: float64, or float32 on `mps`, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def at_hand(x: Tensor) -> bool:
-    """Whether the host can read `x` without waiting: for a number on a GPU it waits until all work
-    before it is done."""
-    return x.device.type == "cpu"
 
 
 def time_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -8,11 +8,15 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from .._core.checks import at_hand
+
 __all__ = [
     "batch_of_times",
+    "check_mask",
     "check_non_negative",
     "check_positive",
     "check_probability",
+    "check_seen",
     "check_sequence",
 ]
 
@@ -66,6 +70,45 @@ def check_sequence(
         raise ValueError(f"{expected}, got {tuple(value.shape)}")
     if not value.is_floating_point():
         raise TypeError(f"expected {name} to be a floating point tensor, got {value.dtype}")
+
+
+def check_mask(mask: object, shape: tuple[int, int] | None = None) -> None:
+    """Refuse a mask that isn't bool or has another shape. Attention adds a mask of any other dtype
+    to its scores instead of hiding tokens.
+
+    Args:
+        mask: True = real token.
+        shape: (B, T); the mask may also be (1, T), the same for each sample. None takes any.
+
+    Raises:
+        TypeError: not a tensor, or one of another dtype than bool.
+        ValueError: another shape.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"expected mask to be a bool Tensor, True = real token, got {got}")
+    if shape is not None and tuple(mask.shape) not in (shape, (1, shape[1])):
+        raise ValueError(
+            f"expected mask of shape (B, T) = {shape}, True = real token, got {tuple(mask.shape)}"
+        )
+
+
+def check_seen(mask: Tensor) -> None:
+    """Refuse a mask (B, T) with a row that hides all of its tokens: attention to nothing is NaN.
+
+    Rows are looked at in CPU memory only: on an accelerator the host would have to wait.
+
+    Raises:
+        ValueError: names the first such row.
+    """
+    if not at_hand(mask):
+        return
+    seen = mask.any(1)
+    if not bool(seen.all()):
+        raise ValueError(
+            "expected mask to have a real token (True) in each row, got none in row "
+            f"{int(seen.int().argmin())}"
+        )
 
 
 def batch_of_times(

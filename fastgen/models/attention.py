@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import check_probability
+from .arguments import check_mask, check_probability, check_seen
 from .kits import DENSE, LayerKit
 from .maps import dense_of
 
@@ -88,7 +88,16 @@ class MultiheadAttention(nn.Module):
 
         Returns:
             (B, T, D).
+
+        Raises:
+            TypeError: a mask that is not bool.
+            ValueError: a mask of another shape, or one that hides all tokens of a row.
         """
+        if mask is not None:
+            read = x if memory is None else memory
+            check_mask(mask, (read.shape[0], read.shape[1]))
+            if not is_causal:
+                check_seen(mask)
         q, k, v = self.project(x, memory)
         p = self.dropout if self.training else 0.0
         seen = None if mask is None else mask[:, None, None]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .._core.checks import check_count, check_shape
 from .._core.tensors import expand_mask, masked_mean
-from .arguments import batch_of_times, check_positive
+from .arguments import batch_of_times, check_mask, check_positive
 from .norms import NORM_EPS
 from .parameters import optim_groups
 from .time_embedding import TimeEmbedding
@@ -92,7 +92,10 @@ class FeatureHeads(nn.Module):
 
         Raises:
             ValueError: another number of features than of heads, or a shape that doesn't fit.
+            TypeError: a mask that is not bool.
         """
+        if mask is not None:
+            check_mask(mask)
         if isinstance(features, Tensor) or len(features) != len(self.heads):
             got = "one Tensor" if isinstance(features, Tensor) else len(features)
             raise ValueError(
@@ -222,7 +225,10 @@ class FourierBase(nn.Module):
 
         Raises:
             ValueError: a shape that doesn't fit, a condition that is missing or not expected.
+            TypeError: a mask that is not bool.
         """
+        if mask is not None:
+            check_mask(mask)
         if isinstance(features, Tensor) or len(features) != 1:
             got = "one Tensor" if isinstance(features, Tensor) else len(features)
             raise ValueError(f"expected features [x_t], as sample_features gives them, got {got}")

@@ -120,7 +120,9 @@ class TransformerDecoderLayer(nn.Module):
             mask: bool (B, T), the tokens of x that others may see.
 
         Raises:
-            ValueError: time features are missing, or given to a layer without time.
+            ValueError: time features are missing, or given to a layer without time; a mask of
+                another shape, or one that hides all tokens of a row.
+            TypeError: a mask that is not bool.
         """
         if (time is None) != (self.modulation is None):
             wanted = "features" if time is None else "None"

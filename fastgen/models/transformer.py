@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.checks import check_count
-from .arguments import batch_of_times, check_probability, check_sequence
+from .arguments import batch_of_times, check_mask, check_probability, check_sequence
 from .kits import DENSE, LayerKit
 from .layers import TransformerDecoderLayer, TransformerEncoderLayer
 from .mlp import MLP
@@ -144,11 +144,14 @@ class CondTransformerBase(GenCondRegressor):
             V of shape (B, T_x, d_v) in the dtype of the weights.
 
         Raises:
-            ValueError: a shape that does not fit.
-            TypeError: an argument that is not a floating tensor, or a time that is not a number.
+            ValueError: a shape that does not fit, or a mask that hides all tokens of a row.
+            TypeError: an argument that is not a floating tensor, a time that is not a number, or a
+                mask that is not bool.
         """
         check_sequence("X", X, horizon=self.in_horizon, dim=self.in_dim)
         check_sequence("Z", Z, horizon=self.cond_horizon, dim=self.cond_dim, batch=X.shape[0])
+        if mask is not None:
+            check_mask(mask, (X.shape[0], X.shape[1]))
         dtype = self.time_emb.hidden.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
         times = batch_of_times(opt_step, X.shape[0], device=X.device, dtype=wide)

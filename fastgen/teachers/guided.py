@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .._core.checks import at_hand
 from .._core.conditions import cond_to, map_tensors
-from .._core.tensors import at_hand
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
 from ..networks import Cond, NetworkWrapper, network_dtype, teacher_x0

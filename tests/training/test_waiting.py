@@ -160,7 +160,7 @@ def test_an_average_is_left_alone_on_the_device_exactly_as_on_the_host(monkeypat
             [b.add_(1) for b in model.buffers()]
         host.update(model, iteration=iteration, skip=skip)
         with monkeypatch.context() as patch:
-            patch.setattr("fastgen._core.tensors.at_hand", lambda x: False)
+            patch.setattr("fastgen.ema.at_hand", lambda x: False)
             device.update(model, iteration=iteration, skip=skip)
         for name, value in device.shadow.items():
             assert torch.equal(value, before[name]) == bool(skip), (iteration, name)
