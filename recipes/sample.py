@@ -9,7 +9,10 @@ Keys, with their defaults:
     num_samples   16 for each condition
     steps         network calls; the most that the student is trained for
     seed          0
-    out           samples.safetensors, which will hold X, and the conditions Z
+    out           samples.safetensors, which will hold X, and the conditions Z; .npz the same, .npy
+                  and .csv X alone
+    overwrite     false; true writes over a file that this recipe didn't write, or can't tell (.npy,
+                  .csv)
     factory       package.module:callable that builds a network of your own
 """
 
@@ -22,14 +25,19 @@ import torch
 from torch import Tensor
 
 from fastgen._core.conditions import cond_text
-from fastgen._core.tensor_files import save_tensors
 from fastgen.data.files import load_conditions
+from fastgen.data.sample_files import check_sample_file, write_samples
 from fastgen.export.student import Student
 from fastgen.jobs.command_line import parse_options, user_errors
 from fastgen.jobs.sources import load_run_student
 
-OPTIONS = ("z", "num_samples", "steps", "seed", "out", "factory")
-DEFAULTS = {"num_samples": "16", "seed": "0", "out": "samples.safetensors"}
+OPTIONS = ("z", "num_samples", "steps", "seed", "out", "overwrite", "factory")
+DEFAULTS = {
+    "num_samples": "16",
+    "seed": "0",
+    "out": "samples.safetensors",
+    "overwrite": "false",
+}
 
 
 def main() -> None:
@@ -50,12 +58,15 @@ def sample(folder: Path, options: dict[str, str]) -> None:
     num_samples = whole_number(options, "num_samples")
     seed = whole_number(options, "seed")
     steps = whole_number(options, "steps") if "steps" in options else None
+    overwrite = yes_or_no(options, "overwrite")
+    inputs = [options["z"]] if "z" in options else []
+    out = check_sample_file(options["out"], inputs=inputs, overwrite=overwrite)
     student = load_run_student(folder, options.get("factory"))
     z = conditions(student, options.get("z"))
     generator = torch.Generator().manual_seed(seed)
     x = student.sample(z, num_samples=num_samples, steps=steps, generator=generator)
     tensors = {"X": x[0]} if z is None else {"X": x, "Z": z}
-    save_tensors(Path(options["out"]), tensors)
+    write_samples(out, tensors)
     calls = max(student.steps) if steps is None else steps
     shape = tuple(tensors["X"].shape)
     print(f"{options['out']}: X {shape} for Z {cond_text(z)}, {calls} network calls")
@@ -66,6 +77,13 @@ def whole_number(options: dict[str, str], key: str) -> int:
     if not options[key].isdecimal():
         raise ValueError(f"expected {key} as a whole number, got {options[key]!r}")
     return int(options[key])
+
+
+def yes_or_no(options: dict[str, str], key: str) -> bool:
+    """What an option says; ValueError for anything but true and false."""
+    if options[key] not in ("true", "false"):
+        raise ValueError(f"expected {key} as true or false, got {options[key]!r}")
+    return options[key] == "true"
 
 
 def conditions(student: Student, path: str | None) -> Tensor | None:

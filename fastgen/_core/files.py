@@ -21,6 +21,8 @@ from .messages import brief, first_names
 
 __all__ = [
     "check_file",
+    "expand_home",
+    "named_path",
     "new_file",
     "new_folder",
     "read_bytes",
@@ -30,6 +32,46 @@ __all__ = [
 ]
 
 _ABANDONED_SECONDS = 3600.0
+
+
+# ---- Names ---------------------------------------------------------------------------------------
+
+
+def expand_home(path: str | Path) -> Path:
+    """`path` with a leading ~ or ~user written out.
+
+    Raises:
+        ValueError: there is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{brief(str(path))}: expected a path that can be found, got one that begins with a "
+            "home folder which isn't known; write the folder out"
+        ) from error
+
+
+def named_path(path: str | Path, base: Path | None = None) -> Path:
+    """The absolute path of `path`, which keeps the name that was given.
+
+    Folders before the last name are resolved. The last name is not: it may be a link to a file
+    that is called otherwise, as in the cache of a hub, and the name says what format it has.
+
+    Args:
+        base: what a relative path is relative to; None: the working directory.
+
+    Raises:
+        ValueError: as `expand_home`; or a path that no file can have.
+    """
+    given = expand_home(path)
+    whole = (Path.cwd() if base is None else base) / given
+    try:
+        if whole.name in ("", ".", ".."):
+            return whole.resolve()
+        return whole.parent.resolve() / whole.name
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a zero byte
+        raise ValueError(f"{brief(str(path))}: cannot be read: {brief(error)}") from error
 
 
 # ---- Writing -------------------------------------------------------------------------------------
@@ -73,20 +115,27 @@ def write_file(path: str | Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_folder(path: str | Path, owned: Collection[str]) -> Iterator[Path]:
+def new_folder(
+    path: str | Path, owned: Collection[str], is_ours: Callable[[Path], bool] | None = None
+) -> Iterator[Path]:
     """Write a folder whole: `with new_folder(path, names) as partial:` fills `partial`, which then
     becomes `path`.
 
     If the body raises, `path` stays as it was. A folder that stands there is replaced only if it is
-    empty or holds nothing but files named in `owned`, so that exporting into a home folder by
-    mistake deletes nothing.
+    empty or an earlier one of the same kind, so that exporting into a home folder by mistake
+    deletes nothing.
+
+    Args:
+        owned: names that an earlier one may hold.
+        is_ours: whether the folder given to it is an earlier one, where names don't tell: others
+            call files README.md, too. None: names tell.
 
     Raises:
-        ValueError: `path` is a file, or a folder with entries that aren't in `owned`.
+        ValueError: `path` is a file, or a folder with entries that aren't in `owned`, or not ours.
         OSError: it can't be written (permissions, disk full); the message names it.
     """
     target = Path(os.path.realpath(path))
-    _check_replaceable(target, path, owned)
+    _check_replaceable(target, path, owned, is_ours)
     # Beside the target, not in the system's temporary folder: a rename is atomic only within one
     # file system.
     partial = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
@@ -98,7 +147,7 @@ def new_folder(path: str | Path, owned: Collection[str]) -> Iterator[Path]:
             _sync(file)
         _sync(partial)
         # Again: the body may have taken hours.
-        _check_replaceable(target, path, owned)
+        _check_replaceable(target, path, owned, is_ours)
         _take_place(partial, target)
         _sync(target.parent)
     except OSError as error:
@@ -123,12 +172,21 @@ def remove_unfinished(*folders: Path) -> None:
                 left.unlink(missing_ok=True)
 
 
-def _check_replaceable(target: Path, path: str | Path, owned: Collection[str]) -> None:
+def _check_replaceable(
+    target: Path,
+    path: str | Path,
+    owned: Collection[str],
+    is_ours: Callable[[Path], bool] | None,
+) -> None:
     if not target.exists():
         return
     if not target.is_dir():
         raise ValueError(f"{path}: expected a folder or nothing, got a file; choose another folder")
-    if foreign := [entry.name for entry in target.iterdir() if entry.name not in owned]:
+    there = [entry.name for entry in target.iterdir()]
+    foreign = [name for name in there if name not in owned]
+    if there and not foreign and is_ours is not None and not is_ours(target):
+        foreign = there
+    if foreign:
         raise ValueError(
             f"{path}: expected an empty folder or an earlier export, got a folder with "
             f"{first_names(foreign)}; choose another folder"

@@ -33,6 +33,7 @@ __all__ = [
     "check_tensor_entry",
     "load_tensors",
     "own_memory",
+    "read_metadata",
     "read_safetensors",
     "save_tensors",
     "sha256",
@@ -102,6 +103,15 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     return _read(Path(path))[0]
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The text in the header of a safetensors file; empty for what is none."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError):
+        return {}
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata)."""
     check_file(path)
@@ -148,9 +158,12 @@ def sha256(path: Path) -> str:
 # ---- The file holds its checksum -----------------------------------------------------------------
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
     """Write a file with a checksum of its tensors in the header, whole; every tensor keeps its
     dtype.
+
+    Args:
+        metadata: more text for the header (see `read_metadata`).
 
     Raises:
         OSError: it can't be written; what stood there is untouched.
@@ -158,7 +171,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     own = own_memory(tensors)
     with new_file(path) as partial:
-        write_safetensors(partial, own, sha256=_digest(own))
+        write_safetensors(partial, own, sha256=_digest(own), **metadata)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
+from .._core.files import named_path
 from .._core.messages import brief
 from .._core.yaml_files import parse_yaml, read_yaml
 from .base import PYTHON_ONLY
@@ -61,7 +62,7 @@ def load_config(
         raise ValueError(
             f"expected config {path} to be a mapping of keys, got {type(values).__name__}"
         )
-    _make_absolute(values, path.resolve().parent)
+    _make_absolute(values, named_path(path).parent, path.resolve().parent)
     given: dict[str, Any] = {}
     for override in overrides or []:
         key, _, text = override.partition("=")
@@ -127,8 +128,9 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     group[last] = value
 
 
-def _make_absolute(values: dict[str, Any], base: Path) -> None:
-    """Resolve the relative paths among `values` against `base`."""
+def _make_absolute(values: dict[str, Any], *bases: Path) -> None:
+    """Resolve the relative paths among `values` against the base where there is such a file, else
+    against the first. The name of a file stays what it is: it says the format."""
     for key in _FILE_RELATIVE:
         *parents, last = key.split(".")
         group: Any = values
@@ -136,7 +138,11 @@ def _make_absolute(values: dict[str, Any], base: Path) -> None:
             group = group.get(parent) if isinstance(group, dict) else None
         path = group.get(last) if isinstance(group, dict) else None
         if isinstance(path, str) and path not in _WORDS.get(key, ()):
-            group[last] = str((base / Path(path).expanduser()).resolve())
+            try:
+                places = [named_path(path, base) for base in bases]
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+            group[last] = str(next((place for place in places if place.exists()), places[0]))
 
 
 # ---- The keys of a schema ------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._core.files import expand_home
 from .._core.messages import brief
 from .._core.tensor_files import read_safetensors
 from .held_out import HeldOutTask
@@ -58,15 +59,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         TypeError, ValueError: another format, a file that can't be read, or arrays that hold no
             numbers.
     """
-    path = Path(path)
+    path = expand_home(path)
     known = " or ".join(READERS)
     if not path.is_file():
         raise FileNotFoundError(
             f"expected a data file at {path}, got nothing there; give the path of an {known} file"
         )
-    if path.suffix not in READERS:
+    # By the name given: in the cache of a hub it is a link to one that says no format.
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
         raise ValueError(f"expected a file that ends in {known}, got {path.name}")
-    return READERS[path.suffix](path)
+    return READERS[suffix](path)
 
 
 def load_conditions(path: str | Path) -> Tensor:

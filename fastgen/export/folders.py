@@ -51,6 +51,7 @@ from .schema import (
     STUDENT_FORMAT,
     check_student_config,
     config_head,
+    is_export,
     read_config,
     write_config,
 )
@@ -107,7 +108,7 @@ def save_network(
     if trained is not None:
         config["trained_sizes"] = plain_json(parse_sizes(trained), "trained_sizes")
     state = network.state_dict()
-    with new_folder(folder, (EXPORT_CONFIG, _CARD, _MODEL, SCORES_FILE)) as partial:
+    with new_folder(folder, (EXPORT_CONFIG, _CARD, _MODEL, SCORES_FILE), is_export) as partial:
         config["tensors"] = write_tensors(partial / _MODEL, state, _dtype_of(state))
         write_config(partial, config)
 
@@ -241,7 +242,7 @@ def export_student(
     check_student_config(config, "export_student")
     card = student_card(config, sum(p.numel() for p in network.parameters()))
     state = network.state_dict()
-    with new_folder(path, (EXPORT_CONFIG, _CARD, _STUDENT)) as partial:
+    with new_folder(path, (EXPORT_CONFIG, _CARD, _STUDENT), is_export) as partial:
         config["tensors"] = write_tensors(partial / _STUDENT, state, _dtype_of(state))
         write_file(partial / _CARD, card.encode())
         write_config(partial, config)

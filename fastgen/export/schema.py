@@ -32,6 +32,7 @@ __all__ = [
     "check_student_config",
     "config_checksum",
     "config_head",
+    "is_export",
     "read_config",
     "write_config",
 ]
@@ -62,6 +63,8 @@ _STUDENT_KEYS = (
     "z_normalizer",
     "group",
 )
+# An entry near its beginning says what a config is of.
+_HEAD_BYTES = 1 << 16
 _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT_KEYS)}
 # What earlier versions did not write.
 _LATER_KEYS = {NETWORK_FORMAT: ("trained_sizes",), STUDENT_FORMAT: ("cond_sizes",)}
@@ -91,6 +94,16 @@ def _package_version() -> str:
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Write config.json with its checksum."""
     write_json(folder / EXPORT_CONFIG, {**config, "checksum": config_checksum(config)})
+
+
+def is_export(folder: Path) -> bool:
+    """Whether an export stands in `folder`, be it damaged: its config.json says so."""
+    try:
+        with open(folder / EXPORT_CONFIG, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    return any(f'"{name}"'.encode() in head for name in _KEYS)
 
 
 def config_checksum(config: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ recipes/train_teacher.py."""
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from .._core.conditions import cond_text, tensors_in
-from .._core.json_files import write_json
+from .._core.json_files import read_json, write_json
 from .._core.processes import together
 from .._core.sizes import sizes_of
 from ..config.files import validate
@@ -135,6 +136,7 @@ def score_teacher(
 ) -> dict[str, dict[str, float]]:
     """Score a saved teacher on the data it names, write ``scores.json`` beside its weights, return
     its rows."""
+    _check_scores_file(folder / SCORES_FILE)
     network, description = load_network(folder)
     if "data" not in description:
         raise ValueError(
@@ -154,6 +156,21 @@ def score_teacher(
     for name, scores in rows.items():
         print(f"{name:>8}  " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items()))
     return rows
+
+
+def _check_scores_file(path: Path) -> None:
+    """Refuse to write over a file that holds something else than scores."""
+    if not os.path.lexists(path):
+        return
+    try:
+        found = set(read_json(path))
+    except ValueError:
+        found = set()
+    if not {"data", "teacher"} <= found:
+        raise ValueError(
+            f"expected no file or earlier scores at {path}, got something else, which would be "
+            "lost: move it away"
+        )
 
 
 def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:

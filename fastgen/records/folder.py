@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from .._core.files import remove_unfinished, write_file
+from .._core.files import expand_home, remove_unfinished, write_file
 from .._core.processes import together
 from .._core.yaml_files import read_yaml
 from ..config.files import dump_anywhere
@@ -25,6 +25,8 @@ _LOCK = ".lock"
 # What a run writes: a folder that holds one of these without a config is not a run's.
 _OURS = (
     "metrics.jsonl",
+    "origin.json",
+    "tracker_id",
     "checkpoints",
     "stages",
     "pairs.safetensors",
@@ -52,7 +54,10 @@ def run_folder(cfg: Any) -> Path:
     """`cfg.run_dir`, or ``runs/<cfg.name>`` where that is None."""
     if cfg.run_dir is None:
         return Path("runs") / cfg.name
-    return Path(cfg.run_dir).expanduser()
+    try:
+        return expand_home(cfg.run_dir)
+    except ValueError as error:
+        raise ValueError(f"run_dir: {error}") from error
 
 
 @contextmanager
@@ -97,7 +102,7 @@ def _locked_folder(cfg: Any) -> Iterator[Path]:
         )
     if saved.exists():
         _check_same(saved, cfg)
-    elif foreign := [name for name in _OURS if (folder / name).exists()]:
+    elif foreign := _foreign(folder):
         raise ValueError(
             f"{folder} holds {', '.join(foreign)} but no {RUN_CONFIG} of a run: choose another "
             "run_dir"
@@ -123,6 +128,16 @@ def _locked_folder(cfg: Any) -> Iterator[Path]:
                     folder.rmdir()
     finally:
         os.close(lock)
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Names in a folder without a run that a run would write to."""
+    found = [name for name in _OURS if os.path.lexists(folder / name)]
+    lock = folder / _LOCK
+    # Ours is empty; it stays behind a run that was killed before it began.
+    if os.path.lexists(lock) and not (lock.is_file() and lock.stat().st_size == 0):
+        found.append(_LOCK)
+    return found
 
 
 def claim_run(folder: Path, cfg: BaseModel, origin: Mapping[str, Any] | None = None) -> None:

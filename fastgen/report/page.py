@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
+# The first line of the page.
+_TITLE = "# Report"
 # Picture -> what the page says above it.
 _CAPTIONS = {
     "trajectories.png": "Samples of teacher and student for the same conditions, from the same "
@@ -89,7 +91,7 @@ def write_report(
         pictures = _pictures(results, curves, examples, stages)
     except ImportError as error:
         failure = error
-    with new_folder(folder, ("report.json", "report.md", *_CAPTIONS)) as partial:
+    with new_folder(folder, ("report.json", "report.md", *_CAPTIONS), _is_report) as partial:
         write_json(partial / "report.json", numbers)
         write_file(partial / "report.md", _page(results, list(pictures), stages).encode())
         for name, data in pictures.items():
@@ -99,6 +101,15 @@ def write_report(
         written = f"{folder / 'report.json'} and report.md are written"
         raise ImportError(f"{failure}; {written}") from failure
     return folder
+
+
+def _is_report(folder: Path) -> bool:
+    """Whether an earlier report stands in `folder`."""
+    try:
+        with open(folder / "report.md", encoding="utf-8") as page:
+            return page.readline() == _TITLE + "\n" and (folder / "report.json").is_file()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _pictures(
@@ -130,7 +141,7 @@ def _png(figure: Figure) -> bytes:
 
 def _page(results: Mapping[str, Any], pictures: Sequence[str], stages: Stages) -> str:
     """report.md: the table, what its columns mean, the pictures."""
-    parts = ["# Report", f"```text\n{format_table(results, stages=stages)}\n```"]
+    parts = [_TITLE, f"```text\n{format_table(results, stages=stages)}\n```"]
     columns = [name for name in score_blocks(results, stages)[""] if name in SCORES]
     if columns:
         lines = [f"- `{name}`: {SCORES[name].title}; {SCORES[name].meaning}." for name in columns]

@@ -285,3 +285,21 @@ def test_shapes_that_cannot_be_sampled_are_not_exported(tmp_path, message, chang
 def test_the_built_in_networks_sample_trajectories_only(tmp_path):
     with pytest.raises(ValueError, match=r"horizon \[T_x, d_x\], got horizon="):
         export_(tmp_path / "s", dense(), horizon=(3, 4, 1), **PLAIN)
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_another_project_whose_files_are_called_alike_is_kept(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text('{"architectures": ["Mine"]}')
+    with pytest.raises(ValueError, match=f"got a folder with {name}; choose another folder"):
+        save_network(tmp_path / "mine", dense())
+    assert os.listdir(tmp_path / "mine") == [name]
+    assert (tmp_path / "mine" / name).read_text() == '{"architectures": ["Mine"]}'
+
+
+def test_an_export_that_is_damaged_is_replaced_all_the_same(tmp_path):
+    export_(tmp_path / "s")
+    config = tmp_path / "s" / "config.json"
+    config.write_text(config.read_text()[:300])
+    export_(tmp_path / "s")
+    assert load_student(tmp_path / "s").steps

@@ -58,6 +58,16 @@ def test_the_folder_holds_numbers_pages_and_pictures(tmp_path):
         assert (folder / "report.json").read_text() == before
 
 
+def test_a_report_of_someone_else_is_kept(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.md").write_text("# Quarterly report\n")
+    with without_pictures(), pytest.raises(ValueError, match="got a folder with report.md"):
+        write_report(
+            tmp_path, results=results(), curves=curves(), examples=examples(), stages=STAGES
+        )
+    assert (tmp_path / "report" / "report.md").read_text() == "# Quarterly report\n"
+
+
 def test_numbers_that_are_none_become_null_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "fastgen.report.page.training_figure",
