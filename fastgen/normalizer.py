@@ -13,17 +13,24 @@ The irreps are handed in as `blocks`, so nothing here knows a library of groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._core.checks import is_count
 
-__all__ = ["Normalizer", "is_constant", "pack_tokens", "unpack_tokens"]
+__all__ = ["Normalizer", "is_constant", "outgrows_float32", "pack_tokens", "unpack_tokens"]
 
 # A standard deviation below this share of the largest magnitude in the data is rounding of a
-# constant, not a spread.
+# constant, not a spread. In float64 the share is another: a time of today in seconds, 1.7e9, has a
+# spread of far less than 1e-7 of it, and what a long computation rounds is about 1e-13.
 _CONSTANT_SHARE = 1e-7
+_CONSTANT_SHARE_FLOAT64 = 1e-12
+# The coarsest spacing of numbers, in their standard deviations, that float32 may have. Normalised
+# numbers, which a network sees in float32, have up to half of it; what is coarser loses digits that
+# the network would have seen.
+_COARSEST = 1e-6
 
 Blocks = tuple[Tensor, Sequence[tuple[int, int, bool]]]
 
@@ -47,14 +54,23 @@ class Normalizer:
         mean: (d,), the origin of the normalised coordinates in original units.
         scale: (d, d), invertible; columns are the images of the normalised axes.
 
+        needs_float64: whether numbers in original units lose digits in float32; None: whether it
+            is too coarse for this mean and scale (`outgrows_float32`). False for data that were in
+            float32 themselves.
+
     Arithmetic runs in float64 and the result has the dtype and device of the argument.
 
     Raises:
         ValueError: shapes that don't fit together, numbers that aren't finite, a singular `scale`.
+        TypeError: `needs_float64` is no bool.
     """
 
     def __init__(
-        self, mean: Tensor | Sequence[float], scale: Tensor | Sequence[Sequence[float]]
+        self,
+        mean: Tensor | Sequence[float],
+        scale: Tensor | Sequence[Sequence[float]],
+        *,
+        needs_float64: bool | None = None,
     ) -> None:
         self.mean = _as_float64("mean", mean, 1)
         self.scale = _as_float64("scale", scale, 2)
@@ -70,6 +86,17 @@ class Normalizer:
                 "can't be normalised"
             )
         self._inverse = inverse
+        if needs_float64 is None:
+            needs_float64 = self._looks_wide()
+        elif not isinstance(needs_float64, bool):
+            raise TypeError(
+                f"expected needs_float64 as true or false, got {type(needs_float64).__name__}"
+            )
+        self.needs_float64 = needs_float64
+
+    def _looks_wide(self) -> bool:
+        """Whether float32 is too coarse for a channel of this mean and scale."""
+        return bool(outgrows_float32(self.mean, self.scale.norm(dim=1)).any())
 
     @property
     def dim(self) -> int:
@@ -123,14 +150,16 @@ class Normalizer:
                 centre[start:stop] = 0.0
             sd = float((y[:, start:stop] - centre[start:stop]).square().mean().sqrt())
             # The rounding of a constant, if divided by its own size, would be noise to learn.
-            constant = sd <= _CONSTANT_SHARE * float(y[:, start:stop].abs().max())
+            constant = sd <= _constant_share(x.dtype) * float(y[:, start:stop].abs().max())
             spread[start:stop] = 1.0 if constant else sd
+        # Data in float32 have no digits that float32 could lose.
+        wide = None if x.dtype == torch.float64 else False
         if blocks is None:
-            return cls(centre, spread.diag())
+            return cls(centre, spread.diag(), needs_float64=wide)
         # Q diag Q^T is symmetric but for rounding. Made symmetric, scale commutes with the group as
         # well as float64 can say.
         scale = basis @ spread.diag() @ basis.T
-        return cls(basis @ centre, (scale + scale.T) / 2)
+        return cls(basis @ centre, (scale + scale.T) / 2, needs_float64=wide)
 
     def normalize(self, x: Tensor) -> Tensor:
         """y = scale^-1 (x - mean), for x (..., d); same shape, dtype and device."""
@@ -143,18 +172,22 @@ class Normalizer:
         y64, mean, scale = self._prepare("y", y, self.scale)
         return (mean + y64 @ scale.T).to(y.dtype)
 
-    def state(self) -> dict[str, list]:
-        """JSON-able `{"mean": [...], "scale": [[...]]}`; Python's JSON writes floats so that they
-        read back exactly."""
-        return {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+    def state(self) -> dict[str, Any]:
+        """JSON-able `{"mean": [...], "scale": [[...]]}`, with `needs_float64` where mean and scale
+        don't tell it; Python's JSON writes floats so that they read back exactly."""
+        state: dict[str, Any] = {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+        if self.needs_float64 != self._looks_wide():
+            state["needs_float64"] = self.needs_float64
+        return state
 
     @classmethod
-    def from_state(cls, state: dict[str, list]) -> Normalizer:
+    def from_state(cls, state: dict[str, Any]) -> Normalizer:
         """Inverse of `state`; a ValueError names missing or unexpected keys."""
-        if not isinstance(state, dict) or set(state) != {"mean", "scale"}:
+        keys = {"mean", "scale"}
+        if not isinstance(state, dict) or not keys <= set(state) <= {*keys, "needs_float64"}:
             got = sorted(state) if isinstance(state, dict) else type(state).__name__
             raise ValueError(f"expected a normalizer state with the keys mean and scale, got {got}")
-        return cls(state["mean"], state["scale"])
+        return cls(state["mean"], state["scale"], needs_float64=state.get("needs_float64"))
 
     def _prepare(self, name: str, x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -170,14 +203,31 @@ class Normalizer:
         return f"Normalizer(mean={self.mean.tolist()}, scale={self.scale.tolist()})"
 
 
+def outgrows_float32(mean: Tensor, spread: Tensor) -> Tensor:
+    """Where float32 is too coarse for numbers of this mean and standard deviation (...): where its
+    spacing at |mean| + spread is over 1e-6 of the spread. (...) of bool; False where there is no
+    spread."""
+    size = mean.double().abs() + spread.double()
+    # Between 2^(e - 1) and 2^e the spacing is 2^(e - 24); below the normal numbers it is 2^-149.
+    exponent = torch.frexp(size).exponent.double()
+    spacing = torch.pow(2.0, (exponent - 24).clamp(min=-149))
+    too_large = size > torch.finfo(torch.float32).max
+    return (spread > 0) & (too_large | (spacing > _COARSEST * spread))
+
+
+def _constant_share(dtype: torch.dtype) -> float:
+    return _CONSTANT_SHARE_FLOAT64 if dtype == torch.float64 else _CONSTANT_SHARE
+
+
 def is_constant(rows: Tensor) -> Tensor:
-    """Which channels of rows (N, d) have one value, but for rounding: (d,) of bool."""
+    """Which channels of rows (N, d) have one value, but for the rounding of their dtype: (d,) of
+    bool."""
     # Channel by channel: no second copy of all the data.
     found = []
     for channel in rows.unbind(1):
         wide = channel.double()
         sd = (wide - wide.mean()).square().mean().sqrt()
-        found.append(sd <= _CONSTANT_SHARE * wide.abs().amax())
+        found.append(sd <= _constant_share(rows.dtype) * wide.abs().amax())
     return torch.stack(found)
 
 

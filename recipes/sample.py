@@ -102,7 +102,7 @@ def conditions(student: Student, path: str | None) -> Tensor | None:
         raise ValueError(f"expected no z for a student without a condition, got {path}")
     z = load_conditions(path)
     # The conditions of trajectories are real numbers, however a file holds them.
-    return z if student.cond_horizon is None else z.float()
+    return z if student.cond_horizon is None or z.is_floating_point() else z.double()
 
 
 if __name__ == "__main__":

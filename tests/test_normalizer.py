@@ -11,7 +11,13 @@ from escnn.group import directsum
 
 from fastgen.models.representations import irrep_blocks, rep_matrices
 from fastgen.models.specs import parse_group, parse_representation
-from fastgen.normalizer import Normalizer, is_constant, pack_tokens, unpack_tokens
+from fastgen.normalizer import (
+    Normalizer,
+    is_constant,
+    outgrows_float32,
+    pack_tokens,
+    unpack_tokens,
+)
 
 F64 = torch.float64
 
@@ -113,22 +119,72 @@ def test_fit_keeps_the_mean_of_invariant_channels_only_and_gives_each_block_unit
     assert float(y[:, 2].square().mean()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("value", [0.0, 7.0, -3e5, 1e-30])
-def test_a_constant_channel_is_not_blown_up(value):
+def test_a_constant_channel_is_not_blown_up(value, dtype):
+    rounding = torch.finfo(dtype).eps
     x = normal(200, 3)
     x[:, 1] = value
     noisy = x.clone()
-    noisy[:, 1] *= 1 + 1e-9 * normal(200, seed=3)  # rounding of what was computed in float32
-    for data in (x, noisy):
+    noisy[:, 1] *= 1 + rounding / 2 * normal(200, seed=3).clamp(-1, 1)
+    for data in (x.to(dtype), noisy.to(dtype)):
         assert is_constant(data).tolist() == [False, True, False]
         normalizer = Normalizer.fit(data)
         y = normalizer.normalize(data)
-        assert y[:, 1].abs().max() <= 1e-8 * max(1.0, abs(value))
-        assert (normalizer.denormalize(y) - data).abs().max() <= 1e-12 * max(1.0, abs(value))
+        size = max(1.0, abs(value))
+        assert y[:, 1].abs().max() <= 2 * rounding * size
+        assert (normalizer.denormalize(y) - data).abs().max() <= 4 * rounding * size
     # A block of a group has its mean kept at zero, so that only zeros are constant there.
     rep = parse_representation(parse_group("D4"), ["standard", "trivial"])
     x[:, :2] = 0
     assert bool(torch.isfinite(Normalizer.fit(x, blocks=irrep_blocks(rep)).normalize(x)).all())
+
+
+def test_a_time_is_no_constant_and_is_normalised_with_all_its_digits():
+    steps = 0.1 * torch.randint(50, (200, 2), generator=generator(), dtype=F64)
+    x = steps + torch.tensor([1.7e9, 5.4e6], dtype=F64)
+    assert is_constant(x).tolist() == [False, False]
+    normalizer = Normalizer.fit(x)
+    y = normalizer.normalize(x).float()
+    assert (y.mean(0).abs() < 1e-6).all() and ((y.double().std(0) - 1).abs() < 0.01).all()
+    assert normalizer.needs_float64
+    # The network's own rounding is all that is lost, beside that of 1.7e9 in float64.
+    back = normalizer.denormalize(y.double())
+    assert (back - x).abs().max() <= 2.5e-7 * float(normalizer.scale.max())
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "expected"),
+    [
+        (0.0, 1.0, False),
+        (0.0, 1e-30, False),
+        (0.0, 0.0, False),
+        (6.5, 1.0, False),
+        (16.0, 1.0, True),
+        (100.0, 20.0, False),
+        (5.4e6, 1e3, True),
+        (5.4e6, 1e6, False),
+        (-13.4, 0.01, True),
+        (1.7e9, 1e5, True),
+        (0.0, 1e-42, True),
+        (0.0, 1e300, True),
+    ],
+)
+def test_float32_is_too_coarse_far_from_the_origin(mean, spread, expected):
+    wide = outgrows_float32(torch.tensor(mean, dtype=F64), torch.tensor(spread, dtype=F64))
+    assert bool(wide) == expected
+
+
+def test_data_in_float32_need_no_float64_however_far_they_lie():
+    x = normal(50, 2) + 1e5
+    assert Normalizer.fit(x).needs_float64
+    narrow = Normalizer.fit(x.float())
+    assert not narrow.needs_float64
+    again = Normalizer.from_state(json.loads(json.dumps(narrow.state())))
+    assert not again.needs_float64
+    # A state says so only where mean and scale don't: what was written before stays as it is.
+    assert set(Normalizer.fit(x).state()) == set(Normalizer.fit(x - 1e5).state())
+    assert set(Normalizer.fit(x).state()) == {"mean", "scale"}
 
 
 def test_state_survives_json_bit_for_bit():
@@ -188,6 +244,11 @@ def test_the_normalizer_keeps_its_own_copy():
             lambda: Normalizer.from_state({"mean": [0.0]}),
             ValueError,
             r"mean and scale, got \['mean'\]",
+        ),
+        (
+            lambda: Normalizer.from_state({"mean": [0.0], "scale": [[1.0]], "needs_float64": 1}),
+            TypeError,
+            "needs_float64 as true or false, got int",
         ),
         (
             lambda: pack_tokens(torch.zeros(2, 5, 3), 2),

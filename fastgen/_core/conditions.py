@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["cond_text", "cond_to", "map_tensors", "named_tensors", "take_rows", "tensors_in"]
+__all__ = [
+    "cond_text",
+    "cond_to",
+    "map_tensors",
+    "named_tensors",
+    "take_rows",
+    "tensors_in",
+    "tensors_of_arrays",
+]
 
 
 def map_tensors(function: Callable[[Tensor], Any], cond: Any) -> Any:
@@ -72,6 +80,16 @@ def named_tensors(cond: Any, name: str = "Z") -> dict[str, Tensor]:
     for key, value in members:
         named |= named_tensors(value, f"{name}.{key}")
     return named
+
+
+def tensors_of_arrays(cond: Any) -> Any:
+    """`cond` with a copy of each NumPy array in it as a Tensor; all else is left as it is."""
+    if isinstance(cond, Mapping):
+        return {key: tensors_of_arrays(value) for key, value in cond.items()}
+    if type(cond) in (tuple, list):
+        return type(cond)(tensors_of_arrays(value) for value in cond)
+    # NumPy may be missing; its arrays tell themselves.
+    return torch.tensor(cond) if hasattr(cond, "__array_interface__") else cond
 
 
 def take_rows(cond: Any, rows: Tensor | slice) -> Any:

@@ -1,7 +1,7 @@
 """Checks of training data: lines about what is odd, said before the first update.
 
-They name constant channels, repeated rows, too few rows, and a group that doesn't act on the data
-as declared.
+They name constant channels, those that lose digits, repeated rows, too few rows, and a group that
+doesn't act on the data as declared.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .._core.conditions import tensors_in
 from ..normalizer import is_constant
 from .held_out import HeldOutTask
 from .invariance import Violation, moment_violations
+from .precision import lost_channels
 from .samples import SampleData, SampleTask
 from .trajectories import TrajectoryData
 
@@ -36,6 +37,7 @@ def data_notes(task: Any, batch_size: int) -> list[str]:
     return [
         *_few_rows(data, batch_size),
         *_constant(data),
+        *_lost_digits(data),
         *_repeated(data, rows),
         *_broken_symmetry(task, data, rows),
     ]
@@ -52,11 +54,32 @@ def _few_rows(data: TrajectoryData | SampleData, batch_size: int) -> list[str]:
 
 def _constant(data: TrajectoryData | SampleData) -> list[str]:
     return [
-        f"warning: {name} is constant in {'channel' if len(found) == 1 else 'channels'} "
-        f"{_listed(found)}: nothing can be learned of it; drop it from the data, unless the "
-        "teacher was trained with it"
+        f"warning: {name} is constant in {_channels(found)}: nothing can be learned of it; drop it "
+        "from the data, unless the teacher was trained with it"
         for name, found in constant_channels(data).items()
     ]
+
+
+def _lost_digits(data: TrajectoryData | SampleData) -> list[str]:
+    """Channels that reach networks, which compute in float32, without their digits: those far from
+    zero that nothing is taken off."""
+    lines = []
+    for name, normalizer in (("X", data.x_normalizer), ("Z", data.z_normalizer)):
+        value = getattr(data, name)
+        if not isinstance(value, Tensor) or value.dtype != torch.float64:
+            continue
+        seen = value if normalizer is None else normalizer.normalize(value)
+        if lost := lost_channels(seen):
+            lines.append(
+                f"warning: {name} loses digits in {_channels(lost)}, whose numbers are far from "
+                "zero for their spread, since networks see them in float32 and nothing takes their "
+                "mean off; take it off in the data, with a teacher trained so"
+            )
+    return lines
+
+
+def _channels(found: Sequence[int]) -> str:
+    return f"{'channel' if len(found) == 1 else 'channels'} {_listed(found)}"
 
 
 def _repeated(data: TrajectoryData | SampleData, rows: Tensor) -> list[str]:

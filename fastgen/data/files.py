@@ -12,9 +12,10 @@ from .._core.files import expand_home
 from .._core.messages import brief
 from .._core.tensor_files import read_safetensors
 from .held_out import HeldOutTask
+from .precision import exact_numbers, floats
 from .samples import SampleTask
 from .trajectories import check_finite
-from .windows import floats, windows_of
+from .windows import windows_of
 
 __all__ = ["READERS", "file_task", "load_conditions", "read_tensors"]
 
@@ -73,7 +74,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_conditions(path: str | Path) -> Tensor:
-    """`Z` (B, ...) of a data file, in float32 or, where the file holds whole numbers, int64.
+    """`Z` (B, ...) of a data file with all its digits: real numbers in float32 or float64, whole
+    ones as int64.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: no file, no `Z`, no rows, numbers that aren't
@@ -83,7 +85,7 @@ def load_conditions(path: str | Path) -> Tensor:
     if "Z" not in tensors:
         found = brief(sorted(tensors)) if tensors else "nothing"
         raise ValueError(f"expected Z in {path}, got {found}")
-    Z = floats("Z", tensors["Z"], labels=True)
+    Z = exact_numbers("Z", tensors["Z"])
     if Z.ndim == 0 or Z.numel() == 0:
         raise ValueError(
             f"expected Z of shape (B, ...) with at least one row, got {tuple(Z.shape)}"

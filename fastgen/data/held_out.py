@@ -27,7 +27,7 @@ class HeldOutTask:
 
     Args:
         name: of the task; part of the seed of the evaluation noise.
-        X, Z: windows (N, T_x, d_x) and (N, T_z, d_z), float32.
+        X, Z: windows (N, T_x, d_x) and (N, T_z, d_z), float32 or float64.
         episodes: (N,); windows of one episode have one number and stay on one side of the split.
         primary: the score by which a model is chosen, "min_fde" or another one.
         pack: waypoints per token.
@@ -109,7 +109,7 @@ class HeldOutTask:
         n = len(X)
         noise = torch.randn(n * k, *X.shape[1:], generator=evaluation_generator(self.name, part))
         drawn = sample(Z.repeat_interleave(k, 0), noise)
-        fan = answered(drawn, noise).view(n, k, *X.shape[1:])
+        fan = answered(drawn, noise, X.dtype).view(n, k, *X.shape[1:])
         return {
             "min_ade": float(min_ade(fan, X).mean()),
             "min_fde": float(min_fde(fan, X).mean()),

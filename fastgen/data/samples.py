@@ -20,7 +20,7 @@ from .._core.conditions import map_tensors, take_rows, tensors_in
 from ..metrics import energy_distance, energy_score
 from .held_out import split_rows
 from .scoring import answered, evaluation_generator
-from .trajectories import check_finite
+from .trajectories import check_dtype, check_finite
 
 __all__ = ["SampleData", "SampleTask", "check_samples"]
 
@@ -30,7 +30,8 @@ class SampleData:
     """Samples X with their conditions Z; a network sees both as they are.
 
     Attributes:
-        X: (N, *shape) float32, `shape` with at least one axis.
+        X: (N, *shape) with at least one axis in `shape`, float32, or float64 where float32 would
+            lose digits. Networks see it in float32.
         Z: a Tensor (N, ...), a tuple or mapping of such, or None. Integers are labels and stay
             integers.
 
@@ -49,15 +50,14 @@ class SampleData:
 
     def __post_init__(self) -> None:
         check_samples(self.X, self.Z)
-        if self.X.dtype != torch.float32:
-            raise TypeError(f"expected X in float32, got {self.X.dtype}")
+        check_dtype("X", self.X)
 
     def __len__(self) -> int:
         return self.X.shape[0]
 
     def network_inputs(self) -> tuple[Tensor, Any]:
-        """X and Z."""
-        return self.X, self.Z
+        """X in float32, and Z."""
+        return self.X.float(), self.Z
 
 
 def check_samples(X: Tensor, Z: Any) -> None:
@@ -158,7 +158,7 @@ class SampleTask:
         n = len(X)
         noise = torch.randn(n * k, *X.shape[1:], generator=evaluation_generator(self.name, part))
         drawn = sample(map_tensors(lambda z: z.repeat_interleave(k, 0), Z), noise)
-        fan = answered(drawn, noise).reshape(n, k, -1)
+        fan = answered(drawn, noise, X.dtype).reshape(n, k, -1)
         if Z is None:
             return self._unconditional(fan[:, 0], X)
         return self._conditional(fan, X, Z)

@@ -22,8 +22,8 @@ def evaluation_generator(task: str, part: str) -> torch.Generator:
     return generator_for(EVALUATION_SEED, task, part)
 
 
-def answered(drawn: Tensor, noise: Tensor) -> Tensor:
-    """What a sampler answered to `noise`, on the CPU and in float32.
+def answered(drawn: Tensor, noise: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What a sampler answered to `noise`, on the CPU and in the `dtype` of the data.
 
     Raises:
         ValueError: another shape than that of the noise, NaN or infinity.
@@ -36,4 +36,4 @@ def answered(drawn: Tensor, noise: Tensor) -> Tensor:
         raise ValueError(
             "expected finite samples, got NaN or infinity; the network or its training has diverged"
         )
-    return drawn.detach().cpu().float()
+    return drawn.detach().cpu().to(dtype)

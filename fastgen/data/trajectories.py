@@ -12,6 +12,7 @@ from ..normalizer import Normalizer, pack_tokens
 
 __all__ = [
     "TrajectoryData",
+    "check_dtype",
     "check_finite",
     "check_pack",
     "check_size",
@@ -25,8 +26,8 @@ class TrajectoryData:
     """Trajectories X with their conditions Z in original units, and how a network sees them.
 
     Attributes:
-        X: (N, T_x, d_x), float32.
-        Z: (N, T_z, d_z), float32.
+        X: (N, T_x, d_x), float32, or float64 where float32 would lose digits.
+        Z: (N, T_z, d_z), likewise.
         x_normalizer, z_normalizer: of d_x and d_z channels, waypoint by waypoint.
         pack: consecutive waypoints per token of the network; divides T_x.
         symmetry: None, or `{"group", "in_rep", "cond_rep", "out_rep"}` for the channels of one
@@ -47,8 +48,7 @@ class TrajectoryData:
         check_trajectories(self.X, self.Z)
         parts = (("X", self.X, self.x_normalizer), ("Z", self.Z, self.z_normalizer))
         for name, tensor, normalizer in parts:
-            if tensor.dtype != torch.float32:
-                raise TypeError(f"expected {name} in float32, got {tensor.dtype}")
+            check_dtype(name, tensor)
             if normalizer.dim != tensor.shape[-1]:
                 raise ValueError(
                     f"expected a normalizer of {tensor.shape[-1]} channels for {name}, got "
@@ -60,9 +60,15 @@ class TrajectoryData:
         return self.X.shape[0]
 
     def network_inputs(self) -> tuple[Tensor, Tensor]:
-        """Normalised and packed tensors (N, T_x / pack, d_x pack) and (N, T_z, d_z)."""
-        x = pack_tokens(self.x_normalizer.normalize(self.X), self.pack)
-        return x, self.z_normalizer.normalize(self.Z)
+        """Normalised and packed tensors (N, T_x / pack, d_x pack) and (N, T_z, d_z), float32."""
+        x = pack_tokens(self.x_normalizer.normalize(self.X).float(), self.pack)
+        return x, self.z_normalizer.normalize(self.Z).float()
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """TypeError unless the numbers are held in float32 or float64."""
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"expected {name} in float32 or float64, got {tensor.dtype}")
 
 
 def check_pack(pack: int, horizon: int) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from .._core.checks import is_count
 from .._core.messages import brief
+from .precision import floats
 from .trajectories import check_finite, check_trajectories
 
-__all__ = ["cut_windows", "floats", "windows_of"]
+__all__ = ["cut_windows", "windows_of"]
 
 
 def windows_of(
@@ -42,8 +43,8 @@ def windows_of(
         stride: rows from one window to the next.
 
     Returns:
-        X, Z in float32, and for each window the number (N,) of its episode; of X and Z, each row is
-        an episode of its own.
+        X, Z in float32, or in float64 where float32 would lose digits; and for each window the
+        number (N,) of its episode. Of X and Z, each row is an episode of its own.
 
     Raises:
         TypeError, ValueError: one line that says what was expected; rows with NaN are named.
@@ -71,19 +72,6 @@ def windows_of(
         horizon=horizon,
         stride=stride,
     )
-
-
-def floats(name: str, tensor: Tensor, *, labels: bool = False) -> Tensor:
-    """The numbers of a file as float32 or, with `labels`, whole ones as int64.
-
-    Raises:
-        TypeError: yes-or-no values and complex numbers.
-    """
-    if tensor.dtype == torch.bool or tensor.is_complex():
-        raise TypeError(f"expected {name} to hold numbers, got {tensor.dtype}")
-    if labels and not tensor.is_floating_point():
-        return tensor.long()
-    return tensor.float()
 
 
 def cut_windows(

@@ -22,7 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from .._core.checks import is_count
-from .._core.conditions import cond_to, map_tensors, take_rows, tensors_in
+from .._core.conditions import (
+    cond_to,
+    map_tensors,
+    take_rows,
+    tensors_in,
+    tensors_of_arrays,
+)
 from .._core.seeds import draw_normal
 from .._core.sizes import Sizes, check_sizes, sizes_text
 from ..networks import network_dtype
@@ -70,7 +76,8 @@ def sample_in_original_units(
         device: where the samples are wanted; None: where the network is.
 
     Returns:
-        X in the shape of `noise`, original units, the dtype of the network, no gradient.
+        X in the shape of `noise`, original units, no gradient. In the dtype of the network, or in
+        float64 where `x_normalizer` needs it.
     """
     place = network_device(network)
     dtype = network_dtype(network, torch.float32)
@@ -96,9 +103,11 @@ def sample_in_original_units(
 
     x = unpack_tokens(y, pack) if pack > 1 else y
     x = x.to(place if device is None else device)
-    if x_normalizer is not None:
-        x = x_normalizer.denormalize(x)
-    return x.to(dtype)
+    if x_normalizer is None:
+        return x.to(dtype)
+    if x_normalizer.needs_float64:
+        return x_normalizer.denormalize(x.double())
+    return x_normalizer.denormalize(x).to(dtype)
 
 
 # ---- Student -------------------------------------------------------------------------------------
@@ -162,7 +171,7 @@ class Student:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the network and of the samples."""
+        """The dtype of the network. Samples have it too, unless they need float64 (`sample`)."""
         return network_dtype(self.network, torch.float32)
 
     def rungs(self, steps: int | None = None) -> tuple[float, ...]:
@@ -197,7 +206,8 @@ class Student:
             cond: Z of shape (B, T_z, d_z) in original units, T_z as it was in training. A student
                 with a network of your own takes what that one does: a Tensor (labels are integers),
                 a tuple or mapping of Tensors of B rows each, or None. With None, B is the number of
-                rows of `noise`, and 1 without it.
+                rows of `noise`, and 1 without it. NumPy arrays are taken as Tensors. Numbers far
+                from the origin (times, places on a map) should come in float64.
             num_samples: K samples of each condition; None: one, without the axis K.
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in
@@ -208,7 +218,8 @@ class Student:
 
         Returns:
             (B, *horizon), or (B, K, *horizon) with `num_samples=K`: original units, the student's
-            dtype and device, no gradient.
+            dtype and device, no gradient. In float64 where float32 is too coarse for the student's
+            original units, such as times of today in seconds.
 
         Raises:
             TypeError: `cond` or `noise` is not a floating-point Tensor.
@@ -216,6 +227,7 @@ class Student:
                 not on offer, `num_samples` not a whole number >= 1.
         """
         rungs = self.rungs(steps)
+        cond = tensors_of_arrays(cond)
         shape = self._shape_of_result(cond, num_samples, noise)
         if noise is None:
             noise = draw_normal(shape, device=self.device, generator=generator)

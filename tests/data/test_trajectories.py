@@ -29,9 +29,9 @@ def test_network_inputs_are_undone_by_unpacking_and_denormalising():
         ({"pack": 3}, ValueError, "divides the 8 waypoints, got 3"),
         ({"pack": True}, ValueError, "divides the 8 waypoints, got True"),
         (
-            {"X": torch.zeros(5, 8, 2, dtype=torch.float64)},
+            {"X": torch.zeros(5, 8, 2, dtype=torch.float16)},
             TypeError,
-            "X in float32, got torch.float64",
+            "X in float32 or float64, got torch.float16",
         ),
         ({"X": torch.zeros(5, 8, 2).long()}, TypeError, "floating-point Tensor, got torch.int64"),
         ({"Z": torch.zeros(4, 1, 3)}, ValueError, "as many rows in Z as in X, got 4 and 5"),
