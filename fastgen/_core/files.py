@@ -1,8 +1,10 @@
 """Files and folders that are complete or not there.
 
 A folder is written beside its destination, flushed to disk and exchanged with what stands there, so
-that a kill at any moment leaves the old folder or the new one; a file likewise. What is read is
-refused with a ValueError of one line: which file, what was expected, what was found, what to do.
+that a kill at any moment leaves the old folder or the new one; a file likewise. A reader gets one
+of the two as well (`read_steadily`): a file is opened once, and the bytes that are checked are
+those that are used. What is read is refused with a ValueError of one line: which file, what was
+expected, what was found, what to do.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import ctypes
 import os
 import secrets
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
+from typing import TypeVar
 
 from .messages import brief, first_names
 
@@ -25,13 +30,21 @@ __all__ = [
     "named_path",
     "new_file",
     "new_folder",
+    "open_file",
     "read_bytes",
+    "read_steadily",
     "read_text",
     "remove_unfinished",
     "write_file",
 ]
 
 _ABANDONED_SECONDS = 3600.0
+# How often a folder is read that is replaced while it is read.
+_READS = 8
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+Value = TypeVar("Value")
 
 
 # ---- Names ---------------------------------------------------------------------------------------
@@ -261,6 +274,58 @@ def check_file(path: Path, hint: str = "copy it anew") -> None:
     raise ValueError(f"{path}: expected a file, found {found}; {hint}")
 
 
+def open_file(path: Path, hint: str = "copy it anew") -> BufferedReader:
+    """A file, open for reading. Whatever is renamed to `path` later, this stays the file that was
+    found; `hint` says what to do about one that can't be had.
+
+    Raises:
+        ValueError: missing, not a file, not readable.
+    """
+    check_file(path, hint)
+    try:
+        # A pipe that has just taken the file's place would wait for a writer.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise ValueError(f"{path}: expected a file, found something that is not a file; {hint}")
+    return file
+
+
+def read_steadily(folder: Path, read: Callable[[], Value]) -> Value:
+    """What `read()` makes of the files of `folder`, all of them of one folder.
+
+    Where a folder is replaced while it is read, `read` finds files of two, and refuses them by
+    their checksums. Then it is called again.
+
+    Raises:
+        ValueError: what `read` raised of a folder that stayed; or the folder was replaced each
+            time it was read.
+    """
+    for _ in range(_READS):
+        before = _identity(folder)
+        try:
+            return read()
+        except ValueError:
+            if _identity(folder) == before:
+                raise
+    raise ValueError(
+        f"{folder}: expected a folder that stays while it is read, got one that was replaced "
+        f"{_READS} times; wait for what writes it"
+    )
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Another one for another folder of the same name; None where there is none."""
+    try:
+        found = folder.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
 def read_text(path: Path, most: int, hint: str) -> str:
     """The text of a UTF-8 file of at most `most` bytes; `hint` says what to do about another.
 
@@ -279,10 +344,10 @@ def read_bytes(path: Path, most: int, hint: str) -> bytes:
     Raises:
         ValueError: missing, not a file, too large, not readable.
     """
-    check_file(path, hint)
     try:
-        if (size := path.stat().st_size) > most:
-            raise ValueError(f"{path}: expected at most {most:,} bytes, got {size:,}; {hint}")
-        return path.read_bytes()
+        with open_file(path, hint) as file:
+            if (size := os.fstat(file.fileno()).st_size) > most:
+                raise ValueError(f"{path}: expected at most {most:,} bytes, got {size:,}; {hint}")
+            return file.read(size)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error

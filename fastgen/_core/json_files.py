@@ -18,6 +18,7 @@ from .messages import EXPORT_AGAIN, brief, differences
 __all__ = [
     "MOST_JSON_BYTES",
     "check_names",
+    "parse_json",
     "plain_json",
     "read_json",
     "unique_keys",
@@ -69,22 +70,30 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: missing, not a file, too large, not JSON, a repeated key, NaN or infinity.
     """
-    text = read_bytes(path, MOST_JSON_BYTES, EXPORT_AGAIN)
+    value = parse_json(read_bytes(path, MOST_JSON_BYTES, EXPORT_AGAIN), str(path))
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{path}: expected a JSON object, got {type(value).__name__}; {EXPORT_AGAIN}"
+        )
+    return value
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """The value of a JSON text; `where` begins the messages.
+
+    Raises:
+        ValueError: not JSON, a repeated key, NaN or infinity.
+    """
     try:
-        value = json.loads(
+        return json.loads(
             text, object_pairs_hook=unique_keys, parse_constant=_no_constant, parse_float=_finite
         )
     # RecursionError: a few thousand opening brackets are enough for it.
     except (ValueError, RecursionError) as error:
         what = "expected JSON of finite numbers without repeated keys"
         raise ValueError(
-            f"{path}: {what}, got: {brief(error)}; the file is truncated or edited, {EXPORT_AGAIN}"
+            f"{where}: {what}, got: {brief(error)}; the file is truncated or edited, {EXPORT_AGAIN}"
         ) from error
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"{path}: expected a JSON object, got {type(value).__name__}; {EXPORT_AGAIN}"
-        )
-    return value
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

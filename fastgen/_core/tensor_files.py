@@ -13,8 +13,7 @@ There are three pairs, by what is known of the file when it is read:
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,16 @@ from torch import Tensor
 
 from .checks import is_count
 from .files import check_file, new_file
-from .json_files import MOST_JSON_BYTES, check_names, unique_keys
+from .json_files import check_names
 from .messages import EXPORT_AGAIN, brief, differences
+from .tensor_bytes import DTYPES, TensorBytes, read_once
 
 __all__ = [
     "TensorFile",
     "check_tensor_entry",
     "load_tensors",
     "own_memory",
+    "read_hashed",
     "read_metadata",
     "read_safetensors",
     "save_tensors",
@@ -48,19 +49,7 @@ _DTYPES = {
     "float16": torch.float16,
 }
 
-
-_HEADER_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
 # ---- Nothing is known ----------------------------------------------------------------------------
@@ -100,50 +89,31 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: missing, not a file, truncated, not safetensors, a name given twice.
     """
-    return _read(Path(path))[0]
+    return read_hashed(path)[0]
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The text in the header of a safetensors file; empty for what is none."""
     try:
+        check_file(Path(path))
         with safe_open(str(path), framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError, ValueError):
         return {}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata)."""
-    check_file(path)
-    try:
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            most = min(path.stat().st_size - 8, MOST_JSON_BYTES)
-            if not 2 <= size <= most:
-                raise ValueError(f"a header of {size:,} bytes")
-            # The library takes the last of two equal names without a word.
-            json.loads(file.read(size), object_pairs_hook=unique_keys)
-        with safe_open(str(path), framework="pt") as file:
-            return _clones(file, list(file.keys())), file.metadata() or {}
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-    # Numbers of a kind that torch has no dtype for are the library's AttributeError or KeyError.
-    except (
-        SafetensorError,
-        ValueError,
-        RecursionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-    ) as error:
-        what = f"expected a safetensors file, got one that can't be read: {brief(error)}"
-        raise ValueError(f"{path}: {what}; copy it anew") from error
+def read_hashed(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """`read_safetensors`, and the sha256 of the very bytes that were read."""
+    found = _read(Path(path))
+    return found.tensors, found.sha256
 
 
-def _clones(file: Any, names: Iterable[str]) -> dict[str, Tensor]:
-    # The tensors handed out map the file, and would change (or crash) with it.
-    return {name: file.get_tensor(name).clone() for name in names}
+def _read(path: Path) -> TensorBytes:
+    found = read_once(path)
+    if found.error is not None:
+        what = f"expected a safetensors file, got one that can't be read: {found.error}"
+        raise ValueError(f"{path}: {what}; copy it anew")
+    return found
 
 
 def sha256(path: Path) -> str:
@@ -181,15 +151,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: missing, truncated, damaged, or something else.
     """
     try:
-        tensors, metadata = _read(path)
+        found = _read(path)
     except ValueError as error:
         raise ValueError(f"cannot read {error}") from error
-    if _digest(tensors) != metadata.get("sha256"):
+    if _digest(found.tensors) != found.metadata.get("sha256"):
         raise ValueError(
             f"cannot read {path}: it does not match its checksum; restore the file, or begin a "
             "new run"
         )
-    return tensors
+    return found.tensors
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -252,8 +222,8 @@ def check_tensor_entry(entry: Any, name: str, where: str) -> None:
 
 
 class TensorFile:
-    """A safetensors file whose size and checksum are those recorded; its shapes are known before
-    anything is allocated.
+    """A safetensors file whose size and checksum are those recorded. It is read once: what was
+    hashed is what `read` hands out, whatever becomes of the file.
 
     Args:
         folder: where it is.      entry: what `write_tensors` returned.
@@ -267,25 +237,16 @@ class TensorFile:
     def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
         self.path = folder / entry["file"]
         self.dtype = _DTYPES[entry["dtype"]]
-        check_file(self.path, EXPORT_AGAIN)
-        try:
-            if (size := self.path.stat().st_size) != entry["bytes"]:
-                what = "truncated" if size < entry["bytes"] else "another one"
-                expected = f"expected {entry['bytes']:,} bytes, got {size:,}"
-                raise ValueError(f"{self.path}: {expected}; the file is {what}, {EXPORT_AGAIN}")
-            if (digest := sha256(self.path)) != entry["sha256"]:
-                expected = f"expected sha256 {entry['sha256'][:12]}..., got {digest[:12]}..."
-                raise ValueError(f"{self.path}: {expected}; the file was edited, {EXPORT_AGAIN}")
-            with safe_open(str(self.path), framework="pt") as file:
-                header = {name: file.get_slice(name) for name in list(file.keys())}
-                self.shapes = {name: tuple(part.get_shape()) for name, part in header.items()}
-                self._dtypes = {name: part.get_dtype() for name, part in header.items()}
-        except OSError as error:
-            raise ValueError(f"{self.path}: cannot be read: {error.strerror or error}") from error
-        except SafetensorError as error:
+        found = read_once(self.path, EXPORT_AGAIN, size=entry["bytes"])
+        if found.sha256 != entry["sha256"]:
+            expected = f"expected sha256 {entry['sha256'][:12]}..., got {found.sha256[:12]}..."
+            raise ValueError(f"{self.path}: {expected}; the file was edited, {EXPORT_AGAIN}")
+        if found.error is not None:
             raise ValueError(
-                f"{self.path}: expected a safetensors file, got {brief(error)}; {EXPORT_AGAIN}"
-            ) from error
+                f"{self.path}: expected a safetensors file, got {found.error}; {EXPORT_AGAIN}"
+            )
+        self._tensors = found.tensors
+        self.shapes = {name: tuple(value.shape) for name, value in found.tensors.items()}
 
     def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors, once their names, shapes and dtypes are those of `expected`, which may be on
@@ -294,15 +255,15 @@ class TensorFile:
             what = f"expected the {len(expected)} tensors of the network in config.json"
             raise ValueError(f"{self.path}: {what}, got them with {said}")
         for name, value in expected.items():
-            if self.shapes[name] != tuple(value.shape):
+            found = self._tensors[name]
+            if found.shape != value.shape:
                 raise ValueError(
                     f"{self.path}: expected {name} of shape {tuple(value.shape)}, got "
-                    f"{self.shapes[name]}"
+                    f"{tuple(found.shape)}"
                 )
             dtype = self.dtype if value.is_floating_point() else value.dtype
-            if self._dtypes[name] != _HEADER_DTYPES.get(dtype, str(dtype)):
+            if found.dtype != dtype:
                 raise ValueError(
-                    f"{self.path}: expected {name} of dtype {dtype}, got {self._dtypes[name]}"
+                    f"{self.path}: expected {name} of dtype {dtype}, got {_KINDS[found.dtype]}"
                 )
-        with safe_open(str(self.path), framework="pt") as file:
-            return _clones(file, expected)
+        return {name: self._tensors[name] for name in expected}

@@ -11,8 +11,9 @@ A student's holds all that is needed to sample: dense weights, rungs, sampler, n
 
 Reading a student needs torch and safetensors alone. Nothing is imported by a name that stands in a
 folder, and nothing is unpickled. `config.json` records the size and sha256 of the tensor file and a
-checksum of itself. The network it describes is compared with the header of the tensor file before
-memory is allocated.
+checksum of itself. Both files are read once, and of one export, also while another takes its place.
+The network that config.json describes is compared with the tensors before its own memory is
+allocated.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from .schema import (
     config_head,
     is_export,
     read_config,
+    read_export,
     write_config,
 )
 from .student import Student
@@ -129,8 +131,7 @@ def load_network(
         ValueError: a missing, truncated, edited or foreign file; tensors that don't fit the
             network.
     """
-    file, config = read_config(Path(folder), NETWORK_FORMAT, _MODEL)
-    tensors = TensorFile(Path(folder), config["tensors"])
+    file, config, tensors = read_export(Path(folder), NETWORK_FORMAT, _MODEL)
     loaded: Any = _load(file, config["network"], tensors, network, NETWORKS)
     sizes = _trained_sizes(config, loaded, str(file))
     if sizes is not None:
@@ -270,9 +271,8 @@ def load_student(
         ValueError: a missing, truncated, edited or foreign file, in one line that says which one
             and what to do.
     """
-    file, config = read_config(Path(path), STUDENT_FORMAT, _STUDENT)
+    file, config, tensors = read_export(Path(path), STUDENT_FORMAT, _STUDENT)
     x_normalizer, z_normalizer = check_student_config(config, str(file))
-    tensors = TensorFile(Path(path), config["tensors"])
     # A folder from elsewhere can name the dense class only: so nothing else is imported, and no
     # group is constructed.
     given = None if network is None else describe_network(network)[0]

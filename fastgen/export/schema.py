@@ -17,10 +17,11 @@ from typing import Any
 from torch import nn
 
 from .._core.checks import PRED_TYPES, is_count
+from .._core.files import read_steadily
 from .._core.json_files import check_names, plain_json, read_json, write_json
 from .._core.messages import EXPORT_AGAIN, brief
 from .._core.sizes import parse_sizes
-from .._core.tensor_files import check_tensor_entry
+from .._core.tensor_files import TensorFile, check_tensor_entry
 from ..normalizer import Normalizer
 from ..samplers.student import SAMPLE_TYPES
 from .built_in import CUSTOM, DENSE, built_in_config
@@ -34,6 +35,7 @@ __all__ = [
     "config_head",
     "is_export",
     "read_config",
+    "read_export",
     "write_config",
 ]
 
@@ -149,6 +151,19 @@ def read_config(folder: Path, format_name: str, tensor_file: str) -> tuple[Path,
         )
     check_tensor_entry(config["tensors"], tensor_file, str(file))
     return file, config
+
+
+def read_export(
+    folder: Path, format_name: str, tensor_file: str
+) -> tuple[Path, dict[str, Any], TensorFile]:
+    """(path of config.json, its content, the tensors) of one export, also while another one takes
+    its place; arguments and errors as `read_config`, and those of a `TensorFile`."""
+
+    def read() -> tuple[Path, dict[str, Any], TensorFile]:
+        file, config = read_config(folder, format_name, tensor_file)
+        return file, config, TensorFile(folder, config["tensors"])
+
+    return read_steadily(folder, read)
 
 
 # ---- Students ------------------------------------------------------------------------------------

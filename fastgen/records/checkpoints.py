@@ -9,6 +9,8 @@ names the part. Nothing is unpickled.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import os
 import re
@@ -20,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.files import check_file, new_folder
-from .._core.json_files import read_json, write_json
+from .._core.checks import is_count
+from .._core.files import check_file, new_folder, read_bytes, read_steadily
+from .._core.json_files import MOST_JSON_BYTES, check_names, parse_json, read_json, write_json
 from .._core.messages import brief, first_names
-from .._core.tensor_files import own_memory, read_safetensors, sha256, write_safetensors
+from .._core.tensor_files import own_memory, read_hashed, sha256, write_safetensors
 
 __all__ = [
     "add_prefix",
@@ -45,6 +48,7 @@ _TENSORS = "state.safetensors"
 _META = "state.json"
 _MANIFEST = "manifest.json"
 _FILES = (_TENSORS, _META)
+_COPY = "restore it, or go on from the checkpoint before"
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 _INCOMPLETE = (
     "the checkpoint is of another network, or incomplete: go on with what wrote it, or begin a new "
@@ -160,6 +164,16 @@ def check_checkpoint(folder: Path) -> None:
         ValueError: `folder` lacks a file of its manifest, or has another one, or one whose size or
             checksum is not that of the manifest.
     """
+    for name, digest in _listed(folder).items():
+        _check_digest(name, digest, sha256(folder / name))
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """The sha256 of each file of a checkpoint, from its manifest; the sizes are compared here.
+
+    Raises:
+        ValueError: as `check_checkpoint`, but for checksums.
+    """
     files = read_json(folder / _MANIFEST).get("files")
     if not isinstance(files, dict) or files.keys() != set(_FILES):
         raise ValueError(f"expected {', '.join(_FILES)} in {_MANIFEST}, got {brief(files)}")
@@ -169,12 +183,37 @@ def check_checkpoint(folder: Path) -> None:
             f"expected the files of {_MANIFEST}, got {first_names(foreign)} beside them"
         )
     for name, entry in files.items():
+        check_names(entry, ("bytes", "sha256"), f"{_MANIFEST}: {name}")
+        if not is_count(entry["bytes"], 0) or not isinstance(entry["sha256"], str):
+            raise ValueError(f"expected bytes and sha256 of {name}, got {brief(entry)}")
         check_file(folder / name)
         size = (folder / name).stat().st_size
         if size != entry["bytes"]:
             raise ValueError(f"expected {name} of {entry['bytes']} bytes, got {size}")
-        if sha256(folder / name) != entry["sha256"]:
-            raise ValueError(f"{name} does not match its checksum")
+    return {name: entry["sha256"] for name, entry in files.items()}
+
+
+def _check_digest(name: str, expected: str, found: str) -> None:
+    if found != expected:
+        raise ValueError(f"{name} does not match its checksum")
+
+
+def _read_intact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, meta) of a checkpoint; the bytes that are compared with the manifest are those that
+    are used.
+
+    Raises:
+        ValueError, OSError: as `check_checkpoint`.
+    """
+    listed = _listed(folder)
+    text = read_bytes(folder / _META, MOST_JSON_BYTES, _COPY)
+    _check_digest(_META, listed[_META], hashlib.sha256(text).hexdigest())
+    meta = parse_json(text, str(folder / _META))
+    if not isinstance(meta, dict):
+        raise ValueError(f"expected an object in {_META}, got {brief(meta)}")
+    tensors, digest = read_hashed(folder / _TENSORS)
+    _check_digest(_TENSORS, listed[_TENSORS], digest)
+    return tensors, meta
 
 
 def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -186,9 +225,8 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, 
     folders = checkpoint_folders(run_dir)
     for folder in reversed(folders):
         try:
-            check_checkpoint(folder)
-            return read_safetensors(folder / _TENSORS), read_json(folder / _META)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return read_steadily(folder, functools.partial(_read_intact, folder))
+        except (OSError, ValueError) as error:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, error)
     if folders:
         raise ValueError(
