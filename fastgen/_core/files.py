@@ -15,9 +15,8 @@ import secrets
 import shutil
 import stat
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
@@ -152,9 +151,11 @@ def new_folder(
     # Beside the target, not in the system's temporary folder: a rename is atomic only within one
     # file system.
     partial = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
+    held = ExitStack()
     try:
         partial.mkdir(parents=True)
-        _remove_abandoned(target)
+        held.enter_context(_held(partial))
+        _remove_abandoned(partial, target)
         yield partial
         for file in partial.iterdir():
             _sync(file)
@@ -172,6 +173,7 @@ def new_folder(
         # After an exchange this name holds the earlier export, after a failure what was written so
         # far.
         shutil.rmtree(partial, ignore_errors=True)
+        held.close()
 
 
 def remove_unfinished(*folders: Path) -> None:
@@ -179,9 +181,9 @@ def remove_unfinished(*folders: Path) -> None:
     writes there now."""
     for folder in folders:
         for left in folder.glob(".*.new-*"):
-            if left.is_dir():
+            if left.is_dir() and not _is_held(left):
                 shutil.rmtree(left, ignore_errors=True)
-            else:
+            elif not left.is_dir():
                 left.unlink(missing_ok=True)
 
 
@@ -206,13 +208,51 @@ def _check_replaceable(
         )
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove what killed writers of the same folder left an hour ago or more; of what is newer the
-    writer may still be at work."""
-    for left in target.parent.glob(f".{target.name}.new-*"):
-        with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+def _remove_abandoned(partial: Path, target: Path) -> None:
+    """Remove what killed writers of the same folder left: what nobody holds, and what is older than
+    `partial` by an hour or more, in case another machine's locks can't be seen from here.
+
+    All ages are the disk's own, whose clock need not agree with this machine's.
+    """
+    now = partial.stat().st_mtime
+    for left in partial.parent.iterdir():
+        if not left.name.startswith(f".{target.name}.new-") or left.name == partial.name:
+            continue
+        with suppress(OSError):
+            if now - left.stat().st_mtime > _ABANDONED_SECONDS and not _is_held(left):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Inside, the folder is held for as long as this process lives, if it could be: True, or False
+    where another one holds it. A disk without locks says True."""
+    try:
+        import fcntl
+    except ImportError:  # a system without advisory locks
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        except OSError:  # a disk without locks
+            free = True
+        yield free
+    finally:
+        os.close(handle)
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a writer that lives holds the folder."""
+    try:
+        with _held(folder) as free:
+            return not free
+    except OSError:  # it is gone, or nobody's
+        return False
 
 
 def _take_place(partial: Path, target: Path) -> None:

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastgen._core import files
-from fastgen._core.files import new_folder, write_file
+from fastgen._core.files import new_folder, remove_unfinished, write_file
+from fastgen.records.checkpoints import load_newest_checkpoint, save_checkpoint
 
 OWNED = ("a.txt", "b.txt")
 
@@ -122,3 +125,79 @@ def test_an_unwritable_place_is_named(tmp_path):
         fill(tmp_path / "file" / "out", "new")
     with pytest.raises(OSError, match=r"cannot write .*file/x"):
         write_file(tmp_path / "file" / "x", b"")
+
+
+# ---- What a killed writer left -------------------------------------------------------------------
+
+
+@pytest.fixture(params=[-7200.0, -3600.0, 3600.0, 7200.0, 1e9])
+def skew(request, monkeypatch) -> float:
+    """This machine's clock, so many seconds ahead of the disk's."""
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + request.param)
+    return request.param
+
+
+def test_a_clock_that_differs_from_the_disks_harms_nothing(tmp_path, skew):
+    fill(tmp_path / "out", "old")
+    fill(tmp_path / "out", "new")
+    assert content(tmp_path / "out") == dict.fromkeys(OWNED, "new")
+    save_checkpoint(tmp_path, 1, {"x": torch.zeros(2)}, {}, keep=1)
+    save_checkpoint(tmp_path, 2, {"x": torch.zeros(2)}, {}, keep=1)
+    assert load_newest_checkpoint(tmp_path) is not None
+
+
+@pytest.mark.parametrize("age", [0, 7200, 10**9])
+def test_writers_of_one_folder_leave_each_other_alone(tmp_path, skew, age):
+    """However old the disk says that the other's work is: it set its clock meanwhile, or the other
+    writes a large file."""
+    with new_folder(tmp_path / "out", OWNED) as first:
+        then = os.stat(first).st_mtime - age
+        os.utime(first, (then, then))
+        fill(tmp_path / "out", "second")
+        assert content(tmp_path / "out") == dict.fromkeys(OWNED, "second")
+        for name in OWNED:
+            (first / name).write_text("first")
+    assert content(tmp_path / "out") == dict.fromkeys(OWNED, "first")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_nobody_writes_any_more_is_removed_whatever_the_clock_says(tmp_path, skew):
+    for name in ("out", "o[u]t"):
+        target = tmp_path / name
+        fill(target, "old")
+        stale = tmp_path / f".{name}.new-0123abcd"
+        fresh = tmp_path / f".{name}.new-4567cdef"
+        other = tmp_path / f".{name}-2.new-0123abcd"
+        for folder in (stale, fresh, other):
+            folder.mkdir()
+            (folder / "a.txt").write_text("half")
+        for folder in (stale, other):
+            then = os.stat(fresh).st_mtime - 7200
+            os.utime(folder, (then, then))
+        fill(target, "new")
+        assert not stale.exists() and fresh.exists() and other.exists()
+
+
+def test_a_disk_without_locks_goes_by_its_clock(tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    fill(tmp_path / "out", "old")
+    for name, age in ((".out.new-0", 7200), (".out.new-1", 60)):
+        (tmp_path / name).mkdir()
+        then = os.stat(tmp_path / name).st_mtime - age
+        os.utime(tmp_path / name, (then, then))
+    fill(tmp_path / "out", "new")
+    assert sorted(os.listdir(tmp_path)) == [".out.new-1", "out"]
+
+
+def test_what_a_living_writer_holds_is_no_leftover_of_a_run(tmp_path):
+    (tmp_path / ".student.new-0").mkdir()
+    with new_folder(tmp_path / "out", OWNED) as partial:
+        remove_unfinished(tmp_path)
+        assert partial.exists() and not (tmp_path / ".student.new-0").exists()
+        for name in OWNED:
+            (partial / name).write_text("whole")
+    assert content(tmp_path / "out") == dict.fromkeys(OWNED, "whole")
