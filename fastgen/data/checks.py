@@ -1,7 +1,7 @@
 """Checks of training data: lines about what is odd, said before the first update.
 
 They name constant channels, those that lose digits, repeated rows, too few rows, and a group that
-doesn't act on the data as declared.
+doesn't act on the data as declared, or not with all of its elements.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def data_notes(task: Any, batch_size: int) -> list[str]:
         *_constant(data),
         *_lost_digits(data),
         *_repeated(data, rows),
+        *_unfaithful(data),
         *_broken_symmetry(task, data, rows),
     ]
 
@@ -91,6 +92,22 @@ def _repeated(data: TrajectoryData | SampleData, rows: Tensor) -> list[str]:
         f"note: {len(repeated)} of {len(data.X)} training rows repeat an earlier one: "
         f"{_listed(pairs)}"
     ]
+
+
+def _unfaithful(data: TrajectoryData | SampleData) -> list[str]:
+    symmetry = data.symmetry
+    if symmetry is None:
+        return []
+    # Groups load escnn, which data without a symmetry doesn't need.
+    from ..models.representations import kernel_note
+    from ..models.specs import parse_group, parse_representation
+
+    group = parse_group(symmetry["group"])
+    reps = {
+        key: parse_representation(group, symmetry[key]) for key in ("in_rep", "cond_rep", "out_rep")
+    }
+    note = kernel_note(reps)
+    return [] if note is None else [f"note: data.symmetry: {note}"]
 
 
 def _broken_symmetry(task: Any, data: TrajectoryData | SampleData, rows: Tensor) -> list[str]:

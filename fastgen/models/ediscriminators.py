@@ -6,6 +6,7 @@ mean over each copy. Without the nonlinearity that mean would see the trivial ir
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,7 @@ from .ekits import EQUIVARIANT
 from .emaps import eLinear
 from .etransformer import eCondTransformerRegressor
 from .fourier import FourierStack
-from .representations import check_representation, rep_matrices
+from .representations import check_representation, kernel_note, rep_matrices
 from .stacks import regular_stack
 from .typed import Typed
 
@@ -225,6 +226,11 @@ class eFourierDiscriminator(FourierBase):
             p_drop_attn=0.0,
         )
         self.head = InvariantHead(self.body.out_rep, HEAD_COPIES)
+        reps = {"in_rep": in_rep}
+        if cond_rep is not None:
+            reps["cond_rep"] = cond_rep
+        if (note := kernel_note(reps)) is not None:
+            warnings.warn(note, stacklevel=2)
 
     @property
     def in_rep(self) -> Representation:

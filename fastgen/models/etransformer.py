@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from escnn.group import Representation
@@ -11,7 +12,7 @@ from .ekits import EQUIVARIANT
 from .elayers import eTransformerDecoderLayer, eTransformerEncoderLayer
 from .emlp import eMLP
 from .fourier import fourier_stack
-from .representations import check_representation
+from .representations import check_representation, kernel_note
 from .specs import describe_group, describe_representation
 from .stacks import Stack, regular_stack
 from .transformer import CondTransformerBase
@@ -69,6 +70,9 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
         TypeError: a representation that is not one.
         ValueError: an argument out of range, named as here; representations of different groups.
 
+    Warns:
+        UserWarning: elements of the group that act as the identity on X, Z and V alike.
+
     References: Cohen and Welling 2016, arXiv:1602.07576 (group convolutions).
     """
 
@@ -105,6 +109,8 @@ class eCondTransformerRegressor(SharedRepresentations, CondTransformerBase):
                 f"unknown basis {basis!r}, expected one of those available: {', '.join(BASES)}"
             )
         _check_width(in_rep, embedding_dim)
+        if (note := kernel_note(reps)) is not None:
+            warnings.warn(note, stacklevel=2)
         super().__init__(in_rep.size, out_rep.size, cond_rep.size)
         self.in_rep = in_rep
         self.cond_rep = cond_rep

@@ -10,7 +10,7 @@ In the plane, the `standard` irrep of D_n has rotations by 2 pi k / n; its first
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ __all__ = [
     "invariant_basis",
     "irrep_blocks",
     "irrep_columns",
+    "joint_kernel",
+    "kernel_note",
     "rep_matrices",
     "representation",
 ]
@@ -74,6 +76,51 @@ def degrees_of_freedom(in_rep: Representation, out_rep: Representation) -> int:
     """Dimension of the space of equivariant linear maps, 1/|G| sum_g tr rho_in(g) tr rho_out(g)."""
     elements = in_rep.group.elements
     return round(sum(in_rep.character(g) * out_rep.character(g) for g in elements) / len(elements))
+
+
+# ---- What acts -----------------------------------------------------------------------------------
+
+
+def joint_kernel(*reps: Representation) -> list[Any]:
+    """The elements but the identity by which every one of `reps`, of one group, acts as the
+    identity. Without any, the group acts faithfully.
+
+    An orthogonal matrix is the identity where its trace is its size, so the characters of the
+    irreps tell.
+    """
+    group = reps[0].group
+    if any(isinstance(rep, Stack) for rep in reps):
+        return []
+    irreps = {irrep_id: group.irrep(*irrep_id) for rep in reps for irrep_id in rep.irreps}
+    return [
+        g
+        for g in group.elements
+        if g != group.identity
+        and all(abs(irrep.character(g) - irrep.size) < TOLERANCE for irrep in irreps.values())
+    ]
+
+
+def kernel_note(reps: Mapping[str, Representation]) -> str | None:
+    """One line about the elements of a group that do nothing; None if it acts faithfully.
+
+    One representation may have a kernel, as long as another one sees what it doesn't.
+
+    Args:
+        reps: all that the group acts on, by name.
+    """
+    idle = joint_kernel(*reps.values())
+    if not idle:
+        return None
+    group = next(iter(reps.values())).group
+    shown = ", ".join(map(str, idle[:5])) + (", ..." if len(idle) > 5 else "")
+    order = group.order()
+    acts = order // (1 + len(idle))
+    return (
+        f"{len(idle)} of the {order} elements of {group.name} act as the identity on all of "
+        f"{', '.join(reps)}: {shown}; what acts is a group of {acts}, not {group.name}. Are the "
+        "representations those of this group (the matrices those of its generators)? If so, "
+        f"declare the group of {acts}, which is cheaper"
+    )
 
 
 # ---- Irreps -------------------------------------------------------------------------------------
@@ -145,7 +192,8 @@ def representation(group: Group, matrices: np.ndarray | Tensor | Sequence[Any]) 
 
     Returns:
         The representation in the given basis. Its matrices are exact to float64, and within 1e-6 of
-        those given.
+        those given. It need not be faithful: C8 may turn a plane by 90 degrees. Networks and notes
+        on data say so where no other representation beside it is (`kernel_note`).
 
     Raises:
         ValueError: a wrong shape, a matrix that is not orthogonal, or matrices that do not multiply

@@ -268,3 +268,26 @@ def test_rows_that_are_no_numbers_are_named_before_anything_is_built(tmp_path, k
         ValueError, match=rf"finite numbers in {key}, got NaN or infinity in 2 rows: 4, 17"
     ):
         file_task(_saved(tmp_path, arrays["X"], arrays["Z"]))
+
+
+# ---- Faithful groups -----------------------------------------------------------------------------
+
+
+def unfaithful(tmp_path, cond_rep) -> SimpleNamespace:
+    """Data of C8, which a file of matrices lets turn X by quarters."""
+    np.savez(tmp_path / "quarter.npz", matrices=np.array([[[0.0, -1.0], [1.0, 0.0]]]))
+    quarter = {"matrices": str(tmp_path / "quarter.npz")}
+    symmetry = {"group": "C8", "in_rep": quarter, "out_rep": quarter, "cond_rep": cond_rep}
+    X, Z = drawn(symmetry, 80)
+    return SimpleNamespace(train=declared(X, Z, symmetry))
+
+
+def test_a_group_that_acts_by_a_smaller_one_is_named(tmp_path):
+    quarter = {"matrices": str(tmp_path / "quarter.npz")}
+    (note,) = data_notes(unfaithful(tmp_path, quarter), 8)
+    assert note.startswith("note: data.symmetry: 1 of the 8 elements of C8 act as the identity")
+    assert "in_rep, cond_rep, out_rep" in note and "what acts is a group of 4, not C8" in note
+
+
+def test_a_group_that_acts_faithfully_on_the_condition_alone_is_not(tmp_path):
+    assert data_notes(unfaithful(tmp_path, ["standard"]), 8) == []
