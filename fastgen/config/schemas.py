@@ -55,8 +55,8 @@ class DataConfig(Config):
     name: str = Field(default="ring", description="embedded task, or `file` for your own")
     path: str | None = Field(
         default=None,
-        description="file: .npz or .safetensors with X and Z, X alone, or actions, observations, "
-        "episode_ends",
+        description="file: .npz or .safetensors with X and Z, X alone (episode beside them, the "
+        "number of each row's), or actions, observations, episode_ends",
     )
     size: int | None = Field(
         default=None,

@@ -11,9 +11,10 @@ from torch import Tensor
 from .._core.files import expand_home
 from .._core.messages import brief
 from .._core.tensor_files import read_safetensors
+from .arrays import check_arrays, episodes_of
 from .held_out import HeldOutTask
 from .precision import exact_numbers, floats
-from .samples import SampleTask
+from .samples import SampleTask, check_samples
 from .trajectories import check_finite
 from .windows import windows_of
 
@@ -75,16 +76,18 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def load_conditions(path: str | Path) -> Tensor:
     """`Z` (B, ...) of a data file with all its digits: real numbers in float32 or float64, whole
-    ones as int64.
+    ones as int64. Where there are `X` and `episode` beside it, as in a file to train on, they are
+    passed over.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: no file, no `Z`, no rows, numbers that aren't
-            finite.
+        FileNotFoundError, TypeError, ValueError: no file, no `Z`, other arrays, no rows, numbers
+            that aren't finite.
     """
     tensors = read_tensors(path)
     if "Z" not in tensors:
         found = brief(sorted(tensors)) if tensors else "nothing"
         raise ValueError(f"expected Z in {path}, got {found}")
+    check_arrays(tensors, path, ("X", "Z", "episode"), "Z")
     Z = exact_numbers("Z", tensors["Z"])
     if Z.ndim == 0 or Z.numel() == 0:
         raise ValueError(
@@ -113,7 +116,8 @@ def file_task(
     A file of trajectories (`X` and `Z` of three axes each, or episodes; see
     :func:`fastgen.data.windows.windows_of`) becomes a `HeldOutTask`. A file of samples of any shape
     (`X` (N, *shape), alone or with `Z` (N, ...)) becomes a `SampleTask`: there whole numbers in Z
-    are labels, and no option but `seed` applies.
+    are labels, and no option but `seed` applies. `episode` (N,) beside X keeps the rows of an
+    episode on one side of the split; any other array is refused.
 
     Args:
         path: of the file, in one of the formats of `READERS`.
@@ -174,7 +178,8 @@ def _sample_task(
                 f"expected no data.{key} but for trajectories, X (N, T_x, d_x) with Z (N, T_z, "
                 f"d_z), got {value!r} for {found} in {path}; leave it out"
             )
-    if "Z" not in tensors and len(tensors) > 1:
-        raise ValueError(f"expected X alone or with Z in {path}, got {brief(sorted(tensors))}")
+    check_arrays(tensors, path, ("X", "Z", "episode"), "X alone or with Z")
+    X = floats("X", tensors["X"])
     Z = floats("Z", tensors["Z"], labels=True) if "Z" in tensors else None
-    return SampleTask("file", floats("X", tensors["X"]), Z, seed=seed)
+    check_samples(X, Z)
+    return SampleTask("file", X, Z, seed=seed, episodes=episodes_of(tensors, len(X)))

@@ -82,11 +82,11 @@ def check_samples(X: Tensor, Z: Any) -> None:
 
 
 class SampleTask:
-    """Samples of any shape, split by row into train, validation and test, and scored against the
-    rows held out.
+    """Samples of any shape, split by episode into train, validation and test, and scored against
+    the rows held out.
 
-    About a fifth of the rows is the test set and a tenth the validation set. Evaluation takes at
-    most 1000 test and 256 validation rows. Where samples are large it takes fewer: a million
+    About a fifth of the episodes is the test set and a tenth the validation set. Evaluation takes
+    at most 1000 test and 256 validation rows. Where samples are large it takes fewer: a million
     numbers in all, though at least 64 rows. The score by which a model is chosen is `energy_score`
     with a condition, `energy_distance` without.
 
@@ -94,6 +94,8 @@ class SampleTask:
         name: of the task; part of the seed of the evaluation noise.
         X, Z: as in `SampleData`.
         seed: of the split.
+        episodes: (N,); rows of one episode have one number and stay on one side of the split. None:
+            each row is one of its own.
     """
 
     # Samples of each condition.
@@ -103,7 +105,15 @@ class SampleTask:
     NUMBERS = 2**20
     FEWEST = 64
 
-    def __init__(self, name: str, X: Tensor, Z: Any = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        X: Tensor,
+        Z: Any = None,
+        *,
+        seed: int = 0,
+        episodes: Tensor | None = None,
+    ) -> None:
         check_samples(X, Z)
         self.name = name
         self.primary = "energy_distance" if Z is None else "energy_score"
@@ -111,7 +121,8 @@ class SampleTask:
         self._Z = Z
         most = max(self.FEWEST, self.NUMBERS // X[0].numel())
         limits = {part: min(limit, most) for part, limit in self.LIMITS.items()}
-        self.rows = split_rows(torch.arange(len(X)), seed, limits)
+        self.episodes = torch.arange(len(X)) if episodes is None else episodes
+        self.rows = split_rows(self.episodes, seed, limits)
 
     def split(self, part: str) -> tuple[Tensor, Any]:
         """X, Z of "train", "validation" or "test" rows."""

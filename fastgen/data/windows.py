@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._core.checks import is_count
 from .._core.messages import brief
+from .arrays import check_arrays, episodes_of
 from .precision import floats
 from .trajectories import check_finite, check_trajectories
 
@@ -34,7 +35,8 @@ def windows_of(
 
     The arrays are either `X` (N, T_x, d_x) and `Z` (N, T_z, d_z), or episodes laid end to end:
     `actions` (M, d_x), `observations` (M, d_z) and `episode_ends` (E,). An episode's end is the row
-    after its last one; ends increase, the last is M.
+    after its last one; ends increase, the last is M. Beside X and Z, `episode` (N,) may hold the
+    number of each row's episode. Any other array is refused.
 
     Args:
         tensors: the arrays by name.
@@ -44,7 +46,7 @@ def windows_of(
 
     Returns:
         X, Z in float32, or in float64 where float32 would lose digits; and for each window the
-        number (N,) of its episode. Of X and Z, each row is an episode of its own.
+        number (N,) of its episode. Of X and Z without `episode`, each row is one of its own.
 
     Raises:
         TypeError, ValueError: one line that says what was expected; rows with NaN are named.
@@ -55,15 +57,18 @@ def windows_of(
                 f"expected no obs_horizon, horizon and stride for {path}, which holds windows X "
                 "and Z already; leave them out"
             )
+        check_arrays(tensors, path, ("X", "Z", "episode"), "X and Z, and episode at most,")
         X = floats("X", tensors["X"])
         Z = floats("Z", tensors["Z"])
         check_trajectories(X, Z)
-        return X, Z, torch.arange(X.shape[0])
+        return X, Z, episodes_of(tensors, X.shape[0])
     if not {"actions", "observations", "episode_ends"} <= set(tensors):
         raise ValueError(
             f"expected X and Z, or actions, observations and episode_ends in {path}, "
             f"got {brief(sorted(tensors)) if tensors else 'nothing'}"
         )
+    arrays = ("actions", "observations", "episode_ends")
+    check_arrays(tensors, path, arrays, "actions, observations and episode_ends alone")
     return cut_windows(
         floats("actions", tensors["actions"]),
         floats("observations", tensors["observations"]),
