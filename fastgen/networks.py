@@ -26,7 +26,6 @@ __all__ = [
     "call_network",
     "check_trained_sizes",
     "coats",
-    "idle_parameters",
     "network_dtype",
     "parameters_to",
     "predict_x0",
@@ -164,19 +163,6 @@ def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
             if parameter.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
                 return parameter.dtype
     return default
-
-
-def idle_parameters(network: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> list[nn.Parameter]:
-    """Trained parameters that get no gradient from a prediction at `x_t` (B, ...) and `t` (B,),
-    since it doesn't use them."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    answer = call_network(network, x_t, t, cond, dtype=network_dtype(network, x_t.dtype)).sum()
-    gradients = torch.autograd.grad(answer, parameters, allow_unused=True)
-    return [
-        parameter
-        for parameter, gradient in zip(parameters, gradients, strict=True)
-        if gradient is None
-    ]
 
 
 def call_network(

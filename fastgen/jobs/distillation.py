@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.conditions import cond_to, take_rows, tensors_in
+from .._core.conditions import tensors_in
 from .._core.processes import together
 from .._core.seeds import generator_for
-from .._core.tensors import time_dtype
 from .._core.timing import Stopwatch
 from ..config.files import load_config
 from ..config.groups import EMAConfig
@@ -23,7 +22,7 @@ from ..config.training import OptimizerConfig
 from ..data import Task, build_data
 from ..data.checks import data_notes
 from ..methods.registry import stages_of
-from ..networks import Cond, idle_parameters
+from ..networks import Cond
 from ..records.folder import claim_run, open_run
 from ..records.origin import fingerprint
 from ..teachers.declarations import declaration_notes
@@ -173,7 +172,7 @@ class Distillation:
         network = self.networks.student()
         if (before := self.trainer.stage_before()) is not None:
             network.load_state_dict(self.trainer.result(before))
-        return self.trained(self.without_idle(network), optimizer, updates, ema)
+        return self.trained(network, optimizer, updates, ema)
 
     def trained(
         self,
@@ -191,18 +190,6 @@ class Distillation:
             ema_on_cpu=self.cfg.train.ema_on_cpu,
             compiled=self.cfg.train.compile,
         )
-
-    def without_idle(self, network: nn.Module) -> nn.Module:
-        # Processes that share a batch would wait for the gradients of what nothing uses.
-        if self.world > 1:
-            x0 = cond_to(self.networks.x0[:2], self.processes.device)
-            cond = cond_to(take_rows(self.networks.cond, slice(2)), self.processes.device)
-            t = torch.full((len(x0),), 0.5, dtype=time_dtype(x0.dtype), device=x0.device)
-            with self.processes.autocast():
-                idle = idle_parameters(network, x0, t, cond)
-            for parameter in idle:
-                parameter.requires_grad_(False)
-        return network
 
     def teacher_in_training(self) -> nn.Module:
         # Samplers call it with other sizes, for which compiling again would not pay.

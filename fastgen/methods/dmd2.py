@@ -119,7 +119,6 @@ class DMD2(Method):
         fake_score = discriminator = None
         if (network := new_fake_score(run.networks)) is not None:
             updates = dmd.fake_score_warmup_steps + train.steps * dmd.fake_steps_per_student_step
-            network = run.without_idle(network)
             fake_score = run.trained(network, train.fake_score_optimizer, updates)
         if (network := new_discriminator(run.networks)) is not None:
             updates = dmd.gan_disc_warmup_steps + train.steps * dmd.gan_disc_steps_per_student_step

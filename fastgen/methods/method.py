@@ -118,10 +118,6 @@ class Run(Protocol):
         """`network` with an optimiser for that many updates, and an average if asked for."""
         ...
 
-    def without_idle(self, network: nn.Module) -> nn.Module:
-        """`network`, called as the teacher is, with the parameters frozen that no call uses."""
-        ...
-
     def teacher_in_training(self) -> nn.Module:
         """The teacher as losses call it: compiled if the config asks for it."""
         ...

@@ -28,6 +28,7 @@ from ..records.checkpoints import (
     with_prefix,
 )
 from .processes import Processes
+from .used import UsedParameters
 
 __all__ = ["Skip", "TrainedNetwork", "check_compiler"]
 
@@ -148,6 +149,9 @@ class TrainedNetwork:
         # Compiled from outside: weights keep their names, and an unwrapped network runs uncompiled.
         self.network: Any = torch.compile(prepared) if compiled else prepared
         self._parameters = list(self.bare.parameters())
+        self._used: UsedParameters | None = None
+        if processes.num_processes > 1:
+            self._used = UsedParameters(self.bare, prepared, processes)
         self.ema: ExponentialMovingAverage | None = None
         if ema is not None:
             device = "cpu" if ema_on_cpu else None
@@ -206,17 +210,22 @@ class TrainedNetwork:
 
     def _backward(self, loss: Tensor | Sequence[Callable[[], Tensor]]) -> None:
         """Gradients of the loss, or of the mean of the micro-batches' losses."""
-        if isinstance(loss, Tensor):
-            self.processes.backward(_finite_or_nan(loss))
-            return
-        check_batch_statistics(self.bare, shared=len(loss) > 1)
-        if not loss:
+        losses = [lambda: loss] if isinstance(loss, Tensor) else loss
+        check_batch_statistics(self.bare, shared=len(losses) > 1)
+        if not losses:
             raise ValueError("expected the loss of at least one micro-batch, got none")
-        for micro_batch in loss[:-1]:
+        if self._used is not None:
+            self._used.begin()
+        for micro_batch in losses[:-1]:
             # A wrapper decides in its forward whether the backward is to synchronise.
             with self.processes.no_sync(self.network):
-                self.processes.backward(_finite_or_nan(micro_batch()) / len(loss))
-        self.processes.backward(_finite_or_nan(loss[-1]()) / len(loss))
+                self.processes.backward(_finite_or_nan(micro_batch()) / len(losses))
+        last = _finite_or_nan(losses[-1]()) / len(losses)
+        if self._used is None:
+            self.processes.backward(last)
+        else:
+            self.processes.backward(self._used.reaching_all(last))
+            self._used.agree()
 
     def take_skipped(self) -> list[Skip]:
         """The updates skipped since the last call, in order; waits for the device."""

@@ -78,7 +78,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     sharded = "shards" in sys.argv
     ours.Accelerator = WatchingShards if sharded else Watching
-    processes.Idling = Watched
+    processes.Branching = Watched
     DistributionMatching.update = watched
     processes.run(folder, torch.float32, 2)
     found = {key: sorted(values) for key, values in seen.items()}

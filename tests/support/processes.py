@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,14 +63,31 @@ def config(run_dir: Path, accumulation: int, **changes) -> DistillConfig:
     return cfg.model_copy(update=changes)
 
 
-class Idling(ToyTeacher):
-    """A part of it is never called, as an auxiliary head of somebody's teacher."""
+class Branching(ToyTeacher):
+    """Which of its parts are used depends on the rows: experts by time, a branch for conditions so
+    rare that a batch may have none, and an auxiliary head that is never called.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    A process' part of a micro-batch has four rows, so that processes differ in what they use.
+    """
+
+    def __init__(self, horizon: int = 2, dim: int = 4, seed: int = 0) -> None:
+        super().__init__(horizon, dim, seed)
+        self.early = nn.Linear(dim, dim)
+        self.late = nn.Linear(dim, dim)
+        self.rare = nn.Linear(dim, dim)
         self.idle = nn.Linear(3, 3)
-        nn.init.constant_(self.idle.weight, 0.5)
-        nn.init.constant_(self.idle.bias, 0.5)
+        for part in (self.early, self.late, self.rare, self.idle):
+            nn.init.constant_(part.weight, 0.05)
+            nn.init.constant_(part.bias, 0.05)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        answer = super().forward(x_t, t, cond)
+        early = t < 0.7
+        parts = ((self.early, early), (self.late, ~early), (self.rare, cond[:, 0, 0] > 1.2))
+        for part, rows in parts:
+            if rows.any():
+                answer = answer.index_add(0, rows.nonzero()[:, 0], part(x_t[rows]))
+        return answer
 
 
 def run(
@@ -95,7 +111,7 @@ def run(
     torch.set_default_dtype(dtype)
     try:
         with without_pictures():
-            return distill(cfg, teacher=Idling().to(dtype), task=task)
+            return distill(cfg, teacher=Branching().to(dtype), task=task)
     finally:
         torch.set_default_dtype(before)
 
