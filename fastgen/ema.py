@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ._core.checks import at_hand, check_choice
-from ._core.modules import as_built
+from ._core.modules import as_built, bare_names
 from ._core.processes import gathered, is_shard, own, settle, shared_like, sharing
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class ExponentialMovingAverage:
 
     The shadow is kept in float32 (or float64): in bfloat16 an update by (1 - beta) of a small
     difference rounds to nothing. Parameters are averaged. Buffers that belong to the state dict are
-    copied. Names are those of the network as it was built, without the prefixes that
-    DistributedDataParallel and torch.compile give them.
+    copied. Names are those of the bare network, without the prefixes that DistributedDataParallel
+    and torch.compile give them, be it in a submodule.
 
     Of a sharded network (FSDP2) each process averages its own shards. To write them to a network
     that isn't sharded, all processes must call `copy_to`.
@@ -204,14 +204,14 @@ def _places(model: nn.Module) -> Iterator[Place]:
     """The places of the weights that `averaged_weights` gives."""
     bare = as_built(model)
     settle(bare)
-    for named in (bare.named_parameters(), bare.named_buffers()):
-        for name, x in named:
+    for named in (dict(bare.named_parameters()), dict(bare.named_buffers())):
+        for name, as_bare in bare_names(bare, named).items():
             path, _, leaf = name.rpartition(".")
             owner = bare.get_submodule(path)
-            if isinstance(x, nn.Parameter):
-                yield name, owner._parameters, leaf
+            if isinstance(named[name], nn.Parameter):
+                yield as_bare, owner._parameters, leaf
             elif leaf not in owner._non_persistent_buffers_set:
-                yield name, owner._buffers, leaf
+                yield as_bare, owner._buffers, leaf
 
 
 def _itself(x: Tensor) -> Tensor:

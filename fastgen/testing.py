@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ._core.conditions import tensors_in
+from ._core.copies import copied
 from ._core.messages import first_names
 from ._core.modules import evaluating
 from .config.dmd import DMDConfig
@@ -225,13 +226,13 @@ def _trying(what: str) -> Iterator[None]:
 
 
 def _copied(network: nn.Module) -> nn.Module:
-    with _trying("copying the network by copy.deepcopy"):
-        clone = copy.deepcopy(network)
+    with _trying("copying the network"):
+        clone = copied(network)
     ours = {parameter.data_ptr() for parameter in network.parameters()}
     shared = sum(parameter.data_ptr() in ours for parameter in clone.parameters())
     if shared:
         raise ValueError(
-            "expected copy.deepcopy of the network to have parameters of its own, got "
+            "expected a copy of the network to have parameters of its own, got "
             f"{shared} that it shares with the network"
         )
     return clone
@@ -355,7 +356,7 @@ def _check_export(
                 horizon=tuple(x0.shape[1:]),
                 **options,
             )
-            given = copy.deepcopy(network) if has_custom_network(folder) else None
+            given = copied(network) if has_custom_network(folder) else None
             loaded = load_student(folder, network=given)
         with _trying("sampling from the loaded student"), evaluating(student):
             samples = loaded.sample(cond, noise=noise).to(noise.dtype)

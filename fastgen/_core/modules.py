@@ -1,16 +1,25 @@
-"""Modules: states that last for a block (frozen parameters, eval mode), and what launchers put
-around one."""
+"""Modules: states that last for a block (frozen parameters, eval mode), what launchers put around
+one at any depth, and the tensors of one by the names that it has without them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from .processes import settle
 
-__all__ = ["as_built", "evaluating", "frozen", "inside_launcher"]
+__all__ = [
+    "as_built",
+    "bare_names",
+    "evaluating",
+    "frozen",
+    "inside_launcher",
+    "load_state",
+    "state_of",
+]
 
 
 @contextlib.contextmanager
@@ -60,13 +69,22 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
             attributes["training"] = True
 
 
+# ---- Launchers -----------------------------------------------------------------------------------
+
+
 def inside_launcher(module: nn.Module) -> nn.Module | None:
-    """The module that DistributedDataParallel, DataParallel or torch.compile was put around; None
-    for a module that is none of these."""
-    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        return module.module
-    compiled = getattr(module, "_orig_mod", None)  # where torch.compile keeps it
-    return compiled if isinstance(compiled, nn.Module) else None
+    """The module that DistributedDataParallel, DataParallel, torch.compile or torch's AveragedModel
+    was put around; None for a module that is none of these."""
+    holder = _holder(module)
+    return None if holder is None else module._modules[holder]
+
+
+def _holder(module: nn.Module) -> str | None:
+    """The name by which a launcher holds its module; None for a module that is no launcher."""
+    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel | AveragedModel):
+        return "module"
+    # Where torch.compile keeps it.
+    return "_orig_mod" if isinstance(module._modules.get("_orig_mod"), nn.Module) else None
 
 
 def as_built(module: nn.Module) -> nn.Module:
@@ -79,3 +97,61 @@ def as_built(module: nn.Module) -> nn.Module:
     while (inner := inside_launcher(module)) is not None:
         module = inner
     return module
+
+
+# ---- Tensors by name -----------------------------------------------------------------------------
+
+
+def bare_names(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """{name: the name it has without launchers} of tensors of `module`, at whatever depth a
+    launcher stands; what belongs to a launcher itself is left out."""
+    holders = {
+        path: _holder(part)
+        for path, part in module.named_modules(remove_duplicate=False)
+        if _holder(part) is not None
+    }
+    found = {}
+    for name in names:
+        bare = _without_holders(name, holders) if holders else name
+        if bare is not None:
+            found[name] = bare
+    return found
+
+
+def _without_holders(name: str, holders: Mapping[str, str | None]) -> str | None:
+    kept = []
+    path = ""
+    for part in name.split("."):
+        if path not in holders:
+            kept.append(part)
+        elif part != holders[path]:
+            return None
+        path = f"{path}.{part}" if path else part
+    return ".".join(kept)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's state dict, named as without launchers.
+
+    Extra state (`get_extra_state`) that is no tensor is left out: no file of this package holds it.
+    """
+    state = {name: x for name, x in module.state_dict().items() if isinstance(x, Tensor)}
+    return {bare: state[name] for name, bare in bare_names(module, state).items()}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Inverse of `state_of`. Extra state that is no tensor stays what it is.
+
+    Raises:
+        RuntimeError: names or shapes that differ; see `nn.Module.load_state_dict`.
+    """
+    own = module.state_dict()
+    bare = bare_names(module, own)
+    names = {bare[name]: name for name in bare}
+    rest = {
+        name: value
+        for name, value in own.items()
+        if not isinstance(value, Tensor) or name not in bare
+    }
+    named = {names.get(name, name): value for name, value in state.items()}
+    module.load_state_dict({**rest, **named}, strict=strict)

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._core.checks import is_count
+from .._core.copies import copied
 from .._core.files import new_folder, write_file
 from .._core.json_files import plain_json
 from .._core.messages import brief
+from .._core.modules import as_built, load_state, state_of
 from .._core.sizes import Sizes, parse_sizes
 from .._core.tensor_files import TensorFile, write_tensors
 from ..models import build_model
@@ -104,12 +106,13 @@ def save_network(
         ValueError: weights that aren't finite, a folder that holds other files.
         OSError: the folder can't be written; what stood there is untouched.
     """
+    network = as_built(network)
     config = config_head(NETWORK_FORMAT, network)
     config["description"] = plain_json(dict(description or {}), "description")
     trained = getattr(network, "trained_sizes", None)
     if trained is not None:
         config["trained_sizes"] = plain_json(parse_sizes(trained), "trained_sizes")
-    state = network.state_dict()
+    state = state_of(network)
     with new_folder(folder, (EXPORT_CONFIG, _CARD, _MODEL, SCORES_FILE), is_export) as partial:
         config["tensors"] = write_tensors(partial / _MODEL, state, _dtype_of(state))
         write_config(partial, config)
@@ -238,11 +241,11 @@ def export_student(
         # Imported here because the equivariant files need escnn, which a dense student must not.
         from ..models.equivariance import fold
 
-        network = fold(network)
+        network = fold(copied(network))
     config = {**config_head(STUDENT_FORMAT, network), **config}
     check_student_config(config, "export_student")
     card = student_card(config, sum(p.numel() for p in network.parameters()))
-    state = network.state_dict()
+    state = state_of(network)
     with new_folder(path, (EXPORT_CONFIG, _CARD, _STUDENT), is_export) as partial:
         config["tensors"] = write_tensors(partial / _STUDENT, state, _dtype_of(state))
         write_file(partial / _CARD, card.encode())
@@ -314,7 +317,7 @@ def _load(
     """The network that `config` describes, or the one given, with its tensors and in eval mode."""
     if network is not None:
         network.to(tensors.dtype)
-        network.load_state_dict(tensors.read(network.state_dict()))
+        load_state(network, tensors.read(state_of(network)))
         return network.eval()
     config = check_network_config(config, str(file), tensors.shapes, classes)
     try:

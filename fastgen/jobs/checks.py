@@ -19,7 +19,7 @@ from ..config.training import DistillTrainConfig
 from ..export.folders import SCORES_FILE
 from ..methods.registry import WARM_START, method_named, stages_of
 from ..networks import check_trained_sizes, time_range
-from ..teachers.conversion import RectifiedFlow, loss_space
+from ..teachers.conversion import RectifiedFlow, loss_space, translated
 from ..training.draws import check_shares
 from .setup import Setup
 from .sources import is_changed
@@ -158,11 +158,12 @@ def fit_to_teacher(cfg: DistillConfig, teacher: nn.Module) -> tuple[DistillConfi
             time in it.
     """
     notes = []
-    if isinstance(teacher, RectifiedFlow):
-        notes.append(f"teacher: {teacher.extra_repr()}")
+    conversion = translated(teacher)
+    if isinstance(conversion, RectifiedFlow):
+        notes.append(f"teacher: {conversion.extra_repr()}")
     student = _student_within(cfg.student, teacher, notes)
     changes = _times_within(cfg.dmd, teacher, notes)
-    clock_ends = isinstance(teacher, RectifiedFlow) and cfg.dmd.fake_score_rung_conditioned
+    clock_ends = isinstance(conversion, RectifiedFlow) and cfg.dmd.fake_score_rung_conditioned
     if clock_ends and "fake_score_rung_conditioned" not in cfg.dmd.model_fields_set:
         changes["fake_score_rung_conditioned"] = False
     dmd = _changed(cfg.dmd, changes) if changes else cfg.dmd

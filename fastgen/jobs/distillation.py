@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .._core.conditions import tensors_in
+from .._core.copies import copied
+from .._core.modules import load_state, state_of
 from .._core.processes import together
 from .._core.seeds import generator_for
 from .._core.timing import Stopwatch
@@ -64,7 +65,7 @@ def distill(
     check_compiler(processes.device, wanted=cfg.train.compile)
     if teacher is not None and (cfg.teacher.dtype is not None or cfg.train.gradient_checkpointing):
         # These change a network in place, and this one is the caller's.
-        teacher = copy.deepcopy(teacher)
+        teacher = copied(teacher)
     teacher = load_teacher(cfg, teacher)
     cfg, notes = fit_to_teacher(cfg, teacher)
     with open_run(cfg, main_process=processes.is_main_process) as run_dir:
@@ -134,7 +135,7 @@ class Distillation:
         """What a run that is resumed must go on with, beside its config."""
         return {
             "data": fingerprint([self.networks.x0, *tensors_in(self.networks.cond)]),
-            "teacher": fingerprint(self.networks.source.state_dict().values()),
+            "teacher": fingerprint(state_of(self.networks.source).values()),
             "mixed precision": str(self.processes.mixed_precision),
         }
 
@@ -160,7 +161,7 @@ class Distillation:
         students = {}
         for stage in self.trainer.stages:
             network = self.networks.student()
-            network.load_state_dict(self.trainer.result(stage))
+            load_state(network, self.trainer.result(stage))
             students[stage] = keep_blocks(network).eval()
         self.closing.run(students, dict(self.trainer.seconds), self.trainer.warnings)
 
@@ -171,7 +172,7 @@ class Distillation:
     ) -> TrainedNetwork:
         network = self.networks.student()
         if (before := self.trainer.stage_before()) is not None:
-            network.load_state_dict(self.trainer.result(before))
+            load_state(network, self.trainer.result(before))
         return self.trained(network, optimizer, updates, ema)
 
     def trained(

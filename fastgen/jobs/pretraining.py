@@ -3,7 +3,6 @@ recipes/train_teacher.py."""
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ import torch
 from torch import nn
 
 from .._core.conditions import cond_text, tensors_in
+from .._core.copies import copied
 from .._core.json_files import read_json, write_json
+from .._core.modules import load_state
 from .._core.processes import together
 from .._core.sizes import sizes_of
 from ..config.files import validate
@@ -67,9 +68,9 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             train = cfg.train
             # A copy: preparing changes a network for good (autocast, shards), and `initial` is what
             # is handed over.
-            copied = copy.deepcopy(initial)
-            network = TrainedNetwork(
-                recompute_blocks(copied) if train.gradient_checkpointing else copied,
+            network = copied(initial)
+            trained = TrainedNetwork(
+                recompute_blocks(network) if train.gradient_checkpointing else network,
                 train.optimizer,
                 train.steps,
                 processes,
@@ -77,7 +78,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
                 ema_on_cpu=train.ema_on_cpu,
                 compiled=train.compile,
             )
-            return FlowMatchingTraining(network, x0, cond, cfg.train, draws)
+            return FlowMatchingTraining(trained, x0, cond, cfg.train, draws)
 
         def evaluate(network: nn.Module) -> dict[str, float]:
             return task.evaluate(
@@ -98,7 +99,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         trainer.run()
         with together():
             if processes.is_main_process:
-                initial.load_state_dict(trainer.result("flow_matching"))
+                load_state(initial, trainer.result("flow_matching"))
                 hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds)
     return run_dir
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from .._core.conditions import cond_text, cond_to, map_tensors, take_rows, tensors_in
+from .._core.copies import copied
 from ..config.schemas import DistillConfig
 from ..data import Data
 from ..data.files import load_conditions
@@ -63,7 +62,7 @@ class Setup(Networks):
 
     def student(self) -> nn.Module:
         """A copy of `source` in full precision, trainable whatever the caller froze."""
-        return parameters_to(copy.deepcopy(self.source), self.dtype).requires_grad_(True)
+        return parameters_to(copied(self.source), self.dtype).requires_grad_(True)
 
     def prediction_at(self, time: float) -> Tensor:
         """What the teacher answers for two samples at `time`; errors as `answer_of`."""

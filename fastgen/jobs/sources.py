@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.messages import brief, first_names
+from .._core.modules import load_state, state_of
 from .._core.tensor_files import read_safetensors
 from ..config.files import load_config
 from ..config.schemas import DistillConfig, TeacherConfig
@@ -185,7 +186,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     if not path.exists():
         raise ValueError(f"expected teacher.weights at {path}, got nothing there")
     tensors = read_safetensors(path)
-    own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    own = state_of(network)
     if any(value.is_meta for value in own.values()):
         raise ValueError(
             "expected a network with numbers, got one on the meta device; let the factory build "
@@ -195,7 +196,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{path}: expected finite weights, got NaN or infinity in {name}")
-    network.load_state_dict(tensors, strict=False)
+    load_state(network, tensors, strict=False)
 
 
 def _check_fit(path: Path, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:

@@ -7,7 +7,6 @@ Either may be told the rung that made a sample (`RungConditioned`).
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._core.checks import check_count
+from .._core.copies import copied
 from .._core.seeds import generator_for
 from ..networks import Cond, NetworkWrapper, network_dtype
 
@@ -203,7 +203,7 @@ def _sharing_memory(network: nn.Module) -> nn.Module:
     }
     shared |= {id(buffer): buffer for buffer in network.buffers()}
     # A copy takes what it finds here for what it has copied already.
-    return copy.deepcopy(network, shared)
+    return copied(network, sharing=shared)
 
 
 def create_fake_score(
@@ -222,7 +222,7 @@ def create_fake_score(
         seed: of the corrections' start.
     """
     if rank is None:
-        fake_score: nn.Module = copy.deepcopy(teacher).requires_grad_(True)
+        fake_score: nn.Module = copied(teacher).requires_grad_(True)
     else:
         fake_score = LowRankFakeScore(teacher, rank, seed=seed)
     return fake_score if num_rungs == 1 else RungConditioned(fake_score, num_rungs)

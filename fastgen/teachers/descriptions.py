@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from .._core.messages import brief
+from .._core.modules import as_built
 from .conversion import RectifiedFlow, as_rectified_flow
 from .keywords import KeywordNetwork
 
@@ -19,19 +20,21 @@ __all__ = ["describe_network", "wrap_network"]
 
 
 def describe_network(network: nn.Module) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The network inside its conversions, and their description; None if it has none.
+    """The network inside its conversions and what launchers put around each, and the description of
+    the conversions; None if it has none.
 
     Returns:
         `(inner, description)`, see the head of this module.
     """
     flow = None
     names = None
+    network = as_built(network)
     if isinstance(network, RectifiedFlow):
         flow = network.describe()
-        network = network.network
+        network = as_built(network.network)
     if isinstance(network, KeywordNetwork):
         names = dict(network.names)
-        network = network.network
+        network = as_built(network.network)
     if flow is None and names is None:
         return network, None
     return network, {"rectified_flow": flow, "keywords": names}
@@ -45,7 +48,7 @@ def wrap_network(network: nn.Module, description: Mapping[str, Any] | None) -> n
         ValueError: a description that isn't one, a path that only its author's code knows, a
             network that is converted otherwise.
     """
-    inner, own = describe_network(network)
+    own = describe_network(network)[1]
     if own is not None:
         if own != description:
             raise ValueError(
@@ -54,22 +57,22 @@ def wrap_network(network: nn.Module, description: Mapping[str, Any] | None) -> n
             )
         return network
     if description is None:
-        return inner
+        return network
     if set(description) != {"rectified_flow", "keywords"}:
         raise ValueError(f"expected rectified_flow and keywords, got {sorted(description)}")
     flow = description["rectified_flow"]
     names = description["keywords"]
     try:
         if names is not None:
-            inner = KeywordNetwork(inner, **names)
+            network = KeywordNetwork(network, **names)
         if flow is None:
-            return inner
+            return network
         if flow["path"].get("name") == "custom":
             kind = flow["path"].get("class")
             raise ValueError(
                 f"expected as_rectified_flow(network, path={kind}(), ...), got the bare network"
             )
-        return as_rectified_flow(inner, **flow)
+        return as_rectified_flow(network, **flow)
     except (TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"expected the arguments of as_rectified_flow and KeywordNetwork, got {error}"

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._core.json_files import plain_json
+from .._core.modules import state_of
 from .._core.processes import gather_objects, together
 from .._core.tensor_files import load_tensors, save_tensors
 from ..config.training import LoopConfig
@@ -266,7 +267,7 @@ class RunFiles:
         self._keep(self._result_path(stage), network)
 
     def _keep(self, path: Path, network: nn.Module) -> None:
-        weights = network.state_dict()
+        weights = state_of(network)
         with together():
             check_finite(weights)
             if self.processes.is_main_process:

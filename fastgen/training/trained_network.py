@@ -3,19 +3,21 @@ and a checkpoint holds."""
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import functools
 import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._core.conditions import map_tensors
+from .._core.copies import copied
+from .._core.modules import as_built, load_state, state_of
 from .._core.processes import gathered, settle, shared_like
 from ..config.groups import EMAConfig
 from ..config.training import OptimizerConfig
@@ -31,6 +33,9 @@ from .processes import Processes
 from .used import UsedParameters
 
 __all__ = ["Skip", "TrainedNetwork", "check_compiler"]
+
+# What accelerate puts into a network itself, for its autocast.
+_REPLACED = ("forward", "_original_forward")
 
 
 def check_compiler(device: torch.device, *, wanted: bool) -> None:
@@ -137,8 +142,10 @@ class TrainedNetwork:
         self.cfg = optimizer
         self.total = total
         # Sharding turns the network itself into shards: what is handed out is made from a copy.
-        self._plain = copy.deepcopy(network).cpu() if sharded else None
-        self.bare = network.to(processes.device)
+        self._plain = copied(network).cpu() if sharded else None
+        self.bare = as_built(network).to(processes.device)
+        own = vars(self.bare)
+        self._own_methods = {name: own[name] for name in _REPLACED if name in own}
         adam = _adam(self.bare, optimizer)
         if sharded and processes.mixed_precision == "bf16":
             # FSDP, to which accelerate leaves half precision, would cast times as well, and is told
@@ -255,25 +262,35 @@ class TrainedNetwork:
         Of a network in shards, too, it is whole and plain; all processes must then ask for it.
         """
         if self._plain is not None:
-            network = copy.deepcopy(self._plain).to(self.processes.device)
-            network.load_state_dict(
-                {name: gathered(value) for name, value in self.bare.state_dict().items()}
-            )
+            network = copied(self._plain).to(self.processes.device)
+            load_state(network, {n: gathered(value) for n, value in state_of(self.bare).items()})
         else:
-            network = copy.deepcopy(self.bare)
-            # Accelerate's autocast, which no student is sampled with after its export.
-            for name in ("forward", "_original_forward"):
-                network.__dict__.pop(name, None)
+            with self._unprepared():
+                network = copied(self.bare)
         if self.ema is not None:
             self.ema.copy_to(network)
         return network.eval()
+
+    @contextlib.contextmanager
+    def _unprepared(self) -> Iterator[None]:
+        """Inside, the network has the methods that it came with, without accelerate's autocast:
+        no student is sampled with that after its export."""
+        attributes = vars(self.bare)
+        prepared = {name: attributes.pop(name) for name in _REPLACED if name in attributes}
+        attributes.update(self._own_methods)
+        try:
+            yield
+        finally:
+            for name in self._own_methods:
+                del attributes[name]
+            attributes.update(prepared)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resume needs, as full tensors; of a network in shards all processes must ask
         for it."""
         settle(self.bare)
         self._read()
-        state = add_prefix("weights", self.bare.state_dict())
+        state = add_prefix("weights", state_of(self.bare))
         state |= flatten_optimizer(self.optimizer, "optimizer")
         state["skipped"] = torch.tensor([self._in_a_row, self._in_all])
         if self.ema is not None:
@@ -289,11 +306,9 @@ class TrainedNetwork:
         """
         settle(self.bare)
         check_parts(_without_optimizer(tensors), _without_optimizer(self.tensors()), "a network")
-        now = self.bare.state_dict()
+        now = state_of(self.bare)
         weights = with_prefix(tensors, "weights")
-        self.bare.load_state_dict(
-            {name: shared_like(value, now[name]) for name, value in weights.items()}
-        )
+        load_state(self.bare, {n: shared_like(value, now[n]) for n, value in weights.items()})
         state = {**tensors, **self._shared_moments(tensors)}
         unflatten_optimizer(self.optimizer, "optimizer", state, what="an optimiser")
         for buffer, before in self._statistics:
