@@ -5,6 +5,7 @@ Importing the package loads torch and safetensors only; what needs more is impor
 used.
 """
 
+from ._core.launcher import AT_START as AT_START
 from .export.folders import export_student as export_student, load_student as load_student
 
 __all__ = ["export_student", "load_student"]

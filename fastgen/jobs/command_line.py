@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._core.launcher import watch_launcher
 from .._core.processes import leave, leave_together
 from ..config.base import OldSpelling
 from ..config.files import C, describe, load_config
 from ..training.launching import is_first_process
-from ..training.signals import stopped_by_sigterm
+from ..training.signals import stopped_by_signals
 
 __all__ = ["CommandLine", "parse_command_line", "parse_options", "user_errors"]
 
@@ -84,14 +85,16 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
     """Turn errors that a user can cause into one line on stderr and exit code 2. Other errors keep
     their traceback.
 
-    Ctrl-C is one line and exit code 130, SIGTERM one line and 143. One of several processes ends
+    Ctrl-C is one line and exit code 130, SIGTERM one line and 143, SIGHUP one line and 129. A
+    launcher that goes counts as SIGTERM. One of several processes ends
     with the block, also where nothing went wrong (see `fastgen._core.processes.leave_together`).
 
     Args:
         resumable: whether --resume goes on after Ctrl-C, which the line then says.
     """
     try:
-        with stopped_by_sigterm(), _notes_in_one_line():
+        with stopped_by_signals(), _notes_in_one_line():
+            watch_launcher()
             yield
             leave_together()
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from .._core.files import write_file
+from .._core.launcher import watch_launcher
 from .._core.processes import leave_group_at_exit
 from ..records.log import check_tracker, quiet
 from .launching import warn_of_launch
@@ -130,6 +131,7 @@ def start_accelerator(threads: int | None = None, *, tracker: str | None = None)
     if accelerator.num_processes > 1:
         atexit.unregister(leave_group_at_exit)  # so that it is called once
         atexit.register(leave_group_at_exit)
+    watch_launcher()
     warn_of_launch(accelerator.num_processes)
     if accelerator.mixed_precision == "fp16":
         raise ValueError(

@@ -6,17 +6,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from .._core.launcher import parent_command
 
 __all__ = [
     "Launch",
     "is_first_process",
     "launch_of",
     "launch_warning",
-    "parent_command",
     "warn_of_launch",
 ]
 
@@ -100,15 +100,6 @@ def launch_warning(
         f"accelerate launch was asked for {number} processes and started 1, as it does on a CPU "
         f"without mpirun; for {number}: torchrun --nproc_per_node {option} {' '.join(script)}"
     )
-
-
-def parent_command() -> list[str]:
-    """Words of the command line of the parent process; empty where /proc doesn't tell."""
-    try:
-        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    except OSError:
-        return []
-    return command.decode(errors="replace").split("\0")[:-1]
 
 
 def warn_of_launch(started: int) -> None:

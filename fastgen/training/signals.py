@@ -1,7 +1,9 @@
-"""Signals: Ctrl-C, and the SIGTERM that a cluster sends before it takes a machine back.
+"""Signals: Ctrl-C, the SIGTERM that a cluster sends before it takes a machine back, and the SIGHUP
+of a terminal that is closed.
 
 In training they end a run after the update at hand, with its state saved. Exit codes are those of a
-shell, 128 + the signal's number: 130 and 143.
+shell, 128 + the signal's number: 130, 143 and 129. A process that was started to survive its
+terminal, by nohup, ignores SIGHUP, and goes on doing so.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import torch
 
 from .processes import Processes
 
-__all__ = ["HEARD_WITHIN", "SharedStop", "StopRequest", "Stopped", "stopped_by_sigterm"]
+__all__ = ["HEARD_WITHIN", "SharedStop", "StopRequest", "Stopped", "stopped_by_signals"]
 
+# Signals that ask for an end, beside Ctrl-C; not every system has SIGHUP.
+_ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 # Seconds, about, in which processes on GPUs hear that one of them got a signal.
 HEARD_WITHIN = 5.0
 
@@ -41,7 +45,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Notes the first Ctrl-C or SIGTERM, and lets a second Ctrl-C stop at once.
+    """Notes the first Ctrl-C, SIGTERM or SIGHUP, and lets a second Ctrl-C stop at once.
 
     One signal may come more than once. A cluster sends SIGTERM to all processes of a job, and their
     launcher hands its own on, so a later one says nothing new. Ctrl-C comes from the terminal and
@@ -64,7 +68,7 @@ class StopRequest:
         Raises:
             Stopped: at the end, if one came and nothing inside has stopped for it.
         """
-        with _handled((signal.SIGINT, signal.SIGTERM), self._note):
+        with _handled((signal.SIGINT, *_ENDS), self._note):
             yield
         if self.number:
             raise Stopped(number=self.number)
@@ -143,13 +147,13 @@ class SharedStop:
 
 
 @contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises `Stopped`, as Ctrl-C raises KeyboardInterrupt."""
+def stopped_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise `Stopped`, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number=number)
 
-    with _handled((signal.SIGTERM,), stop):
+    with _handled(_ENDS, stop):
         yield
 
 
@@ -159,9 +163,16 @@ def _handled(numbers: tuple[signal.Signals, ...], handler: Any) -> Iterator[None
         # Only the main thread may handle signals: whoever started this one decides about them.
         yield
         return
-    before = {number: signal.signal(number, handler) for number in numbers}
+    heard = [number for number in numbers if not _ignored(number)]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+def _ignored(number: signal.Signals) -> bool:
+    """Whether nohup had SIGHUP ignored. Others are heard always: shells have Ctrl-C ignored in
+    whatever a script starts in the background."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN

@@ -57,6 +57,15 @@ def faulty(self, at):
                 time.sleep(0.2)
         if fault == "sigint" and rank == 0:
             os.kill(os.getpid(), signal.SIGINT)
+        if fault == "sighup" and rank == 0:
+            os.kill(os.getpid(), signal.SIGHUP)
+        if fault == "launcher goes":
+            launcher = os.getppid()
+            if rank == 0:
+                os.kill(launcher, getattr(signal, os.environ["WITH_SIGNAL"]))
+            while os.getppid() == launcher:
+                time.sleep(0.01)
+            time.sleep(2)  # until it is seen
         if fault == "error" and rank == 1:
             raise ValueError("a broken sample")
     if at == 8:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fastgen.training.signals import Stopped, StopRequest, stopped_by_sigterm
+from fastgen.training.signals import Stopped, StopRequest, stopped_by_signals
 from support.faults import (
     PATIENCE,
     assert_equal_runs,
@@ -22,9 +22,17 @@ from support.faults import (
 )
 
 
+@pytest.fixture
+def hearing():
+    """SIGHUP is not ignored here, as it would be under nohup, nor in what is started from here."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "code"), [("sigterm", 143), ("sigint", 130)])
-def test_a_signal_saves_says_so_and_is_gone_on_from(folder, whole, fault, code):
+@pytest.mark.parametrize(("fault", "code"), [("sigterm", 143), ("sigint", 130), ("sighup", 129)])
+def test_a_signal_saves_says_so_and_is_gone_on_from(folder, whole, hearing, fault, code):
     done = run(folder, fault)
     assert done.returncode == code
     assert (
@@ -119,8 +127,9 @@ def test_a_signal_that_nobody_acted_upon_is_not_forgotten():
     assert raised.value.exit_code == 143
 
 
-def test_requests_are_noted_once_and_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+def test_requests_are_noted_once_and_handlers_are_given_back(hearing):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     request = StopRequest()
     with pytest.raises(Stopped) as raised, request.listening():
         assert request.number == 0
@@ -128,7 +137,18 @@ def test_requests_are_noted_once_and_handlers_are_given_back():
         assert request.number == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGINT)
     assert raised.value.exit_code == 130
-    with pytest.raises(Stopped) as raised, stopped_by_sigterm():
+    with pytest.raises(Stopped) as raised, stopped_by_signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert raised.value.exit_code == 143
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
+    with pytest.raises(Stopped) as raised, StopRequest().listening():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert raised.value.exit_code == 129
+
+
+def test_a_sighup_that_nohup_had_ignored_stays_ignored(hearing):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request = StopRequest()
+    with request.listening(), stopped_by_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert request.number == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
