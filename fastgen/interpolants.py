@@ -268,16 +268,29 @@ class BaseInterpolant(abc.ABC):
 
 
 class LinearInterpolant(BaseInterpolant):
-    """Straight path (rectified flow): alpha = t, sigma = 1 - t."""
+    """Straight path (rectified flow): alpha = t, sigma = noise_std (1 - t).
+
+    Args:
+        noise_std: standard deviation of the noise that the path starts from. The velocity then ends
+            there, too: it is x1 - noise_std x0.
+
+    Raises:
+        ValueError: a noise_std that isn't a finite number > 0.
+    """
+
+    def __init__(self, noise_std: float = 1.0) -> None:
+        if not 0.0 < noise_std < math.inf:
+            raise ValueError(f"expected a finite noise_std > 0, got {noise_std}")
+        self.noise_std = float(noise_std)
 
     def _alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t, torch.ones_like(t)
 
     def _sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return 1.0 - t, -torch.ones_like(t)
+        return self.noise_std * (1.0 - t), torch.full_like(t, -self.noise_std)
 
     def _time_of_ratio(self, ratio: Tensor) -> Tensor:
-        return 1.0 / (1.0 + ratio)
+        return self.noise_std / (self.noise_std + ratio)
 
 
 class CosineInterpolant(BaseInterpolant):

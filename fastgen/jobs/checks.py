@@ -24,7 +24,15 @@ from ..training.draws import check_shares
 from .setup import Setup
 from .sources import is_changed
 
-__all__ = ["NOISE_STUDENT_START", "check_plan", "fit_to_teacher", "stored_scores", "with_method"]
+__all__ = [
+    "NOISE_STUDENT_START",
+    "check_plan",
+    "coupling_notes",
+    "fit_to_teacher",
+    "remedies_of",
+    "stored_scores",
+    "with_method",
+]
 
 
 # What is trained after KD where a config names no method.
@@ -111,6 +119,41 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
     check_trained_sizes(setup.source, setup.x0, setup.cond, "the teacher")
     setup.prediction_at(0.5)
     stages_of(cfg)[-1].check(setup, processes=processes, sharded=sharded)
+
+
+_WITHOUT_SCORES = (
+    "say method=kd, which needs no score, or dmd.vsd_weight=0 and dmd.real_data_weight=1, a "
+    "distance to real data"
+)
+
+
+def coupling_notes(setup: Setup) -> list[str]:
+    """A line on a teacher whose velocity is no score; a warning if the method asks for one."""
+    coupling = setup.coupling
+    if coupling is None or not setup.coupled:
+        return []
+    found = (
+        "the teacher's velocity is no score: at t = 1 its x0 follows the noise, with "
+        f"{coupling.dependence:.2g} of the data's standard deviation (near 0 where data and noise "
+        "are independent), as OT-coupled or reflowed flow matching does"
+    )
+    asking = [method for method in stages_of(setup.cfg) if method.asks_scores(setup.cfg)]
+    if not asking:
+        return [f"{found}; method={setup.cfg.method} needs none"]
+    return [
+        f"warning: {found}; {asking[0].title} takes it for a score and ruins the student: "
+        f"{_WITHOUT_SCORES}"
+    ]
+
+
+def remedies_of(setup: Setup) -> dict[str, str]:
+    """What warnings during training advise, by stage."""
+    remedies = {}
+    for method in stages_of(setup.cfg):
+        remedies[method.stage] = method.remedy
+        if method.asks_scores(setup.cfg) and setup.coupled:
+            remedies[method.stage] = f"the teacher's velocity is no score: {_WITHOUT_SCORES}"
+    return remedies
 
 
 def stored_scores(

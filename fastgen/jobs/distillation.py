@@ -33,7 +33,14 @@ from ..training.processes import Processes
 from ..training.recompute import keep_blocks
 from ..training.trained_network import TrainedNetwork, check_compiler
 from ..training.trainer import Trainer
-from .checks import check_plan, fit_to_teacher, stored_scores, with_method
+from .checks import (
+    check_plan,
+    coupling_notes,
+    fit_to_teacher,
+    remedies_of,
+    stored_scores,
+    with_method,
+)
 from .evaluation import Sampler, chunk_rows
 from .hand_over import HandOver, Rows, teacher_notes
 from .pairs import pairs_of_run
@@ -126,7 +133,9 @@ class Distillation:
             self.networks.cond,
             pred_type=self.cfg.student.pred_type,
             search=False,
+            coupled=self.networks.coupled,
         )
+        found += coupling_notes(self.networks)
         if self.stored_scores is not None:
             found += teacher_notes(*self.stored_scores, self.task.primary)
         return found
@@ -152,7 +161,7 @@ class Distillation:
             seed=cfg.seed,
             resume=cfg.resume,
             evaluate_start=True,
-            remedies={method.stage: method.remedy for method in stages_of(cfg)},
+            remedies=remedies_of(self.networks),
         )
         self.trainer.run()
 

@@ -22,7 +22,7 @@ from ..teachers.declarations import declaration_notes
 from ..training.launching import Launch, launch_of
 from ..training.memory import Footprint, activation_bytes, footprint, memory_table
 from ..training.recompute import recompute_blocks
-from .checks import check_plan, fit_to_teacher, with_method
+from .checks import check_plan, coupling_notes, fit_to_teacher, with_method
 from .pretraining import build_network
 from .setup import Setup
 from .sources import load_teacher
@@ -55,8 +55,14 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     check_plan(setup, processes=launch.processes, sharded=launch.sharded)
     notes += data_notes(task, cfg.train.batch_size)
     notes += declaration_notes(
-        setup.unguided, setup.x0, setup.cond, pred_type=cfg.student.pred_type, search=True
+        setup.unguided,
+        setup.x0,
+        setup.cond,
+        pred_type=cfg.student.pred_type,
+        search=True,
+        coupled=setup.coupled,
     )
+    notes += coupling_notes(setup)
     footprints = distillation_footprints(setup, launch=launch)
     tables: list[str] = []
     for method in stages_of(cfg):

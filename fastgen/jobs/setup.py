@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from ..guidance import Guidance
 from ..methods.method import Batch, Networks
 from ..networks import network_dtype, parameters_to
 from ..teachers.answer import answer_of
+from ..teachers.couplings import Coupling, coupling_of
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network
 from ..training.recompute import recompute_blocks
@@ -67,6 +70,17 @@ class Setup(Networks):
     def prediction_at(self, time: float) -> Tensor:
         """What the teacher answers for two samples at `time`; errors as `answer_of`."""
         return answer_of(self.unguided, self.x0, self.cond, time)
+
+    @functools.cached_property
+    def coupling(self) -> Coupling | None:
+        """How far the teacher's data and noise were coupled, None where it can't be told."""
+        pred_type = self.cfg.student.pred_type
+        return coupling_of(self.unguided, self.x0, self.cond, pred_type=pred_type)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether they were, so that the teacher's velocity is no score."""
+        return self.coupling is not None and self.coupling.found
 
     def batch(self, size: int) -> Batch:
         """A micro-batch of `size` rows of the data, repeated where there are fewer."""

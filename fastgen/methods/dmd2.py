@@ -83,6 +83,9 @@ class DMD2(Method):
         "stop earlier, lower train.student_optimizer.lr, or raise dmd.fake_steps_per_student_step"
     )
 
+    def asks_scores(self, cfg: DistillConfig) -> bool:
+        return cfg.dmd.vsd_weight > 0
+
     def uses_pairs(self, cfg: DistillConfig) -> bool:
         return cfg.dmd.kd_weight > 0
 

@@ -192,6 +192,11 @@ class Method(ABC):
         """
         refuse_distribution_losses(networks.cfg)
 
+    def asks_scores(self, cfg: DistillConfig) -> bool:
+        """Whether the stage takes the teacher's predictions on noised samples for scores: it then
+        needs a teacher whose data and noise were drawn independently."""
+        return False
+
     def uses_pairs(self, cfg: DistillConfig) -> bool:
         """Whether the stage holds the teacher's pairs in memory."""
         return False

@@ -56,6 +56,7 @@ PATHS = ("linear", "cosine", "vp", "edm", "betas")
 _LAST_ALPHA_BAR = 1e-10
 _MOST_ROWS = 100_000
 _ARGUMENTS = {
+    "linear": "noise_std",
     "vp": "sigma_min, sigma_max",
     "edm": "sigma_min, sigma_max",
     "betas": "betas, schedule, rows, beta_start, beta_end, nearest",
@@ -132,8 +133,10 @@ class PathClock(Clock):
 
     def describe(self) -> dict[str, Any]:
         match self.interpolant:
-            case LinearInterpolant():
+            case LinearInterpolant(noise_std=1.0):
                 return {"name": "linear"}
+            case LinearInterpolant(noise_std=std):
+                return {"name": "linear", "noise_std": std}
             case CosineInterpolant():
                 return {"name": "cosine"}
             case VariancePreservingInterpolant(sigma_min=low, sigma_max=high):
@@ -294,8 +297,9 @@ def parse_clock(path: object, data_at: int = 0) -> Clock:
 
     Args:
         path: "linear", "cosine", "vp" or "edm"; an interpolant; betas (N,) as a Tensor or list; a
-            clock, which stays as it is; or a mapping with the path's `name` and its arguments. "vp"
-            and "edm" have `sigma_min` and `sigma_max`. "betas" has `nearest`, and either `betas` or
+            clock, which stays as it is; or a mapping with the path's `name` and its arguments.
+            "linear" has `noise_std`, of the noise it was trained from, 1 if left out. "vp" and
+            "edm" have `sigma_min` and `sigma_max`. "betas" has `nearest`, and either `betas` or
             `schedule` (of `BETA_SCHEDULES`) with `rows`, `beta_start` and `beta_end`.
         data_at: the end of the network's clock where the data are, 0 or 1; 0 for "edm" and betas,
             which count noise.

@@ -16,29 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.conditions import cond_to, take_rows
 from .._core.messages import brief
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
-from .._core.tensors import wide_dtype
+from .._core.tensors import time_dtype, wide_dtype
 from ..flow_matching import add_noise
 from ..networks import Cond, network_dtype, teacher_x0, time_range
 from .clocks import parse_clock
 from .conversion import PREDICTIONS, RectifiedFlow, as_rectified_flow
+from .noise_sources import Source, likely_source
+from .probes import probe_rows
 
 __all__ = ["TIMES", "best_declaration", "denoising_errors", "declaration_notes"]
 
 TIMES = (0.2, 0.5, 0.8)
-_ROWS = 128
-# Fewer rows are taken of large samples, each of which averages over many numbers.
-_MOST_NUMBERS = 2**20
-_LEAST_ROWS = 8
 # At large t little of x0 is left to be seen. On so few rows the error of a good teacher can come
 # out a little above 1.
 _CLEARLY_WORSE = 1.1
 # Another declaration is reported when it leaves less than this share of the error. Both errors are
 # geometric means over the times, so that a large one at a large t doesn't hide the others.
 _CLEARLY_BETTER = 0.5
+# Another source of noise explains an error sooner than another declaration that leaves as much.
+_SOURCE_FIRST = 1.25
 
 
 def denoising_errors(
@@ -98,13 +97,21 @@ def best_declaration(
 
 
 def declaration_notes(
-    teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: str, search: bool
+    teacher: nn.Module,
+    x0: Tensor,
+    cond: Cond,
+    *,
+    pred_type: str,
+    search: bool,
+    coupled: bool = False,
 ) -> list[str]:
     """Lines that say how well the teacher denoises the data, the last ones warnings.
 
     Args:
         teacher: as it will be distilled, converted or not.
-        search: also try other declarations, some tens of calls with 128 rows.
+        search: also try other declarations and sources of noise, some tens of calls with 128 rows.
+        coupled: the teacher's pairs of data and noise were coupled
+            (:mod:`fastgen.teachers.couplings`), which explains errors on independent ones.
     """
     errors = denoising_errors(teacher, x0, cond, pred_type=pred_type)
     shown = ", ".join(f"{error:.3g}" for error in errors)
@@ -112,28 +119,56 @@ def declaration_notes(
         f"denoising error of the teacher at t = {', '.join(map(str, TIMES))}: {shown} (the data's "
         "mean: 1)"
     ]
-    if max(errors) > _CLEARLY_WORSE:
+    if max(errors) > _CLEARLY_WORSE and not coupled:
         lines.append(
             "warning: the teacher denoises these data worse than their mean does: are they its "
             "training data, in its units (data.normalize), and is it declared as it was trained "
             "(teacher.path, prediction, data_at, time_scale)?"
         )
-    if search:
-        bare = teacher
-        declared = {"path": "linear", "prediction": pred_type, "data_at": 0, "time_scale": 1.0}
-        if isinstance(teacher, RectifiedFlow):
-            bare = teacher.network
-            declared = teacher.describe()
-        found, least = best_declaration(bare, x0, cond, declared)
-        if _typical(least) < _CLEARLY_BETTER * _typical(errors) and found != declared:
-            said = ", ".join(
-                f"{key}={_spelt(value)}" for key, value in found.items() if value != declared[key]
-            )
-            lines.append(
-                f"warning: declared with {said} the teacher would denoise them better: "
-                + ", ".join(f"{error:.3g}" for error in least)
-            )
+    if not search:
+        return lines
+    bare = teacher
+    declared = {"path": {"name": "linear"}, "prediction": pred_type, "data_at": 0}
+    declared["time_scale"] = 1.0
+    if isinstance(teacher, RectifiedFlow):
+        bare = teacher.network
+        declared = teacher.describe()
+    found, least = best_declaration(bare, x0, cond, declared)
+    share = _typical(least) / _typical(errors)
+    source = None if coupled else _other_source(bare, x0, cond, declared)
+    if source is not None and source[1] < _SOURCE_FIRST * share:
+        lines.append(source[0].note())
+    elif share < _CLEARLY_BETTER and found != declared:
+        said = ", ".join(
+            f"{key}={_spelt(value)}" for key, value in found.items() if value != declared[key]
+        )
+        lines.append(
+            f"warning: declared with {said} the teacher would denoise them better: "
+            + ", ".join(f"{error:.3g}" for error in least)
+        )
     return lines
+
+
+def _other_source(
+    network: nn.Module, x0: Tensor, cond: Cond, declared: dict[str, Any]
+) -> tuple[Source, float] | None:
+    """What `likely_source` says of a bare network that was declared a straight flow."""
+    is_flow = declared["prediction"] in ("flow", "velocity")
+    if declared["path"] != {"name": "linear"} or not is_flow:
+        return None
+    data_at = declared["data_at"]
+    towards_data = declared["prediction"] == "velocity" and data_at == 1
+    parameter = next(network.parameters(), x0)
+    x0, cond = probe_rows(x0, cond, parameter)
+
+    def velocity(x_s: Tensor, s: Tensor, cond: Cond) -> Tensor:
+        own_time = 1.0 - s if data_at == 1 else s
+        seen_time = (own_time * declared["time_scale"]).to(time_dtype(x_s.dtype))
+        answer = network(x_s, seen_time, cond)
+        return -answer if towards_data else answer
+
+    with torch.no_grad(), evaluating(network):
+        return likely_source(velocity, x0, cond)
 
 
 def _typical(errors: list[float]) -> float:
@@ -188,11 +223,8 @@ class _Remembered:
 
 
 def _probe(x0: Tensor, cond: Cond, like: Tensor) -> tuple[Tensor, Tensor, Cond]:
-    """(x0, eps, cond): up to 128 rows, spread over the data, with noise of a fixed seed. On the
-    device and in the dtype of `like`."""
-    most = max(_LEAST_ROWS, min(_ROWS, _MOST_NUMBERS // x0[0].numel()))
-    rows = torch.linspace(0, len(x0) - 1, min(most, len(x0))).round().long()
-    x0 = cond_to(take_rows(x0, rows), like.device, like.dtype)
-    cond = cond_to(take_rows(cond, rows), like.device, like.dtype)
+    """(x0, eps, cond): rows to probe on, with noise of a fixed seed; on the device and in the dtype
+    of `like`."""
+    x0, cond = probe_rows(x0, cond, like)
     eps = torch.randn(x0.shape, generator=generator_for(0, "declaration")).to(x0)
     return x0, eps, cond
