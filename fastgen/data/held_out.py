@@ -34,6 +34,7 @@ class HeldOutTask:
         seed: of the split.
         symmetry: as in `TrajectoryData`.
         normalize: false for networks that were trained in the units of the file.
+        in_order: as in `TrajectoryData`.
     """
 
     # Samples of each window.
@@ -53,10 +54,12 @@ class HeldOutTask:
         seed: int = 0,
         symmetry: dict | None = None,
         normalize: bool = True,
+        in_order: bool = True,
     ) -> None:
         check_trajectories(X, Z)
         check_pack(pack, X.shape[1])
         self._normalize = normalize
+        self._in_order = in_order
         self.name = name
         self.primary = primary
         self.pack = pack
@@ -82,7 +85,14 @@ class HeldOutTask:
             normalizers = fit_normalizers(X, Z, self.symmetry)
         else:
             normalizers = (Normalizer.identity(X.shape[-1]), Normalizer.identity(Z.shape[-1]))
-        return TrajectoryData(X, Z, *normalizers, pack=self.pack, symmetry=self.symmetry)
+        return TrajectoryData(
+            X,
+            Z,
+            *normalizers,
+            pack=self.pack,
+            symmetry=self.symmetry,
+            in_order=self._in_order,
+        )
 
     def evaluate(
         self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False

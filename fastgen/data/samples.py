@@ -47,6 +47,8 @@ class SampleData:
     z_normalizer: ClassVar[None] = None
     pack: ClassVar[int] = 1
     symmetry: ClassVar[None] = None
+    # Of a file nobody knows how its rows are sorted.
+    in_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_samples(self.X, self.Z)
@@ -175,13 +177,15 @@ class SampleTask:
         return self._conditional(fan, X, Z)
 
     def floor(self) -> dict[str, float]:
-        """Without a condition, the scores of as many training rows as there are test rows. With
-        one, {}: each row has but one sample."""
+        """Without a condition, the scores of as many training rows as there are test rows, drawn
+        from all of them. With one, {}: each row has but one sample."""
         if self._Z is not None:
             return {}
         test, _ = self.split("test")
-        X = self._X[self.rows["train"]]
-        return self._unconditional(X[: len(test)].flatten(1), test)
+        rows = self.rows["train"]
+        drawn = torch.randperm(len(rows), generator=evaluation_generator(self.name, "floor"))
+        X = self._X[rows[drawn[: len(test)]]]
+        return self._unconditional(X.flatten(1), test)
 
     def scene(self) -> dict:
         """How samples are drawn: as `kind` "points", "images" or "values", `samples` of each

@@ -32,6 +32,8 @@ class TrajectoryData:
         pack: consecutive waypoints per token of the network; divides T_x.
         symmetry: None, or `{"group", "in_rep", "cond_rep", "out_rep"}` for the channels of one
             waypoint. A token carries `pack` copies of them.
+        in_order: whether the order of the rows may mean something, as in a file sorted by class, so
+            that a part of them has to be drawn; False where rows are independent draws.
 
     Raises:
         ValueError, TypeError: anything above that doesn't hold; rows with NaN are named.
@@ -43,6 +45,7 @@ class TrajectoryData:
     z_normalizer: Normalizer
     pack: int = 1
     symmetry: dict | None = None
+    in_order: bool = True
 
     def __post_init__(self) -> None:
         check_trajectories(self.X, self.Z)

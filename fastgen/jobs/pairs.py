@@ -17,7 +17,7 @@ from ..records.log import progress_bar
 from ..training.processes import Processes
 from .setup import Setup
 
-__all__ = ["PAIRS", "pairs_of_run"]
+__all__ = ["PAIRS", "pair_rows", "pairs_of_run"]
 
 PAIRS = "pairs.safetensors"
 
@@ -25,7 +25,7 @@ PAIRS = "pairs.safetensors"
 def pairs_of_run(
     setup: Setup, run_dir: Path, processes: Processes, *, chunk: int
 ) -> tuple[Tensor, Cond]:
-    """`train.kd_pairs` pairs, one noise each, with the conditions of the data in turn.
+    """`train.kd_pairs` pairs, one noise each, with the conditions of the data by `pair_rows`.
 
     Made by all processes together and kept in the run folder, from which a resumed run reads them.
 
@@ -39,7 +39,7 @@ def pairs_of_run(
         ValueError: the file in the run folder holds other pairs.
     """
     n = setup.cfg.train.kd_pairs
-    cond = take_rows(setup.cond, torch.arange(n) % len(setup.x0))
+    cond = take_rows(setup.cond, pair_rows(n, len(setup.x0), setup.cfg.seed, setup.in_order))
     path = run_dir / PAIRS
     if path.exists():
         states = load_tensors(path).get("states")
@@ -61,6 +61,20 @@ def pairs_of_run(
         if processes.is_main_process:
             save_tensors(path, {"states": states})
     return states, cond
+
+
+def pair_rows(pairs: int, rows: int, seed: int, in_order: bool) -> Tensor:
+    """The row of the data for each pair, (pairs,).
+
+    All rows take their turn. Where the last turn isn't for all of them, it is for the first ones,
+    or for some drawn from `seed` where the order of the rows may mean something (`in_order`).
+    """
+    found = torch.arange(pairs) % rows
+    rest = pairs % rows
+    if in_order and rest:
+        order = torch.randperm(rows, generator=generator_for(seed, "pair rows"))
+        found[pairs - rest :] = order[:rest]
+    return found
 
 
 def _chunk_of_pairs(

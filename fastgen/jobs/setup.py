@@ -41,6 +41,7 @@ class Setup(Networks):
         unguided: what is called as the teacher, without guidance.
         teacher: what is distilled, scored and drawn; it guides itself if asked to.
         x0, cond: the training data as networks see them, N rows each.
+        in_order: whether the order of these rows may mean something.
 
     Raises:
         ValueError: a teacher in float64 that is to be in bfloat16; no blocks to compute twice; a
@@ -50,6 +51,7 @@ class Setup(Networks):
     def __init__(self, cfg: DistillConfig, teacher: nn.Module, data: Data) -> None:
         self.cfg = cfg
         self.x0, cond = data.network_inputs()
+        self.in_order = data.in_order
         self.cond = cond_to(cond, dtype=network_dtype(teacher, self.x0.dtype))
         self.source = teacher
         self.dtype = network_dtype(teacher, torch.float32)

@@ -212,7 +212,13 @@ class ModesTask:
         x_normalizer, _ = fit_normalizers(X, X, stand_in)
         Z = _no_condition(self.size)
         return TrajectoryData(
-            X, Z, x_normalizer, Normalizer.identity(1), pack=self.pack, symmetry=self.symmetry
+            X,
+            Z,
+            x_normalizer,
+            Normalizer.identity(1),
+            pack=self.pack,
+            symmetry=self.symmetry,
+            in_order=False,
         )
 
     def evaluate(

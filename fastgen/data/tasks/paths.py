@@ -273,7 +273,9 @@ class PathTask(ABC):
         X = self.demonstrate(Z, generator).float()
         Z = Z.float()
         normalizers = fit_normalizers(X, Z, self.symmetry)
-        return TrajectoryData(X, Z, *normalizers, pack=self.pack, symmetry=self.symmetry)
+        return TrajectoryData(
+            X, Z, *normalizers, pack=self.pack, symmetry=self.symmetry, in_order=False
+        )
 
     def evaluate(
         self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False
