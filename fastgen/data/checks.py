@@ -1,23 +1,25 @@
 """Checks of training data: lines about what is odd, said before the first update.
 
-They name constant channels, those that lose digits, repeated rows, too few rows, and a group that
-doesn't act on the data as declared, or not with all of its elements.
+They name constant and almost constant channels, those that lose digits, outliers, repeated rows,
+too few rows, episodes that no window fits in, and a group that doesn't act on the data as declared,
+or not with all of its elements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._core.conditions import tensors_in
+from .._core.conditions import named_tensors, tensors_in
 from ..normalizer import is_constant
 from .held_out import HeldOutTask
 from .invariance import Violation, moment_violations
 from .precision import lost_channels
 from .samples import SampleData, SampleTask
+from .spreads import Outliers, near_constants, outliers
 from .trajectories import TrajectoryData
 
 __all__ = ["constant_channels", "data_notes", "repeated_rows"]
@@ -35,9 +37,12 @@ def data_notes(task: Any, batch_size: int) -> list[str]:
     else:
         rows = torch.arange(len(data.X))
     return [
+        *(task.notes if isinstance(task, HeldOutTask) else ()),
         *_few_rows(data, batch_size),
         *_constant(data),
+        *_near_constant(data),
         *_lost_digits(data),
+        *_outliers(task, data),
         *_repeated(data, rows),
         *_unfaithful(data),
         *_broken_symmetry(task, data, rows),
@@ -77,6 +82,71 @@ def _lost_digits(data: TrajectoryData | SampleData) -> list[str]:
                 "mean off; take it off in the data, with a teacher trained so"
             )
     return lines
+
+
+def _near_constant(data: TrajectoryData | SampleData) -> list[str]:
+    if not isinstance(data, TrajectoryData):
+        return []
+    lines = []
+    for name, value, normalizer in (
+        ("X", data.X, data.x_normalizer),
+        ("Z", data.Z, data.z_normalizer),
+    ):
+        for found in near_constants(value, normalizer):
+            lines.append(
+                f"note: {name} hardly changes in channel {found.channel}, {found.mean:.6g} +- "
+                f"{found.scale:.2g} in all {len(value)} training rows: normalising multiplies its "
+                f"changes by {1 / found.scale:.2g}; if they are noise, round the channel or drop "
+                "it, unless the teacher was trained with it; if it is a time or a place far from "
+                "the origin, all is well"
+            )
+    return lines
+
+
+def _outliers(task: Any, data: TrajectoryData | SampleData) -> list[str]:
+    """Rows that decide the scale of a channel, those held out for scores among them."""
+    parts = {"train": (data.X, data.Z)}
+    numbers = torch.arange(len(data.X))
+    if isinstance(task, HeldOutTask | SampleTask):
+        parts |= {part: task.split(part) for part in ("validation", "test")}
+        numbers = torch.cat([task.rows[part] for part in parts])
+    normalised = isinstance(data, TrajectoryData)
+    lines = []
+    for name, values in _together([{"X": x} | named_tensors(z) for x, z in parts.values()]):
+        for found in outliers(values):
+            place = name if found.channel is None else f"{name} in channel {found.channel}"
+            held_out = all(row >= len(data.X) for row in found.rows)
+            lines.append(
+                f"warning: {place} has outliers in {_rows(numbers[found.rows].tolist())} of "
+                f"{len(values)}, up to {found.farthest:.4g} from the median: with them its scale "
+                f"is {found.scale:.4g}, {_without(found)}{_effect(held_out, normalised)}; remove "
+                "these rows or clip them, unless they are right"
+            )
+    return lines
+
+
+def _together(parts: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The floating tensors of all parts by name, row after row."""
+    for name, value in parts[0].items():
+        if value.is_floating_point():
+            yield name, torch.cat([part[name] for part in parts])
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    return f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'} ({_listed(numbers)})"
+
+
+def _without(found: Outliers) -> str:
+    if found.robust == 0:
+        return "and without them it is constant"
+    return f"and by the middle 80% of its numbers {found.robust:.4g}"
+
+
+def _effect(held_out: bool, normalised: bool) -> str:
+    """What outliers do; `held_out` if none of them is trained on."""
+    if held_out:
+        return ", so that scores, for which they are held out, would tell of little else"
+    return ", so that networks see all other rows almost alike" if normalised else ""
 
 
 def _channels(found: Sequence[int]) -> str:

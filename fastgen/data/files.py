@@ -16,7 +16,7 @@ from .held_out import HeldOutTask
 from .precision import exact_numbers, floats
 from .samples import SampleTask, check_samples
 from .trajectories import check_finite
-from .windows import windows_of
+from .windows import unused_notes, windows_of
 
 __all__ = ["READERS", "file_task", "load_conditions", "read_tensors"]
 
@@ -138,13 +138,13 @@ def file_task(
         options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride}
         options |= {"obs_horizon": obs_horizon, "horizon": horizon}
         return _sample_task(tensors, path, seed, options)
+    stride = 1 if stride is None else stride
     X, Z, episodes = windows_of(
-        tensors,
-        path,
-        obs_horizon=obs_horizon,
-        horizon=horizon,
-        stride=1 if stride is None else stride,
+        tensors, path, obs_horizon=obs_horizon, horizon=horizon, stride=stride
     )
+    notes = []
+    if obs_horizon is not None and horizon is not None:
+        notes = unused_notes(tensors["episode_ends"].tolist(), obs_horizon, horizon, stride)
     return HeldOutTask(
         "file",
         X,
@@ -155,6 +155,7 @@ def file_task(
         seed=seed,
         symmetry=symmetry,
         normalize=normalize is not False,
+        notes=notes,
     )
 
 

@@ -3,7 +3,7 @@ happened."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -35,6 +35,7 @@ class HeldOutTask:
         symmetry: as in `TrajectoryData`.
         normalize: false for networks that were trained in the units of the file.
         in_order: as in `TrajectoryData`.
+        notes: lines on how X and Z were made, for who is about to train on them.
     """
 
     # Samples of each window.
@@ -55,11 +56,13 @@ class HeldOutTask:
         symmetry: dict | None = None,
         normalize: bool = True,
         in_order: bool = True,
+        notes: Sequence[str] = (),
     ) -> None:
         check_trajectories(X, Z)
         check_pack(pack, X.shape[1])
         self._normalize = normalize
         self._in_order = in_order
+        self.notes = tuple(notes)
         self.name = name
         self.primary = primary
         self.pack = pack

@@ -9,6 +9,8 @@ and t moves by `stride`. No window crosses the end of its episode.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from .arrays import check_arrays, episodes_of
 from .precision import floats
 from .trajectories import check_finite, check_trajectories
 
-__all__ = ["cut_windows", "windows_of"]
+__all__ = ["cut_windows", "unused_notes", "windows_of"]
 
 
 def windows_of(
@@ -114,6 +116,38 @@ def cut_windows(
     X = actions[t + torch.arange(horizon)]
     Z = observations[t + torch.arange(1 - obs_horizon, 1)]
     return X, Z, torch.tensor(episode)
+
+
+def unused_notes(
+    episode_ends: Sequence[int], obs_horizon: int, horizon: int, stride: int
+) -> list[str]:
+    """A line on the episodes and rows that are in no window; arguments as `windows_of`."""
+    need = obs_horizon + horizon - 1
+    lengths = [stop - start for start, stop in pairwise([0, *episode_ends])]
+    short = [index for index, length in enumerate(lengths) if length < need]
+    used = sum(_rows_in_windows(length, need, stride) for length in lengths)
+    rows = f"{used} of {episode_ends[-1]} rows"
+    if short:
+        some = ", ".join(map(str, short[:5])) + (", ..." if len(short) > 5 else "")
+        return [
+            f"warning: {len(lengths) - len(short)} of {len(lengths)} episodes are used, and "
+            f"{rows}: {len(short)} ({some}) are shorter than a window, data.obs_horizon + "
+            f"data.horizon - 1 = {need} rows; shorten the horizons to use more"
+        ]
+    if used < episode_ends[-1]:
+        return [
+            f"note: all {len(lengths)} episodes are used, but {rows}: data.stride = {stride} "
+            "leaves out the others"
+        ]
+    return []
+
+
+def _rows_in_windows(length: int, need: int, stride: int) -> int:
+    """Rows of an episode that are in windows of `need` rows, one every `stride`."""
+    if length < need:
+        return 0
+    windows = (length - need) // stride + 1
+    return need + (windows - 1) * min(stride, need)
 
 
 def _checked_length(name: str, value: int | None) -> int:

@@ -1,0 +1,142 @@
+"""Spreads of channels that are not what they seem: set by a few rows, or by noise.
+
+Data are normalised by the standard deviation s of each channel. One row of 1e6 among numbers of
+size 1 makes s so large that networks see all other rows alike. A channel of .3 +- 1e-6 has s =
+1e-6, and its noise becomes as large as any other channel. Beside s stands what outliers don't
+change,
+
+    r = (q_90 - q_10) / 2.563,
+
+with the quantiles of the channel's numbers; r = s for a normal law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._core.seeds import generator_for
+from ..normalizer import Normalizer, is_constant
+from .precision import channels
+
+__all__ = ["NearConstant", "Outliers", "near_constants", "outliers"]
+
+# q_90 - q_10 of a standard normal law.
+_WIDTH = 2.563
+# Outliers make s this many times r, and are this many r from the median.
+_INFLATED = 3.0
+_FAR = 10.0
+# What more rows than this have in common is no outlier; in a channel that is constant but for some
+# rows, such as one for a rare event, the share is smaller.
+_MOST = 0.1
+_MOST_OF_CONSTANT = 0.001
+# A channel whose scale is below the first share of its own size, or below the second of the largest
+# scale beside it, is almost constant.
+_LITTLE = 1e-4
+_LITTLE_BESIDE = 1e-7
+# Numbers that quantiles are taken of, and rows that are looked at at once.
+_SAMPLE = 100_000
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Rows that decide the scale of a channel.
+
+    Attributes:
+        channel: its number; None where there is one for all numbers of a row.
+        rows: of the data given.
+        farthest: largest distance of their numbers from the median.
+        scale: standard deviation of the channel, s.
+        robust: r, or 0 for a channel that is constant but for these rows.
+    """
+
+    channel: int | None
+    rows: list[int]
+    farthest: float
+    scale: float
+    robust: float
+
+
+@dataclass(frozen=True)
+class NearConstant:
+    """A channel whose small changes are made large.
+
+    Attributes:
+        channel: its number.
+        mean, scale: of its numbers.
+    """
+
+    channel: int
+    mean: float
+    scale: float
+
+
+def outliers(data: Tensor) -> list[Outliers]:
+    """The channels of data (N, ...) whose scale a few rows decide; channels as
+    `precision.channels`."""
+    found = []
+    for channel, values in _by_row(data):
+        median, robust = _robust(values)
+        mean, scale = _moments(values)
+        # A number counts as the median's own if float32 can't tell the two apart.
+        alike = 1e-6 * abs(median)
+        bound = _FAR * robust if robust > 0 else alike
+        distance = torch.cat([(block.double() - median).abs().amax(1) for block in _blocks(values)])
+        far = (distance > bound).nonzero().flatten()
+        most = max(1.0, (_MOST if robust > 0 else _MOST_OF_CONSTANT) * len(values))
+        if scale > _INFLATED * robust and 0 < len(far) <= most:
+            farthest = float(distance.max())
+            found.append(Outliers(channel, far.tolist(), farthest, scale, robust))
+    return found
+
+
+def near_constants(data: Tensor, normalizer: Normalizer) -> list[NearConstant]:
+    """The channels of trajectories (N, T, d) that hardly change and are normalised all the same."""
+    scales = normalizer.scale.norm(dim=1)
+    columns = channels(data)
+    constant = is_constant(columns)
+    sizes = columns.abs().amax(0).double()
+    # Where no mean is taken off, the scale is not of changes.
+    little = (scales < _LITTLE * sizes) & (normalizer.mean != 0)
+    little |= scales < _LITTLE_BESIDE * scales.max()
+    return [
+        NearConstant(k, float(columns[:, k].double().mean()), float(scales[k]))
+        for k in (little & ~constant).nonzero().flatten().tolist()
+    ]
+
+
+def _by_row(data: Tensor) -> Iterator[tuple[int | None, Tensor]]:
+    """Each channel of data with its numbers (N, numbers of a row)."""
+    if data.ndim not in (2, 3):
+        yield None, data.reshape(len(data), -1)
+        return
+    for channel in range(data.shape[-1]):
+        yield channel, data[..., channel].reshape(len(data), -1)
+
+
+def _blocks(values: Tensor) -> tuple[Tensor, ...]:
+    # In float64 a copy of all the data may be more than fits.
+    return values.split(_BLOCK)
+
+
+def _robust(values: Tensor) -> tuple[float, float]:
+    """Median and r of all numbers, or of some drawn from them."""
+    numbers = values.reshape(-1)
+    if len(numbers) > _SAMPLE:
+        generator = generator_for(0, "quantiles")
+        numbers = numbers[torch.randint(len(numbers), (_SAMPLE,), generator=generator)]
+    at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    low, median, high = torch.quantile(numbers.double(), at).tolist()
+    return median, (high - low) / _WIDTH
+
+
+def _moments(values: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of all numbers."""
+    n = values.numel()
+    mean = sum(float(block.double().sum()) for block in _blocks(values)) / n
+    squares = sum(float((block.double() - mean).square().sum()) for block in _blocks(values))
+    return mean, (squares / n) ** 0.5
