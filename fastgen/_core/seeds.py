@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .tensors import time_dtype, wide_dtype
 
-__all__ = ["draw_normal", "draw_uniform", "generator_for"]
+__all__ = ["draw_normal", "draw_rows", "draw_uniform", "generator_for"]
 
 
 def generator_for(seed: int, *stream: int | str) -> torch.Generator:
@@ -23,6 +23,19 @@ def generator_for(seed: int, *stream: int | str) -> torch.Generator:
     text = "\0".join(f"{type(name).__name__}:{name}" for name in (int(seed), *stream))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def draw_rows(rows: int, count: int, generator: torch.Generator) -> Tensor:
+    """Some of the rows 0, 1, ..., rows - 1, in this order: (count,), count <= rows.
+
+    One is drawn from each of `count` stretches of rows, equally long but for rounding. So they
+    stand for all rows in whatever order these lie: of sorted ones each class has its share, of
+    shuffled ones they are as good as drawn freely.
+    """
+    bounds = torch.arange(count + 1) * rows // count
+    lengths = bounds.diff()
+    u = torch.rand(count, dtype=torch.float64, generator=generator)
+    return bounds[:-1] + (u * lengths).long()
 
 
 def draw_uniform(

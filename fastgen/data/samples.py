@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .._core.conditions import map_tensors, take_rows, tensors_in
+from .._core.seeds import draw_rows
 from ..metrics import energy_distance, energy_score
 from .held_out import split_rows
 from .scoring import answered, evaluation_generator
@@ -178,13 +179,14 @@ class SampleTask:
 
     def floor(self) -> dict[str, float]:
         """Without a condition, the scores of as many training rows as there are test rows, drawn
-        from all of them. With one, {}: each row has but one sample."""
+        from all over the file. With one, {}: each row has but one sample."""
         if self._Z is not None:
             return {}
         test, _ = self.split("test")
         rows = self.rows["train"]
-        drawn = torch.randperm(len(rows), generator=evaluation_generator(self.name, "floor"))
-        X = self._X[rows[drawn[: len(test)]]]
+        count = min(len(test), len(rows))
+        drawn = draw_rows(len(rows), count, evaluation_generator(self.name, "floor"))
+        X = self._X[rows[drawn]]
         return self._unconditional(X.flatten(1), test)
 
     def scene(self) -> dict:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._core.conditions import cond_to, take_rows
 from .._core.processes import together
-from .._core.seeds import generator_for
+from .._core.seeds import draw_rows, generator_for
 from .._core.tensor_files import load_tensors, save_tensors
 from ..methods.kd import teacher_pairs
 from ..networks import Cond
@@ -67,13 +67,12 @@ def pair_rows(pairs: int, rows: int, seed: int, in_order: bool) -> Tensor:
     """The row of the data for each pair, (pairs,).
 
     All rows take their turn. Where the last turn isn't for all of them, it is for the first ones,
-    or for some drawn from `seed` where the order of the rows may mean something (`in_order`).
+    or, where the order of the rows may mean something (`in_order`), for some drawn from all over.
     """
     found = torch.arange(pairs) % rows
     rest = pairs % rows
     if in_order and rest:
-        order = torch.randperm(rows, generator=generator_for(seed, "pair rows"))
-        found[pairs - rest :] = order[:rest]
+        found[pairs - rest :] = draw_rows(rows, rest, generator_for(seed, "pair rows"))
     return found
 
 

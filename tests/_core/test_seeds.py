@@ -1,8 +1,9 @@
 """Draws that are a function of their names."""
 
+import pytest
 import torch
 
-from fastgen._core.seeds import draw_normal, draw_uniform, generator_for
+from fastgen._core.seeds import draw_normal, draw_rows, draw_uniform, generator_for
 
 
 def test_seeded_generators_are_functions_of_their_names_only():
@@ -30,3 +31,20 @@ def test_draws_follow_the_generator_and_keep_the_dtype():
         )
     u = draw_uniform((1000,), device="cpu", generator=generator_for(3))
     assert u.dtype == torch.float64 and 0 <= u.min() and u.max() < 1
+
+
+@pytest.mark.parametrize(("rows", "count"), [(10, 10), (10, 1), (10, 7), (3, 2), (1000, 33)])
+def test_drawn_rows_are_spread_over_all(rows, count):
+    drawn = draw_rows(rows, count, generator_for(0, "rows"))
+    assert len(drawn.unique()) == count
+    # One of each stretch: never further from an even spread than the length of one.
+    even = torch.arange(count) * rows / count
+    assert bool(((drawn - even).abs() <= rows / count).all())
+    assert int(drawn.min()) >= 0 and int(drawn.max()) < rows
+
+
+def test_every_row_is_drawn_as_often():
+    counts = torch.zeros(60)
+    for seed in range(1000):
+        counts[draw_rows(60, 20, generator_for(seed, "rows"))] += 1
+    assert float((counts / 1000 - 1 / 3).abs().max()) < 0.075  # five standard deviations
