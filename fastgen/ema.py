@@ -120,10 +120,13 @@ class ExponentialMovingAverage:
         for name, place, leaf in self._places_of(model):
             shadow = part(self.shadow[name])
             value = part(place[leaf])
-            if isinstance(place[leaf], nn.Parameter) and beta > 0.0:
+            averaged = isinstance(place[leaf], nn.Parameter) and value.is_floating_point()
+            if averaged and beta > 0.0:
                 shadows.append(shadow)
                 alike = value.dtype == shadow.dtype and value.device == shadow.device
                 values.append(value if alike else value.to(shadow.device, shadow.dtype))
+            elif shadow.shape != value.shape:
+                self.shadow[name] = self._copy(place[leaf])  # a buffer that has grown
             else:
                 shadow.copy_(value if skip is None else torch.where(skip, shadow, value))
         if shadows and skip is not None:

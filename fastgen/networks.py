@@ -24,6 +24,7 @@ __all__ = [
     "Network",
     "NetworkWrapper",
     "call_network",
+    "cast",
     "check_trained_sizes",
     "coats",
     "network_dtype",
@@ -32,6 +33,7 @@ __all__ = [
     "predicts_noise",
     "teacher_x0",
     "time_range",
+    "trainable",
     "unwrap",
 ]
 
@@ -147,6 +149,24 @@ def parameters_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return network
+
+
+def trainable(network: nn.Module) -> nn.Module:
+    """`network` with all of its parameters trained but integers, which have no gradient."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return network
+
+
+def cast(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """`network` with its floating parameters and buffers in `dtype`, cast in place; None: as it is.
+
+    Complex tables, such as those of rotary positions, stay: `Module.to` would take their imaginary
+    part away.
+    """
+    if dtype is None:
+        return network
+    return network._apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
 
 
 def network_dtype(network: object, default: torch.dtype) -> torch.dtype:

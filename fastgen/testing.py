@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._core.caches import renew_before_calls
 from ._core.conditions import tensors_in
 from ._core.copies import copied
 from ._core.messages import first_names
@@ -24,7 +25,7 @@ from .export.student import Student
 from .methods.dmd import DMDPipeline
 from .methods.fake_scores import create_fake_score
 from .methods.kd import kd_loss, teacher_pairs
-from .networks import Cond, Network, time_range
+from .networks import Cond, Network, time_range, unwrap
 from .samplers.student import sample_student
 
 __all__ = ["assert_equivariant", "check_distills"]
@@ -228,6 +229,7 @@ def _trying(what: str) -> Iterator[None]:
 def _copied(network: nn.Module) -> nn.Module:
     with _trying("copying the network"):
         clone = copied(network)
+        renew_before_calls(unwrap(clone))
     ours = {parameter.data_ptr() for parameter in network.parameters()}
     shared = sum(parameter.data_ptr() in ours for parameter in clone.parameters())
     if shared:

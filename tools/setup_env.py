@@ -40,6 +40,7 @@ from setup_requirements import (
     read_pins,
     requirement_name,
     wanted,
+    wanted_bare,
 )
 from setup_target import Environment, State, choose_environment, probe, run, say
 
@@ -221,8 +222,12 @@ def install_all(env: Environment, state: State, groups: list[str]) -> None:
                 f"{env.python} stopped working during the set-up; delete {env.prefix} and run "
                 "this again"
             )
-        say("installing escnn, without the optional packages that need a Fortran compiler")
-        install(env, "escnn", "--no-deps", "-c", constraints, "escnn")
+        bare = wanted_bare(groups)
+        say(
+            f"installing {' and '.join(bare)}, without the optional packages that need a Fortran "
+            "compiler"
+        )
+        install(env, "escnn", "--no-deps", "-c", constraints, *bare)
         say(f"installed {install_lie_learn(env, after.found, constraints)} for escnn")
         say("installing the sample of recorded flights (the data files in the package traffic)")
         install(env, "traffic", "--no-deps", "-c", constraints, FLIGHTS)

@@ -15,6 +15,8 @@ PYPROJECT = ROOT / "pyproject.toml"
 # What escnn imports; its own list also asks for Fortran and for two packages that it only uses if
 # they are there.
 ESCNN_NEEDS = ["scipy", "joblib", "requests"]
+# Installed without their own lists: that of symm-learning names escnn.
+BARE = ("escnn", "symm-learning")
 FLIGHTS = "traffic==2.13.*"
 FROZEN = ("torch", "numpy")
 
@@ -50,12 +52,19 @@ def read_pins(text: str) -> list[str]:
 
 
 def wanted(groups: list[str], found: dict[str, str], *, ours: bool) -> list[str]:
-    """Requirements to hand to pip. escnn is not among them (it comes without its own), nor a torch
-    that is there."""
+    """Requirements to hand to pip: neither those of `BARE` nor a torch that is there."""
     arrays = read_requirements(PYPROJECT.read_text(encoding="utf-8"))
     lines = [line for group in groups for line in arrays[group]] + ESCNN_NEEDS
-    absent = {"escnn"} if ours else {"escnn", *(name for name in FROZEN if name in found)}
+    absent = set(BARE) if ours else {*BARE, *(name for name in FROZEN if name in found)}
     return [line for line in lines if requirement_name(line) not in absent]
+
+
+def wanted_bare(groups: list[str]) -> list[str]:
+    """The names of `BARE` that these groups ask for, in its order. Markers don't count: they are
+    for a pip that would install the lists as well."""
+    arrays = read_requirements(PYPROJECT.read_text(encoding="utf-8"))
+    asked = {requirement_name(line) for group in groups for line in arrays[group]}
+    return [name for name in BARE if name in asked]
 
 
 def effective_pins(found: dict[str, str], *, ours: bool) -> list[str]:

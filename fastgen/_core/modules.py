@@ -4,8 +4,9 @@ one at any depth, and the tensors of one by the names that it has without them."
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -15,6 +16,7 @@ __all__ = [
     "as_built",
     "bare_names",
     "evaluating",
+    "fit_buffers",
     "frozen",
     "inside_launcher",
     "load_state",
@@ -139,12 +141,42 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {bare: state[name] for name, bare in bare_names(module, state).items()}
 
 
+def fit_buffers(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give buffers that grew while the network was called the size that they have in a state.
+
+    Such a buffer is longer there along one axis, or not made yet in `module`.
+
+    Args:
+        shapes: {name without launchers: shape} of the state.
+    """
+    places: dict[str, tuple[nn.Module, str]] = {}
+    for path, part in module.named_modules():
+        for leaf in part._buffers:
+            if leaf not in part._non_persistent_buffers_set:
+                places[f"{path}.{leaf}" if path else leaf] = part, leaf
+    like = next(module.parameters(), torch.empty(0))
+    for name, bare in bare_names(module, places).items():
+        part, leaf = places[name]
+        buffer = part._buffers[leaf]
+        shape = shapes.get(bare)
+        if shape is not None and (buffer is None or _grew(buffer.shape, shape)):
+            part._buffers[leaf] = (like if buffer is None else buffer).new_zeros(tuple(shape))
+
+
+def _grew(before: Sequence[int], after: Sequence[int]) -> bool:
+    if len(before) != len(after):
+        return False
+    longer = [b - a for a, b in zip(before, after, strict=True) if a != b]
+    return len(longer) == 1 and longer[0] > 0
+
+
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
     """Inverse of `state_of`. Extra state that is no tensor stays what it is.
 
     Raises:
         RuntimeError: names or shapes that differ; see `nn.Module.load_state_dict`.
     """
+    fit_buffers(module, {name: value.shape for name, value in state.items()})
     own = module.state_dict()
     bare = bare_names(module, own)
     names = {bare[name]: name for name in bare}

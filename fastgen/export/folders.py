@@ -26,15 +26,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .._core.caches import renew_caches
 from .._core.checks import is_count
 from .._core.copies import copied
 from .._core.files import new_folder, write_file
 from .._core.json_files import plain_json
 from .._core.messages import brief
-from .._core.modules import as_built, load_state, state_of
+from .._core.modules import as_built, fit_buffers, load_state, state_of
 from .._core.sizes import Sizes, parse_sizes
 from .._core.tensor_files import TensorFile, write_tensors
 from ..models import build_model
+from ..networks import cast
 from ..normalizer import Normalizer
 from ..samplers.student import served_steps
 from ..teachers.conversion import check_prediction
@@ -285,7 +287,7 @@ def load_student(
     except ValueError as error:
         raise ValueError(f"{file}: parameterization: {error}") from error
     return Student(
-        converted.to(device=device, dtype=dtype),
+        cast(converted.to(device=device), dtype),
         t_list=config["t_list"],
         steps=config["steps"],
         sample_type=config["sample_type"],
@@ -316,9 +318,13 @@ def _load(
 ) -> nn.Module:
     """The network that `config` describes, or the one given, with its tensors and in eval mode."""
     if network is not None:
-        network.to(tensors.dtype)
+        # Some have other buffers in eval mode.
+        cast(network.eval(), tensors.dtype)
+        fit_buffers(network, tensors.shapes)
         load_state(network, tensors.read(state_of(network)))
-        return network.eval()
+        network.eval()
+        renew_caches(network)
+        return network
     config = check_network_config(config, str(file), tensors.shapes, classes)
     try:
         if config["class"] == DENSE:

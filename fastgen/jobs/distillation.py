@@ -46,6 +46,7 @@ from .hand_over import HandOver, Rows, teacher_notes
 from .pairs import pairs_of_run
 from .setup import Setup
 from .sources import load_run_student, load_teacher
+from .trial import try_network
 
 __all__ = ["Distillation", "distill", "score_student"]
 
@@ -121,6 +122,8 @@ class Distillation:
         self.task = build_data(cfg.data) if task is None else task
         self.networks = Setup(cfg, teacher.to(processes.device).eval(), self.task.train)
         check_plan(self.networks, processes=self.world, sharded=processes.is_fsdp2)
+        if not processes.is_fsdp2:  # one process may not hold a network that several share
+            try_network(self.networks)
         self.stored_scores: tuple[Rows, dict[str, float]] | None = stored_scores(cfg)
         self.closing = HandOver(self.networks, self.task, run_dir, stored=self.stored_scores)
 

@@ -26,6 +26,7 @@ from .checks import check_plan, coupling_notes, fit_to_teacher, with_method
 from .pretraining import build_network
 from .setup import Setup
 from .sources import load_teacher
+from .trial import try_network
 
 __all__ = [
     "distillation_footprints",
@@ -53,6 +54,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     launch = launch or _launch()
     setup = Setup(cfg, teacher, task.train)
     check_plan(setup, processes=launch.processes, sharded=launch.sharded)
+    try_network(setup, export=True)
     notes += data_notes(task, cfg.train.batch_size)
     notes += declaration_notes(
         setup.unguided,

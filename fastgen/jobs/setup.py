@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from .._core.caches import renew_caches
 from .._core.conditions import cond_text, cond_to, map_tensors, take_rows, tensors_in
 from .._core.copies import copied
 from ..config.schemas import DistillConfig
@@ -14,7 +15,7 @@ from ..data import Data
 from ..data.files import load_conditions
 from ..guidance import Guidance
 from ..methods.method import Batch, Networks
-from ..networks import network_dtype, parameters_to
+from ..networks import network_dtype, parameters_to, trainable
 from ..teachers.answer import answer_of
 from ..teachers.couplings import Coupling, coupling_of
 from ..teachers.guided import GuidedNetwork
@@ -53,6 +54,7 @@ class Setup(Networks):
         self.x0, cond = data.network_inputs()
         self.in_order = data.in_order
         self.cond = cond_to(cond, dtype=network_dtype(teacher, self.x0.dtype))
+        renew_caches(teacher)
         self.source = teacher
         self.dtype = network_dtype(teacher, torch.float32)
         if cfg.teacher.dtype is not None and self.dtype == torch.float64:
@@ -67,7 +69,7 @@ class Setup(Networks):
 
     def student(self) -> nn.Module:
         """A copy of `source` in full precision, trainable whatever the caller froze."""
-        return parameters_to(copied(self.source), self.dtype).requires_grad_(True)
+        return trainable(parameters_to(copied(self.source), self.dtype))
 
     def prediction_at(self, time: float) -> Tensor:
         """What the teacher answers for two samples at `time`; errors as `answer_of`."""

@@ -27,7 +27,7 @@ from ..records.folder import RUN_CONFIG
 from ..teachers.conversion import as_rectified_flow, check_prediction
 from ..teachers.keywords import KeywordNetwork
 
-__all__ = ["is_changed", "load_run_student", "load_teacher", "load_weights"]
+__all__ = ["built_network", "is_changed", "load_run_student", "load_teacher", "load_weights"]
 
 _DECLARATION = ("path", "prediction", "data_at", "time_scale")
 
@@ -64,6 +64,18 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
     network = _declared(network, source)
     check_prediction(network, cfg.student.pred_type)
     return network
+
+
+def built_network(source: TeacherConfig) -> nn.Module:
+    """What the factory of a config returns, as it is.
+
+    Raises:
+        ValueError: no factory, or one that can't be used.
+        TypeError: it returns something else than a module.
+    """
+    if source.factory is None:
+        raise ValueError("expected teacher.factory (package.module:callable), got none")
+    return _built(source.factory, source.arguments)
 
 
 def is_changed(source: TeacherConfig) -> bool:

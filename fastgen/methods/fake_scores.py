@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .._core.caches import renew_before_calls
 from .._core.checks import check_count
 from .._core.copies import copied
 from .._core.seeds import generator_for
-from ..networks import Cond, NetworkWrapper, network_dtype
+from ..networks import Cond, NetworkWrapper, network_dtype, trainable, unwrap
 
 __all__ = ["LowRankFakeScore", "LowRankLinear", "RungConditioned", "create_fake_score"]
 
@@ -221,8 +222,10 @@ def create_fake_score(
         rank: of the corrections of a `LowRankFakeScore`; None for a full copy of the teacher.
         seed: of the corrections' start.
     """
+    fake_score: nn.Module
     if rank is None:
-        fake_score: nn.Module = copied(teacher).requires_grad_(True)
+        fake_score = trainable(copied(teacher))
+        renew_before_calls(unwrap(fake_score))
     else:
         fake_score = LowRankFakeScore(teacher, rank, seed=seed)
     return fake_score if num_rungs == 1 else RungConditioned(fake_score, num_rungs)

@@ -41,7 +41,7 @@ def answer_of(network: nn.Module, x0: Tensor, cond: Cond, time: float = 0.5) -> 
     t = torch.full((len(x_t),), time, device=x_t.device)
     given = f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)}, cond {cond_text(z)}"
     try:
-        with evaluating(network):
+        with torch.no_grad(), evaluating(network):
             pred = network(x_t, t, z)
     except _MISFITS as error:
         raise ValueError(

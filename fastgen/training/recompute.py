@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .._core.caches import tell_mode
+
 __all__ = ["keep_blocks", "recompute_blocks", "recomputed"]
 
 
@@ -93,6 +95,7 @@ def _recomputing(plain: type[nn.Module]) -> type[nn.Module]:
 
         def again(*args: Any, **kwargs: Any) -> Any:
             with _as_then(modes, flags):
+                tell_mode(self)  # no cached weights: the second time they would be there already
                 return plain.forward(self, *args, **kwargs)
 
         return checkpoint(again, *args, use_reentrant=False, **kwargs)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._core.caches import renew_before_calls, renew_caches
 from .._core.conditions import map_tensors
 from .._core.copies import copied
 from .._core.modules import as_built, load_state, state_of
@@ -22,6 +23,7 @@ from .._core.processes import gathered, settle, shared_like
 from ..config.groups import EMAConfig
 from ..config.training import OptimizerConfig
 from ..ema import ExponentialMovingAverage
+from ..networks import unwrap
 from ..records.checkpoints import (
     add_prefix,
     check_parts,
@@ -29,6 +31,7 @@ from ..records.checkpoints import (
     unflatten_optimizer,
     with_prefix,
 )
+from .optimizers import adam
 from .processes import Processes
 from .used import UsedParameters
 
@@ -144,15 +147,16 @@ class TrainedNetwork:
         # Sharding turns the network itself into shards: what is handed out is made from a copy.
         self._plain = copied(network).cpu() if sharded else None
         self.bare = as_built(network).to(processes.device)
+        renew_before_calls(unwrap(self.bare))
         own = vars(self.bare)
         self._own_methods = {name: own[name] for name in _REPLACED if name in own}
-        adam = _adam(self.bare, optimizer)
+        optimizer_of_bare = adam(self.bare, optimizer)
         if sharded and processes.mixed_precision == "bf16":
             # FSDP, to which accelerate leaves half precision, would cast times as well, and is told
             # to keep float32.
             self.bare.forward = _in_bfloat16(self.bare.forward, processes)
         # In one call, so that sharding can put its new parameters into the optimiser.
-        prepared, self.optimizer = processes.prepare(self.bare, adam)
+        prepared, self.optimizer = processes.prepare(self.bare, optimizer_of_bare)
         # Compiled from outside: weights keep their names, and an unwrapped network runs uncompiled.
         self.network: Any = torch.compile(prepared) if compiled else prepared
         self._parameters = list(self.bare.parameters())
@@ -204,15 +208,15 @@ class TrainedNetwork:
         skip = ~norm.isfinite()
         self._unread.append((self.at, skip))
         # Torch's kernel leaves a step out by itself where this says so; a loss scale needs that.
-        adam: Any = self.optimizer
-        adam.found_inf = skip.to(torch.float32)
-        adam.step()
+        kernel: Any = self.optimizer
+        kernel.found_inf = skip.to(torch.float32)
+        kernel.step()
         for buffer, before in self._statistics:
             buffer.copy_(torch.where(skip, before, buffer))
             before.copy_(buffer)
         if self.ema is not None:
             self.ema.update(self.bare, iteration=index + 1, skip=skip)
-        adam.zero_grad(set_to_none=True)
+        kernel.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "lr": lr}
 
     def _backward(self, loss: Tensor | Sequence[Callable[[], Tensor]]) -> None:
@@ -269,7 +273,9 @@ class TrainedNetwork:
                 network = copied(self.bare)
         if self.ema is not None:
             self.ema.copy_to(network)
-        return network.eval()
+        network.eval()
+        renew_caches(network)
+        return network
 
     @contextlib.contextmanager
     def _unprepared(self) -> Iterator[None]:
@@ -332,19 +338,6 @@ class TrainedNetwork:
                 shared = shared_like(value, parameter) if moment else value
                 moments[f"optimizer.{i}.{name}"] = shared
         return moments
-
-
-def _adam(network: nn.Module, cfg: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW in one kernel, by the groups of parameters that the network itself offers, if it
-    does."""
-    groups = getattr(network, "get_optim_groups", None)
-    return torch.optim.AdamW(
-        network.parameters() if groups is None else groups(cfg.weight_decay),
-        lr=cfg.lr,
-        betas=cfg.betas,
-        weight_decay=cfg.weight_decay,
-        fused=True,
-    )
 
 
 def _in_bfloat16(forward: Callable[..., Any], processes: Processes) -> Callable[..., Any]:

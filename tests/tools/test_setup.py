@@ -114,20 +114,24 @@ def test_what_the_set_up_installs_is_pinned_within_its_range(python):
         )
 
 
-def test_escnn_is_pinned_where_pip_alone_would_leave_it_out():
-    escnn = next(Requirement(line) for line in ARRAYS["dependencies"] if line.startswith("escnn"))
-    pin = next(pin for pin in PINS if pin.name == "escnn")
-    assert not applies(escnn, "3.13") and applies(pin, "3.13")
-    assert escnn.specifier.contains(next(iter(pin.specifier)).version)
+@pytest.mark.parametrize(("group", "name"), [("dependencies", "escnn"), ("dev", "symm-learning")])
+def test_what_comes_bare_is_pinned_where_pip_alone_would_leave_it_out(group, name):
+    asked = next(Requirement(line) for line in ARRAYS[group] if line.startswith(name))
+    pin = next(pin for pin in PINS if pin.name == name)
+    assert not applies(asked, "3.13") and applies(pin, "3.13")
+    assert asked.specifier.contains(next(iter(pin.specifier)).version)
 
 
 # ---- What would be installed ---------------------------------------------------------------------
 
 
-def test_our_own_environment_gets_every_dependency_but_escnn_which_comes_bare():
+def test_our_own_environment_gets_every_dependency_but_those_that_come_bare():
     lines = setup_requirements.wanted(["dependencies", "viz", "dev"], {}, ours=True)
     asked = names([line for group in ("dependencies", "viz", "dev") for line in ARRAYS[group]])
-    assert names(lines) == (asked - {"escnn"}) | set(setup_requirements.ESCNN_NEEDS)
+    bare = set(setup_requirements.BARE)
+    assert names(lines) == (asked - bare) | set(setup_requirements.ESCNN_NEEDS)
+    assert setup_requirements.wanted_bare(["dependencies", "viz"]) == ["escnn"]
+    assert set(setup_requirements.wanted_bare(["dependencies", "viz", "dev"])) == bare
     # Whatever is there already, in .venv the pins decide.
     assert setup_requirements.wanted(
         ["dependencies"], THEIRS, ours=True
