@@ -112,24 +112,24 @@ def _outliers(task: Any, data: TrajectoryData | SampleData) -> list[str]:
         numbers = torch.cat([task.rows[part] for part in parts])
     normalised = isinstance(data, TrajectoryData)
     lines = []
-    for name, values in _together([{"X": x} | named_tensors(z) for x, z in parts.values()]):
-        for found in outliers(values):
+    for name, values in _of_all_parts([{"X": x} | named_tensors(z) for x, z in parts.values()]):
+        for found in outliers(*values):
             place = name if found.channel is None else f"{name} in channel {found.channel}"
             held_out = all(row >= len(data.X) for row in found.rows)
             lines.append(
                 f"warning: {place} has outliers in {_rows(numbers[found.rows].tolist())} of "
-                f"{len(values)}, up to {found.farthest:.4g} from the median: with them its scale "
+                f"{len(numbers)}, up to {found.farthest:.4g} from the median: with them its scale "
                 f"is {found.scale:.4g}, {_without(found)}{_effect(held_out, normalised)}; remove "
                 "these rows or clip them, unless they are right"
             )
     return lines
 
 
-def _together(parts: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The floating tensors of all parts by name, row after row."""
+def _of_all_parts(parts: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[str, list[Tensor]]]:
+    """The floating tensors by name, of each part."""
     for name, value in parts[0].items():
         if value.is_floating_point():
-            yield name, torch.cat([part[name] for part in parts])
+            yield name, [part[name] for part in parts]
 
 
 def _rows(numbers: Sequence[int]) -> str:

@@ -12,13 +12,13 @@ with the quantiles of the channel's numbers; r = s for a normal law.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .._core.seeds import generator_for
+from .._core.seeds import draw_rows, generator_for
 from ..normalizer import Normalizer, is_constant
 from .precision import channels
 
@@ -37,8 +37,9 @@ _MOST_OF_CONSTANT = 0.001
 # scale beside it, is almost constant.
 _LITTLE = 1e-4
 _LITTLE_BESIDE = 1e-7
-# Numbers that quantiles are taken of, and rows that are looked at at once.
+# Numbers that quantiles are taken of, about and at most, and rows that are looked at at once.
 _SAMPLE = 100_000
+_LARGEST_SAMPLE = 1_000_000
 _BLOCK = 4096
 
 
@@ -75,19 +76,25 @@ class NearConstant:
     scale: float
 
 
-def outliers(data: Tensor) -> list[Outliers]:
-    """The channels of data (N, ...) whose scale a few rows decide; channels as
-    `precision.channels`."""
+def outliers(*parts: Tensor) -> list[Outliers]:
+    """The channels whose scale a few rows decide.
+
+    Args:
+        parts: of the data, (N, ...) each, as if they were one after the other. They are not put
+            together, since a copy of the data may be more than fits. Channels as
+            `precision.channels`.
+    """
     found = []
-    for channel, values in _by_row(data):
+    rows = sum(map(len, parts))
+    for channel, values in _by_row(parts):
         median, robust = _robust(values)
-        mean, scale = _moments(values)
+        scale = _scale(values)
         # A number counts as the median's own if float32 can't tell the two apart.
         alike = 1e-6 * abs(median)
         bound = _FAR * robust if robust > 0 else alike
         distance = torch.cat([(block.double() - median).abs().amax(1) for block in _blocks(values)])
         far = (distance > bound).nonzero().flatten()
-        most = max(1.0, (_MOST if robust > 0 else _MOST_OF_CONSTANT) * len(values))
+        most = max(1.0, (_MOST if robust > 0 else _MOST_OF_CONSTANT) * rows)
         if scale > _INFLATED * robust and 0 < len(far) <= most:
             farthest = float(distance.max())
             found.append(Outliers(channel, far.tolist(), farthest, scale, robust))
@@ -99,7 +106,7 @@ def near_constants(data: Tensor, normalizer: Normalizer) -> list[NearConstant]:
     scales = normalizer.scale.norm(dim=1)
     columns = channels(data)
     constant = is_constant(columns)
-    sizes = columns.abs().amax(0).double()
+    sizes = torch.stack([column.abs().amax() for column in columns.unbind(1)]).double()
     # Where no mean is taken off, the scale is not of changes.
     little = (scales < _LITTLE * sizes) & (normalizer.mean != 0)
     little |= scales < _LITTLE_BESIDE * scales.max()
@@ -109,34 +116,39 @@ def near_constants(data: Tensor, normalizer: Normalizer) -> list[NearConstant]:
     ]
 
 
-def _by_row(data: Tensor) -> Iterator[tuple[int | None, Tensor]]:
-    """Each channel of data with its numbers (N, numbers of a row)."""
-    if data.ndim not in (2, 3):
-        yield None, data.reshape(len(data), -1)
+def _by_row(parts: Sequence[Tensor]) -> Iterator[tuple[int | None, list[Tensor]]]:
+    """Each channel with its numbers in each part, (N, numbers of a row)."""
+    if parts[0].ndim not in (2, 3):
+        yield None, [part.reshape(len(part), -1) for part in parts]
         return
-    for channel in range(data.shape[-1]):
-        yield channel, data[..., channel].reshape(len(data), -1)
+    for channel in range(parts[0].shape[-1]):
+        yield channel, [part[..., channel].reshape(len(part), -1) for part in parts]
 
 
-def _blocks(values: Tensor) -> tuple[Tensor, ...]:
-    # In float64 a copy of all the data may be more than fits.
-    return values.split(_BLOCK)
+def _blocks(values: Sequence[Tensor]) -> Iterator[Tensor]:
+    for part in values:
+        yield from part.split(_BLOCK)
 
 
-def _robust(values: Tensor) -> tuple[float, float]:
-    """Median and r of all numbers, or of some drawn from them."""
-    numbers = values.reshape(-1)
-    if len(numbers) > _SAMPLE:
-        generator = generator_for(0, "quantiles")
-        numbers = numbers[torch.randint(len(numbers), (_SAMPLE,), generator=generator)]
+def _robust(values: Sequence[Tensor]) -> tuple[float, float]:
+    """Median and r of all numbers, or of some drawn from each part by its size."""
+    share = min(1.0, _SAMPLE / sum(part.numel() for part in values))
+    drawn = []
+    for part in values:
+        rows = max(1, round(share * len(part))) if share < 1 else len(part)
+        drawn.append(part[draw_rows(len(part), rows, generator_for(0, "quantiles"))].reshape(-1))
+    numbers = torch.cat(drawn)
+    if len(numbers) > _LARGEST_SAMPLE:
+        pick = draw_rows(len(numbers), _LARGEST_SAMPLE, generator_for(0, "quantiles"))
+        numbers = numbers[pick]
     at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     low, median, high = torch.quantile(numbers.double(), at).tolist()
     return median, (high - low) / _WIDTH
 
 
-def _moments(values: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of all numbers."""
-    n = values.numel()
+def _scale(values: Sequence[Tensor]) -> float:
+    """Standard deviation of all numbers."""
+    n = sum(part.numel() for part in values)
     mean = sum(float(block.double().sum()) for block in _blocks(values)) / n
     squares = sum(float((block.double() - mean).square().sum()) for block in _blocks(values))
-    return mean, (squares / n) ** 0.5
+    return (squares / n) ** 0.5
