@@ -49,6 +49,7 @@ _DTYPES = {
     "float16": torch.float16,
 }
 
+_RESTORE = "restore the run's own, or begin a new run in another folder"
 _KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
@@ -133,7 +134,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> 
     dtype.
 
     Args:
-        metadata: more text for the header (see `read_metadata`).
+        metadata: more text for the header (see `read_metadata`), such as `run`, what tells the run
+            that writes the file from others.
 
     Raises:
         OSError: it can't be written; what stood there is untouched.
@@ -144,11 +146,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> 
         write_safetensors(partial, own, sha256=_digest(own), **metadata)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(
+    path: Path, *, run: str | None = None, remedy: str = _RESTORE
+) -> dict[str, Tensor]:
     """The tensors of a file of `save_tensors`.
 
+    Args:
+        run: what it was written with as `run`; None: anything.
+        remedy: what to do about the file of another run.
+
     Raises:
-        ValueError: missing, truncated, damaged, or something else.
+        ValueError: missing, truncated, damaged, or something else; or of another run.
     """
     try:
         found = _read(path)
@@ -159,6 +167,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             f"cannot read {path}: it does not match its checksum; restore the file, or begin a "
             "new run"
         )
+    if run is not None and found.metadata.get("run") != run:
+        raise ValueError(f"{path} was made by another run: {remedy}")
     return found.tensors
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from .._core.json_files import check_names, plain_json, read_json, write_json
 from .._core.messages import EXPORT_AGAIN, brief
 from .._core.sizes import parse_sizes
 from .._core.tensor_files import TensorFile, check_tensor_entry
+from .._core.versions import package_version
 from ..normalizer import Normalizer
 from ..samplers.student import SAMPLE_TYPES
 from .built_in import CUSTOM, DENSE, built_in_config
@@ -81,16 +81,9 @@ def config_head(format_name: str, network: nn.Module) -> dict[str, Any]:
     return {
         "format": format_name,
         "format_version": _VERSION,
-        "package_version": _package_version(),
+        "package_version": package_version(),
         "network": plain_json(config, "network.config"),
     }
-
-
-def _package_version() -> str:
-    try:
-        return metadata.version("fastgen-distill")
-    except metadata.PackageNotFoundError:
-        return "source tree"
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

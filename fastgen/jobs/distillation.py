@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.conditions import tensors_in
 from .._core.copies import copied
-from .._core.modules import load_state, state_of
+from .._core.modules import load_state
 from .._core.processes import together
 from .._core.seeds import generator_for
 from .._core.timing import Stopwatch
@@ -25,7 +24,6 @@ from ..data.checks import data_notes
 from ..methods.registry import stages_of
 from ..networks import Cond
 from ..records.folder import claim_run, open_run
-from ..records.origin import fingerprint
 from ..teachers.declarations import declaration_notes
 from ..training.accelerator import start_accelerator
 from ..training.draws import Draws
@@ -43,6 +41,7 @@ from .checks import (
 )
 from .evaluation import Sampler, chunk_rows
 from .hand_over import HandOver, Rows, teacher_notes
+from .origin import data_origin, teacher_origin
 from .pairs import pairs_of_run
 from .setup import Setup
 from .sources import load_run_student, load_teacher
@@ -119,6 +118,7 @@ class Distillation:
         self.processes = processes
         self.rank = processes.process_index
         self.world = processes.num_processes
+        self._built = task is None
         self.task = build_data(cfg.data) if task is None else task
         self.networks = Setup(cfg, teacher.to(processes.device).eval(), self.task.train)
         check_plan(self.networks, processes=self.world, sharded=processes.is_fsdp2)
@@ -146,8 +146,8 @@ class Distillation:
     def origin(self) -> dict[str, Any]:
         """What a run that is resumed must go on with, beside its config."""
         return {
-            "data": fingerprint([self.networks.x0, *tensors_in(self.networks.cond)]),
-            "teacher": fingerprint(state_of(self.networks.source).values()),
+            **data_origin(self.task, self.cfg.data, built=self._built),
+            **teacher_origin(self.networks),
             "mixed precision": str(self.processes.mixed_precision),
         }
 

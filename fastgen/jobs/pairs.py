@@ -14,12 +14,14 @@ from .._core.tensor_files import load_tensors, save_tensors
 from ..methods.kd import teacher_pairs
 from ..networks import Cond
 from ..records.log import progress_bar
+from ..records.origin import run_stamp
 from ..training.processes import Processes
 from .setup import Setup
 
 __all__ = ["PAIRS", "pair_rows", "pairs_of_run"]
 
 PAIRS = "pairs.safetensors"
+_REMAKE = "delete the file, and they are made again"
 
 
 def pairs_of_run(
@@ -36,15 +38,16 @@ def pairs_of_run(
         `(states, cond)`: (N, K + 1, ...) on the CPU, and N rows of the condition.
 
     Raises:
-        ValueError: the file in the run folder holds other pairs.
+        ValueError: the file in the run folder holds other pairs, or those of another run.
     """
     n = setup.cfg.train.kd_pairs
     cond = take_rows(setup.cond, pair_rows(n, len(setup.x0), setup.cfg.seed, setup.in_order))
     path = run_dir / PAIRS
+    owner = run_stamp(run_dir)
     if path.exists():
-        states = load_tensors(path).get("states")
+        states = load_tensors(path, remedy=_REMAKE, **owner).get("states")
         shape = (n, len(setup.cfg.student.t_list), *setup.x0.shape[1:])
-        if states is None or states.shape != shape:
+        if states is None or states.shape != shape or not states.is_floating_point():
             raise ValueError(
                 f"expected the teacher pairs of this run in {path}, got others; delete the file"
             )
@@ -59,7 +62,7 @@ def pairs_of_run(
     states = torch.cat(parts)
     with together():
         if processes.is_main_process:
-            save_tensors(path, {"states": states})
+            save_tensors(path, {"states": states}, **owner)
     return states, cond
 
 

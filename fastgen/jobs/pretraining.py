@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._core.conditions import cond_text, tensors_in
+from .._core.conditions import cond_text
 from .._core.copies import copied
 from .._core.json_files import read_json, write_json
 from .._core.modules import load_state
@@ -28,7 +28,6 @@ from ..export.folders import SCORES_FILE, load_network, save_network
 from ..methods.pretraining import FlowMatchingTraining
 from ..models import build_model
 from ..records.folder import claim_run, open_run
-from ..records.origin import fingerprint
 from ..training.accelerator import start_accelerator
 from ..training.draws import Draws
 from ..training.recompute import recompute_blocks
@@ -36,6 +35,7 @@ from ..training.stage import Stage
 from ..training.trained_network import TrainedNetwork, check_compiler
 from ..training.trainer import Trainer
 from .evaluation import evaluate_teacher, teacher_sampler
+from .origin import data_origin
 
 _VALIDATION_CALLS = 8
 
@@ -55,12 +55,9 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             if processes.is_main_process:
                 for line in data_notes(task, cfg.train.batch_size):
                     print(line, file=sys.stderr, flush=True)
-                data = fingerprint(tensors_in(task.train.network_inputs()))
-                claim_run(
-                    run_dir,
-                    cfg,
-                    {"data": data, "mixed precision": str(processes.mixed_precision)},
-                )
+                origin: dict[str, Any] = dict(data_origin(task, cfg.data, built=True))
+                origin["mixed precision"] = str(processes.mixed_precision)
+                claim_run(run_dir, cfg, origin)
 
         def stage() -> Stage:
             x0, cond = task.train.network_inputs()

@@ -16,7 +16,8 @@ from .._core.processes import together
 from .._core.yaml_files import read_yaml
 from ..config.files import dump_anywhere
 from ..config.old_spellings import old_spellings
-from .origin import check_origin, write_origin
+from .log import say
+from .origin import ORIGIN, check_origin, run_identity, write_origin
 
 __all__ = ["RUN_CONFIG", "claim_run", "open_run", "run_folder"]
 
@@ -133,11 +134,21 @@ def _locked_folder(cfg: Any) -> Iterator[Path]:
 def _foreign(folder: Path) -> list[str]:
     """Names in a folder without a run that a run would write to."""
     found = [name for name in _OURS if os.path.lexists(folder / name)]
+    if found == [ORIGIN] and _is_left_over(folder):
+        found = []
     lock = folder / _LOCK
     # Ours is empty; it stays behind a run that was killed before it began.
     if os.path.lexists(lock) and not (lock.is_file() and lock.stat().st_size == 0):
         found.append(_LOCK)
     return found
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Whether origin.json is that of a run which was killed before it wrote its config."""
+    try:
+        return run_identity(folder) is not None
+    except ValueError:
+        return False
 
 
 def claim_run(folder: Path, cfg: BaseModel, origin: Mapping[str, Any] | None = None) -> None:
@@ -150,14 +161,16 @@ def claim_run(folder: Path, cfg: BaseModel, origin: Mapping[str, Any] | None = N
             beside the config, or compared where the run is resumed.
 
     Raises:
-        ValueError: the run was begun with other data, another teacher or another precision.
+        ValueError: the run was begun with other data, another teacher or another precision. Another
+            version of this package or of torch is said.
     """
     if not (folder / RUN_CONFIG).exists():
         if origin is not None:
-            write_origin(folder, origin)
+            write_origin(folder, origin, _fixed(yaml.safe_load(dump_anywhere(cfg))))
         write_file(folder / RUN_CONFIG, dump_anywhere(cfg).encode())
     elif origin is not None:
-        check_origin(folder, origin)
+        for note in check_origin(folder, origin):
+            say(note)
 
 
 def _lock(handle: int, folder: Path) -> None:
@@ -182,18 +195,30 @@ def _check_same(saved: Path, cfg: BaseModel) -> None:
             f"{saved.parent} holds a run that an earlier version began (its {RUN_CONFIG} says "
             f"{', '.join(old.values())}): go on with that version, or choose another run_dir"
         )
-    before = _flatten(begun_with)
-    now = _flatten(yaml.safe_load(dump_anywhere(cfg)))
-    fixed = (before.keys() | now.keys()) - set(_FREE_KEYS)
-    different = sorted(key for key in fixed if before.get(key) != now.get(key))
+    before = _fixed(begun_with)
+    now = _fixed(yaml.safe_load(dump_anywhere(cfg)))
+    keys = before.keys() | now.keys()
+    different = sorted(key for key in keys if before.get(key) != now.get(key))
     if different:
         said = "; ".join(
-            f"{key}: {before.get(key)} then, {now.get(key)} now" for key in different[:5]
+            f"{_short(key)}: {_short(before.get(key))} then, {_short(now.get(key))} now"
+            for key in different[:5]
         )
         raise ValueError(
             f"{saved.parent} holds a run of another config ({said}): resume with its own, or "
             "choose another run_dir"
         )
+
+
+def _fixed(values: Any) -> dict[str, Any]:
+    """The keys of a config that a resumed run may not change, by dotted name."""
+    return {key: value for key, value in _flatten(values).items() if key not in _FREE_KEYS}
+
+
+def _short(value: Any) -> str:
+    """A value of a config on a line."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -30,6 +30,7 @@ from ..records.checkpoints import (
     with_prefix,
 )
 from ..records.log import say
+from ..records.origin import run_stamp
 from .processes import Processes
 from .stage import Stage
 from .trained_network import TrainedNetwork
@@ -146,6 +147,7 @@ class RunFiles:
         self.run_dir = run_dir
         self.loop = loop
         self.processes = processes
+        self._owner = run_stamp(run_dir)
         self._tensors: Mapping[str, Tensor] = {}  # of the checkpoint, until its stage has begun
 
     # ---- Going on --------------------------------------------------------------------------------
@@ -158,7 +160,8 @@ class RunFiles:
 
         Raises:
             ValueError: checkpoints are there, and none is intact; or the newest is of another
-                version, or not the same for all processes; or the result of a stage is damaged.
+                run or version, or not the same for all processes; or the result of a stage is
+                damaged.
         """
         with together():
             state = self._read_state(stages)
@@ -178,6 +181,11 @@ class RunFiles:
         if found is None:
             return RunState()
         self._tensors, meta = found
+        if self._owner and meta.get("run") != self._owner["run"]:
+            raise ValueError(
+                f"{checkpoint_folders(self.run_dir)[-1].parent} holds a checkpoint that was made "
+                "by another run: restore the run's own, or begin a new run in another folder"
+            )
         try:
             state = RunState.from_json(meta, stages)
         except ValueError as missing:
@@ -229,7 +237,7 @@ class RunFiles:
                 path.unlink(missing_ok=True)
                 best = with_prefix(self._tensors, BEST)
                 if best:
-                    save_tensors(path, best)
+                    save_tensors(path, best, **self._owner)
         self._tensors = {}
 
     # ---- Keeping ---------------------------------------------------------------------------------
@@ -248,9 +256,9 @@ class RunFiles:
             if not self.processes.is_main_process:
                 return
             if best_of is not None and self._best_path(best_of).exists():
-                best = load_tensors(self._best_path(best_of))
+                best = load_tensors(self._best_path(best_of), **self._owner)
                 tensors = {**tensors, **add_prefix(BEST, best)}
-            meta = plain_json(state.to_json(), "meta")
+            meta = plain_json({**state.to_json(), **self._owner}, "meta")
             keep = self.loop.keep_checkpoints
             save_checkpoint(self.run_dir, state.number, tensors, meta, keep=keep)
 
@@ -271,7 +279,7 @@ class RunFiles:
         with together():
             check_finite(weights)
             if self.processes.is_main_process:
-                save_tensors(path, weights)
+                save_tensors(path, weights, **self._owner)
 
     def result(self, stage: str, state: RunState) -> dict[str, Tensor]:
         """Averaged weights of a stage that is done: the best validated ones with `keep_best`, else
@@ -282,7 +290,8 @@ class RunFiles:
         the last.
         """
         kept = self._has_best(stage, state)
-        return load_tensors(self._best_path(stage) if kept else self._result_path(stage))
+        path = self._best_path(stage) if kept else self._result_path(stage)
+        return load_tensors(path, **self._owner)
 
     def _has_best(self, stage: str, state: RunState) -> bool:
         return self.loop.keep_best and state.progress[stage].best_step is not None
