@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ._core.checks import check_shape
+from ._core.conditions import named_tensors
+from ._core.messages import brief
 from ._core.modules import as_built, inside_launcher
 from ._core.sizes import Sizes, check_sizes
 from ._core.tensors import time_dtype
@@ -202,16 +204,35 @@ def call_network(
         the prediction, shaped like `x_t`, in the dtype of the network's answer.
 
     Raises:
-        ValueError: if the network's answer has another shape than `x_t`.
+        ValueError: if the network's answer has another shape than `x_t`, or if it looks up a label
+            that it doesn't have.
     """
     dtype = network_dtype(network, dtype)
     if isinstance(t, Tensor):
         times = t.to(x_t.device, time_dtype(dtype)).expand(x_t.shape[0])
     else:
         times = torch.full((x_t.shape[0],), t, dtype=time_dtype(dtype), device=x_t.device)
-    pred = network(x_t.to(dtype), times, cond)
+    try:
+        pred = network(x_t.to(dtype), times, cond)
+    except IndexError as error:
+        labels = _label_ranges(cond)
+        if not labels:
+            raise
+        raise ValueError(
+            f"expected labels that the network knows, got {labels}: {brief(error)}"
+        ) from error
     check_shape("the network's output", pred, x_t.shape)
     return pred
+
+
+def _label_ranges(cond: Cond) -> str:
+    """The integers in a condition, for people: "Z from 0 to 12"; nothing where there are none."""
+    parts = []
+    for name, value in named_tensors(cond).items():
+        if value.is_floating_point() or value.dtype == torch.bool or not value.numel():
+            continue
+        parts.append(f"{name} from {int(value.min())} to {int(value.max())}")
+    return ", ".join(parts)
 
 
 def predict_x0(

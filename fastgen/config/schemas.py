@@ -166,7 +166,8 @@ class TeacherConfig(Config):
     null_cond: str | None = Field(
         default=None,
         description="the condition that dmd.guidance_scale guides away from: `zeros` "
-        "(normalised), or an .npz or .safetensors file that holds one row of a condition as Z",
+        "(normalised), or an .npz or .safetensors file that holds one row of a condition as Z, or "
+        "of each member of one: Z.goal of a mapping, Z.0 of a tuple",
     )
     calls: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16, 100), description="Euler steps of the teacher's rows in the report"

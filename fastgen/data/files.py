@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from .samples import SampleTask, check_samples
 from .trajectories import check_finite
 from .windows import unused_notes, windows_of
 
-__all__ = ["READERS", "file_task", "load_conditions", "read_tensors"]
+__all__ = ["READERS", "file_task", "load_conditions", "load_members", "read_tensors"]
 
 
 # ---- Formats ------------------------------------------------------------------------------------
@@ -88,13 +88,39 @@ def load_conditions(path: str | Path) -> Tensor:
         found = brief(sorted(tensors)) if tensors else "nothing"
         raise ValueError(f"expected Z in {path}, got {found}")
     check_arrays(tensors, path, ("X", "Z", "episode"), "Z")
-    Z = exact_numbers("Z", tensors["Z"])
-    if Z.ndim == 0 or Z.numel() == 0:
+    return _condition("Z", tensors["Z"])
+
+
+def load_members(path: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """The members of a condition that is a mapping or a tuple: an array of a data file for each.
+
+    Args:
+        names: such as "Z.goal" or "Z.0"; the file may call them "goal" or "0".
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: no file, a member that is missing or has no rows,
+            numbers that aren't finite.
+    """
+    tensors = read_tensors(path)
+    spelt = {name: name if name in tensors else name.removeprefix("Z.") for name in names}
+    missing = [name for name, own in spelt.items() if own not in tensors]
+    if missing:
+        found = brief(sorted(tensors)) if tensors else "nothing"
+        raise ValueError(f"expected {', '.join(missing)} in {path}, got {found}")
+    return {name: _condition(name, tensors[own]) for name, own in spelt.items()}
+
+
+def _condition(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of rows of finite numbers; yes-or-no values stay what they are in a member, which
+    may be a mask."""
+    is_mask = tensor.dtype == torch.bool and name != "Z"
+    values = tensor if is_mask else exact_numbers(name, tensor)
+    if values.ndim == 0 or values.numel() == 0:
         raise ValueError(
-            f"expected Z of shape (B, ...) with at least one row, got {tuple(Z.shape)}"
+            f"expected {name} of shape (B, ...) with at least one row, got {tuple(values.shape)}"
         )
-    check_finite("Z", Z)
-    return Z
+    check_finite(name, values)
+    return values
 
 
 # ---- The task of a file -------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .._core.conditions import cond_text
 from .._core.json_files import check_names, read_json
 from ..config.base import OldSpelling
 from ..config.files import C, validate
@@ -18,8 +19,12 @@ from ..config.student import StudentConfig
 from ..config.training import DistillTrainConfig
 from ..export.folders import SCORES_FILE
 from ..methods.registry import WARM_START, method_named, stages_of
+from ..methods.time_grids import rung_grid
 from ..networks import check_trained_sizes, time_range
+from ..samplers.teacher import trusted_time
+from ..teachers.answer import answer_of, telling_rows
 from ..teachers.conversion import RectifiedFlow, loss_space, translated
+from ..teachers.guided import GuidedNetwork
 from ..training.draws import check_shares
 from .setup import Setup
 from .sources import is_changed
@@ -118,6 +123,7 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
     check_shares(train.batch_size, processes, train.gradient_accumulation_steps)
     check_trained_sizes(setup.source, setup.x0, setup.cond, "the teacher")
     setup.prediction_at(0.5)
+    _check_answers(setup)
     stages_of(cfg)[-1].check(setup, processes=processes, sharded=sharded)
 
 
@@ -154,6 +160,48 @@ def remedies_of(setup: Setup) -> dict[str, str]:
         if method.asks_scores(setup.cfg) and setup.coupled:
             remedies[method.stage] = f"the teacher's velocity is no score: {_WITHOUT_SCORES}"
     return remedies
+
+
+def _check_answers(setup: Setup) -> None:
+    """Ask the teacher at the times of the run, with the labels at the ends of the data's, and under
+    the null condition.
+
+    Raises:
+        ValueError: it cannot be called so, or its answer is not finite: which time, row and label.
+    """
+    times = _asked_times(setup)
+    rows = [0, 1, *(row for row in telling_rows(setup.cond) if row > 1)]
+    for time in times:
+        answer_of(setup.unguided, setup.x0, setup.cond, time, rows=rows)
+    if not isinstance(setup.teacher, GuidedNetwork):
+        return
+    null = setup.teacher.null_cond
+    lo, hi = setup.teacher.guidance.interval
+    try:
+        for time in (time for time in times if lo <= time <= hi):
+            answer_of(setup.unguided, setup.x0[:1], null, time)
+    except ValueError as error:
+        raise ValueError(
+            f"teacher.null_cond={setup.cfg.teacher.null_cond}, {cond_text(null)}: {error}; name a "
+            "file that holds a condition the teacher knows"
+        ) from error
+
+
+def _asked_times(setup: Setup) -> list[float]:
+    """RF times, increasing, at which the run will ask its teacher: those of the pairs' grid, and
+    some between the ends of the law that VSD draws from."""
+    cfg = setup.cfg
+    methods = stages_of(cfg)
+    trusted = trusted_time(setup.unguided, cfg.student.pred_type)
+    times = {0.5}
+    if any(method.uses_pairs(cfg) for method in methods):
+        rungs = cfg.student.t_list
+        last = max(rungs[0], trusted)
+        times.update(rung_grid(rungs, cfg.train.kd_teacher_calls, t_max=last)[0])
+    if methods[-1].stage != WARM_START and cfg.dmd.vsd_weight > 0:
+        law = cfg.dmd.vsd_t
+        times.update(law.min_t + i / 8 * (law.max_t - law.min_t) for i in range(1, 8))
+    return sorted(min(time, trusted) for time in times if time > 0)
 
 
 def stored_scores(

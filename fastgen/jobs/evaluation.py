@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ..data.trajectories import TrajectoryData
 from ..export.student import sample_in_original_units
 from ..samplers.student import sample_student, served_steps
 from ..samplers.teacher import sample_teacher
+from ..teachers.answer import Watched
 
 __all__ = [
     "MOST_NUMBERS",
@@ -41,6 +42,8 @@ Sampler = Callable[[Any, Tensor], Tensor]  # (Z, noise) -> X, original units
 # Rows and numbers of noise that a network is given at once.
 MOST_ROWS = 4096
 MOST_NUMBERS = 2**22
+# Rows without a number that a network is asked again with, to find out where it has none.
+_MOST_BAD = 64
 # Where the ODE of a teacher that predicts noise starts: at t = 1 its prediction says nothing of x0.
 _T_MAX_EPS = 0.999
 
@@ -54,14 +57,16 @@ def teacher_sampler(
     if pred_type == "eps":
         grid = [_T_MAX_EPS * (1.0 - i / calls) for i in range(calls + 1)]
 
-    def generate(noise: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
+    def generate(
+        network: nn.Module, noise: Tensor, cond: Any, generator: torch.Generator
+    ) -> Tensor:
         x = sample_teacher(
             network, noise, calls, cond, method=method, pred_type=pred_type, t_grid=grid
         )
         assert isinstance(x, Tensor)  # a pair only with return_all_steps
         return x
 
-    return _in_original_units(network, data, generate)
+    return _in_original_units(network, data, generate, {"the teacher": network})
 
 
 def student_sampler(
@@ -72,11 +77,15 @@ def student_sampler(
     sample_type: str = "ode",
     pred_type: str = "flow",
     seed: int = 0,
+    source: nn.Module | None = None,
 ) -> Sampler:
     """The student as a sampler: one call for each rung of `t_list`. The fresh noise of "sde" is
-    drawn from `seed`, the same at every call of the sampler."""
+    drawn from `seed`, the same at every call of the sampler. Samples that are not finite are said
+    of `source`, the teacher that the student started from, if it is no better."""
 
-    def generate(noise: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
+    def generate(
+        network: nn.Module, noise: Tensor, cond: Any, generator: torch.Generator
+    ) -> Tensor:
         x = sample_student(
             network,
             noise,
@@ -89,7 +98,10 @@ def student_sampler(
         assert isinstance(x, Tensor)  # a pair only with return_all_steps
         return x
 
-    return _in_original_units(network, data, generate, seed)
+    named = {"the student": network}
+    if source is not None:
+        named = {"the teacher (called as its student is)": source, **named}
+    return _in_original_units(network, data, generate, named, seed)
 
 
 def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[int, list[float]]:
@@ -162,22 +174,24 @@ def chunk_rows(data: Data, most: int) -> int:
 def _in_original_units(
     network: nn.Module,
     data: Data,
-    generate: Callable[[Tensor, Any, torch.Generator], Tensor],
+    generate: Callable[[nn.Module, Tensor, Any, torch.Generator], Tensor],
+    named: Mapping[str, nn.Module],
     seed: int = 0,
 ) -> Sampler:
-    """The sampler of `generate`, which is given (noise, cond) as the network sees them.
+    """The sampler of `generate`, which is given (network, noise, cond) as the network sees them.
 
     It is the code that users of a student call, in chunks of rows and with the samples in CPU
-    memory.
+    memory. Samples that are not finite are an error that says which of the `named` networks is the
+    first to answer no number, at which time and for which of the rows that were given.
     """
 
-    def sample(z: Any, noise: Tensor) -> Tensor:
+    def sampled(called: nn.Module, z: Any, noise: Tensor) -> Tensor:
         generator = generator_for(seed, "sampler")
         # The first noise is given whole, so that a one-step sample doesn't depend on the chunks.
         with evaluating(network):
             return sample_in_original_units(
                 network,
-                lambda noise, cond: generate(noise, cond, generator),
+                lambda noise, cond: generate(called, noise, cond, generator),
                 noise,
                 z,
                 x_normalizer=data.x_normalizer,
@@ -186,5 +200,14 @@ def _in_original_units(
                 rows=chunk_rows(data, MOST_ROWS),
                 device=torch.device("cpu"),
             )
+
+    def sample(z: Any, noise: Tensor) -> Tensor:
+        x = sampled(network, z, noise)
+        finite = torch.isfinite(x.flatten(1)).all(1)
+        if not bool(finite.all()):
+            bad = (~finite).nonzero().flatten()[:_MOST_BAD]
+            for who, asked in named.items():
+                sampled(Watched(asked, who, bad), take_rows(z, bad), noise[bad])
+        return x
 
     return sample

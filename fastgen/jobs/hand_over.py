@@ -178,6 +178,7 @@ class HandOver:
             how.t_list,
             sample_type=how.sample_type,
             pred_type=how.pred_type,
+            source=self.setup.source,
         )
 
     def teacher_sampler(self, calls: int) -> Sampler:

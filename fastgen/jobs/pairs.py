@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._core.conditions import cond_to, take_rows
 from .._core.processes import together
@@ -15,11 +15,14 @@ from ..methods.kd import teacher_pairs
 from ..networks import Cond
 from ..records.log import progress_bar
 from ..records.origin import run_stamp
+from ..teachers.answer import Watched
 from ..training.processes import Processes
 from .setup import Setup
 
 __all__ = ["PAIRS", "pair_rows", "pairs_of_run"]
 
+# Rows without a number that the teacher is asked again with.
+_MOST_BAD = 64
 PAIRS = "pairs.safetensors"
 _REMAKE = "delete the file, and they are made again"
 
@@ -38,7 +41,8 @@ def pairs_of_run(
         `(states, cond)`: (N, K + 1, ...) on the CPU, and N rows of the condition.
 
     Raises:
-        ValueError: the file in the run folder holds other pairs, or those of another run.
+        ValueError: the file in the run folder holds other pairs, or those of another run; the
+            teacher's answer is not finite at some time for some row.
     """
     n = setup.cfg.train.kd_pairs
     cond = take_rows(setup.cond, pair_rows(n, len(setup.x0), setup.cfg.seed, setup.in_order))
@@ -91,12 +95,30 @@ def _chunk_of_pairs(
     share = -(-size // processes.num_processes)
     first = processes.process_index * share
     rows = torch.arange(first, first + share).clamp(max=size - 1)
-    states = teacher_pairs(
-        setup.teacher,
-        noise[rows].to(processes.device),
-        cond_to(take_rows(cond, start + rows), processes.device),
-        cfg.student.t_list,
-        calls=cfg.train.kd_teacher_calls,
-        pred_type=cfg.student.pred_type,
-    )
-    return processes.gather(states)[:size].cpu()
+
+    def made_by(teacher: nn.Module, rows: Tensor) -> Tensor:
+        return teacher_pairs(
+            teacher,
+            noise[rows].to(processes.device),
+            cond_to(take_rows(cond, start + rows), processes.device),
+            cfg.student.t_list,
+            calls=cfg.train.kd_teacher_calls,
+            pred_type=cfg.student.pred_type,
+        )
+
+    states = processes.gather(made_by(setup.teacher, rows))[:size].cpu()
+    finite = torch.isfinite(states.flatten(1)).all(1)
+    if not bool(finite.all()):
+        # Once more, and looked at: all processes see the same rows, so all of them end here.
+        bad = (~finite).nonzero().flatten()[:_MOST_BAD]
+        own = pair_rows(cfg.train.kd_pairs, len(setup.x0), cfg.seed, setup.in_order)
+        of_data = own[start + bad]
+        try:
+            made_by(Watched(setup.teacher, "the teacher", of_data), bad)
+        except ValueError as error:
+            raise ValueError(f"teacher pairs: {error} of the training data") from error
+        raise ValueError(
+            "teacher pairs: expected finite numbers from the teacher's ODE, got NaN or infinity "
+            f"from rows {of_data.tolist()} of the training data"
+        )
+    return states

@@ -8,14 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from .._core.caches import renew_caches
-from .._core.conditions import cond_text, cond_to, map_tensors, take_rows, tensors_in
+from .._core.conditions import (
+    cond_text,
+    cond_to,
+    map_tensors,
+    named_tensors,
+    take_rows,
+    tensors_in,
+)
 from .._core.copies import copied
 from ..config.schemas import DistillConfig
 from ..data import Data
-from ..data.files import load_conditions
+from ..data.files import load_conditions, load_members
 from ..guidance import Guidance
 from ..methods.method import Batch, Networks
-from ..networks import network_dtype, parameters_to, trainable
+from ..networks import Cond, network_dtype, parameters_to, trainable
 from ..teachers.answer import answer_of
 from ..teachers.couplings import Coupling, coupling_of
 from ..teachers.guided import GuidedNetwork
@@ -109,21 +116,54 @@ def guided_teacher(cfg: DistillConfig, network: nn.Module, data: Data) -> nn.Mod
         return network
     _, cond = data.network_inputs()
     row = take_rows(cond, slice(1))
+    if not tensors_in(row):
+        raise ValueError(
+            "expected data with a condition for dmd.guidance_scale, got none to guide away from; "
+            "leave out dmd.guidance_scale and teacher.null_cond"
+        )
     if source == "zeros":
-        if not tensors_in(row) or not all(value.is_floating_point() for value in tensors_in(row)):
-            raise ValueError(
-                "expected a condition of real numbers for teacher.null_cond=zeros, got "
-                f"{cond_text(row)}; name a file that holds the null condition as Z"
-            )
-        null = map_tensors(torch.zeros_like, row)
-    else:
+        null = _zeros(row)
+    elif isinstance(row, Tensor):
         null = load_conditions(source)[:1]
         null = null if data.z_normalizer is None else data.z_normalizer.normalize(null)
-        if cond_text(null) != cond_text(row):
-            raise ValueError(
-                f"expected Z in {source} like one condition, {cond_text(row)}, got "
-                f"{cond_text(null)}"
-            )
+        _check_like(source, "Z", null, row)
+    else:
+        null = _members(source, row)
     guidance = Guidance(dmd.guidance_scale, dmd.guidance_interval, dmd.guidance_rescale)
     null = cond_to(null, dtype=network_dtype(network, torch.float32))
     return GuidedNetwork(network, guidance, null, pred_type=cfg.student.pred_type).eval()
+
+
+def _zeros(row: Cond) -> Cond:
+    """Zeros in the place of one condition, whose members must all be real numbers."""
+    others = [name for name, value in named_tensors(row).items() if not value.is_floating_point()]
+    if others:
+        raise ValueError(
+            f"expected a condition of real numbers for teacher.null_cond=zeros, got "
+            f"{cond_text(row)}: there is no zero of {', '.join(others)}; name a file (.npz or "
+            f".safetensors) that holds one row of each: {', '.join(named_tensors(row))}"
+        )
+    return map_tensors(torch.zeros_like, row)
+
+
+def _members(source: str, row: Cond) -> Cond:
+    """One condition of several members from a file, an array for each of them."""
+    wanted = named_tensors(row)
+    loaded = load_members(source, wanted)
+    for name, member in wanted.items():
+        value = loaded[name][:1]
+        if member.is_floating_point():
+            value = value.to(member.dtype)
+        _check_like(source, name, value, member)
+        loaded[name] = value
+    in_order = iter([loaded[name] for name in wanted])
+    return map_tensors(lambda member: next(in_order), row)
+
+
+def _check_like(source: str, name: str, null: Tensor, row: Tensor) -> None:
+    """ValueError unless a null condition looks like one row of the data's."""
+    if cond_text(null) != cond_text(row):
+        raise ValueError(
+            f"expected {name} in {source} like one condition, {cond_text(row)}, got "
+            f"{cond_text(null)}"
+        )

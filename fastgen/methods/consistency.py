@@ -48,8 +48,9 @@ from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..config.dmd import DMDConfig
 from ..flow_matching import add_noise
 from ..losses import pseudo_huber
-from ..networks import Cond, Network, predict_x0
+from ..networks import Cond, Network, predict_x0, time_range
 from ..samplers.teacher import teacher_step
+from ..teachers.answer import first_gap
 from ..training.draws import Draws
 from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
@@ -271,6 +272,12 @@ class ConsistencyDistillation(Stage):
             method=self.method,
         )
         return {"loss": loss}
+
+    def cause(self, step: int, part: str) -> str | None:
+        first, last = time_range(self.teacher)
+        times = [first + (i + 0.5) / 16 * (last - first) for i in range(16)]
+        rows = self.batch_rows(step, part).unique()
+        return first_gap({"the teacher": self.teacher}, self.x0, self.cond, rows, times)
 
     def _target_now(self) -> nn.Module | None:
         """The student's average as it is now, None without one. It depends on nothing but what a

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._core.conditions import cond_to, take_rows
 from ..config.dmd import DMDConfig
+from ..teachers.answer import first_gap
 from ..training.draws import Draws
 from ..training.stage import Stage, micro_batches, update_in_parts
 from ..training.trained_network import TrainedNetwork
@@ -217,6 +218,16 @@ class DistributionMatching(Stage):
             x0 = cond_to(self.x0[rows], self.draws.device)
             cond = cond_to(take_rows(self.cond, rows), self.draws.device)
             return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
+
+    def cause(self, step: int, part: str) -> str | None:
+        asked: dict[str, nn.Module] = {"the teacher": self.pipeline.teacher}
+        for judge in self.judges:
+            if judge.part == "fake_score":
+                asked["the fake score"] = judge.network.bare
+        law = self.dmd.vsd_t
+        times = [law.min_t + (i + 0.5) / 16 * (law.max_t - law.min_t) for i in range(16)]
+        rows = self.batch_rows(step, part).unique()
+        return first_gap(asked, self.x0, self.cond, rows, times)
 
     def batch_rows(self, step: int, part: str) -> Tensor:
         batches = [step]

@@ -26,10 +26,13 @@ class Skipped(NamedTuple):
         rows: update of the stage, from 1 -> what is logged of it: `{"skipped": {network:
             {"in_a_row", "in_all", "rows" of the data}}}`.
         hopeless: what is said of a network of which too many in a row were skipped, if one is.
+        cause: which network answers no number, at which time and for which row, where that was
+            looked for and found.
     """
 
     rows: dict[int, dict[str, Any]]
     hopeless: str | None = None
+    cause: str | None = None
 
     def check_hope(self) -> None:
         """End a run in which too many updates in a row were skipped.
@@ -38,9 +41,11 @@ class Skipped(NamedTuple):
             FloatingPointError: one that says what to do.
         """
         if self.hopeless:
+            cause = f" ({self.cause})" if self.cause else ""
             raise FloatingPointError(
-                f"loss or gradient of the {self.hopeless}; look at the rows that metrics.jsonl "
-                "names, lower the learning rate in a new run, or raise train.most_skipped"
+                f"loss or gradient of the {self.hopeless}{cause}; look at the rows that "
+                "metrics.jsonl names, lower the learning rate in a new run, or raise "
+                "train.most_skipped"
             )
 
 
@@ -55,11 +60,15 @@ def take_skipped(stage: Stage, progress: Progress, most: int) -> Skipped:
     """
     rows: dict[int, dict[str, Any]] = {}
     hopeless = None
+    cause = None
     for name, network in stage.trained().items():
         for update, in_a_row, in_all in network.take_skipped():
             of_batch = stage.batch_rows(update - 1, name).tolist()
             networks = rows.setdefault(update, {"skipped": {}})["skipped"]
             networks[name] = {"in_a_row": in_a_row, "in_all": in_all, "rows": of_batch}
+            # Looked for once, and again before a run is given up.
+            if cause is None and (in_all == 1 or in_a_row >= most):
+                cause = stage.cause(update - 1, name)
             if in_a_row >= most:
                 hopeless = (
                     f"{name} not finite in {in_a_row} updates in a row, up to {stage.name} update "
@@ -69,7 +78,7 @@ def take_skipped(stage: Stage, progress: Progress, most: int) -> Skipped:
     for update, row in rows.items():
         for name, skip in row["skipped"].items():
             progress.skip(name, update, skip["in_all"])
-    return Skipped(rows, hopeless)
+    return Skipped(rows, hopeless, cause)
 
 
 def say_skipped(stage: str, skipped: Skipped, *, shown: bool) -> None:
@@ -86,6 +95,8 @@ def say_skipped(stage: str, skipped: Skipped, *, shown: bool) -> None:
                 f"update skipped ({skip['in_a_row']} in a row, {skip['in_all']} in all); rows of "
                 f"its batch: {', '.join(of_batch)}"
             )
+    if skipped.cause:
+        say(f"warning: {skipped.cause}")
 
 
 def note_skipped(stage: str, skipped: Skipped, log: RunLog, state: RunState) -> None:

@@ -59,6 +59,15 @@ class Stage(Protocol):
         """
         return {}
 
+    def cause(self, step: int, part: str) -> str | None:
+        """Which network that the loss of update `step` asked answers no number, at which time and
+        for which row; None if none is found.
+
+        Asked where a loss was not finite, by all processes. It may draw from generators of its own
+        alone. `step` and `part` are as in `batch_rows`.
+        """
+        return None
+
     def batch_rows(self, step: int, part: str) -> Tensor:
         """Which rows of the data were in the batches of update `step`, over all processes.
 
