@@ -33,9 +33,11 @@ __all__ = [
     "parameters_to",
     "predict_x0",
     "predicts_noise",
+    "sampling_times",
     "teacher_x0",
     "time_range",
     "trainable",
+    "trusted_until",
     "unwrap",
 ]
 
@@ -45,7 +47,20 @@ __all__ = [
 #   call_dtype         the dtype in which it is called, if not that of its parameters
 #   predict_x0         a method (x_t, t, cond) that answers x0
 #   trained_sizes      the sizes of X and Z that it was trained with (_core/sizes.py)
-DECLARED = ("t_min", "t_max", "predicts_noise", "call_dtype", "predict_x0", "trained_sizes")
+#   t_trusted          the last RF time at which its x0 is followed, whatever it predicts
+#   clip_sample        (low, high), to which its x0 is clipped; None: it isn't
+#   spacing            its `times(calls)` are RF times for a sampler; None: equal steps
+DECLARED = (
+    "t_min",
+    "t_max",
+    "predicts_noise",
+    "call_dtype",
+    "predict_x0",
+    "trained_sizes",
+    "t_trusted",
+    "clip_sample",
+    "spacing",
+)
 
 Cond = Any  # a Tensor, a mapping or tuple of Tensors, or None: handed to the network untouched
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
@@ -111,6 +126,19 @@ def time_range(network: object) -> tuple[float, float]:
     """(t_min, t_max): the RF times in which a network says it is defined, [0, 1] if it says
     nothing."""
     return float(_declared(network, "t_min", 0.0)), float(_declared(network, "t_max", 1.0))
+
+
+def trusted_until(network: object) -> float | None:
+    """The last RF time at which a network says that its x0 can be followed; None if it says
+    nothing."""
+    return _declared(network, "t_trusted", None)
+
+
+def sampling_times(network: object, calls: int) -> list[float] | None:
+    """The RF times at which a network says that a sampler calls it, strictly decreasing and then 0;
+    None if it says nothing."""
+    spacing = _declared(network, "spacing", None)
+    return None if spacing is None else spacing.times(calls)
 
 
 def predicts_noise(network: object) -> bool:

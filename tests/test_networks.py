@@ -122,7 +122,10 @@ def compiled(network: nn.Module) -> Any:
     return torch.compile(network, backend="eager")
 
 
-CLOCK = {"t_min": 0.0, "t_max": 1.0, "predicts_noise": False, "predict_x0": None}
+CLOCK = {
+    **{"t_min": 0.0, "t_max": 1.0, "predicts_noise": False, "predict_x0": None},
+    **{"clip_sample": None, "spacing": None},
+}
 DTYPE = {"call_dtype": torch.float32}
 OWN = {
     "keywords": Coat(by_keywords, KeywordNetwork, hides=("predict_x0",)),

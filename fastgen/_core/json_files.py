@@ -64,13 +64,18 @@ def plain_json(value: Any, where: str) -> Any:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, only_finite: bool = True) -> dict[str, Any]:
     """The object in a JSON file.
+
+    Args:
+        path: of the file.
+        only_finite: refuse NaN and infinity; False for files of others, who write them.
 
     Raises:
         ValueError: missing, not a file, too large, not JSON, a repeated key, NaN or infinity.
     """
-    value = parse_json(read_bytes(path, MOST_JSON_BYTES, EXPORT_AGAIN), str(path))
+    text = read_bytes(path, MOST_JSON_BYTES, EXPORT_AGAIN)
+    value = parse_json(text, str(path), only_finite=only_finite)
     if not isinstance(value, dict):
         raise ValueError(
             f"{path}: expected a JSON object, got {type(value).__name__}; {EXPORT_AGAIN}"
@@ -78,15 +83,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def parse_json(text: bytes, where: str) -> Any:
-    """The value of a JSON text; `where` begins the messages.
+def parse_json(text: bytes, where: str, *, only_finite: bool = True) -> Any:
+    """The value of a JSON text; `where` begins the messages, `only_finite` as in `read_json`.
 
     Raises:
         ValueError: not JSON, a repeated key, NaN or infinity.
     """
     try:
         return json.loads(
-            text, object_pairs_hook=unique_keys, parse_constant=_no_constant, parse_float=_finite
+            text,
+            object_pairs_hook=unique_keys,
+            parse_constant=_no_constant if only_finite else float,
+            parse_float=_finite if only_finite else float,
         )
     # RecursionError: a few thousand opening brackets are enough for it.
     except (ValueError, RecursionError) as error:

@@ -37,6 +37,7 @@ _FILE_RELATIVE = (
     "teacher.folder",
     "teacher.weights",
     "teacher.null_cond",
+    "teacher.scheduler",
 )
 
 # What such a key may hold that is no path.

@@ -151,6 +151,20 @@ class TeacherConfig(Config):
         description="path it was trained on: linear, cosine, vp, edm, or {name: ..., arguments} "
         "such as {name: betas, schedule: scaled_linear, beta_start: 0.00085, beta_end: 0.012}",
     )
+    scheduler: str | None = Field(
+        default=None,
+        description="scheduler_config.json of diffusers or config.json of lerobot, or a folder "
+        "with one, that says path, prediction, clip_sample and spacing; keys set beside it win",
+    )
+    clip_sample: tuple[float, float] | None = Field(
+        default=None,
+        description="[low, high]: its x0 is clipped to that, and so are its students'",
+    )
+    spacing: str | dict[str, Any] | None = Field(
+        default=None,
+        description="times at which it is called to make samples: time, log_snr, or of betas "
+        "leading, linspace, trailing; null = trailing for betas with prediction=eps, else time",
+    )
     prediction: Literal["flow", "velocity", "eps", "x0", "v", "score"] = Field(
         default="flow", description="what it predicts"
     )

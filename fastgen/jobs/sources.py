@@ -2,7 +2,7 @@
 
 A teacher is read from a folder of this package, built by a factory of the user's, or handed in as a
 module. What the config declares of its training (`teacher.path`, `prediction`, `data_at`,
-`time_scale`, `keywords`) is applied here.
+`time_scale`, `clip_sample`, `spacing`, `scheduler`, `keywords`) is applied here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from ..export.student import Student
 from ..records.folder import RUN_CONFIG
 from ..teachers.conversion import as_rectified_flow, check_prediction
 from ..teachers.keywords import KeywordNetwork
+from ..teachers.schedulers import read_scheduler
 
 __all__ = ["built_network", "is_changed", "load_run_student", "load_teacher", "load_weights"]
 
-_DECLARATION = ("path", "prediction", "data_at", "time_scale")
+_DECLARATION = ("path", "prediction", "data_at", "time_scale", "clip_sample", "spacing")
 
 
 def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Module:
@@ -87,8 +88,14 @@ def is_changed(source: TeacherConfig) -> bool:
 
 def _is_declared(source: TeacherConfig) -> bool:
     """Whether anything but a rectified flow is declared."""
+    return source.scheduler is not None or bool(_set_keys(source))
+
+
+def _set_keys(source: TeacherConfig) -> dict[str, Any]:
+    """What the config declares itself, other than the defaults."""
+    values = {key: getattr(source, key) for key in _DECLARATION}
     defaults = {key: TeacherConfig.model_fields[key].default for key in _DECLARATION}
-    return any(getattr(source, key) != default for key, default in defaults.items())
+    return {key: value for key, value in values.items() if value != defaults[key]}
 
 
 def load_run_student(folder: Path, factory: str | None = None) -> Student:
@@ -172,7 +179,8 @@ def _declared(network: nn.Module, source: TeacherConfig) -> nn.Module:
     if not _is_declared(source):
         return network
     try:
-        return as_rectified_flow(network, **{key: getattr(source, key) for key in _DECLARATION})
+        declared = {} if source.scheduler is None else read_scheduler(source.scheduler)
+        return as_rectified_flow(network, **{**declared, **_set_keys(source)})
     except (TypeError, ValueError) as error:
         raise ValueError(f"teacher: {error}") from error
 

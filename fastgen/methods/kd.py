@@ -28,7 +28,7 @@ from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig
 from ..flow_matching import check_t_list
 from ..losses import pseudo_huber
-from ..networks import Cond, Network, predict_x0, time_range
+from ..networks import Cond, Network, predict_x0, sampling_times, time_range
 from ..samplers.student import SAMPLE_TYPES, check_student
 from ..samplers.teacher import teacher_velocity
 from ..solvers import SOLVERS, integrate
@@ -62,8 +62,9 @@ def teacher_pairs(
     """The teacher's ODE states at the student's rungs.
 
     Args:
-        teacher: called `teacher(x_t, t, cond)`; starts at its `t_max` if it has one, else at t = 1,
-            for "eps" at t_1. A guided one is a :class:`fastgen.teachers.guided.GuidedNetwork`.
+        teacher: called `teacher(x_t, t, cond)`; at the times that it declares, else from its
+            `t_max` if it has one, else from t = 1, for "eps" from t_1. A guided one is a
+            :class:`fastgen.teachers.guided.GuidedNetwork`.
         noise: standard normal, shape (B, ...).
         cond: condition.
         t_list: the student's trajectory, K rungs and 0.0.
@@ -79,7 +80,11 @@ def teacher_pairs(
     # At t = 1 a noise prediction says nothing about x0, so such a teacher starts where the student
     # does.
     t_max = times[0] if pred_type == "eps" else max(times[0], time_range(teacher)[1])
-    grid, index = rung_grid(times, calls, t_max=t_max)
+    declared = sampling_times(teacher, calls)
+    if declared is not None and declared[0] < times[0]:
+        # It would begin below the student's first rung, which is within its times all the same.
+        declared = [times[0], *declared]
+    grid, index = rung_grid(times, calls, t_max=t_max, times=declared)
     velocity = teacher_velocity(teacher, cond, dtype=noise.dtype, pred_type=pred_type)
     wide_noise = noise.to(wide_dtype(noise.device))
     wanted = set(index[1:])

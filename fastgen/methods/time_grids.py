@@ -20,7 +20,11 @@ __all__ = ["consistency_intervals", "consistency_times", "rung_grid"]
 
 
 def rung_grid(
-    t_list: Sequence[float], calls: int = 16, *, t_max: float = 1.0
+    t_list: Sequence[float],
+    calls: int = 16,
+    *,
+    t_max: float = 1.0,
+    times: Sequence[float] | None = None,
 ) -> tuple[list[float], list[int]]:
     """A time grid from `t_max` to 0 on which every rung but the first is a point.
 
@@ -32,26 +36,59 @@ def rung_grid(
         calls: number of intervals wanted; the grid has about as many, never fewer than there are
             rungs.
         t_max: the teacher's first time, in [t_1, 1].
+        times: the teacher's own grid, decreasing to 0, in place of an even one. It begins in
+            [t_1, 1] and says where; intervals are then equal as it counts them.
 
     Returns:
         `(grid, index)`: decreasing floats, and the place in the grid of each entry of `t_list`:
         `grid[index[k]] == t_list[k]` exactly for 0 < k; the first rung's place is 0.
 
     Raises:
-        ValueError: for calls < 1, an invalid `t_list`, or a t_max outside [t_1, 1].
+        ValueError: for calls < 1, an invalid `t_list`, or a first time outside [t_1, 1].
     """
-    times = check_t_list(t_list)
+    rungs = check_t_list(t_list)
     check_count("calls", calls)
-    if not times[0] <= t_max <= 1.0:
-        raise ValueError(f"expected t_max in [t_list[0], 1] = [{times[0]}, 1], got {t_max}")
-    knots = [t_max, *times[1:]]
-    grid = [t_max]
+    first = t_max if times is None else times[0]
+    if not rungs[0] <= first <= 1.0:
+        raise ValueError(f"expected t_max in [t_list[0], 1] = [{rungs[0]}, 1], got {first}")
+    knots = [first, *rungs[1:]]
+    grid = [first]
     index = [0]
     for t, s in zip(knots, knots[1:], strict=False):
-        count = max(1, round(calls * (t - s) / t_max))
-        grid += [t + (s - t) * i / count for i in range(1, count)] + [s]
+        if times is None:
+            count = max(1, round(calls * (t - s) / first))
+            grid += [t + (s - t) * i / count for i in range(1, count)] + [s]
+        else:
+            grid += _between(times, t, s)
         index.append(len(grid) - 1)
     return grid, index
+
+
+def _between(times: Sequence[float], t: float, s: float) -> list[float]:
+    """The points of a segment from `t` to `s`, without `t`: equal intervals as `times` count."""
+    start = _place(times, t)
+    length = _place(times, s) - start
+    count = max(1, round(length))
+    inside = [_at_place(times, start + length * i / count) for i in range(1, count)]
+    return [*inside, s]
+
+
+def _place(times: Sequence[float], t: float) -> float:
+    """Where `t` stands among decreasing `times`: i at times[i], linear between."""
+    after = next(i for i, time in enumerate(times) if time <= t)
+    if after == 0 or times[after] == t:
+        return float(after)
+    before = times[after - 1]
+    return after - (t - times[after]) / (before - times[after])
+
+
+def _at_place(times: Sequence[float], place: float) -> float:
+    """The time at such a place: the inverse of `_place`."""
+    before = min(math.floor(place + 1e-9), len(times) - 1)
+    share = max(place - before, 0.0)
+    if share < 1e-9:
+        return times[before]
+    return times[before] + share * (times[before + 1] - times[before])
 
 
 def consistency_intervals(progress: float, *, first: int = 4, last: int = 16) -> int:

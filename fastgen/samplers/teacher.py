@@ -32,10 +32,13 @@ from ..networks import (
     call_network,
     check_trained_sizes,
     predicts_noise,
+    sampling_times,
     time_range,
+    trusted_until,
 )
 from ..solvers import SOLVERS, Velocity, collect, integrate
 from ..teachers.guided import GuidedNetwork
+from ..teachers.spacings import TRUSTED_NOISE_TIME
 
 __all__ = [
     "ONE_STEP_SOLVERS",
@@ -47,9 +50,6 @@ __all__ = [
     "trusted_time",
 ]
 
-# Up to this RF time t a network that predicts noise is trusted: x0 has its errors t / (1 - t)
-# times, here 19 times.
-TRUSTED_NOISE_TIME = 0.95
 # Rounds that solve for x0 beyond the trusted time, where they start from x0 = 0.
 ROUNDS = 3
 # Solvers whose step needs nothing of the steps before it.
@@ -64,14 +64,17 @@ Flow = Callable[[Tensor, float | Tensor], Tensor]
 def teacher_grid(
     network: object, steps: int | None, t_grid: Iterable[float] | None = None
 ) -> list[float]:
-    """Decreasing RF times: `t_grid`, checked; or `steps` equal steps from the teacher's `t_max` (1
-    if it has none) to 0.
+    """Decreasing RF times: `t_grid`, checked; or `steps` steps to 0, at the times that the teacher
+    declares, or equal ones from its `t_max` (1 if it has none).
 
     Raises:
         ValueError: if the grid does not decrease strictly from (0, 1] to 0, or contradicts `steps`.
     """
     if t_grid is None:
         steps = check_count("steps", steps)
+        declared = sampling_times(network, steps)
+        if declared is not None:
+            return declared
         _, t_max = time_range(network)
         return [t_max * (1.0 - i / steps) for i in range(steps + 1)]
     grid = [float(t) for t in t_grid]
@@ -91,8 +94,11 @@ def teacher_grid(
 
 
 def trusted_time(network: Network, pred_type: str) -> float:
-    """The last time T at which a teacher's own x0 is followed: its `t_max`, for noise predictions
-    .95 if that is less."""
+    """The last time T at which a teacher's own x0 is followed: what it declares, else its `t_max`,
+    for noise predictions .95 if that is less."""
+    declared = trusted_until(network)
+    if declared is not None:
+        return declared
     _, trusted = time_range(network)
     if pred_type == "eps" or predicts_noise(network):
         trusted = min(trusted, TRUSTED_NOISE_TIME)
@@ -206,8 +212,8 @@ def sample_teacher(
         steps: number of solver steps, >= 1; None with `t_grid`.
         cond: condition, handed to the network.
         method: euler, midpoint, heun, rk4 or ab2.
-        t_grid: strictly decreasing times ending at 0, in place of equal steps from 1 (from
-            `net.t_max` if it has one).
+        t_grid: strictly decreasing times ending at 0, in place of those that `net` declares, or of
+            equal steps from 1 (from `net.t_max` if it has one).
         pred_type: what the network predicts. "eps" needs a grid that starts below 1, where eps says
             nothing about x0.
         guidance_scale, negative_cond: classifier-free guidance: `net` is called as a

@@ -13,3 +13,4 @@ from .descriptions import (
     wrap_network as wrap_network,
 )
 from .keywords import KeywordNetwork as KeywordNetwork
+from .schedulers import read_scheduler as read_scheduler

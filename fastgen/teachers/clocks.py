@@ -50,8 +50,17 @@ __all__ = [
     "parse_clock",
 ]
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squared_cosine")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squared_cosine", "sigmoid")
+# What others call them. As a path's name "linear" is the straight path, though.
+_SCHEDULES_ELSEWHERE = {"squaredcos_cap_v2": "squared_cosine"}
+_ARGUMENTS_ELSEWHERE = {
+    "beta_schedule": "schedule",
+    "num_train_timesteps": "rows",
+    "trained_betas": "betas",
+}
 PATHS = ("linear", "cosine", "vp", "edm", "betas")
+# Names of schedules that are paths by themselves.
+_SCHEDULES_OF_BETAS = ("scaled_linear", "squared_cosine", "squaredcos_cap_v2")
 # alpha^2 of a last row that is pure noise: 0 would put a row at a log-SNR of minus infinity.
 _LAST_ALPHA_BAR = 1e-10
 _MOST_ROWS = 100_000
@@ -249,12 +258,15 @@ def beta_table(
     | linear         | linspace(beta_start, beta_end)               |
     | scaled_linear  | linspace(sqrt(beta_start), sqrt(beta_end))^2 |
     | squared_cosine | min(1 - f((i + 1) / N) / f(i / N), .999)     |
+    | sigmoid        | beta_start + (beta_end - beta_start) g_i     |
 
-    with f(u) = cos^2(pi/2 (u + .008) / 1.008) and N = `rows`.
+    with f(u) = cos^2(pi/2 (u + .008) / 1.008), g the sigmoid of linspace(-6, 6), and N = `rows`.
+    diffusers calls squared_cosine squaredcos_cap_v2, which does, too.
 
     Raises:
         ValueError: an unknown schedule, fewer than 2 rows, betas outside (0, 1).
     """
+    schedule = _SCHEDULES_ELSEWHERE.get(schedule, schedule)
     check_choice("schedule", schedule, BETA_SCHEDULES)
     if check_count("rows", rows) < 2 or rows > _MOST_ROWS:
         raise ValueError(f"expected rows in 2..{_MOST_ROWS}, got {rows}")
@@ -266,6 +278,9 @@ def beta_table(
         raise ValueError(
             f"expected 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
         )
+    if schedule == "sigmoid":
+        share = torch.sigmoid(torch.linspace(-6.0, 6.0, rows, dtype=torch.float64))
+        return beta_start + (beta_end - beta_start) * share
     power = 2.0 if schedule == "scaled_linear" else 1.0
     first = beta_start ** (1 / power)
     last = beta_end ** (1 / power)
@@ -280,6 +295,8 @@ def _table_clock(
         raise ValueError("expected betas (a list of numbers) or schedule, one of the two")
     if not isinstance(nearest, bool):
         raise ValueError(f"expected nearest: true or false, got {nearest!r}")
+    if isinstance(schedule, str):
+        schedule = _SCHEDULES_ELSEWHERE.get(schedule, schedule)
     if schedule == "squared_cosine" and arguments.keys() & {"beta_start", "beta_end"}:
         raise ValueError(
             "expected no beta_start and beta_end for the schedule squared_cosine, which has its own"
@@ -300,7 +317,9 @@ def parse_clock(path: object, data_at: int = 0) -> Clock:
             clock, which stays as it is; or a mapping with the path's `name` and its arguments.
             "linear" has `noise_std`, of the noise it was trained from, 1 if left out. "vp" and
             "edm" have `sigma_min` and `sigma_max`. "betas" has `nearest`, and either `betas` or
-            `schedule` (of `BETA_SCHEDULES`) with `rows`, `beta_start` and `beta_end`.
+            `schedule` (of `BETA_SCHEDULES`) with `rows`, `beta_start` and `beta_end`. The name of
+            such a schedule but "linear" is a path, too, also as diffusers spells it:
+            "squaredcos_cap_v2", {"name": "squaredcos_cap_v2", "num_train_timesteps": 100}.
         data_at: the end of the network's clock where the data are, 0 or 1; 0 for "edm" and betas,
             which count noise.
 
@@ -326,6 +345,11 @@ def parse_clock(path: object, data_at: int = 0) -> Clock:
         )
     arguments: dict[str, Any] = dict(path)
     name = str(arguments.pop("name", None))
+    if name in _SCHEDULES_OF_BETAS:
+        arguments["schedule"] = name
+        name = "betas"
+    if name == "betas":
+        arguments = {_ARGUMENTS_ELSEWHERE.get(key, key): arguments[key] for key in arguments}
     check_choice("path", name, PATHS)
     if name in ("edm", "betas") and data_at != 0:
         raise ValueError(

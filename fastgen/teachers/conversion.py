@@ -22,6 +22,10 @@ and eps:
     eps  = (alpha answer - a x_s) / D
     flow = eps - x0
 
+Where `clip_sample` = (low, high) is part of a network's law, as in the DDPM samplers of diffusers,
+x0 is clipped to it and eps found anew, so that the two still make x_s. The gradient passes through
+as if nothing had been clipped: a student whose x0 lies outside still learns which way to go.
+
 All of this is computed in float64, at the very s and x_s that the network saw: after they were
 rounded to the network's dtype. Near an end D is small and amplifies errors. A rounding that the
 network saw too cancels; any other would be amplified.
@@ -34,16 +38,17 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._core.checks import check_choice, check_shape, check_time
-from .._core.tensors import expand_like, time_dtype, wide_dtype
+from .._core.tensors import EPSILON, expand_like, time_dtype, wide_dtype
 from ..networks import Cond, Network, NetworkWrapper, coats, network_dtype, unwrap
 from .clocks import Clock, SigmaClock, TableClock, parse_clock
+from .spacings import parse_spacing
 
 __all__ = [
     "PREDICTIONS",
@@ -74,16 +79,27 @@ class RectifiedFlow(NetworkWrapper):
         t_min, t_max: the RF times in which it is defined. Outside, it is asked at the nearer of the
             two.
         predicts_noise: its answer is eps up to a factor, and says nothing about x0 at t = 1.
-        prediction, time_scale, clock: what was declared.
+        prediction, time_scale, clock, clip_sample: what was declared.
+        spacing: the times that a sampler calls it at; None: equal steps.
+        t_trusted: where it is there, the last time at which its x0 is followed, whatever it
+            predicts.
     """
 
     def __init__(
-        self, network: nn.Module, clock: Clock, prediction: str, time_scale: float
+        self,
+        network: nn.Module,
+        clock: Clock,
+        prediction: str,
+        time_scale: float,
+        *,
+        clip_sample: tuple[float, float] | None = None,
+        spacing: object = None,
     ) -> None:
         super().__init__(network)
         self.clock = clock
         self.prediction = prediction
         self.time_scale = time_scale
+        self.clip_sample = clip_sample
         # On a clock of sigma dx/ds is eps itself.
         velocity_is_eps = prediction == "velocity" and isinstance(clock, SigmaClock)
         self.predicts_noise = prediction in ("eps", "score") or velocity_is_eps
@@ -91,7 +107,17 @@ class RectifiedFlow(NetworkWrapper):
         if low <= _ROUNDING:
             low = 0.0
         self.t_min = max(low, SINGULAR_MARGIN) if prediction == "x0" else low
-        self.t_max = min(high, 1.0 - SINGULAR_MARGIN) if self.predicts_noise else high
+        clipped = clip_sample is not None
+        self.spacing = parse_spacing(
+            spacing, clock, predicts_noise=self.predicts_noise, clipped=clipped
+        )
+        by_rows = spacing is not None and self.spacing is not None and self.spacing.by_rows
+        # A table has an x0 at its last row, which is followed where it is clipped or asked for.
+        to_last_row = isinstance(clock, TableClock) and (clipped or by_rows)
+        ends_early = self.predicts_noise and not to_last_row
+        self.t_max = min(high, 1.0 - SINGULAR_MARGIN) if ends_early else high
+        if clipped or by_rows:
+            self.t_trusted = self.t_max
 
     def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """Flow eps - x0 at `x_t` (B, ...) and RF time `t`, a float or (B,); in the dtype of
@@ -129,7 +155,13 @@ class RectifiedFlow(NetworkWrapper):
         x_s = seen.to(wide)
         a, b = self._row(s, alpha, sigma)
         det = alpha * b - sigma * a
-        return (b * x_s - sigma * answer) / det, (alpha * answer - a * x_s) / det
+        x0 = (b * x_s - sigma * answer) / det
+        eps = (alpha * answer - a * x_s) / det
+        if self.clip_sample is None:
+            return x0, eps
+        # The value is the clipped one to the last digit, the gradient that of x0 itself.
+        clipped = x0.detach().clamp(*self.clip_sample) + (x0 - x0.detach())
+        return clipped, eps + alpha / sigma.clamp(min=EPSILON) * (x0 - clipped)
 
     def _row(self, s: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) of the prediction at `s` (B,), shaped like `alpha` and `sigma`; a score is read as
@@ -160,17 +192,24 @@ class RectifiedFlow(NetworkWrapper):
 
     def describe(self) -> dict[str, Any]:
         """What was declared, as JSON: the arguments of `as_rectified_flow`."""
-        return {
+        declared = {
             "path": self.clock.describe(),
             "prediction": self.prediction,
             "data_at": getattr(self.clock, "data_at", 0),
             "time_scale": self.time_scale,
         }
+        if self.clip_sample is not None:
+            declared["clip_sample"] = list(self.clip_sample)
+        return declared
 
     def extra_repr(self) -> str:
         path = self.clock.describe()["name"]
         times = f"t in [{self.t_min:.4g}, {self.t_max:.4g}]"
-        return f"{path}, {self.prediction}, time_scale={self.time_scale:g}, {times}"
+        said = f"{path}, {self.prediction}, time_scale={self.time_scale:g}, {times}"
+        if self.clip_sample is not None:
+            low, high = self.clip_sample
+            said += f", x0 clipped to [{low:g}, {high:g}]"
+        return said
 
 
 class _FunctionNetwork(nn.Module):
@@ -192,6 +231,8 @@ def as_rectified_flow(
     data_at: int = 0,
     time_scale: float = 1.0,
     nearest: bool = False,
+    clip_sample: Sequence[float] | None = None,
+    spacing: object = None,
 ) -> RectifiedFlow:
     """A network trained elsewhere as one that speaks rectified flow; the formulas stand at the head
     of this module.
@@ -209,6 +250,11 @@ def as_rectified_flow(
         time_scale: the clock is multiplied by it before the network is called. The clock of "edm"
             is sigma, that of betas the row 0 .. N-1.
         nearest: of betas only: the network is called with the nearest row, a whole number.
+        clip_sample: (low, high): its x0 is clipped to that, as its own sampler does. Students clip
+            theirs, too.
+        spacing: at which times it is called to make a sample: "time" (equal steps), "log_snr", or
+            by rows of betas "leading", "linspace", "trailing" (:mod:`fastgen.teachers.spacings`).
+            None: "trailing" for betas with a network that predicts noise, else "time".
 
     Raises:
         ValueError: an unknown path or prediction, arguments that contradict each other, a network
@@ -241,7 +287,14 @@ def as_rectified_flow(
         )
     _check_time_scale(time_scale, clock)
     module = network if isinstance(network, nn.Module) else _FunctionNetwork(network)
-    return RectifiedFlow(module, clock, prediction, float(time_scale))
+    return RectifiedFlow(
+        module,
+        clock,
+        prediction,
+        float(time_scale),
+        clip_sample=_check_clip(clip_sample),
+        spacing=spacing,
+    )
 
 
 def loss_space(network: nn.Module) -> str | None:
@@ -295,6 +348,23 @@ def _converted(network: object) -> RectifiedFlow | None:
 def _time_of_ratio(ratio: float) -> float:
     """The RF time t with t / (1 - t) = ratio; 1 for infinity, which is pure noise."""
     return ratio / (1.0 + ratio) if math.isfinite(ratio) else 1.0
+
+
+def _check_clip(clip_sample: object) -> tuple[float, float] | None:
+    """Two finite numbers, low < high, or None.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if clip_sample is None:
+        return None
+    pair = list(clip_sample) if isinstance(clip_sample, list | tuple) else []
+    numbers = [x for x in pair if isinstance(x, int | float) and not isinstance(x, bool)]
+    if len(pair) != 2 or len(numbers) != 2 or not -math.inf < pair[0] < pair[1] < math.inf:
+        raise ValueError(
+            f"expected clip_sample as two numbers, low < high, such as [-1, 1], got {clip_sample!r}"
+        )
+    return float(pair[0]), float(pair[1])
 
 
 def _check_time_scale(time_scale: float, clock: Clock) -> None:

@@ -43,19 +43,25 @@ class GuidedNetwork(NetworkWrapper):
         if not self._guides(t):
             return plain
         null = teacher_x0(self.network, x_t, t, self._null(x_t), pred_type=self.pred_type)
-        return guide_x0(plain, null, t, self.guidance)
+        guided = guide_x0(plain, null, t, self.guidance)
+        return guided if self._clip is None else guided.clamp(*self._clip)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The guided prediction (B, ...) in `pred_type`."""
         if not self._guides(t):
             return self.network(x_t, t, cond)
-        if not self.guidance.rescale:
-            # Guidance is linear without it: any prediction is guided by the formula for x0, and is
-            # not rounded on a way there and back.
+        if not self.guidance.rescale and self._clip is None:
+            # Guidance is linear without them: any prediction is guided by the formula for x0, and
+            # is not rounded on a way there and back.
             plain = self.network(x_t, t, cond)
             null = self.network(x_t, t, self._null(x_t))
             return guide_x0(plain, null, t, self.guidance)
         return convert_prediction(self.predict_x0(x_t, t, cond), x_t, t, "x0", self.pred_type)
+
+    @property
+    def _clip(self) -> tuple[float, float] | None:
+        """Where the network's x0 is clipped to, the guided one is, too."""
+        return getattr(self, "clip_sample", None)
 
     def _guides(self, t: Tensor) -> bool:
         """Whether any of the times may need the null condition."""

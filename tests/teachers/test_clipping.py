@@ -1,0 +1,117 @@
+"""Where a network's law clips x0, teacher, student and exported folder clip it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgen.export.folders import export_student, load_student
+from fastgen.guidance import Guidance
+from fastgen.samplers import sample_teacher
+from fastgen.teachers import as_rectified_flow
+from fastgen.teachers.guided import GuidedNetwork
+from support.converted import Bare
+from support.exact import normal
+
+SQUARED = {"name": "betas", "schedule": "squared_cosine", "rows": 100}
+DECLARATIONS = [
+    {"path": SQUARED, "prediction": "eps"},
+    {"path": SQUARED, "prediction": "v"},
+    {"path": "cosine", "prediction": "x0"},
+    {"path": "linear", "prediction": "flow"},
+    {"path": "edm", "prediction": "x0"},
+]
+X = 2 * normal(6, 3)
+
+
+class Wild(nn.Module):
+    """Answers far beyond any data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, 3, dtype=torch.float64)
+        with torch.no_grad():
+            self.map.weight.copy_(5 * normal(3, 3, seed=1))
+
+    def forward(self, x: Tensor, t: Tensor, cond: None = None) -> Tensor:
+        return self.map(x)
+
+
+@pytest.mark.parametrize("declaration", DECLARATIONS, ids=str)
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.97])
+def test_x0_is_clipped_and_still_makes_the_sample_with_its_noise(declaration, t):
+    network = Wild()
+    free = as_rectified_flow(network, **declaration)
+    held = as_rectified_flow(network, **declaration, clip_sample=(-1, 0.5))
+    expected = free.predict_x0(X, t).clamp(-1.0, 0.5)
+    x0, eps = held.ends(X, t)
+    torch.testing.assert_close(x0, expected, rtol=1e-12, atol=0)
+    assert torch.equal(held.predict_x0(X, t), x0) and x0.detach().max() == 0.5
+    torch.testing.assert_close((1 - t) * x0 + t * eps, X, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(held(X, t), eps - x0, rtol=1e-12, atol=0)
+
+
+def test_what_lies_inside_is_untouched_to_the_last_bit():
+    network = Wild()
+    free = as_rectified_flow(network, path=SQUARED, prediction="eps")
+    held = as_rectified_flow(network, path=SQUARED, prediction="eps", clip_sample=[-1e9, 1e9])
+    assert torch.equal(held(X, 0.5), free(X, 0.5))
+
+
+def test_a_student_outside_learns_the_way_back():
+    """A gradient that stopped at the limit would leave it there for ever."""
+    student = as_rectified_flow(Wild(), path=SQUARED, prediction="eps", clip_sample=(-1, 1))
+    target = 0.3 * torch.ones_like(X)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.1)
+    first = None
+    for _ in range(200):
+        loss = (student.predict_x0(X, 0.5) - target).square().mean()
+        first = loss.item() if first is None else first
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert first is not None and first > 0.5 and loss.item() < 0.02
+
+
+def test_a_sampler_stays_within_reach_of_the_data():
+    noise = normal(64, 3, seed=2)
+    held = as_rectified_flow(Wild(), path=SQUARED, prediction="eps", clip_sample=(-1, 1))
+    for method in ("euler", "ab2", "heun"):
+        assert float(sample_teacher(held, noise, 16, method=method).abs().max()) < 2.0
+
+
+def test_a_guided_prediction_is_clipped_as_well():
+    held = as_rectified_flow(
+        Bare(torch.float64), path=SQUARED, prediction="eps", clip_sample=(0, 1)
+    )
+    guided = GuidedNetwork(held, Guidance(9.0), torch.zeros(1, dtype=torch.float64))
+    cond = 30 * torch.ones(6, dtype=torch.float64)
+    t = torch.full((6,), 0.6, dtype=torch.float64)
+    x0 = guided.predict_x0(X, t, cond)
+    assert x0.detach().min() >= 0.0 and x0.detach().max() <= 1.0
+    torch.testing.assert_close(X - 0.6 * guided(X, t, cond), x0, rtol=1e-10, atol=1e-10)
+
+
+def test_a_folder_states_it_and_a_loaded_student_clips(tmp_path):
+    declaration = {"path": SQUARED, "prediction": "eps", "clip_sample": (-0.1, 0.2)}
+    student = as_rectified_flow(Bare(), **declaration)
+    export_student(tmp_path / "student", student, t_list=[0.5, 0.0], horizon=(3,))
+    loaded = load_student(tmp_path / "student", network=Bare())
+    stated = loaded.config["parameterization"]["rectified_flow"]
+    assert stated["clip_sample"] == [-0.1, 0.2]
+    x = loaded.sample(num_samples=50, generator=torch.Generator().manual_seed(0))
+    assert x.min() == pytest.approx(-0.1) and x.max() == pytest.approx(0.2)
+    assert copy.deepcopy(student).describe() == student.describe() == stated
+    assert "clip_sample" not in as_rectified_flow(Bare(), path="cosine").describe()
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [(1, -1), (0, 0), (1,), (0, 1, 2), (0, float("inf")), (float("nan"), 1), "ab", 1.0, True],
+)
+def test_what_is_no_range_is_refused(clip):
+    with pytest.raises(ValueError, match="expected clip_sample as two numbers, low < high"):
+        as_rectified_flow(Bare(), path=SQUARED, prediction="eps", clip_sample=clip)
