@@ -52,7 +52,7 @@ class Policy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("waves", torch.logspace(0, -3, 16))
+        self.waves = torch.logspace(0, -3, 16)
         self.net = nn.Sequential(
             nn.Linear(40, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 8)
         )
@@ -118,6 +118,7 @@ def test_our_euler_steps_are_their_ddim(diffusers, policy, tmp_path, clip_sample
     # They start from noise, we from sigma times noise.
     start = (1 - scheduler.alphas_cumprod[scheduler.timesteps[0]]).sqrt()
     ours = sample_teacher(teacher, noise / start, calls)
+    assert isinstance(ours, Tensor)
     # Unclipped, the last row's x0 is noise a thousand times enlarged, and so are its roundings.
     scale = float(expected.abs().max())
     assert float((ours - expected).abs().max()) < (2e-4 if clip_sample else 2e-3) * scale
