@@ -37,7 +37,8 @@ def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
         OSError: it can't be written.
     """
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_file(path, text.encode())
+    # Paths may hold bytes that aren't of the system's code, as surrogates.
+    write_file(path, text.encode("utf-8", "surrogatepass"))
 
 
 def plain_json(value: Any, where: str) -> Any:

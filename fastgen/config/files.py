@@ -67,7 +67,7 @@ def load_config(
     given: dict[str, Any] = {}
     for override in overrides or []:
         key, _, text = override.partition("=")
-        given[key.strip()] = parse_yaml(text, f"override {override!r}")
+        given[key.strip()] = _value_of(text, f"override {override!r}")
     for key, value in given.items():
         _assign(values, key, value)
     values = method_asked_for(values, given)
@@ -111,6 +111,15 @@ def describe(schema: type[BaseModel]) -> str:
 
 
 # ---- Overrides and paths -------------------------------------------------------------------------
+
+
+def _value_of(text: str, where: str) -> Any:
+    """What an override says: YAML, or a name that this system has no letters for."""
+    # Python stands surrogates for bytes of the command line that it can't decode: a path in
+    # another script where the system's code is ASCII.
+    if any("\udc80" <= letter <= "\udcff" for letter in text):
+        return text
+    return parse_yaml(text, where)
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .._core.launcher import watch_launcher
 from .._core.processes import leave, leave_together
+from .._core.streams import lasting_streams
 from ..config.base import OldSpelling
 from ..config.files import C, describe, load_config
 from ..training.launching import is_first_process
@@ -60,7 +61,8 @@ def parse_command_line(
     if "--resume" in flags:
         overrides.append("resume=true")
     path = Path(files[0]) if files else default
-    return CommandLine(load_config(schema, path, overrides), "--dry-run" in flags)
+    config = load_config(schema, path, overrides)
+    return CommandLine(config, "--dry-run" in flags)
 
 
 def parse_options(arguments: Sequence[str], known: Sequence[str]) -> dict[str, str]:
@@ -86,18 +88,30 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
     their traceback.
 
     Ctrl-C is one line and exit code 130, SIGTERM one line and 143, SIGHUP one line and 129. A
-    launcher that goes counts as SIGTERM. One of several processes ends
-    with the block, also where nothing went wrong (see `fastgen._core.processes.leave_together`).
+    launcher that goes counts as SIGTERM. A stream that can't be written to changes nothing.
+
+    One of several processes ends with the block, also where nothing went wrong (see
+    `fastgen._core.processes.leave_together`).
 
     Args:
         resumable: whether --resume goes on after Ctrl-C, which the line then says.
     """
-    try:
+    with lasting_streams(), _errors_in_one_line(resumable=resumable):
         with stopped_by_signals(), _notes_in_one_line():
             watch_launcher()
             yield
             leave_together()
-    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+
+
+_OF_USERS = (ValueError, TypeError, OSError, FloatingPointError, ImportError)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(*, resumable: bool) -> Iterator[None]:
+    """Turn errors and signals into a line on stderr and an exit code."""
+    try:
+        yield
+    except _OF_USERS as error:
         if os.environ.get("FASTGEN_TRACEBACK"):
             raise
         message = " ".join(str(error).split())

@@ -14,6 +14,7 @@ from .._core.copies import copied
 from .._core.modules import load_state
 from .._core.processes import together
 from .._core.seeds import generator_for
+from .._core.streams import lasting_streams
 from .._core.timing import Stopwatch
 from ..config.files import load_config
 from ..config.groups import EMAConfig
@@ -52,6 +53,7 @@ __all__ = ["Distillation", "distill", "score_student"]
 _PAIR_CHUNK = 2048  # pairs that the teacher makes at once; bounds the memory
 
 
+@lasting_streams()
 def distill(
     cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task | None = None
 ) -> Path:

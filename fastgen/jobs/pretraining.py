@@ -18,6 +18,7 @@ from .._core.json_files import read_json, write_json
 from .._core.modules import load_state
 from .._core.processes import together
 from .._core.sizes import sizes_of
+from .._core.streams import lasting_streams
 from ..config.files import validate
 from ..config.groups import EMAConfig
 from ..config.schemas import DataConfig, TrainTeacherConfig
@@ -40,6 +41,7 @@ from .origin import data_origin
 _VALIDATION_CALLS = 8
 
 
+@lasting_streams()
 def train_teacher(cfg: TrainTeacherConfig) -> Path:
     """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the
     run folder."""
