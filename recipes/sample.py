@@ -18,6 +18,7 @@ Keys, with their defaults:
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -25,12 +26,15 @@ import torch
 from torch import Tensor
 
 from fastgen._core.conditions import cond_text
+from fastgen._core.messages import brief
+from fastgen.config.base import MOST_SEED
 from fastgen.data.files import load_conditions
 from fastgen.data.sample_files import check_sample_file, write_samples
 from fastgen.export.student import Student
 from fastgen.jobs.command_line import parse_options, user_errors
 from fastgen.jobs.sources import load_run_student
 
+POWER = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 OPTIONS = ("z", "num_samples", "steps", "seed", "out", "overwrite", "factory")
 DEFAULTS = {
     "num_samples": "16",
@@ -56,7 +60,7 @@ def sample(folder: Path, options: dict[str, str]) -> None:
         ValueError: an option that can't be used, or a folder without an export.
     """
     num_samples = whole_number(options, "num_samples")
-    seed = whole_number(options, "seed")
+    seed = whole_number(options, "seed", most=MOST_SEED)
     steps = whole_number(options, "steps") if "steps" in options else None
     overwrite = yes_or_no(options, "overwrite")
     inputs = [options["z"]] if "z" in options else []
@@ -72,11 +76,18 @@ def sample(folder: Path, options: dict[str, str]) -> None:
     print(f"{options['out']}: X {shape} for Z {cond_text(z)}, {calls} network calls")
 
 
-def whole_number(options: dict[str, str], key: str) -> int:
-    """The number that an option holds; ValueError for what is none."""
-    if not options[key].isdecimal():
-        raise ValueError(f"expected {key} as a whole number, got {options[key]!r}")
-    return int(options[key])
+def whole_number(options: dict[str, str], key: str, most: int | None = None) -> int:
+    """The number that an option holds, such as 16 or 1e3; ValueError for what is none, or more than
+    `most`."""
+    text = options[key]
+    number = text if text.isdecimal() and text.isascii() and len(text) <= 30 else None
+    if number is None and POWER.fullmatch(text) and float(text).is_integer():
+        number = float(text)
+    if number is None:
+        raise ValueError(f"expected {key} as a whole number, got {brief(text)}")
+    if most is not None and int(number) > most:
+        raise ValueError(f"expected {key} <= {most}, got {brief(text)}")
+    return int(number)
 
 
 def yes_or_no(options: dict[str, str], key: str) -> bool:

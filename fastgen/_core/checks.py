@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from numbers import Integral
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ __all__ = [
     "check_shape",
     "check_time",
     "is_count",
+    "plain_int",
 ]
 
 # Times that were computed rather than typed may lie a few float32 roundings outside [0, 1].
@@ -88,6 +90,11 @@ def check_pred_type(pred_type: str, name: str = "pred_type") -> None:
 def is_count(value: object, least: int = 1) -> TypeGuard[int]:
     """Whether `value` is a whole number of at least `least`: an int, and not True or False."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def plain_int(value: Any) -> Any:
+    """A whole number of another library, such as NumPy's, as Python's; all else as it is."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:

@@ -51,7 +51,9 @@ def parse_yaml(text: str, where: str) -> Any:
         )
     try:
         _measure(text)
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        _check_keys(value)
+        return value
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
     except _Refused as error:
@@ -70,6 +72,19 @@ def parse_yaml(text: str, where: str) -> Any:
 
 class _Refused(Exception):
     """YAML that is well formed and not for us."""
+
+
+def _check_keys(value: Any) -> None:
+    """Raise `_Refused` for a key that is no text: YAML takes 1, on, no and null for something
+    else."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise _Refused(f"expected keys of text, got {brief(key)}; put it in quotes")
+            _check_keys(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_keys(entry)
 
 
 def _measure(text: str) -> None:

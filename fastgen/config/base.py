@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from numbers import Integral
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-__all__ = ["PYTHON_ONLY", "Config", "OldSpelling"]
+__all__ = ["MOST_SEED", "PYTHON_ONLY", "Config", "OldSpelling"]
 
 # Marks a field that callers in Python may give, and that is no key of a config file.
 PYTHON_ONLY: dict[str, Any] = {"python_only": True}
+
+
+# What torch's generators take.
+MOST_SEED = 2**64 - 1
+# A number with an exponent of at most two digits.
+_POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+]?\d{1,2}")
+# Most digits of a number in text: what is longer is no count.
+_MOST_DIGITS = 40
 
 
 class OldSpelling(FutureWarning):
@@ -60,4 +70,18 @@ class Config(BaseModel):
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"expected no yes-or-no value, got {value}")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read `1e3`, which YAML takes for text, and NumPy's whole numbers."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if int not in (annotation, *get_args(annotation)) or isinstance(value, bool):
+            return value
+        if isinstance(value, Integral):
+            return int(value)
+        if isinstance(value, str) and len(value) <= _MOST_DIGITS and _POWER.fullmatch(value):
+            number = float(value)
+            return int(number) if number.is_integer() else value
         return value

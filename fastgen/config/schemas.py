@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import Config
+from .base import MOST_SEED, Config
 from .dmd import DMDConfig, joined
 from .matching import MatchingConfig
 from .old_spellings import respelled
@@ -65,7 +65,10 @@ class DataConfig(Config):
         "null = 20000",
     )
     seed: int = Field(
-        default=0, ge=0, description="seed of the generated demonstrations and of splits"
+        default=0,
+        ge=0,
+        le=MOST_SEED,
+        description="seed of the generated demonstrations and of splits",
     )
     pack: int | None = Field(
         default=None,
@@ -206,7 +209,7 @@ class DistillConfig(Config):
     name: str = Field(
         default="ring", min_length=1, description="name of the run; run_dir defaults to runs/<name>"
     )
-    seed: int = Field(default=0, ge=0, description="seed of every draw of the run")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="seed of every draw of the run")
     run_dir: str | None = Field(default=None, description="folder of the run; null = runs/<name>")
     resume: bool = Field(default=False, description="go on from the newest checkpoint in run_dir")
     data: DataConfig = Field(default=DataConfig(), description="trajectories")
@@ -256,7 +259,7 @@ class TrainTeacherConfig(Config):
         min_length=1,
         description="name of the run; run_dir defaults to runs/<name>",
     )
-    seed: int = Field(default=0, ge=0, description="seed of every draw of the run")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="seed of every draw of the run")
     run_dir: str | None = Field(default=None, description="folder of the run; null = runs/<name>")
     resume: bool = Field(default=False, description="go on from the newest checkpoint in run_dir")
     data: DataConfig = Field(default=DataConfig(), description="trajectories")

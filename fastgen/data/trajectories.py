@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._core.checks import is_count
+from .._core.room import check_room
 from ..normalizer import Normalizer, pack_tokens
 
 __all__ = [
@@ -83,9 +84,11 @@ def check_pack(pack: int, horizon: int) -> None:
 
 
 def check_size(size: int, what: str = "demonstrations") -> None:
-    """ValueError unless `size` is a whole number >= 2."""
+    """ValueError unless `size` is a whole number >= 2, for which there is room in memory."""
     if not is_count(size, 2):
         raise ValueError(f"expected size to be a whole number >= 2 of {what}, got {size!r}")
+    # A row has more than two numbers and a condition.
+    check_room("data.size", size, 16)
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

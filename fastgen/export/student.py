@@ -15,13 +15,14 @@ The file needs torch alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._core.checks import is_count
+from .._core.checks import is_count, plain_int
 from .._core.conditions import (
     cond_to,
     map_tensors,
@@ -29,6 +30,7 @@ from .._core.conditions import (
     tensors_in,
     tensors_of_arrays,
 )
+from .._core.room import check_room, naming_what_to_lower
 from .._core.seeds import draw_normal
 from .._core.sizes import Sizes, check_sizes, sizes_text
 from ..networks import network_dtype
@@ -190,6 +192,7 @@ class Student:
             )
         return self.t_list[:: (len(self.t_list) - 1) // steps]
 
+    @naming_what_to_lower("num_samples", "the rows of cond")
     @torch.no_grad()
     def sample(
         self,
@@ -226,7 +229,8 @@ class Student:
             ValueError: a shape that doesn't fit or that the student was not trained with, `steps`
                 not on offer, `num_samples` not a whole number >= 1.
         """
-        rungs = self.rungs(steps)
+        num_samples = plain_int(num_samples)
+        rungs = self.rungs(plain_int(steps))
         cond = tensors_of_arrays(cond)
         shape = self._shape_of_result(cond, num_samples, noise)
         if noise is None:
@@ -271,6 +275,9 @@ class Student:
         if rows is None:
             # Without a condition the rows can only be those of the noise.
             rows = 1 if noise is None else noise.shape[0]
+        if num_samples is not None:
+            # Noise, state and samples; what the network keeps comes on top.
+            check_room("num_samples", num_samples, 3 * 4 * rows * math.prod(self.horizon))
         samples = () if num_samples is None else (num_samples,)
         shape = (rows, *samples, *self.horizon)
         if noise is not None and tuple(noise.shape) != shape:

@@ -10,6 +10,7 @@ from torch import nn
 
 from .._core.conditions import cond_text
 from .._core.json_files import check_names, read_json
+from .._core.room import check_room
 from ..config.base import OldSpelling
 from ..config.files import C, validate
 from ..config.matching import MatchingConfig
@@ -25,7 +26,7 @@ from ..samplers.teacher import trusted_time
 from ..teachers.answer import answer_of, telling_rows
 from ..teachers.conversion import RectifiedFlow, loss_space, translated
 from ..teachers.guided import GuidedNetwork
-from ..training.draws import check_shares
+from ..training.draws import check_batch_room, check_shares, row_bytes
 from .setup import Setup
 from .sources import is_changed
 
@@ -121,6 +122,11 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
             f"or a file) both or neither, got {cfg.dmd.guidance_scale} and {cfg.teacher.null_cond}"
         )
     check_shares(train.batch_size, processes, train.gradient_accumulation_steps)
+    check_batch_room(train.batch_size, setup.x0)
+    if any(method.uses_pairs(cfg) for method in stages_of(cfg)):
+        # The states of a pair: one for each rung, and the data.
+        states = len(cfg.student.t_list) * row_bytes(setup.x0, None)
+        check_room("train.kd_pairs", train.kd_pairs, states + row_bytes(setup.x0[:0], setup.cond))
     check_trained_sizes(setup.source, setup.x0, setup.cond, "the teacher")
     setup.prediction_at(0.5)
     _check_answers(setup)

@@ -16,6 +16,7 @@ from .._core.processes import leave, leave_together
 from .._core.streams import lasting_streams
 from ..config.base import OldSpelling
 from ..config.files import C, describe, load_config
+from ..records.folder import run_folder
 from ..training.launching import is_first_process
 from ..training.signals import stopped_by_signals
 
@@ -62,6 +63,7 @@ def parse_command_line(
         overrides.append("resume=true")
     path = Path(files[0]) if files else default
     config = load_config(schema, path, overrides)
+    run_folder(config)  # refused here also in a dry run, which makes none
     return CommandLine(config, "--dry-run" in flags)
 
 
@@ -103,7 +105,7 @@ def user_errors(*, resumable: bool = False) -> Iterator[None]:
             leave_together()
 
 
-_OF_USERS = (ValueError, TypeError, OSError, FloatingPointError, ImportError)
+_OF_USERS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
 @contextlib.contextmanager

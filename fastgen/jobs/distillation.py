@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._core.copies import copied
 from .._core.modules import load_state
 from .._core.processes import together
+from .._core.room import naming_what_to_lower
 from .._core.seeds import generator_for
 from .._core.streams import lasting_streams
 from .._core.timing import Stopwatch
@@ -54,6 +55,7 @@ _PAIR_CHUNK = 2048  # pairs that the teacher makes at once; bounds the memory
 
 
 @lasting_streams()
+@naming_what_to_lower("train.batch_size", "train.kd_pairs", "data.size")
 def distill(
     cfg: DistillConfig, *, teacher: nn.Module | None = None, task: Task | None = None
 ) -> Path:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._core.conditions import take_rows, tensors_in
+from .._core.room import naming_what_to_lower
 from ..config.files import dump_yaml
 from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig, TrainTeacherConfig
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 
+@naming_what_to_lower("train.batch_size", "train.kd_pairs", "data.size")
 def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> str:
     """What a run will be, after everything was seen to fit together.
 
@@ -114,6 +116,7 @@ def distillation_footprints(
     return found
 
 
+@naming_what_to_lower("train.batch_size", "model.embedding_dim", "model.num_layers", "data.size")
 def plan_teacher(cfg: TrainTeacherConfig, *, launch: Launch | None = None) -> str:
     """Memory of the training of a teacher, with what its loss keeps for one micro-batch; and notes
     on its data."""

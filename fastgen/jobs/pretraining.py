@@ -17,6 +17,7 @@ from .._core.copies import copied
 from .._core.json_files import read_json, write_json
 from .._core.modules import load_state
 from .._core.processes import together
+from .._core.room import naming_what_to_lower
 from .._core.sizes import sizes_of
 from .._core.streams import lasting_streams
 from ..config.files import validate
@@ -30,7 +31,7 @@ from ..methods.pretraining import FlowMatchingTraining
 from ..models import build_model
 from ..records.folder import claim_run, open_run
 from ..training.accelerator import start_accelerator
-from ..training.draws import Draws
+from ..training.draws import Draws, check_batch_room
 from ..training.recompute import recompute_blocks
 from ..training.stage import Stage
 from ..training.trained_network import TrainedNetwork, check_compiler
@@ -42,6 +43,7 @@ _VALIDATION_CALLS = 8
 
 
 @lasting_streams()
+@naming_what_to_lower("train.batch_size", "model.embedding_dim", "model.num_layers", "data.size")
 def train_teacher(cfg: TrainTeacherConfig) -> Path:
     """Train the network of `cfg`, save it in ``<run folder>/teacher`` with its scores; returns the
     run folder."""
@@ -184,6 +186,7 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
             "your own and distil that"
         )
     x0, cond = data.network_inputs()
+    check_batch_room(cfg.train.batch_size, x0)
     options |= {"in_horizon": x0.shape[1], "cond_horizon": cond.shape[1]}
     if not cfg.model.equivariant:
         dims = {"in_dim": x0.shape[2], "out_dim": x0.shape[2], "cond_dim": cond.shape[2]}

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.conditions import cond_to, map_tensors
+from .._core.conditions import cond_to, map_tensors, tensors_in
+from .._core.room import check_room
 from .._core.seeds import generator_for
 from .processes import Processes
 
-__all__ = ["Draws", "check_shares"]
+__all__ = ["Draws", "check_batch_room", "check_shares", "row_bytes"]
 
 
 def check_shares(batch_size: int, processes: int, accumulation: int = 1) -> None:
@@ -125,3 +126,22 @@ class Draws:
             self._epoch = epoch
             self._order = torch.randperm(n, generator=self.generator(epoch, "rows"))
         return self._order
+
+
+def check_batch_room(batch_size: int, x0: Tensor) -> None:
+    """Refuse a batch whose noise alone has no room: every process draws that of the whole batch.
+
+    Args:
+        batch_size: rows of all processes together.
+        x0: of the data.
+
+    Raises:
+        ValueError: it names the key and the limit.
+    """
+    check_room("train.batch_size", batch_size, row_bytes(x0, None))
+
+
+def row_bytes(x0: Tensor, cond: Any) -> int:
+    """Bytes of a row of the data with its condition."""
+    tensors = (x0, *tensors_in(cond))
+    return sum(value[:1].numel() * value.element_size() for value in tensors)
