@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ._core.calls import call_intact
 from ._core.checks import check_shape
 from ._core.conditions import named_tensors
 from ._core.messages import brief
@@ -241,7 +242,7 @@ def call_network(
     else:
         times = torch.full((x_t.shape[0],), t, dtype=time_dtype(dtype), device=x_t.device)
     try:
-        pred = network(x_t.to(dtype), times, cond)
+        pred = call_intact(network, x_t.to(dtype), times, cond)
     except IndexError as error:
         labels = _label_ranges(cond)
         if not labels:
@@ -291,5 +292,5 @@ def teacher_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_typ
     """
     direct = _declared(network, "predict_x0", None)
     if direct is not None:
-        return direct(x_t, t, cond)
+        return call_intact(direct, x_t, t, cond)
     return predict_x0(network, x_t, t, cond, pred_type=pred_type, dtype=x_t.dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ._core.caches import renew_before_calls
+from ._core.calls import call_intact
 from ._core.conditions import tensors_in
 from ._core.copies import copied
 from ._core.messages import first_names
@@ -245,7 +246,7 @@ def _check_answer(network: Network, x0: Tensor, cond: Cond) -> None:
     low, high = time_range(network)
     t = torch.full((len(x0),), (low + high) / 2, dtype=x0.dtype)
     with _trying("calling network(x_t, t, cond)"), torch.no_grad():
-        answer = network(x0, t, cond)
+        answer = call_intact(network, x0, t, cond)
     if not isinstance(answer, Tensor) or answer.shape != x0.shape:
         got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise ValueError(

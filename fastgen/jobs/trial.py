@@ -18,11 +18,11 @@ from .._core.caches import renew_caches
 from .._core.conditions import cond_to
 from .._core.copies import copied
 from .._core.messages import brief, first_names
-from .._core.modules import load_state, state_of
+from .._core.modules import evaluating, load_state, state_of
 from ..config.groups import EMAConfig
 from ..config.training import OptimizerConfig
 from ..export.folders import export_student, has_custom_network, load_student
-from ..networks import Cond, network_dtype, predict_x0, time_range
+from ..networks import Cond, call_network, network_dtype, predict_x0, time_range
 from ..training.processes import OneProcess
 from ..training.trained_network import TrainedNetwork
 from .setup import Setup
@@ -32,6 +32,7 @@ __all__ = ["try_network"]
 
 _ROWS = 2
 _UPDATES = 2
+_TIMES = (0.02, 0.25, 0.75, 0.98)
 # Of an update of Adam each weight moves by this, far enough to be told from rounding.
 _RATE = 1e-3
 # Two copies with the same weights may differ by rounding, as parts of how far an update moves an
@@ -76,6 +77,7 @@ class _Trial:
 
     def run(self, *, export: bool) -> None:
         _check_kinds(self.setup.source)
+        self.watch(self.setup.source)
         with _trying("a copy of the network"):
             student = self.setup.student()
         before = self.answer(student)
@@ -106,6 +108,15 @@ class _Trial:
         )
         if export:
             self.check_export(averaged)
+
+    def watch(self, network: nn.Module) -> None:
+        """Call the network at times from end to end, so that it is known whether it edits what it
+        is given (see `call_intact`)."""
+        low, high = time_range(network)
+        with torch.no_grad(), evaluating(network), _trying("a call of the network"):
+            for share in _TIMES:
+                time = low + share * (min(high, 1.0) - low)
+                call_network(network, self.x_t, time, self.cond, dtype=self.x_t.dtype)
 
     def loss(self, network: nn.Module) -> Tensor:
         """Of the student's x0, which a network with parameters in use has a gradient for."""

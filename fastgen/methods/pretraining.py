@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._core.calls import call_intact
 from .._core.conditions import cond_to, map_tensors, take_rows
 from .._core.tensors import expand_like
 from ..config.training import TeacherTrainConfig
@@ -32,7 +33,7 @@ def flow_matching_loss(
     References:
         Lipman et al., Flow Matching for Generative Modeling, 2023, arXiv:2210.02747.
     """
-    pred = network(add_noise(x0, eps, t), t, cond)
+    pred = call_intact(network, add_noise(x0, eps, t), t, cond)
     return dsm_loss("flow", pred, x0=x0, eps=eps, t=t)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._core.calls import call_intact
 from .._core.conditions import cond_text, cond_to, named_tensors, take_rows
 from .._core.messages import brief
 from .._core.modules import evaluating
@@ -59,8 +60,8 @@ def answer_of(
     t = torch.full((len(x_t),), time, device=x_t.device)
     given = f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)}, cond {cond_text(z)}"
     try:
-        with torch.no_grad(), evaluating(network):
-            pred = network(x_t, t, z)
+        with evaluating(network):
+            pred = call_intact(network, x_t, t, z)
     except _MISFITS as error:
         raise ValueError(
             f"expected a teacher that can be called with {given}, got: {brief(error)}"
@@ -113,7 +114,7 @@ class Watched(NetworkWrapper):
         Raises:
             ValueError: it is not finite.
         """
-        answer = self.network(x_t, t, cond)
+        answer = call_intact(self.network, x_t, t, cond)
         _check_finite(answer, t, cond, self.rows, self.who)
         return answer
 

@@ -44,6 +44,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._core.calls import call_intact
 from .._core.checks import check_choice, check_shape, check_time
 from .._core.tensors import EPSILON, expand_like, time_dtype, wide_dtype
 from ..networks import Cond, Network, NetworkWrapper, coats, network_dtype, unwrap
@@ -147,7 +148,7 @@ class RectifiedFlow(NetworkWrapper):
         s = seen_time.to(wide) / self.time_scale
         alpha, sigma = (expand_like(c, x_t) for c in self.clock.coefficients(s))
         seen = ((alpha + sigma) * x_t.to(wide)).to(dtype)
-        answer = self.network(seen, seen_time, cond)
+        answer = call_intact(self.network, seen, seen_time, cond)
         check_shape("the network's output", answer, x_t.shape)
         answer = answer.to(wide)
         if self.prediction == "score":  # read as eps: at sigma = 0 its own row has an infinite b

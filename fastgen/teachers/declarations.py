@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._core.calls import call_intact
 from .._core.messages import brief
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
@@ -164,7 +165,7 @@ def _other_source(
     def velocity(x_s: Tensor, s: Tensor, cond: Cond) -> Tensor:
         own_time = 1.0 - s if data_at == 1 else s
         seen_time = (own_time * declared["time_scale"]).to(time_dtype(x_s.dtype))
-        answer = network(x_s, seen_time, cond)
+        answer = call_intact(network, x_s, seen_time, cond)
         return -answer if towards_data else answer
 
     with torch.no_grad(), evaluating(network):
@@ -218,7 +219,8 @@ class _Remembered:
         key = (float(t[0]), float(x.double().sum()))
         if key not in self.calls:
             with evaluating(self.network):
-                self.calls[key] = self.network(x.to(network_dtype(self.network, x.dtype)), t, cond)
+                seen = x.to(network_dtype(self.network, x.dtype))
+                self.calls[key] = call_intact(self.network, seen, t, cond)
         return self.calls[key]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .._core.calls import call_intact
 from .._core.checks import at_hand
 from .._core.conditions import cond_to, map_tensors
 from ..flow_matching import convert_prediction
@@ -49,12 +50,12 @@ class GuidedNetwork(NetworkWrapper):
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The guided prediction (B, ...) in `pred_type`."""
         if not self._guides(t):
-            return self.network(x_t, t, cond)
+            return call_intact(self.network, x_t, t, cond)
         if not self.guidance.rescale and self._clip is None:
             # Guidance is linear without them: any prediction is guided by the formula for x0, and
             # is not rounded on a way there and back.
-            plain = self.network(x_t, t, cond)
-            null = self.network(x_t, t, self._null(x_t))
+            plain = call_intact(self.network, x_t, t, cond)
+            null = call_intact(self.network, x_t, t, self._null(x_t))
             return guide_x0(plain, null, t, self.guidance)
         return convert_prediction(self.predict_x0(x_t, t, cond), x_t, t, "x0", self.pred_type)
 

@@ -281,7 +281,7 @@ def test_networks_see_their_own_dtype_and_times_in_no_less_than_float32(declarat
             )
         teacher(x_t, t, cond)
         assert (recorder.x.dtype, recorder.t.dtype, recorder.t.shape) == (dtype, t_dtype, (64,))
-        assert recorder.cond is cond
+        assert recorder.cond.dtype == cond.dtype and torch.equal(recorder.cond, cond)
     assert torch.equal(teacher(x_t, 0.5), teacher(x_t, torch.full((64,), 0.5)))
 
 
