@@ -28,7 +28,7 @@ from .models.discriminators import (
     FourierDiscriminator as FourierDiscriminator,
     TokenHeads as TokenHeads,
 )
-from .networks import Cond, call_network, coats
+from .networks import Cond, call_network, coats, network_dtype
 
 __all__ = [
     "Features",
@@ -43,7 +43,9 @@ __all__ = [
 Features = Callable[[Tensor, Tensor, Cond], list[Tensor]]
 
 
-def block_features(network: nn.Module, blocks: Sequence[str] | None = None) -> Features:
+def block_features(
+    network: nn.Module, blocks: Sequence[str] | None = None, *, called: nn.Module | None = None
+) -> Features:
     """A function `features(x_t, t, cond)` that gives the outputs of `blocks`, in the order in which
     the network calls them.
 
@@ -53,6 +55,8 @@ def block_features(network: nn.Module, blocks: Sequence[str] | None = None) -> F
         blocks: names of submodules as in `network.named_modules()`. None stands for the entries of
             the last `nn.ModuleList` (the decoder layers of the transformers here), or for the
             direct children of a network without one.
+        called: what is called, such as a coat that calls `network` in its own precision; None:
+            `network` itself.
 
     Raises:
         ValueError: a name that the network doesn't have, or a network without submodules; when
@@ -61,7 +65,7 @@ def block_features(network: nn.Module, blocks: Sequence[str] | None = None) -> F
     found = _find_blocks(network, blocks)
 
     def features(x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
-        return [output for _, output in _outputs(network, found, x_t, t, cond)]
+        return [output for _, output in _outputs(called or network, found, x_t, t, cond)]
 
     return features
 
@@ -225,8 +229,9 @@ def discriminator_for(
         if on_samples:
             return _sample_discriminator(network, x0, cond)
         parameter = next(network.parameters())
-        x = x0[:2].to(parameter)
-        z = cond_to(take_rows(cond, slice(2)), parameter.device, parameter.dtype)
+        dtype = network_dtype(network, parameter.dtype)
+        x = x0[:2].to(parameter.device, dtype)
+        z = cond_to(take_rows(cond, slice(2)), parameter.device, dtype)
         return heads_for(network, x, x.new_full((len(x),), 0.5), z, blocks=blocks)
 
 

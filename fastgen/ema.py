@@ -44,10 +44,10 @@ SHADOW_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class ExponentialMovingAverage:
     """Shadow weights of one network.
 
-    The shadow is kept in float32 (or float64): in bfloat16 an update by (1 - beta) of a small
-    difference rounds to nothing. Parameters are averaged. Buffers that belong to the state dict are
-    copied. Names are those of the bare network, without the prefixes that DistributedDataParallel
-    and torch.compile give them, be it in a submodule.
+    The shadow is kept in float32 (or float64, as weights in float64 always are): in bfloat16 an
+    update by (1 - beta) of a small difference rounds to nothing. Parameters are averaged. Buffers
+    that belong to the state dict are copied. Names are those of the bare network, without the
+    prefixes that DistributedDataParallel and torch.compile give them, be it in a submodule.
 
     Of a sharded network (FSDP2) each process averages its own shards. To write them to a network
     that isn't sharded, all processes must call `copy_to`.
@@ -132,8 +132,12 @@ class ExponentialMovingAverage:
         if shadows and skip is not None:
             # A weight of 0 leaves a number exactly as it is. The weight is a tensor, since a number
             # would have to be known to the host.
-            weight = torch.where(skip, 0.0, torch.tensor(1.0 - beta, dtype=self.dtype))
-            torch._foreach_lerp_(shadows, values, [weight] * len(shadows))  # pyright: ignore[reportPrivateImportUsage]
+            weights = {
+                dtype: torch.where(skip, 0.0, torch.tensor(1.0 - beta, dtype=dtype))
+                for dtype in {shadow.dtype for shadow in shadows}
+            }
+            each = [weights[shadow.dtype] for shadow in shadows]
+            torch._foreach_lerp_(shadows, values, each)  # pyright: ignore[reportPrivateImportUsage]
         elif shadows:
             # torch's lerp answers the end point exactly at weight 1: a network that never changes
             # is its own average.
@@ -177,7 +181,7 @@ class ExponentialMovingAverage:
             shadow.copy_(shared_like(state[name], shadow))
 
     def _copy(self, x: Tensor) -> Tensor:
-        dtype = self.dtype if x.is_floating_point() else x.dtype
+        dtype = torch.promote_types(self.dtype, x.dtype) if x.is_floating_point() else x.dtype
         return x.detach().to(self.device, dtype, copy=True)
 
     def _check_names(self, weights: Mapping[str, Tensor]) -> None:

@@ -37,7 +37,6 @@ __all__ = [
     "sampling_times",
     "teacher_x0",
     "time_range",
-    "trainable",
     "trusted_until",
     "unwrap",
 ]
@@ -179,13 +178,6 @@ def parameters_to(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     for parameter in network.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-    return network
-
-
-def trainable(network: nn.Module) -> nn.Module:
-    """`network` with all of its parameters trained but integers, which have no gradient."""
-    for parameter in network.parameters():
-        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     return network
 
 

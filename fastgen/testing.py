@@ -20,6 +20,7 @@ from ._core.conditions import tensors_in
 from ._core.copies import copied
 from ._core.messages import first_names
 from ._core.modules import evaluating
+from ._core.precision import in_full_precision, trainable
 from .config.dmd import DMDConfig
 from .export.folders import export_student, has_custom_network, load_student
 from .export.student import Student
@@ -174,7 +175,7 @@ def check_distills(
 
     Args:
         network: the teacher, called `network(x_t, t, cond)`, or what `as_rectified_flow` returns.
-            Parameters that nothing is meant to use have `requires_grad=False`.
+            Parameters that nothing is meant to use, or to train, have `requires_grad=False`.
         x0: some rows of data (B, ...) as the network sees them, B >= 2.
         cond: their conditions.
         pred_type: what the network predicts.
@@ -189,15 +190,19 @@ def check_distills(
         raise ValueError(
             f"expected x0 of shape (B, ...) with B >= 2, got {x0.dtype} {tuple(x0.shape)}"
         )
-    idle = {name for name, p in network.named_parameters() if not p.requires_grad}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher = _copied(network).requires_grad_(False).eval()
         _check_answer(teacher, x0, cond)
         config = _config(time_range(teacher), pred_type)
-        student = _copied(network).requires_grad_(True)
+        student = trainable(in_full_precision(_copied(network)), network)
+        idle = {name for name, p in student.named_parameters() if not p.requires_grad}
         _update_by_kd(student, teacher, x0, cond, config, idle)
-        _update_by_dmd(student, teacher, x0, cond, config, idle)
+        with _trying("making a fake score of the teacher"):
+            rungs = config.student_steps if config.fake_score_rung_conditioned else 1
+            fake_score = create_fake_score(network, num_rungs=rungs)
+        pipeline = DMDPipeline(student, teacher, fake_score, config)
+        _update_by_dmd(pipeline, fake_score, x0, cond, idle)
         _check_export(student.eval(), network, x0, cond, config)
 
 
@@ -288,20 +293,15 @@ def _update_by_kd(
 
 
 def _update_by_dmd(
-    student: nn.Module,
-    teacher: nn.Module,
+    pipeline: DMDPipeline,
+    fake_score: nn.Module,
     x0: Tensor,
     cond: Cond,
-    config: DMDConfig,
     idle: set[str],
 ) -> None:
-    with _trying("making a fake score of the teacher"):
-        rungs = config.student_steps if config.fake_score_rung_conditioned else 1
-        fake_score = create_fake_score(teacher, num_rungs=rungs)
-        pipeline = DMDPipeline(student, teacher, fake_score, config)
     turns = (
         ("DMD's fake score", fake_score, pipeline.compute_fake_score_loss),
-        ("DMD's student", student, pipeline.compute_student_loss),
+        ("DMD's student", pipeline.student, pipeline.compute_student_loss),
     )
     optimizers = {who: _optimizer(network) for who, network, _ in turns}
     for _ in range(UPDATES):

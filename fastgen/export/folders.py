@@ -33,6 +33,7 @@ from .._core.files import new_folder, write_file
 from .._core.json_files import plain_json
 from .._core.messages import brief
 from .._core.modules import as_built, fit_buffers, load_state, state_of
+from .._core.precision import accept_any_dtype, is_uniform
 from .._core.sizes import Sizes, parse_sizes
 from .._core.tensor_files import TensorFile, write_tensors
 from ..models import build_model
@@ -116,7 +117,7 @@ def save_network(
         config["trained_sizes"] = plain_json(parse_sizes(trained), "trained_sizes")
     state = state_of(network)
     with new_folder(folder, (EXPORT_CONFIG, _CARD, _MODEL, SCORES_FILE), is_export) as partial:
-        config["tensors"] = write_tensors(partial / _MODEL, state, _dtype_of(state))
+        config["tensors"] = write_tensors(partial / _MODEL, state, _dtype_of(network))
         write_config(partial, config)
 
 
@@ -249,7 +250,7 @@ def export_student(
     card = student_card(config, sum(p.numel() for p in network.parameters()))
     state = state_of(network)
     with new_folder(path, (EXPORT_CONFIG, _CARD, _STUDENT), is_export) as partial:
-        config["tensors"] = write_tensors(partial / _STUDENT, state, _dtype_of(state))
+        config["tensors"] = write_tensors(partial / _STUDENT, state, _dtype_of(network))
         write_file(partial / _CARD, card.encode())
         write_config(partial, config)
 
@@ -286,8 +287,9 @@ def load_student(
         converted = wrap_network(loaded if network is None else network, config["parameterization"])
     except ValueError as error:
         raise ValueError(f"{file}: parameterization: {error}") from error
+    converted = converted.to(device)
     return Student(
-        cast(converted.to(device=device), dtype),
+        cast(converted, dtype),
         t_list=config["t_list"],
         steps=config["steps"],
         sample_type=config["sample_type"],
@@ -318,13 +320,15 @@ def _load(
 ) -> nn.Module:
     """The network that `config` describes, or the one given, with its tensors and in eval mode."""
     if network is not None:
+        # The forward of a network in half precision may cast to that.
+        casting = tensors.dtype.itemsize >= 4 and not is_uniform(network)
         # Some have other buffers in eval mode.
         cast(network.eval(), tensors.dtype)
         fit_buffers(network, tensors.shapes)
         load_state(network, tensors.read(state_of(network)))
         network.eval()
         renew_caches(network)
-        return network
+        return accept_any_dtype(network) if casting else network
     config = check_network_config(config, str(file), tensors.shapes, classes)
     try:
         if config["class"] == DENSE:
@@ -364,10 +368,16 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
-    """That of the first floating tensor, float32 if there is none."""
-    dtypes = (value.dtype for value in state.values() if value.is_floating_point())
-    return next(dtypes, torch.float32)
+def _dtype_of(network: nn.Module) -> torch.dtype:
+    """That of the network's first floating tensor, or what holds all of its parameters if these
+    have more digits; float32 if there is none."""
+    tensors = [x for x in network.state_dict().values() if isinstance(x, Tensor)]
+    dtypes = [x.dtype for x in tensors if x.is_floating_point()]
+    dtype = dtypes[0] if dtypes else torch.float32
+    for parameter in network.parameters():
+        if parameter.is_floating_point() and parameter.itemsize >= dtype.itemsize:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    return dtype
 
 
 def _horizon(

@@ -129,6 +129,7 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
         check_room("train.kd_pairs", train.kd_pairs, states + row_bytes(setup.x0[:0], setup.cond))
     check_trained_sizes(setup.source, setup.x0, setup.cond, "the teacher")
     setup.prediction_at(0.5)
+    setup.check_student()
     _check_answers(setup)
     stages_of(cfg)[-1].check(setup, processes=processes, sharded=sharded)
 

@@ -133,7 +133,8 @@ class Distillation:
 
     def notes(self) -> list[str]:
         """What a user should know of data and teacher before the first update."""
-        found = data_notes(self.task, self.cfg.train.batch_size)
+        found = self.networks.notes()
+        found += data_notes(self.task, self.cfg.train.batch_size)
         found += declaration_notes(
             self.networks.unguided,
             self.networks.x0,

@@ -57,6 +57,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     setup = Setup(cfg, teacher, task.train)
     check_plan(setup, processes=launch.processes, sharded=launch.sharded)
     try_network(setup, export=True)
+    notes += setup.notes()
     notes += data_notes(task, cfg.train.batch_size)
     notes += declaration_notes(
         setup.unguided,

@@ -17,16 +17,18 @@ from .._core.conditions import (
     tensors_in,
 )
 from .._core.copies import copied
+from .._core.messages import first_names
+from .._core.precision import in_full_precision, is_uniform, trainable
 from ..config.schemas import DistillConfig
 from ..data import Data
 from ..data.files import load_conditions, load_members
 from ..guidance import Guidance
 from ..methods.method import Batch, Networks
-from ..networks import Cond, network_dtype, parameters_to, trainable
+from ..networks import Cond, network_dtype, parameters_to
 from ..teachers.answer import answer_of
 from ..teachers.couplings import Coupling, coupling_of
 from ..teachers.guided import GuidedNetwork
-from ..teachers.half import Bfloat16Network
+from ..teachers.half import Bfloat16Network, in_own_precision
 from ..training.recompute import recompute_blocks
 
 __all__ = ["Setup", "guided_teacher"]
@@ -41,7 +43,8 @@ class Setup(Networks):
     Args:
         cfg: of the run, with what its method implies.
         teacher: on its device, in eval mode, called `teacher(x_t, t, cond)`. Changed in place where
-            `teacher.dtype` or `train.gradient_checkpointing` ask for it.
+            `teacher.dtype` or `train.gradient_checkpointing` ask for it. Of whatever precision:
+            it is called in its own, while students are float32 (`student`).
         data: the training set.
 
     Attributes:
@@ -60,23 +63,62 @@ class Setup(Networks):
         self.cfg = cfg
         self.x0, cond = data.network_inputs()
         self.in_order = data.in_order
-        self.cond = cond_to(cond, dtype=network_dtype(teacher, self.x0.dtype))
+        # As students take it; a teacher in half precision casts it for itself.
+        dtype = torch.promote_types(network_dtype(teacher, self.x0.dtype), torch.float32)
+        self.cond = cond_to(cond, dtype=dtype)
         renew_caches(teacher)
         self.source = teacher
-        self.dtype = network_dtype(teacher, torch.float32)
-        if cfg.teacher.dtype is not None and self.dtype == torch.float64:
+        # As it was read: `teacher.dtype` changes it.
+        self._uniform = is_uniform(teacher)
+        in_float64 = any(parameter.dtype == torch.float64 for parameter in teacher.parameters())
+        if cfg.teacher.dtype is not None and in_float64:
             raise ValueError(
                 f"expected teacher.dtype=null for a teacher in float64, got {cfg.teacher.dtype}"
             )
         if cfg.train.gradient_checkpointing:
             recompute_blocks(teacher)
-        in_half = cfg.teacher.dtype is not None
-        self.unguided = Bfloat16Network(teacher).eval() if in_half else teacher
+        if cfg.teacher.dtype is not None:
+            self.unguided = Bfloat16Network(teacher).eval()
+        else:
+            self.unguided = in_own_precision(teacher, self.x0, self.cond)
         self.teacher = guided_teacher(cfg, self.unguided, data)
 
     def student(self) -> nn.Module:
-        """A copy of `source` in full precision, trainable whatever the caller froze."""
-        return trainable(parameters_to(copied(self.source), self.dtype))
+        """A copy of `source` in full precision: parameters in float64 stay in it, all others are in
+        float32. Trained whole if `source` is wholly frozen; else what is frozen stays so."""
+        network = copied(self.source)
+        if not self._uniform:
+            network = in_full_precision(network)
+        elif self.cfg.teacher.dtype is not None:
+            network = parameters_to(network, torch.float32)
+        return trainable(network, self.source)
+
+    def notes(self) -> list[str]:
+        """What of the teacher stays frozen, in one line, if a part of it is."""
+        parameters = dict(self.source.named_parameters())
+        frozen = [name for name, p in parameters.items() if not p.requires_grad]
+        if not frozen or len(frozen) == len(parameters):
+            return []
+        return [f"frozen in the teacher, and so in the student: {first_names(frozen)}"]
+
+    def check_student(self) -> None:
+        """Refuse a teacher whose weights are in half precision and whose copy in full precision
+        can't be called.
+
+        Raises:
+            ValueError: what it raised, and what to do.
+        """
+        if self._uniform:
+            return
+        try:
+            answer_of(self.student(), self.x0, self.cond)
+        except ValueError as error:
+            kinds = sorted({str(parameter.dtype) for parameter in self.source.parameters()})
+            raise ValueError(
+                f"expected a teacher whose copy can be trained in float32, got one in "
+                f"{', '.join(kinds)}: {error}; let its forward cast to the dtype of its weights "
+                "instead of a fixed one"
+            ) from error
 
     def prediction_at(self, time: float) -> Tensor:
         """What the teacher answers for two samples at `time`; errors as `answer_of`."""

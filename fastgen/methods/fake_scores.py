@@ -16,8 +16,9 @@ from torch.nn import functional
 from .._core.caches import renew_before_calls
 from .._core.checks import check_count
 from .._core.copies import copied
+from .._core.precision import in_full_precision, trainable
 from .._core.seeds import generator_for
-from ..networks import Cond, NetworkWrapper, network_dtype, trainable, unwrap
+from ..networks import Cond, NetworkWrapper, network_dtype, unwrap
 
 __all__ = ["LowRankFakeScore", "LowRankLinear", "RungConditioned", "create_fake_score"]
 
@@ -99,8 +100,9 @@ class LowRankLinear(nn.Linear):
         return self.frozen + (self.scale * self.up @ self.down).to(self.frozen.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        low = functional.linear(functional.linear(input, self.down), self.up)
-        return functional.linear(input, self.frozen, self.bias) + self.scale * low
+        low = functional.linear(functional.linear(input.to(self.down.dtype), self.down), self.up)
+        answer = functional.linear(input, self.frozen, self.bias)
+        return answer + (self.scale * low).to(answer.dtype)
 
 
 class LowRankFakeScore(NetworkWrapper):
@@ -108,7 +110,8 @@ class LowRankFakeScore(NetworkWrapper):
     `nn.Linear` (Hu et al., LoRA, 2021, arXiv:2106.09685).
 
     It shares the teacher's weights in memory and leaves them alone. Its parameters and its state
-    dict are the corrections alone. It is called as the teacher is, always in the teacher's mode (no
+    dict are the corrections alone, in no less than float32. Maps that are frozen in a partly frozen
+    teacher get none. It is called as the teacher is, always in the teacher's mode (no
     dropout for a teacher in eval mode).
 
     Args:
@@ -132,9 +135,17 @@ class LowRankFakeScore(NetworkWrapper):
         nn.Module.__init__(self)
         check_count("rank", rank)
         network = _sharing_memory(teacher)
-        linears = _linears_of(network)
+        # The copy is frozen; what is to be trained, the teacher's own parameters say.
+        whole = not any(parameter.requires_grad for parameter in teacher.parameters())
+        linears = {
+            linear: places
+            for (linear, places), given in zip(
+                _linears_of(network).items(), _linears_of(teacher), strict=True
+            )
+            if whole or given.weight.requires_grad
+        }
         reached = sum(linear.weight.numel() for linear in linears)
-        total = sum(parameter.numel() for parameter in network.parameters())
+        total = sum(p.numel() for p in teacher.parameters() if whole or p.requires_grad)
         if 2 * reached < total:
             raise ValueError(
                 "expected a teacher with most of its weights in nn.Linear modules for "
@@ -211,7 +222,8 @@ def create_fake_score(
     teacher: nn.Module, *, num_rungs: int = 1, rank: int | None = None, seed: int = 0
 ) -> nn.Module:
     """A trainable fake score of the teacher, wrapped in `RungConditioned` if there is more than one
-    rung.
+    rung. It is in full precision, whatever the teacher is in; what is frozen in a partly frozen
+    teacher stays frozen.
 
     At the start fake score and teacher agree, and the VSD gradient is zero: warm the fake score up
     first.
@@ -224,7 +236,7 @@ def create_fake_score(
     """
     fake_score: nn.Module
     if rank is None:
-        fake_score = trainable(copied(teacher))
+        fake_score = trainable(in_full_precision(copied(teacher)), teacher)
         renew_before_calls(unwrap(fake_score))
     else:
         fake_score = LowRankFakeScore(teacher, rank, seed=seed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from .._core.checks import check_choice, check_pred_type
@@ -21,7 +20,7 @@ from ..losses import VSD_NORMS
 from ..networks import Cond, call_network, coats, network_dtype, teacher_x0
 from ..teachers.conversion import check_prediction, loss_space, translated
 from ..teachers.guided import GuidedNetwork
-from ..teachers.half import Bfloat16Network
+from ..teachers.half import Bfloat16Network, HalfNetwork
 from .fake_scores import RungConditioned
 
 if TYPE_CHECKING:
@@ -207,13 +206,12 @@ def named_features(teacher: nn.Module, fake_score: nn.Module | None, config: DMD
         raise ValueError("expected a fake_score for gan_features='fake_score', got None")
     # The blocks' names are the plain network's own, and a guided teacher calls it twice.
     plain = translated(network)
-    in_bfloat16 = any(isinstance(coat, Bfloat16Network) for coat in coats(network))
-    features = block_features(plain, config.gan_blocks or None)
-    if not in_bfloat16:
-        return features
+    half = [coat for coat in coats(network) if isinstance(coat, Bfloat16Network | HalfNetwork)]
+    if not half:
+        return block_features(plain, config.gan_blocks or None)
+    features = block_features(plain, config.gan_blocks or None, called=half[0])
 
     def as_given(x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
-        with torch.autocast(x_t.device.type, torch.bfloat16):
-            return [feature.to(x_t.dtype) for feature in features(x_t, t, cond)]
+        return [feature.to(x_t.dtype) for feature in features(x_t, t, cond)]
 
     return as_given

@@ -73,7 +73,8 @@ class Networks(Protocol):
     cond: Cond
 
     def student(self) -> nn.Module:
-        """A trainable copy of the teacher's weights, in full precision."""
+        """A trainable copy of the teacher's weights, in full precision. What is frozen in a partly
+        frozen teacher stays frozen."""
         ...
 
     def prediction_at(self, time: float) -> Tensor:

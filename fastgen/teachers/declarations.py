@@ -22,9 +22,10 @@ from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from .._core.tensors import time_dtype, wide_dtype
 from ..flow_matching import add_noise
-from ..networks import Cond, network_dtype, teacher_x0, time_range
+from ..networks import Cond, coats, network_dtype, teacher_x0, time_range
 from .clocks import parse_clock
 from .conversion import PREDICTIONS, RectifiedFlow, as_rectified_flow
+from .half import HalfNetwork
 from .noise_sources import Source, likely_source
 from .probes import probe_rows
 
@@ -57,8 +58,7 @@ def denoising_errors(
         x0, cond: the data as networks see them, (N, ...).
         pred_type: what the teacher predicts.
     """
-    parameter = next(teacher.parameters(), x0)
-    x0, eps, cond = _probe(x0, cond, parameter)
+    x0, eps, cond = _probe(x0, cond, _like(teacher, x0))
     variance = (x0 - x0.mean(0)).square().mean().clamp(min=1e-12)
     low, high = time_range(teacher)
     errors = []
@@ -131,9 +131,12 @@ def declaration_notes(
     bare = teacher
     declared = {"path": {"name": "linear"}, "prediction": pred_type, "data_at": 0}
     declared["time_scale"] = 1.0
-    if isinstance(teacher, RectifiedFlow):
-        bare = teacher.network
-        declared = teacher.describe()
+    for coat in coats(teacher):
+        if isinstance(coat, RectifiedFlow):
+            bare = coat.network
+            if isinstance(teacher, HalfNetwork):
+                bare = HalfNetwork(bare, teacher.takes)
+            declared = coat.describe()
     found, least = best_declaration(bare, x0, cond, declared)
     share = _typical(least) / _typical(errors)
     source = None if coupled else _other_source(bare, x0, cond, declared)
@@ -212,7 +215,7 @@ class _Remembered:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.like = next(network.parameters(), torch.empty(0))
+        self.like = _like(network, torch.empty(0))
         self.calls: dict[tuple[float, float], Tensor] = {}
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -222,6 +225,13 @@ class _Remembered:
                 seen = x.to(network_dtype(self.network, x.dtype))
                 self.calls[key] = call_intact(self.network, seen, t, cond)
         return self.calls[key]
+
+
+def _like(network: nn.Module, default: Tensor) -> Tensor:
+    """An empty tensor where a network is called and in its dtype; of one without parameters like
+    `default`."""
+    parameter = next(network.parameters(), default)
+    return torch.empty(0, dtype=network_dtype(network, parameter.dtype), device=parameter.device)
 
 
 def _probe(x0: Tensor, cond: Cond, like: Tensor) -> tuple[Tensor, Tensor, Cond]:

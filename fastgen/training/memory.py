@@ -66,7 +66,8 @@ def footprint(
         name: of the row in the table.
         network: its parameters and buffers are counted once each, also where they share memory with
             other networks.
-        trained: whether it has gradients and moments, in the dtype of its weights.
+        trained: whether its parameters have gradients and moments, in their dtypes; frozen ones
+            have none.
         ema: dtype of its average; None: there is none.
         ema_on_cpu: whether the average is kept in CPU memory.
         activations: bytes, as `activation_bytes` measures them.
@@ -77,6 +78,7 @@ def footprint(
     parameters = list(network.parameters())
     parts = 1 if shards is None else shards
     own = sum(_shard(p, parts) * p.element_size() for p in parameters)
+    learned = sum(_shard(p, parts) * p.element_size() for p in parameters if p.requires_grad)
     buffers = sum(map(_bytes, network.buffers()))
     shadow = 0 if ema is None else _average_bytes(network, ema, parts)
     whole = 0 if shards is None else sum(map(_bytes, parameters)) + buffers
@@ -84,8 +86,8 @@ def footprint(
         name,
         sum(p.numel() for p in parameters),
         own + buffers,
-        gradients=own if trained else 0,
-        adam=2 * own if trained else 0,
+        gradients=learned if trained else 0,
+        adam=2 * learned if trained else 0,
         ema=0 if ema_on_cpu else shadow,
         activations=activations,
         host=whole + (shadow if ema_on_cpu else 0),
@@ -93,11 +95,14 @@ def footprint(
 
 
 def _average_bytes(network: nn.Module, dtype: torch.dtype, shards: int) -> int:
-    """Bytes of the average of `network` in one process: floating-point numbers are in `dtype`."""
+    """Bytes of the average of `network` in one process: floating-point numbers are in `dtype`, or
+    in float64 where the weights are."""
     found = 0
     for _, value in averaged_weights(network):
         numbers = _shard(value, shards) if isinstance(value, nn.Parameter) else value.numel()
-        found += numbers * (dtype if value.is_floating_point() else value.dtype).itemsize
+        floating = value.is_floating_point()
+        kept = torch.promote_types(dtype, value.dtype) if floating else value.dtype
+        found += numbers * kept.itemsize
     return found
 
 

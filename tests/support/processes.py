@@ -65,7 +65,7 @@ def config(run_dir: Path, accumulation: int, **changes) -> DistillConfig:
 
 class Branching(ToyTeacher):
     """Which of its parts are used depends on the rows: experts by time, a branch for conditions so
-    rare that a batch may have none, and an auxiliary head that is never called.
+    rare that a batch may have none, and an auxiliary head that is never called. One is frozen.
 
     A process' part of a micro-batch has four rows, so that processes differ in what they use.
     """
@@ -76,12 +76,13 @@ class Branching(ToyTeacher):
         self.late = nn.Linear(dim, dim)
         self.rare = nn.Linear(dim, dim)
         self.idle = nn.Linear(3, 3)
-        for part in (self.early, self.late, self.rare, self.idle):
+        self.still = nn.Linear(dim, dim).requires_grad_(False)
+        for part in (self.early, self.late, self.rare, self.idle, self.still):
             nn.init.constant_(part.weight, 0.05)
             nn.init.constant_(part.bias, 0.05)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        answer = super().forward(x_t, t, cond)
+        answer = super().forward(x_t, t, cond) + self.still(x_t)
         early = t < 0.7
         parts = ((self.early, early), (self.late, ~early), (self.rare, cond[:, 0, 0] > 1.2))
         for part, rows in parts:
