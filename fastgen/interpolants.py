@@ -32,7 +32,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._core.checks import check_choice, check_shape
+from ._core.checks import at_hand, check_choice, check_shape
 from ._core.tensors import EPSILON, expand_like, in_float64, wide_dtype
 
 __all__ = [
@@ -256,10 +256,11 @@ class BaseInterpolant(abc.ABC):
             that at t = 0, gives t = 0.
 
         Raises:
-            ValueError: for a negative ratio (floats and CPU tensors are checked).
+            ValueError: for a negative ratio (floats and CPU tensors are checked, but not while a
+                network is compiled, exported or traced).
         """
         if isinstance(ratio, Tensor):
-            if ratio.device.type == "cpu" and not bool((ratio >= 0).all()):
+            if at_hand(ratio) and not bool((ratio >= 0).all()):
                 raise ValueError(f"expected ratio >= 0, got {ratio.min().item():g}")
             return self._time_of_ratio(ratio.to(wide_dtype(ratio.device))).to(ratio.dtype)
         if not ratio >= 0:

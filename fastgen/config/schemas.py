@@ -124,7 +124,10 @@ class KeywordsConfig(Config):
 
     x: str = Field(default="hidden_states", description="its name of the noisy sample")
     t: str = Field(default="timestep", description="its name of the time")
-    cond: str = Field(default="encoder_hidden_states", description="its name of the condition")
+    cond: str | None = Field(
+        default="encoder_hidden_states",
+        description="its name of the condition; null: it takes none",
+    )
     output: str = Field(default="sample", description="attribute or key of its answer")
 
 

@@ -16,13 +16,14 @@ The file needs torch alone.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._core.checks import is_count, plain_int
+from .._core.checks import at_hand, is_count, plain_int
 from .._core.conditions import (
     cond_to,
     map_tensors,
@@ -38,6 +39,11 @@ from ..normalizer import Normalizer, pack_tokens, unpack_tokens
 from ..samplers.student import sample_student
 
 __all__ = ["Student", "network_device", "sample_in_original_units"]
+
+
+# Rows, and the least numbers, that tell whether noise is standard normal.
+_TELLING_ROWS = 256
+_TELLING_NUMBERS = 32
 
 
 # ---- Original units ------------------------------------------------------------------------------
@@ -215,7 +221,8 @@ class Student:
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in
                 the result's shape; None: drawn, in float32, so that students of any dtype start
-                from the same draw.
+                from the same draw. Noise that is clearly of another law (uniform, scaled) is warned
+                of: the student was trained from no other.
             generator: of `noise`, then of the fresh noise of "sde" rungs; None: torch's global one.
                 A generator in the same state gives the same bits.
 
@@ -235,6 +242,8 @@ class Student:
         shape = self._shape_of_result(cond, num_samples, noise)
         if noise is None:
             noise = draw_normal(shape, device=self.device, generator=generator)
+        else:
+            _warn_of_noise(noise.reshape(-1, *self.horizon))
 
         def solve(noise: Tensor, cond: Any) -> Tensor:
             y = sample_student(
@@ -336,6 +345,27 @@ class Student:
             f"Student({z} -> X (B, {shape}), steps={list(self.steps)}, "
             f"t_list={list(self.t_list)}, {self.sample_type}{group}, {type(self.network).__name__} "
             f"of {numbers:,} numbers, {dtype} on {self.device})"
+        )
+
+
+def _warn_of_noise(noise: Tensor) -> None:
+    """Warn of noise (R, ...) whose mean or mean square is off those of N(0, 1) by more than eight
+    standard errors, which no seed is.
+
+    Rows that repeat one another count once, and some hundred rows tell enough.
+    """
+    if not at_hand(noise) or not noise.numel():
+        return
+    numbers = noise[:_TELLING_ROWS].detach().double().flatten(1).unique(dim=0)
+    count = numbers.numel()
+    mean = float(numbers.mean())
+    square = float(numbers.square().mean())
+    off = max(abs(mean) * count**0.5, abs(square - 1.0) * (count / 2) ** 0.5)
+    if count >= _TELLING_NUMBERS and not off <= 8.0:
+        warnings.warn(
+            f"expected standard normal noise, N(0, 1), got numbers of mean {mean:.3g} and mean "
+            f"square {square:.3g}: the samples will be of another law than the student's",
+            stacklevel=3,
         )
 
 

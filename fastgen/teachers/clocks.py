@@ -66,7 +66,7 @@ _LAST_ALPHA_BAR = 1e-10
 _MOST_ROWS = 100_000
 _ARGUMENTS = {
     "linear": "noise_std",
-    "vp": "sigma_min, sigma_max",
+    "vp": "beta_min, beta_max",
     "edm": "sigma_min, sigma_max",
     "betas": "betas, schedule, rows, beta_start, beta_end, nearest",
 }
@@ -309,14 +309,42 @@ def _table_clock(
     return TableClock(betas, nearest=nearest)
 
 
+def _vp_path(
+    *,
+    beta_min: float | None = None,
+    beta_max: float | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> VariancePreservingInterpolant:
+    """The VP path of the ends of its beta, by the names that score-SDE gives them or by those of
+    the interpolant."""
+    ends = {}
+    both = {"sigma_min": (beta_min, sigma_min), "sigma_max": (beta_max, sigma_max)}
+    for name, (beta, sigma) in both.items():
+        if None not in (beta, sigma):
+            said = name.replace("sigma", "beta")
+            raise ValueError(f"expected {said} of the path 'vp', or {name}, got both")
+        given = sigma if beta is None else beta
+        if given is not None:
+            ends[name] = given
+    if beta_min is not None or beta_max is not None:
+        low = ends.get("sigma_min", 0.1)
+        high = ends.get("sigma_max", 20.0)
+        if not 0 < low <= high < math.inf:
+            said = f"got beta_min={low}, beta_max={high}"
+            raise ValueError(f"expected 0 < beta_min <= beta_max, {said}")
+    return VariancePreservingInterpolant(**ends)
+
+
 def parse_clock(path: object, data_at: int = 0) -> Clock:
     """The clock that a path means.
 
     Args:
         path: "linear", "cosine", "vp" or "edm"; an interpolant; betas (N,) as a Tensor or list; a
             clock, which stays as it is; or a mapping with the path's `name` and its arguments.
-            "linear" has `noise_std`, of the noise it was trained from, 1 if left out. "vp" and
-            "edm" have `sigma_min` and `sigma_max`. "betas" has `nearest`, and either `betas` or
+            "linear" has `noise_std`, of the noise it was trained from, 1 if left out. "vp" has
+            `beta_min` and `beta_max`, which may also be spelt `sigma_min` and `sigma_max`; "edm"
+            has `sigma_min` and `sigma_max`. "betas" has `nearest`, and either `betas` or
             `schedule` (of `BETA_SCHEDULES`) with `rows`, `beta_start` and `beta_end`. The name of
             such a schedule but "linear" is a path, too, also as diffusers spells it:
             "squaredcos_cap_v2", {"name": "squaredcos_cap_v2", "num_train_timesteps": 100}.
@@ -358,7 +386,7 @@ def parse_clock(path: object, data_at: int = 0) -> Clock:
     builders: dict[str, Callable[..., Any]] = {
         "linear": LinearInterpolant,
         "cosine": CosineInterpolant,
-        "vp": VariancePreservingInterpolant,
+        "vp": _vp_path,
         "edm": SigmaClock,
         "betas": _table_clock,
     }

@@ -76,4 +76,6 @@ class GuidedNetwork(NetworkWrapper):
     def _null(self, x_t: Tensor) -> Cond:
         """The null condition, a row for each sample."""
         null = cond_to(self.null_cond, x_t.device, network_dtype(self.network, x_t.dtype))
-        return map_tensors(lambda value: value.expand(len(x_t), *value.shape[1:]), null)
+        # Not len(x_t), which torch.export and tracing take for a constant.
+        rows = x_t.shape[0]
+        return map_tensors(lambda value: value.expand(rows, *value.shape[1:]), null)

@@ -20,7 +20,8 @@ class KeywordNetwork(NetworkWrapper):
     Args:
         network: called `network(**{x: x_t, t: t, cond: cond})`. A condition that is a mapping is
             given as keywords of its own names; a condition None is left out.
-        x, t, cond: the network's names of the three.
+        x, t, cond: the network's names of the three. A network that takes no condition has cond
+            None: it is given none, whatever the data hold.
         output: attribute or key of the answer that holds the prediction. Of a tuple the first entry
             is taken; an answer that is a Tensor is the prediction.
 
@@ -38,12 +39,14 @@ class KeywordNetwork(NetworkWrapper):
         *,
         x: str = "hidden_states",
         t: str = "timestep",
-        cond: str = "encoder_hidden_states",
+        cond: str | None = "encoder_hidden_states",
         output: str = "sample",
     ) -> None:
         super().__init__(network)
         self.names = {"x": x, "t": t, "cond": cond, "output": output}
         for key, name in self.names.items():
+            if key == "cond" and name is None:
+                continue
             if not isinstance(name, str) or not name.isidentifier():
                 raise ValueError(f"expected {key} to be the name of an argument, got {name!r}")
         if len({x, t, cond}) < 3:
@@ -51,7 +54,7 @@ class KeywordNetwork(NetworkWrapper):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The network's prediction for `x_t` (B, ...) at `t` (B,)."""
-        keywords = {self.names["x"]: x_t, self.names["t"]: t}
+        keywords = {str(self.names["x"]): x_t, str(self.names["t"]): t}
         answer = self.network(**keywords, **self._conditions(cond))
         if isinstance(answer, Tensor):
             return answer
@@ -65,13 +68,14 @@ class KeywordNetwork(NetworkWrapper):
 
     def _conditions(self, cond: Cond) -> Mapping[str, Any]:
         """The condition as keywords."""
-        if cond is None:
+        name = self.names["cond"]
+        if cond is None or name is None:
             return {}
-        return cond if isinstance(cond, Mapping) else {self.names["cond"]: cond}
+        return cond if isinstance(cond, Mapping) else {name: cond}
 
     def _output_of(self, answer: Any) -> Any:
         """What the answer holds under the name of the output, None if nothing."""
-        name = self.names["output"]
+        name = str(self.names["output"])
         found = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
         if found is None and isinstance(answer, tuple) and answer:
             return answer[0]

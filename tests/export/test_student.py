@@ -1,6 +1,7 @@
 """What a student computes: units, rungs, shapes, noise, dtypes; with networks whose answer is
 known."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -284,3 +285,37 @@ def test_repr_says_what_it_does():
     text = repr(student(dense(), pack=2, config={"group": "D4"}))
     assert "Z (B, T_z <= 2, 2) -> X (B, 6, 2)" in text and "steps=[1, 2, 4]" in text
     assert "group D4" in text and "float32 on cpu" in text
+
+
+# ---- Noise ---------------------------------------------------------------------------------------
+
+
+def plain() -> Student:
+    return student(Probe(lambda x, t, cond: 0 * x), cond_horizon=None)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        torch.rand(40, 6, 2, generator=seeded()),
+        2 * torch.randn(40, 6, 2, generator=seeded()),
+        0.5 * torch.randn(40, 6, 2, generator=seeded()),
+        torch.randn(40, 6, 2, generator=seeded()) + 1,
+        torch.zeros(40, 6, 2) + torch.arange(40.0)[:, None, None],
+    ],
+)
+def test_noise_of_another_law_is_warned_of(noise):
+    with pytest.warns(UserWarning, match=r"expected standard normal noise, N\(0, 1\), got numbers"):
+        plain().sample(noise=noise)
+
+
+def test_no_seed_of_standard_normal_noise_is_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(200):
+            for rows in (1, 3, 40):
+                plain().sample(noise=torch.randn(rows, 6, 2, generator=seeded(seed)))
+        # One draw for every condition says no more than itself.
+        for seed in range(50):
+            one = torch.randn(4, 6, 2, generator=seeded(seed))
+            plain().sample(noise=one.repeat(50, 1, 1))

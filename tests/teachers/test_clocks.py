@@ -285,9 +285,19 @@ def test_nearest_asks_for_whole_rows_and_betas_are_a_copy():
             r"expected arguments of the path 'cosine' among: none; got {'power': 2}",
         ),
         (
-            {"name": "vp", "beta_min": 0.1},
+            {"name": "vp", "beta": 0.1},
             0,
-            "of the path 'vp' among: sigma_min, sigma_max; got {'beta_min': 0.1}",
+            "of the path 'vp' among: beta_min, beta_max; got {'beta': 0.1}",
+        ),
+        (
+            {"name": "vp", "beta_min": 0.1, "sigma_min": 0.1},
+            0,
+            "expected beta_min of the path 'vp', or sigma_min, got both",
+        ),
+        (
+            {"name": "vp", "beta_min": 2, "beta_max": 1},
+            0,
+            "expected 0 < beta_min <= beta_max, got beta_min=2, beta_max=1",
         ),
         ({"name": "vp", "sigma_min": 2, "sigma_max": 1}, 0, "expected 0 < sigma_min <= sigma_max"),
         (
@@ -379,3 +389,12 @@ def test_what_is_no_path_at_all_is_a_type_error(path):
         TypeError, match="expected path as one of linear, cosine, vp, edm, betas, an interpolant"
     ):
         parse_clock(path)
+
+
+@pytest.mark.parametrize("low", ["beta_min", "sigma_min"])
+@pytest.mark.parametrize("high", ["beta_max", "sigma_max"])
+def test_the_betas_of_vp_go_by_the_names_of_score_sde_and_by_their_earlier_ones(low, high):
+    clock = parse_clock({"name": "vp", low: 0.2, high: 9.0})
+    known = {"name": "vp", "sigma_min": 0.2, "sigma_max": 9.0}
+    assert clock.describe() == known and parse_clock(known).describe() == known
+    assert parse_clock({"name": "vp", low: 0.2}).describe()["sigma_max"] == 20.0
