@@ -14,6 +14,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ __all__ = ["read_npz"]
 # compress 10-fold, labels and zeros beside them 100-fold, a bomb 1000-fold.
 _HARMLESS_BYTES = 1 << 24
 _MOST_RATIO = 200
+# A file of data has three arrays, one of a representation as many as its group has elements.
+_MOST_ARRAYS = 4096
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -58,7 +61,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: missing, not an archive of plain arrays, damaged, a name given twice, an array
             that isn't as large as its place in the archive, or one that unpacks to more than 200
-            times the file (and 16 MB).
+            times the file (and 16 MB), or more than 4096 arrays.
         TypeError: an array of something else than numbers or yes-or-no values.
     """
     path = Path(path)
@@ -67,7 +70,10 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             names = [member.filename.removesuffix(".npy") for member in members]
-            if repeated := {name for name in names if names.count(name) > 1}:
+            if len(names) > _MOST_ARRAYS:
+                raise ValueError(f"{len(names):,} arrays, more than {_MOST_ARRAYS:,}")
+            counts = Counter(names)
+            if repeated := {name for name in names if counts[name] > 1}:
                 raise ValueError(f"the name {first_names(repeated)} twice")
             unpacked = sum(m.file_size for m in members)
             most = path.stat().st_size * _MOST_RATIO

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from .._core.conditions import cond_text
-from .._core.json_files import check_names, read_json
+from .._core.json_files import read_json
+from .._core.json_kinds import check_kind, mapping, maybe, number, plain, record
 from .._core.room import check_room
 from ..config.base import OldSpelling
 from ..config.files import C, validate
@@ -211,6 +212,10 @@ def _asked_times(setup: Setup) -> list[float]:
     return sorted(min(time, trusted) for time in times if time > 0)
 
 
+_ROW = mapping(maybe(number))
+_SCORES = record({"data": mapping(plain), "teacher": mapping(_ROW), "floor": _ROW})
+
+
 def stored_scores(
     cfg: DistillConfig,
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]] | None:
@@ -229,7 +234,7 @@ def stored_scores(
     if not file.exists():
         return None
     known = read_json(file)
-    check_names(known, ("data", "teacher", "floor"), str(file))
+    check_kind(known, _SCORES, "scores", str(file), "score the teacher again, or remove the file")
     rows = [*map(str, cfg.teacher.calls), *(f"ab2-{calls}" for calls in cfg.teacher.ab2_calls)]
     # Compared as configs: a file of an earlier version lacks the keys that came later.
     if validate(DataConfig, known["data"]) != cfg.data or not known["teacher"].keys() >= set(rows):

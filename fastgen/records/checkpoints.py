@@ -17,7 +17,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from .._core.messages import brief, first_names
 from .._core.tensor_files import own_memory, read_hashed, sha256, write_safetensors
 
 __all__ = [
+    "Checkpoint",
     "add_prefix",
     "check_checkpoint",
     "check_finite",
@@ -36,6 +37,7 @@ __all__ = [
     "checkpoint_folders",
     "flatten_optimizer",
     "load_newest_checkpoint",
+    "newest_checkpoint",
     "save_checkpoint",
     "set_aside",
     "unflatten_optimizer",
@@ -216,8 +218,29 @@ def _read_intact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, meta
 
 
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        folder: where it is.
+        number: of the folder's name.
+        tensors, meta: as they were given to `save_checkpoint`.
+    """
+
+    folder: Path
+    number: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
 def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """(tensors, meta) of the newest intact checkpoint, None if the run has none.
+    """(tensors, meta) of `newest_checkpoint`, None if the run has none; raises what that does."""
+    found = newest_checkpoint(run_dir)
+    return None if found is None else (found.tensors, found.meta)
+
+
+def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """The newest intact checkpoint, None if the run has none.
 
     Raises:
         ValueError: there are checkpoints, but every one of them is damaged.
@@ -225,7 +248,8 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, 
     folders = checkpoint_folders(run_dir)
     for folder in reversed(folders):
         try:
-            return read_steadily(folder, functools.partial(_read_intact, folder))
+            tensors, meta = read_steadily(folder, functools.partial(_read_intact, folder))
+            return Checkpoint(folder, _number(folder), tensors, meta)
         except (OSError, ValueError) as error:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, error)
     if folders:

@@ -11,18 +11,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from .._core.files import write_file
-from .._core.json_files import plain_json
+from .._core.files import open_file, write_file
+from .._core.json_files import parse_json, plain_json
+from .._core.json_kinds import count, listed, mapping, number, plain, record, text
 from .._core.messages import brief
 from .._core.timing import PhaseClock
 
@@ -42,6 +44,31 @@ __all__ = [
 LOG = "metrics.jsonl"
 # Keys of a row that say how fast a run was, not what it computed.
 CLOCKED = ("seconds", "samples_per_s", "phases", "peak_memory_mb")
+# The most that a log may be: a row for each of a million updates is less than half of it.
+_MOST_BYTES = 1 << 30
+_MOST_ROW = 1 << 24
+_MOVE = "restore the log, or move it away to go on without the rows so far"
+_SKIP = record({"in_a_row": count, "in_all": count, "rows": listed(count)})
+_BOUNDS = {"t": listed(number), "gan_t": listed(number)}
+_DIAGNOSTICS = record({}, optional=_BOUNDS, others=plain)
+# What a row may hold. Losses, scores and what else a method logs are under names of their own.
+_ROW = record(
+    {},
+    optional={
+        "iteration": count,
+        "stage": text,
+        "step": count,
+        "seconds": number,
+        "samples_per_s": number,
+        "phases": mapping(number),
+        "peak_memory_mb": number,
+        "warnings": listed(text),
+        "stopped_early": text,
+        "diagnostics": _DIAGNOSTICS,
+        "skipped": mapping(_SKIP),
+    },
+    others=plain,
+)
 LINE_EVERY = 5.0  # least seconds between two lines of progress in a file
 
 
@@ -54,24 +81,48 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl; none where there is no such file.
 
     Raises:
-        ValueError: a line that is no JSON, with its number. A last line without an end is left
-            out: a kill has cut it short.
+        ValueError: no file, one of more than a gigabyte, or a line that is no row, with its number.
+            A last line without an end is left out: a kill has cut it short.
     """
-    path = run_dir / LOG
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+    for line, row in _numbered_rows(run_dir):
+        if wrong := _ROW(row, "row"):
             raise ValueError(
-                f"expected a row of JSON in line {number} of {path}, got {brief(line)}"
-            ) from error
+                f"expected a row of JSON in line {line} of {run_dir / LOG}, got another: {wrong}"
+            )
+        rows.append(row)
     return rows
+
+
+def _numbered_rows(run_dir: Path) -> Iterator[tuple[int, Any]]:
+    """(number of the line, value) of each line of metrics.jsonl, one in memory at a time."""
+    path = run_dir / LOG
+    if not os.path.lexists(path):
+        return
+    with open_file(path, _MOVE) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            said = f"expected at most {_MOST_BYTES:,} bytes, got {size:,}"
+            raise ValueError(f"{path}: {said}; {_MOVE}")
+        at = 0
+        while line := file.readline(_MOST_ROW + 1):
+            at += 1
+            if len(line) > _MOST_ROW:
+                raise ValueError(
+                    f"expected a row of at most {_MOST_ROW:,} bytes in line {at} of {path}, got "
+                    f"more; {_MOVE}"
+                )
+            if not line.endswith(b"\n"):
+                return  # a kill has cut it short
+            if line == b"\n":
+                continue
+            try:
+                yield at, parse_json(line, "row")
+            except ValueError as error:
+                raise ValueError(
+                    f"expected a row of JSON in line {at} of {path}, got "
+                    f"{brief(line.decode(errors='replace'))}; {_MOVE}"
+                ) from error
 
 
 def peak_memory() -> int | None:
@@ -161,14 +212,14 @@ class RunLog:
             ValueError: a row of something else; nothing is dropped.
         """
         path = self.run_dir / LOG
-        if not self.main_process or not path.exists():
+        if not self.main_process or not os.path.lexists(path):
             return
         last = (position, updates if updates else -1)
         kept = []
-        for row in read_log(self.run_dir):
-            if not _is_row(row, stages):
+        for _, row in _numbered_rows(self.run_dir):
+            if not _is_row(row, stages) or _ROW(row, "row"):
                 raise ValueError(
-                    f"expected rows of {', '.join(stages)} in {path}, got {brief(row)}"
+                    f"expected rows of {', '.join(stages)} in {path}, got {brief(row)}; {_MOVE}"
                 )
             if (stages.index(row["stage"]), row["step"]) <= last:
                 kept.append(row)
@@ -176,7 +227,9 @@ class RunLog:
 
 
 def _is_row(row: Any, stages: Sequence[str]) -> bool:
-    return isinstance(row, dict) and row.get("stage") in stages and isinstance(row.get("step"), int)
+    if not isinstance(row, dict) or count(row.get("step"), "step"):
+        return False
+    return isinstance(row.get("stage"), str) and row["stage"] in stages
 
 
 def numbers(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .._core.json_files import read_json, write_json
-from .._core.messages import brief
+from .._core.messages import brief, first_names
 from .._core.seeds import generator_for
 from .._core.versions import versions
 
@@ -186,10 +186,10 @@ def check_origin(folder: Path, origin: Mapping[str, Any]) -> list[str]:
 def _other(folder: Path, name: str, where: str = "", words: str = "") -> ValueError:
     """What is said of a group of which an aspect differs."""
     alone = words if not where else ""
-    what = f"; what differs: {where}{words}" if where else ""
+    what = f"; what differs: {first_names([where])}{words}" if where else ""
     return ValueError(
-        f"{folder} holds a run that was begun with another {name}{alone}: resume with its own, or "
-        f"choose another run_dir{what}"
+        f"{folder} holds a run that was begun with another {first_names([name])}{alone}: resume "
+        f"with its own, or choose another run_dir{what}"
     )
 
 

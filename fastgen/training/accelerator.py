@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -20,8 +21,9 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from .._core.files import write_file
+from .._core.files import read_text, write_file
 from .._core.launcher import watch_launcher
+from .._core.messages import brief
 from .._core.processes import leave_group_at_exit
 from ..records.log import check_tracker, quiet
 from .launching import warn_of_launch
@@ -90,7 +92,7 @@ class Accelerated(Processes):
         options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": iteration + 1}}
         if name == "wandb" and self.is_main_process:
             options["wandb"] = {
-                "id": identity.read_text(encoding="utf-8"),
+                "id": _tracker_id(identity),
                 "name": run_dir.name,
                 "dir": str(run_dir),
                 "resume": "allow",
@@ -107,6 +109,17 @@ class Accelerated(Processes):
 
     def free_memory(self) -> None:
         self._accelerator.free_memory()
+
+
+_REMOVE = "restore it, or remove it to begin another run in the tracker"
+
+
+def _tracker_id(path: Path) -> str:
+    """The name of the run in its tracker."""
+    found = read_text(path, 64, _REMOVE)
+    if re.fullmatch("[0-9a-f]{16}", found) is None:
+        raise ValueError(f"{path}: expected 16 hexadecimal digits, got {brief(found)}; {_REMOVE}")
+    return found
 
 
 def start_accelerator(threads: int | None = None, *, tracker: str | None = None) -> Accelerated:

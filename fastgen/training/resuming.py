@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
+from .._core.files import check_file
 from .._core.json_files import plain_json
+from .._core.messages import brief, first_names
 from .._core.modules import state_of
 from .._core.processes import gather_objects, together
 from .._core.tensor_files import load_tensors, save_tensors
 from ..config.training import LoopConfig
 from ..records.checkpoints import (
+    Checkpoint,
     add_prefix,
     check_finite,
     checkpoint_folders,
-    load_newest_checkpoint,
+    newest_checkpoint,
     save_checkpoint,
     set_aside,
     with_prefix,
@@ -32,96 +33,14 @@ from ..records.checkpoints import (
 from ..records.log import say
 from ..records.origin import run_stamp
 from .processes import Processes
+from .run_state import RunState
 from .stage import Stage
 from .trained_network import TrainedNetwork
-from .validation import Progress
 
-__all__ = ["RunFiles", "RunState", "saying_what_is_left", "tensors_of"]
+__all__ = ["RunFiles", "saying_what_is_left", "tensors_of"]
 
+_EDITED = "it was edited: restore it, or remove it to go on from the one before"
 BEST = "best"  # prefix of a stage's best weights in its checkpoints
-
-
-@dataclass
-class RunState:
-    """Where a run stands: the numbers of a checkpoint.
-
-    Attributes:
-        position: stages that are done.
-        updates: of the stage at hand that are done; "step" in files.
-        iteration: updates of all stages that are done.
-        scores: stage -> the scores of its last validation.
-        seconds: part of the job -> wall seconds, and "<part>_cpu" -> CPU seconds.
-        progress: stage -> its validations so far.
-    """
-
-    position: int = 0
-    updates: int = 0
-    iteration: int = 0
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    progress: dict[str, Progress] = field(default_factory=dict)
-
-    @property
-    def number(self) -> int:
-        """Number of a checkpoint taken now. Stages count too, since the end of a stage has the
-        iteration of its last update."""
-        return self.iteration + self.position
-
-    def count_update(self) -> None:
-        """One more update was done."""
-        self.updates += 1
-        self.iteration += 1
-
-    def count_stage(self) -> None:
-        """One more stage was done."""
-        self.position += 1
-        self.updates = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """What the JSON of a checkpoint holds."""
-        return {
-            "position": self.position,
-            "step": self.updates,
-            "iteration": self.iteration,
-            "scores": self.scores,
-            "seconds": self.seconds,
-            "progress": {name: progress.to_json() for name, progress in self.progress.items()},
-        }
-
-    @classmethod
-    def from_json(cls, meta: Mapping[str, Any], stages: Sequence[str]) -> RunState:
-        """Inverse of `to_json`.
-
-        Args:
-            meta: JSON of a checkpoint.
-            stages: names of all stages of the run, in order.
-
-        Raises:
-            ValueError: the message is the list of missing keys alone, "seconds, progress.kd.best";
-                the caller puts it into a sentence.
-        """
-        missing = [key for key in cls().to_json() if key not in meta]
-        if missing:
-            raise ValueError(", ".join(missing))
-        begun = stages[: meta["position"] + bool(meta["step"])]
-        names = [field.name for field in fields(Progress)]
-        for stage in begun:
-            found = meta["progress"].get(stage, {})
-            missing += [f"progress.{stage}.{name}" for name in names if name not in found]
-        if missing:
-            raise ValueError(", ".join(missing))
-        progress = {
-            stage: Progress(**{name: meta["progress"][stage][name] for name in names})
-            for stage in begun
-        }
-        return cls(
-            position=meta["position"],
-            updates=meta["step"],
-            iteration=meta["iteration"],
-            scores=meta["scores"],
-            seconds=meta["seconds"],
-            progress=progress,
-        )
 
 
 def tensors_of(networks: Mapping[str, TrainedNetwork]) -> dict[str, Tensor]:
@@ -152,11 +71,12 @@ class RunFiles:
 
     # ---- Going on --------------------------------------------------------------------------------
 
-    def restore(self, stages: Sequence[str]) -> RunState:
+    def restore(self, stages: Sequence[str], primary: str) -> RunState:
         """Where the newest intact checkpoint stood, or the beginning if there is none.
 
         Args:
             stages: names of all stages of the run, in order.
+            primary: name of the score that they are compared by.
 
         Raises:
             ValueError: checkpoints are there, and none is intact; or the newest is of another
@@ -165,6 +85,12 @@ class RunFiles:
         """
         with together():
             state = self._read_state(stages)
+            for stage, progress in state.progress.items():
+                if progress.primary != primary:
+                    raise ValueError(
+                        f"expected a checkpoint of {stage} that is scored by {primary}, got one by "
+                        f"{brief(progress.primary)}: go on with the task of the run"
+                    )
         if not (state.position or state.updates) and self.processes.is_main_process:
             say(f"nothing to resume in {self.run_dir}: the run starts at its beginning")
         places = set(gather_objects((state.position, state.updates, state.iteration)))
@@ -177,27 +103,45 @@ class RunFiles:
         return state
 
     def _read_state(self, stages: Sequence[str]) -> RunState:
-        found = load_newest_checkpoint(self.run_dir)
+        found = newest_checkpoint(self.run_dir)
         if found is None:
             return RunState()
-        self._tensors, meta = found
-        if self._owner and meta.get("run") != self._owner["run"]:
+        where = str(found.folder)
+        if self._owner and found.meta.get("run") != self._owner["run"]:
             raise ValueError(
-                f"{checkpoint_folders(self.run_dir)[-1].parent} holds a checkpoint that was made "
-                "by another run: restore the run's own, or begin a new run in another folder"
+                f"{where} is a checkpoint that was made by another run: restore the run's own, or "
+                "begin a new run in another folder"
             )
         try:
-            state = RunState.from_json(meta, stages)
-        except ValueError as missing:
+            state = RunState.from_json(found.meta, stages)
+        except LookupError as missing:
             raise ValueError(
                 f"expected a checkpoint of this version in {self.run_dir}, got one of another, "
-                f"without {missing}; go on with the version that wrote it, or start again in a new "
-                "folder"
+                f"without {missing.args[0]}; go on with the version that wrote it, or start again "
+                "in a new folder"
             ) from missing
+        except ValueError as wrong:
+            raise ValueError(f"{where}: {wrong}; {_EDITED}") from wrong
+        self._tensors = found.tensors
+        self._check_place(state, found)
         # Found damaged now rather than after hours.
         for stage in stages[: state.position]:
+            check_file(self._result_path(stage), _EDITED)
             self.result(stage, state)
         return state
+
+    def _check_place(self, state: RunState, found: Checkpoint) -> None:
+        """Refuse a state that is not that of its folder, or not that of its tensors."""
+        if state.number != found.number:
+            raise ValueError(
+                f"{found.folder}: expected updates and stages that make {found.number}, got "
+                f"{state.number}; {_EDITED}"
+            )
+        if self._tensors and not state.updates:
+            raise ValueError(
+                f"{found.folder}: expected no networks between two stages, got "
+                f"{first_names(self._tensors, most=3)}; {_EDITED}"
+            )
 
     def set_damaged_aside(self, state: RunState) -> None:
         """Rename checkpoints after `state`, which could not be read."""
@@ -210,6 +154,11 @@ class RunFiles:
         Raises:
             ValueError: the checkpoint lacks one of them or a part of it, or has one too many.
         """
+        if state.updates > stage.updates:
+            raise ValueError(
+                f"expected at most {stage.updates} updates of {stage.name} in a checkpoint of "
+                f"{self.run_dir}, got {state.updates}; {_EDITED}"
+            )
         networks = stage.trained()
         best = {BEST} if self._has_best(stage.name, state) else set()
         found = {name.partition(".")[0] for name in self._tensors}

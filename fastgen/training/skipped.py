@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .._core.processes import together
 from ..records.log import RunLog, say
-from .resuming import RunState
+from .run_state import RunState
 from .stage import Stage
 from .validation import Progress
 

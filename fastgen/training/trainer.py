@@ -20,7 +20,8 @@ from .._core.timing import Stopwatch
 from ..config.training import LoopConfig
 from ..records.log import RunLog, progress_bar, say
 from .processes import Processes
-from .resuming import RunFiles, RunState, saying_what_is_left, tensors_of
+from .resuming import RunFiles, saying_what_is_left, tensors_of
+from .run_state import RunState
 from .signals import SharedStop, Stopped, StopRequest
 from .skipped import Skipped, note_skipped, say_skipped, take_skipped
 from .stage import Stage
@@ -107,7 +108,7 @@ class Trainer:
         self.evaluate_start = evaluate_start
         self.remedies = remedies or {}
         self.files = RunFiles(run_dir, loop, processes)
-        self.state = self.files.restore(list(stages)) if resume else RunState()
+        self.state = self.files.restore(list(stages), primary) if resume else RunState()
         self._request = StopRequest()
         self._stop = SharedStop(self._request, processes)
         # A CPU tells at once what it has computed, a GPU when it has caught up with the host.

@@ -21,6 +21,11 @@ KINDS = (
     "safetensors",
     "pairs",
     "weights",
+    "log",
+    "state",
+    "manifest",
+    "origin",
+    "scores",
 )
 ERRORS = ("ValueError", "TypeError", "OSError", "FileNotFoundError", "IsADirectoryError")
 HELD = ("same", "other")
@@ -37,7 +42,7 @@ def outcomes(tmp_path_factory) -> list[dict[str, str]]:
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     rows = [json.loads(line) for line in child.stdout.splitlines()]
     last = rows[-1] if rows else None

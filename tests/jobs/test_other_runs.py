@@ -47,7 +47,10 @@ def two(tmp_path_factory) -> tuple[Path, Path]:
     ("what", "said"),
     [
         ("pairs.safetensors", r"pairs\.safetensors was made by another run: delete the file"),
-        ("checkpoints", "checkpoints holds a checkpoint that was made by another run: restore the"),
+        (
+            "checkpoints",
+            r"checkpoints/step_\d+ is a checkpoint that was made by another run: restore the",
+        ),
         ("stages", r"stages/kd.*\.safetensors was made by another run: restore the run's own"),
     ],
 )

@@ -22,6 +22,7 @@ from fastgen.jobs.sources import load_weights
 from fastgen.models import build_model
 from fastgen.normalizer import Normalizer
 from fastgen.records.checkpoints import load_newest_checkpoint, save_checkpoint
+from support import hostile_records
 from support.hostile import Mutation, instead_of, of_any_file, run
 from support.hostile_formats import altered, npz_of, of_json, safetensors_of, split
 from support.hostile_yaml import of_yaml
@@ -312,6 +313,7 @@ KINDS: dict[
         harmed_safetensors("pairs.safetensors", "same"),
     ),
     "weights": (make_weights, weights, harmed_safetensors("weights.safetensors")),
+    **hostile_records.KINDS,
 }
 
 
