@@ -77,7 +77,7 @@ class _Trial:
 
     def run(self, *, export: bool) -> None:
         _check_kinds(self.setup.source)
-        self.watch(self.setup.source)
+        self.watch(self.setup.unguided)  # in its own precision
         with _trying("a copy of the network"):
             student = self.setup.student()
         before = self.answer(student)
