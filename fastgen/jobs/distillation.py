@@ -127,7 +127,7 @@ class Distillation:
         self.networks = Setup(cfg, teacher.to(processes.device).eval(), self.task.train)
         check_plan(self.networks, processes=self.world, sharded=processes.is_fsdp2)
         if not processes.is_fsdp2:  # one process may not hold a network that several share
-            try_network(self.networks)
+            try_network(self.networks, autocast=processes.autocast)
         self.stored_scores: tuple[Rows, dict[str, float]] | None = stored_scores(cfg)
         self.closing = HandOver(self.networks, self.task, run_dir, stored=self.stored_scores)
 

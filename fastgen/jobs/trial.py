@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from .sources import built_network
 
 __all__ = ["try_network"]
 
+Autocast = Callable[[], contextlib.AbstractContextManager[None]]
+
 _ROWS = 2
 _UPDATES = 2
 _TIMES = (0.02, 0.25, 0.75, 0.98)
@@ -41,11 +43,14 @@ _OF_MOVE = 0.1
 _OF_ANSWER = 1e-4
 
 
-def try_network(setup: Setup, *, export: bool = False) -> None:
+def try_network(
+    setup: Setup, *, export: bool = False, autocast: Autocast = contextlib.nullcontext
+) -> None:
     """Refuse a network that a distillation would fail with later.
 
     Args:
         setup: of the run. Nothing in it is changed, nor is torch's generator.
+        autocast: makes the context in which training calls networks.
         export: whether to write a student's folder as well, and to load it into what the config's
             factory builds.
 
@@ -56,14 +61,15 @@ def try_network(setup: Setup, *, export: bool = False) -> None:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        _Trial(setup, device).run(export=export)
+        _Trial(setup, device, autocast).run(export=export)
 
 
 class _Trial:
     """One trial of a student on two rows of the data, in the middle of the network's times."""
 
-    def __init__(self, setup: Setup, device: torch.device) -> None:
+    def __init__(self, setup: Setup, device: torch.device, autocast: Autocast) -> None:
         self.setup = setup
+        self.autocast = autocast  # entered for each call: it keeps cast weights while it lasts
         self.device = device
         self.pred_type = setup.cfg.student.pred_type
         batch = setup.batch(_ROWS)
@@ -116,13 +122,12 @@ class _Trial:
         with torch.no_grad(), evaluating(network), _trying("a call of the network"):
             for share in _TIMES:
                 time = low + share * (min(high, 1.0) - low)
-                call_network(network, self.x_t, time, self.cond, dtype=self.x_t.dtype)
+                with self.autocast():
+                    call_network(network, self.x_t, time, self.cond, dtype=self.x_t.dtype)
 
     def loss(self, network: nn.Module) -> Tensor:
         """Of the student's x0, which a network with parameters in use has a gradient for."""
-        x0 = predict_x0(
-            network, self.x_t, self.t, self.cond, pred_type=self.pred_type, dtype=self.x_t.dtype
-        )
+        x0 = self.x0_of(network)
         if not x0.requires_grad or x0.is_inference():
             raise ValueError(
                 "expected an answer with a gradient for the network's parameters, got one without: "
@@ -153,6 +158,10 @@ class _Trial:
         """x0 as the network implies it, without a gradient; a network that draws draws the same."""
         torch.manual_seed(0)
         with torch.no_grad(), _trying("a call of a copy"):
+            return self.x0_of(network)
+
+    def x0_of(self, network: nn.Module) -> Tensor:
+        with self.autocast():
             return predict_x0(
                 network, self.x_t, self.t, self.cond, pred_type=self.pred_type, dtype=self.x_t.dtype
             )
