@@ -69,15 +69,19 @@ def _fits_float32(tensor: Tensor) -> bool:
     """Whether float32 holds these numbers exactly, or as finely as they need."""
     if tensor.numel() == 0 or tensor.ndim == 0:
         return True
-    blocks = tensor.split(_BLOCK)
-    if all(torch.equal(block.float().double(), block.double()) for block in blocks):
-        return True
     return not any(map(_is_lost, channels(tensor).unbind(1)))
 
 
 def _is_lost(channel: Tensor) -> bool:
     """Whether float32 is too coarse for the numbers (n,) of a channel. What isn't finite is
-    refused elsewhere."""
+    refused elsewhere.
+
+    Nothing is lost of numbers that were in float32 before, as those of one sensor beside another
+    in float64; and a small spread of such numbers is the rounding of a constant.
+    """
+    blocks = channel.split(_BLOCK)
+    if all(torch.equal(block.float().double(), block.double()) for block in blocks):
+        return False
     wide = channel.double()
     if bool(is_constant(wide[:, None])):
         return False

@@ -121,6 +121,16 @@ def test_numbers_that_float32_holds_exactly_are_held_there_wherever_they_are():
     assert floats("X", torch.full((50, 2), 100.1, dtype=F64)).dtype == torch.float32
 
 
+def test_a_channel_that_was_in_float32_stays_constant_beside_others_in_float64():
+    rng = np.random.default_rng(0)
+    sensor = np.float32(0.3) + np.float32(3e-8) * rng.integers(-1, 2, size=500).astype(np.float32)
+    mixed = torch.from_numpy(np.column_stack([rng.normal(size=500), sensor]))
+    held = floats("Z", mixed)
+    assert mixed.dtype == F64 and held.dtype == torch.float32
+    assert torch.equal(Normalizer.fit(held).scale, Normalizer.fit(mixed.float()).scale)
+    assert float(Normalizer.fit(held).scale[1, 1]) == 1.0
+
+
 def test_numbers_beyond_float32_are_held_and_rows_that_are_no_numbers_still_named(tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 4, 2)) * 1e60
     x, _ = file_task(saved(tmp_path, X=X, Z=X)).train.network_inputs()
