@@ -24,6 +24,9 @@ from .trajectories import TrajectoryData
 
 __all__ = ["constant_channels", "data_notes", "repeated_rows"]
 
+# So many channels of one fault have a line of their own; the others share one.
+_MOST_CHANNELS = 3
+
 
 def data_notes(task: Any, batch_size: int) -> list[str]:
     """Lines about the training data of `task`.
@@ -92,14 +95,17 @@ def _near_constant(data: TrajectoryData | SampleData) -> list[str]:
         ("X", data.X, data.x_normalizer),
         ("Z", data.Z, data.z_normalizer),
     ):
-        for found in near_constants(value, normalizer):
+        found = near_constants(value, normalizer)
+        for one in found[:_MOST_CHANNELS]:
             lines.append(
-                f"note: {name} hardly changes in channel {found.channel}, {found.mean:.6g} +- "
-                f"{found.scale:.2g} in all {len(value)} training rows: normalising multiplies its "
-                f"changes by {1 / found.scale:.2g}; if they are noise, round the channel or drop "
+                f"note: {name} hardly changes in channel {one.channel}, {one.mean:.6g} +- "
+                f"{one.scale:.2g} in all {len(value)} training rows: normalising multiplies its "
+                f"changes by {1 / one.scale:.2g}; if they are noise, round the channel or drop "
                 "it, unless the teacher was trained with it; if it is a time or a place far from "
                 "the origin, all is well"
             )
+        if others := [one.channel for one in found[_MOST_CHANNELS:]]:
+            lines.append(f"note: {name} hardly changes in {_channels(others)} either")
     return lines
 
 
@@ -113,15 +119,18 @@ def _outliers(task: Any, data: TrajectoryData | SampleData) -> list[str]:
     normalised = isinstance(data, TrajectoryData)
     lines = []
     for name, values in _of_all_parts([{"X": x} | named_tensors(z) for x, z in parts.values()]):
-        for found in outliers(*values):
-            place = name if found.channel is None else f"{name} in channel {found.channel}"
-            held_out = all(row >= len(data.X) for row in found.rows)
+        found = outliers(*values)
+        for one in found[:_MOST_CHANNELS]:
+            place = name if one.channel is None else f"{name} in channel {one.channel}"
+            held_out = all(row >= len(data.X) for row in one.rows)
             lines.append(
-                f"warning: {place} has outliers in {_rows(numbers[found.rows].tolist())} of "
-                f"{len(numbers)}, up to {found.farthest:.4g} from the median: with them its scale "
-                f"is {found.scale:.4g}, {_without(found)}{_effect(held_out, normalised)}; remove "
+                f"warning: {place} has outliers in {_rows(numbers[one.rows].tolist())} of "
+                f"{len(numbers)}, up to {one.farthest:.4g} from the median: with them its scale "
+                f"is {one.scale:.4g}, {_without(one)}{_effect(held_out, normalised)}; remove "
                 "these rows or clip them, unless they are right"
             )
+        if others := [one.channel for one in found[_MOST_CHANNELS:]]:
+            lines.append(f"warning: {name} has outliers in {_channels(others)}, too")
     return lines
 
 
@@ -149,7 +158,7 @@ def _effect(held_out: bool, normalised: bool) -> str:
     return ", so that networks see all other rows almost alike" if normalised else ""
 
 
-def _channels(found: Sequence[int]) -> str:
+def _channels(found: Sequence[int | None]) -> str:
     return f"{'channel' if len(found) == 1 else 'channels'} {_listed(found)}"
 
 
@@ -165,9 +174,9 @@ def _repeated(data: TrajectoryData | SampleData, rows: Tensor) -> list[str]:
 
 
 def _unfaithful(data: TrajectoryData | SampleData) -> list[str]:
-    symmetry = data.symmetry
-    if symmetry is None:
+    if not isinstance(data, TrajectoryData) or data.symmetry is None:
         return []
+    symmetry = data.symmetry
     # Groups load escnn, which data without a symmetry doesn't need.
     from ..models.representations import kernel_note
     from ..models.specs import parse_group, parse_representation

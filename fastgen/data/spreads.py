@@ -63,6 +63,15 @@ class Outliers:
 
 
 @dataclass(frozen=True)
+class _Spread:
+    """Median, standard deviation s and robust r of a channel."""
+
+    median: float
+    scale: float
+    robust: float
+
+
+@dataclass(frozen=True)
 class NearConstant:
     """A channel whose small changes are made large.
 
@@ -84,21 +93,33 @@ def outliers(*parts: Tensor) -> list[Outliers]:
             together, since a copy of the data may be more than fits. Channels as
             `precision.channels`.
     """
-    found = []
+    spreads = [_spread(values) for _, values in _by_row(parts)]
     rows = sum(map(len, parts))
-    for channel, values in _by_row(parts):
-        median, robust = _robust(values)
-        scale = _scale(values)
-        # A number counts as the median's own if float32 can't tell the two apart.
-        alike = 1e-6 * abs(median)
-        bound = _FAR * robust if robust > 0 else alike
-        distance = torch.cat([(block.double() - median).abs().amax(1) for block in _blocks(values)])
-        far = (distance > bound).nonzero().flatten()
-        most = max(1.0, (_MOST if robust > 0 else _MOST_OF_CONSTANT) * rows)
-        if scale > _INFLATED * robust and 0 < len(far) <= most:
+    found = []
+    for k, (channel, values) in enumerate(_by_row(parts)):
+        own = spreads[k]
+        if own.scale <= _INFLATED * own.robust:
+            continue
+        most = max(1.0, (_MOST if own.robust > 0 else _MOST_OF_CONSTANT) * rows)
+        distance = _distances(values, own.median)
+        far = (distance > _bound(own, spreads[:k] + spreads[k + 1 :])).nonzero().flatten()
+        if 0 < len(far) <= most:
             farthest = float(distance.max())
-            found.append(Outliers(channel, far.tolist(), farthest, scale, robust))
+            found.append(Outliers(channel, far.tolist(), farthest, own.scale, own.robust))
     return found
+
+
+def _bound(own: _Spread, beside: Sequence[_Spread]) -> float:
+    """The distance from the median beyond which a row is an outlier.
+
+    In a channel that is constant but for some rows it is one of the channels beside it: the rare
+    words of a vocabulary, or the corners of pictures, are as large there as anywhere else.
+    """
+    if own.robust > 0:
+        return _FAR * own.robust
+    # A number counts as the median's own if float32 can't tell the two apart.
+    alike = 1e-6 * abs(own.median)
+    return max(alike, _FAR * max((other.scale for other in beside), default=0.0))
 
 
 def near_constants(data: Tensor, normalizer: Normalizer) -> list[NearConstant]:
@@ -130,8 +151,13 @@ def _blocks(values: Sequence[Tensor]) -> Iterator[Tensor]:
         yield from part.split(_BLOCK)
 
 
-def _robust(values: Sequence[Tensor]) -> tuple[float, float]:
-    """Median and r of all numbers, or of some drawn from each part by its size."""
+def _distances(values: Sequence[Tensor], median: float) -> Tensor:
+    """The largest distance from the median in each row, (N,)."""
+    return torch.cat([(block.double() - median).abs().amax(1) for block in _blocks(values)])
+
+
+def _spread(values: Sequence[Tensor]) -> _Spread:
+    """Median and r are those of all numbers, or of some drawn from each part by its size."""
     share = min(1.0, _SAMPLE / sum(part.numel() for part in values))
     drawn = []
     for part in values:
@@ -142,8 +168,9 @@ def _robust(values: Sequence[Tensor]) -> tuple[float, float]:
         pick = draw_rows(len(numbers), _LARGEST_SAMPLE, generator_for(0, "quantiles"))
         numbers = numbers[pick]
     at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    low, median, high = torch.quantile(numbers.double(), at).tolist()
-    return median, (high - low) / _WIDTH
+    # Between 0 and 1, of a channel that is one or the other, no number lies.
+    low, median, high = torch.quantile(numbers.double(), at, interpolation="nearest").tolist()
+    return _Spread(median, _scale(values), (high - low) / _WIDTH)
 
 
 def _scale(values: Sequence[Tensor]) -> float:

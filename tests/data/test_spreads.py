@@ -112,12 +112,39 @@ def test_a_channel_that_is_constant_but_for_a_row_is_found(tmp_path):
         lambda rng: 10.0 * rng.integers(2, size=(2000, 1)) + 0.1 * rng.normal(size=(2000, 1)),
         lambda rng: (rng.uniform(size=(2000, 1)) < 0.05).astype(float),
         lambda rng: np.eye(50)[rng.integers(50, size=2000)],
+        lambda rng: np.eye(10)[np.arange(300) % 10],
         lambda rng: 5.4e6 + rng.normal(size=(2000, 1)),
         lambda rng: np.zeros((2000, 1)),
     ],
 )
 def test_usual_laws_have_no_outliers(law):
     assert outliers(torch.from_numpy(law(np.random.default_rng(0)))) == []
+
+
+def test_rare_words_and_the_corners_of_pictures_are_no_outliers(tmp_path):
+    """Channels that are constant but for a row, where others are as large in many."""
+    rng = np.random.default_rng(0)
+    words = np.eye(40)[rng.integers(10, size=N)]
+    row = row_of(tmp_path, "train", "vectors")
+    words[row, 10:] = 1
+    parts = {**arrays("vectors"), "Z": words}
+    assert data_notes(task_of(tmp_path, parts), 8) == []
+    words[row, 35] = -9999
+    (line,) = data_notes(task_of(tmp_path, parts), 8)
+    assert line.startswith(f"warning: Z in channel 35 has outliers in 1 row ({row})")
+
+
+@pytest.mark.parametrize("kind", ["outliers", "noise"])
+def test_many_channels_share_a_line(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    parts = {"X": rng.normal(size=(N, 4, 60)), "Z": rng.normal(size=(N, 2, 3))}
+    if kind == "outliers":
+        parts["X"][row_of(tmp_path, "train"), :, :50] = 1e6
+    else:
+        parts["X"][..., :50] = 0.3 + 1e-6 * parts["X"][..., :50]
+    *lines, rest = data_notes(task_of(tmp_path, parts), 8)
+    assert len(lines) == 3
+    assert " in channels 3, 4, 5, 6, 7, ... (47 in all)" in rest
 
 
 def test_many_rows_are_looked_at_in_bounded_parts():
