@@ -62,7 +62,8 @@ class Setup(Networks):
     def __init__(self, cfg: DistillConfig, teacher: nn.Module, data: Data) -> None:
         self.cfg = cfg
         self.x0, cond = data.network_inputs()
-        self.in_order = data.in_order
+        # A user's own data need not say.
+        self.in_order = getattr(data, "in_order", True)
         # As students take it; a teacher in half precision casts it for itself.
         dtype = torch.promote_types(network_dtype(teacher, self.x0.dtype), torch.float32)
         self.cond = cond_to(cond, dtype=dtype)

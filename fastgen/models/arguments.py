@@ -94,7 +94,8 @@ def check_mask(mask: object, shape: tuple[int, int] | None = None) -> None:
 
 
 def check_seen(mask: Tensor) -> None:
-    """Refuse a mask (B, T) with a row that hides all of its tokens: attention to nothing is NaN.
+    """Refuse a mask (B, T) with a row that hides all of its tokens: most often it is the wrong way
+    round, as for `torch.nn.MultiheadAttention`, where True is padding.
 
     Rows are looked at in CPU memory only: on an accelerator the host would have to wait.
 
@@ -107,7 +108,7 @@ def check_seen(mask: Tensor) -> None:
     if not bool(seen.all()):
         raise ValueError(
             "expected mask to have a real token (True) in each row, got none in row "
-            f"{int(seen.int().argmin())}"
+            f"{int(seen.int().argmin())}; True marks what is real, not padding"
         )
 
 

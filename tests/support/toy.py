@@ -181,5 +181,5 @@ class LabelTeacher(nn.Module):
 
 def setup_of(cfg: DistillConfig, teacher: nn.Module, x0: Tensor, cond: object) -> Setup:
     """The networks of a run on data that are already as networks see them."""
-    data: Any = SimpleNamespace(network_inputs=lambda: (x0, cond), z_normalizer=None, in_order=True)
+    data: Any = SimpleNamespace(network_inputs=lambda: (x0, cond), z_normalizer=None)
     return Setup(cfg, teacher, data)
