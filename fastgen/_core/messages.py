@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["EXPORT_AGAIN", "brief", "differences", "first_names"]
+__all__ = ["EXPORT_AGAIN", "brief", "differences", "first_names", "listed"]
 
 # What to do about a file that isn't what an export wrote.
 EXPORT_AGAIN = "export it again or copy it anew"
@@ -24,6 +24,12 @@ def first_names(names: Iterable[str], most: int = 10) -> str:
     names = sorted(name if name.isprintable() else repr(name)[1:-1] for name in names)
     shown = ", ".join(name if len(name) <= 80 else name[:77] + "..." for name in names[:most])
     return shown + (f", ... ({len(names)} in all)" if len(names) > most else "")
+
+
+def listed(values: Sequence[Any], most: int = 5) -> str:
+    """The first `most` of some values in their order, and how many there are."""
+    shown = ", ".join(map(str, values[:most]))
+    return shown + (f", ... ({len(values)} in all)" if len(values) > most else "")
 
 
 def differences(expected: set[str], got: set[str]) -> str:

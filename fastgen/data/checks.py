@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._core.conditions import named_tensors, tensors_in
+from .._core.messages import listed
 from ..normalizer import is_constant
 from .held_out import HeldOutTask
 from .invariance import Violation, moment_violations
@@ -142,7 +143,7 @@ def _of_all_parts(parts: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[str, 
 
 
 def _rows(numbers: Sequence[int]) -> str:
-    return f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'} ({_listed(numbers)})"
+    return f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'} ({listed(numbers)})"
 
 
 def _without(found: Outliers) -> str:
@@ -159,7 +160,7 @@ def _effect(held_out: bool, normalised: bool) -> str:
 
 
 def _channels(found: Sequence[int | None]) -> str:
-    return f"{'channel' if len(found) == 1 else 'channels'} {_listed(found)}"
+    return f"{'channel' if len(found) == 1 else 'channels'} {listed(found)}"
 
 
 def _repeated(data: TrajectoryData | SampleData, rows: Tensor) -> list[str]:
@@ -169,7 +170,7 @@ def _repeated(data: TrajectoryData | SampleData, rows: Tensor) -> list[str]:
     pairs = [f"{rows[later]} (as {rows[earlier]})" for earlier, later in repeated]
     return [
         f"note: {len(repeated)} of {len(data.X)} training rows repeat an earlier one: "
-        f"{_listed(pairs)}"
+        f"{listed(pairs)}"
     ]
 
 
@@ -207,17 +208,10 @@ def _said(violation: Violation, group: str) -> str:
     return (
         f"warning: the data are not invariant under {group} as data.symmetry declares it: element "
         f"{violation.element} changes {what}, by {violation.change:.2g} of {unit} (chance of that "
-        f"if they were: {violation.p_value:.1g}), most in {_listed(violation.channels)}; are the "
+        f"if they were: {violation.p_value:.1g}), most in {listed(violation.channels)}; are the "
         "representations of these channels right, and the channels in the order of in_rep, "
         "cond_rep, out_rep?"
     )
-
-
-def _listed(values: Sequence[Any], most: int = 5) -> str:
-    text = ", ".join(map(str, values[:most]))
-    if len(values) > most:
-        text += f", ... ({len(values)} in all)"
-    return text
 
 
 def constant_channels(data: TrajectoryData | SampleData) -> dict[str, list[int]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._core.checks import is_count
-from .._core.messages import brief
+from .._core.messages import brief, listed
 from .arrays import check_arrays, episodes_of
 from .precision import floats
 from .trajectories import check_finite, check_trajectories
@@ -128,10 +128,9 @@ def unused_notes(
     used = sum(_rows_in_windows(length, need, stride) for length in lengths)
     rows = f"{used} of {episode_ends[-1]} rows"
     if short:
-        some = ", ".join(map(str, short[:5])) + (", ..." if len(short) > 5 else "")
         return [
             f"warning: {len(lengths) - len(short)} of {len(lengths)} episodes are used, and "
-            f"{rows}: {len(short)} ({some}) are shorter than a window, data.obs_horizon + "
+            f"{rows}: {len(short)} ({listed(short)}) are shorter than a window, data.obs_horizon + "
             f"data.horizon - 1 = {need} rows; shorten the horizons to use more"
         ]
     if used < episode_ends[-1]:

@@ -18,6 +18,7 @@ import torch
 from escnn.group import Group, Representation
 from torch import Tensor
 
+from .._core.messages import listed
 from .groups import multiplication_table
 from .stacks import TOLERANCE, Stack, regular_copies
 
@@ -112,13 +113,12 @@ def kernel_note(reps: Mapping[str, Representation]) -> str | None:
     if not idle:
         return None
     group = next(iter(reps.values())).group
-    shown = ", ".join(map(str, idle[:5])) + (", ..." if len(idle) > 5 else "")
     order = group.order()
     acts = order // (1 + len(idle))
     return (
         f"{len(idle)} of the {order} elements of {group.name} act as the identity on all of "
-        f"{', '.join(reps)}: {shown}; what acts is a group of {acts}, not {group.name}. Are the "
-        "representations those of this group (the matrices those of its generators)? If so, "
+        f"{', '.join(reps)}: {listed(idle)}; what acts is a group of {acts}, not {group.name}. Are "
+        "the representations those of this group (the matrices those of its generators)? If so, "
         f"declare the group of {acts}, which is cheaper"
     )
 
