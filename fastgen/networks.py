@@ -17,7 +17,7 @@ from ._core.checks import check_shape
 from ._core.conditions import named_tensors
 from ._core.messages import brief
 from ._core.modules import as_built, inside_launcher
-from ._core.sizes import Sizes, check_sizes
+from ._core.sizes import check_sizes, parse_sizes
 from ._core.tensors import time_dtype
 from .flow_matching import convert_prediction
 
@@ -150,18 +150,26 @@ def check_trained_sizes(network: object, x: Tensor, cond: Cond, who: str) -> Non
     """Refuse samples or conditions of a size that a network says it was not trained with.
 
     Args:
-        network: one that declares nothing is not checked.
+        network: what it declares as `trained_sizes`, as `parse_sizes` takes it, is checked; X only
+            where it speaks of X.
         x: shape (B, ...), as the network sees it.
         cond: as the network sees it.
         who: the network, for people: "the teacher".
 
     Raises:
-        ValueError: such as `expected Z of shape (B, 2, 12), as the teacher was trained, got ...`.
+        ValueError: such as `expected Z of shape (B, 2, 12), as the teacher was trained, got ...`;
+            or `trained_sizes` that are no sizes.
     """
-    sizes: Sizes | None = _declared(network, "trained_sizes", None)
-    if sizes is not None:
+    declared = _declared(network, "trained_sizes", None)
+    if declared is None:
+        return
+    try:
+        sizes = parse_sizes(declared)
+    except ValueError as error:
+        raise ValueError(f"trained_sizes of {who}: {error}") from error
+    if "X" in sizes:
         check_sizes(x, "X", sizes, who)
-        check_sizes(cond, "Z", sizes, who)
+    check_sizes(cond, "Z", sizes, who)
 
 
 def _declared(network: object, name: str, default: Any) -> Any:

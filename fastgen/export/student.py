@@ -216,7 +216,8 @@ class Student:
                 with a network of your own takes what that one does: a Tensor (labels are integers),
                 a tuple or mapping of Tensors of B rows each, or None. With None, B is the number of
                 rows of `noise`, and 1 without it. NumPy arrays are taken as Tensors. Numbers far
-                from the origin (times, places on a map) should come in float64.
+                from the origin (times, places on a map) should come in float64; others are warned
+                of.
             num_samples: K samples of each condition; None: one, without the axis K.
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in
@@ -240,6 +241,8 @@ class Student:
         rungs = self.rungs(plain_int(steps))
         cond = tensors_of_arrays(cond)
         shape = self._shape_of_result(cond, num_samples, noise)
+        if self.z_normalizer is not None and self.z_normalizer.needs_float64:
+            _warn_of_digits(cond)
         if noise is None:
             noise = draw_normal(shape, device=self.device, generator=generator)
         else:
@@ -345,6 +348,17 @@ class Student:
             f"Student({z} -> X (B, {shape}), steps={list(self.steps)}, "
             f"t_list={list(self.t_list)}, {self.sample_type}{group}, {type(self.network).__name__} "
             f"of {numbers:,} numbers, {dtype} on {self.device})"
+        )
+
+
+def _warn_of_digits(cond: Tensor) -> None:
+    """Warn of conditions Z, whose numbers need float64, in a dtype with fewer digits."""
+    if cond.dtype != torch.float64:
+        warnings.warn(
+            f"expected Z in float64, got {cond.dtype}, which is too coarse for numbers so far from "
+            "zero: what it rounds off may be all that the student goes by; make Z in float64 from "
+            "the beginning",
+            stacklevel=3,
         )
 
 

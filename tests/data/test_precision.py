@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,11 +212,15 @@ def test_a_student_of_a_folder_keeps_them_too(task, place, tmp_path):
     assert torch.equal(student.x_normalizer.mean, data.x_normalizer.mean)
     z = data.Z[:3]
     noise = torch.randn(3, T_x, d)
-    x = student.sample(z, noise=noise)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = student.sample(z, noise=noise)
     assert x.dtype == F64 and student.dtype == torch.float32
     assert torch.equal(x, student.sample(z.numpy(), noise=noise))
     scored = student_sampler(student.network, data, [1.0, 0.0])(z, noise)
     assert torch.equal(scored, x)
+    with pytest.warns(UserWarning, match=r"expected Z in float64, got torch\.float32"):
+        student.sample(z.float(), noise=torch.randn(3, T_x, d))
     # A step of the observations moves the samples as it does in normalised units.
     network = Nowhere()
     student.network = network

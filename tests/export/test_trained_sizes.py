@@ -2,6 +2,7 @@
 their networks would answer, and be wrong."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -173,6 +174,23 @@ def test_a_teacher_is_not_distilled_on_a_shorter_history(tmp_path):
         check_plan(setup_of(cfg, teacher, x0, cond[:, :1]))
     with pytest.raises(ValueError, match=r"expected X of shape \(B, 4, 8\), as the teacher was"):
         check_plan(setup_of(cfg, teacher, x0[:, :2], cond))
+
+
+def test_a_network_may_speak_of_its_condition_alone():
+    network: Any = dense()
+    network.trained_sizes = {"Z": [2, 2]}
+    noise = torch.randn(5, 2, 4, generator=seeded())
+    sample_student(network, noise, [1.0, 0.0], torch.zeros(5, 2, 2))
+    with pytest.raises(ValueError, match=r"expected Z of shape \(B, 2, 2\), as the network was"):
+        sample_student(network, noise, [1.0, 0.0], torch.zeros(5, 1, 2))
+
+
+@pytest.mark.parametrize("sizes", [[8, 16], {"Z": 2}, "large"])
+def test_an_attribute_that_is_no_sizes_is_named(sizes):
+    network = dense()
+    network.trained_sizes = sizes
+    with pytest.raises(ValueError, match="trained_sizes of the network: expected sizes as"):
+        sample_student(network, torch.zeros(5, 3, 4), [1.0, 0.0], torch.zeros(5, 2, 2))
 
 
 def test_networks_that_say_nothing_are_distilled_as_before():
