@@ -10,6 +10,8 @@ had its own x0 (OT-coupled flow matching, reflow), the prediction follows the no
 
 Both are 0 for independent pairs, up to the network's error, and near 1 for coupled ones. A network
 that errs at t = 1 has a dependence, too; but its errors there say little about where its ODE ends.
+And one that was never trained leaves the noise where it is, so that it decides everything at t = 1;
+but its ends are no nearer to the data than noise is.
 
 References:
     Pooladian et al., Multisample Flow Matching, 2023, arXiv:2304.14772. Tong et al., 2023,
@@ -18,10 +20,10 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from .._core.tensors import wide_dtype
+from ..metrics import energy_distance
 from ..networks import Cond, predicts_noise, teacher_x0, time_range
 from .probes import probe_rows
 
@@ -39,15 +42,21 @@ _STEPS = 16  # Euler steps from noise to data
 # Measured: .04 on the teachers in recipes/teachers, .28 at most on networks trained for seconds.
 _OF_ALL_DATA = 0.1
 _DEPENDENCE = 0.35
-# Measured: at most .4 on independent pairs, at least .8 on coupled ones.
-_DECIDED = 0.5
-# More than this of either is no coupling, but an answer that was read as something else.
-_MOST = 2.0
+# Measured on networks of three hundred updates and more: at most .66 on independent pairs, at least
+# .77 on coupled ones.
+_DECIDED = 0.7
+# A mean of x0 given the noise varies no more than x0 itself, so that either is 1 at most. Measured:
+# up to 1.32 on coupled pairs, more where the data are narrow within a condition and the network's
+# errors wider, or where its answer was read as something else.
+_MOST = 1.5
+# Of the energy distance from noise to the data, what a teacher leaves. Measured: at most .4 on
+# networks of a thousand updates, at least .9 on those of none.
+_LEFT = 0.7
 # Data that still show at the teacher's last time by more than this decide something there.
 _DATA_LEFT = 0.1
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Coupling:
     """How far a teacher's x0 at t = 1 follows the noise; formulas at the head of this module.
 
@@ -55,27 +64,32 @@ class Coupling:
         dependence: 0 for independent pairs, 1 for those of optimal transport.
         of_all_data: the same, over the standard deviation of all data.
         decided: how much of a sample is decided at t = 1, 0 to 1.
+        left: energy distance of the ODE's ends to the data, over that of noise.
     """
 
     dependence: float
     of_all_data: float
-    decided: float
+    decided: float = 0.0
+    left: float = 0.0
+
+    @property
+    def follows(self) -> bool:
+        """Whether x0 at t = 1 follows the noise at all; `decided` and `left` are 0 where it
+        doesn't."""
+        return _DEPENDENCE < self.dependence < _MOST and self.of_all_data > _OF_ALL_DATA
 
     @property
     def found(self) -> bool:
         """Whether the teacher's velocity is that of coupled pairs, and so no score."""
-        return (
-            _DEPENDENCE < self.dependence < _MOST
-            and _DECIDED < self.decided < _MOST
-            and self.of_all_data > _OF_ALL_DATA
-        )
+        return self.follows and _DECIDED < self.decided < _MOST and self.left < _LEFT
 
 
 @torch.no_grad()
 def coupling_of(
     teacher: nn.Module, x0: Tensor, cond: Cond, *, pred_type: str = "flow"
 ) -> Coupling | None:
-    """The coupling of a teacher's pairs, by 34 calls with up to 128 rows.
+    """The coupling of a teacher's pairs, by two calls with up to 128 rows, and 32 more where x0
+    follows the noise.
 
     None where it can't be told: of a teacher that predicts noise, which says nothing about x0 at
     t = 1, of one that ends at a time where the data still show, and of answers that aren't finite.
@@ -102,16 +116,25 @@ def coupling_of(
 
     with evaluating(teacher):
         first, second = (predict(noise, last) for noise in noises)
-        end, other_end = (_end(predict, noise, last) for noise in noises)
-    over_noise = float((first - second).square().mean()) / 2
-    # Data and noise of a row are independent here, so that the error is the data's spread within
-    # their conditions and the prediction's over the noise, added up.
-    error = float((torch.stack([first, second]) - x0).square().mean())
-    between = end - other_end
-    decided = float(((first - second) * between).sum() / between.square().sum())
-    within = max(error - over_noise, 1e-12 * spread)
-    found = Coupling(math.sqrt(over_noise / within), math.sqrt(over_noise / spread), decided)
+        over_noise = float((first - second).square().mean()) / 2
+        # Data and noise of a row are independent here, so that the error is the data's spread
+        # within their conditions and the prediction's over the noise, added up.
+        error = float((torch.stack([first, second]) - x0).square().mean())
+        within = max(error - over_noise, 1e-12 * spread)
+        found = Coupling(math.sqrt(over_noise / within), math.sqrt(over_noise / spread))
+        if found.follows:
+            ends = [_end(predict, noise, last) for noise in noises]
+            between = ends[0] - ends[1]
+            decided = float(((first - second) * between).sum() / between.square().sum())
+            left = _distance(ends, x0) / max(_distance(noises, x0), 1e-12)
+            found = dataclasses.replace(found, decided=decided, left=left)
     return found if math.isfinite(sum(vars(found).values())) else None
+
+
+def _distance(samples: Sequence[Tensor], x0: Tensor) -> float:
+    """Energy distance of samples, each (N, ...), to the data (N, ...)."""
+    data = x0.flatten(1)
+    return float(energy_distance(torch.cat(list(samples)).flatten(1), data, unbiased=True))
 
 
 def _end(predict: Callable[[Tensor, float], Tensor], x: Tensor, last: float) -> Tensor:

@@ -64,12 +64,14 @@ def test_optimal_transport_is_found_and_independent_pairs_are_not(std, spread):
     assert independent.dependence < 1e-6
 
 
-def test_half_a_coupling_is_half_as_much():
+@pytest.mark.parametrize("rho", [0.6, 0.85])
+def test_a_share_of_a_coupling_is_measured_as_much(rho):
+    """Networks that were trained on independent pairs for seconds come near the smaller one."""
     x0, z = data(1.0)
-    found = coupling_of(CoupledTeacher(std=1.0, rho=0.6), x0, z)
-    assert found is not None and found.found
-    assert found.dependence == pytest.approx(0.6, abs=0.06)
-    assert found.decided == pytest.approx(0.6, abs=0.06)
+    found = coupling_of(CoupledTeacher(std=1.0, rho=rho), x0, z)
+    assert found is not None and found.found == (rho > 0.8)
+    assert found.dependence == pytest.approx(rho, abs=0.06)
+    assert found.decided == pytest.approx(rho, abs=0.06)
 
 
 def test_what_is_measured_is_within_a_condition():
@@ -101,6 +103,48 @@ def test_a_network_that_errs_at_the_last_time_is_not_taken_for_a_coupled_one():
     x0, z = data(0.15, cond=0.3)
     found = coupling_of(Erring(GaussianTeacher(std=0.15), 0.2), x0, z)
     assert found is not None and found.dependence > 0.5 and not found.found
+
+
+class Still(nn.Module):
+    """A network that was never trained: its velocity is next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = nn.Parameter(torch.zeros(6, dtype=torch.float64))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.answer.expand_as(x_t)
+
+
+@pytest.mark.parametrize("std", [0.5, 0.8, 3.0])
+def test_a_network_that_was_never_trained_is_not_taken_for_a_coupled_one(std):
+    """It leaves the noise where it is, which thereby decides all of a sample."""
+    x0, z = data(std)
+    found = coupling_of(Still(), x0, z)
+    assert found is not None and not found.found
+    lines = declaration_notes(Still(), x0, None, pred_type="flow", search=False, coupled=False)
+    assert std > 1 or "worse than their mean" in lines[1]
+
+
+class Counted(nn.Module):
+    """Counts its calls."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.calls = 0
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return self.network(x_t, t, cond)
+
+
+def test_two_calls_tell_where_x0_does_not_follow_the_noise():
+    x0, z = data(1.0)
+    for rho, calls in ((0.0, 2), (1.0, 34)):
+        counted = Counted(CoupledTeacher(std=1.0, rho=rho))
+        coupling_of(counted, x0, z)
+        assert counted.calls == calls
 
 
 def test_guidance_is_no_coupling():
