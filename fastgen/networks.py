@@ -23,12 +23,15 @@ from .flow_matching import convert_prediction
 
 __all__ = [
     "DECLARED",
+    "WAYS_TO_X0",
     "Cond",
     "Network",
     "NetworkWrapper",
     "call_network",
     "cast",
     "check_trained_sizes",
+    "clip_limits",
+    "clipped_x0",
     "coats",
     "network_dtype",
     "parameters_to",
@@ -38,6 +41,7 @@ __all__ = [
     "teacher_x0",
     "time_range",
     "trusted_until",
+    "unclipped_x0",
     "unwrap",
 ]
 
@@ -46,6 +50,7 @@ __all__ = [
 #   predicts_noise     True: its answer is eps up to a factor
 #   call_dtype         the dtype in which it is called, if not that of its parameters
 #   predict_x0         a method (x_t, t, cond) that answers x0
+#   unclipped_x0       the same, before `clip_sample`
 #   trained_sizes      the sizes of X and Z that it was trained with (_core/sizes.py)
 #   t_trusted          the last RF time at which its x0 is followed, whatever it predicts
 #   clip_sample        (low, high), to which its x0 is clipped; None: it isn't
@@ -56,11 +61,14 @@ DECLARED = (
     "predicts_noise",
     "call_dtype",
     "predict_x0",
+    "unclipped_x0",
     "trained_sizes",
     "t_trusted",
     "clip_sample",
     "spacing",
 )
+# The methods among these.
+WAYS_TO_X0 = ("predict_x0", "unclipped_x0")
 
 Cond = Any  # a Tensor, a mapping or tuple of Tensors, or None: handed to the network untouched
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
@@ -137,8 +145,9 @@ def trusted_until(network: object) -> float | None:
 def sampling_times(network: object, calls: int) -> list[float] | None:
     """The RF times at which a network says that a sampler calls it, strictly decreasing and then 0;
     None if it says nothing."""
-    spacing = _declared(network, "spacing", None)
-    return None if spacing is None else spacing.times(calls)
+    # A network may call something else so, such as the spacing of its voxels.
+    times: Any = getattr(_declared(network, "spacing", None), "times", None)
+    return times(calls) if callable(times) else None
 
 
 def predicts_noise(network: object) -> bool:
@@ -294,3 +303,30 @@ def teacher_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_typ
     if direct is not None:
         return call_intact(direct, x_t, t, cond)
     return predict_x0(network, x_t, t, cond, pred_type=pred_type, dtype=x_t.dtype)
+
+
+def unclipped_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_type: str) -> Tensor:
+    """As `teacher_x0`, before the clip that the network may declare: what is guided is clipped
+    once, after guidance."""
+    direct = _declared(network, "unclipped_x0", None)
+    if direct is not None:
+        return call_intact(direct, x_t, t, cond)
+    return teacher_x0(network, x_t, t, cond, pred_type=pred_type)
+
+
+def clipped_x0(network: object, x0: Tensor) -> Tensor:
+    """x0 (B, ...) within the `clip_sample` of a network that declares one.
+
+    The value is the clipped one to the last digit, the gradient that of x0 itself.
+    """
+    limits = clip_limits(network)
+    if limits is None:
+        return x0
+    return x0.detach().clamp(*limits) + (x0 - x0.detach())
+
+
+def clip_limits(network: object) -> tuple[float, float] | None:
+    """The (low, high) to which a network says that its x0 is clipped; None if it says nothing."""
+    limits = _declared(network, "clip_sample", None)
+    # A network may call something else so, such as a flag.
+    return limits if isinstance(limits, tuple) and len(limits) == 2 else None

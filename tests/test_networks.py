@@ -16,6 +16,7 @@ from fastgen.guidance import Guidance
 from fastgen.methods.fake_scores import LowRankFakeScore, RungConditioned
 from fastgen.networks import (
     DECLARED,
+    WAYS_TO_X0,
     NetworkWrapper,
     call_network,
     coats,
@@ -123,15 +124,16 @@ def compiled(network: nn.Module) -> Any:
 
 
 CLOCK = {
-    **{"t_min": 0.0, "t_max": 1.0, "predicts_noise": False, "predict_x0": None},
+    **{"t_min": 0.0, "t_max": 1.0, "predicts_noise": False},
+    **dict.fromkeys(WAYS_TO_X0),
     **{"clip_sample": None, "spacing": None},
 }
 DTYPE = {"call_dtype": torch.float32}
 OWN = {
-    "keywords": Coat(by_keywords, KeywordNetwork, hides=("predict_x0",)),
+    "keywords": Coat(by_keywords, KeywordNetwork, hides=WAYS_TO_X0),
     "flow": Coat(as_rectified_flow, type(as_rectified_flow(Net())), says=CLOCK),
     "half": Coat(Bfloat16Network, Bfloat16Network, says=DTYPE),
-    "guided": Coat(guided, GuidedNetwork, says={"predict_x0": None}),
+    "guided": Coat(guided, GuidedNetwork, says=dict.fromkeys(WAYS_TO_X0)),
     "low rank": Coat(low_rank, LowRankFakeScore, says=DTYPE),
     "rungs": Coat(with_rungs, RungConditioned),
 }
@@ -175,7 +177,7 @@ def dressed(outer: str, inner: str, network: nn.Module | None = None) -> tuple[A
 def says(network: nn.Module) -> dict[str, Any]:
     """What a network says of itself."""
     declared = {name: getattr(network, name) for name in DECLARED if hasattr(network, name)}
-    return {name: None if name == "predict_x0" else value for name, value in declared.items()}
+    return {name: None if name in WAYS_TO_X0 else value for name, value in declared.items()}
 
 
 def close(found: Tensor, expected: Tensor, *worn: str) -> None:

@@ -152,31 +152,40 @@ class TeacherConfig(Config):
         description="for a network called by keywords, as those of diffusers; {} = their usual "
         "names",
     )
-    path: str | dict[str, Any] = Field(
-        default="linear",
+    path: str | dict[str, Any] | None = Field(
+        default=None,
         description="path it was trained on: linear, cosine, vp, edm, or {name: ..., arguments} "
-        "such as {name: betas, schedule: scaled_linear, beta_start: 0.00085, beta_end: 0.012}",
+        "such as {name: betas, schedule: scaled_linear, beta_start: 0.00085, beta_end: 0.012}; "
+        "null = as teacher.scheduler says, else linear",
     )
     scheduler: str | None = Field(
         default=None,
         description="scheduler_config.json of diffusers or config.json of lerobot, or a folder "
         "with one, that says path, prediction, clip_sample and spacing; keys set beside it win",
     )
-    clip_sample: tuple[float, float] | None = Field(
+    clip_sample: tuple[float, float] | Literal["unclipped"] | None = Field(
         default=None,
-        description="[low, high]: its x0 is clipped to that, and so are its students'",
+        description="[low, high]: its x0 is clipped to that, and so are its students'; null = "
+        "as teacher.scheduler says, else unclipped",
     )
     spacing: str | dict[str, Any] | None = Field(
         default=None,
         description="times at which it is called to make samples: time, log_snr, or of betas "
-        "leading, linspace, trailing; null = trailing for betas with prediction=eps, else time",
+        "leading, linspace, trailing; null = as teacher.scheduler says, else trailing for betas "
+        "with prediction=eps, else time",
     )
-    prediction: Literal["flow", "velocity", "eps", "x0", "v", "score"] = Field(
-        default="flow", description="what it predicts"
+    prediction: Literal["flow", "velocity", "eps", "x0", "v", "score"] | None = Field(
+        default=None,
+        description="what it predicts; null = as teacher.scheduler says, else flow",
     )
-    data_at: Literal[0, 1] = Field(default=0, description="end of its clock where the data are")
-    time_scale: float = Field(
-        default=1.0, gt=0.0, description="what its clock is multiplied by when it is called"
+    data_at: Literal[0, 1] | None = Field(
+        default=None, description="end of its clock where the data are; null = 0"
+    )
+    time_scale: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="what its clock is multiplied by when it is called; null = as "
+        "teacher.scheduler says, else 1",
     )
     dtype: Literal["bfloat16"] | None = Field(
         default=None,

@@ -31,6 +31,15 @@ from ..teachers.schedulers import read_scheduler
 __all__ = ["built_network", "is_changed", "load_run_student", "load_teacher", "load_weights"]
 
 _DECLARATION = ("path", "prediction", "data_at", "time_scale", "clip_sample", "spacing")
+# How such a key says what needs no conversion.
+_PLAIN = {
+    "path": "linear",
+    "prediction": "flow",
+    "data_at": 0,
+    "time_scale": 1.0,
+    "clip_sample": "unclipped",
+    "spacing": "time",
+}
 
 
 def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Module:
@@ -88,14 +97,14 @@ def is_changed(source: TeacherConfig) -> bool:
 
 def _is_declared(source: TeacherConfig) -> bool:
     """Whether anything but a rectified flow is declared."""
-    return source.scheduler is not None or bool(_set_keys(source))
+    said = _set_keys(source)
+    return source.scheduler is not None or any(said[key] != _PLAIN[key] for key in said)
 
 
 def _set_keys(source: TeacherConfig) -> dict[str, Any]:
-    """What the config declares itself, other than the defaults."""
+    """What the config itself says of a declaration."""
     values = {key: getattr(source, key) for key in _DECLARATION}
-    defaults = {key: TeacherConfig.model_fields[key].default for key in _DECLARATION}
-    return {key: value for key, value in values.items() if value != defaults[key]}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def load_run_student(folder: Path, factory: str | None = None) -> Student:
@@ -180,7 +189,10 @@ def _declared(network: nn.Module, source: TeacherConfig) -> nn.Module:
         return network
     try:
         declared = {} if source.scheduler is None else read_scheduler(source.scheduler)
-        return as_rectified_flow(network, **{**declared, **_set_keys(source)})
+        declared.update(_set_keys(source))
+        if declared.get("clip_sample") == _PLAIN["clip_sample"]:
+            del declared["clip_sample"]
+        return as_rectified_flow(network, **declared)
     except (TypeError, ValueError) as error:
         raise ValueError(f"teacher: {error}") from error
 

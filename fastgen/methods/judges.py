@@ -17,7 +17,15 @@ from ..discriminators import Features, block_features, sample_features
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
 from ..losses import VSD_NORMS
-from ..networks import Cond, call_network, coats, network_dtype, teacher_x0
+from ..networks import (
+    Cond,
+    call_network,
+    clipped_x0,
+    coats,
+    network_dtype,
+    teacher_x0,
+    unclipped_x0,
+)
 from ..teachers.conversion import check_prediction, loss_space, translated
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network, HalfNetwork
@@ -74,14 +82,14 @@ class Judges:
             )
         config = self.config
         with evaluating(self.teacher):
-            x0 = teacher_x0(self.teacher, x_t, t, cond, pred_type=config.pred_type)
             if config.guidance_scale is None or config.guidance_scale == 1.0:
-                return x0
-            negative = teacher_x0(self.teacher, x_t, t, negative_cond, pred_type=config.pred_type)
+                return teacher_x0(self.teacher, x_t, t, cond, pred_type=config.pred_type)
+            x0 = unclipped_x0(self.teacher, x_t, t, cond, pred_type=config.pred_type)
+            negative = unclipped_x0(self.teacher, x_t, t, negative_cond, pred_type=config.pred_type)
         guidance = Guidance(
             config.guidance_scale, config.guidance_interval, config.guidance_rescale
         )
-        return guide_x0(x0, negative, t, guidance, mask=mask)
+        return clipped_x0(self.teacher, guide_x0(x0, negative, t, guidance, mask=mask))
 
     # ---- Fake score ------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from .._core.messages import brief
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from ..flow_matching import add_noise
-from ..networks import Cond, NetworkWrapper, call_network, network_dtype
+from ..networks import WAYS_TO_X0, Cond, NetworkWrapper, call_network, network_dtype
 
 __all__ = ["Watched", "answer_of", "first_gap", "telling_rows"]
 
@@ -101,7 +101,7 @@ class Watched(NetworkWrapper):
 
     added_by_run = True
     # What has a way of its own to x0 would not be seen.
-    passes_on = tuple(name for name in NetworkWrapper.passes_on if name != "predict_x0")
+    passes_on = tuple(name for name in NetworkWrapper.passes_on if name not in WAYS_TO_X0)
 
     def __init__(self, network: Any, who: str, rows: Tensor) -> None:
         super().__init__(network)

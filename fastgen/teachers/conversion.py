@@ -38,7 +38,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from .._core.calls import call_intact
 from .._core.checks import check_choice, check_shape, check_time
 from .._core.tensors import EPSILON, expand_like, time_dtype, wide_dtype
-from ..networks import Cond, Network, NetworkWrapper, coats, network_dtype, unwrap
+from ..networks import Cond, Network, NetworkWrapper, clipped_x0, coats, network_dtype, unwrap
 from .clocks import Clock, SigmaClock, TableClock, parse_clock
 from .spacings import parse_spacing
 
@@ -80,7 +80,7 @@ class RectifiedFlow(NetworkWrapper):
         t_min, t_max: the RF times in which it is defined. Outside, it is asked at the nearer of the
             two.
         predicts_noise: its answer is eps up to a factor, and says nothing about x0 at t = 1.
-        prediction, time_scale, clock, clip_sample: what was declared.
+        prediction, time_scale, clock, clip_sample, declared_spacing: what was declared.
         spacing: the times that a sampler calls it at; None: equal steps.
         t_trusted: where it is there, the last time at which its x0 is followed, whatever it
             predicts.
@@ -101,6 +101,7 @@ class RectifiedFlow(NetworkWrapper):
         self.prediction = prediction
         self.time_scale = time_scale
         self.clip_sample = clip_sample
+        self.declared_spacing = spacing
         # On a clock of sigma dx/ds is eps itself.
         velocity_is_eps = prediction == "velocity" and isinstance(clock, SigmaClock)
         self.predicts_noise = prediction in ("eps", "score") or velocity_is_eps
@@ -130,6 +131,10 @@ class RectifiedFlow(NetworkWrapper):
         """Data x0, straight from the network's answer; arguments and dtype as `forward`."""
         return self.ends(x_t, t, cond)[0].to(x_t.dtype)
 
+    def unclipped_x0(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
+        """As `predict_x0`, before `clip_sample`."""
+        return self._ends(x_t, t, cond)[0].to(x_t.dtype)
+
     def ends(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
         """(x0, eps) as the network sees them, each shaped like `x_t`, in float64; differentiable.
         Arguments as `forward`.
@@ -138,6 +143,15 @@ class RectifiedFlow(NetworkWrapper):
             ValueError: t outside [0, 1].
             TypeError: t in less than float32.
         """
+        x0, eps, slope = self._ends(x_t, t, cond)
+        if self.clip_sample is None:
+            return x0, eps
+        clipped = clipped_x0(self, x0)
+        return clipped, eps + slope * (x0 - clipped)
+
+    def _ends(self, x_t: Tensor, t: float | Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor]:
+        """(x0, eps, alpha / sigma) before `clip_sample`, the last by how much eps grows where x0
+        is made less."""
         check_time(t)
         wide = wide_dtype(x_t.device)
         dtype = network_dtype(self.network, x_t.dtype)
@@ -158,11 +172,7 @@ class RectifiedFlow(NetworkWrapper):
         det = alpha * b - sigma * a
         x0 = (b * x_s - sigma * answer) / det
         eps = (alpha * answer - a * x_s) / det
-        if self.clip_sample is None:
-            return x0, eps
-        # The value is the clipped one to the last digit, the gradient that of x0 itself.
-        clipped = x0.detach().clamp(*self.clip_sample) + (x0 - x0.detach())
-        return clipped, eps + alpha / sigma.clamp(min=EPSILON) * (x0 - clipped)
+        return x0, eps, alpha / sigma.clamp(min=EPSILON)
 
     def _row(self, s: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(a, b) of the prediction at `s` (B,), shaped like `alpha` and `sigma`; a score is read as
@@ -201,6 +211,9 @@ class RectifiedFlow(NetworkWrapper):
         }
         if self.clip_sample is not None:
             declared["clip_sample"] = list(self.clip_sample)
+        spacing = self.declared_spacing
+        if spacing is not None:
+            declared["spacing"] = dict(spacing) if isinstance(spacing, Mapping) else spacing
         return declared
 
     def extra_repr(self) -> str:

@@ -139,13 +139,15 @@ def declaration_notes(
             declared = coat.describe()
     found, least = best_declaration(bare, x0, cond, declared)
     share = _typical(least) / _typical(errors)
+    said = ", ".join(
+        f"{key}={_spelt(value)}"
+        for key, value in {"clip_sample": "unclipped", **found}.items()
+        if value != declared.get(key, "unclipped")
+    )
     source = None if coupled else _other_source(bare, x0, cond, declared)
     if source is not None and source[1] < _SOURCE_FIRST * share:
         lines.append(source[0].note())
-    elif share < _CLEARLY_BETTER and found != declared:
-        said = ", ".join(
-            f"{key}={_spelt(value)}" for key, value in found.items() if value != declared[key]
-        )
+    elif share < _CLEARLY_BETTER and said:
         lines.append(
             f"warning: declared with {said} the teacher would denoise them better: "
             + ", ".join(f"{error:.3g}" for error in least)
@@ -182,8 +184,12 @@ def _typical(errors: list[float]) -> float:
 
 
 def _clocks(declared: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Paths with their `data_at` and `time_scale`: what was declared, then what is common."""
-    yield {key: declared[key] for key in ("path", "data_at", "time_scale")}
+    """Paths with their `data_at` and `time_scale`: what was declared, with its clip and without,
+    then what is common."""
+    own = {key: declared[key] for key in ("path", "data_at", "time_scale")}
+    if "clip_sample" in declared:
+        yield {**own, "clip_sample": declared["clip_sample"]}
+    yield own
     for path in ({"name": "linear"}, {"name": "cosine"}, {"name": "vp"}):
         for data_at in (0, 1):
             for time_scale in (1.0, 1000.0):

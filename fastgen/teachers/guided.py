@@ -9,7 +9,7 @@ from .._core.checks import at_hand
 from .._core.conditions import cond_to, map_tensors
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
-from ..networks import Cond, NetworkWrapper, network_dtype, teacher_x0
+from ..networks import Cond, NetworkWrapper, clip_limits, clipped_x0, network_dtype, unclipped_x0
 
 __all__ = ["GuidedNetwork"]
 
@@ -39,30 +39,29 @@ class GuidedNetwork(NetworkWrapper):
         self.pred_type = pred_type
 
     def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The guided x0 (B, ...), in the dtype of `x_t`."""
-        plain = teacher_x0(self.network, x_t, t, cond, pred_type=self.pred_type)
+        """The guided x0 (B, ...), in the dtype of `x_t`; clipped where the network's is, once, as
+        the samplers of diffusers do."""
+        return clipped_x0(self, self.unclipped_x0(x_t, t, cond))
+
+    def unclipped_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """As `predict_x0`, before it is clipped."""
+        plain = unclipped_x0(self.network, x_t, t, cond, pred_type=self.pred_type)
         if not self._guides(t):
             return plain
-        null = teacher_x0(self.network, x_t, t, self._null(x_t), pred_type=self.pred_type)
-        guided = guide_x0(plain, null, t, self.guidance)
-        return guided if self._clip is None else guided.clamp(*self._clip)
+        null = unclipped_x0(self.network, x_t, t, self._null(x_t), pred_type=self.pred_type)
+        return guide_x0(plain, null, t, self.guidance)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The guided prediction (B, ...) in `pred_type`."""
         if not self._guides(t):
             return call_intact(self.network, x_t, t, cond)
-        if not self.guidance.rescale and self._clip is None:
+        if not self.guidance.rescale and clip_limits(self) is None:
             # Guidance is linear without them: any prediction is guided by the formula for x0, and
             # is not rounded on a way there and back.
             plain = call_intact(self.network, x_t, t, cond)
             null = call_intact(self.network, x_t, t, self._null(x_t))
             return guide_x0(plain, null, t, self.guidance)
         return convert_prediction(self.predict_x0(x_t, t, cond), x_t, t, "x0", self.pred_type)
-
-    @property
-    def _clip(self) -> tuple[float, float] | None:
-        """Where the network's x0 is clipped to, the guided one is, too."""
-        return getattr(self, "clip_sample", None)
 
     def _guides(self, t: Tensor) -> bool:
         """Whether any of the times may need the null condition."""

@@ -53,7 +53,16 @@ class Bfloat16Network(NetworkWrapper):
         Raises:
             AttributeError: the network has none.
         """
-        predict: Prediction = self.declared("predict_x0")
+        return self._in_bfloat16("predict_x0")
+
+    @property
+    def unclipped_x0(self) -> Prediction:
+        """As `predict_x0`, of the network's own `unclipped_x0`."""
+        return self._in_bfloat16("unclipped_x0")
+
+    def _in_bfloat16(self, name: str) -> Prediction:
+        """A method that the network declares, in bfloat16."""
+        predict: Prediction = self.declared(name)
 
         def in_bfloat16(x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
             with torch.autocast(x_t.device.type, torch.bfloat16):
@@ -92,7 +101,16 @@ class HalfNetwork(NetworkWrapper):
         Raises:
             AttributeError: the network has none.
         """
-        predict: Prediction = self.declared("predict_x0")
+        return self._as_asked("predict_x0")
+
+    @property
+    def unclipped_x0(self) -> Prediction:
+        """As `predict_x0`, of the network's own `unclipped_x0`."""
+        return self._as_asked("unclipped_x0")
+
+    def _as_asked(self, name: str) -> Prediction:
+        """A method that the network declares, given what it takes."""
+        predict: Prediction = self.declared(name)
 
         def asked(x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
             return self._asked(predict, x_t, t, cond)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..networks import DECLARED, Cond, NetworkWrapper
+from ..networks import DECLARED, WAYS_TO_X0, Cond, NetworkWrapper
 
 __all__ = ["KeywordNetwork"]
 
@@ -31,7 +31,7 @@ class KeywordNetwork(NetworkWrapper):
     """
 
     # A `predict_x0` of a network with another call takes other arguments, too.
-    passes_on = tuple(name for name in DECLARED if name != "predict_x0")
+    passes_on = tuple(name for name in DECLARED if name not in WAYS_TO_X0)
 
     def __init__(
         self,

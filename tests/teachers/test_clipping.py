@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgen.config.dmd import DMDConfig
 from fastgen.export.folders import export_student, load_student
 from fastgen.guidance import Guidance
+from fastgen.methods.judges import Judges
 from fastgen.samplers import sample_teacher
-from fastgen.teachers import as_rectified_flow
+from fastgen.teachers import RectifiedFlow, as_rectified_flow
 from fastgen.teachers.guided import GuidedNetwork
 from support.converted import Bare
 from support.exact import normal
@@ -84,16 +86,53 @@ def test_a_sampler_stays_within_reach_of_the_data():
         assert isinstance(x, Tensor) and float(x.abs().max()) < 2.0
 
 
-def test_a_guided_prediction_is_clipped_as_well():
-    held = as_rectified_flow(
-        Bare(torch.float64), path=SQUARED, prediction="eps", clip_sample=(0, 1)
-    )
-    guided = GuidedNetwork(held, Guidance(9.0), torch.zeros(1, dtype=torch.float64))
-    cond = 30 * torch.ones(6, dtype=torch.float64)
-    t = torch.full((6,), 0.6, dtype=torch.float64)
-    x0 = guided.predict_x0(X, t, cond)
-    assert x0.detach().min() >= 0.0 and x0.detach().max() <= 1.0
-    torch.testing.assert_close(X - 0.6 * guided(X, t, cond), x0, rtol=1e-10, atol=1e-10)
+T = torch.full((6,), 0.6, dtype=torch.float64)
+COND = 30 * torch.ones(6, dtype=torch.float64)
+NULL = torch.zeros(1, dtype=torch.float64)
+
+
+def guided_once(t: Tensor = T) -> tuple[RectifiedFlow, Tensor]:
+    """A network that clips, and the x0 of its guidance by 9: guided as it predicts, then
+    clipped."""
+    options = {"path": SQUARED, "prediction": "eps"}
+    bare = Bare(torch.float64)
+    free = as_rectified_flow(bare, **options)
+    plain = free.predict_x0(X, t, COND)
+    null = free.predict_x0(X, t, NULL.expand(6))
+    held = as_rectified_flow(bare, **options, clip_sample=(0, 1))
+    return held, (plain + 8.0 * (plain - null)).clamp(0.0, 1.0)
+
+
+def test_a_guided_prediction_is_clipped_once_after_it_is_guided():
+    held, expected = guided_once()
+    # Clipped before, too, it would be another one.
+    ends = [held.predict_x0(X, T, z) for z in (COND, NULL.expand(6))]
+    twice = (ends[0] + 8.0 * (ends[0] - ends[1])).clamp(0.0, 1.0)
+    assert float((twice - expected).detach().abs().max()) > 0.1
+    guided = GuidedNetwork(held, Guidance(9.0), NULL)
+    x0 = guided.predict_x0(X, T, COND)
+    torch.testing.assert_close(x0, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(X - 0.6 * guided(X, T, COND), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_pipeline_that_guides_clips_as_a_teacher_that_guides_itself():
+    held, expected = guided_once()
+    config = DMDConfig(t_list=[0.9, 0.0], vsd_weight=0.0, kd_weight=1.0, guidance_scale=9.0)
+    judges = Judges(held, None, None, None, False, config)
+    x0 = judges.teacher_x0(X, T, COND, NULL.expand(6))
+    torch.testing.assert_close(x0, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_an_attribute_of_another_meaning_is_no_declaration():
+    network = Wild()
+    noise = normal(4, 3, seed=2)
+    expected = sample_teacher(network, noise, 3)
+    network.clip_sample = True
+    network.spacing = 1.0, 1.0, 0.5  # of voxels
+    assert isinstance(expected, Tensor)
+    torch.testing.assert_close(sample_teacher(network, noise, 3), expected, rtol=0, atol=0)
+    guided = GuidedNetwork(network, Guidance(3.0), NULL)
+    assert torch.isfinite(guided.predict_x0(X, T, COND)).all()
 
 
 def test_a_folder_states_it_and_a_loaded_student_clips(tmp_path):

@@ -261,6 +261,17 @@ def test_data_in_other_units_are_noticed():
     )
 
 
+def test_a_clip_that_the_data_do_not_keep_to_is_named():
+    law = GaussianMixture(torch.tensor([[3.0, -2.0], [-2.0, 4.0]]), stds=0.1)
+    x0 = law.sample(200, generator=torch.Generator().manual_seed(0))
+    declaration = {"path": "cosine", "prediction": "eps"}
+    network = ExactTeacher(law, **declaration)
+    within = as_rectified_flow(network, **declaration, clip_sample=(-6, 6))
+    assert warnings(within, x0) == []
+    cut = as_rectified_flow(network, **declaration, clip_sample=(-1, 1))
+    assert "declared with clip_sample=unclipped the teacher would" in warnings(cut, x0)[-1]
+
+
 def test_conditions_go_with_their_rows():
     cond = normal(300, 8, seed=5).float()
     plain = denoising_errors(ExactTeacher(LAW), POINTS, None)

@@ -293,6 +293,45 @@ def test_a_config_names_the_file_beside_it_and_keys_of_its_own_win(tmp_path):
     assert other.prediction == "eps"
 
 
+FLUX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+
+
+@pytest.mark.parametrize(
+    ("values", "keys", "expected"),
+    [
+        (POLICY, {"clip_sample": "unclipped"}, {}),
+        (
+            POLICY,
+            {"prediction": "flow", "path": "linear", "spacing": "time"},
+            {"prediction": "flow"},
+        ),
+        (FLUX, {"time_scale": 1.0}, {"time_scale": 1.0}),
+        (POLICY, {"spacing": "time"}, {"spacing": "time"}),
+    ],
+)
+def test_keys_win_over_a_file_with_the_very_values_that_they_have_without_one(
+    tmp_path, values, keys, expected
+):
+    written(tmp_path / "model", values)
+    cfg = config(tmp_path, scheduler="model", **keys)
+    teacher = load_teacher(cfg, Bare())
+    assert isinstance(teacher, RectifiedFlow)
+    found = teacher.describe()
+    assert found | expected == found
+    assert ("clip_sample" in found) == ("clip_sample" not in keys and values is POLICY)
+    file = tmp_path / "elsewhere.yaml"
+    file.write_text(dump_anywhere(cfg))
+    again = load_teacher(load_config(DistillConfig, file), Bare())
+    assert isinstance(again, RectifiedFlow) and again.describe() == found
+
+
+def test_a_plain_flow_that_is_spelt_out_stays_as_it_is(tmp_path):
+    keys = {"path": "linear", "prediction": "flow", "data_at": 0, "time_scale": 1}
+    cfg = config(tmp_path, **keys, clip_sample="unclipped", spacing="time")
+    network = Bare()
+    assert load_teacher(cfg, network) is network and not is_changed(cfg.teacher)
+
+
 def test_a_config_that_clips_needs_no_file(tmp_path):
     path = {"name": "squaredcos_cap_v2", "num_train_timesteps": 100}
     cfg = config(tmp_path, path=path, prediction="eps", clip_sample=[-1, 1])

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastgen.export.folders import export_student, load_student
 from fastgen.guidance import Guidance
 from fastgen.methods.kd import teacher_pairs
 from fastgen.methods.time_grids import rung_grid
 from fastgen.samplers import TRUSTED_NOISE_TIME, sample_teacher
+from fastgen.samplers.student import sample_student
 from fastgen.samplers.teacher import teacher_grid, trusted_time
 from fastgen.teachers import RectifiedFlow, as_rectified_flow
 from fastgen.teachers.clocks import TableClock, parse_clock
@@ -129,3 +131,16 @@ def _betas(path: dict) -> Tensor:
     found = parse_clock(path)
     assert isinstance(found, TableClock)
     return found.betas
+
+
+@pytest.mark.parametrize("spacing", ["leading", "time", {"name": "leading", "offset": 2}])
+def test_an_exported_student_is_asked_where_it_was_trained(tmp_path, spacing):
+    """Rows that are asked for by name are followed to the last one, by the student, too."""
+    student = teacher(spacing)
+    t_list = [student.t_max, 0.5, 0.0]
+    export_student(tmp_path / "student", student, t_list=t_list, horizon=(3,))
+    loaded = load_student(tmp_path / "student", network=Bare())
+    assert isinstance(loaded.network, RectifiedFlow)
+    assert loaded.network.describe() == student.describe()
+    noise = normal(5, 3, seed=2, dtype=torch.float32)
+    assert torch.equal(loaded.sample(noise=noise), sample_student(student, noise, t_list))
