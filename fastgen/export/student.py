@@ -41,9 +41,11 @@ from ..samplers.student import sample_student
 __all__ = ["Student", "network_device", "sample_in_original_units"]
 
 
-# Rows, and the least numbers, that tell whether noise is standard normal.
+# Rows, and numbers of each, that tell whether noise is standard normal.
 _TELLING_ROWS = 256
-_TELLING_NUMBERS = 32
+_TELLING_NUMBERS = 4096
+# Noise that is less likely than exp(-18), as six standard errors are, is of another law.
+_SURPRISE = 18.0
 
 
 # ---- Original units ------------------------------------------------------------------------------
@@ -363,19 +365,25 @@ def _warn_of_digits(cond: Tensor) -> None:
 
 
 def _warn_of_noise(noise: Tensor) -> None:
-    """Warn of noise (R, ...) whose mean or mean square is off those of N(0, 1) by more than eight
-    standard errors, which no seed is.
+    """Warn of noise (R, ...) whose mean or mean square no seed of N(0, 1) has.
 
-    Rows that repeat one another count once, and some hundred rows tell enough.
+    Chernoff's bounds say how likely those of m numbers are to be as far off:
+    exp(-m mean^2 / 2) and exp(-m (square - 1 - log square) / 2).
+
+    Rows may repeat one another, or lie between two of them. They count as the n that are
+    independent: of n such rows of d numbers the Gram matrix G has |G|^2 / (tr G)^2 = 1/n + 1/d.
+    Some hundred rows and numbers tell enough.
     """
     if not at_hand(noise) or not noise.numel():
         return
-    numbers = noise[:_TELLING_ROWS].detach().double().flatten(1).unique(dim=0)
-    count = numbers.numel()
+    numbers = noise[:_TELLING_ROWS].detach().flatten(1)[:, :_TELLING_NUMBERS].double()
     mean = float(numbers.mean())
     square = float(numbers.square().mean())
-    off = max(abs(mean) * count**0.5, abs(square - 1.0) * (count / 2) ** 0.5)
-    if count >= _TELLING_NUMBERS and not off <= 8.0:
+    gram = (numbers - mean) @ (numbers - mean).T
+    alike = float(gram.square().sum() / gram.trace().square().clamp(min=1e-300))
+    rows = 1.0 / max(alike - 1.0 / numbers.shape[1], 1.0 / len(numbers))
+    off = max(mean**2, square - 1.0 - math.log(max(square, 1e-300)))
+    if not rows * numbers.shape[1] * off / 2 <= _SURPRISE:
         warnings.warn(
             f"expected standard normal noise, N(0, 1), got numbers of mean {mean:.3g} and mean "
             f"square {square:.3g}: the samples will be of another law than the student's",

@@ -319,3 +319,8 @@ def test_no_seed_of_standard_normal_noise_is_warned_of():
         for seed in range(50):
             one = torch.randn(4, 6, 2, generator=seeded(seed))
             plain().sample(noise=one.repeat(50, 1, 1))
+        # A walk from one draw to another, which keeps to the law.
+        turn = torch.linspace(0.0, 1.57, 64)[:, None, None]
+        for seed in range(100):
+            start, end = torch.randn(2, 6, 2, generator=seeded(seed))
+            plain().sample(noise=turn.cos() * start + turn.sin() * end)

@@ -85,7 +85,7 @@ def test_answers_and_names_that_hold_no_prediction_are_refused():
         ByKeyword(lambda y: SimpleNamespace(eps=y)), **{**NAMES, "output": "eps"}
     )
     assert torch.equal(named(X, T), Bare()(X, T))
-    for name in ("", "a b", None):
+    for name in ("", "a b", 3):
         with pytest.raises(ValueError, match="expected cond to be the name of an argument, got"):
             KeywordNetwork(Bare(), cond=name)  # pyright: ignore[reportArgumentType]
 
