@@ -181,7 +181,7 @@ def _check_answers(setup: Setup) -> None:
     rows = [0, 1, *(row for row in telling_rows(setup.cond) if row > 1)]
     for time in times:
         answer_of(setup.unguided, setup.x0, setup.cond, time, rows=rows)
-    if not isinstance(setup.teacher, GuidedNetwork):
+    if not isinstance(setup.teacher, GuidedNetwork) or setup.teacher.guidance.scale == 1.0:
         return
     null = setup.teacher.null_cond
     lo, hi = setup.teacher.guidance.interval

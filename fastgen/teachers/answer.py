@@ -75,13 +75,16 @@ def answer_of(
 
 
 def telling_rows(cond: Cond) -> list[int]:
-    """The rows that hold the least and the greatest number of each integer member of a condition: a
-    network that doesn't know a label fails there."""
+    """The rows that hold the least and the greatest number of each integer member of a condition,
+    and those that hide and show most of each mask: where a network fails that doesn't know a label,
+    or that can't be shown nothing."""
     rows: set[int] = set()
     for value in named_tensors(cond).values():
-        if value.is_floating_point() or value.dtype == torch.bool or not value.numel():
+        if value.is_floating_point() or not value.numel():
             continue
         numbers = value.reshape(len(value), -1)
+        if value.dtype == torch.bool:
+            numbers = numbers.sum(1, keepdim=True)
         rows.add(int(numbers.amin(1).argmin()))
         rows.add(int(numbers.amax(1).argmax()))
     return sorted(rows)

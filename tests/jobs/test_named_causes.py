@@ -158,6 +158,20 @@ def test_a_label_of_the_data_that_the_teacher_does_not_know_is_named(bad):
         plan(Members(), {"label": labels}, guided=False)
 
 
+def test_a_mask_of_the_data_that_hides_everything_is_named():
+    seen = MASK.bool()
+    seen[7] = False
+    with pytest.raises(ValueError, match="from the teacher, got NaN or infinity at .* in row 7"):
+        plan(Members(), {"seen": seen}, guided=False)
+
+
+def test_a_null_condition_that_is_not_asked_is_not_checked():
+    cfg = config()
+    dmd = cfg.dmd.model_copy(update={"guidance_scale": 1.0})
+    cfg = cfg.model_copy(update={"dmd": dmd})
+    check_plan(setup_of(cfg, Members(), X, {"seen": MASK}))
+
+
 def test_a_time_at_which_the_teacher_answers_no_number_is_named():
     late = Members(broken=lambda x, t, parts: t > 0.9)
     with pytest.raises(ValueError, match=r"from the teacher, got NaN .* t = (1|0\.9\d*) in rows 0"):

@@ -117,7 +117,7 @@ def test_a_guided_prediction_is_clipped_once_after_it_is_guided():
 
 def test_a_pipeline_that_guides_clips_as_a_teacher_that_guides_itself():
     held, expected = guided_once()
-    config = DMDConfig(t_list=[0.9, 0.0], vsd_weight=0.0, kd_weight=1.0, guidance_scale=9.0)
+    config = DMDConfig(t_list=(0.9, 0.0), vsd_weight=0.0, kd_weight=1.0, guidance_scale=9.0)
     judges = Judges(held, None, None, None, False, config)
     x0 = judges.teacher_x0(X, T, COND, NULL.expand(6))
     torch.testing.assert_close(x0, expected, rtol=1e-10, atol=1e-10)
