@@ -47,6 +47,8 @@ class Source:
     def note(self) -> str:
         """What a user is told of a teacher with this source."""
         looks = f"noise of standard deviation {self.std:g} or so"
+        if 0.5 <= self.std <= 0.7:  # from few rows a box is hardly told from a bell as wide
+            looks += " (or uniform on [-1, 1], which no path describes)"
         remedy = (
             f"declare it with the standard deviation it had: teacher.path={{name: linear, "
             f"noise_std: {self.std:g}}}, teacher.prediction=velocity"

@@ -47,6 +47,7 @@ def test_noise_of_another_size_is_named_with_a_path_that_denoises_as_well_as_any
     assert f"source looks like noise of standard deviation {std:g} or so" in line
     assert f"teacher.path={{name: linear, noise_std: {std:g}}}, teacher.prediction=velocity" in line
     assert "path=vp" not in line
+    assert ("or uniform on [-1, 1]" in line) == (std == 0.5)
     declared = {"name": "linear", "noise_std": std}
     teacher = as_rectified_flow(network, path=declared, prediction="velocity")
     assert teacher.describe()["path"] == declared
@@ -59,8 +60,7 @@ def test_noise_of_another_size_is_named_with_a_path_that_denoises_as_well_as_any
 def test_uniform_noise_is_named(low):
     (line,) = warnings(FromBox(POINTS, low, 1.0))
     assert "path=vp" not in line and "standard normal" in line
-    if low == 0.0:
-        assert "looks like uniform noise on [0, 1]" in line
+    assert f"looks like uniform noise on [{low:g}, 1]" in line
 
 
 @pytest.mark.parametrize("options", [{}, {"data_at": 1}, {"data_at": 1, "time_scale": 1000.0}])
