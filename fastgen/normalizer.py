@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ._core.checks import is_count
+from ._core.json_kinds import listed, number
 
 __all__ = ["Normalizer", "is_constant", "outgrows_float32", "pack_tokens", "unpack_tokens"]
 
@@ -53,7 +54,6 @@ class Normalizer:
     Args:
         mean: (d,), the origin of the normalised coordinates in original units.
         scale: (d, d), invertible; columns are the images of the normalised axes.
-
         needs_float64: whether numbers in original units lose digits in float32; None: whether it
             is too coarse for this mean and scale (`outgrows_float32`). False for data that were in
             float32 themselves.
@@ -182,11 +182,15 @@ class Normalizer:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Normalizer:
-        """Inverse of `state`; a ValueError names missing or unexpected keys."""
+        """Inverse of `state`; a ValueError names keys that are missing or unexpected, and what is no
+        number."""
         keys = {"mean", "scale"}
         if not isinstance(state, dict) or not keys <= set(state) <= {*keys, "needs_float64"}:
             got = sorted(state) if isinstance(state, dict) else type(state).__name__
             raise ValueError(f"expected a normalizer state with the keys mean and scale, got {got}")
+        numbers = listed(number)
+        if wrong := numbers(state["mean"], "mean") or listed(numbers)(state["scale"], "scale"):
+            raise ValueError(wrong)
         return cls(state["mean"], state["scale"], needs_float64=state.get("needs_float64"))
 
     def _prepare(self, name: str, x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -251,6 +251,16 @@ def test_the_normalizer_keeps_its_own_copy():
             "needs_float64 as true or false, got int",
         ),
         (
+            lambda: Normalizer.from_state({"mean": [True], "scale": [[1.0]]}),
+            ValueError,
+            r"mean\[0\] as a number, got True",
+        ),
+        (
+            lambda: Normalizer.from_state({"mean": [0], "scale": [[1e308]]}),
+            ValueError,
+            r"scale\[0\]\[0\] as a number, got 1e\+308",
+        ),
+        (
             lambda: pack_tokens(torch.zeros(2, 5, 3), 2),
             ValueError,
             r"multiple of pack = 2, got \(2, 5, 3\)",
