@@ -22,6 +22,9 @@ _SAID = (
     "too many elements",
     "numel: integer multiplication overflow",
     "Overflow when unpacking long",
+    "too large to convert to C",
+    "too big to convert",
+    "index-sized integer",
 )
 
 
@@ -64,8 +67,8 @@ def naming_what_to_lower(*keys: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OverflowError, TypeError) as error:
-        failed = isinstance(error, MemoryError | OverflowError)
-        if not failed and not any(words in str(error) for words in _SAID):
+        failed = isinstance(error, MemoryError) or any(words in str(error) for words in _SAID)
+        if not failed:
             raise
         if getattr(error, "keys_are_named", False):
             raise

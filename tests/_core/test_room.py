@@ -48,6 +48,7 @@ def test_what_cannot_fit_is_refused_with_the_limit(monkeypatch):
         lambda: torch.empty(10**30),
         lambda: np.empty(10**15),
         lambda: bytearray(1 << 60),
+        lambda: bytearray(1 << 70),
     ],
 )
 def test_an_allocation_that_fails_names_what_to_lower(allocate):
@@ -57,9 +58,13 @@ def test_an_allocation_that_fails_names_what_to_lower(allocate):
     assert "\n" not in str(caught.value)
 
 
-def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shapes"), naming_what_to_lower("a"):
-        raise RuntimeError("shapes")
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes"), OverflowError("math range error"), TypeError("no number")]
+)
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)) as caught, naming_what_to_lower("a"):
+        raise error
+    assert caught.value is error
 
 
 def test_numbers_of_other_libraries_are_numbers():
