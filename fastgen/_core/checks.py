@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 __all__ = [
     "PRED_TYPES",
@@ -32,7 +33,7 @@ def at_hand(x: Tensor) -> bool:
     """Whether the host can read the numbers of `x` without waiting. For those on a GPU it would
     wait until all work before is done; while a network is compiled, exported or traced there are
     none yet, or those of an example that must not decide anything."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing = torch.compiler.is_compiling() or is_tracing()
     return x.device.type == "cpu" and not tracing
 
 

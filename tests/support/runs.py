@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -81,7 +82,7 @@ class Counter(Stage):
 
 def follow(
     run_dir: Path,
-    scores: list[float | dict[str, float]],
+    scores: Sequence[float | dict[str, float]],
     *,
     stages: list[Counter] | None = None,
     processes: Processes | None = None,
@@ -96,7 +97,8 @@ def follow(
         n = int(network.weight)
         if n == pull_at:
             raise Pulled
-        return scores[n] if isinstance(scores[n], dict) else {"energy": scores[n]}
+        score = scores[n]
+        return score if isinstance(score, dict) else {"energy": score}
 
     made = stages or [Counter()]
     run_dir.mkdir(exist_ok=True)
