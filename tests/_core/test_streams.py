@@ -99,6 +99,7 @@ def test_a_stream_without_a_file_may_fail_too(monkeypatch):
     monkeypatch.setattr(sys, "stdout", broken)
     with lasting_streams():
         print("x", flush=True)
+        sys.stdout.writelines(["x", "y"])
         assert not sys.stdout.isatty()
     assert sys.stdout is broken
 
