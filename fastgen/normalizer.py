@@ -182,8 +182,8 @@ class Normalizer:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Normalizer:
-        """Inverse of `state`; a ValueError names keys that are missing or unexpected, and what is no
-        number."""
+        """Inverse of `state`; a ValueError names keys that are missing or unexpected, and what is
+        no number."""
         keys = {"mean", "scale"}
         if not isinstance(state, dict) or not keys <= set(state) <= {*keys, "needs_float64"}:
             got = sorted(state) if isinstance(state, dict) else type(state).__name__

@@ -27,7 +27,7 @@ from .._core.modules import bare_names, state_of
 from ..config.schemas import DataConfig
 from ..data import Task
 from ..networks import coats, time_range
-from ..records.origin import Near, digest, fingerprint
+from ..records.origin import Near, digest, fingerprint, wide_numbers
 from ..teachers.answer import answer_of
 from ..teachers.descriptions import describe_network
 from ..teachers.guided import GuidedNetwork
@@ -91,10 +91,11 @@ def _tensors(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     """The tensors and arrays in a value, by where they are."""
     if isinstance(value, Tensor):
         if not value.is_meta:
-            yield name, value
+            yield name, value if value.layout == torch.strided else value.detach().to_dense()
     elif type(value).__module__ == "numpy" and getattr(value, "dtype", None) is not None:
         if value.dtype.kind in "fiub" and value.ndim > 0:
-            yield name, torch.as_tensor(value)
+            # Whatever its byte order, strides and size of numbers, of which torch knows some.
+            yield name, torch.from_numpy(value.astype("float64", order="C"))
     elif depth < _MOST_DEPTH:
         for key, part in _parts(value):
             yield from _tensors(part, f"{name}.{key}", depth + 1)
@@ -123,7 +124,7 @@ def _told(
         where = name
         if prefix:
             where = f"{prefix} of {name}"
-        if exact:
+        if exact or tensor.numel() == 0:
             found[where] = digest([tensor])
             continue
         real = _real(tensor.detach())
@@ -143,7 +144,7 @@ def _told(
 def _split(rows: Tensor) -> Iterator[Tensor]:
     """The rows in float64, in parts that take little memory, on the CPU."""
     for part in rows.split(max(1, _CHUNK // max(1, rows.shape[1]))):
-        yield part.cpu().double().nan_to_num(0.0, 1.0, -1.0)
+        yield wide_numbers(part)
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,8 +223,8 @@ def _real(value: Tensor) -> Tensor:
 
 
 def _norm(value: Tensor) -> float:
-    real = _real(value.detach()).cpu().double().nan_to_num(0.0, 1.0, -1.0)
-    return float(real.square().sum().sqrt())
+    real = wide_numbers(_real(value.detach())).reshape(-1)
+    return float(real @ real) ** 0.5
 
 
 def _settings(network: nn.Module) -> str:
@@ -242,7 +243,7 @@ def _tables(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Any]:
     buffers = {name: x for name, x in network.named_buffers() if not x.is_meta}
     names = bare_names(network, buffers)
     return {
-        f"table {names[name]} {tuple(value.shape)}": fingerprint([_real(value)])
+        f"table {names[name]} {tuple(value.shape)}": Near(fingerprint([_real(value)]), _NEAR_32)
         for name, value in buffers.items()
         if name in names and names[name] not in state
     }

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ __all__ = [
     "check_origin",
     "digest",
     "fingerprint",
+    "wide_numbers",
     "run_identity",
     "run_stamp",
     "write_origin",
@@ -82,14 +84,24 @@ def fingerprint(tensors: Iterable[Tensor]) -> list[float]:
     for tensor in tensors:
         for part in _numbers(tensor).split(_CHUNK):
             factors = torch.randn(_PROJECTIONS, dtype=torch.float64, generator=generator)
-            wide = part.cpu().double().nan_to_num(0.0, 1.0, -1.0)
+            wide = wide_numbers(part)
             n += len(part)
-            squares += float(wide.square().sum())
+            squares += float(wide @ wide)
             sums += factors * (signs[:, : len(part)] @ wide)
     if n == 0:
         return [0.0]
     scale = squares**0.5 or 1.0
     return [float(n), (squares / n) ** 0.5, *(sums / scale).tolist()]
+
+
+def wide_numbers(tensor: Tensor) -> Tensor:
+    """Real numbers as they are compared: float64 on the CPU, with 0 for NaN, 1 or -1 for an
+    infinity."""
+    wide = tensor.cpu().double()
+    # Adding them up is much quicker than looking at each.
+    if math.isfinite(float(wide.sum())):
+        return wide
+    return wide.nan_to_num(0.0, 1.0, -1.0)
 
 
 @functools.cache

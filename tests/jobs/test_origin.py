@@ -18,7 +18,7 @@ from fastgen.data.held_out import HeldOutTask
 from fastgen.data.samples import SampleTask
 from fastgen.jobs.checks import fit_to_teacher
 from fastgen.jobs.distillation import Distillation
-from fastgen.jobs.origin import teacher_origin
+from fastgen.jobs.origin import data_origin, teacher_origin
 from fastgen.jobs.setup import Setup
 from fastgen.models import build_model
 from fastgen.normalizer import Normalizer
@@ -143,6 +143,27 @@ def test_a_task_that_keeps_what_it_made_is_the_same(tmp_path):
     begin(tmp_path, ToyTeacher(), task)
     task.evaluate(lambda z, noise: noise)
     begin(tmp_path, ToyTeacher(), task)
+
+
+ODD: dict[str, Callable[[], Any]] = {
+    "no obstacles": lambda: torch.empty(0, 3),
+    "no columns": lambda: torch.empty(3, 0),
+    "a sparse matrix": lambda: torch.eye(3).to_sparse(),
+    "from the back": lambda: np.arange(6.0)[::-1],
+    "another byte order": lambda: np.arange(6.0).astype(">f8"),
+    "long numbers": lambda: np.arange(6).astype(np.longdouble),
+    "read only": lambda: np.frombuffer(bytes(range(48)), dtype="f8"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD.keys())
+def test_a_task_may_hold_arrays_of_any_kind(tmp_path, make):
+    task = ToyTask()
+    task.scenery = make()  # pyright: ignore[reportAttributeAccessIssue]
+    first = data_origin(task, toy_config(tmp_path).data, built=False)
+    assert data_origin(task, toy_config(tmp_path).data, built=False) == first
+    assert any("scenery" in name for name in first["evaluation data"])
 
 
 # ---- The teacher ---------------------------------------------------------------------------------
