@@ -117,7 +117,7 @@ def check_sample_file(
         return path
     if path.exists() and not path.is_file():
         raise ValueError(f"expected out to be a file or nothing, got {path}, which is no file")
-    is_input = any(_same(path, other) for other in inputs)
+    is_input = any(_same(path, expand_home(other)) for other in inputs)
     if not overwrite and (is_input or not _is_ours(path)):
         what = "the file that the conditions are read from" if is_input else "a file"
         raise ValueError(
@@ -140,7 +140,7 @@ def write_samples(path: Path, tensors: Mapping[str, Tensor]) -> None:
     WRITERS[path.suffix.lower()](path, tensors)
 
 
-def _same(a: Path, b: str | Path) -> bool:
+def _same(a: Path, b: Path) -> bool:
     """Whether two names are of one file."""
     try:
         return os.path.samefile(a, b)

@@ -98,16 +98,19 @@ def test_the_same_tensors_from_elsewhere_are_not_ours(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_samples_of_ours_are_replaced_but_not_where_they_are_the_input(tmp_path, suffix):
+def test_samples_of_ours_are_replaced_but_not_where_they_are_the_input(
+    tmp_path, monkeypatch, suffix
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / f"x{suffix}"
     write_samples(path, samples())
     write_samples(check_sample_file(path), {"X": torch.ones(2, 3)})
     assert torch.equal(read_tensors(path)["X"], torch.ones(2, 3))
     (tmp_path / f"link{suffix}").symlink_to(path)
     os.link(path, tmp_path / f"hard{suffix}")
-    for name in ("x", "link", "hard"):
+    for name in (path, tmp_path / f"link{suffix}", tmp_path / f"hard{suffix}", f"~/x{suffix}"):
         with pytest.raises(ValueError, match="that the conditions are read from"):
-            check_sample_file(path, inputs=[tmp_path / f"{name}{suffix}"])
+            check_sample_file(path, inputs=[name])
 
 
 def test_links_folders_and_pipes_are_not_written_over(tmp_path):
