@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from .tensors import time_dtype, wide_dtype
 
-__all__ = ["draw_normal", "draw_rows", "draw_uniform", "generator_for"]
+__all__ = ["draw_normal", "draw_rows", "draw_uniform", "draws_apart", "generator_for"]
+
+
+@contextmanager
+def draws_apart(device: torch.device) -> Iterator[None]:
+    """Inside, torch's own generators of the CPU and of `device` begin at seed 0; afterwards they go
+    on as if nothing had been drawn."""
+    # Without names it would be all GPUs, of which torch warns.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
 
 
 def generator_for(seed: int, *stream: int | str) -> torch.Generator:

@@ -24,6 +24,7 @@ from .._core.conditions import take_rows, tensors_in
 from .._core.files import read_bytes
 from .._core.json_files import plain_json
 from .._core.modules import bare_names, state_of
+from .._core.seeds import draws_apart
 from ..config.schemas import DataConfig
 from ..data import Task
 from ..networks import coats, time_range
@@ -270,10 +271,9 @@ def _answer(setup: Setup, network: nn.Module, rows: Tensor, time: float) -> list
     """The fingerprint of what `network` answers to some rows of the data at `time`; None where it
     can't be called so: where the run calls it, the run says why."""
     parts = []
+    device = next(network.parameters()).device
     try:
-        # A network that draws takes nothing from the run's own draws.
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with draws_apart(device):
             for pair in rows.split(2):
                 cond = take_rows(setup.cond, pair)
                 parts.append(answer_of(network, setup.x0[pair], cond, time))

@@ -19,6 +19,7 @@ from .._core.conditions import cond_to
 from .._core.copies import copied
 from .._core.messages import brief, first_names
 from .._core.modules import evaluating, load_state, state_of
+from .._core.seeds import draws_apart
 from ..config.groups import EMAConfig
 from ..config.training import OptimizerConfig
 from ..export.folders import export_student, has_custom_network, load_student
@@ -58,9 +59,7 @@ def try_network(
         ValueError: what failed, and why.
     """
     device = next(setup.source.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+    with draws_apart(device):
         _Trial(setup, device, autocast).run(export=export)
 
 

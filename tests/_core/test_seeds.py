@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from fastgen._core.seeds import draw_normal, draw_rows, draw_uniform, generator_for
+from fastgen._core.seeds import (
+    draw_normal,
+    draw_rows,
+    draw_uniform,
+    draws_apart,
+    generator_for,
+)
 
 
 def test_seeded_generators_are_functions_of_their_names_only():
@@ -48,3 +54,14 @@ def test_every_row_is_drawn_as_often():
     for seed in range(1000):
         counts[draw_rows(60, 20, generator_for(seed, "rows"))] += 1
     assert float((counts / 1000 - 1 / 3).abs().max()) < 0.075  # five standard deviations
+
+
+def test_draws_apart_begin_at_one_place_and_leave_the_others_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    inside = []
+    for _ in range(2):
+        with draws_apart(torch.device("cpu")):
+            inside.append(torch.rand(3))
+    assert torch.equal(*inside) and torch.equal(torch.rand(3), expected)
