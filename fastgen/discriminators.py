@@ -28,7 +28,7 @@ from .models.discriminators import (
     FourierDiscriminator as FourierDiscriminator,
     TokenHeads as TokenHeads,
 )
-from .networks import Cond, call_network, coats, network_dtype
+from .networks import Cond, call_network, coats, network_device, network_dtype
 
 __all__ = [
     "Features",
@@ -228,10 +228,10 @@ def discriminator_for(
         torch.manual_seed(generator_for(seed, "discriminator").initial_seed())
         if on_samples:
             return _sample_discriminator(network, x0, cond)
-        parameter = next(network.parameters())
-        dtype = network_dtype(network, parameter.dtype)
-        x = x0[:2].to(parameter.device, dtype)
-        z = cond_to(take_rows(cond, slice(2)), parameter.device, dtype)
+        device = network_device(network, x0.device)
+        dtype = network_dtype(network, x0.dtype)
+        x = x0[:2].to(device, dtype)
+        z = cond_to(take_rows(cond, slice(2)), device, dtype)
         return heads_for(network, x, x.new_full((len(x),), 0.5), z, blocks=blocks)
 
 

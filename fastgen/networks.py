@@ -17,6 +17,7 @@ from ._core.checks import check_shape
 from ._core.conditions import named_tensors
 from ._core.messages import brief
 from ._core.modules import as_built, inside_launcher
+from ._core.precision import computing_dtype
 from ._core.sizes import check_sizes, parse_sizes
 from ._core.tensors import time_dtype
 from .flow_matching import convert_prediction
@@ -33,6 +34,7 @@ __all__ = [
     "clip_limits",
     "clipped_x0",
     "coats",
+    "network_device",
     "network_dtype",
     "parameters_to",
     "predict_x0",
@@ -211,18 +213,16 @@ def cast(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
     """The dtype in which a network is called: its `call_dtype` if it declares one, else that of its
-    first floating parameter, else `default`.
-
-    Quantised parameters, such as those in float8, are passed over: nothing computes in them.
-    """
+    first parameter that torch computes in, else `default`."""
     dtype = _declared(network, "call_dtype", None)
     if dtype is not None:
         return dtype
-    if isinstance(network, nn.Module):
-        for parameter in network.parameters():
-            if parameter.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-                return parameter.dtype
-    return default
+    return computing_dtype(network, default) if isinstance(network, nn.Module) else default
+
+
+def network_device(network: nn.Module, default: torch.device) -> torch.device:
+    """Where a network is called: the device of its first parameter, else `default`."""
+    return next((parameter.device for parameter in network.parameters()), default)
 
 
 def call_network(

@@ -27,7 +27,7 @@ from .export.student import Student
 from .methods.dmd import DMDPipeline
 from .methods.fake_scores import create_fake_score
 from .methods.kd import kd_loss, teacher_pairs
-from .networks import Cond, Network, time_range, unwrap
+from .networks import Cond, Network, network_dtype, time_range, unwrap
 from .samplers.student import sample_student
 
 __all__ = ["assert_equivariant", "check_distills"]
@@ -92,7 +92,7 @@ def assert_equivariant(
         raise ValueError("expected no in_rep and cond_rep for a module, which has its own")
     else:
         model = model_or_student
-        dtype = next(model.parameters()).dtype
+        dtype = network_dtype(model, torch.float32)
     allowed = TOLERANCES[dtype] if tolerance is None else tolerance
     errors = check_equivariance(model)
     # Written so that an error that is no number fails, too.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from .precision import computing_dtype
 from .processes import settle
 
 __all__ = [
@@ -135,7 +136,8 @@ def _without_holders(name: str, holders: Mapping[str, str | None]) -> str | None
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of a module's state dict, named as without launchers.
 
-    Extra state (`get_extra_state`) that is no tensor is left out: no file of this package holds it.
+    Extra state (`get_extra_state`) that is no tensor is left out: training leaves it as it is, and
+    exports keep it beside the tensors.
     """
     state = {name: x for name, x in module.state_dict().items() if isinstance(x, Tensor)}
     return {bare: state[name] for name, bare in bare_names(module, state).items()}
@@ -154,7 +156,9 @@ def fit_buffers(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         for leaf in part._buffers:
             if leaf not in part._non_persistent_buffers_set:
                 places[f"{path}.{leaf}" if path else leaf] = part, leaf
-    like = next(module.parameters(), torch.empty(0))
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    dtype = computing_dtype(module, torch.float32)
+    like = torch.empty(0, dtype=dtype, device=device)
     for name, bare in bare_names(module, places).items():
         part, leaf = places[name]
         buffer = part._buffers[leaf]

@@ -18,11 +18,24 @@ from torch import Tensor, nn
 
 __all__ = [
     "accept_any_dtype",
+    "computing_dtype",
     "in_full_precision",
     "is_narrow",
     "is_uniform",
     "trainable",
 ]
+
+
+_COMPUTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def computing_dtype(network: nn.Module, default: torch.dtype) -> torch.dtype:
+    """The dtype of a network's first parameter that torch computes in, else `default`.
+
+    Integers are passed over, and so are quantised parameters, such as those in float8.
+    """
+    dtypes = (parameter.dtype for parameter in network.parameters())
+    return next((dtype for dtype in dtypes if dtype in _COMPUTED), default)
 
 
 def is_narrow(x: Tensor) -> bool:

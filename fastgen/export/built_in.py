@@ -11,17 +11,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .._core.checks import is_count
 from .._core.json_files import check_names
 from .._core.messages import brief
+from .._core.tensor_files import TensorFile
+from ..models import build_model
 
 __all__ = [
     "CUSTOM",
     "DENSE",
     "EQUIVARIANT",
     "NETWORKS",
+    "build_network",
     "built_in_config",
     "check_network_config",
 ]
@@ -161,3 +166,59 @@ def _is_representation(part: Any, most: int) -> bool:
         return isinstance(part, str) and len(part) <= 64
     copies = part.get("regular_by_irreps", 1)
     return "matrices" not in part and is_count(copies) and copies <= most
+
+
+# ---- Building ------------------------------------------------------------------------------------
+
+
+def build_network(
+    config: Any, where: str, tensors: TensorFile, classes: Iterable[str]
+) -> nn.Module:
+    """The network that a config describes, with its tensors and in eval mode.
+
+    Args:
+        config: of the network, from a file.
+        where: the file, for people.
+        tensors: of the network.
+        classes: those that may be built.
+
+    Raises:
+        ValueError: a config that describes no such network, or another one than `tensors` are of.
+    """
+    config = check_network_config(config, where, tensors.shapes, classes)
+    try:
+        if config["class"] == DENSE:
+            # On the meta device a network of any size costs nothing: shapes are compared before
+            # memory is allocated.
+            with torch.device("meta"), _Uninitialised():
+                built = build_model(config)
+        else:
+            # A group's tables must hold numbers; check_network_config bounds them. The caller's
+            # generator stays as it is.
+            with torch.random.fork_rng(devices=[]):
+                built = build_model(config)
+    # escnn answers a representation that a group doesn't have with whatever its tables raise,
+    # assertions included.
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(f"{where}: network: {brief(error)}") from error
+    built.to(tensors.dtype)
+    built.load_state_dict(tensors.read(built.state_dict()), assign=True)
+    return built.eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Inside, random initialisation does nothing: on the meta device it has nothing to fill, yet
+    its first call would import a compiler for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # By name: both the functions of torch.nn.init and the methods of Tensor come by here.
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

@@ -24,19 +24,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .._core.caches import renew_caches
 from .._core.checks import is_count
 from .._core.copies import copied
 from .._core.files import new_folder, write_file
 from .._core.json_files import plain_json
-from .._core.messages import brief
 from .._core.modules import as_built, fit_buffers, load_state, state_of
 from .._core.precision import accept_any_dtype, is_uniform
 from .._core.sizes import Sizes, parse_sizes
 from .._core.tensor_files import TensorFile, write_tensors
-from ..models import build_model
 from ..networks import cast
 from ..normalizer import Normalizer
 from ..samplers.student import served_steps
@@ -47,10 +44,11 @@ from .built_in import (
     DENSE,
     EQUIVARIANT,
     NETWORKS,
+    build_network,
     built_in_config,
-    check_network_config,
 )
 from .card import student_card
+from .extra_state import load_extra_state
 from .schema import (
     EXPORT_CONFIG,
     NETWORK_FORMAT,
@@ -106,7 +104,8 @@ def save_network(
 
     Raises:
         TypeError: a description that JSON can't hold.
-        ValueError: weights that aren't finite, a folder that holds other files.
+        ValueError: extra state that JSON can't hold, weights that aren't finite, a folder that
+            holds other files.
         OSError: the folder can't be written; what stood there is untouched.
     """
     network = as_built(network)
@@ -138,7 +137,7 @@ def load_network(
             network.
     """
     file, config, tensors = read_export(Path(folder), NETWORK_FORMAT, _MODEL)
-    loaded: Any = _load(file, config["network"], tensors, network, NETWORKS)
+    loaded: Any = _load(file, config, tensors, network, NETWORKS)
     sizes = _trained_sizes(config, loaded, str(file))
     if sizes is not None:
         loaded.trained_sizes = sizes
@@ -218,8 +217,8 @@ def export_student(
 
     Raises:
         TypeError: a description that JSON can't hold.
-        ValueError: options that contradict each other or the network, weights that aren't finite, a
-            folder that holds other files.
+        ValueError: options that contradict each other or the network, extra state that JSON can't
+            hold, weights that aren't finite, a folder that holds other files.
         OSError: the folder can't be written; what stood there is untouched.
     """
     check_prediction(network, pred_type)
@@ -282,7 +281,7 @@ def load_student(
     # A folder from elsewhere can name the dense class only: so nothing else is imported, and no
     # group is constructed.
     given = None if network is None else describe_network(network)[0]
-    loaded = _load(file, config["network"], tensors, given, (DENSE,))
+    loaded = _load(file, config, tensors, given, (DENSE,))
     try:
         converted = wrap_network(loaded if network is None else network, config["parameterization"])
     except ValueError as error:
@@ -316,9 +315,14 @@ def has_custom_network(path: str | Path) -> bool:
 
 
 def _load(
-    file: Path, config: Any, tensors: TensorFile, network: nn.Module | None, classes: Iterable[str]
+    file: Path,
+    config: Mapping[str, Any],
+    tensors: TensorFile,
+    network: nn.Module | None,
+    classes: Iterable[str],
 ) -> nn.Module:
-    """The network that `config` describes, or the one given, with its tensors and in eval mode."""
+    """The network that a folder's `config` describes, or the one given, with its tensors and in
+    eval mode."""
     if network is not None:
         # The forward of a network in half precision may cast to that.
         casting = tensors.dtype.itemsize >= 4 and not is_uniform(network)
@@ -326,46 +330,11 @@ def _load(
         cast(network.eval(), tensors.dtype)
         fit_buffers(network, tensors.shapes)
         load_state(network, tensors.read(state_of(network)))
+        load_extra_state(network, config.get("extra_state", {}), str(file))
         network.eval()
         renew_caches(network)
         return accept_any_dtype(network) if casting else network
-    config = check_network_config(config, str(file), tensors.shapes, classes)
-    try:
-        if config["class"] == DENSE:
-            # On the meta device a network of any size costs nothing: shapes are compared before
-            # memory is allocated.
-            with torch.device("meta"), _Uninitialised():
-                built = build_model(config)
-        else:
-            # A group's tables must hold numbers; check_network_config bounds them. The caller's
-            # generator stays as it is.
-            with torch.random.fork_rng(devices=[]):
-                built = build_model(config)
-    # escnn answers a representation that a group doesn't have with whatever its tables raise,
-    # assertions included.
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        AssertionError,
-        RuntimeError,
-    ) as error:
-        raise ValueError(f"{file}: network: {brief(error)}") from error
-    built.to(tensors.dtype)
-    built.load_state_dict(tensors.read(built.state_dict()), assign=True)
-    return built.eval()
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Inside, random initialisation does nothing: on the meta device it has nothing to fill, yet
-    its first call would import a compiler for seconds."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # By name: both the functions of torch.nn.init and the methods of Tensor come by here.
-        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+    return build_network(config["network"], str(file), tensors, classes)
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:

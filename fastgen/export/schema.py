@@ -25,6 +25,7 @@ from .._core.versions import package_version
 from ..normalizer import Normalizer
 from ..samplers.student import SAMPLE_TYPES
 from .built_in import CUSTOM, DENSE, built_in_config
+from .extra_state import extra_state_of
 
 __all__ = [
     "EXPORT_CONFIG",
@@ -69,21 +70,31 @@ _STUDENT_KEYS = (
 _HEAD_BYTES = 1 << 16
 _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT_KEYS)}
 # What earlier versions did not write.
-_LATER_KEYS = {NETWORK_FORMAT: ("trained_sizes",), STUDENT_FORMAT: ("cond_sizes",)}
+_LATER_KEYS = {
+    NETWORK_FORMAT: ("trained_sizes", "extra_state"),
+    STUDENT_FORMAT: ("cond_sizes", "extra_state"),
+}
 
 
 # ---- The file ------------------------------------------------------------------------------------
 
 
 def config_head(format_name: str, network: nn.Module) -> dict[str, Any]:
-    """The first entries of a config: format, version, and how to build the network again."""
+    """The first entries of a config: format, version, how to build the network again, and what it
+    keeps beside its tensors, if anything.
+
+    Raises:
+        ValueError: extra state that JSON can't hold.
+    """
     config = built_in_config(network) or {"class": CUSTOM, "name": type(network).__name__}
-    return {
+    head = {
         "format": format_name,
         "format_version": _VERSION,
         "package_version": package_version(),
         "network": plain_json(config, "network.config"),
     }
+    extra = extra_state_of(network)
+    return {**head, "extra_state": extra} if extra else head
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

@@ -34,11 +34,11 @@ from .._core.conditions import (
 from .._core.room import check_room, naming_what_to_lower
 from .._core.seeds import draw_normal
 from .._core.sizes import Sizes, check_sizes, sizes_text
-from ..networks import network_dtype
+from ..networks import network_device, network_dtype
 from ..normalizer import Normalizer, pack_tokens, unpack_tokens
 from ..samplers.student import sample_student
 
-__all__ = ["Student", "network_device", "sample_in_original_units"]
+__all__ = ["Student", "sample_in_original_units"]
 
 
 # Rows, and numbers of each, that tell whether noise is standard normal.
@@ -49,11 +49,6 @@ _SURPRISE = 18.0
 
 
 # ---- Original units ------------------------------------------------------------------------------
-
-
-def network_device(network: nn.Module) -> torch.device:
-    """Where a network is called: the device of its first parameter, the CPU if it has none."""
-    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -89,7 +84,7 @@ def sample_in_original_units(
         X in the shape of `noise`, original units, no gradient. In the dtype of the network, or in
         float64 where `x_normalizer` needs it.
     """
-    place = network_device(network)
+    place = network_device(network, torch.device("cpu"))
     dtype = network_dtype(network, torch.float32)
 
     def normalized(z: Tensor) -> Tensor:
@@ -177,7 +172,7 @@ class Student:
     @property
     def device(self) -> torch.device:
         """Where the network is and samples are returned."""
-        return network_device(self.network)
+        return network_device(self.network, torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -27,7 +27,7 @@ from .._core.modules import bare_names, state_of
 from .._core.seeds import draws_apart
 from ..config.schemas import DataConfig
 from ..data import Task
-from ..networks import coats, time_range
+from ..networks import coats, network_device, time_range
 from ..records.origin import Near, digest, fingerprint, wide_numbers
 from ..teachers.answer import answer_of
 from ..teachers.descriptions import describe_network
@@ -254,7 +254,7 @@ def _answers(setup: Setup) -> dict[str, Any]:
     """What the teacher answers to a few rows of the data at a few times."""
     network = setup.unguided
     low, high = time_range(network)
-    device = next(network.parameters()).device.type
+    device = network_device(network, setup.x0.device).type
     rows = torch.linspace(0, len(setup.x0) - 1, _ROWS).round().long()
     found = {}
     for share in _TIMES:

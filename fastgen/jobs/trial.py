@@ -22,8 +22,9 @@ from .._core.modules import evaluating, load_state, state_of
 from .._core.seeds import draws_apart
 from ..config.groups import EMAConfig
 from ..config.training import OptimizerConfig
+from ..export.extra_state import extra_state_of
 from ..export.folders import export_student, has_custom_network, load_student
-from ..networks import Cond, call_network, network_dtype, predict_x0, time_range
+from ..networks import Cond, call_network, network_device, network_dtype, predict_x0, time_range
 from ..training.processes import OneProcess
 from ..training.trained_network import TrainedNetwork
 from .setup import Setup
@@ -58,7 +59,7 @@ def try_network(
     Raises:
         ValueError: what failed, and why.
     """
-    device = next(setup.source.parameters()).device
+    device = network_device(setup.source, torch.device("cpu"))
     with draws_apart(device):
         _Trial(setup, device, autocast).run(export=export)
 
@@ -227,8 +228,9 @@ def _keeps_tensors(network: nn.Module, name: str) -> bool:
 
 
 def _check_kinds(network: nn.Module) -> None:
-    """Refuse parameters and stored buffers of complex numbers, which neither the optimiser's kernel
-    nor files of tensors know."""
+    """Refuse what no folder holds: extra state that is no JSON, and parameters and stored buffers
+    of complex numbers, which the optimiser's kernel doesn't know either."""
+    extra_state_of(network)
     state = state_of(network)
     names = [name for name, value in state.items() if value.is_complex()]
     if names:

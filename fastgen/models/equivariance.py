@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.modules import evaluating
+from .._core.precision import computing_dtype
 from .emaps import ePositionTable
 from .enorms import eRMSNorm
 from .etransformer import eCondTransformerRegressor
@@ -143,9 +144,8 @@ def check_equivariance(
         )
     network = cast(Any, model)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    parameter = next(model.parameters())
-    dtype = parameter.dtype
-    device = parameter.device
+    dtype = computing_dtype(model, torch.float32)
+    device = next(model.parameters()).device
 
     def normal(horizon: int, rep: Any) -> Tensor:
         shape = (batch_size, horizon, rep.size)

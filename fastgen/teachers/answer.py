@@ -15,7 +15,7 @@ from .._core.messages import brief
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from ..flow_matching import add_noise
-from ..networks import WAYS_TO_X0, Cond, NetworkWrapper, call_network, network_dtype
+from ..networks import WAYS_TO_X0, Cond, NetworkWrapper, call_network, network_device, network_dtype
 
 __all__ = ["Watched", "answer_of", "first_gap", "telling_rows"]
 
@@ -47,16 +47,16 @@ def answer_of(
         ValueError: a network without parameters, one that cannot be called so, or an answer that is
             not finite or not of the samples' shape.
     """
-    parameter = next(network.parameters(), None)
-    if parameter is None:
+    if not any(True for _ in network.parameters()):
         raise ValueError(
             f"expected a teacher with parameters to copy and train, got {type(network).__name__} "
             "without"
         )
-    dtype = network_dtype(network, parameter.dtype)
+    device = network_device(network, x0.device)
+    dtype = network_dtype(network, x0.dtype)
     chosen = torch.tensor([row for row in rows if row < len(x0)])
-    x_t = cond_to(x0[chosen], parameter.device, dtype)
-    z = cond_to(take_rows(cond, chosen), parameter.device, dtype)
+    x_t = cond_to(x0[chosen], device, dtype)
+    z = cond_to(take_rows(cond, chosen), device, dtype)
     t = torch.full((len(x_t),), time, device=x_t.device)
     given = f"x_t {tuple(x_t.shape)}, t {tuple(t.shape)}, cond {cond_text(z)}"
     try:
@@ -141,7 +141,7 @@ def first_gap(
     """
     eps = torch.randn(x0[rows].shape, generator=generator_for(0, "gap"), dtype=x0.dtype)
     for who, network in networks.items():
-        device = next((p.device for p in network.parameters()), x0.device)
+        device = network_device(network, x0.device)
         dtype = network_dtype(network, x0.dtype)
         z = cond_to(take_rows(cond, rows), device, dtype)
         watched = Watched(network, who, rows)

@@ -100,8 +100,7 @@ def coupling_of(
         pred_type: what the teacher predicts.
     """
     _, last = time_range(teacher)
-    parameter = next(teacher.parameters(), x0)
-    x0, cond = probe_rows(x0, cond, parameter)
+    x0, cond = probe_rows(x0, cond, teacher)
     wide = wide_dtype(x0.device)
     spread = float((x0 - x0.mean(0)).to(wide).square().mean())
     data_left = (1.0 - last) / last * math.sqrt(spread)

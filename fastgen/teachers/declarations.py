@@ -22,7 +22,7 @@ from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from .._core.tensors import time_dtype, wide_dtype
 from ..flow_matching import add_noise
-from ..networks import Cond, coats, network_dtype, teacher_x0, time_range
+from ..networks import Cond, coats, network_device, network_dtype, teacher_x0, time_range
 from .clocks import parse_clock
 from .conversion import PREDICTIONS, RectifiedFlow, as_rectified_flow
 from .half import HalfNetwork
@@ -58,7 +58,7 @@ def denoising_errors(
         x0, cond: the data as networks see them, (N, ...).
         pred_type: what the teacher predicts.
     """
-    x0, eps, cond = _probe(x0, cond, _like(teacher, x0))
+    x0, eps, cond = _probe(x0, cond, teacher)
     variance = (x0 - x0.mean(0)).square().mean().clamp(min=1e-12)
     low, high = time_range(teacher)
     errors = []
@@ -82,6 +82,8 @@ def best_declaration(
     path and time of a clock costs one call.
     """
     best: tuple[dict[str, Any], list[float]] = (declared, [math.inf])
+    # Of the converted `answers` nobody sees where the network is and in which dtype.
+    seen = x0.to(network_device(network, x0.device), network_dtype(network, x0.dtype))
     for clock in _clocks(declared):
         answers = _Remembered(network)
         try:
@@ -89,7 +91,7 @@ def best_declaration(
             for prediction in (p for p in PREDICTIONS if smooth or p != "velocity"):
                 declaration = {**clock, "prediction": prediction}
                 teacher = as_rectified_flow(answers, **declaration)
-                errors = denoising_errors(teacher, x0.to(answers.like), cond)
+                errors = denoising_errors(teacher, seen, cond)
                 if _typical(errors) < _typical(best[1]):
                     best = (declaration, errors)
         except Exception:
@@ -164,8 +166,7 @@ def _other_source(
         return None
     data_at = declared["data_at"]
     towards_data = declared["prediction"] == "velocity" and data_at == 1
-    parameter = next(network.parameters(), x0)
-    x0, cond = probe_rows(x0, cond, parameter)
+    x0, cond = probe_rows(x0, cond, network)
 
     def velocity(x_s: Tensor, s: Tensor, cond: Cond) -> Tensor:
         own_time = 1.0 - s if data_at == 1 else s
@@ -221,7 +222,6 @@ class _Remembered:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.like = _like(network, torch.empty(0))
         self.calls: dict[tuple[float, float], Tensor] = {}
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -233,16 +233,8 @@ class _Remembered:
         return self.calls[key]
 
 
-def _like(network: nn.Module, default: Tensor) -> Tensor:
-    """An empty tensor where a network is called and in its dtype; of one without parameters like
-    `default`."""
-    parameter = next(network.parameters(), default)
-    return torch.empty(0, dtype=network_dtype(network, parameter.dtype), device=parameter.device)
-
-
-def _probe(x0: Tensor, cond: Cond, like: Tensor) -> tuple[Tensor, Tensor, Cond]:
-    """(x0, eps, cond): rows to probe on, with noise of a fixed seed; on the device and in the dtype
-    of `like`."""
-    x0, cond = probe_rows(x0, cond, like)
+def _probe(x0: Tensor, cond: Cond, network: nn.Module) -> tuple[Tensor, Tensor, Cond]:
+    """(x0, eps, cond): rows to probe a network on, with noise of a fixed seed."""
+    x0, cond = probe_rows(x0, cond, network)
     eps = torch.randn(x0.shape, generator=generator_for(0, "declaration")).to(x0)
     return x0, eps, cond

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import fastgen
 from fastgen._core import tensor_files
-from fastgen.export import folders as export, load_network, load_student, save_network, schema
+from fastgen.export import built_in, folders, load_network, load_student, save_network, schema
 from fastgen.export.built_in import NETWORKS
 from fastgen.models import build_model
 from fastgen.normalizer import Normalizer
@@ -174,7 +174,7 @@ def test_shapes_are_compared_before_memory_is_allocated(folder, monkeypatch):
     edit(folder, lambda c: c.update(horizon=[100_000, 2]), forge=True)
     devices = set()
     monkeypatch.setattr(
-        export, "build_model", lambda c: devices.add(torch.empty(0).device.type) or build_model(c)
+        built_in, "build_model", lambda c: devices.add(torch.empty(0).device.type) or build_model(c)
     )
     refused(folder, r"expected pos_emb.weight of shape \(50000, 8\), got \(50000, 2\)")
     assert devices == {"meta"}
@@ -293,7 +293,7 @@ def test_a_failed_export_leaves_the_folder_there(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "write_config", full)
+    monkeypatch.setattr(folders, "write_config", full)
     with pytest.raises(OSError, match="cannot write .*s: No space left on device"):
         export_(folder, shaken(dense()))
     assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgen._core import files
-from fastgen.export import folders, load_network, load_student, save_network, schema
+from fastgen.export import built_in, load_network, load_student, save_network, schema
 from fastgen.records import checkpoints
 from fastgen.records.checkpoints import load_newest_checkpoint, save_checkpoint
 from support.folders import export_
@@ -85,7 +85,7 @@ def before(
 @pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("owner", "name"), [(schema, "TensorFile"), (folders, "build_model"), (schema, "read_config")]
+    ("owner", "name"), [(schema, "TensorFile"), (built_in, "build_model"), (schema, "read_config")]
 )
 def test_a_folder_that_is_replaced_at_any_moment_is_read_as_one(
     tmp_path, monkeypatch, kind, exchange, owner, name
@@ -148,7 +148,7 @@ def test_weights_that_were_checked_are_those_that_are_used(tmp_path, monkeypatch
         data[-4000:] = bytes(4000)
         path.write_bytes(data)
 
-    before(monkeypatch, folders, "build_model", spoil, times=1)
+    before(monkeypatch, built_in, "build_model", spoil, times=1)
     student = load_student(tmp_path / "x")
     monkeypatch.undo()
     again = numbered(0).state_dict()

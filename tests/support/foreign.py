@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -220,8 +222,18 @@ SERVED = {
     "unfit groups": Unfit,
     "forgetful groups": Forgetful,
 }
+
+
+class Packed(Extra):
+    """Has extra state that no JSON holds."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"version": self.version, "packed": b"bytes"}
+
+
 REFUSED = {
     "stale weights": (lambda: with_head(Stale(6, 8)), "keeps what it has computed of head.numbers"),
+    "packed extra state": (Packed, "extra state that JSON can hold in .*, got .*bytes"),
     "complex parameter": (Complex, "complex numbers in phases"),
     "no gradient": (WithoutGradient, "is its forward under torch.no_grad"),
     "inference": (Inferring, "is its forward under torch.no_grad"),
