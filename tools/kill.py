@@ -1,15 +1,16 @@
-"""Kill a small distillation at random moments, resume it each time, and compare its end with an
-uninterrupted one's.
+"""Kill a small distillation and a small training of a teacher at random moments, resume them each
+time, and compare their ends with uninterrupted ones'.
 
     python tools/kill.py [--kills 20] [--seed 0] [--out runs/kill]
 
 Every branch is on: KD, DMD2 with a fake score, a discriminator, KD beside VSD, EMA, the best kept,
-patience counted. A kill is SIGKILL to a process of its own, one after the other: while a checkpoint
-is written (every second one), anywhere in training, and the last while the student is scored and
-exported. After each, whatever looks like a checkpoint has to be a whole one. At the end the
-student, the results of all stages, the newest checkpoints (weights, averages, optimisers of all
-networks, best, patience) and the rows of metrics.jsonl have to be those of the uninterrupted run,
-bit for bit but for clocks. Exit code 1 if anything differs.
+patience counted. The teacher, which gets a quarter of the kills, is trained with dropout, the one
+draw from torch's global generator. A kill is SIGKILL to a process of its own, one after the other:
+while a checkpoint is written (every second one), anywhere in training, and the last while the
+student is scored and exported. After each, whatever looks like a checkpoint has to be a whole one.
+At the end the student, the results of all stages, the newest checkpoints (weights, averages,
+optimisers of all networks, best, patience) and the rows of metrics.jsonl have to be those of the
+uninterrupted run, bit for bit but for clocks. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -33,15 +36,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from fastgen.config import DistillConfig
+from fastgen.config import DistillConfig, TrainTeacherConfig
+from fastgen.data.task import TASKS
 from fastgen.data.tasks.modes import ModesTask
 from fastgen.distillation import distill
 from fastgen.models import build_model
+from fastgen.pretraining import train_teacher
 from fastgen.records.checkpoints import check_checkpoint, checkpoint_folders
 from fastgen.records.log import read_log, timeless
 
 TOO_LATE = "too late"
 PATIENCE = 300.0  # seconds until a run that makes no checkpoint counts as hung
+NETWORK = {"num_layers": 1, "num_attention_heads": 2, "embedding_dim": 64}
+LOOP = {
+    "batch_size": 16,
+    "checkpoint_every": 2,
+    "keep_checkpoints": 3,
+    "evaluate_every": 4,
+    "log_every": 3,
+    "threads": 1,
+}
 CONFIG: dict[str, Any] = {
     "name": "kill",
     "data": {"name": "modes"},
@@ -58,23 +72,23 @@ CONFIG: dict[str, Any] = {
         "kd_weight": 0.2,
     },
     "train": {
-        "batch_size": 16,
+        **LOOP,
         "kd_steps": 20,
         "kd_pairs": 64,
         "kd_teacher_calls": 4,
         "steps": 20,
-        "checkpoint_every": 2,
-        "keep_checkpoints": 3,
-        "evaluate_every": 4,
-        "log_every": 3,
         "patience": 100,
-        "threads": 1,
     },
 }
-# Entries of report.json that equal runs share.
-SCORES = ("teacher", "student", "kd", "dmd", "validation", "selected", "warnings")
+TEACHER_CONFIG: dict[str, Any] = {
+    "name": "kill-teacher",
+    "data": {"name": "few_modes", "size": 256},
+    "model": {"equivariant": False, **NETWORK, "p_drop_emb": 0.1, "p_drop_attn": 0.2},
+    "train": {**LOOP, "steps": 30},
+    "calls": [1],
+    "ab2_calls": [4],
+}
 TEACHER = {"in_dim": 2, "out_dim": 2, "cond_dim": 1, "in_horizon": 1, "cond_horizon": 1}
-NETWORK = {"num_layers": 1, "num_attention_heads": 2, "embedding_dim": 64}
 
 
 class FewModes(ModesTask):
@@ -82,7 +96,25 @@ class FewModes(ModesTask):
 
     SAMPLES = 128
     QUICK_SAMPLES = 64
-    FLOOR_DRAWS = 1
+    FLOOR_DRAWS = 2  # one has no spread
+
+
+TASKS["few_modes"] = FewModes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is killed.
+
+    Attributes:
+        work: makes it in a folder, from its newest checkpoint if there is one.
+        last: the file that it writes last, with the scores.
+        scores: the entries of that file that equal runs share.
+    """
+
+    work: Callable[[Path], object]
+    last: str
+    scores: tuple[str, ...]
 
 
 def main() -> None:
@@ -103,22 +135,45 @@ def main() -> None:
 
 
 def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
-    """Run once to the end in `out/whole`, once with `kills` kills in `out/killed`, and compare.
+    """Kill each job, a distillation and a training of a teacher; `kills` in all.
 
     Returns:
-        {"kills": [{"moment", "at", "half_written", "damaged"}], "compared": {what: number},
-        "different": [what], "passed"}.
+        {"seed", "kills": [{"job", "moment", "at", "half_written", "damaged"}],
+        "compared": {what: number}, "different": [what], "passed"}.
+    """
+    draw = random.Random(seed)
+    of_teacher = (kills + 2) // 4
+    shares = {"distillation": kills - of_teacher, "teacher": of_teacher}
+    done: list[dict[str, Any]] = []
+    compared: Counter[str] = Counter()
+    different: list[str] = []
+    for name, share in shares.items():
+        (out / name).mkdir()
+        rows, counts, differs = kill_job(JOBS[name], out / name, share, draw)
+        done += [{"job": name, **row} for row in rows]
+        compared.update(counts)
+        different += [f"{name}: {what}" for what in differs]
+    found = {"seed": seed, "kills": done, "compared": dict(compared), "different": different}
+    return {**found, "passed": not different and not any(kill["damaged"] for kill in done)}
+
+
+def kill_job(
+    job: Job, out: Path, kills: int, draw: random.Random
+) -> tuple[list[dict[str, Any]], dict[str, int], list[str]]:
+    """Run a job once to the end in `out/whole`, once with `kills` kills in `out/killed`.
+
+    Returns:
+        (a row for each kill, {what was compared: how many}, [what differs]).
     """
     whole = out / "whole"
     killed = out / "killed"
-    draw = random.Random(seed)
-    code = join(started(whole, out / "whole.log"))
+    code = join(started(job, whole))
     if code != 0:
-        raise RuntimeError(f"the uninterrupted run ended with {code}: see {out / 'whole.log'}")
+        raise RuntimeError(f"the uninterrupted run ended with {code}: see {log_of(whole)}")
     total = newest(whole)
-    # From the last checkpoint to the end of the report: a kill must come before.
-    report = whole / "report" / "report.json"
-    hand_over = report.stat().st_mtime - checkpoint_folders(whole)[-1].stat().st_mtime
+    # From the last checkpoint to the last file: a kill must come before.
+    last_save = checkpoint_folders(whole)[-1].stat().st_mtime
+    hand_over = (whole / job.last).stat().st_mtime - last_save
     done: list[dict[str, Any]] = []
     for number in tqdm(range(kills), desc="kills"):
         left = kills - number
@@ -130,28 +185,20 @@ def kill_and_compare(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
         # On the average the kills before the last share what is left to train.
         further = total - there
         if not last:
-            further = draw.randint(0, max(0, 2 * (total - 8 - there) // left))
-        done.append(kill_once(killed, out / "killed.log", moment, there + further, hand_over, draw))
+            most = min(2 * (total - 8 - there) // left, total - 8 - there)
+            further = draw.randint(0, max(0, most))
+        at = there + further
+        done.append(kill_once(job, killed, moment, at, hand_over, draw))
         if done[-1]["moment"] == TOO_LATE:
             break
-    code = join(started(killed, out / "killed.log"))
+    code = join(started(job, killed))
     if code != 0:
-        raise RuntimeError(
-            f"the run that was resumed last ended with {code}: see {out / 'killed.log'}"
-        )
-    compared, different = compare(whole, killed)
-    passed = not different and not any(kill["damaged"] for kill in done)
-    return {
-        "seed": seed,
-        "kills": done,
-        "compared": compared,
-        "different": different,
-        "passed": passed,
-    }
+        raise RuntimeError(f"the last resumed run ended with {code}: see {log_of(killed)}")
+    return done, *compare(job, whole, killed)
 
 
 def kill_once(
-    run: Path, log: Path, moment: str, at: int, hand_over: float, draw: random.Random
+    job: Job, run: Path, moment: str, at: int, hand_over: float, draw: random.Random
 ) -> dict[str, Any]:
     """Start or resume the run, kill it at a random `moment` after checkpoint `at`, and look at what
     is left.
@@ -159,7 +206,7 @@ def kill_once(
     Args:
         hand_over: seconds that a run takes after its last checkpoint.
     """
-    process = started(run, log)
+    process = started(job, run)
     wait(process, lambda: newest(run) >= at)
     if moment == "write":
         # Whatever it is called: a new name is a checkpoint that has begun to be written.
@@ -174,7 +221,9 @@ def kill_once(
     if code == 0 and moment == "hand-over":
         moment = TOO_LATE  # it was quicker than the run that was measured
     elif code != -signal.SIGKILL:
-        raise RuntimeError(f"the run ended by itself with {code} before it was killed: see {log}")
+        raise RuntimeError(
+            f"the run ended by itself with {code} before it was killed: see {log_of(run)}"
+        )
     damaged = []
     for folder in checkpoint_folders(run):
         try:
@@ -189,26 +238,50 @@ def kill_once(
     }
 
 
-# ---- The run -------------------------------------------------------------------------------------
+# ---- The runs ------------------------------------------------------------------------------------
 
 
-def started(run: Path, log: Path) -> BaseProcess:
-    """The distillation in a process of its own, from its newest checkpoint if there is one."""
+def started(job: Job, run: Path) -> BaseProcess:
+    """A job in a process of its own, from its newest checkpoint if there is one."""
     # Forked: the seconds that imports take are no training to be killed in.
-    process = multiprocessing.get_context("fork").Process(target=work, args=(run, log))
+    process = multiprocessing.get_context("fork").Process(target=work, args=(job, run))
     process.start()
     return process
 
 
-def work(run: Path, log: Path) -> None:
-    with open(log, "a", encoding="utf-8") as file:
+def work(job: Job, run: Path) -> None:
+    with open(log_of(run), "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    job.work(run)
+
+
+def distil(run: Path) -> None:
     torch.manual_seed(0)
     cfg = DistillConfig.model_validate({**CONFIG, "run_dir": str(run), "resume": True})
     teacher = build_model({"class": "CondTransformerRegressor", **TEACHER, **NETWORK})
     task = FewModes(size=256)
     distill(cfg, teacher=teacher, task=task)
+
+
+def pretrain(run: Path) -> None:
+    train_teacher(
+        TrainTeacherConfig.model_validate({**TEACHER_CONFIG, "run_dir": str(run), "resume": True})
+    )
+
+
+JOBS = {
+    "distillation": Job(
+        distil,
+        "report/report.json",
+        ("teacher", "student", "kd", "dmd", "validation", "selected", "warnings"),
+    ),
+    "teacher": Job(pretrain, "teacher/scores.json", ("teacher", "floor")),
+}
+
+
+def log_of(run: Path) -> Path:
+    return run.with_suffix(".log")
 
 
 def join(process: BaseProcess) -> int | None:
@@ -248,8 +321,8 @@ def half_written(run: Path) -> list[Path]:
 # ---- Comparing -----------------------------------------------------------------------------------
 
 
-def compare(whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
-    """({what was compared: how many}, [what differs]) of two finished runs."""
+def compare(job: Job, whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
+    """({what was compared: how many}, [what differs]) of two finished runs of a job."""
     tensors, different = compare_tensors(whole, other)
     checkpoints = checkpoint_folders(whole)
     for folder in checkpoints:
@@ -264,14 +337,14 @@ def compare(whole: Path, other: Path) -> tuple[dict[str, int], list[str]]:
     for i, (row, its) in enumerate(zip(rows, others, strict=False)):
         if row != its:
             different.append(f"metrics.jsonl row {i}")
-    one = read(whole / "report" / "report.json")
-    two = read(other / "report" / "report.json")
-    different += [f"report.json: {key}" for key in SCORES if one[key] != two[key]]
+    one = read(whole / job.last)
+    two = read(other / job.last)
+    different += [f"{job.last}: {key}" for key in job.scores if one[key] != two[key]]
     compared = {
         "tensors": tensors,
         "checkpoints": len(checkpoints),
         "rows": len(rows),
-        "scores": len(SCORES),
+        "scores": len(job.scores),
     }
     return compared, different
 

@@ -38,10 +38,11 @@ def call_intact(network: Callable[..., Any], x_t: Tensor, t: Any, cond: Any) -> 
     owner = getattr(network, "__self__", network)
     if not isinstance(owner, nn.Module) or torch.compiler.is_compiling():
         return network(*_copies(x_t, t, cond))
-    attributes = vars(as_built(owner))
+    bare = as_built(owner)
+    attributes = vars(bare)
     left = attributes.get(_WATCHED, _CALLS)
     if left == 0:
-        return _checked(network, type(as_built(owner)).__name__, x_t, t, cond)
+        return _checked(network, bare, x_t, t, cond)
     given = _copies(x_t, t, cond)
     handed = _tensors(given)
     answer = network(*given)
@@ -98,16 +99,22 @@ def _are_the_same(before: list[Tensor], after: list[Tensor]) -> bool:
     return len(before) == len(after) and all(x is y for x, y in zip(before, after, strict=True))
 
 
-def _checked(network: Callable[..., Any], name: str, x_t: Tensor, t: Any, cond: Any) -> Any:
-    """A call on the very tensors; torch counts the changes of each."""
-    given = _tensors((x_t, t, cond))
+def _checked(network: Callable[..., Any], bare: nn.Module, x_t: Tensor, t: Any, cond: Any) -> Any:
+    """A call on the very tensors; torch counts the changes of each.
+
+    Args:
+        bare: the module that is called, for its name.
+    """
+    in_cond = _tensors(cond)
+    given = [*_tensors(x_t), *_tensors(t), *in_cond]
     before = [_changes_of(x) for x in given]
     answer = network(x_t, t, cond)
-    same = _are_the_same(given, _tensors((x_t, t, cond)))
+    same = cond is None or _are_the_same(in_cond, _tensors(cond))
     if not same or before != [_changes_of(x) for x in given]:
         raise ValueError(
-            f"expected {name} to leave x_t, t and cond as they are, got one of them changed in "
-            "place by some of its calls; let it make new tensors (x = 2 * x, not x.mul_(2))"
+            f"expected {type(bare).__name__} to leave x_t, t and cond as they are, got one of them "
+            "changed in place by some of its calls; let it make new tensors (x = 2 * x, not "
+            "x.mul_(2))"
         )
     return answer
 

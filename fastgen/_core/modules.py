@@ -75,6 +75,9 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
 # ---- Launchers -----------------------------------------------------------------------------------
 
 
+_LAUNCHERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+
+
 def inside_launcher(module: nn.Module) -> nn.Module | None:
     """The module that DistributedDataParallel, DataParallel, torch.compile or torch's AveragedModel
     was put around; None for a module that is none of these."""
@@ -84,7 +87,8 @@ def inside_launcher(module: nn.Module) -> nn.Module | None:
 
 def _holder(module: nn.Module) -> str | None:
     """The name by which a launcher holds its module; None for a module that is no launcher."""
-    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel | AveragedModel):
+    # The names first: they are looked up in no time, and each call of a network comes by here.
+    if "module" in module._modules and isinstance(module, _LAUNCHERS):
         return "module"
     # Where torch.compile keeps it.
     return "_orig_mod" if isinstance(module._modules.get("_orig_mod"), nn.Module) else None

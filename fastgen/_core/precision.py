@@ -34,8 +34,10 @@ def computing_dtype(network: nn.Module, default: torch.dtype) -> torch.dtype:
 
     Integers are passed over, and so are quantised parameters, such as those in float8.
     """
-    dtypes = (parameter.dtype for parameter in network.parameters())
-    return next((dtype for dtype in dtypes if dtype in _COMPUTED), default)
+    for parameter in network.parameters():
+        if parameter.dtype in _COMPUTED:
+            return parameter.dtype
+    return default
 
 
 def is_narrow(x: Tensor) -> bool:

@@ -271,7 +271,7 @@ def _answer(setup: Setup, network: nn.Module, rows: Tensor, time: float) -> list
     """The fingerprint of what `network` answers to some rows of the data at `time`; None where it
     can't be called so: where the run calls it, the run says why."""
     parts = []
-    device = next(network.parameters()).device
+    device = network_device(network, setup.x0.device)
     try:
         with draws_apart(device):
             for pair in rows.split(2):
