@@ -149,7 +149,10 @@ def sampling_times(network: object, calls: int) -> list[float] | None:
     None if it says nothing."""
     # A network may call something else so, such as the spacing of its voxels.
     times: Any = getattr(_declared(network, "spacing", None), "times", None)
-    return times(calls) if callable(times) else None
+    if not callable(times):
+        return None
+    found: Any = times(calls)
+    return found
 
 
 def predicts_noise(network: object) -> bool:
