@@ -88,11 +88,18 @@ def _differ(before: list[Tensor], handed: list[Tensor], after: list[Tensor]) -> 
     """
     if not _are_the_same(handed, after):
         return True
-    # Not by torch's count of changes, which writing through `.data` or numpy passes by.
-    return any(
-        x.shape != y.shape or not torch.equal(x.detach(), y.detach())
-        for x, y in zip(before, after, strict=True)
-    )
+    return any(_was_changed(x, y) for x, y in zip(before, after, strict=True))
+
+
+def _was_changed(x: Tensor, copy: Tensor) -> bool:
+    """Whether a copy is no longer equal to `x`, of which it was made."""
+    if x.shape != copy.shape:
+        return True
+    if copy.device.type != "cpu" and not copy.is_inference():
+        # A look at the numbers would wait for the device.
+        return copy._version > 0
+    # Writing through `.data` or numpy passes torch's count of changes by.
+    return not torch.equal(x.detach(), copy.detach())
 
 
 def _are_the_same(before: list[Tensor], after: list[Tensor]) -> bool:

@@ -127,8 +127,8 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("data.pack=4", r"expected X of shape \(B, T_x <= 2, 4\), got \(2, 1, 8\)"),
-        ("data.path=long.npz", r"expected X of shape \(B, T_x <= 2, 4\), got \(2, 4, 4\)"),
+        ("data.pack=4", r"expected X of shape \(B, 2, 4\), .* got \(84, 1, 8\)"),
+        ("data.path=long.npz", r"expected X of shape \(B, 2, 4\), .* got \(84, 4, 4\)"),
         ("data.pack=3", "divides the 4 waypoints, got 3"),
         ("teacher.folder=null", "expected teacher.folder"),
     ],

@@ -15,8 +15,8 @@ from fastgen._core.processes import leave_together
 from fastgen.methods.matching import DistributionMatching
 from fastgen.training import accelerator as ours
 from support import processes
+from support.processes import Branching
 from support.sharding import Sharding
-from support.toy import ToyTeacher
 
 seen: dict[str, set[str]] = {
     "times": set(),
@@ -28,7 +28,7 @@ seen: dict[str, set[str]] = {
 }
 
 
-class Watched(ToyTeacher):
+class Watched(Branching):
     """Notes the dtypes of its time and, where it is trained, of its matrix product."""
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def watched(self: DistributionMatching, step: int) -> dict:
         z = torch.ones(3, 1, 2)
         seen["answers"].add(str(self.student.network(x, t, z).dtype))
         average = self.averaged()
-        plain = ToyTeacher()
+        plain = Branching()
         plain.load_state_dict(average.state_dict())
         exact = torch.equal(average(x, t, z), plain(x, t, z))
     seen["average is exact"].add(str(exact))
