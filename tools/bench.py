@@ -7,6 +7,7 @@
         [--out runs/bench-quality]
     python tools/bench.py step [--rounds 25] [--out runs/bench-step]
     python tools/bench.py trainer [--rounds 25] [--out runs/bench-trainer]
+    python tools/bench.py threads [--rounds 3] [--out runs/bench-threads]
 
 - `teachers` distils networks that were trained on other paths, predictions and clocks, and compares
   their students with those of a native one.
@@ -16,6 +17,8 @@
 - `step` times an iteration of DMD2 beside one of NVIDIA's modelopt, if it can be imported.
 - `trainer` holds what the training loop costs beyond forward, backward and optimiser against its
   bar.
+- `threads` runs one thread beside all threads, and ways in which they wait, on a quiet machine and
+  beside eight busy processes.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import bench_backbone
 import bench_quality
 import bench_step
 import bench_teachers
+import bench_threads
 import bench_trainer
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +48,8 @@ def main() -> None:
         result = bench_step.run_step(args.rounds)
     elif args.benchmark == "trainer":
         result = bench_trainer.run_trainer(args.rounds)
+    elif args.benchmark == "threads":
+        result = bench_threads.run_threads(args.rounds)
     else:
         result = bench_backbone.backbone(args.groups, args.batches, args.rounds, args.parts)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -58,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    for name in ("backbone", "teachers", "quality", "step", "trainer"):
+    for name in ("backbone", "teachers", "quality", "step", "trainer", "threads"):
         benchmark = benchmarks.add_parser(name)
         benchmark.add_argument("--out", type=Path, default=Path(f"runs/bench-{name}"))
         if name == "backbone":
@@ -76,6 +82,8 @@ def parse_arguments() -> argparse.Namespace:
             benchmark.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         if name in ("step", "trainer"):
             benchmark.add_argument("--rounds", type=int, default=25)
+        if name == "threads":
+            benchmark.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
 
