@@ -33,6 +33,7 @@ import bench_backbone
 import bench_quality
 import bench_step
 import bench_teachers
+import bench_threads
 import bench_trainer
 import kill
 from fastgen.config import DataConfig, DistillConfig
@@ -285,6 +286,7 @@ BENCHMARKS = {
     "quality": (bench_quality, "run_quality"),
     "step": (bench_step, "run_step"),
     "teachers": (bench_teachers, "run_teachers"),
+    "threads": (bench_threads, "run_threads"),
     "trainer": (bench_trainer, "run_trainer"),
 }
 
