@@ -21,74 +21,18 @@ __all__ = ["Bfloat16Network", "HalfNetwork", "in_own_precision"]
 Prediction = Callable[[Tensor, Tensor, Cond], Tensor]
 
 
-class Bfloat16Network(NetworkWrapper):
-    """A frozen network whose parameters are kept in bfloat16. Torch's autocast takes its products
-    in bfloat16, too.
+class _InHalf(NetworkWrapper):
+    """A coat whose network is asked in another precision, and answers in the dtype of `x_t`: by its
+    forward and by the predictions of x0 that it declares.
 
-    It is called in the dtype that it had before, or in float32 if that was less, and answers in
-    that of `x_t`. Times and buffers stay as they are, and so does all arithmetic that autocast
-    leaves in float32. A prediction differs by about 2^-8 of its size.
-
-    Args:
-        network: its parameters are cast in place.
+    Each coat says in `_asked` how.
     """
 
     added_by_run = True
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network)
-        dtype = network_dtype(network, torch.float32)
-        self.call_dtype = torch.promote_types(dtype, torch.float32)
-        parameters_to(network, torch.bfloat16)
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """The prediction for `x_t` (B, ...) at `t` (B,)."""
-        with torch.autocast(x_t.device.type, torch.bfloat16):
-            return self.network(x_t, t, cond).to(x_t.dtype)
-
-    @property
-    def predict_x0(self) -> Prediction:
-        """The network's own `predict_x0(x_t, t, cond)`, in bfloat16.
-
-        Raises:
-            AttributeError: the network has none.
-        """
-        return self._in_bfloat16("predict_x0")
-
-    @property
-    def unclipped_x0(self) -> Prediction:
-        """As `predict_x0`, of the network's own `unclipped_x0`."""
-        return self._in_bfloat16("unclipped_x0")
-
-    def _in_bfloat16(self, name: str) -> Prediction:
-        """A method that the network declares, in bfloat16."""
-        predict: Prediction = self.declared(name)
-
-        def in_bfloat16(x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-            with torch.autocast(x_t.device.type, torch.bfloat16):
-                return predict(x_t, t, cond).to(x_t.dtype)
-
-        return in_bfloat16
-
-
-class HalfNetwork(NetworkWrapper):
-    """A network in half precision, or partly so, as its author calls it: `x_t` and floating
-    conditions are cast to the dtype that it takes. It is called in float32, and answers in the
-    dtype of `x_t`. Nothing of the network is changed.
-
-    Args:
-        network: called `network(x_t, t, cond)`.
-        takes: the dtype that it is called in. A converted network is given `x_t` as it is: its
-            conversion is computed in float64, and casts what comes out.
-    """
-
-    added_by_run = True
-
-    def __init__(self, network: nn.Module, takes: torch.dtype) -> None:
-        super().__init__(network)
-        self.takes = takes
-        self.call_dtype = torch.promote_types(takes, torch.float32)
-        self.converted = any(isinstance(coat, RectifiedFlow) for coat in coats(network))
+    def _asked(self, function: Prediction, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """`function(x_t, t, cond)` in the precision of the network."""
+        raise NotImplementedError
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The prediction for `x_t` (B, ...) at `t` (B,)."""
@@ -101,21 +45,62 @@ class HalfNetwork(NetworkWrapper):
         Raises:
             AttributeError: the network has none.
         """
-        return self._as_asked("predict_x0")
+        return self._declared("predict_x0")
 
     @property
     def unclipped_x0(self) -> Prediction:
         """As `predict_x0`, of the network's own `unclipped_x0`."""
-        return self._as_asked("unclipped_x0")
+        return self._declared("unclipped_x0")
 
-    def _as_asked(self, name: str) -> Prediction:
-        """A method that the network declares, given what it takes."""
+    def _declared(self, name: str) -> Prediction:
+        """A method that the network declares, asked as its forward is."""
         predict: Prediction = self.declared(name)
 
         def asked(x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
             return self._asked(predict, x_t, t, cond)
 
         return asked
+
+
+class Bfloat16Network(_InHalf):
+    """A frozen network whose parameters are kept in bfloat16. Torch's autocast takes its products
+    in bfloat16, too.
+
+    It is called in the dtype that it had before, or in float32 if that was less, and answers in
+    that of `x_t`. Times and buffers stay as they are, and so does all arithmetic that autocast
+    leaves in float32. A prediction differs by about 2^-8 of its size.
+
+    Args:
+        network: its parameters are cast in place.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        dtype = network_dtype(network, torch.float32)
+        self.call_dtype = torch.promote_types(dtype, torch.float32)
+        parameters_to(network, torch.bfloat16)
+
+    def _asked(self, function: Prediction, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        with torch.autocast(x_t.device.type, torch.bfloat16):
+            return function(x_t, t, cond).to(x_t.dtype)
+
+
+class HalfNetwork(_InHalf):
+    """A network in half precision, or partly so, as its author calls it: `x_t` and floating
+    conditions are cast to the dtype that it takes. It is called in float32, and answers in the
+    dtype of `x_t`. Nothing of the network is changed.
+
+    Args:
+        network: called `network(x_t, t, cond)`.
+        takes: the dtype that it is called in. A converted network is given `x_t` as it is: its
+            conversion is computed in float64, and casts what comes out.
+    """
+
+    def __init__(self, network: nn.Module, takes: torch.dtype) -> None:
+        super().__init__(network)
+        self.takes = takes
+        self.call_dtype = torch.promote_types(takes, torch.float32)
+        self.converted = any(isinstance(coat, RectifiedFlow) for coat in coats(network))
 
     def _asked(self, function: Prediction, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         seen = x_t if self.converted else x_t.to(self.takes)
