@@ -10,6 +10,11 @@ config.json, scores.json).
 
 from __future__ import annotations
 
+import os
+
+# Before torch is loaded: threads that wait for work sleep, and leave the cores to other programs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from pathlib import Path
 
 from fastgen.config import TrainTeacherConfig

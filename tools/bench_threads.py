@@ -21,13 +21,19 @@ from typing import Any
 from bench_measures import Step, training_step
 
 BUSY_PROCESSES = 8
-BATCH = 128
+WIDTH = 96
+# (width of the network, rows of an update); the products of an update grow with both.
+UPDATES = ((96, 128), (96, 512), (192, 128), (192, 512))
 SECONDS = 2.0
 WAITS: dict[str, dict[str, str]] = {
     "as OpenMP chooses": {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-MEASURES = ("update", "call for one", "call for 16")
+CALLS = (1, 16)  # rows
+MEASURES = (
+    *(f"update, width {width}, {rows} rows" for width, rows in UPDATES),
+    *(f"call for {rows}" for rows in CALLS),
+)
 
 
 def run_threads(rounds: int) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def medians_of(
 
 def time_of(step: Step) -> float:
     """Milliseconds of a step, the mean over some seconds."""
-    for _ in range(3):
+    for _ in range(2):
         step()
     started = time.perf_counter()
     steps = 0
@@ -97,11 +103,15 @@ def main(threads: int) -> None:
     from bench_step import network
 
     torch.set_num_threads(threads)
-    net = network(96, 0)
 
     def arguments(rows: int) -> tuple[Any, ...]:
         sizes = ((rows, 4, 8), (rows,), (rows, 2, 2))
         return tuple(torch.rand(size) for size in sizes)
+
+    def update(width: int, rows: int) -> Step:
+        return training_step(network(width, 0), arguments(rows))
+
+    net = network(WIDTH, 0).eval()
 
     def call(rows: int) -> Callable[[], Any]:
         given = arguments(rows)
@@ -112,9 +122,8 @@ def main(threads: int) -> None:
 
         return step
 
-    update = time_of(training_step(net, arguments(BATCH)))
-    net.eval()
-    values = (update, time_of(call(1)), time_of(call(16)))
+    values = [time_of(update(*sizes)) for sizes in UPDATES]
+    values += [time_of(call(rows)) for rows in CALLS]
     print(json.dumps(dict(zip(MEASURES, values, strict=True))))
 
 

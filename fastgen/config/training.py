@@ -73,7 +73,10 @@ class LoopConfig(Config):
         "run",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads per process; null = all cores / processes"
+        default=None,
+        ge=1,
+        description="CPU threads per process; null = all cores / processes, and fewer where an "
+        "update is too small to share",
     )
     gradient_checkpointing: bool = Field(
         default=False,
@@ -91,6 +94,10 @@ class LoopConfig(Config):
         default=None,
         description="where numbers of the log go, too: tensorboard (in the run folder) or wandb",
     )
+
+    def micro_batch(self, processes: int) -> int:
+        """Samples whose losses are differentiated at once in each of the processes."""
+        return max(1, self.batch_size // (processes * self.gradient_accumulation_steps))
 
 
 class DistillTrainConfig(LoopConfig):

@@ -16,6 +16,7 @@ from .._core.processes import together
 from .._core.room import naming_what_to_lower
 from .._core.seeds import generator_for
 from .._core.streams import lasting_streams
+from .._core.threads import using_threads
 from .._core.timing import Stopwatch
 from ..config.files import load_config
 from ..config.groups import EMAConfig
@@ -47,6 +48,7 @@ from .origin import data_origin, teacher_origin
 from .pairs import pairs_of_run
 from .setup import Setup
 from .sources import load_run_student, load_teacher
+from .threads import threads_of_training
 from .trial import try_network
 
 __all__ = ["Distillation", "distill", "score_student"]
@@ -129,6 +131,7 @@ class Distillation:
         if not processes.is_fsdp2:  # one process may not hold a network that several share
             try_network(self.networks, autocast=processes.autocast)
         self.stored_scores: tuple[Rows, dict[str, float]] | None = stored_scores(cfg)
+        self.all_threads = torch.get_num_threads()
         self.closing = HandOver(self.networks, self.task, run_dir, stored=self.stored_scores)
 
     def notes(self) -> list[str]:
@@ -171,7 +174,12 @@ class Distillation:
             evaluate_start=True,
             remedies=remedies_of(self.networks),
         )
-        self.trainer.run()
+        networks = self.networks
+        threads = threads_of_training(
+            cfg.train, networks.source, networks.x0, networks.cond, self.world
+        )
+        with using_threads(threads):
+            self.trainer.run()
 
     def hand_over(self) -> None:
         """Score, choose, export and report."""
@@ -218,7 +226,9 @@ class Distillation:
     def pairs(self) -> tuple[Tensor, Cond]:
         watch = Stopwatch(self.trainer.seconds, "pairs")
         chunk = chunk_rows(self.task.train, _PAIR_CHUNK)
-        found = pairs_of_run(self.networks, self.run_dir, self.processes, chunk=chunk)
+        # Many rows at once, whatever an update is.
+        with using_threads(self.all_threads):
+            found = pairs_of_run(self.networks, self.run_dir, self.processes, chunk=chunk)
         watch.lap()
         return found
 

@@ -31,7 +31,6 @@ from .trial import try_network
 
 __all__ = [
     "distillation_footprints",
-    "micro_batch",
     "pair_bytes",
     "plan_distillation",
     "plan_teacher",
@@ -96,7 +95,7 @@ def distillation_footprints(
     without a launch in the only one, on a CPU."""
     launch = launch or Launch()
     train = setup.cfg.train
-    batch = setup.batch(micro_batch(train, launch.processes))
+    batch = setup.batch(train.micro_batch(launch.processes))
     found: dict[str, list[Footprint]] = {}
     for method in stages_of(setup.cfg):
         planned = method.plan(setup, batch)
@@ -129,7 +128,7 @@ def plan_teacher(cfg: TrainTeacherConfig, *, launch: Launch | None = None) -> st
     network = build_network(cfg, task)
     if train.gradient_checkpointing:
         recompute_blocks(network)
-    rows = torch.arange(micro_batch(train, launch.processes)) % len(x0)
+    rows = torch.arange(train.micro_batch(launch.processes)) % len(x0)
     x0 = x0[rows]
     cond = take_rows(cond, rows)
     t = torch.full((len(rows),), 0.5)
@@ -149,13 +148,8 @@ def plan_teacher(cfg: TrainTeacherConfig, *, launch: Launch | None = None) -> st
     return "\n".join([*plan, "", *data_notes(task, train.batch_size)]).rstrip()
 
 
-def micro_batch(train: LoopConfig, processes: int) -> int:
-    """Samples whose losses are differentiated at once in a process."""
-    return max(1, train.batch_size // (processes * train.gradient_accumulation_steps))
-
-
 def _process_note(train: LoopConfig, launch: Launch) -> str:
-    size = micro_batch(train, launch.processes)
+    size = train.micro_batch(launch.processes)
     note = (
         f"in each of {launch.processes} process(es); activations of one loss at a time, measured "
         f"on {size} samples"

@@ -20,6 +20,7 @@ from .._core.processes import together
 from .._core.room import naming_what_to_lower
 from .._core.sizes import sizes_of
 from .._core.streams import lasting_streams
+from .._core.threads import using_threads
 from ..config.files import validate
 from ..config.groups import EMAConfig
 from ..config.schemas import DataConfig, TrainTeacherConfig
@@ -38,6 +39,7 @@ from ..training.trained_network import TrainedNetwork, check_compiler
 from ..training.trainer import Trainer
 from .evaluation import evaluate_teacher, teacher_sampler
 from .origin import data_origin
+from .threads import threads_of_training
 
 _VALIDATION_CALLS = 8
 
@@ -97,7 +99,10 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             resume=cfg.resume,
             remedies={"flow_matching": "stop earlier, or lower train.optimizer.lr"},
         )
-        trainer.run()
+        x0, cond = task.train.network_inputs()
+        threads = threads_of_training(cfg.train, initial, x0, cond, processes.num_processes)
+        with using_threads(threads):
+            trainer.run()
         with together():
             if processes.is_main_process:
                 load_state(initial, trainer.result("flow_matching"))

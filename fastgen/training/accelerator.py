@@ -25,6 +25,7 @@ from .._core.files import read_text, write_file
 from .._core.launcher import watch_launcher
 from .._core.messages import brief
 from .._core.processes import leave_group_at_exit
+from .._core.threads import cores_of_this_process
 from ..records.log import check_tracker, quiet
 from .launching import warn_of_launch
 from .processes import Processes, Track, Value
@@ -127,7 +128,8 @@ def start_accelerator(threads: int | None = None, *, tracker: str | None = None)
 
     Args:
         threads: of torch on a CPU. `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU machine, so
-            None shares all cores among the processes of this machine.
+            None shares all cores among the processes of this machine; training may take fewer
+            (`threads_of_training`).
         tracker: name of the tracker that the run will start.
 
     Raises:
@@ -185,9 +187,5 @@ def use_all_cores(threads: int | None = None, *, processes: int = 1) -> None:
         processes: that share these cores.
     """
     if threads is None:
-        if hasattr(os, "sched_getaffinity"):
-            cores = len(os.sched_getaffinity(0))
-        else:
-            cores = os.cpu_count() or 1
-        threads = max(1, cores // processes)
+        threads = max(1, cores_of_this_process() // processes)
     torch.set_num_threads(threads)
