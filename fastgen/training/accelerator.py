@@ -19,7 +19,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import filter_trackers
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from .._core.files import read_text, write_file
 from .._core.launcher import watch_launcher
@@ -166,6 +165,9 @@ def _set_up_sharding(accelerator: Accelerator) -> None:
     """Have FSDP2 keep float32, or refuse a kind of sharding that training doesn't know."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if accelerator.is_fsdp2 and plugin is not None:
+        # Loads a symbolic algebra, which takes a second.
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
         if plugin.cpu_ram_efficient_loading:
             raise ValueError(
                 "expected fsdp_cpu_ram_efficient_loading: false, got true: networks are in memory "
