@@ -15,7 +15,7 @@ samplers teachers discriminators
 training report losses two_sample networks
 data records flow_matching ema
 config models guidance interpolants
-_core solvers metrics normalizer
+_core solvers metrics frechet neighbours comparisons normalizer
 """
 FLOOR_OF = {
     wing: height
