@@ -50,6 +50,8 @@ TRAINING = ("distill.py", "train_teacher.py")
 # Fewer demonstrations of an embedded task, smaller batches to measure memory with: seconds less.
 FEW = "data.size=64"
 SMALL = "train.batch_size=16"
+# Tasks whose data are what they are.
+RECORDED = ("flights", "fashion")
 TINY = {
     "batch_size": 8,
     "kd_steps": 2,
@@ -261,7 +263,7 @@ def run_recipe(call: Call, folder: Path, script: str, arguments: list[str]) -> N
     arguments = [str(ROOT / word) if word.startswith("recipes/") else word for word in arguments]
     if name in TRAINING and "--help" not in arguments:
         own = config in ("my.yaml", "mine.yaml") or "data.name=file" in arguments
-        if not own and "flights" not in config:
+        if not own and not any(name in config for name in RECORDED):
             arguments = [*arguments, FEW]
         if "flights.yaml" in config:
             arguments = [*arguments, f"teacher.folder={flights_teacher(call, folder)}"]

@@ -95,7 +95,7 @@ class DataConfig(Config):
 
 
 class ModelConfig(Config):
-    """A conditional transformer to train as a teacher."""
+    """A conditional transformer to train as a teacher; of images the patch transformer."""
 
     equivariant: bool = Field(
         default=True, description="eCondTransformerRegressor; false: its dense twin"
@@ -103,7 +103,10 @@ class ModelConfig(Config):
     embedding_dim: int = Field(
         default=96, gt=0, description="width; a multiple of the group order and of the heads"
     )
-    num_layers: int = Field(default=3, ge=1, description="decoder layers")
+    num_layers: int = Field(default=3, ge=1, description="decoder layers; of images all layers")
+    patch_size: int = Field(
+        default=4, ge=1, description="images: pixels of a patch's side, of which each is a token"
+    )
     num_attention_heads: int = Field(default=4, ge=1, description="attention heads")
     num_cond_layers: int = Field(
         default=0, ge=0, description="encoder layers over the condition; 0 = an MLP"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .files import file_task
 from .samples import SampleData
+from .tasks.fashion import FashionTask
 from .tasks.flights import FlightsTask
 from .tasks.modes import ModesTask
 from .tasks.ring import RingTask
@@ -30,6 +31,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "modes": ModesTask,
     "two_rings": TwoRingsTask,
     "flights": FlightsTask,
+    "fashion": FashionTask,
     "file": file_task,
 }
 

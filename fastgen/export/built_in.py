@@ -26,6 +26,8 @@ __all__ = [
     "DENSE",
     "EQUIVARIANT",
     "NETWORKS",
+    "PATCHES",
+    "PLAIN",
     "build_network",
     "built_in_config",
     "check_network_config",
@@ -54,7 +56,10 @@ _ARGUMENTS: dict[str, Any] = {
 }
 DENSE = "CondTransformerRegressor"
 EQUIVARIANT = "eCondTransformerRegressor"
+PATCHES = "PatchTransformer"
 CUSTOM = "custom"
+# The classes that need no group: those of students.
+PLAIN = (DENSE, PATCHES)
 NETWORKS: dict[str, dict[str, Any]] = {
     DENSE: {"in_dim": int, "out_dim": int, "cond_dim": int, **_ARGUMENTS},
     EQUIVARIANT: {
@@ -64,6 +69,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "out_rep": "rep",
         "basis": str,
         **_ARGUMENTS,
+    },
+    PATCHES: {
+        "channels": int,
+        "image_size": int,
+        "patch_size": int,
+        "num_labels": int,
+        "num_layers": "layers",
+        "num_attention_heads": int,
+        "embedding_dim": "width",
+        "time_scale": float,
+        "norm_module": str,
     },
 }
 
@@ -112,7 +128,7 @@ def check_network_config(
     numbers = sum(map(math.prod, shapes.values()))
     # Of an equivariant network the tensors are kernels: a width is copies times group order, both
     # of which are axes, and a kernel has a number for each |G| entries of the matrix.
-    dense = name == DENSE
+    dense = name in PLAIN
     limits = {"layers": len(shapes), "width": axis if dense else axis**2}
     entries = numbers if dense else numbers * axis
 
@@ -187,7 +203,7 @@ def build_network(
     """
     config = check_network_config(config, where, tensors.shapes, classes)
     try:
-        if config["class"] == DENSE:
+        if config["class"] in PLAIN:
             # On the meta device a network of any size costs nothing: shapes are compared before
             # memory is allocated.
             with torch.device("meta"), _Uninitialised():

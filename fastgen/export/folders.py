@@ -41,9 +41,9 @@ from ..teachers.conversion import check_prediction
 from ..teachers.descriptions import describe_network, wrap_network
 from .built_in import (
     CUSTOM,
-    DENSE,
     EQUIVARIANT,
     NETWORKS,
+    PLAIN,
     build_network,
     built_in_config,
 )
@@ -278,10 +278,10 @@ def load_student(
     """
     file, config, tensors = read_export(Path(path), STUDENT_FORMAT, _STUDENT)
     x_normalizer, z_normalizer = check_student_config(config, str(file))
-    # A folder from elsewhere can name the dense class only: so nothing else is imported, and no
+    # A folder from elsewhere can name the plain classes only: so nothing else is imported, and no
     # group is constructed.
     given = None if network is None else describe_network(network)[0]
-    loaded = _load(file, config, tensors, given, (DENSE,))
+    loaded = _load(file, config, tensors, given, PLAIN)
     try:
         converted = wrap_network(loaded if network is None else network, config["parameterization"])
     except ValueError as error:

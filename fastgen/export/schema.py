@@ -24,7 +24,7 @@ from .._core.tensor_files import TensorFile, check_tensor_entry
 from .._core.versions import package_version
 from ..normalizer import Normalizer
 from ..samplers.student import SAMPLE_TYPES
-from .built_in import CUSTOM, DENSE, built_in_config
+from .built_in import CUSTOM, DENSE, PATCHES, built_in_config
 from .extra_state import extra_state_of
 
 __all__ = [
@@ -256,6 +256,10 @@ def _check_shapes(config: Mapping[str, Any], expect: _Expect) -> None:
     expect(_is_shape(horizon), "horizon, the shape of a sample, as whole numbers >= 1", "horizon")
     is_cond_horizon = cond_horizon is None or _is_pair(cond_horizon)
     expect(is_cond_horizon, "cond_horizon [T_z, d_z] or null", "cond_horizon")
+    if isinstance(network, dict) and network.get("class") == PATCHES:
+        size = network.get("image_size")
+        own = [network.get("channels"), size, size]
+        expect(horizon == own, f"horizon {brief(own)}, the network's", "horizon")
     if not dense:
         return
     most, in_dim, out_dim = (network.get(key) for key in ("in_horizon", "in_dim", "out_dim"))

@@ -1,4 +1,4 @@
-"""Flow matching of a conditional transformer on trajectories: the job behind
+"""Flow matching of a transformer on trajectories or images: the job behind
 recipes/train_teacher.py."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._core.conditions import cond_text
 from .._core.copies import copied
@@ -182,14 +182,10 @@ def _check_scores_file(path: Path) -> None:
 
 def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
     """The network that `cfg.model` asks for, on the task's tokens and with its symmetry."""
-    options = cfg.model.model_dump(exclude={"equivariant"})
+    options = cfg.model.model_dump(exclude={"equivariant", "patch_size"})
     data = task.train
     if isinstance(data, SampleData):
-        raise ValueError(
-            "expected trajectories X (N, T_x, d_x) with Z (N, T_z, d_z) for the networks of this "
-            f"package, got X {tuple(data.X.shape)} and Z {cond_text(data.Z)}; train a network of "
-            "your own and distil that"
-        )
+        return _image_network(cfg, data)
     x0, cond = data.network_inputs()
     check_batch_room(cfg.train.batch_size, x0)
     options |= {"in_horizon": x0.shape[1], "cond_horizon": cond.shape[1]}
@@ -207,3 +203,60 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
         parts = symmetry[key] if isinstance(symmetry[key], list) else [symmetry[key]]
         symmetry[key] = parts * data.pack
     return build_model({"class": "eCondTransformerRegressor", **symmetry, **options})
+
+
+# What the patch transformer doesn't have, with the values that ask for nothing.
+_NOT_OF_IMAGES = {
+    "equivariant": False,
+    "num_cond_layers": 0,
+    "causal_attn": False,
+    "p_drop_emb": 0.0,
+    "p_drop_attn": 0.0,
+}
+
+
+def _image_network(cfg: TrainTeacherConfig, data: SampleData) -> nn.Module:
+    """The patch transformer that `cfg.model` asks for, on square images with class labels or
+    without a condition."""
+    shape = tuple(data.X.shape[1:])
+    labels = data.Z
+    least, most = _label_range(labels)
+    known = labels is None or most is not None
+    if len(shape) != 3 or shape[1] != shape[2] or not known:
+        raise ValueError(
+            "expected trajectories X (N, T_x, d_x) with Z (N, T_z, d_z), or square images X (N, C, "
+            "S, S) with labels Z (N,) or alone, for the networks of this package, got X "
+            f"{tuple(data.X.shape)} and Z {cond_text(labels)}; train a network of your own and "
+            "distil that"
+        )
+    for key, neutral in _NOT_OF_IMAGES.items():
+        value = getattr(cfg.model, key)
+        if value != neutral:
+            raise ValueError(
+                f"expected model.{key}={str(neutral).lower()} for images, whose network has no "
+                f"such thing, got {str(value).lower()}"
+            )
+    if least is not None and least < 1:
+        raise ValueError(f"expected labels Z from 1 on (0 stands for no label), got {least}")
+    check_batch_room(cfg.train.batch_size, data.X)
+    model = cfg.model
+    return build_model(
+        {
+            "class": "PatchTransformer",
+            "channels": shape[0],
+            "image_size": shape[1],
+            "patch_size": model.patch_size,
+            "num_labels": most or 0,
+            "num_layers": model.num_layers,
+            "num_attention_heads": model.num_attention_heads,
+            "embedding_dim": model.embedding_dim,
+            "norm_module": model.norm_module,
+        }
+    )
+
+
+def _label_range(labels: Any) -> tuple[int | None, int | None]:
+    """The least and the largest of integer labels (N,); None, None for anything else."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1:
+        return None, None
+    return int(labels.min()), int(labels.max())

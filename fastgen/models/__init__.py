@@ -1,5 +1,5 @@
 """Backbones: the abstract regressor, the dense conditional transformer, and their equivariant
-twins, which are loaded on first use."""
+twins, which are loaded on first use; the patch transformer of images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from .attention import MultiheadAttention
 from .layers import TransformerDecoderLayer, TransformerEncoderLayer
 from .mlp import MLP
+from .patches import PatchTransformer
 from .regressor import GenCondRegressor
 from .time_embedding import TimeEmbedding
 from .transformer import CondTransformerRegressor
@@ -34,6 +35,7 @@ __all__ = [
     "GenCondRegressor",
     "InvariantHeads",
     "MultiheadAttention",
+    "PatchTransformer",
     "TimeEmbedding",
     "TransformerDecoderLayer",
     "TransformerEncoderLayer",
@@ -93,9 +95,9 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     """A freshly initialised model from its `config`.
 
     Args:
-        config: `{"class": "CondTransformerRegressor" | "eCondTransformerRegressor", ...}` with the
-            constructor's arguments, as in the attribute `config` of these models. Representations
-            are JSON descriptions beside the key `group`.
+        config: `{"class": "CondTransformerRegressor" | "eCondTransformerRegressor" |
+            "PatchTransformer", ...}` with the constructor's arguments, as in the attribute `config`
+            of these models. Representations are JSON descriptions beside the key `group`.
 
     Raises:
         ValueError: unknown class, or constructor arguments that are missing, unknown or out of
@@ -105,6 +107,8 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     name = arguments.pop("class", None)
     if name == "CondTransformerRegressor":
         model_class: Any = CondTransformerRegressor
+    elif name == "PatchTransformer":
+        model_class = PatchTransformer
     elif name == "eCondTransformerRegressor":
         from .etransformer import eCondTransformerRegressor as model_class
         from .specs import parse_group, parse_representation
@@ -116,7 +120,7 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     else:
         raise ValueError(
             f"unknown model class {name!r}, expected one of: CondTransformerRegressor, "
-            "eCondTransformerRegressor"
+            "eCondTransformerRegressor, PatchTransformer"
         )
     try:
         return model_class(**arguments)

@@ -106,6 +106,12 @@ SCORES = {
     "energy_distance": ScoreStyle(
         "energy distance to the data", "0 = same law, lower is better", "linear"
     ),
+    "frechet": ScoreStyle(
+        "Frechet distance in features, % of their variance", "lower is better", "log"
+    ),
+    "precision": ScoreStyle("share of samples among the data", "higher is better", "logit"),
+    "recall": ScoreStyle("share of data among the samples", "higher is better", "logit"),
+    "class_accuracy": ScoreStyle("share in the class asked for", "higher is better", "logit"),
     "energy_score": ScoreStyle("energy score", "lower is better", "log"),
     "mean_error": ScoreStyle("error of the mean / spread of the data", "lower is better", "log"),
     "std_ratio": ScoreStyle("spread / that of the data", "1 = the data's", "linear"),

@@ -1,1 +1,2 @@
-"""Embedded tasks: laws of demonstrations with known answers, and recorded flights."""
+"""Embedded tasks: laws of demonstrations with known answers, and recorded flights,
+images of clothes."""

@@ -1,0 +1,104 @@
+"""Images of clothes: the embedded data are what they should be, and each score sees its own
+failure."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastgen.data import Task, build_task
+from fastgen.data.tasks import fashion
+from fastgen.data.tasks.fashion import FashionTask, frechet_distance
+from support.exact import normal
+
+
+@pytest.fixture(scope="module")
+def task() -> FashionTask:
+    return FashionTask()
+
+
+def drawn(first: int, count: int = 1000) -> torch.Tensor:
+    """Training images whose classes are those that a sampler is asked for."""
+    x, _ = fashion.images("train")
+    return x[first : first + count].clone()
+
+
+def quick(task: FashionTask, x: torch.Tensor) -> dict[str, float]:
+    return task.evaluate(lambda Z, noise: x, quick=True)
+
+
+@pytest.fixture(scope="module")
+def of_data(task) -> dict[str, float]:
+    return quick(task, drawn(2000))
+
+
+def test_classes_are_equally_often_and_images_in_their_range(task):
+    assert isinstance(task, Task) and isinstance(build_task(SimpleNamespace(name="fashion")), Task)
+    for part, each in {"train": 1200, "held_out": 200}.items():
+        x, labels = fashion.images(part)
+        assert x.shape == (10 * each, 1, 16, 16) and x.dtype == torch.float32
+        assert (float(x.min()), float(x.max())) == (-1.0, 1.0)
+        assert labels.dtype == torch.int64
+        assert torch.equal(labels.bincount(), torch.tensor([0] + [each] * 10))
+
+
+def test_no_held_out_image_is_trained_on():
+    train, _ = fashion.images("train")
+    held_out, _ = fashion.images("held_out")
+    seen = set(map(bytes, train.flatten(1).numpy()))
+    assert not seen & set(map(bytes, held_out.flatten(1).numpy()))
+
+
+def test_the_data_score_as_data(of_data):
+    assert of_data["frechet"] < 0.5
+    assert of_data["coverage"] == pytest.approx(1 - 2**-5, abs=0.03)
+    assert min(of_data["precision"], of_data["recall"]) > 0.9
+    assert of_data["class_accuracy"] > 0.85
+    assert of_data["spread"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_each_score_sees_its_own_failure(task, of_data):
+    x = drawn(2000)
+    blurred = quick(task, torch.nn.functional.avg_pool2d(x, 3, 1, 1))
+    assert blurred["frechet"] > 3 * of_data["frechet"]
+    assert blurred["precision"] < of_data["precision"] - 0.05
+    wrong = quick(task, x.roll(1, 0))
+    assert wrong["class_accuracy"] < 0.05
+    assert wrong["frechet"] == pytest.approx(of_data["frechet"], rel=1e-4)
+    few = quick(task, drawn(2000, 20).repeat(50, 1, 1, 1))
+    assert few["coverage"] < 0.2 and few["recall"] < 0.2 and few["precision"] > 0.9
+    assert few["spread"] < 0.95 * of_data["spread"]
+
+
+def test_what_lies_outside_the_range_of_the_data_is_clamped(task, of_data):
+    x = drawn(2000)
+    beyond = torch.where(x.abs() == 1.0, 1.5 * x, x)
+    assert quick(task, beyond) == of_data
+
+
+def test_the_floor_has_every_score(task):
+    floor = task.floor()
+    assert set(floor) == set(quick(task, drawn(0)))
+    assert floor["frechet"] < 0.3 and floor["coverage"] > 0.94
+
+
+@pytest.mark.parametrize("dim", [1, 5])
+def test_the_frechet_distance_of_gaussians(dim):
+    # For samples that are affine images of each other the optimal map is known.
+    x = normal(400, dim)
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T).view(dim, dim)).T)
+    assert frechet_distance(x, x) == pytest.approx(0.0, abs=1e-12)
+    shift = torch.arange(dim, dtype=x.dtype)
+    assert frechet_distance(x, x + shift) == pytest.approx(float(shift.square().sum()), abs=1e-12)
+    scale = 1.0 + torch.arange(dim, dtype=x.dtype)
+    expected = float((scale - 1.0).square().sum())
+    assert frechet_distance(x, x * scale) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_options_that_images_do_not_have_are_refused():
+    with pytest.raises(ValueError, match=r"expected no data\.symmetry for the task fashion"):
+        FashionTask(symmetry={"group": "C2"})
+    with pytest.raises(ValueError, match="pack"):
+        FashionTask(pack=2)
