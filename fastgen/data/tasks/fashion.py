@@ -20,14 +20,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...metrics import neighbour_radius, pairwise_distances
+from ...frechet import frechet_distance
+from ...neighbours import precision_recall_density_coverage
 from ..classifier import ImageClassifier, load_classifier
 from ..files import read_tensors
 from ..samples import SampleData
 from ..scoring import answered, evaluation_generator
 from ..trajectories import check_pack
 
-__all__ = ["CLASSES", "FashionTask", "frechet_distance", "score"]
+__all__ = ["CLASSES", "FashionTask", "score"]
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 CLASSES = 10
@@ -85,23 +86,6 @@ class Described(NamedTuple):
     labels: Tensor
 
 
-def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)) of features (N, d) and (M, d): the squared
-    2-Wasserstein distance of the Gaussians with their means m and covariances C.
-
-    References: Dowson & Landau 1982. Heusel et al. 2017, arXiv:1706.08500.
-    """
-    x = x.double()
-    y = y.double()
-    mean = (x.mean(0) - y.mean(0)).square().sum()
-    first = torch.cov(x.T).view(x.shape[1], -1)
-    second = torch.cov(y.T).view(x.shape[1], -1)
-    values, basis = torch.linalg.eigh(first)
-    root = basis * values.clamp(min=0.0).sqrt() @ basis.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0.0).sqrt().sum()
-    return float(mean + first.trace() + second.trace() - 2.0 * cross)
-
-
 def within_class_variance(described: Described) -> float:
     """Mean over classes of the total variance of a class's features."""
     spreads = [
@@ -111,27 +95,14 @@ def within_class_variance(described: Described) -> float:
     return float(torch.stack(spreads).mean())
 
 
-def neighbour_scores(samples: Tensor, data: Tensor, radius: Tensor) -> dict[str, float]:
-    """Precision, recall and coverage of features of samples (N, d) beside features of data (M, d).
-
-    precision: share of samples that lie within the k-neighbour radius of some datum.
-    recall: share of data that lie within the k-neighbour radius of some sample.
-    coverage: share of data with a sample within their own k-neighbour radius.
-
-    References: Kynkaanniemi et al. 2019, arXiv:1904.06991. Naeem et al. 2020, arXiv:2002.09797.
-    """
-    between = pairwise_distances(samples, data)
-    own = neighbour_radius(samples, NEIGHBOURS)
-    return {
-        "precision": float((between <= radius).any(1).double().mean()),
-        "recall": float((between <= own[:, None]).any(0).double().mean()),
-        "coverage": float((between.amin(0) <= radius).double().mean()),
-    }
+def neighbour_scores(samples: Tensor, data: Tensor) -> dict[str, float]:
+    """Precision, recall and coverage of features of samples (N, d) beside those of data (M, d), as
+    in `precision_recall_density_coverage`; its density is left out."""
+    scores = precision_recall_density_coverage(data, samples, NEIGHBOURS)
+    return {name: float(scores[name]) for name in ("precision", "recall", "coverage")}
 
 
-def score(
-    x: Tensor, labels: Tensor, reference: Described, neighbours: Tensor, radius: Tensor
-) -> dict[str, float]:
+def score(x: Tensor, labels: Tensor, reference: Described, neighbours: Tensor) -> dict[str, float]:
     """Scores of images beside data.
 
     Args:
@@ -139,7 +110,6 @@ def score(
         labels: those they were asked for (N,).
         reference: data that moments are compared with.
         neighbours: features (M, 64) of the data that neighbours are looked for among.
-        radius: their `neighbour_radius` (M,).
 
     Returns:
         frechet: 100 `frechet_distance` / total variance of the reference's features, in %.
@@ -152,13 +122,13 @@ def score(
     described = Described(features, labels)
     unit = float(reference.features.var(0).sum())
     blocks = [
-        neighbour_scores(block, neighbours, radius)
+        neighbour_scores(block, neighbours)
         for block in features.split(len(neighbours))
         if len(block) == min(len(neighbours), len(features))
     ]
     near = {name: sum(block[name] for block in blocks) / len(blocks) for name in blocks[0]}
     return {
-        "frechet": 100.0 * frechet_distance(features, reference.features) / unit,
+        "frechet": 100.0 * float(frechet_distance(features, reference.features)) / unit,
         **near,
         "class_accuracy": float((found + 1 == labels).double().mean()),
         "spread": within_class_variance(described) / within_class_variance(reference),
@@ -221,17 +191,17 @@ class FashionTask:
         noise = torch.randn(count, 1, 16, 16, generator=evaluation_generator(self.name, split))
         labels = torch.arange(count) % CLASSES + 1
         drawn = answered(sample(labels, noise), noise)
-        return score(drawn, labels, _described("train"), *_neighbours(split))
+        return score(drawn, labels, _described("train"), _neighbours(split))
 
     def floor(self) -> dict[str, float]:
         """Scores of data. frechet, class_accuracy and spread are those of the 2000 held-out
         images; fewer samples have a larger frechet. precision, recall and coverage are those of as
         many training images, beside the held-out ones."""
         x, labels = images("held_out")
-        neighbours, radius = _neighbours("all")
-        scores = score(x, labels, _described("train"), neighbours, radius)
+        neighbours = _neighbours("all")
+        scores = score(x, labels, _described("train"), neighbours)
         fresh = _described("train").features[: len(neighbours)]
-        return {**scores, **neighbour_scores(fresh, neighbours, radius)}
+        return {**scores, **neighbour_scores(fresh, neighbours)}
 
     def scene(self) -> dict:
         """What to draw: images, six samples of each class, with the nearest training images."""
@@ -256,11 +226,8 @@ def _described(part: str) -> Described:
     return Described(classifier().describe(x)[0], labels)
 
 
-@cache
-def _neighbours(split: str) -> tuple[Tensor, Tensor]:
-    """Features (M, 64) of the data that neighbours are looked for among, and their radius (M,)."""
+def _neighbours(split: str) -> Tensor:
+    """Features (M, 64) of the data that neighbours are looked for among."""
     if split == "all":
-        features = _described("held_out").features
-    else:
-        features = _described("train").features[: FashionTask.QUICK_SAMPLES]
-    return features, neighbour_radius(features, NEIGHBOURS)
+        return _described("held_out").features
+    return _described("train").features[: FashionTask.QUICK_SAMPLES]
