@@ -230,9 +230,10 @@ class DistillConfig(Config):
     data: DataConfig = Field(default=DataConfig(), description="trajectories")
     teacher: TeacherConfig = Field(default=TeacherConfig(), description="the network to distil")
     method: str = Field(
-        default="dmd2",
+        default="auto",
         description="what is trained: kd is KD alone (train.kd_steps updates); after KD as a warm "
-        "start: dmd2, ladd (a GAN alone) or consistency",
+        "start: dmd2, ladd (a GAN alone) or consistency; auto: what is measured of the teacher "
+        "decides among KD alone, dmd2, and real data",
     )
     student: StudentConfig = Field(
         default=StudentConfig(), description="calls of the student, and how it is sampled"

@@ -44,14 +44,17 @@ __all__ = [
 
 # What is trained after KD where a config names no method.
 USUAL_METHOD: str = DistillConfig().method
+# Methods that a config without updates after KD takes for KD alone: the one of today, and the one
+# that was meant before there was another.
+_OPEN_METHODS = (USUAL_METHOD, "dmd2")
 
 
 def with_method(cfg: DistillConfig) -> DistillConfig:
     """The config with what its method implies; what contradicts it is refused before a teacher is
     loaded.
 
-    DMD2 with train.steps=0 is KD alone, whose spelling is method=kd. It is taken as that for one
-    more release, with a warning that gives what to write.
+    The usual method or DMD2 with train.steps=0 is KD alone, whose spelling is method=kd. It is taken
+    as that for one more release, with a warning that gives what to write.
 
     Raises:
         ValueError: an unknown method, another method without updates, keys that contradict it,
@@ -68,7 +71,7 @@ def with_method(cfg: DistillConfig) -> DistillConfig:
                 f"leave it out, or say method={USUAL_METHOD}"
             )
     elif method_named(cfg.method).updates(cfg) == 0:
-        if cfg.method != USUAL_METHOD:
+        if cfg.method not in _OPEN_METHODS:
             raise ValueError(
                 f"expected train.steps > 0 with method={cfg.method}, got {steps}; say "
                 f"train.steps={DistillTrainConfig().steps}, or method={WARM_START} for KD alone"

@@ -42,6 +42,7 @@ from .checks import (
     stored_scores,
     with_method,
 )
+from .decisions import decided
 from .evaluation import Sampler, chunk_rows
 from .hand_over import HandOver, Rows, teacher_notes
 from .origin import data_origin, teacher_origin
@@ -87,6 +88,8 @@ def distill(
             if processes.is_main_process:
                 print("\n".join(notes + job.notes()), file=sys.stderr, flush=True)
                 claim_run(run_dir, cfg, job.origin())
+        with together():
+            job.decide()
         job.train()
         with together():
             if processes.is_main_process:
@@ -132,7 +135,7 @@ class Distillation:
             try_network(self.networks, autocast=processes.autocast)
         self.stored_scores: tuple[Rows, dict[str, float]] | None = stored_scores(cfg)
         self.all_threads = torch.get_num_threads()
-        self.closing = HandOver(self.networks, self.task, run_dir, stored=self.stored_scores)
+        self.decisions: list[str] = []
 
     def notes(self) -> list[str]:
         """What a user should know of data and teacher before the first update."""
@@ -159,9 +162,28 @@ class Distillation:
             "mixed precision": str(self.processes.mixed_precision),
         }
 
+    def decide(self) -> None:
+        """Settle what `method: auto` leaves open, and say so."""
+        cfg, self.decisions = decided(
+            self.networks, self.task, self.run_dir, self.processes, self.stored_scores
+        )
+        if cfg != self.cfg:
+            self.cfg = cfg
+            self.networks.cfg = cfg
+            check_plan(self.networks, processes=self.world, sharded=self.processes.is_fsdp2)
+        if self.decisions and self.processes.is_main_process:
+            print("\n".join(self.decisions), file=sys.stderr, flush=True)
+
     def train(self) -> None:
         """Run what is left of the stages."""
         cfg = self.cfg
+        self.closing = HandOver(
+            self.networks,
+            self.task,
+            self.run_dir,
+            stored=self.stored_scores,
+            decisions=self.decisions,
+        )
         self.trainer = Trainer(
             {method.stage: functools.partial(method.build, self) for method in stages_of(cfg)},
             self.run_dir,

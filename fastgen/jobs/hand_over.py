@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class HandOver:
         task: its data and scores.
         run_dir: where `student/` and `report/` go.
         stored: scores of the teacher and of fresh data that are known already; None: measured.
+        decisions: what was decided before the training, a sentence each.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class HandOver:
         run_dir: Path,
         *,
         stored: tuple[Rows, dict[str, float]] | None = None,
+        decisions: Sequence[str] = (),
     ) -> None:
         self.setup = setup
         self.cfg = setup.cfg
         self.task = task
         self.run_dir = run_dir
         self.stored = stored
+        self.decisions = list(decisions)
 
     def run(
         self, students: Mapping[str, nn.Module], seconds: dict[str, float], warnings: list[str]
@@ -98,6 +101,7 @@ class HandOver:
             "selected": selected,
             "primary": self.task.primary,
             "validation": validation,
+            "decisions": self.decisions,
             "warnings": [*warnings, *teacher_notes(teacher_rows, floor, self.task.primary)],
         }
         watch.lap()

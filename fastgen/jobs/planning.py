@@ -24,6 +24,7 @@ from ..training.launching import Launch, launch_of
 from ..training.memory import Footprint, activation_bytes, footprint, memory_table
 from ..training.recompute import recompute_blocks
 from .checks import check_plan, coupling_notes, fit_to_teacher, with_method
+from .decisions import foreseen
 from .pretraining import build_network
 from .setup import Setup
 from .sources import load_teacher
@@ -54,6 +55,8 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     task = build_data(cfg.data)
     launch = launch or _launch()
     setup = Setup(cfg, teacher, task.train)
+    setup.cfg, decisions = foreseen(setup, task, launch.processes)
+    cfg = setup.cfg
     check_plan(setup, processes=launch.processes, sharded=launch.sharded)
     try_network(setup, export=True)
     notes += setup.notes()
@@ -67,6 +70,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
         coupled=setup.coupled,
     )
     notes += coupling_notes(setup)
+    notes += decisions
     footprints = distillation_footprints(setup, launch=launch)
     tables: list[str] = []
     for method in stages_of(cfg):

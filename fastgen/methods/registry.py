@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..config.schemas import DistillConfig
 from ..report.styles import StageStyle
+from .auto import Auto
 from .consistency import Consistency
 from .dmd2 import DMD2, LADD
 from .kd import KD
@@ -14,6 +15,7 @@ __all__ = ["METHODS", "WARM_START", "method_named", "stage_styles", "stages_of"]
 METHODS: dict[str, Method] = {
     "kd": KD(),
     "dmd2": DMD2(),
+    "auto": Auto(),
     "ladd": LADD(),
     "consistency": Consistency(),
 }

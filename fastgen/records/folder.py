@@ -27,6 +27,7 @@ _LOCK = ".lock"
 _OURS = (
     "metrics.jsonl",
     "origin.json",
+    "findings.json",
     "tracker_id",
     "checkpoints",
     "stages",

@@ -62,7 +62,7 @@ def write_report(
         run_dir: folder of the run.
         results: `{"teacher": {"100": {score: value}, "ab2-4": {...}}, "student": {"1": {...}},
             "kd": ..., "dmd": ..., "floor": {score: value}, "seconds": {...}, "latency": {...},
-            "selected": stage, "primary": score, "warnings": [text]}`.
+            "selected": stage, "primary": score, "decisions": [text], "warnings": [text]}`.
             Keys of rows are network calls, after the solver and a dash where it isn't Euler. What
             is missing is left out of tables and pictures.
         curves: rows of metrics.jsonl: `iteration`, `stage`, `step`, losses and, in some rows,
@@ -149,6 +149,7 @@ def _page(results: Mapping[str, Any], pictures: Sequence[str], stages: Stages) -
     selected = results.get("selected")
     if selected:
         parts.append(f"Exported: the student of stage `{selected}`.")
+    parts += results.get("decisions") or []
     warnings = results.get("warnings")
     if warnings:
         parts.append("Warnings of the training:")

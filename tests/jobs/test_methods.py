@@ -214,7 +214,7 @@ def test_methods_that_cannot_run_are_refused(tmp_path, changes, words):
 
 IDLE = (
     "train.steps=7 has no effect with method=kd, which is KD alone; leave it out, or say "
-    "method=dmd2"
+    "method=auto"
 )
 LEAVES = (
     "method=kd, since train.steps=0 leaves no updates after KD; say method=kd; the old spelling "
@@ -227,6 +227,8 @@ LEAVES = (
     [
         ("kd", {"steps": 7}, "kd", 0, [IDLE]),
         ("dmd2", {"steps": 0}, "kd", 0, [LEAVES]),
+        ("auto", {"steps": 0}, "kd", 0, [LEAVES]),
+        ("auto", {}, "auto", 300, []),
         ("kd", {}, "kd", 0, []),
         ("kd", {"steps": 0}, "kd", 0, []),
         ("dmd2", {}, "dmd2", 300, []),

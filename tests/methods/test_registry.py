@@ -77,7 +77,8 @@ def test_every_method_says_what_a_report_and_a_warning_need(name):
 
 
 def test_stages_are_unique_and_the_warm_start_comes_first():
-    assert len({method.stage for method in METHODS.values()}) == len(METHODS)
+    own = {name: method for name, method in METHODS.items() if name != "auto"}  # dmd2, undecided
+    assert len({method.stage for method in own.values()}) == len(own)
     for name, method in METHODS.items():
         cfg = DistillConfig(method=name)
         assert [stage.stage for stage in stages_of(cfg)] == list(

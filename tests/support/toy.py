@@ -74,6 +74,7 @@ def toy_config(run_dir, **train) -> DistillConfig:
     return DistillConfig.model_validate(
         {
             "name": "toy",
+            "method": "dmd2",
             "run_dir": str(run_dir),
             "teacher": {"calls": [1, 2], "ab2_calls": [4]},
             "student": {"steps": 2},

@@ -1,0 +1,75 @@
+"""A run of `method: auto` measures, says, acts, and goes on after a kill as it had decided."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fastgen.distillation import distill
+from fastgen.jobs import decisions
+from fastgen.jobs.decisions import DECISIONS
+from support.toy import ToyTask, ToyTeacher, toy_config
+
+
+class Judged(ToyTask):
+    """The toy, whose fresh data have a score to compare with."""
+
+    def __init__(self, floor: float) -> None:
+        super().__init__()
+        self._floor = floor
+
+    def floor(self) -> dict[str, float]:
+        return {"energy": self._floor}
+
+
+def run(folder, task, **train):
+    cfg = toy_config(folder, **train)
+    # As a user writes it: what is not set is open to decisions.
+    cfg = cfg.model_copy(update={"method": "auto"})
+    distill(cfg, teacher=ToyTeacher(), task=task)
+    return json.loads((folder / "report" / "report.json").read_text())
+
+
+@pytest.mark.parametrize(("floor", "weak"), [(1e-3, True), (1e3, False)])
+def test_the_report_tells_what_was_decided_and_by_which_numbers(tmp_path, capsys, floor, weak):
+    report = run(tmp_path / "run", Judged(floor))
+    (told,) = report["decisions"]
+    assert told in capsys.readouterr().err
+    assert told in (tmp_path / "run" / "report" / "report.md").read_text()
+    assert ("weak" in told) == weak
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    names = {name for row in rows for name in row}
+    assert ("real_data" in names) == weak
+    assert ("vsd" in names) != weak
+    found = json.loads((tmp_path / "run" / DECISIONS).read_text())
+    assert found["data"] == floor
+
+
+def test_what_was_found_is_not_measured_again(tmp_path, monkeypatch):
+    """A resumed run would otherwise decide anew, by the roundings of another machine."""
+    folder = tmp_path / "run"
+    run(folder, Judged(1e-3))
+    weights = (folder / "student" / "student.safetensors").read_bytes()
+
+    def no(*_, **__):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(decisions, "teacher_sampler", no)
+    cfg = toy_config(folder).model_copy(update={"method": "auto", "resume": True})
+    distill(cfg, teacher=ToyTeacher(), task=Judged(1e-3))
+    assert (folder / "student" / "student.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"teacher": "good"}, "findings.teacher"), ({"heads": 1}, "findings.heads")],
+)
+def test_damaged_findings_are_refused(tmp_path, change, says):
+    folder = tmp_path / "run"
+    run(folder, Judged(1e3))
+    path = folder / DECISIONS
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    cfg = toy_config(folder).model_copy(update={"method": "auto", "resume": True})
+    with pytest.raises(ValueError, match=says):
+        distill(cfg, teacher=ToyTeacher(), task=Judged(1e3))
