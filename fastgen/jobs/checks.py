@@ -53,8 +53,8 @@ def with_method(cfg: DistillConfig) -> DistillConfig:
     """The config with what its method implies; what contradicts it is refused before a teacher is
     loaded.
 
-    The usual method or DMD2 with train.steps=0 is KD alone, whose spelling is method=kd. It is taken
-    as that for one more release, with a warning that gives what to write.
+    `auto` or DMD2 with train.steps=0 is KD alone, whose spelling is method=kd. It is taken as that
+    for one more release, with a warning that gives what to write.
 
     Raises:
         ValueError: an unknown method, another method without updates, keys that contradict it,
