@@ -19,8 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._core.checks import check_choice, check_pred_type, check_shape
-from ._core.tensors import EPSILON, at_least_float32, expand_like, expand_mask, masked_mean
+from ._core.tensors import EPSILON, at_least_float32, expand_mask, mean_square_of_samples
 from .guidance import check_guidance, classifier_free_guidance
+from .vsd import (
+    F_DIVERGENCES as F_DIVERGENCES,
+    MAX_LOG_RATIO as MAX_LOG_RATIO,
+    NORM_EPSILON as NORM_EPSILON,
+    VSD_NORMS,
+    f_divergence_weight,
+    vsd_loss,
+)
 
 __all__ = [
     "VSD_NORMS",
@@ -37,16 +45,9 @@ __all__ = [
     "vsd_loss",
 ]
 
-# Added to the size that a VSD weight divides by, which is 0 for a sample on the teacher's x0.
-NORM_EPSILON = 1e-6
-VSD_NORMS = ("mean_abs", "rms")
 TIME_WEIGHTS = ("none", "sigma", "alpha", "min_snr")
 MIN_SNR_GAMMA = 5.0
 GAN_KINDS = ("softplus", "relativistic")
-F_DIVERGENCES = ("reverse_kl", "forward_kl", "js", "jeffreys", "hellinger")
-# A discriminator is trained on batches of about e^5 = 148 samples; a larger ratio is its guess.
-# With this bound no sample outweighs a batch, and even infinite logits give finite weights.
-MAX_LOG_RATIO = 5.0
 
 
 def dsm_loss(
@@ -98,7 +99,7 @@ def dsm_loss(
         check_shape(name, value, net_pred.shape)
     target = parts["eps"] - parts["x0"] if pred_type == "flow" else parts[pred_type]
     mask = None if mask is None else expand_mask(mask, net_pred)
-    per_sample = _mean_square(net_pred - target, mask)
+    per_sample = mean_square_of_samples(net_pred - target, mask)
     if weight is None:
         return per_sample.mean()
     if not isinstance(weight, Tensor):
@@ -107,137 +108,6 @@ def dsm_loss(
         weight = weight(t)
     check_shape("weight", weight, per_sample.shape)
     return (weight * per_sample).mean()
-
-
-def vsd_loss(
-    gen_data: Tensor,
-    teacher_x0: Tensor,
-    fake_score_x0: Tensor,
-    additional_scale: float | Tensor | None = None,
-    *,
-    norm: str = "mean_abs",
-    clamp: float | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Variational score distillation: a scalar whose gradient in `gen_data` is the distribution
-    matching direction.
-
-    With g = fake_score_x0 - teacher_x0 and one weight per sample
-
-        w = 1 / (mean_d |gen - teacher_x0| + 1e-6)            norm="mean_abs"
-        w = 1 / (sqrt(mean_d (gen - teacher_x0)^2) + 1e-6)    norm="rms"
-
-    the loss is 0.5 * mse(gen, stopgrad(gen - w g)), so that d loss / d gen = w g / (number of
-    elements). Rotations of the data don't change the rms weight; they do change mean_abs, which is
-    the original.
-
-    Args:
-        gen_data: generated sample, shape (B, ...), with gradient.
-        teacher_x0: the teacher's (guided) x0 at the noised sample, the same shape.
-        fake_score_x0: the fake score's, the same shape.
-        additional_scale: factor on w, float or (B,).
-        norm: "mean_abs" or "rms".
-        clamp: largest root mean square of a sample's direction w g, which is shortened to it; None:
-            no bound. Rotations don't change it.
-        mask: bool, (B, T) or broadcastable to `gen_data` (B, T, ...), True = real token. The means
-            in w and in the loss are then over what is real, sample by sample: d loss / d gen =
-            w g / (B * number of real entries of the sample), and 0 at padding.
-
-    Returns:
-        scalar, at least float32. Gradients reach `gen_data` only.
-
-    Raises:
-        ValueError: for shapes that differ, an unknown norm, or a mask without a real token in some
-            row.
-    """
-    check_choice("norm", norm, VSD_NORMS)
-    check_shape("teacher_x0", teacher_x0, gen_data.shape)
-    check_shape("fake_score_x0", fake_score_x0, gen_data.shape)
-    gen = at_least_float32(gen_data)
-    mask = None if mask is None else expand_mask(mask, gen)
-    with torch.no_grad():
-        teacher = at_least_float32(teacher_x0)
-        fake = at_least_float32(fake_score_x0)
-        if norm == "mean_abs":
-            size = _mean((gen - teacher).abs(), mask)
-        else:
-            size = _mean_square(gen - teacher, mask).sqrt()
-        w = 1.0 / (size + NORM_EPSILON)
-        if isinstance(additional_scale, Tensor):
-            w = w * at_least_float32(additional_scale)
-        elif additional_scale is not None:
-            w = w * additional_scale
-        direction = expand_like(w, gen) * (fake - teacher)
-        if clamp is not None:
-            length = _mean_square(direction, mask).sqrt()
-            shortened = (clamp / length.clamp(min=NORM_EPSILON)).clamp(max=1.0)
-            direction = direction * expand_like(shortened, gen)
-        target = gen - direction
-    if mask is None:
-        return 0.5 * (gen - target).square().mean()
-    return 0.5 * _mean_square(gen - target, mask).mean()
-
-
-def f_divergence_weight(kind: str, log_ratio: Tensor) -> Tensor:
-    """Weight of the distribution matching gradient that minimises another f-divergence than the
-    reverse KL.
-
-    With r = p_data / p_student at (x_t, t), D_f = E_student f(r) has the gradient
-
-        grad D_f = - E_student h(r) (score_data - score_student) dx_t,    h(r) = f''(r) r^2
-
-    (the variation of D_f in p_student is f(r) - r f'(r), whose gradient is -r f''(r) grad r = -h(r)
-    grad log r).
-
-        kind         f(r)                            h(r)           D_f
-        reverse_kl   -log r                          1              KL(student | data): plain VSD
-        forward_kl   r log r                         r              KL(data | student)
-        js           r log r - (r + 1) log((r+1)/2)  r / (1 + r)    twice Jensen-Shannon
-        jeffreys     (r - 1) log r                   1 + r          sum of both KLs
-        hellinger    2 (1 - sqrt r)^2                sqrt r         squared Hellinger, scaled
-
-    The forward KL is the one that covers all modes of the data.
-
-    The weight is h(r) / h(1), which is 1 where the laws agree, as in plain VSD. It is not divided
-    by its mean over the batch, which would depend on how many processes share the batch. Its mean
-    over the student's law is still 1 for forward_kl and jeffreys, and at most 1 for js and
-    hellinger, whose h is concave: this holds where E_student r = 1, that is where the student has
-    samples wherever data are, and no ratio meets its bound. If a discriminator tells nearly all
-    samples apart, the weights of forward_kl are nearly 0.
-
-    Args:
-        kind: one of `F_DIVERGENCES`.
-        log_ratio: log r, shape (B,), or logits (B, heads), whose mean over the heads is taken. At
-            its optimum the logit of a softplus discriminator is log r. That of a relativistic one
-            is log r up to an unknown constant, which won't do: it would scale the loss. Bounded to
-            +-`MAX_LOG_RATIO`.
-
-    Returns:
-        h(r) / h(1) of each sample by itself: shape (B,), at least float32, without gradient; made
-        for `additional_scale` of `vsd_loss`.
-
-    Raises:
-        ValueError: an unknown kind, or another shape.
-
-    Source: Xu, Nie & Vahdat 2025, arXiv:2502.15681.
-    """
-    check_choice("kind", kind, F_DIVERGENCES)
-    if log_ratio.ndim not in (1, 2) or log_ratio.numel() == 0:
-        raise ValueError(
-            f"expected log_ratio of shape (B,) or (B, heads), got {tuple(log_ratio.shape)}"
-        )
-    u = _rows(at_least_float32(log_ratio.detach())).mean(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    match kind:
-        case "forward_kl":
-            return u.exp()
-        case "js":
-            return 2.0 * u.sigmoid()
-        case "jeffreys":
-            return 0.5 * (1.0 + u.exp())
-        case "hellinger":
-            return (0.5 * u).exp()
-        case _:
-            return torch.ones_like(u)
 
 
 def gan_gen_loss(
@@ -378,21 +248,3 @@ def time_weight(kind: str, t: Tensor) -> Tensor:
             return ((1.0 - t) / t.clamp(min=EPSILON)).square().clamp(max=MIN_SNR_GAMMA)
         case _:
             return torch.ones_like(t)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(B, ...) -> (B, n), also for samples that are one number each, (B,)."""
-    return x.reshape(x.shape[0], -1)
-
-
-def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Per-sample mean (B,) of x (B, ...), of the entries where `mask`, shaped like x, is True."""
-    return masked_mean(_rows(x), None if mask is None else _rows(mask), 1)
-
-
-def _mean_square(x: Tensor, mask: Tensor | None) -> Tensor:
-    """As `_mean`, of the squares. Padding is set to 0 before it is squared, so that its gradient is
-    0 whatever it holds."""
-    if mask is not None:
-        x = x.masked_fill(~mask, 0.0)
-    return _mean(x.square(), mask)

@@ -14,7 +14,7 @@ methods export dmd
 samplers teachers discriminators
 training report losses two_sample networks
 data records flow_matching ema
-config models guidance interpolants
+config models guidance interpolants vsd
 _core solvers metrics frechet neighbours comparisons normalizer
 """
 FLOOR_OF = {

@@ -1,7 +1,5 @@
 """Losses against their formulas, gradients and invariances."""
 
-import math
-
 import pytest
 import torch
 
@@ -81,73 +79,6 @@ def test_dsm_names_what_is_missing(pred_type, given, message):
         dsm_loss(pred_type, FAKE, **given)
 
 
-# ---- Distribution matching -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", [None, 0.5, torch.linspace(0.5, 2, 6, dtype=torch.float64)])
-def test_vsd_gradient_is_the_two_line_formula(scale):
-    w = 1 / ((GEN - TEACHER).abs().mean((1, 2), keepdim=True) + NORM_EPSILON)
-    expected = w * (FAKE - TEACHER) / GEN.numel()
-    if scale is not None:
-        expected = expected * torch.as_tensor(scale).reshape(-1, 1, 1)
-    torch.testing.assert_close(
-        vsd_gradient(GEN, TEACHER, FAKE, scale), expected, rtol=1e-12, atol=1e-16
-    )
-
-
-def test_vsd_gradient_with_the_rms_weight():
-    w = 1 / ((GEN - TEACHER).square().mean((1, 2), keepdim=True).sqrt() + NORM_EPSILON)
-    expected = w * (FAKE - TEACHER) / GEN.numel()
-    torch.testing.assert_close(
-        vsd_gradient(GEN, TEACHER, FAKE, norm="rms"), expected, rtol=1e-12, atol=1e-16
-    )
-
-
-def test_vsd_value_is_half_the_mean_square_of_its_direction():
-    w = 1 / ((GEN - TEACHER).abs().mean((1, 2), keepdim=True) + NORM_EPSILON)
-    torch.testing.assert_close(
-        vsd_loss(GEN, TEACHER, FAKE), 0.5 * (w * (FAKE - TEACHER)).square().mean()
-    )
-
-
-def rotation(angle):
-    return torch.tensor(
-        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]],
-        dtype=torch.float64,
-    )
-
-
-def test_rms_weight_is_rotation_invariant_and_mean_abs_is_not():
-    r = rotation(0.6)
-    moved = [x @ r.T for x in (GEN, TEACHER, FAKE)]
-    turned = vsd_gradient(GEN, TEACHER, FAKE, norm="rms") @ r.T
-    torch.testing.assert_close(vsd_gradient(*moved, norm="rms"), turned, rtol=1e-12, atol=1e-14)
-    ratio = vsd_gradient(*moved).norm(dim=(1, 2)) / vsd_gradient(GEN, TEACHER, FAKE).norm(
-        dim=(1, 2)
-    )
-    assert (ratio - 1).abs().max() > 0.02
-
-
-@pytest.mark.parametrize("norm", ["mean_abs", "rms"])
-def test_vsd_is_finite_on_the_teachers_x0(norm):
-    gradient = vsd_gradient(TEACHER, TEACHER, FAKE, norm=norm)
-    assert torch.isfinite(gradient).all()
-    torch.testing.assert_close(gradient, (FAKE - TEACHER) / NORM_EPSILON / GEN.numel())
-
-
-def test_vsd_reaches_the_generated_sample_only():
-    parts = [x.clone().requires_grad_() for x in (GEN, TEACHER, FAKE)]
-    vsd_loss(*parts).backward()
-    assert parts[0].grad is not None and parts[1].grad is None and parts[2].grad is None
-
-
-def test_vsd_refuses_unknown_norms_and_shapes():
-    with pytest.raises(ValueError, match="unknown norm 'l1', expected one of: mean_abs, rms"):
-        vsd_loss(GEN, TEACHER, FAKE, norm="l1")
-    with pytest.raises(ValueError, match="expected fake_score_x0 of shape"):
-        vsd_loss(GEN, TEACHER, FAKE[:, :2])
-
-
 def test_losses_compute_in_at_least_float32():
     low = [x.bfloat16() for x in (GEN, TEACHER, FAKE)]
     assert vsd_loss(*low).dtype == torch.float32
@@ -195,23 +126,6 @@ def test_masked_dsm_is_the_mean_over_the_samples_cut_to_their_lengths(pred_type)
     x0 = padded(GEN).detach()
     eps = padded(TEACHER).detach()
     loss = dsm_loss(pred_type, filled, x0=x0, eps=eps, t=t, weight=lambda t: 1 / t, mask=MASK)
-    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    (found,) = torch.autograd.grad(loss, filled)
-    torch.testing.assert_close(found, gradient, rtol=1e-12, atol=0)
-    assert (found[~MASK] == 0).all()
-
-
-@pytest.mark.parametrize("norm", ["mean_abs", "rms"])
-def test_masked_vsd_is_the_mean_over_the_samples_cut_to_their_lengths(norm):
-    scale = torch.linspace(0.5, 2, 6, dtype=torch.float64)
-    gen = GEN.clone().requires_grad_()
-    parts = [vsd_loss(*cut(i, gen, TEACHER, FAKE), scale[i : i + 1], norm=norm) for i in range(6)]
-    expected = torch.stack(parts).mean()
-    (gradient,) = torch.autograd.grad(expected, gen)
-    filled = padded(GEN)
-    loss = vsd_loss(
-        filled, padded(TEACHER).detach(), padded(FAKE).detach(), scale, norm=norm, mask=MASK
-    )
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     (found,) = torch.autograd.grad(loss, filled)
     torch.testing.assert_close(found, gradient, rtol=1e-12, atol=0)

@@ -19,6 +19,9 @@ __all__ = [
     "expand_mask",
     "in_float64",
     "masked_mean",
+    "mean_of_samples",
+    "mean_square_of_samples",
+    "rows_of_samples",
     "time_dtype",
     "wide_dtype",
 ]
@@ -117,6 +120,24 @@ def masked_mean(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     if mask is None:
         return x.mean(dim)
     return x.masked_fill(~mask, 0.0).sum(dim) / mask.sum(dim)
+
+
+def rows_of_samples(x: Tensor) -> Tensor:
+    """(B, ...) -> (B, n), also for samples that are one number each, (B,)."""
+    return x.reshape(x.shape[0], -1)
+
+
+def mean_of_samples(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Per-sample mean (B,) of x (B, ...), of the entries where `mask`, shaped like x, is True."""
+    return masked_mean(rows_of_samples(x), None if mask is None else rows_of_samples(mask), 1)
+
+
+def mean_square_of_samples(x: Tensor, mask: Tensor | None) -> Tensor:
+    """As `mean_of_samples`, of the squares. Padding is set to 0 before it is squared, so that its
+    gradient is 0 whatever it holds."""
+    if mask is not None:
+        x = x.masked_fill(~mask, 0.0)
+    return mean_of_samples(x.square(), mask)
 
 
 def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

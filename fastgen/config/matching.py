@@ -2,84 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from .._core.checks import check_pred_type
-from .base import Config
-from .groups import SampleTimestepConfig, TimeLaw
+from .vsd import VSDConfig
 
 __all__ = ["MatchingConfig"]
 
 
-class MatchingConfig(Config):
+class MatchingConfig(VSDConfig):
     """Losses and schedule of distribution matching, `dmd:` in YAML. The student that they train is
     a group of its own, :class:`fastgen.config.student.StudentConfig`.
 
     Raises:
-        ValueError: all weights 0, or losses that contradict each other.
+        ValueError: all weights 0, or losses that contradict each other; and as `VSDConfig`.
     """
 
-    fake_score_pred_type: Literal["flow", "x0", "eps"] | None = Field(
-        default=None,
-        description="space of the fake score's loss; null = what a converted teacher was trained "
-        "to predict, else pred_type",
-    )
-    backward_simulation: bool = Field(
-        default=True,
-        description="train on the student's own rollout; false: on noised data, which "
-        "real_data_weight doesn't go with",
-    )
-    rung_weights: tuple[float, ...] = Field(
-        default=(), description="how often each rung is trained, relative numbers; [] = equally"
-    )
-    guidance_scale: float | None = Field(
-        default=None, ge=0.0, description="classifier-free guidance of the teacher; null = off"
-    )
-    guidance_interval: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="RF times between which the teacher is guided"
-    )
-    guidance_rescale: float = Field(
-        default=0.0,
-        ge=0.0,
-        le=1.0,
-        description="how far a guided x0 is brought back to the root mean square of the unguided "
-        "one",
-    )
-    vsd_weight: float = Field(
-        default=1.0,
-        ge=0.0,
-        description="weight of the VSD loss; 0 = none, and no fake score is trained",
-    )
-    vsd_t: TimeLaw = Field(
-        default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.98),
-        description="t of the VSD loss",
-    )
-    fake_score_t: TimeLaw = Field(
-        default=SampleTimestepConfig(time_dist_type="uniform"),
-        description="t of the fake score's loss",
-    )
-    gan_t: TimeLaw = Field(
-        default=SampleTimestepConfig(time_dist_type="uniform", min_t=0.02, max_t=0.6),
-        description="t of the GAN losses",
-    )
-    vsd_norm: Literal["mean_abs", "rms"] = Field(
-        default="mean_abs", description="VSD weight; rms is rotation-invariant"
-    )
-    vsd_alpha_factor: bool = Field(
-        default=False, description="multiply the VSD weight by alpha_t = 1 - t"
-    )
-    vsd_clamp: float | None = Field(
-        default=None,
-        gt=0.0,
-        description="largest rms of one sample's VSD direction; null = no bound",
-    )
-    f_divergence: Literal["reverse_kl", "forward_kl", "js", "jeffreys", "hellinger"] = Field(
-        default="reverse_kl",
-        description="divergence that VSD descends (f-distill); all but reverse_kl need the ratio "
-        "of a softplus discriminator, with gan_t over the whole range of vsd_t",
-    )
     fake_score_weight: Literal["none", "sigma", "alpha", "min_snr"] = Field(
         default="none",
         description="weight of the fake score's loss over t: 1, t, 1 - t or min(snr, 5)",
@@ -171,22 +110,8 @@ class MatchingConfig(Config):
             self.f_divergence != "reverse_kl" and self.vsd_weight > 0
         )
 
-    @field_validator("fake_score_pred_type", mode="before")
-    @classmethod
-    def _known(cls, value: Any) -> Any:
-        if value is not None:
-            check_pred_type(value, "fake_score_pred_type")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> MatchingConfig:
-        if self.rung_weights and (min(self.rung_weights) < 0 or sum(self.rung_weights) <= 0):
-            raise ValueError(
-                f"expected rung_weights >= 0 and not all 0, got {list(self.rung_weights)}"
-            )
-        lo, hi = self.guidance_interval
-        if not 0.0 <= lo < hi <= 1.0:
-            raise ValueError(f"expected guidance_interval as 0 <= lo < hi <= 1, got {[lo, hi]}")
         if not self.real_data_bandwidths or min(self.real_data_bandwidths) <= 0:
             raise ValueError(
                 f"expected real_data_bandwidths > 0, got {list(self.real_data_bandwidths)}"

@@ -33,28 +33,23 @@ References:
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._core.checks import check_shape
-from ..discriminators import Features
 from ..guidance import check_guidance
 from ..networks import Cond
-from ..teachers.conversion import check_prediction
-from .judges import Judges, check_judges, fake_score_space, knows_rung, named_features
-from .rollouts import Generated, Rollouts, SharedDraws, student_rungs
+from .pipeline import Pipeline
+from .rollouts import Generated
 from .terms import discriminator_terms, fake_score_term, real_data_term, sample_terms
-
-if TYPE_CHECKING:
-    from ..config.dmd import DMDConfig
+from .verdicts import Verdict
 
 __all__ = ["DMDPipeline"]
 
 
-class DMDPipeline:
+class DMDPipeline(Pipeline):
     """The losses of DMD2. Holds references to the networks; owns no optimiser, no device and no
     weights.
 
@@ -72,77 +67,14 @@ class DMDPipeline:
             discriminator sees; None: what `config.gan_features` and `config.gan_blocks` name.
         rank, world_size, same_draws: this process's part of the global batch, see
             :class:`fastgen.methods.rollouts.SharedDraws`.
+        mean: of a tensor over the processes, as `Processes.mean`; needed where several share a
+            batch that `vsd_norm="batch"` gives one weight.
 
     Raises:
         ValueError: if the config names unknown types, if t_list contradicts student_steps, if the
-            config needs a discriminator or a fake score and there is none, or if it asks for blocks
-            that the network does not have.
+            config needs a discriminator, a fake score or a mean over processes and there is none,
+            or if it asks for blocks that the network does not have.
     """
-
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        fake_score: nn.Module | None,
-        config: DMDConfig,
-        *,
-        discriminator: nn.Module | None = None,
-        features: Features | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        same_draws: bool = False,
-    ) -> None:
-        self.t_list = student_rungs(config)
-        self.num_rungs = len(self.t_list) - 1
-        check_prediction(student, config.pred_type)
-        check_judges(teacher, fake_score, discriminator, config)
-        self.fake_score_pred_type = fake_score_space(fake_score, config)
-        self._features_by_rung = False
-        if discriminator is not None and features is None:
-            features = named_features(teacher, fake_score, config)
-            self._features_by_rung = config.gan_features == "fake_score" and knows_rung(fake_score)
-        self.student = student
-        self.teacher = teacher
-        self.fake_score = fake_score
-        self.config = config
-        self.discriminator = discriminator
-        self.features = features
-        self.draws = SharedDraws(rank, world_size, same_draws)
-
-    # Built at each access, so that they follow a pipeline whose networks or draws are replaced.
-
-    @property
-    def judges(self) -> Judges:
-        """Teacher, fake score and discriminator, as they judge a sample."""
-        return Judges(
-            self.teacher,
-            self.fake_score,
-            self.discriminator,
-            self.features,
-            self._features_by_rung,
-            self.config,
-        )
-
-    @property
-    def rollouts(self) -> Rollouts:
-        """The student, as it generates."""
-        return Rollouts(self.student, self.config, self.t_list, self.draws)
-
-    def alone(self) -> DMDPipeline:
-        """The same pipeline for a batch that no other process has a part of."""
-        return self._drawing(self.draws.alone())
-
-    def micro_batch(self, index: int, of: int) -> DMDPipeline:
-        """The same pipeline for part `index` of the `of` equal parts of this process's share: with
-        a generator in the same state for each, their losses average to the loss of the share."""
-        return self._drawing(self.draws.part(index, of))
-
-    def _drawing(self, draws: SharedDraws) -> DMDPipeline:
-        pipeline = copy.copy(self)
-        pipeline.draws = draws
-        return pipeline
-
-    # ---- Losses ----------------------------------------------------------------------------------
 
     def compute_student_loss(
         self,
@@ -153,6 +85,7 @@ class DMDPipeline:
         negative_cond: Cond = None,
         mask: Tensor | None = None,
         generated: Generated | None = None,
+        verdict: Verdict | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """VSD, the student's GAN loss and a kernel distance to real data, each if it has a weight;
@@ -166,6 +99,7 @@ class DMDPipeline:
             negative_cond: condition guided away from, needed with `guidance_scale`.
             mask: (B, T), True at real tokens; None: all are.
             generated: what `generate` returned, to be used in place of new samples.
+            verdict: what `vsd_verdict` said of these samples; None: the judges are asked.
             generator: source of rung, sde noise, t, eps, then t and eps of the GAN loss (of the
                 data too, if that is relativistic), then the noise of the kernel distance.
 
@@ -183,7 +117,14 @@ class DMDPipeline:
             made = self.generate(x0, noise, cond, generator=generator)
         options: dict[str, Any] = {"mask": mask, "generator": generator}
         losses = sample_terms(
-            self.judges, self.draws, made, x0, cond, negative_cond=negative_cond, **options
+            self.judges,
+            self.draws,
+            made,
+            x0,
+            cond,
+            negative_cond=negative_cond,
+            verdict=verdict,
+            **options,
         )
         if self.config.real_data_weight > 0:
             losses["real_data"] = real_data_term(self.rollouts, made, x0, noise, cond, **options)
@@ -265,40 +206,6 @@ class DMDPipeline:
         if "r2" in losses:
             total = total + self.config.gan_r2_reg_weight / (2.0 * a**2) * losses["r2"]
         return {**losses, "total": total}
-
-    # ---- Samples ---------------------------------------------------------------------------------
-
-    def student_input(
-        self,
-        x0: Tensor | None,
-        noise: Tensor,
-        cond: Cond = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, float | Tensor, int | Tensor]:
-        """What the student is trained on, see `Rollouts.student_input`."""
-        return self.rollouts.student_input(x0, noise, cond, generator=generator)
-
-    def generate(
-        self,
-        x0: Tensor | None,
-        noise: Tensor,
-        cond: Cond = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Generated:
-        """The student's samples at one rung, see `Rollouts.generate`."""
-        return self.rollouts.generate(x0, noise, cond, generator=generator)
-
-    def fake_x0(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
-        """The fake score's x0 of `x_t`, see `Judges.fake_x0`."""
-        return self.judges.fake_x0(x_t, t, cond, rung)
-
-    def discriminator_logits(
-        self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """The discriminator's logits of `x_t`, see `Judges.discriminator_logits`."""
-        return self.judges.discriminator_logits(x_t, t, cond, rung, mask)
 
 
 def _detached(

@@ -135,6 +135,7 @@ class DMD2(Method):
             same_draws=True,
             rank=run.rank,
             world_size=run.world,
+            mean=student.processes.mean,
         )
         pairs = None
         if self.uses_pairs(cfg):

@@ -16,7 +16,6 @@ from .._core.modules import as_built, evaluating, frozen
 from ..discriminators import Features, block_features, sample_features
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
-from ..losses import VSD_NORMS
 from ..networks import (
     Cond,
     call_network,
@@ -29,6 +28,7 @@ from ..networks import (
 from ..teachers.conversion import check_prediction, loss_space, translated
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network, HalfNetwork
+from ..vsd import VSD_NORMS
 from .fake_scores import RungConditioned
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from .diagnostics import diagnose
 from .dmd import DMDPipeline
 from .kd import KnowledgeDistillation
 from .rollouts import Generated
+from .verdicts import Verdict, of_one_batch
 
 DIAGNOSED_ROWS = 256
 
@@ -155,11 +156,16 @@ class DistributionMatching(Stage):
         made: list[Generated] = []
 
         def loss(
-            pipeline: DMDPipeline, batch: tuple[Tensor, Tensor, Any], pairs: tuple[Any, ...]
+            pipeline: DMDPipeline,
+            batch: tuple[Tensor, Tensor, Any],
+            pairs: tuple[Any, ...],
+            verdict: Verdict | None,
         ) -> dict[str, Tensor]:
             generator = self.draws.generator(step, "student")
             generated = pipeline.generate(*batch, generator=generator)
-            losses = pipeline.compute_student_loss(*batch, generated=generated, generator=generator)
+            losses = pipeline.compute_student_loss(
+                *batch, generated=generated, verdict=verdict, generator=generator
+            )
             made.append(generated.detach())
             if self.pairs is not None:
                 losses["kd"] = self.pairs.loss(*pairs)
@@ -168,9 +174,31 @@ class DistributionMatching(Stage):
 
         batches = self._split(*self._batch(step, "student"))
         of_pairs = self._split(*(() if self.pairs is None else self.pairs.batch(step)))
-        parts = list(zip(self._pipelines(), batches, of_pairs, strict=True))
+        pipelines = self._pipelines(step)
+        verdicts = self._verdicts(step, pipelines, batches)
+        parts = list(zip(pipelines, batches, of_pairs, verdicts, strict=True))
         logs |= update_in_parts(self.student, step - self.warmup, loss, parts)
         return made
+
+    def _verdicts(
+        self, step: int, pipelines: list[DMDPipeline], batches: list[tuple[Any, ...]]
+    ) -> list[Verdict | None]:
+        """What VSD's judges say of each micro-batch, where its weight is one for all of them; else
+        None for each, and the losses ask the judges.
+
+        The judges are asked once either way. The student makes its samples once more, without
+        gradient: their graphs would not fit into memory all at once.
+        """
+        one_weight = self.dmd.vsd_norm == "batch" and self.dmd.vsd_weight > 0
+        if not one_weight or len(pipelines) == 1:
+            return [None] * len(pipelines)
+        verdicts = []
+        for pipeline, batch in zip(pipelines, batches, strict=True):
+            generator = self.draws.generator(step, "student")
+            with torch.no_grad():
+                made = pipeline.generate(*batch, generator=generator)
+            verdicts.append(pipeline.vsd_verdict(made, batch[2], generator=generator))
+        return [*of_one_batch(verdicts)]
 
     def _update_judge(
         self,
@@ -196,16 +224,17 @@ class DistributionMatching(Stage):
             return getattr(pipeline, judge.loss)(*batch, generated=generated, generator=generator)
 
         samples = made or [None] * self.draws.accumulation
-        parts = list(zip(self._pipelines(), self._split(*batch), samples, strict=True))
+        parts = list(zip(self._pipelines(step), self._split(*batch), samples, strict=True))
         done = update_in_parts(judge.network, index, loss, parts)
         norm = done.pop("grad_norm")
         logs |= {key: value for key, value in done.items() if key not in ("total", "lr")}
         logs[f"{judge.name}_grad_norm"] = norm
 
-    def _pipelines(self) -> list[DMDPipeline]:
+    def _pipelines(self, step: int) -> list[DMDPipeline]:
         """The pipeline of each micro-batch."""
+        pipeline = self.pipeline.at_update(max(step - self.warmup, 0))
         k = self.draws.accumulation
-        return [self.pipeline.micro_batch(j, k) for j in range(k)]
+        return [pipeline.micro_batch(j, k) for j in range(k)]
 
     def _split(self, *batch: Any) -> list[tuple[Any, ...]]:
         return micro_batches(self.draws, *batch)

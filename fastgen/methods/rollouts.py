@@ -8,7 +8,7 @@ processes and micro-batches, which share its draws.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,6 +74,7 @@ class SharedDraws:
         world_size: number of equal parts.
         same_draws: whether all processes are sure to give generators in the same state. If not,
             what must be one number for all of them is taken from rank 0.
+        across: mean of a tensor over all processes, as `Processes.mean`; None: this one is alone.
 
     Raises:
         ValueError: unless 0 <= rank < world_size.
@@ -82,6 +83,7 @@ class SharedDraws:
     rank: int = 0
     world_size: int = 1
     same_draws: bool = False
+    across: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -92,7 +94,7 @@ class SharedDraws:
 
     def alone(self) -> SharedDraws:
         """Draws for a batch that no other process has a part of."""
-        return replace(self, rank=0, world_size=1)
+        return replace(self, rank=0, world_size=1, across=None)
 
     def part(self, index: int, of: int) -> SharedDraws:
         """Draws of part `index` of the `of` equal parts of this process's own part."""
@@ -114,6 +116,10 @@ class SharedDraws:
         """Times t (B,) from `cfg`, then noise eps shaped like `x`."""
         t = sample_timesteps(len(x) * self.world_size, cfg, device=x.device, generator=generator)
         return self.own(t), self.normal_like(x, generator)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over all processes of `x`, a mean over this part; all of them must ask."""
+        return x if self.across is None else self.across(x)
 
     def agreed(self, x: Tensor, device: torch.device) -> Tensor:
         """The draw `x` that all processes use: rank 0's, or `x` itself if theirs are the same.

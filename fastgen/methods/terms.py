@@ -15,17 +15,17 @@ from .._core.conditions import map_tensors
 from ..flow_matching import add_noise, convert_prediction
 from ..losses import (
     dsm_loss,
-    f_divergence_weight,
     gan_disc_loss,
     gan_gen_loss,
     r1_loss,
     time_weight,
-    vsd_loss,
 )
 from ..networks import Cond
 from ..two_sample import two_sample_loss
+from ..vsd import vsd_loss
 from .judges import Judges
 from .rollouts import Generated, Rollouts, SharedDraws
+from .verdicts import Verdict, vsd_verdict
 
 __all__ = [
     "discriminator_terms",
@@ -49,6 +49,7 @@ def sample_terms(
     *,
     negative_cond: Cond = None,
     mask: Tensor | None = None,
+    verdict: Verdict | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """The terms that judge samples one by one, {["vsd"], ["gan_gen"]}: those that have a weight.
@@ -60,12 +61,20 @@ def sample_terms(
         cond: condition of the samples.
         negative_cond: condition guided away from.
         mask: (B, T), True at real tokens; None: all are.
+        verdict: as in :func:`vsd_term`.
         generator: source of the draws of VSD, then of the GAN loss.
     """
     terms = {}
     if judges.config.vsd_weight > 0:
         terms["vsd"] = vsd_term(
-            judges, draws, made, cond, negative_cond=negative_cond, mask=mask, generator=generator
+            judges,
+            draws,
+            made,
+            cond,
+            negative_cond=negative_cond,
+            mask=mask,
+            verdict=verdict,
+            generator=generator,
         )
     if judges.config.gan_loss_weight_gen > 0:
         terms["gan_gen"] = gan_term(judges, draws, made, x0, cond, mask=mask, generator=generator)
@@ -80,32 +89,34 @@ def vsd_term(
     *,
     negative_cond: Cond = None,
     mask: Tensor | None = None,
+    verdict: Verdict | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The VSD loss of samples, see :func:`fastgen.losses.vsd_loss`; its weight has the factors that
+    """The VSD loss of samples, see :func:`fastgen.vsd.vsd_loss`; its weight has the factors that
     `f_divergence` and `vsd_alpha_factor` ask for.
 
     Draws t, then eps.
+
+    Args:
+        verdict: what the judges said of these very samples, with draws of the same generator; None:
+            they are asked.
     """
     config = judges.config
-    t, eps = draws.times_and_noise(made.x0, config.vsd_t, generator)
-    x_t = add_noise(made.x0.detach(), eps, t)
-    scale: Tensor | None = None
-    with torch.no_grad():
-        fake_x0 = judges.fake_x0(x_t, t, cond, made.rung)
-        teacher_x0 = judges.teacher_x0(x_t, t, cond, negative_cond, mask)
-        if config.f_divergence != "reverse_kl":
-            log_ratio = judges.discriminator_logits(x_t, t, cond, made.rung, mask)
-            scale = f_divergence_weight(config.f_divergence, log_ratio)
-    if config.vsd_alpha_factor:
-        alpha_t = 1.0 - t
-        scale = alpha_t if scale is None else alpha_t * scale
+    if verdict is None:
+        verdict = vsd_verdict(
+            judges, draws, made, cond, negative_cond=negative_cond, mask=mask, generator=generator
+        )
+    else:
+        # Drawn all the same, so that what is drawn later doesn't depend on who asked the judges.
+        draws.times_and_noise(made.x0, config.vsd_t, generator)
     return vsd_loss(
         made.x0,
-        teacher_x0,
-        fake_x0,
-        scale,
+        verdict.teacher_x0,
+        verdict.fake_x0,
+        verdict.scale,
         norm=config.vsd_norm,
+        norm_min=config.vsd_norm_min,
+        mean_size=verdict.mean_size,
         clamp=config.vsd_clamp,
         mask=mask,
     )

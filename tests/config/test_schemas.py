@@ -341,3 +341,40 @@ def test_a_student_has_the_same_keys_in_a_run_and_in_a_pipeline():
 def test_a_pipeline_takes_its_prediction_first_as_it_always_did():
     assert DMDConfig("x0") == DMDConfig(pred_type="x0")
     assert set(DMDConfig.in_order()) == set(DMDConfig.model_fields)
+
+
+# ---- The range of VSD's times --------------------------------------------------------------------
+
+
+def test_the_range_of_vsd_times_widens_in_a_straight_line_and_then_stays():
+    cfg = MatchingConfig(vsd_widen_from=0.62, vsd_widen_updates=6)
+    laws = [cfg.vsd_t_at(update) for update in range(9)]
+    assert [law.min_t for law in laws] == pytest.approx(
+        [0.62, 0.52, 0.42, 0.32, 0.22, 0.12, *3 * [0.02]]
+    )
+    assert all(law.model_copy(update={"min_t": 0.02}) == cfg.vsd_t for law in laws)
+    assert all(MatchingConfig().vsd_t_at(update) == MatchingConfig().vsd_t for update in (0, 7))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"vsd_widen_from": 0.5},
+            "vsd_widen_updates > 0 together, got 0.5 and 0",
+        ),
+        (
+            {"vsd_widen_updates": 5},
+            "vsd_widen_updates > 0 together, got None and 5",
+        ),
+        (
+            {"vsd_widen_from": 0.99, "vsd_widen_updates": 5},
+            "vsd_widen_from within vsd_t, 0.02..0.98, got 0.99",
+        ),
+        ({"vsd_norm": "none", "vsd_norm_min": 0.1}, "vsd_norm_min=0 with vsd_norm=none"),
+        ({"vsd_norm_min": -0.1}, "vsd_norm_min"),
+    ],
+)
+def test_keys_of_vsd_that_contradict_each_other_are_refused(keys, said):
+    with pytest.raises(ValueError, match=said):
+        MatchingConfig(**keys)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -153,6 +156,87 @@ def test_the_mean_gradient_of_many_processes_and_micro_batches_is_that_of_one(
         world == 1
         or max(float((a - b).abs().max()) for a, b in zip(whole, parts[0], strict=True)) > 1e-3
     )
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 3), (2, 1), (2, 3)])
+def test_one_weight_is_that_of_all_processes_and_micro_batches(world, accumulation):
+    """Under `vsd_norm="batch"`, where the weight of a part by itself would be another."""
+    dmd = DMD.model_copy(update={"vsd_norm": "batch", "fake_score_warmup_steps": 0})
+
+    def run(rank: int, world: int, accumulation: int, mean: Meeting) -> list[Tensor]:
+        student = Recorder(ToyTeacher(seed=1))
+        fake_score = Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=3))
+        pipeline = DMDPipeline(
+            student.network,
+            ToyTeacher(),
+            fake_score.network,
+            dmd,
+            rank=rank,
+            world_size=world,
+            mean=functools.partial(mean.mean, rank),
+        )
+        inputs = TASK.train.network_inputs()
+        stage = DistributionMatching(
+            student, fake_score, pipeline, *inputs, dmd, 2, draws(rank, world)
+        )
+        in_micro_batches(stage, accumulation)
+        for step in range(stage.updates):
+            stage.update(step)
+        return gradients([student])
+
+    whole = run(0, 1, 1, Meeting(1))
+    together = Meeting(world)
+    with ThreadPoolExecutor(world) as threads:
+        asked = [threads.submit(run, rank, world, accumulation, together) for rank in range(world)]
+        parts = [one.result() for one in asked]
+    assert whole and max(float(g.abs().max()) for g in whole) > 1e-3
+    for one, *many in zip(whole, *parts, strict=True):
+        assert torch.allclose(torch.stack(many).mean(0), one, rtol=1e-4, atol=1e-7)
+
+
+def test_the_range_of_vsd_times_widens_with_the_students_updates():
+    law = {"time_dist_type": "uniform", "min_t": 0.1, "max_t": 0.9}
+    dmd = DMD.model_copy(
+        update={
+            "vsd_t": SampleTimestepConfig(**law),
+            "vsd_widen_from": 0.8,
+            "vsd_widen_updates": 2,
+            "fake_score_warmup_steps": 1,
+        }
+    )
+    seen: list[Tensor] = []
+
+    class Seeing(ToyTeacher):
+        def forward(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+            seen.append(t)
+            return super().forward(x_t, t, cond)
+
+    student = Recorder(ToyTeacher(seed=1))
+    fake_score = Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=3))
+    pipeline = DMDPipeline(student.network, Seeing(), fake_score.network, dmd)
+    inputs = TASK.train.network_inputs()
+    stage = DistributionMatching(student, fake_score, pipeline, *inputs, dmd, 4, draws())
+    stage.update(0)
+    assert not seen  # the warm-up doesn't ask the teacher
+    for step in range(1, stage.updates):
+        stage.update(step)
+    for times, lowest in zip(seen, (0.8, 0.45, 0.1, 0.1), strict=True):
+        assert lowest <= float(times.min()) < lowest + 0.3 and float(times.max()) <= 0.9
+
+
+class Meeting:
+    """Stands for processes, each a thread, that take the mean of their numbers."""
+
+    def __init__(self, world: int) -> None:
+        self.barrier = threading.Barrier(world, timeout=60)
+        self.numbers = [torch.zeros(())] * world
+
+    def mean(self, rank: int, x: Tensor) -> Tensor:
+        self.numbers[rank] = x
+        self.barrier.wait()
+        mean = torch.stack(self.numbers).mean(0)
+        self.barrier.wait()
+        return mean
 
 
 @stages

@@ -87,7 +87,7 @@ def toy_config(run_dir, **train) -> DistillConfig:
 # Each of DMD's branches on, as `dmd` of a config.
 EVERYTHING = {
     "fake_score_warmup_steps": 4,
-    "vsd_norm": "rms",
+    "vsd_norm": "batch",
     "f_divergence": "forward_kl",
     "gan_loss_weight_gen": 0.1,
     "gan_t": {"time_dist_type": "uniform", "min_t": 0.02, "max_t": 0.98},
