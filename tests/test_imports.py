@@ -15,7 +15,7 @@ samplers teachers discriminators
 training report losses two_sample networks
 data records flow_matching ema
 config models guidance interpolants vsd
-_core solvers metrics frechet neighbours comparisons normalizer
+_core solvers metrics frechet neighbours comparisons normalizer box
 """
 FLOOR_OF = {
     wing: height

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ..box import Box
 from .base import MOST_SEED, Config
 from .dmd import DMDConfig, joined
 from .matching import MatchingConfig
@@ -92,6 +93,24 @@ class DataConfig(Config):
         description="file of trajectories: false for a teacher that was trained in the units of "
         "the file; null = true; other samples are never normalised",
     )
+    range: tuple[float | tuple[float, ...], float | tuple[float, ...]] | None = Field(
+        default=None,
+        description="[lo, hi] in the units of the data, each a number or a list of one for each "
+        "channel (the last axis), within which all data lie: finished samples are clamped to it; "
+        "null = none",
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _is_box(cls, value: Any) -> Any:
+        if value is not None:
+            Box.from_state(value)
+        return value
+
+    @property
+    def box(self) -> Box | None:
+        """What `range` declares; None where it declares nothing."""
+        return None if self.range is None else Box.from_state(self.range)
 
 
 class ModelConfig(Config):
@@ -168,8 +187,8 @@ class TeacherConfig(Config):
     )
     clip_sample: tuple[float, float] | Literal["unclipped"] | None = Field(
         default=None,
-        description="[low, high]: its x0 is clipped to that, and so are its students'; null = "
-        "as teacher.scheduler says, else unclipped",
+        description="[low, high]: its x0 is clipped to that in every call, in its own units, and "
+        "so are its students'; null = as teacher.scheduler says, else unclipped",
     )
     spacing: str | dict[str, Any] | None = Field(
         default=None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from .files import file_task
+from .ranges import check_range
 from .samples import SampleData
 from .tasks.fashion import FashionTask
 from .tasks.flights import FlightsTask
@@ -93,11 +94,14 @@ class Task(Protocol):
 
 
 def build_data(cfg: DataConfig) -> Task:
-    """The task that the group `data` of a config names; errors as `build_task`."""
-    values = cfg.model_dump()
+    """The task that the group `data` of a config names; errors as `build_task`, and a ValueError
+    for data outside their declared range."""
+    values = cfg.model_dump(exclude={"range"})
     if values["symmetry"] is not None and values["symmetry"]["out_rep"] is None:
         values["symmetry"]["out_rep"] = values["symmetry"]["in_rep"]
-    return build_task(SimpleNamespace(**values))
+    task = build_task(SimpleNamespace(**values))
+    check_range(task, cfg.box)
+    return task
 
 
 def build_task(cfg: Any) -> Task:

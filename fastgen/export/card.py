@@ -123,6 +123,9 @@ def _facts(config: Mapping[str, Any], numbers: int) -> dict[str, str]:
         "network": f"{_network_name(config)}, {numbers:,} numbers in plain dense tensors",
         "group": f"{group}, folded into the weights" if group else "none declared",
     }
+    if config.get("range") is not None:
+        lo, hi = config["range"]
+        facts["samples clamped to"] = f"{lo} to {hi}, the range of the data"
     if _are_trajectories(config):
         facts["waypoints per token"] = str(config["pack"])
     facts["trained as"] = _trained_as(config["parameterization"])

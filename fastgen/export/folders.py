@@ -34,7 +34,8 @@ from .._core.modules import as_built, fit_buffers, load_state, state_of
 from .._core.precision import accept_any_dtype, is_uniform
 from .._core.sizes import Sizes, parse_sizes
 from .._core.tensor_files import TensorFile, write_tensors
-from ..networks import cast
+from ..box import Box
+from ..networks import cast, unwrap
 from ..normalizer import Normalizer
 from ..samplers.student import served_steps
 from ..teachers.conversion import check_prediction
@@ -65,6 +66,7 @@ from .student import Student
 __all__ = [
     "SCORES_FILE",
     "Student",
+    "check_box",
     "export_student",
     "has_custom_network",
     "load_network",
@@ -174,6 +176,7 @@ def export_student(
     x_normalizer: Normalizer | None = None,
     z_normalizer: Normalizer | None = None,
     pack: int = 1,
+    box: Box | None = None,
     horizon: Sequence[int] | None = None,
     cond_horizon: Sequence[int] | None = None,
     cond_sizes: Mapping[str, Sequence[Any]] | None = None,
@@ -197,6 +200,8 @@ def export_student(
         x_normalizer, z_normalizer: of unpacked channels; None: the network speaks original
             units.
         pack: waypoints per token of a trajectory.
+        box: in original units, what finished samples are clamped to (`range` in config.json);
+            None: they aren't.
         horizon: the shape of a sample, (T_x, d_x) of a trajectory; None: the network's
             `in_horizon * pack`, `in_dim / pack`. With a network of your own, `pack` 1 and no
             `x_normalizer` it may be any shape.
@@ -237,6 +242,10 @@ def export_student(
         "group": built_in_config(network).get("group"),
         "description": plain_json(dict(description or {}), "description"),
     }
+    # Only where there is one: folders without it stay readable by earlier versions.
+    if box is not None:
+        check_box(box, network)
+        config["range"] = box.state()
     if cond_sizes is not None:
         config["cond_sizes"] = plain_json(parse_sizes(cond_sizes), "cond_sizes")
     if built_in_config(network).get("class") == EQUIVARIANT:
@@ -252,6 +261,27 @@ def export_student(
         config["tensors"] = write_tensors(partial / _STUDENT, state, _dtype_of(network))
         write_file(partial / _CARD, card.encode())
         write_config(partial, config)
+
+
+def check_box(box: Box | None, network: nn.Module) -> None:
+    """Refuse a range whose clamp breaks the equivariance that a network declares by its `out_rep`
+    (as those of `fastgen.models` do): unless every element permutes channels and changes their
+    signs, and maps the range to itself, clamp(rho x) isn't rho clamp(x).
+
+    Raises:
+        ValueError: an element that does something else.
+    """
+    rep: Any = getattr(unwrap(network), "out_rep", None)
+    if box is None or rep is None:
+        return
+    for element in rep.group.generators:
+        if not box.is_kept_by(torch.as_tensor(rep(element))):
+            raise ValueError(
+                f"expected a range that {rep.group} keeps, got {box.state()}: element {element} of "
+                "out_rep must permute channels and change their signs, and map the range to "
+                "itself, or the clamped student isn't equivariant; leave the range out, or make "
+                "it symmetric ([-1, 1]) where only signs change"
+            )
 
 
 def load_student(
@@ -297,6 +327,7 @@ def load_student(
         cond_horizon=config["cond_horizon"],
         cond_sizes=None if config.get("cond_sizes") is None else parse_sizes(config["cond_sizes"]),
         pack=config["pack"],
+        box=None if config.get("range") is None else Box.from_state(config["range"]),
         x_normalizer=x_normalizer,
         z_normalizer=z_normalizer,
         config=config,

@@ -22,6 +22,7 @@ from .._core.messages import EXPORT_AGAIN, brief
 from .._core.sizes import parse_sizes
 from .._core.tensor_files import TensorFile, check_tensor_entry
 from .._core.versions import package_version
+from ..box import Box
 from ..normalizer import Normalizer
 from ..samplers.student import SAMPLE_TYPES
 from .built_in import CUSTOM, DENSE, PATCHES, built_in_config
@@ -72,7 +73,7 @@ _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT
 # What earlier versions did not write.
 _LATER_KEYS = {
     NETWORK_FORMAT: ("trained_sizes", "extra_state"),
-    STUDENT_FORMAT: ("cond_sizes", "extra_state"),
+    STUDENT_FORMAT: ("cond_sizes", "extra_state", "range"),
 }
 
 
@@ -206,6 +207,7 @@ def check_student_config(
     expect(is_count(config["pack"]), "pack as a whole number >= 1", "pack")
     _check_shapes(config, expect)
     _check_cond_sizes(config, expect)
+    _check_range(config, expect)
     x_dim = config["horizon"][-1]
     z_dim = None if config["cond_horizon"] is None else config["cond_horizon"][1]
     return (
@@ -297,6 +299,16 @@ def _check_cond_sizes(config: Mapping[str, Any], expect: _Expect) -> None:
     fits = len(sizes) == 1 and len(axes) == 2 and 1 <= axes[0][0] and axes[0][1] <= most
     fits = fits and axes[1] == (d_z, d_z)
     expect(fits, f"cond_sizes of Z within cond_horizon = {brief(horizon)}", "cond_sizes")
+
+
+def _check_range(config: Mapping[str, Any], expect: _Expect) -> None:
+    """The range of samples, if it is said, and that it is one of their channels."""
+    if config.get("range") is None:
+        return
+    try:
+        Box.from_state(config["range"]).check_channels(config["horizon"][-1])
+    except ValueError as error:
+        expect(False, str(error).removeprefix("expected ").partition(", got")[0], "range")
 
 
 def _read_normalizer(

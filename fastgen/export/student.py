@@ -34,6 +34,7 @@ from .._core.conditions import (
 from .._core.room import check_room, naming_what_to_lower
 from .._core.seeds import draw_normal
 from .._core.sizes import Sizes, check_sizes, sizes_text
+from ..box import Box
 from ..networks import network_device, network_dtype
 from ..normalizer import Normalizer, pack_tokens, unpack_tokens
 from ..samplers.student import sample_student
@@ -61,6 +62,7 @@ def sample_in_original_units(
     x_normalizer: Normalizer | None = None,
     z_normalizer: Normalizer | None = None,
     pack: int = 1,
+    box: Box | None = None,
     num_samples: int = 1,
     rows: int | None = None,
     device: torch.device | None = None,
@@ -76,6 +78,7 @@ def sample_in_original_units(
             as they are.
         x_normalizer, z_normalizer: None changes nothing.
         pack: waypoints per token of a trajectory (R, T_x, d_x).
+        box: in original units, what the samples are clamped to; None: they aren't.
         num_samples: rows of `noise` for each row of `cond`, one after the other.
         rows: the most that `solve` is given at once, to bound the memory; None: all.
         device: where the samples are wanted; None: where the network is.
@@ -109,10 +112,12 @@ def sample_in_original_units(
     x = unpack_tokens(y, pack) if pack > 1 else y
     x = x.to(place if device is None else device)
     if x_normalizer is None:
-        return x.to(dtype)
-    if x_normalizer.needs_float64:
-        return x_normalizer.denormalize(x.double())
-    return x_normalizer.denormalize(x).to(dtype)
+        x = x.to(dtype)
+    elif x_normalizer.needs_float64:
+        x = x_normalizer.denormalize(x.double())
+    else:
+        x = x_normalizer.denormalize(x).to(dtype)
+    return x if box is None else box.clamp(x)
 
 
 # ---- Student -------------------------------------------------------------------------------------
@@ -134,6 +139,7 @@ class Student:
             most) of each axis but the rows]}, members by name ("Z.goal"); {} is no condition. None:
             they aren't known, and not checked.
         pack: waypoints per token of a trajectory.
+        box: in original units, what finished samples are clamped to; None: they aren't.
         x_normalizer, z_normalizer: None changes nothing.
         config: the content of config.json, for those who ask; sampling doesn't read it.
 
@@ -152,6 +158,7 @@ class Student:
         cond_horizon: Sequence[int] | None,
         cond_sizes: Sizes | None = None,
         pack: int = 1,
+        box: Box | None = None,
         x_normalizer: Normalizer | None = None,
         z_normalizer: Normalizer | None = None,
         config: Mapping[str, Any] | None = None,
@@ -162,6 +169,7 @@ class Student:
         self.sample_type = sample_type
         self.pred_type = pred_type
         self.pack = pack
+        self.box = box
         self.horizon = tuple(horizon)
         self.cond_horizon = None if cond_horizon is None else (cond_horizon[0], cond_horizon[1])
         self.cond_sizes = cond_sizes
@@ -266,6 +274,7 @@ class Student:
             x_normalizer=self.x_normalizer,
             z_normalizer=self.z_normalizer,
             pack=self.pack,
+            box=self.box,
             num_samples=num_samples or 1,
         )
         return x.reshape(shape)

@@ -19,7 +19,7 @@ from ..config.old_spellings import old_spellings
 from ..config.schemas import DataConfig, DistillConfig
 from ..config.student import StudentConfig
 from ..config.training import DistillTrainConfig
-from ..export.folders import SCORES_FILE
+from ..export.folders import SCORES_FILE, check_box
 from ..methods.registry import WARM_START, method_named, stages_of
 from ..methods.time_grids import rung_grid
 from ..networks import check_trained_sizes, time_range
@@ -134,8 +134,17 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
     check_trained_sizes(setup.source, setup.x0, setup.cond, "the teacher")
     setup.prediction_at(0.5)
     setup.check_student()
+    _check_range(setup)
     _check_answers(setup)
     stages_of(cfg)[-1].check(setup, processes=processes, sharded=sharded)
+
+
+def _check_range(setup: Setup) -> None:
+    """Refuse a range of the data that would make an equivariant student something else."""
+    try:
+        check_box(setup.cfg.data.box, setup.source)
+    except ValueError as error:
+        raise ValueError(f"data.range: {error}") from error
 
 
 _WITHOUT_SCORES = (

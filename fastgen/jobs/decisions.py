@@ -138,7 +138,12 @@ def _measure(
     """The findings, after they were written to the folder."""
     if stored is None:
         sampler = teacher_sampler(
-            setup.teacher, task.train, _CALLS, "ab2", pred_type=setup.cfg.student.pred_type
+            setup.teacher,
+            task.train,
+            _CALLS,
+            "ab2",
+            pred_type=setup.cfg.student.pred_type,
+            box=setup.cfg.data.box,
         )
         stored = ({f"ab2-{_CALLS}": task.evaluate(sampler, quick=True)}, task.floor())
     found = findings_of(setup, task, stored, parts)._asdict()

@@ -24,6 +24,7 @@ from ..config.schemas import DistillConfig
 from ..config.training import OptimizerConfig
 from ..data import Task, build_data
 from ..data.checks import data_notes
+from ..data.ranges import check_range
 from ..methods.registry import stages_of
 from ..networks import Cond
 from ..records.folder import claim_run, open_run
@@ -128,6 +129,8 @@ class Distillation:
         self.rank = processes.process_index
         self.world = processes.num_processes
         self._built = task is None
+        if task is not None:
+            check_range(task, cfg.data.box)
         self.task = build_data(cfg.data) if task is None else task
         self.networks = Setup(cfg, teacher.to(processes.device).eval(), self.task.train)
         check_plan(self.networks, processes=self.world, sharded=processes.is_fsdp2)

@@ -18,6 +18,7 @@ from .._core.conditions import take_rows
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from .._core.threads import using_threads
+from ..box import Box
 from ..data import Data, Task
 from ..data.trajectories import TrajectoryData
 from ..export.student import sample_in_original_units
@@ -50,10 +51,16 @@ _T_MAX_EPS = 0.999
 
 
 def teacher_sampler(
-    network: nn.Module, data: Data, calls: int, method: str = "euler", *, pred_type: str = "flow"
+    network: nn.Module,
+    data: Data,
+    calls: int,
+    method: str = "euler",
+    *,
+    pred_type: str = "flow",
+    box: Box | None = None,
 ) -> Sampler:
     """The teacher as a sampler: its ODE in `calls` steps of `method`, from t = 1 (.999 for "eps")
-    to 0."""
+    to 0, and its samples clamped to `box`."""
     grid = None
     if pred_type == "eps":
         grid = [_T_MAX_EPS * (1.0 - i / calls) for i in range(calls + 1)]
@@ -67,7 +74,7 @@ def teacher_sampler(
         assert isinstance(x, Tensor)  # a pair only with return_all_steps
         return x
 
-    return _in_original_units(network, data, generate, {"the teacher": network})
+    return _in_original_units(network, data, generate, {"the teacher": network}, box=box)
 
 
 def student_sampler(
@@ -79,10 +86,12 @@ def student_sampler(
     pred_type: str = "flow",
     seed: int = 0,
     source: nn.Module | None = None,
+    box: Box | None = None,
 ) -> Sampler:
-    """The student as a sampler: one call for each rung of `t_list`. The fresh noise of "sde" is
-    drawn from `seed`, the same at every call of the sampler. Samples that are not finite are said
-    of `source`, the teacher that the student started from, if it is no better."""
+    """The student as a sampler: one call for each rung of `t_list`, and the sample clamped to
+    `box`. The fresh noise of "sde" is drawn from `seed`, the same at every call of the sampler.
+    Samples that are not finite are said of `source`, the teacher that the student started from, if
+    it is no better."""
 
     def generate(
         network: nn.Module, noise: Tensor, cond: Any, generator: torch.Generator
@@ -102,7 +111,7 @@ def student_sampler(
     named = {"the student": network}
     if source is not None:
         named = {"the teacher (called as its student is)": source, **named}
-    return _in_original_units(network, data, generate, named, seed)
+    return _in_original_units(network, data, generate, named, seed, box=box)
 
 
 def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[int, list[float]]:
@@ -113,15 +122,20 @@ def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[in
 
 
 def evaluate_student(
-    network: nn.Module, task: Task, t_list: Sequence[float], *, sample_type: str, pred_type: str
+    network: nn.Module,
+    task: Task,
+    t_list: Sequence[float],
+    *,
+    sample_type: str,
+    pred_type: str,
+    box: Box | None = None,
 ) -> dict[str, dict[str, float]]:
     """Scores of the student, {number of calls as text: {score: value}}, for every number of calls
-    that it serves (`nested_t_lists`)."""
+    that it serves (`nested_t_lists`), its samples clamped to `box`."""
+    options: dict[str, Any] = {"sample_type": sample_type, "pred_type": pred_type, "box": box}
     rows = {}
     for calls, rungs in nested_t_lists(t_list, sample_type).items():
-        sampler = student_sampler(
-            network, task.train, rungs, sample_type=sample_type, pred_type=pred_type
-        )
+        sampler = student_sampler(network, task.train, rungs, **options)
         rows[str(calls)] = task.evaluate(sampler)
     return rows
 
@@ -133,6 +147,7 @@ def evaluate_teacher(
     ab2_calls: Sequence[int],
     *,
     pred_type: str = "flow",
+    box: Box | None = None,
     progress: Callable[[str], None],
 ) -> dict[str, dict[str, float]]:
     """Scores of the teacher, {solver: {score: value}}.
@@ -140,6 +155,7 @@ def evaluate_teacher(
     Args:
         calls: of Euler's method, in rows "1", "2", ...
         ab2_calls: of two-step Adams-Bashforth, in rows "ab2-4", ...
+        box: that its samples are clamped to; None: they aren't.
         progress: told the name of each row before it is measured.
     """
     euler = [(str(n), n, "euler") for n in calls]
@@ -147,7 +163,7 @@ def evaluate_teacher(
     rows = {}
     for name, n, method in [*euler, *ab2]:
         progress(name)
-        sampler = teacher_sampler(network, task.train, n, method, pred_type=pred_type)
+        sampler = teacher_sampler(network, task.train, n, method, pred_type=pred_type, box=box)
         rows[name] = task.evaluate(sampler)
     return rows
 
@@ -183,6 +199,8 @@ def _in_original_units(
     generate: Callable[[nn.Module, Tensor, Any, torch.Generator], Tensor],
     named: Mapping[str, nn.Module],
     seed: int = 0,
+    *,
+    box: Box | None = None,
 ) -> Sampler:
     """The sampler of `generate`, which is given (network, noise, cond) as the network sees them.
 
@@ -203,6 +221,7 @@ def _in_original_units(
                 x_normalizer=data.x_normalizer,
                 z_normalizer=data.z_normalizer,
                 pack=data.pack,
+                box=box,
                 rows=chunk_rows(data, MOST_ROWS),
                 device=torch.device("cpu"),
             )

@@ -141,6 +141,7 @@ class HandOver:
             x_normalizer=data.x_normalizer,
             z_normalizer=data.z_normalizer,
             pack=data.pack,
+            box=self.cfg.data.box,
             horizon=tuple(data.X.shape[1:]),
             cond_sizes=sizes_of(data.Z, "Z"),
             description={
@@ -183,17 +184,26 @@ class HandOver:
             sample_type=how.sample_type,
             pred_type=how.pred_type,
             source=self.setup.source,
+            box=self.cfg.data.box,
         )
 
     def teacher_sampler(self, calls: int) -> Sampler:
         """The teacher by that many Euler steps, in original units."""
         pred_type = self.cfg.student.pred_type
-        return teacher_sampler(self.setup.teacher, self.task.train, calls, pred_type=pred_type)
+        box = self.cfg.data.box
+        return teacher_sampler(
+            self.setup.teacher, self.task.train, calls, pred_type=pred_type, box=box
+        )
 
     def _student_rows(self, student: nn.Module) -> Rows:
         how = self.cfg.student
         return evaluate_student(
-            student, self.task, how.t_list, sample_type=how.sample_type, pred_type=how.pred_type
+            student,
+            self.task,
+            how.t_list,
+            sample_type=how.sample_type,
+            pred_type=how.pred_type,
+            box=self.cfg.data.box,
         )
 
     def _measured_scores(self) -> tuple[Rows, dict[str, float]]:
@@ -204,6 +214,7 @@ class HandOver:
             self.cfg.teacher.calls,
             self.cfg.teacher.ab2_calls,
             pred_type=self.cfg.student.pred_type,
+            box=self.cfg.data.box,
             progress=lambda row: print(f"teacher {row}", file=sys.stderr, flush=True),
         )
         return rows, self.task.floor()

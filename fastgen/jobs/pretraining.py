@@ -84,9 +84,10 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             return FlowMatchingTraining(trained, x0, cond, cfg.train, draws)
 
         def evaluate(network: nn.Module) -> dict[str, float]:
-            return task.evaluate(
-                teacher_sampler(network, task.train, _VALIDATION_CALLS, "ab2"), quick=True
+            sampler = teacher_sampler(
+                network, task.train, _VALIDATION_CALLS, "ab2", box=cfg.data.box
             )
+            return task.evaluate(sampler, quick=True)
 
         trainer = Trainer(
             {"flow_matching": stage},
@@ -149,12 +150,14 @@ def score_teacher(
         raise ValueError(
             f"expected {folder} to name its data (a folder of recipes/train_teacher.py), got none"
         )
-    task = build_data(validate(DataConfig, description["data"]))
+    data = validate(DataConfig, description["data"])
+    task = build_data(data)
     rows = evaluate_teacher(
         network.eval(),
         task,
         calls,
         ab2_calls,
+        box=data.box,
         progress=lambda row: print(f"scoring: {row}", flush=True),
     )
     write_json(

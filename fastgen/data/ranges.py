@@ -1,0 +1,52 @@
+"""The declared range of data: refused where data lie outside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._core.messages import listed
+from ..box import Box
+from .held_out import HeldOutTask
+from .samples import SampleTask
+
+__all__ = ["check_range"]
+
+
+def check_range(task: Any, box: Box | None) -> None:
+    """Refuse data that lie outside the range declared of them; None declares none.
+
+    Args:
+        task: its training data, and the rows that are held out of a file for scores.
+        box: in the units of the data.
+
+    Raises:
+        ValueError: numbers for another count of channels; rows outside: how many, and which, as
+            numbered in the file.
+    """
+    if box is None:
+        return
+    train = task.train.X
+    try:
+        box.check_channels(train.shape[-1])
+    except ValueError as error:
+        raise ValueError(f"data.range: {error}") from error
+    parts = {"train": train}
+    numbers = {"train": torch.arange(len(train))}
+    if isinstance(task, HeldOutTask | SampleTask):
+        parts |= {part: task.split(part)[0] for part in ("validation", "test")}
+        numbers = task.rows
+    outside: list[int] = []
+    for part, x in parts.items():
+        outside += numbers[part][~box.contains(x)].tolist()
+    if not outside:
+        return
+    lo = min(float(x.min()) for x in parts.values())
+    hi = max(float(x.max()) for x in parts.values())
+    count = sum(len(x) for x in parts.values())
+    raise ValueError(
+        f"expected data within data.range={box.state()}, got {len(outside)} of {count} rows "
+        f"outside it ({listed(sorted(outside))}), with numbers from {lo:.6g} to {hi:.6g}; declare "
+        "the range that the data really have, in their own units, or remove these rows"
+    )
