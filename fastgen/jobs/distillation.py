@@ -31,6 +31,7 @@ from ..records.folder import claim_run, open_run
 from ..teachers.declarations import declaration_notes
 from ..training.accelerator import start_accelerator
 from ..training.draws import Draws
+from ..training.evaluations import PAIRS
 from ..training.processes import Processes
 from ..training.recompute import keep_blocks
 from ..training.trained_network import TrainedNetwork, check_compiler
@@ -47,7 +48,7 @@ from .decisions import decided
 from .evaluation import Sampler, chunk_rows
 from .hand_over import HandOver, Rows, teacher_notes
 from .origin import data_origin, teacher_origin
-from .pairs import pairs_of_run
+from .pairs import evaluations_of_a_pair, pairs_of_run
 from .setup import Setup
 from .sources import load_run_student, load_teacher
 from .threads import threads_of_training
@@ -198,6 +199,7 @@ class Distillation:
             resume=cfg.resume,
             evaluate_start=True,
             remedies=remedies_of(self.networks),
+            teacher_rows=self.networks.rows,
         )
         networks = self.networks
         threads = threads_of_training(
@@ -213,7 +215,12 @@ class Distillation:
             network = self.networks.student()
             load_state(network, self.trainer.result(stage))
             students[stage] = keep_blocks(network).eval()
-        self.closing.run(students, dict(self.trainer.seconds), self.trainer.warnings)
+        self.closing.run(
+            students,
+            dict(self.trainer.seconds),
+            self.trainer.warnings,
+            self.trainer.state.teacher_evaluations,
+        )
 
     # ---- What stages are built from --------------------------------------------------------------
 
@@ -255,6 +262,10 @@ class Distillation:
         with using_threads(self.all_threads):
             found = pairs_of_run(self.networks, self.run_dir, self.processes, chunk=chunk)
         watch.lap()
+        # Also where they were read: what they cost when they were made. What fills up the shares of
+        # processes isn't counted.
+        cost = self.cfg.train.kd_pairs * evaluations_of_a_pair(self.networks)
+        self.trainer.state.teacher_evaluations[PAIRS] = cost
         return found
 
     def draws(self, stage: str) -> Draws:

@@ -21,6 +21,7 @@ from ..methods.registry import stage_styles
 from ..records.log import read_log
 from ..report.page import write_report
 from ..report.tables import format_table
+from ..training.evaluations import PAIRS, VALIDATION
 from ..training.validation import teacher_note
 from .evaluation import (
     Sampler,
@@ -33,7 +34,9 @@ from .evaluation import (
 )
 from .setup import Setup
 
-__all__ = ["HandOver", "Rows", "teacher_notes"]
+__all__ = ["HandOver", "Rows", "evaluation_tables", "teacher_notes"]
+
+REPORT = "report"  # the part of a run in which the report asks the teacher
 
 Rows = dict[str, dict[str, float]]  # scores by sampler
 
@@ -42,6 +45,32 @@ def teacher_notes(rows: Rows, floor: Mapping[str, float], primary: str) -> list[
     """Whether the teacher is one that its student may pass."""
     note = teacher_note(rows, floor, primary)
     return [] if note is None else [note]
+
+
+def evaluation_tables(
+    evaluations: Mapping[str, int], stages: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Evaluations of the teacher as a report has them.
+
+    Args:
+        evaluations: by part of the run.
+        stages: that the run trained.
+
+    Returns:
+        {"teacher_evaluations": by part and stage, with their "total", "teacher_calls": by "pairs",
+        "training" (all stages), "validation" and "report"}.
+    """
+    parts = {part: evaluations.get(part, 0) for part in (PAIRS, *stages, VALIDATION, REPORT)}
+    phases = {
+        PAIRS: parts[PAIRS],
+        "training": sum(parts[stage] for stage in stages),
+        VALIDATION: parts[VALIDATION],
+        REPORT: parts[REPORT],
+    }
+    return {
+        "teacher_evaluations": {**parts, "total": sum(parts.values())},
+        "teacher_calls": phases,
+    }
 
 
 class HandOver:
@@ -72,7 +101,11 @@ class HandOver:
         self.decisions = list(decisions)
 
     def run(
-        self, students: Mapping[str, nn.Module], seconds: dict[str, float], warnings: list[str]
+        self,
+        students: Mapping[str, nn.Module],
+        seconds: dict[str, float],
+        warnings: list[str],
+        evaluations: Mapping[str, int],
     ) -> None:
         """Score, choose, export and report.
 
@@ -80,8 +113,32 @@ class HandOver:
             students: by stage, in eval mode.
             seconds: of the parts of the run so far; those of this one are added.
             warnings: of the run's stages.
+            evaluations: of the teacher, by part of the run so far.
         """
         watch = Stopwatch(seconds, "hand_over")
+        self.setup.rows.take(REPORT)
+        with self.setup.rows.part(REPORT):
+            results, examples = self._measured(students)
+        evaluations = {**evaluations, REPORT: self.setup.rows.take(REPORT)}
+        results |= {
+            "seconds": seconds,
+            **evaluation_tables(evaluations, list(students)),
+            "warnings": [*warnings, *results["warnings"]],
+        }
+        watch.lap()
+        self.export(students[results["selected"]], results)
+        print(format_table(results, stages=stage_styles()))
+        write_report(
+            self.run_dir,
+            results=results,
+            curves=read_log(self.run_dir),
+            examples=examples,
+            stages=stage_styles(),
+        )
+        print(f"student: {self.run_dir / 'student'}   report: {self.run_dir / 'report'}")
+
+    def _measured(self, students: Mapping[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a report says of the students and their teacher, and the samples that it shows."""
         validation = {
             stage: self.task.evaluate(self.sampler(network), quick=True)
             for stage, network in students.items()
@@ -96,25 +153,14 @@ class HandOver:
             "kd": {},  # readers of report.json find it also without a warm start
             **rows,
             "floor": floor,
-            "seconds": seconds,
             "latency": self._latency(student),
             "selected": selected,
             "primary": self.task.primary,
             "validation": validation,
             "decisions": self.decisions,
-            "warnings": [*warnings, *teacher_notes(teacher_rows, floor, self.task.primary)],
+            "warnings": teacher_notes(teacher_rows, floor, self.task.primary),
         }
-        watch.lap()
-        self.export(student, results)
-        print(format_table(results, stages=stage_styles()))
-        write_report(
-            self.run_dir,
-            results=results,
-            curves=read_log(self.run_dir),
-            examples=self.examples(student),
-            stages=stage_styles(),
-        )
-        print(f"student: {self.run_dir / 'student'}   report: {self.run_dir / 'report'}")
+        return results, self.examples(student)
 
     def choose(self, validation: Mapping[str, Mapping[str, float]]) -> str:
         """The stage whose student is exported: as configured, or that of the best score."""

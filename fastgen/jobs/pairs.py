@@ -9,21 +9,23 @@ from torch import Tensor, nn
 
 from .._core.conditions import cond_to, take_rows
 from .._core.processes import together
-from .._core.seeds import draw_rows, generator_for
+from .._core.seeds import draw_rows, draws_apart, generator_for
 from .._core.tensor_files import load_tensors, save_tensors
 from ..methods.kd import teacher_pairs
-from ..networks import Cond
+from ..networks import Cond, network_device
 from ..records.log import progress_bar
 from ..records.origin import run_stamp
 from ..teachers.answer import Watched
 from ..training.processes import Processes
 from .setup import Setup
 
-__all__ = ["PAIRS", "pair_rows", "pairs_of_run"]
+__all__ = ["PAIRS", "evaluations_of_a_pair", "pair_rows", "pairs_of_run"]
 
 # Rows without a number that the teacher is asked again with.
 _MOST_BAD = 64
 PAIRS = "pairs.safetensors"
+# What two of them ask of the teacher, until it is taken.
+_TWO_PAIRS = "two pairs"
 _REMAKE = "delete the file, and they are made again"
 
 
@@ -70,6 +72,20 @@ def pairs_of_run(
     return states, cond
 
 
+def evaluations_of_a_pair(setup: Setup) -> int:
+    """Teacher evaluations of one pair, counted while two are made: `train.kd_teacher_calls`, and
+    what the teacher's range of times asks for; each of them twice where it is guided.
+
+    Raises:
+        ValueError: the teacher can't be called so.
+    """
+    device = network_device(setup.source, setup.x0.device)
+    batch = setup.batch(2)
+    with setup.rows.part(_TWO_PAIRS), draws_apart(device):
+        _pairs_of(setup, setup.teacher, batch.noise.to(device), cond_to(batch.cond, device))
+    return setup.rows.take(_TWO_PAIRS) // 2
+
+
 def pair_rows(pairs: int, rows: int, seed: int, in_order: bool) -> Tensor:
     """The row of the data for each pair, (pairs,).
 
@@ -97,14 +113,8 @@ def _chunk_of_pairs(
     rows = torch.arange(first, first + share).clamp(max=size - 1)
 
     def made_by(teacher: nn.Module, rows: Tensor) -> Tensor:
-        return teacher_pairs(
-            teacher,
-            noise[rows].to(processes.device),
-            cond_to(take_rows(cond, start + rows), processes.device),
-            cfg.student.t_list,
-            calls=cfg.train.kd_teacher_calls,
-            pred_type=cfg.student.pred_type,
-        )
+        own_cond = cond_to(take_rows(cond, start + rows), processes.device)
+        return _pairs_of(setup, teacher, noise[rows].to(processes.device), own_cond)
 
     states = processes.gather(made_by(setup.teacher, rows))[:size].cpu()
     finite = torch.isfinite(states.flatten(1)).all(1)
@@ -122,3 +132,16 @@ def _chunk_of_pairs(
             f"from rows {of_data.tolist()} of the training data"
         )
     return states
+
+
+def _pairs_of(setup: Setup, teacher: nn.Module, noise: Tensor, cond: Cond) -> Tensor:
+    """Pairs as the config of a run asks for them, one for each noise."""
+    cfg = setup.cfg
+    return teacher_pairs(
+        teacher,
+        noise,
+        cond,
+        cfg.student.t_list,
+        calls=cfg.train.kd_teacher_calls,
+        pred_type=cfg.student.pred_type,
+    )

@@ -19,6 +19,7 @@ from .._core.conditions import (
 from .._core.copies import copied
 from .._core.messages import first_names
 from .._core.precision import in_full_precision, is_uniform, trainable
+from .._core.row_counts import RowCount
 from ..config.schemas import DistillConfig
 from ..data import Data
 from ..data.files import load_conditions, load_members
@@ -26,6 +27,7 @@ from ..guidance import Guidance
 from ..methods.method import Batch, Networks
 from ..networks import Cond, network_dtype, parameters_to
 from ..teachers.answer import answer_of
+from ..teachers.counted import CountedNetwork
 from ..teachers.couplings import Coupling, coupling_of
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network, in_own_precision
@@ -49,7 +51,9 @@ class Setup(Networks):
 
     Attributes:
         source: the network whose weights students start from.
-        unguided: what is called as the teacher, without guidance.
+        rows: how many rows were asked of the teacher, by part of the run.
+        uncounted: what is called as the teacher, without guidance, and isn't counted.
+        unguided: the same, counted.
         teacher: what is distilled, scored and drawn; it guides itself if asked to.
         x0, cond: the training data as networks see them, N rows each.
         in_order: whether the order of these rows may mean something.
@@ -79,9 +83,12 @@ class Setup(Networks):
         if cfg.train.gradient_checkpointing:
             recompute_blocks(teacher)
         if cfg.teacher.dtype is not None:
-            self.unguided = Bfloat16Network(teacher).eval()
+            self.uncounted = Bfloat16Network(teacher).eval()
         else:
-            self.unguided = in_own_precision(teacher, self.x0, self.cond)
+            self.uncounted = in_own_precision(teacher, self.x0, self.cond)
+        self.rows = RowCount()
+        self.unguided = CountedNetwork(self.uncounted, self.rows)
+        self.unguided.training = self.uncounted.training
         self.teacher = guided_teacher(cfg, self.unguided, data)
 
     def student(self) -> nn.Module:

@@ -46,7 +46,7 @@ def new_fake_score(networks: Networks) -> nn.Module | None:
         return None
     rank = cfg.train.fake_score_rank
     # Corrections of low rank lie on the teacher's own weights.
-    source = networks.student() if rank is None else networks.unguided
+    source = networks.student() if rank is None else networks.uncounted
     rungs = cfg.student.steps if cfg.dmd.fake_score_rung_conditioned else 1
     return create_fake_score(source, num_rungs=rungs, rank=rank, seed=cfg.seed)
 
@@ -109,7 +109,7 @@ class DMD2(Method):
             _refuse_shards(cfg)
         new_discriminator(networks)
         if cfg.train.fake_score_rank is not None:
-            create_fake_score(networks.unguided, rank=cfg.train.fake_score_rank)
+            create_fake_score(networks.uncounted, rank=cfg.train.fake_score_rank)
         if dmd.vsd_weight and dmd.fake_score_rung_conditioned and cfg.student.steps > 1:
             _check_times_beyond_one(networks)
 

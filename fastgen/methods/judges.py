@@ -26,6 +26,7 @@ from ..networks import (
     unclipped_x0,
 )
 from ..teachers.conversion import check_prediction, loss_space, translated
+from ..teachers.counted import CountedNetwork
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network, HalfNetwork
 from ..vsd import VSD_NORMS
@@ -214,10 +215,13 @@ def named_features(teacher: nn.Module, fake_score: nn.Module | None, config: DMD
         raise ValueError("expected a fake_score for gan_features='fake_score', got None")
     # The blocks' names are the plain network's own, and a guided teacher calls it twice.
     plain = translated(network)
-    half = [coat for coat in coats(network) if isinstance(coat, Bfloat16Network | HalfNetwork)]
+    around = list(coats(network))
+    asked = [coat for coat in around if isinstance(coat, CountedNetwork)]
+    half = [coat for coat in around if isinstance(coat, Bfloat16Network | HalfNetwork)]
+    called = next(iter(asked + half), plain)
+    features = block_features(plain, config.gan_blocks or None, called=called)
     if not half:
-        return block_features(plain, config.gan_blocks or None)
-    features = block_features(plain, config.gan_blocks or None, called=half[0])
+        return features
 
     def as_given(x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
         return [feature.to(x_t.dtype) for feature in features(x_t, t, cond)]

@@ -63,12 +63,15 @@ class Networks(Protocol):
         cfg: the config, with what the method implies.
         teacher: what is distilled, called `teacher(x_t, t, cond)`; it guides itself if asked to.
         unguided: the same without its guidance.
+        uncounted: the same, whose evaluations aren't counted: for networks made of the teacher's
+            own weights, which are no teacher.
         x0, cond: the training data as networks see them, N rows each.
     """
 
     cfg: DistillConfig
     teacher: nn.Module
     unguided: nn.Module
+    uncounted: nn.Module
     x0: Tensor
     cond: Cond
 

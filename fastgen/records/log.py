@@ -2,8 +2,9 @@
 
 A row has `iteration`, `stage` and `step` (updates of the stage), losses or scores or both, and how
 fast it went: `seconds` of the stage so far, `samples_per_s` and `phases` (seconds by name) since
-the row before, `peak_memory_mb` so far. The last four differ between runs that are equal otherwise;
-`timeless` leaves them out.
+the row before, `peak_memory_mb` so far. These four differ between runs that are equal otherwise;
+`timeless` leaves them out. `teacher_evaluations` are the rows that pairs and training have asked of
+a teacher so far.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ _ROW = record(
         "stage": text,
         "step": count,
         "seconds": number,
+        "teacher_evaluations": count,
         "samples_per_s": number,
         "phases": mapping(number),
         "peak_memory_mb": number,

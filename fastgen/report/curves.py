@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # Columns of a log row that are neither losses nor scores.
-_BOOKKEEPING = {"iteration", "step", "stage", "lr", *CLOCKED}
+_BOOKKEEPING = {"iteration", "step", "stage", "lr", "teacher_evaluations", *CLOCKED}
 # Scores that are drawn over the updates, beside the primary one.
 _WATCHED = ("spread", "std_ratio", "mode_error")
 

@@ -106,7 +106,7 @@ def format_table(results: Mapping[str, Any], *, stages: Stages | None = None) ->
     """The scores as plain text for a terminal.
 
     There is one row per sampler and number of network calls, and one block of columns per set of
-    conditions. Seconds and latencies follow.
+    conditions. Seconds, latencies and the evaluations of the teacher follow.
 
     Args:
         results: as for :func:`fastgen.report.page.write_report`.
@@ -134,6 +134,10 @@ def format_table(results: Mapping[str, Any], *, stages: Stages | None = None) ->
         if values:
             pairs = [f"{key} {_number(value, 3)}" for key, value in values.items()]
             parts.append(f"{name}: " + "; ".join(pairs))
+    evaluations = results.get("teacher_evaluations") or {}
+    if evaluations:
+        pairs = [f"{part} {count:,}" for part, count in evaluations.items()]
+        parts.append("teacher evaluations: " + "; ".join(pairs))
     return "\n\n".join(parts)
 
 

@@ -28,18 +28,17 @@ _PROGRESS = record(
         "remedy": text,
     }
 )
-_STATE = record(
-    {
-        "position": count,
-        "step": count,
-        "iteration": count,
-        "updates": listed(count),
-        "scores": mapping(_SCORES),
-        "seconds": mapping(number),
-        "progress": mapping(_PROGRESS),
-    },
-    optional={"run": text},
-)
+_KINDS = {
+    "position": count,
+    "step": count,
+    "iteration": count,
+    "updates": listed(count),
+    "scores": mapping(_SCORES),
+    "seconds": mapping(number),
+    "progress": mapping(_PROGRESS),
+}
+# Earlier versions counted no evaluations.
+_STATE = record(_KINDS, optional={"run": text, "teacher_evaluations": mapping(count)})
 
 
 @dataclass
@@ -54,6 +53,7 @@ class RunState:
         scores: stage -> the scores of its last validation.
         seconds: part of the job -> wall seconds, and "<part>_cpu" -> CPU seconds.
         progress: stage -> its validations so far.
+        teacher_evaluations: part of the job -> rows asked of the teacher, by all processes.
     """
 
     position: int = 0
@@ -63,6 +63,7 @@ class RunState:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     progress: dict[str, Progress] = field(default_factory=dict)
+    teacher_evaluations: dict[str, int] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -91,6 +92,7 @@ class RunState:
             "scores": self.scores,
             "seconds": self.seconds,
             "progress": {name: progress.to_json() for name, progress in self.progress.items()},
+            "teacher_evaluations": self.teacher_evaluations,
         }
 
     @classmethod
@@ -119,12 +121,13 @@ class RunState:
             scores=meta["scores"],
             seconds=meta["seconds"],
             progress=progress,
+            teacher_evaluations=meta.get("teacher_evaluations", {}),
         )
 
 
 def _check_whole(meta: Mapping[str, Any], stages: Sequence[str]) -> None:
     """LookupError that names what is missing."""
-    missing = [key for key in RunState().to_json() if key not in meta]
+    missing = [key for key in _KINDS if key not in meta]
     if missing:
         raise LookupError(", ".join(missing))
     if not isinstance(meta["progress"], dict):

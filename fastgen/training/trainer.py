@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from .._core.processes import together
+from .._core.row_counts import RowCount
 from .._core.seeds import generator_for
 from .._core.tensors import wide_dtype
 from .._core.timing import Stopwatch
 from ..config.training import LoopConfig
 from ..records.log import RunLog, progress_bar, say
+from .evaluations import VALIDATION, TeacherEvaluations
 from .processes import Processes
 from .resuming import RunFiles, saying_what_is_left, tensors_of
 from .run_state import RunState
@@ -79,6 +81,7 @@ class Trainer:
         evaluate_start: also validate each stage before its first update, for stages that start from
             something trained.
         remedies: stage -> what its warnings advise; a stage that isn't in it has general advice.
+        teacher_rows: counts the rows that this process asks of the teacher; None: there is none.
 
     Raises:
         ValueError: there is nothing to go on from that is intact, or of this version.
@@ -97,6 +100,7 @@ class Trainer:
         resume: bool,
         evaluate_start: bool = False,
         remedies: Mapping[str, str] | None = None,
+        teacher_rows: RowCount | None = None,
     ) -> None:
         self.stages = stages
         self.run_dir = run_dir
@@ -109,6 +113,9 @@ class Trainer:
         self.remedies = remedies or {}
         self.files = RunFiles(run_dir, loop, processes)
         self.state = self.files.restore(list(stages), primary) if resume else RunState()
+        self.teacher = TeacherEvaluations(
+            teacher_rows, self.state.teacher_evaluations, processes, list(stages)
+        )
         self._request = StopRequest()
         self._stop = SharedStop(self._request, processes)
         # A CPU tells at once what it has computed, a GPU when it has caught up with the host.
@@ -189,10 +196,11 @@ class Trainer:
 
         while state.updates < stage.updates and not progress.out_of_patience(self.loop.patience):
             # The update.
-            self._seed_dropout(stage)
+            _seed_dropout(self.seed, stage.name, state.updates, self.processes)
             for network in stage.trained().values():
                 network.at = state.updates + 1
-            losses = stage.update(state.updates)
+            with self.teacher.asked_by(stage.name):
+                losses = stage.update(state.updates)
             state.count_update()
             self.log.count()
             due = _due_after(state.updates, stage, self.loop)
@@ -235,20 +243,12 @@ class Trainer:
                 saved = f"state saved at {stage.name} update {state.updates}"
                 raise Stopped(f"{saved}; --resume goes on from there", stop)
 
-    def _seed_dropout(self, stage: Stage) -> None:
-        """Dropout draws from torch's global state; every other draw has its own generator."""
-        rank = self.processes.process_index
-        generator = generator_for(self.seed, stage.name, "dropout", self.state.updates, rank)
-        # torch.manual_seed looks for devices of every kind each time.
-        seeded = torch.default_generator if self._on_cpu else torch
-        seeded.manual_seed(generator.initial_seed())
-
     # ---- Validation ------------------------------------------------------------------------------
 
     def validate(self, stage: Stage) -> dict[str, Any]:
         """Score the averaged weights of a stage and keep them if they are the best; returns what is
         worth logging, and says what is worth saying."""
-        with self.log.clock.phase("validation"):
+        with self.log.clock.phase("validation"), self.teacher.asked_by(VALIDATION):
             row = self._scored(stage)
         if self.processes.is_main_process:
             for text in row.get("warnings", []):
@@ -288,6 +288,7 @@ class Trainer:
         seconds = round(self.state.seconds.get(stage.name, 0.0), 3)
         row = {"iteration": self.state.iteration, "seconds": seconds}
         row |= {"stage": stage.name, "step": self.state.updates, **values}
+        row |= self.teacher.row()
         with together():
             return self.log.write(row)
 
@@ -300,8 +301,17 @@ class Trainer:
 
     def save(self, tensors: Mapping[str, Tensor], *, best_of: str | None = None) -> None:
         """Write a checkpoint (:meth:`fastgen.training.resuming.RunFiles.save`)."""
+        self.teacher.add_up()
         with self.log.clock.phase("checkpoint"):
             self.files.save(self.state, tensors, best_of=best_of)
+
+
+def _seed_dropout(seed: int, stage: str, update: int, processes: Processes) -> None:
+    """Dropout draws from torch's global state; every other draw has its own generator."""
+    generator = generator_for(seed, stage, "dropout", update, processes.process_index)
+    # torch.manual_seed looks for devices of every kind each time.
+    seeded = torch.default_generator if processes.device.type == "cpu" else torch
+    seeded.manual_seed(generator.initial_seed())
 
 
 def _means(losses: Mapping[str, Tensor | float], processes: Processes) -> dict[str, float]:

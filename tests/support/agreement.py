@@ -83,6 +83,9 @@ def records_of(run: Path) -> dict[str, Tensor]:
     """All numbers of a run in float64: its tensors, and those of its log by row."""
     records = {key: value.double() for key, value in tensors_of(run).items()}
     for i, row in enumerate(map(timeless, read_log(run))):
+        # Whether a part of a batch needs the null condition depends on how the batch is shared,
+        # where guidance has an interval.
+        row.pop("teacher_evaluations", None)
         for key, value in {**row, **row.get("diagnostics", {})}.items():
             if isinstance(value, (int, float, list)):
                 records[f"row {i} {key}"] = torch.tensor(value, dtype=torch.float64)

@@ -57,6 +57,9 @@ def test_two_processes_and_micro_batches_make_the_run_of_one(one, two, nudged, d
     for other in (one(dtype, 2), two / name(dtype, 1), two / name(dtype, 2)):
         still = [x for key, x in tensors_of(other).items() if key.endswith("still.weight")]
         assert still and all(x.eq(torch.tensor(0.05, dtype=x.dtype)).all() for x in still)
+        # A part of a batch may need no null condition; of two processes none is forgotten.
+        asked = [read_log(run)[-1]["teacher_evaluations"] for run in (whole, other)]
+        assert asked[0] / 2 < asked[1] <= asked[0]
         if dtype == torch.float64:
             assert_equal_runs(whole, other)
         else:

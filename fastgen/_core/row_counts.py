@@ -1,0 +1,51 @@
+"""Row counts: how many rows went through a network, by part of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["CHECKS", "RowCount"]
+
+# What is asked outside of every part.
+CHECKS = "checks"
+
+
+class RowCount:
+    """Counts rows in the part of the job that is going on; outside of all parts, as "checks".
+
+    Attributes:
+        rows: part -> its rows since they were last taken.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+        self._part = CHECKS
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what is asked inside as `name`; a part inside another one has its own rows."""
+        outer = self._part
+        self._part = name
+        try:
+            yield
+        finally:
+            self._part = outer
+
+    def add(self, rows: int) -> None:
+        """So many more rows."""
+        _add(self.rows, self._part, rows)
+
+    def take(self, part: str) -> int:
+        """The rows of `part` since the last time; it starts anew."""
+        return self.rows.pop(part, 0)
+
+
+def _added(rows: dict[str, int], part: str, more: int) -> None:
+    rows[part] = rows.get(part, 0) + int(more)
+
+
+# A compiler would compile anew for each number.
+_add: Callable[[dict[str, int], str, int], None] = torch.compiler.disable(_added)

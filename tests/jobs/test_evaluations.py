@@ -1,0 +1,129 @@
+"""Teacher evaluations are counted as a teacher that counts for itself does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from fastgen._core.row_counts import RowCount
+from fastgen.config import DistillConfig
+from fastgen.distillation import distill
+from fastgen.methods.matching import DistributionMatching
+from fastgen.records.log import read_log
+from support.toy import (
+    ToyTask,
+    ToyTeacher,
+    plug_pulled,
+    toy_config,
+    with_everything,
+    without_pictures,
+)
+
+ROWS = 48  # of the toy's data
+BATCH = 8
+PAIRS = 40
+CALLS = 4
+KD_STEPS = 7
+STEPS = 5
+# Of DMD's diagnostics: a comparison in each of five bins of t, and one gradient.
+DIAGNOSED = 5 + 1
+
+
+class CountingTeacher(ToyTeacher):
+    """The slow twin: it counts its own rows, and not those of its copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.born = id(self)
+        self.rows = 0
+
+    def forward(self, x_t: Tensor, t: Tensor | float, cond: Tensor) -> Tensor:
+        if id(self) == self.born:
+            self.rows += len(x_t)
+        return super().forward(x_t, t, cond)
+
+
+def changed(cfg: DistillConfig, **groups) -> DistillConfig:
+    values = cfg.model_dump()
+    for name, changes in groups.items():
+        values[name] = {**values[name], **changes} if isinstance(changes, dict) else changes
+    return DistillConfig.model_validate(values)
+
+
+def run(cfg: DistillConfig, monkeypatch) -> tuple[Path, int, int]:
+    """Distil the toy; the folder, the rows that were counted, and those that the twin saw."""
+    counted = 0
+    add = RowCount.add
+
+    def also(self: RowCount, rows: int) -> None:
+        nonlocal counted
+        counted += rows
+        add(self, rows)
+
+    teacher = CountingTeacher()
+    with monkeypatch.context() as patch, without_pictures():
+        patch.setattr(RowCount, "add", also)
+        folder = distill(cfg, teacher=teacher, task=ToyTask())
+    return folder, counted, teacher.rows
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report" / "report.json").read_text())
+
+
+GUIDED = {"guidance_scale": 2.0}
+GAN = {
+    "gan_loss_weight_gen": 0.1,
+    "gan_blocks": ["linear"],
+    "gan_r1_reg_weight": 0.1,
+    "gan_disc_warmup_steps": 3,
+}
+CASES = {
+    "kd": ({"method": "kd"}, 1, 0),
+    "dmd": ({}, 1, STEPS),
+    "guided": ({"dmd": GUIDED, "teacher": {"null_cond": "zeros"}}, 2, 2 * STEPS),
+    # VSD and GAN judge the student. The discriminator sees fake, real and r1, in its warm-up, too.
+    "gan": ({"dmd": GAN}, 1, STEPS * (2 + 3) + 3 * 3),
+    # A midpoint step.
+    "consistency": (
+        {"method": "consistency", "dmd": {"fake_score_warmup_steps": 0}},
+        1,
+        2 * STEPS,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_evaluations_are_those_of_a_counting_teacher(tmp_path, monkeypatch, case):
+    groups, of_a_row, rows_of_batch = CASES[case]
+    cfg = changed(toy_config(tmp_path / "run"), **groups)
+    folder, counted, seen = run(cfg, monkeypatch)
+    assert counted == seen > 0
+
+    found = report_of(folder)["teacher_evaluations"]
+    stage = {"kd": "kd", "consistency": "consistency"}.get(case, "dmd")
+    assert found["pairs"] == PAIRS * CALLS * of_a_row
+    assert found[stage] == rows_of_batch * BATCH
+    assert found["total"] == sum(count for part, count in found.items() if part != "total")
+    spent = found["pairs"] + found["kd"] + (found[stage] if stage != "kd" else 0)
+    assert read_log(folder)[-1]["teacher_evaluations"] == spent
+
+    phases = report_of(folder)["teacher_calls"]
+    assert phases["pairs"] + phases["training"] == spent
+    assert sum(phases.values()) == found["total"]
+
+
+def test_a_resumed_run_has_the_counts_of_an_uninterrupted_one(tmp_path, monkeypatch):
+    def config(name: str) -> DistillConfig:
+        return with_everything(tmp_path / name)
+
+    whole, _, _ = run(config("whole"), monkeypatch)
+    with plug_pulled(DistributionMatching, 6):
+        run(config("again"), monkeypatch)
+    again, _, _ = run(config("again").model_copy(update={"resume": True}), monkeypatch)
+    assert report_of(again)["teacher_evaluations"] == report_of(whole)["teacher_evaluations"]
+    rows = [[row["teacher_evaluations"] for row in read_log(folder)] for folder in (whole, again)]
+    assert rows[0] == rows[1]
