@@ -28,6 +28,7 @@ from ..data.ranges import check_range
 from ..methods.registry import stages_of
 from ..networks import Cond
 from ..records.folder import claim_run, open_run
+from ..teachers.counted import CountedNetwork
 from ..teachers.declarations import declaration_notes
 from ..training.accelerator import start_accelerator
 from ..training.draws import Draws
@@ -219,7 +220,7 @@ class Distillation:
             students,
             dict(self.trainer.seconds),
             self.trainer.warnings,
-            self.trainer.state.teacher_evaluations,
+            self.trainer.evaluations,
         )
 
     # ---- What stages are built from --------------------------------------------------------------
@@ -251,9 +252,15 @@ class Distillation:
 
     def teacher_in_training(self) -> nn.Module:
         # Samplers call it with other sizes, for which compiling again would not pay.
-        teacher = self.networks.teacher
-        compiled: Any = torch.compile(teacher) if self.cfg.train.compile else teacher
-        return compiled
+        networks = self.networks
+        if not self.cfg.train.compile:
+            return networks.teacher
+        if networks.teacher is not networks.unguided:
+            compiled: Any = torch.compile(networks.teacher)
+            return compiled
+        # The counting stays outside of what is traced.
+        inside: Any = torch.compile(networks.uncounted)
+        return CountedNetwork(inside, networks.rows).eval()
 
     def pairs(self) -> tuple[Tensor, Cond]:
         watch = Stopwatch(self.trainer.seconds, "pairs")
@@ -265,7 +272,7 @@ class Distillation:
         # Also where they were read: what they cost when they were made. What fills up the shares of
         # processes isn't counted.
         cost = self.cfg.train.kd_pairs * evaluations_of_a_pair(self.networks)
-        self.trainer.state.teacher_evaluations[PAIRS] = cost
+        self.trainer.evaluations[PAIRS] = cost
         return found
 
     def draws(self, stage: str) -> Draws:

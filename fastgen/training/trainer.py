@@ -136,6 +136,11 @@ class Trainer:
         return self.state.seconds
 
     @property
+    def evaluations(self) -> dict[str, int]:
+        """Part of the job -> rows that all processes have asked of the teacher."""
+        return self.state.teacher_evaluations
+
+    @property
     def warnings(self) -> list[str]:
         """What was warned of in all stages so far, in order."""
         of_stages = self.state.progress.values()

@@ -110,7 +110,7 @@ def test_pairs_take_the_bytes_that_a_run_holds(tmp_path, drawn, called):
         job = Distillation(cfg, run_dir, start_accelerator(1), teacher=teacher, task=task)
         torch.set_default_dtype(drawn)
         try:
-            job.trainer = SimpleNamespace(seconds={})
+            job.trainer = SimpleNamespace(seconds={}, evaluations={})
             (states, cond), planned = job.pairs(), pair_bytes(job.networks)
         finally:
             torch.set_default_dtype(torch.float32)
