@@ -178,7 +178,10 @@ class Trainer:
         stage.clock = self.log.clock
         with saying_what_is_left(self.run_dir):
             self.files.restore_best(stage.name)
-            with self._request.listening(), self._bar(stage) as bar:
+            title = f"{self.state.position + 1}/{len(self.stages)} {stage.name}"
+            shown = self.processes.is_main_process
+            bar = progress_bar(title, stage.updates, self.state.updates, shown=shown)
+            with self._request.listening(), bar:
                 self._train(stage, bar)
                 self.files.keep_result(stage.name, stage.averaged())
                 self.state.count_stage()
@@ -296,11 +299,6 @@ class Trainer:
         row |= self.teacher.row()
         with together():
             return self.log.write(row)
-
-    def _bar(self, stage: Stage) -> Any:
-        title = f"{self.state.position + 1}/{len(self.stages)} {stage.name}"
-        shown = self.processes.is_main_process
-        return progress_bar(title, stage.updates, self.state.updates, shown=shown)
 
     # ---- Checkpoints -----------------------------------------------------------------------------
 
