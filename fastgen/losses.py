@@ -21,6 +21,7 @@ from torch import Tensor
 from ._core.checks import check_choice, check_pred_type, check_shape
 from ._core.tensors import EPSILON, at_least_float32, expand_mask, mean_square_of_samples
 from .guidance import check_guidance, classifier_free_guidance
+from .set_losses import set_loss
 from .vsd import (
     F_DIVERGENCES as F_DIVERGENCES,
     MAX_LOG_RATIO as MAX_LOG_RATIO,
@@ -41,6 +42,7 @@ __all__ = [
     "gan_gen_loss",
     "pseudo_huber",
     "r1_loss",
+    "set_loss",
     "time_weight",
     "vsd_loss",
 ]

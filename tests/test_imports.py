@@ -12,7 +12,7 @@ testing
 jobs distillation pretraining
 methods export dmd
 samplers teachers discriminators
-training report losses two_sample networks
+training report losses two_sample set_losses networks
 data records flow_matching ema
 config models guidance interpolants vsd
 _core solvers metrics frechet neighbours comparisons normalizer box
