@@ -15,12 +15,12 @@ __all__ = ["draw_normal", "draw_rows", "draw_uniform", "draws_apart", "generator
 
 
 @contextmanager
-def draws_apart(device: torch.device) -> Iterator[None]:
-    """Inside, torch's own generators of the CPU and of `device` begin at seed 0; afterwards they go
+def draws_apart(device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Inside, torch's own generators of the CPU and of `device` begin at `seed`; afterwards they go
     on as if nothing had been drawn."""
     # Without names it would be all GPUs, of which torch warns.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         yield
 
 

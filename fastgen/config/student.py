@@ -15,10 +15,11 @@ __all__ = ["StudentConfig", "check_decreasing", "check_start", "default_rungs", 
 
 
 class StudentConfig(Config):
-    """The student of a run, `student:` in YAML; its network is a copy of the teacher's.
+    """The student of a run, `student:` in YAML. Its network is a copy of the teacher's unless
+    `layers` or `factory` say otherwise.
 
     Raises:
-        ValueError: rungs that no student can walk, or that contradict `steps`.
+        ValueError: rungs that no student can walk, or that contradict `steps`; two networks.
     """
 
     steps: int = Field(default=1, ge=1, le=1000, description="network calls of the student")
@@ -37,6 +38,22 @@ class StudentConfig(Config):
     sample_type: Literal["ode", "sde"] = Field(default="sde", description="how rungs are joined")
     ema: EMAConfig | None = Field(
         default=EMAConfig(), description="average of the student's weights; null = none"
+    )
+    layers: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="layers of the student: the teacher's, spread among new ones that change "
+        "nothing at the start, or evenly chosen among them; null = as many as the teacher",
+    )
+    factory: str | None = Field(
+        default=None,
+        description="package.module:callable that returns the student's network, called "
+        "net(x_t, t, cond) with pred_type; weights of the teacher's names and shapes are the "
+        "teacher's; null = a copy of the teacher",
+    )
+    arguments: dict[str, Any] = Field(
+        default={}, description="keyword arguments of student.factory"
     )
 
     @model_validator(mode="before")
@@ -63,6 +80,20 @@ class StudentConfig(Config):
             # Frozen models are still filled in during validation, through the base class' setter.
             object.__setattr__(self, "t_list", rungs)
         check_start(self.pred_type, self.t_list)
+        return self
+
+    @model_validator(mode="after")
+    def _one_network(self) -> StudentConfig:
+        if self.factory is not None and self.layers is not None:
+            raise ValueError(
+                f"expected layers or factory, got layers={self.layers} and factory="
+                f"{self.factory}; give the factory's network its layers by arguments"
+            )
+        if self.arguments and self.factory is None:
+            raise ValueError(
+                f"expected arguments of a factory, got {sorted(self.arguments)} without one; give "
+                "factory as package.module:callable"
+            )
         return self
 
 

@@ -154,7 +154,7 @@ def _measure(
 def _takes_heads(setup: Setup) -> bool:
     """Whether a discriminator finds layers of the teacher that it can sit on."""
     try:
-        discriminator_for(setup.student(), setup.x0, setup.cond, seed=setup.cfg.seed)
+        discriminator_for(setup.teacher_copy(), setup.x0, setup.cond, seed=setup.cfg.seed)
     except ValueError:
         return False
     return True

@@ -48,7 +48,7 @@ from .checks import (
 from .decisions import decided
 from .evaluation import Sampler, chunk_rows
 from .hand_over import HandOver, Rows, teacher_notes
-from .origin import data_origin, teacher_origin
+from .origin import data_origin, student_origin, teacher_origin
 from .pairs import evaluations_of_a_pair, pairs_of_run
 from .setup import Setup
 from .sources import load_run_student, load_teacher
@@ -164,6 +164,7 @@ class Distillation:
         return {
             **data_origin(self.task, self.cfg.data, built=self._built),
             **teacher_origin(self.networks),
+            **student_origin(self.networks),
             "mixed precision": str(self.processes.mixed_precision),
         }
 
@@ -204,7 +205,7 @@ class Distillation:
         )
         networks = self.networks
         threads = threads_of_training(
-            cfg.train, networks.source, networks.x0, networks.cond, self.world
+            cfg.train, networks.student(), networks.x0, networks.cond, self.world
         )
         with using_threads(threads):
             self.trainer.run()

@@ -33,6 +33,7 @@ from .evaluation import (
     teacher_sampler,
 )
 from .setup import Setup
+from .students import network_facts
 
 __all__ = ["HandOver", "Rows", "evaluation_tables", "teacher_notes"]
 
@@ -153,6 +154,10 @@ class HandOver:
             "kd": {},  # readers of report.json find it also without a warm start
             **rows,
             "floor": floor,
+            "networks": {
+                "teacher": network_facts(self.setup.source),
+                "student": network_facts(student),
+            },
             "latency": self._latency(student),
             "selected": selected,
             "primary": self.task.primary,

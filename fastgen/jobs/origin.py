@@ -34,7 +34,7 @@ from ..teachers.descriptions import describe_network
 from ..teachers.guided import GuidedNetwork
 from .setup import Setup
 
-__all__ = ["data_origin", "teacher_origin"]
+__all__ = ["data_origin", "student_origin", "teacher_origin"]
 
 # How far a network's answers may be off on another machine, relative to their size: where all is
 # float64, where all is float32 on a CPU, and anywhere else (half precision, TF32).
@@ -192,7 +192,25 @@ def teacher_origin(setup: Setup) -> dict[str, dict[str, Any]]:
     Weights alone don't make a network: heads, causality or a time scale change none of them. So
     what it is built from and what it answers are noted, too.
     """
-    network = setup.source
+    groups = {"teacher": {**_weights(setup.source), **_answers(setup)}}
+    if isinstance(setup.teacher, GuidedNetwork):
+        null = setup.teacher.null_cond
+        groups["null condition"] = {
+            f"tensor {i}": fingerprint([value]) for i, value in enumerate(tensors_in(null))
+        }
+    return groups
+
+
+def student_origin(setup: Setup) -> dict[str, dict[str, Any]]:
+    """The group "student" of an origin where a factory builds the student; {} for a copy of the
+    teacher, of which the config says all."""
+    if setup.cfg.student.factory is None:
+        return {}
+    return {"student": _weights(setup.student())}
+
+
+def _weights(network: nn.Module) -> dict[str, Any]:
+    """What a network is built from and what it holds."""
     state = state_of(network)
     tensors = [value for value in state.values() if not value.is_meta]
     norms = [_norm(value) for value in tensors]
@@ -201,22 +219,14 @@ def teacher_origin(setup: Setup) -> dict[str, dict[str, Any]]:
         for value, norm in zip(map(_real, tensors), norms, strict=True)
     )
     kinds = [(name, str(v.dtype), tuple(v.shape)) for name, v in sorted(state.items())]
-    teacher: dict[str, Any] = {
+    return {
         "weights": fingerprint(map(_real, tensors)),
         "each of the weights": fingerprint(units),
         "sizes of the weights": fingerprint([torch.tensor(norms, dtype=torch.float64).log1p()]),
         "names of the weights": _checksum(kinds),
         "settings": _settings(network),
         **_tables(network, state),
-        **_answers(setup),
     }
-    groups = {"teacher": teacher}
-    if isinstance(setup.teacher, GuidedNetwork):
-        null = setup.teacher.null_cond
-        groups["null condition"] = {
-            f"tensor {i}": fingerprint([value]) for i, value in enumerate(tensors_in(null))
-        }
-    return groups
 
 
 def _real(value: Tensor) -> Tensor:

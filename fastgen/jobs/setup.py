@@ -32,6 +32,7 @@ from ..teachers.couplings import Coupling, coupling_of
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network, in_own_precision
 from ..training.recompute import recompute_blocks
+from .students import OwnNetwork, give_layers, network_note
 
 __all__ = ["Setup", "guided_teacher"]
 
@@ -71,6 +72,7 @@ class Setup(Networks):
         # As students take it; a teacher in half precision casts it for itself.
         dtype = torch.promote_types(network_dtype(teacher, self.x0.dtype), torch.float32)
         self.cond = cond_to(cond, dtype=dtype)
+        self._dtype = dtype
         renew_caches(teacher)
         self.source = teacher
         # As it was read: `teacher.dtype` changes it.
@@ -92,6 +94,33 @@ class Setup(Networks):
         self.teacher = guided_teacher(cfg, self.unguided, data)
 
     def student(self) -> nn.Module:
+        """What is trained, in full precision: a copy of `source` (`teacher_copy`), with
+        `student.layers` if these are given; or what `student.factory` builds.
+
+        Raises:
+            ValueError, TypeError: a teacher whose layers can't be changed, a factory that can't be
+                used.
+        """
+        how = self.cfg.student
+        if self._own is not None:
+            return trainable(self._own.copy(), self._own.network)
+        network = self.teacher_copy()
+        if how.layers is not None:
+            give_layers(network, how.layers, self.cfg.seed)
+        return network
+
+    @functools.cached_property
+    def _own(self) -> OwnNetwork | None:
+        """The network of `student.factory`."""
+        how = self.cfg.student
+        if how.factory is None:
+            return None
+        own = OwnNetwork(how, self.cfg.seed, self.source, self._dtype)
+        if self.cfg.train.gradient_checkpointing:
+            recompute_blocks(own.network)
+        return own
+
+    def teacher_copy(self) -> nn.Module:
         """A copy of `source` in full precision: parameters in float64 stay in it, all others are in
         float32. Trained whole if `source` is wholly frozen; else what is frozen stays so."""
         network = copied(self.source)
@@ -102,20 +131,33 @@ class Setup(Networks):
         return trainable(network, self.source)
 
     def notes(self) -> list[str]:
-        """What of the teacher stays frozen, in one line, if a part of it is."""
+        """What of the teacher stays frozen, if a part of it is, and what the student is, if it
+        hasn't the teacher's shape: a line each."""
+        found = []
+        how = self.cfg.student
+        if how.layers is not None or self._own is not None:
+            taken = 0 if self._own is None else self._own.taken
+            found.append(network_note(how, self.student(), self.source, taken))
         parameters = dict(self.source.named_parameters())
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
-        if not frozen or len(frozen) == len(parameters):
-            return []
-        return [f"frozen in the teacher, and so in the student: {first_names(frozen)}"]
+        if frozen and len(frozen) < len(parameters):
+            found.append(f"frozen in the teacher, and so in the student: {first_names(frozen)}")
+        return found
 
     def check_student(self) -> None:
-        """Refuse a teacher whose weights are in half precision and whose copy in full precision
-        can't be called.
+        """Refuse a student that can't be made or called: a teacher whose weights are in half
+        precision and whose copy in full precision can't be called, a depth that can't be changed, a
+        factory's network that doesn't fit the data.
 
         Raises:
             ValueError: what it raised, and what to do.
+            TypeError: a factory that returns something else than a module.
         """
+        if self._own is not None:
+            self._check_own()
+            return
+        if self.cfg.student.layers is not None:
+            self.student()
         if self._uniform:
             return
         try:
@@ -127,6 +169,17 @@ class Setup(Networks):
                 f"{', '.join(kinds)}: {error}; let its forward cast to the dtype of its weights "
                 "instead of a fixed one"
             ) from error
+
+    def _check_own(self) -> None:
+        """Call the network of `student.factory` at each rung of the student."""
+        for rung in self.cfg.student.t_list[:-1]:
+            try:
+                answer_of(self.student(), self.x0, self.cond, rung, who="the student")
+            except ValueError as error:
+                raise ValueError(
+                    f"expected student.factory={self.cfg.student.factory} to build a network that "
+                    f"can be called net(x_t, t, cond) as the teacher is: {error}"
+                ) from error
 
     def prediction_at(self, time: float) -> Tensor:
         """What the teacher answers for two samples at `time`; errors as `answer_of`."""

@@ -21,6 +21,7 @@ from .._core.modules import load_state, state_of
 from .._core.tensor_files import read_safetensors
 from ..config.files import load_config
 from ..config.schemas import DistillConfig, TeacherConfig
+from ..config.student import StudentConfig
 from ..export.folders import has_custom_network, load_network, load_student
 from ..export.student import Student
 from ..records.folder import RUN_CONFIG
@@ -28,7 +29,14 @@ from ..teachers.conversion import as_rectified_flow, check_prediction
 from ..teachers.keywords import KeywordNetwork
 from ..teachers.schedulers import read_scheduler
 
-__all__ = ["built_network", "is_changed", "load_run_student", "load_teacher", "load_weights"]
+__all__ = [
+    "built_by",
+    "built_network",
+    "is_changed",
+    "load_run_student",
+    "load_teacher",
+    "load_weights",
+]
 
 _DECLARATION = ("path", "prediction", "data_at", "time_scale", "clip_sample", "spacing")
 # How such a key says what needs no conversion.
@@ -63,7 +71,7 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
     if source.folder is not None:
         network = _from_folder(cfg, source.folder)
     elif source.factory is not None:
-        network = _built(source.factory, source.arguments)
+        network = built_by(source.factory, source.arguments)
     elif network is None:
         raise ValueError(
             "expected teacher.folder (model.safetensors and config.json) or teacher.factory "
@@ -85,7 +93,7 @@ def built_network(source: TeacherConfig) -> nn.Module:
     """
     if source.factory is None:
         raise ValueError("expected teacher.factory (package.module:callable), got none")
-    return _built(source.factory, source.arguments)
+    return built_by(source.factory, source.arguments)
 
 
 def is_changed(source: TeacherConfig) -> bool:
@@ -119,8 +127,10 @@ def load_run_student(folder: Path, factory: str | None = None) -> Student:
     """
     if not has_custom_network(folder):
         return load_student(folder)
+    source: TeacherConfig | StudentConfig
     try:
-        source = load_config(DistillConfig, folder.parent / RUN_CONFIG).teacher
+        cfg = load_config(DistillConfig, folder.parent / RUN_CONFIG)
+        source = cfg.teacher if cfg.student.factory is None else cfg.student
     except ValueError:  # the student doesn't lie in a run's folder
         source = TeacherConfig()
     if factory is None:
@@ -130,7 +140,7 @@ def load_run_student(folder: Path, factory: str | None = None) -> Student:
             f"fastgen's{said}"
         )
     arguments = source.arguments if source.factory == factory else {}
-    return load_student(folder, network=_built(factory, arguments))
+    return load_student(folder, network=built_by(factory, arguments))
 
 
 def _from_folder(cfg: DistillConfig, folder: str) -> nn.Module:
@@ -145,11 +155,16 @@ def _from_folder(cfg: DistillConfig, folder: str) -> nn.Module:
     return network
 
 
-def _built(factory: str, arguments: dict[str, Any]) -> nn.Module:
-    """What the callable `package.module:name` returns."""
+def built_by(factory: str, arguments: dict[str, Any], *, key: str = "teacher.factory") -> nn.Module:
+    """What the callable `package.module:name` returns, in eval mode; `key` names it in errors.
+
+    Raises:
+        ValueError: no such callable, or arguments that it doesn't take.
+        TypeError: it returns something else than a module.
+    """
     module_name, _, name = factory.partition(":")
     if not module_name or not name or module_name.startswith("."):
-        raise ValueError(f"expected teacher.factory as package.module:callable, got {factory!r}")
+        raise ValueError(f"expected {key} as package.module:callable, got {factory!r}")
     if os.getcwd() not in sys.path and "" not in sys.path:
         # A user's module lies where the user is; Python looks beside the recipe only.
         sys.path.append(os.getcwd())
@@ -157,26 +172,21 @@ def _built(factory: str, arguments: dict[str, Any]) -> nn.Module:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"teacher.factory {factory!r}: {error}; install it, or start from the folder where it "
-            "lies"
+            f"{key} {factory!r}: {error}; install it, or start from the folder where it lies"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(
-                f"teacher.factory {factory!r}: expected {part!r} in {module_name}, which has no "
-                "such name"
+                f"{key} {factory!r}: expected {part!r} in {module_name}, which has no such name"
             )
         found = getattr(found, part)
     try:
         network = found(**arguments)
     except TypeError as error:
-        raise ValueError(
-            f"teacher.factory {factory!r} called with {arguments}: {brief(error)}"
-        ) from error
+        raise ValueError(f"{key} {factory!r} called with {arguments}: {brief(error)}") from error
     if not isinstance(network, nn.Module):
         raise TypeError(
-            f"expected teacher.factory {factory!r} to return an nn.Module, got "
-            f"{type(network).__name__}"
+            f"expected {key} {factory!r} to return an nn.Module, got {type(network).__name__}"
         )
     return network.eval()
 

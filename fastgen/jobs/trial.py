@@ -28,7 +28,7 @@ from ..networks import Cond, call_network, network_device, network_dtype, predic
 from ..training.processes import OneProcess
 from ..training.trained_network import TrainedNetwork
 from .setup import Setup
-from .sources import built_network
+from .students import network_to_load
 
 __all__ = ["try_network"]
 
@@ -86,6 +86,7 @@ class _Trial:
         self.watch(self.setup.unguided)  # in its own precision
         with _trying("a copy of the network"):
             student = self.setup.student()
+        _check_kinds(student)
         before = self.answer(student)
         with _trying("an optimiser of the network"):
             rates = OptimizerConfig(lr=_RATE, warmup_steps=0)
@@ -197,9 +198,7 @@ class _Trial:
             )
             given = None
             if has_custom_network(folder):
-                source = cfg.teacher
-                built = source.factory is not None
-                given = built_network(source) if built else copied(self.setup.source)
+                given = network_to_load(cfg, self.setup.source)
             dtype = network_dtype(averaged, torch.float32)
             loaded = load_student(folder, self.device, dtype, network=given)
         self.check_same(

@@ -40,13 +40,14 @@ __all__ = ["DMD2", "LADD", "new_discriminator", "new_fake_score"]
 
 
 def new_fake_score(networks: Networks) -> nn.Module | None:
-    """The fake score that the config asks for, with the teacher's weights; None without VSD."""
+    """The fake score that the config asks for, with the teacher's weights and shape; None without
+    VSD."""
     cfg = networks.cfg
     if not cfg.dmd.vsd_weight:
         return None
     rank = cfg.train.fake_score_rank
     # Corrections of low rank lie on the teacher's own weights.
-    source = networks.student() if rank is None else networks.uncounted
+    source = networks.teacher_copy() if rank is None else networks.uncounted
     rungs = cfg.student.steps if cfg.dmd.fake_score_rung_conditioned else 1
     return create_fake_score(source, num_rungs=rungs, rank=rank, seed=cfg.seed)
 
@@ -57,7 +58,7 @@ def new_discriminator(networks: Networks) -> nn.Module | None:
     if not cfg.dmd.trains_discriminator:
         return None
     return discriminator_for(
-        networks.student(),
+        networks.teacher_copy(),
         networks.x0,
         networks.cond,
         on_samples=cfg.dmd.gan_features == "sample",

@@ -76,6 +76,11 @@ class Networks(Protocol):
     cond: Cond
 
     def student(self) -> nn.Module:
+        """What is trained, in full precision: a copy of the teacher, deeper or shallower if the
+        config says so, or a network of the user's."""
+        ...
+
+    def teacher_copy(self) -> nn.Module:
         """A trainable copy of the teacher's weights, in full precision. What is frozen in a partly
         frozen teacher stays frozen."""
         ...
@@ -109,7 +114,8 @@ class Run(Protocol):
     def student(
         self, optimizer: OptimizerConfig, updates: int, ema: EMAConfig | None = None
     ) -> TrainedNetwork:
-        """The student as the stage before left it; before the first, with the teacher's weights."""
+        """The student as the stage before left it; before the first, as `Networks.student` makes
+        it."""
         ...
 
     def trained(

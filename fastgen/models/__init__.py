@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .attention import MultiheadAttention
+from .depth import with_layers
 from .layers import TransformerDecoderLayer, TransformerEncoderLayer
 from .mlp import MLP
 from .patches import PatchTransformer
@@ -58,6 +59,7 @@ __all__ = [
     "parse_representation",
     "rep_matrices",
     "representation",
+    "with_layers",
 ]
 
 # escnn says at import that an optional package of its own, which compiles Fortran, is missing.

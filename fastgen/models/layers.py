@@ -153,6 +153,10 @@ class TransformerDecoderLayer(nn.Module):
         y = torch.addcmul(shift, self.mlp_norm(x), scale)
         return torch.addcmul(x, self.mlp(y), gate)
 
+    def last_maps(self) -> list[nn.Module]:
+        """The map that each branch ends with: where all are zero, x is handed on as it is."""
+        return [self.self_attention.out, self.cross_attention.out, self.mlp.down]
+
     def modulation_at(self, time: Tensor) -> tuple[Tensor, ...]:
         """Scale, shift and gate of the three branches: nine tensors (B, 1, D)."""
         return self.modulation(time)[:, None].chunk(9, dim=-1)

@@ -56,6 +56,11 @@ class ModulatedBlock(nn.Module):
         y = self.mlp(torch.addcmul(shift, self.mlp_norm(x), scale))
         return torch.addcmul(x, y, gate)
 
+    def last_maps(self) -> list[nn.Module]:
+        """None: by its gates a fresh block hands x on already, and behind a gate that is zero a map
+        that is zero would never be trained."""
+        return []
+
 
 class PatchTransformer(nn.Module):
     r"""A small diffusion transformer :math:`V = f_\theta(X, t, Z)` on square images, with a class
@@ -82,6 +87,8 @@ class PatchTransformer(nn.Module):
 
     References: Peebles and Xie 2023, arXiv:2212.09748 (DiT).
     """
+
+    layer_list = "blocks"  # whose number may change (depth.py)
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class CondTransformerBase(GenCondRegressor):
     encoder_class: type[TransformerEncoderLayer] = TransformerEncoderLayer
     decoder_class: type[TransformerDecoderLayer] = TransformerDecoderLayer
     mlp_class: type[MLP] = MLP
+    layer_list = "decoder"  # whose number may change (depth.py)
 
     def build(
         self,

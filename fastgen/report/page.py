@@ -61,8 +61,9 @@ def write_report(
     Args:
         run_dir: folder of the run.
         results: `{"teacher": {"100": {score: value}, "ab2-4": {...}}, "student": {"1": {...}},
-            "kd": ..., "dmd": ..., "floor": {score: value}, "seconds": {...}, "latency": {...},
-            "selected": stage, "primary": score, "decisions": [text], "warnings": [text],
+            "kd": ..., "dmd": ..., "floor": {score: value}, "networks": {"teacher": {"numbers": n,
+            "layers": n}, "student": {...}}, "seconds": {...}, "latency": {...}, "selected": stage,
+            "primary": score, "decisions": [text], "warnings": [text],
             "teacher_evaluations": {"pairs": count, stage: count, "validation": count, "report":
             count, "total": count}}`.
             Keys of rows are network calls, after the solver and a dash where it isn't Euler. What

@@ -106,7 +106,7 @@ def format_table(results: Mapping[str, Any], *, stages: Stages | None = None) ->
     """The scores as plain text for a terminal.
 
     There is one row per sampler and number of network calls, and one block of columns per set of
-    conditions. Seconds, latencies and the evaluations of the teacher follow.
+    conditions. Sizes of the networks, seconds, latencies and the evaluations of the teacher follow.
 
     Args:
         results: as for :func:`fastgen.report.page.write_report`.
@@ -129,6 +129,9 @@ def format_table(results: Mapping[str, Any], *, stages: Stages | None = None) ->
                 for label, scores in rows
             ]
             parts.append(_aligned([head, *cells]))
+    networks = results.get("networks") or {}
+    if networks:
+        parts.append("networks: " + "; ".join(_network(who, networks[who]) for who in networks))
     for name in ("seconds", "latency"):
         values = results.get(name) or {}
         if values:
@@ -139,6 +142,13 @@ def format_table(results: Mapping[str, Any], *, stages: Stages | None = None) ->
         pairs = [f"{part} {count:,}" for part, count in evaluations.items()]
         parts.append("teacher evaluations: " + "; ".join(pairs))
     return "\n\n".join(parts)
+
+
+def _network(who: str, facts: Mapping[str, Any]) -> str:
+    """A network for people: "student 6 layers, 389,232 numbers"."""
+    layers = facts.get("layers")
+    depth = "" if layers is None else f"{layers} layer{'' if layers == 1 else 's'}, "
+    return f"{who} {depth}{facts['numbers']:,} numbers"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
