@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from .._core.copies import copied
-from .._core.modules import load_state, state_of
+from .._core.modules import as_built, load_state, state_of
 from .._core.precision import in_full_precision, is_uniform
 from .._core.seeds import draws_apart, generator_for
 from ..config.schemas import DistillConfig
 from ..config.student import StudentConfig
 from ..models.depth import change_layers, layers_of, spread_places
-from ..networks import cast, network_device, unwrap
+from ..networks import cast, clip_limits, network_device, unwrap
+from ..teachers.conversion import RectifiedFlow, as_rectified_flow
 from .sources import built_by, built_network
 
 __all__ = ["OwnNetwork", "give_layers", "network_facts", "network_note", "network_to_load"]
@@ -74,7 +75,7 @@ class OwnNetwork:
         network = in_full_precision(network)
         if is_uniform(network):
             network = cast(network, dtype)
-        self.network = network.to(device)
+        self.network = _clipped_as(source, network, how.pred_type).to(device)
 
     def copy(self) -> nn.Module:
         """A network like it."""
@@ -86,6 +87,15 @@ def _built(how: StudentConfig, seed: int, device: torch.device) -> nn.Module:
     start = generator_for(seed, "student").initial_seed()
     with draws_apart(device, start):
         return built_by(how.factory, how.arguments, key="student.factory")
+
+
+def _clipped_as(source: nn.Module, network: nn.Module, pred_type: str) -> nn.Module:
+    """`network` with its x0 clipped as the teacher's is, which is part of the teacher's law."""
+    limits = clip_limits(source)
+    converted = isinstance(as_built(network), RectifiedFlow)
+    if limits is None or converted or pred_type != "flow":
+        return network
+    return as_rectified_flow(network, clip_sample=limits).eval()
 
 
 def network_to_load(cfg: DistillConfig, source: nn.Module) -> nn.Module:
@@ -122,9 +132,13 @@ def network_note(how: StudentConfig, student: nn.Module, source: nn.Module, take
     teacher = f"the teacher has {_numbers(source):,}"
     if how.factory is not None:
         name = type(unwrap(student)).__name__
+        group = getattr(getattr(unwrap(source), "in_rep", None), "group", None)
+        turned = ""
+        if group is not None and not hasattr(unwrap(student), "in_rep"):
+            turned = f"; the teacher is equivariant under {group.name}, the student need not be"
         return (
             f"student: {name} of {numbers:,} numbers, {taken:,} of them the teacher's by name and "
-            f"shape ({teacher})"
+            f"shape ({teacher}){turned}"
         )
     before = layers_of(unwrap(source))
     assert before is not None and how.layers is not None

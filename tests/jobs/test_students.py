@@ -23,17 +23,17 @@ from fastgen.jobs.distillation import Distillation
 from fastgen.jobs.planning import distillation_footprints
 from fastgen.jobs.setup import Setup
 from fastgen.jobs.sources import load_run_student
-from fastgen.jobs.students import network_facts
+from fastgen.jobs.students import network_facts, network_note
 from fastgen.jobs.trial import try_network
 from fastgen.methods.dmd2 import new_discriminator, new_fake_score
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.models import CondTransformerRegressor
 from fastgen.models.depth import layers_of
-from fastgen.networks import unwrap
+from fastgen.networks import clip_limits, unwrap
 from fastgen.records.folder import claim_run, open_run
 from fastgen.teachers import as_rectified_flow
 from fastgen.training.accelerator import start_accelerator
-from support.networks import shaken
+from support.networks import equivariant, shaken
 from support.toy import ToyTask, ToyTeacher, plug_pulled, setup_of, toy_config, without_pictures
 
 X0, COND = ToyTask().train.network_inputs()
@@ -240,6 +240,26 @@ def test_a_factory_takes_the_weights_that_agree_and_says_how_many():
     taken = numbers(teacher.linear)
     (note,) = made.notes()
     assert f"Small of {numbers(student):,} numbers, {taken} of them the teacher's" in note
+
+
+def test_a_factorys_student_goes_through_the_trial_and_is_clipped_as_its_teacher_is():
+    low, high = -0.1, 0.2
+    declared = {"path": "cosine", "prediction": "v", "clip_sample": (low, high)}
+    made = setup(FACTORY, as_rectified_flow(ToyTeacher(), **declared))
+    try_network(made, export=True)
+    student = made.student()
+    assert clip_limits(student) == (low, high)
+    t = torch.full((len(X0),), 0.5)
+    bare = X0 - 0.5 * unwrap(student)(X0, t, COND)
+    x0 = X0 - 0.5 * student(X0, t, COND)
+    assert bool((bare < low).any()) and bool((bare > high).any())
+    torch.testing.assert_close(x0, bare.clamp(low, high), rtol=0.0, atol=1e-6)
+
+
+def test_a_student_that_need_not_be_equivariant_is_named():
+    teacher = equivariant()
+    note = network_note(StudentConfig(**FACTORY), Small(4), teacher, 0)
+    assert note.endswith("the teacher is equivariant under D4, the student need not be")
 
 
 def test_notes_say_where_the_teachers_layers_are():
