@@ -102,6 +102,26 @@ class MatchingConfig(VSDConfig):
         ge=0.0,
         description="weight of the KD loss on teacher pairs beside VSD (DMD's regression term)",
     )
+    set_weight: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="weight of a distance between sets of one condition, of the student's samples "
+        "and of set_target's; 0 = none",
+    )
+    set_loss: Literal["energy", "mmd", "chamfer", "drift"] = Field(
+        default="energy",
+        description="that distance; mmd has the bandwidths of real_data_bandwidths",
+    )
+    set_target: Literal["teacher", "data"] = Field(
+        default="teacher",
+        description="whose samples: the teacher's by its pairs, or the data where rows share a "
+        "condition (labels)",
+    )
+    set_samples: int = Field(default=4, ge=2, description="samples of a condition in a set")
+    set_temperatures: tuple[float, ...] = Field(
+        default=(0.05, 0.2, 0.5),
+        description="temperatures of drift, rms distances in normalised units",
+    )
 
     @property
     def trains_discriminator(self) -> bool:
@@ -116,15 +136,13 @@ class MatchingConfig(VSDConfig):
             raise ValueError(
                 f"expected real_data_bandwidths > 0, got {list(self.real_data_bandwidths)}"
             )
-        if (
-            not self.vsd_weight
-            and not self.gan_loss_weight_gen
-            and not self.real_data_weight
-            and not self.kd_weight
-        ):
+        if not self.set_temperatures or min(self.set_temperatures) <= 0:
+            raise ValueError(f"expected set_temperatures > 0, got {list(self.set_temperatures)}")
+        weights = (self.vsd_weight, self.gan_loss_weight_gen, self.real_data_weight)
+        if not any((*weights, self.kd_weight, self.set_weight)):
             raise ValueError(
-                "expected a weight > 0 among vsd, gan_loss_weight_gen, real_data and kd, got 0 "
-                "for all"
+                "expected a weight > 0 among vsd, gan_loss_weight_gen, real_data, kd and set, got "
+                "0 for all"
             )
         if self.f_divergence != "reverse_kl":
             self._check_ratio()
@@ -141,12 +159,12 @@ class MatchingConfig(VSDConfig):
                 f"expected one of rung_weights for each of the {rungs} rungs, got "
                 f"{len(self.rung_weights)}"
             )
-        if self.real_data_weight and not self.backward_simulation and rungs > 1:
-            raise ValueError(
-                "expected backward_simulation=true with real_data_weight > 0, got false: at later "
-                "rungs the student would start from the very data that its samples are compared "
-                "with"
-            )
+        for key in ("real_data_weight", "set_weight"):
+            if getattr(self, key) and not self.backward_simulation and rungs > 1:
+                raise ValueError(
+                    f"expected backward_simulation=true with {key} > 0, got false: at later rungs "
+                    "the student would start from the very data that its samples are compared with"
+                )
 
     def _check_ratio(self) -> None:
         """Refuse an f-divergence without a VSD loss to weigh, or whose density ratio the

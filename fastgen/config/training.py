@@ -107,6 +107,12 @@ class DistillTrainConfig(LoopConfig):
         default=4000, ge=0, description="KD updates; 0 = start from the teacher's weights"
     )
     kd_pairs: int = Field(default=32000, gt=0, description="teacher ODE pairs")
+    kd_noises_per_condition: int = Field(
+        default=1,
+        ge=1,
+        description="pairs of one condition that follow one another, as sets of a condition "
+        "(dmd.set_weight) need them; fewer conditions for as many pairs",
+    )
     kd_teacher_calls: int = Field(default=16, ge=1, description="AB2 calls per pair")
     kd_huber_c: float = Field(
         default=0.02, gt=0.0, description="c of the pseudo-Huber loss, in normalised units"

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .._core.conditions import cond_to, take_rows
 from .._core.processes import together
-from .._core.seeds import draw_rows, draws_apart, generator_for
+from .._core.seeds import draws_apart, generator_for
 from .._core.tensor_files import load_tensors, save_tensors
-from ..methods.kd import teacher_pairs
+from ..methods.kd import pair_rows, teacher_pairs
 from ..networks import Cond, network_device
 from ..records.log import progress_bar
 from ..records.origin import run_stamp
@@ -19,7 +19,7 @@ from ..teachers.answer import Watched
 from ..training.processes import Processes
 from .setup import Setup
 
-__all__ = ["PAIRS", "evaluations_of_a_pair", "pair_rows", "pairs_of_run"]
+__all__ = ["PAIRS", "evaluations_of_a_pair", "pairs_of_run"]
 
 # Rows without a number that the teacher is asked again with.
 _MOST_BAD = 64
@@ -32,7 +32,8 @@ _REMAKE = "delete the file, and they are made again"
 def pairs_of_run(
     setup: Setup, run_dir: Path, processes: Processes, *, chunk: int
 ) -> tuple[Tensor, Cond]:
-    """`train.kd_pairs` pairs, one noise each, with the conditions of the data by `pair_rows`.
+    """`train.kd_pairs` pairs, one noise each, with the conditions of the data by
+    :func:`fastgen.methods.kd.pair_rows`.
 
     Made by all processes together and kept in the run folder, from which a resumed run reads them.
 
@@ -47,7 +48,7 @@ def pairs_of_run(
             teacher's answer is not finite at some time for some row.
     """
     n = setup.cfg.train.kd_pairs
-    cond = take_rows(setup.cond, pair_rows(n, len(setup.x0), setup.cfg.seed, setup.in_order))
+    cond = take_rows(setup.cond, _rows(setup))
     path = run_dir / PAIRS
     owner = run_stamp(run_dir)
     if path.exists():
@@ -86,17 +87,16 @@ def evaluations_of_a_pair(setup: Setup) -> int:
     return setup.rows.take(_TWO_PAIRS) // 2
 
 
-def pair_rows(pairs: int, rows: int, seed: int, in_order: bool) -> Tensor:
-    """The row of the data for each pair, (pairs,).
-
-    All rows take their turn. Where the last turn isn't for all of them, it is for the first ones,
-    or, where the order of the rows may mean something (`in_order`), for some drawn from all over.
-    """
-    found = torch.arange(pairs) % rows
-    rest = pairs % rows
-    if in_order and rest:
-        found[pairs - rest :] = draw_rows(rows, rest, generator_for(seed, "pair rows"))
-    return found
+def _rows(setup: Setup) -> Tensor:
+    """The row of the data for each pair."""
+    train = setup.cfg.train
+    return pair_rows(
+        train.kd_pairs,
+        len(setup.x0),
+        setup.cfg.seed,
+        setup.in_order,
+        each=train.kd_noises_per_condition,
+    )
 
 
 def _chunk_of_pairs(
@@ -121,8 +121,7 @@ def _chunk_of_pairs(
     if not bool(finite.all()):
         # Once more, and looked at: all processes see the same rows, so all of them end here.
         bad = (~finite).nonzero().flatten()[:_MOST_BAD]
-        own = pair_rows(cfg.train.kd_pairs, len(setup.x0), cfg.seed, setup.in_order)
-        of_data = own[start + bad]
+        of_data = _rows(setup)[start + bad]
         try:
             made_by(Watched(setup.teacher, "the teacher", of_data), bad)
         except ValueError as error:

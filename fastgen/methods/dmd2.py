@@ -32,6 +32,7 @@ from .method import (
     refuse_divergence,
     refuse_fake_score,
 )
+from .sets import check_sets, set_term, sets_of
 
 __all__ = ["DMD2", "LADD", "new_discriminator", "new_fake_score"]
 
@@ -88,7 +89,8 @@ class DMD2(Method):
         return cfg.dmd.vsd_weight > 0
 
     def uses_pairs(self, cfg: DistillConfig) -> bool:
-        return cfg.dmd.kd_weight > 0
+        from_teacher = cfg.dmd.set_weight > 0 and cfg.dmd.set_target == "teacher"
+        return cfg.dmd.kd_weight > 0 or from_teacher
 
     def check(self, networks: Networks, *, processes: int, sharded: bool) -> None:
         cfg = networks.cfg
@@ -106,6 +108,7 @@ class DMD2(Method):
                 "fake score"
             )
         _check_groups(cfg, processes)
+        check_sets(networks)
         if sharded:
             _refuse_shards(cfg)
         new_discriminator(networks)
@@ -139,8 +142,9 @@ class DMD2(Method):
             mean=student.processes.mean,
         )
         pairs = None
-        if self.uses_pairs(cfg):
+        if dmd.kd_weight:
             pairs = on_pairs(run, student, KD.stage, train.steps, draws=f"{self.stage}-pairs")
+        draws = run.draws(self.stage)
         return DistributionMatching(
             student,
             fake_score,
@@ -149,9 +153,10 @@ class DMD2(Method):
             run.networks.cond,
             cfg.pipeline,
             train.steps,
-            run.draws(self.stage),
+            draws,
             discriminator=discriminator,
             pairs=pairs,
+            sets=sets_of(run, pairs, draws),
             name=self.stage,
         )
 
@@ -170,8 +175,12 @@ class DMD2(Method):
 
         def student_loss() -> Tensor:
             total = of(pipeline.compute_student_loss)
-            if self.uses_pairs(cfg):
+            if cfg.dmd.kd_weight:
                 total = total + planned_loss(networks, student, batch)
+            if cfg.dmd.set_weight:
+                total = total + set_term(
+                    pipeline.rollouts, batch.x0, batch.cond, generator=torch.Generator()
+                )
             return total
 
         planned = [PlannedNetwork("student", student, student_loss, cfg.student.ema)]
@@ -214,15 +223,16 @@ class LADD(DMD2):
 
 
 def _check_groups(cfg: DistillConfig, processes: int) -> None:
-    """Refuse groups of real data that a micro-batch cannot be cut into."""
+    """Refuse groups of samples that a micro-batch cannot be cut into."""
     accumulation = cfg.train.gradient_accumulation_steps
     size = cfg.train.batch_size // (processes * accumulation)
-    if cfg.dmd.real_data_weight and size % cfg.dmd.real_data_samples:
-        of = "a process" if accumulation == 1 else "a process' micro-batch"
-        raise ValueError(
-            f"expected dmd.real_data_samples to divide the {size} samples of {of}, got "
-            f"{cfg.dmd.real_data_samples}"
-        )
+    of = "a process" if accumulation == 1 else "a process' micro-batch"
+    for weight, key in (("real_data_weight", "real_data_samples"), ("set_weight", "set_samples")):
+        samples = getattr(cfg.dmd, key)
+        if getattr(cfg.dmd, weight) and size % samples:
+            raise ValueError(
+                f"expected dmd.{key} to divide the {size} samples of {of}, got {samples}"
+            )
 
 
 def _refuse_shards(cfg: DistillConfig) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .._core.checks import check_choice
 from .._core.conditions import cond_to, take_rows
+from .._core.seeds import draw_rows, generator_for
 from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig
 from ..config.groups import EMAConfig
@@ -43,6 +44,7 @@ __all__ = [
     "KnowledgeDistillation",
     "kd_loss",
     "on_pairs",
+    "pair_rows",
     "planned_loss",
     "teacher_pairs",
 ]
@@ -93,6 +95,21 @@ def teacher_pairs(
         if i in wanted:
             states.append(x)
     return torch.stack([x.to(noise.dtype) for x in states], dim=1)
+
+
+def pair_rows(pairs: int, rows: int, seed: int, in_order: bool, *, each: int = 1) -> Tensor:
+    """The row of the data whose condition each pair has, (pairs,).
+
+    All rows take their turn, `each` pairs at a time. Where the last turn isn't for all of them, it
+    is for the first ones, or, where the order of the rows may mean something (`in_order`), for some
+    drawn from all over.
+    """
+    turns = -(-pairs // each)
+    found = torch.arange(turns) % rows
+    rest = turns % rows
+    if in_order and rest:
+        found[turns - rest :] = draw_rows(rows, rest, generator_for(seed, "pair rows"))
+    return found.repeat_interleave(each)[:pairs]
 
 
 def kd_loss(

@@ -21,6 +21,7 @@ from .diagnostics import diagnose
 from .dmd import DMDPipeline
 from .kd import KnowledgeDistillation
 from .rollouts import Generated
+from .sets import ConditionSets, set_term
 from .verdicts import Verdict, of_one_batch
 
 DIAGNOSED_ROWS = 256
@@ -74,6 +75,7 @@ class DistributionMatching(Stage):
         discriminator: the pipeline's, or None.
         pairs: KD on teacher pairs, whose loss is added with `kd_weight`; None, or a weight of 0:
             there is none.
+        sets: of one condition, whose distance is added with `set_weight`; None: there is none.
         name: of the stage.
     """
 
@@ -90,11 +92,13 @@ class DistributionMatching(Stage):
         *,
         discriminator: TrainedNetwork | None = None,
         pairs: KnowledgeDistillation | None = None,
+        sets: ConditionSets | None = None,
         name: str = "dmd",
     ) -> None:
         self.student = student
         self.pipeline = pipeline
         self.pairs = pairs if dmd.kd_weight > 0 else None
+        self.sets = sets
         self.name = name
         self.x0 = x0
         self.cond = cond
@@ -159,6 +163,7 @@ class DistributionMatching(Stage):
             pipeline: DMDPipeline,
             batch: tuple[Tensor, Tensor, Any],
             pairs: tuple[Any, ...],
+            sets: tuple[Any, ...],
             verdict: Verdict | None,
         ) -> dict[str, Tensor]:
             generator = self.draws.generator(step, "student")
@@ -170,13 +175,18 @@ class DistributionMatching(Stage):
             if self.pairs is not None:
                 losses["kd"] = self.pairs.loss(*pairs)
                 losses["total"] = losses["total"] + self.dmd.kd_weight * losses["kd"]
+            if self.sets is not None:
+                generator = self.draws.generator(step, "student-sets")
+                losses["set"] = set_term(pipeline.rollouts, *sets, generator=generator)
+                losses["total"] = losses["total"] + self.dmd.set_weight * losses["set"]
             return losses
 
         batches = self._split(*self._batch(step, "student"))
         of_pairs = self._split(*(() if self.pairs is None else self.pairs.batch(step)))
         pipelines = self._pipelines(step)
         verdicts = self._verdicts(step, pipelines, batches)
-        parts = list(zip(pipelines, batches, of_pairs, verdicts, strict=True))
+        of_sets = self._split(*(() if self.sets is None else self.sets.batch(step)))
+        parts = list(zip(pipelines, batches, of_pairs, of_sets, verdicts, strict=True))
         logs |= update_in_parts(self.student, step - self.warmup, loss, parts)
         return made
 

@@ -228,6 +228,7 @@ _MATCHING_WEIGHTS = (
     "gan_r2_reg_weight",
     "real_data_weight",
     "kd_weight",
+    "set_weight",
 )
 
 

@@ -12,8 +12,9 @@ import torch
 
 from fastgen.data import build_task
 from fastgen.data.checks import data_notes
-from fastgen.jobs.pairs import pair_rows, pairs_of_run
+from fastgen.jobs.pairs import pairs_of_run
 from fastgen.jobs.setup import Setup
+from fastgen.methods.kd import pair_rows
 from fastgen.teachers.declarations import denoising_errors
 from fastgen.training.accelerator import start_accelerator
 from support.toy import LabelTeacher, ToyTeacher, toy_config

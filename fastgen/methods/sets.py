@@ -1,0 +1,174 @@
+"""Sets of one condition: batches of a target's samples, grouped, and the student's loss on them.
+
+The target is the data, or the teacher by its pairs. A batch of B rows is B / m groups; a group has
+m different rows of one condition, beside which the student makes m samples. A group is drawn as
+often as it has rows. Groups need conditions that several rows share: labels, no condition at all,
+or pairs of several noises each (`train.kd_noises_per_condition`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._core.conditions import cond_to, take_rows, tensors_in
+from ..networks import Cond
+from ..set_losses import set_loss
+from ..training.draws import Draws
+from .kd import KnowledgeDistillation, pair_rows
+from .method import Networks, Run
+from .rollouts import Rollouts
+
+__all__ = ["ConditionSets", "check_sets", "condition_numbers", "set_term", "sets_of"]
+
+
+def condition_numbers(cond: Cond, n: int) -> Tensor:
+    """A number for each of n rows, the same for rows of one condition, bit for bit: (n,) int64.
+
+    Args:
+        cond: of n rows; without tensors all rows have one condition.
+        n: rows.
+    """
+    numbers = torch.zeros(n, dtype=torch.int64)
+    for value in tensors_in(cond):
+        of_value = value.detach().cpu().reshape(n, -1).unique(dim=0, return_inverse=True)[1]
+        both = torch.stack([numbers, of_value], 1)
+        numbers = both.unique(dim=0, return_inverse=True)[1]
+    return numbers
+
+
+def check_sets(networks: Networks) -> None:
+    """Refuse sets of conditions that too few rows of their target share.
+
+    Raises:
+        ValueError: for less than half of the rows there are `dmd.set_samples` of their condition.
+    """
+    cfg = networks.cfg
+    if not cfg.dmd.set_weight:
+        return
+    cond = networks.cond
+    n = len(networks.x0)
+    if cfg.dmd.set_target == "teacher":
+        train = cfg.train
+        in_order = getattr(networks, "in_order", True)
+        each = train.kd_noises_per_condition
+        rows = pair_rows(train.kd_pairs, n, cfg.seed, in_order, each=each)
+        cond = take_rows(cond, rows)
+        n = len(rows)
+    _rows_in_company(condition_numbers(cond, n), cfg.dmd.set_samples)
+
+
+def _rows_in_company(numbers: Tensor, size: int) -> Tensor:
+    """The rows of conditions, given by their numbers (N,), that at least `size` rows have.
+
+    Raises:
+        ValueError: they are less than half.
+    """
+    found = (numbers.bincount()[numbers] >= size).nonzero().flatten()
+    if 2 * len(found) < len(numbers):
+        raise ValueError(
+            f"expected dmd.set_samples={size} rows of one condition for most of the {len(numbers)} "
+            f"rows of dmd.set_target, got that for {len(found)}; for the teacher's say "
+            f"train.kd_noises_per_condition={size}; data need labels as conditions, or "
+            "dmd.real_data_weight in place of dmd.set_weight, which takes one row of each"
+        )
+    return found
+
+
+class ConditionSets:
+    """A target's samples, from which batches of groups are drawn.
+
+    Args:
+        x0: (N, ...) samples.
+        cond: their conditions, N rows.
+        size: m >= 2, rows of a group.
+        draws: of the stage.
+
+    Raises:
+        ValueError: m rows share a condition for less than half of all rows.
+    """
+
+    def __init__(self, x0: Tensor, cond: Cond, size: int, draws: Draws) -> None:
+        self.x0 = x0
+        self.cond = cond
+        self.size = size
+        self.draws = draws
+        numbers = condition_numbers(cond, len(x0))
+        counts = numbers.bincount()
+        self._order = numbers.argsort(stable=True)
+        self._first = counts.cumsum(0) - counts
+        self._counts = counts
+        self._numbers = numbers
+        self._eligible = _rows_in_company(numbers, size)
+
+    def rows(self, step: int) -> Tensor:
+        """The rows of batch `step`, over all processes: (B,), group by group."""
+        generator = self.draws.generator(step, "sets")
+        groups = self.draws.batch_size // self.size
+        picked = torch.randint(len(self._eligible), (groups,), generator=generator)
+        rows = []
+        for number in self._numbers[self._eligible[picked]].tolist():
+            order = torch.randperm(int(self._counts[number]), generator=generator)[: self.size]
+            rows.append(self._order[self._first[number] + order])
+        return torch.cat(rows)
+
+    def batch(self, step: int) -> tuple[Tensor, Cond]:
+        """This process' share of batch `step`: samples (B, ...) and their conditions."""
+        rows = self.rows(step)[self.draws.slice]
+        device = self.draws.device
+        return cond_to(self.x0[rows], device), cond_to(take_rows(self.cond, rows), device)
+
+
+def sets_of(run: Run, pairs: KnowledgeDistillation | None, draws: Draws) -> ConditionSets | None:
+    """The sets that the config of a run asks for, of the data or of its teacher pairs; None where
+    they have no weight.
+
+    Args:
+        pairs: KD on the pairs, where they are in memory already.
+        draws: of the stage.
+    """
+    dmd = run.cfg.dmd
+    if not dmd.set_weight:
+        return None
+    if dmd.set_target == "data":
+        return ConditionSets(run.networks.x0, run.networks.cond, dmd.set_samples, draws)
+    states, cond = run.pairs() if pairs is None else (pairs.states, pairs.cond)
+    return ConditionSets(states[:, -1], cond, dmd.set_samples, draws)
+
+
+def set_term(
+    rollouts: Rollouts, target: Tensor, cond: Cond, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """The distance of new samples of the student to a target's, group by group; see
+    :func:`fastgen.set_losses.set_loss`.
+
+    Args:
+        rollouts: the student, and the keys `set_*`.
+        target: (B, ...), B / m groups of m = `set_samples`.
+        cond: of B rows, the same within a group.
+        generator: source of the student's noise, then of what `Rollouts.generate` draws.
+
+    Returns:
+        scalar; its gradient reaches the student.
+
+    Raises:
+        ValueError: a batch that m doesn't divide.
+    """
+    config = rollouts.config
+    m = config.set_samples
+    if len(target) % m:
+        raise ValueError(
+            f"expected a batch (per process and micro-batch) that set_samples={m} divides, got "
+            f"{len(target)}"
+        )
+    noise = rollouts.draws.normal_like(target, generator)
+    start = None if config.backward_simulation else target
+    made = rollouts.generate(start, noise, cond, generator=generator)
+    groups = (len(target) // m, m)
+    return set_loss(
+        made.x0.unflatten(0, groups),
+        target.unflatten(0, groups),
+        config.set_loss,
+        bandwidths=config.real_data_bandwidths,
+        temperatures=config.set_temperatures,
+    )
