@@ -100,7 +100,13 @@ class MatchingConfig(VSDConfig):
     kd_weight: float = Field(
         default=0.0,
         ge=0.0,
-        description="weight of the KD loss on teacher pairs beside VSD (DMD's regression term)",
+        description="weight of the KD loss on teacher pairs beside VSD (DMD's regression term); "
+        "with first_rung=regress on the first rung alone",
+    )
+    first_rung: Literal["match", "regress"] = Field(
+        default="match",
+        description="regress: the first of several rungs learns from teacher pairs alone "
+        "(kd_weight), and later ones are matched on what it makes, which keeps its modes (DP-DMD)",
     )
     set_weight: float = Field(
         default=0.0,
@@ -138,6 +144,11 @@ class MatchingConfig(VSDConfig):
             )
         if not self.set_temperatures or min(self.set_temperatures) <= 0:
             raise ValueError(f"expected set_temperatures > 0, got {list(self.set_temperatures)}")
+        if self.first_rung == "regress" and not self.kd_weight:
+            raise ValueError(
+                "expected kd_weight > 0 with first_rung=regress, whose regression it weighs, got "
+                "0; say kd_weight=1"
+            )
         weights = (self.vsd_weight, self.gan_loss_weight_gen, self.real_data_weight)
         if not any((*weights, self.kd_weight, self.set_weight)):
             raise ValueError(
@@ -147,6 +158,14 @@ class MatchingConfig(VSDConfig):
         if self.f_divergence != "reverse_kl":
             self._check_ratio()
         return self
+
+    def matched_rungs(self, rungs: int) -> tuple[float, ...]:
+        """How often each of the rungs is drawn for samples to match, relative numbers; () =
+        equally."""
+        if self.first_rung == "match":
+            return self.rung_weights
+        later = self.rung_weights[1:] or (1.0,) * (rungs - 1)
+        return (0.0, *later)
 
     def check_for_rungs(self, rungs: int) -> None:
         """Refuse losses that a student of so many rungs can't be trained with.
@@ -158,6 +177,12 @@ class MatchingConfig(VSDConfig):
             raise ValueError(
                 f"expected one of rung_weights for each of the {rungs} rungs, got "
                 f"{len(self.rung_weights)}"
+            )
+        matched = self.matched_rungs(rungs)
+        if self.first_rung == "regress" and not any(matched):
+            raise ValueError(
+                "expected student.steps >= 2 with first_rung=regress, and a rung_weight > 0 after "
+                f"the first, got {rungs} and {list(self.rung_weights)}"
             )
         for key in ("real_data_weight", "set_weight"):
             if getattr(self, key) and not self.backward_simulation and rungs > 1:

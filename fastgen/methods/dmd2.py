@@ -143,7 +143,14 @@ class DMD2(Method):
         )
         pairs = None
         if dmd.kd_weight:
-            pairs = on_pairs(run, student, KD.stage, train.steps, draws=f"{self.stage}-pairs")
+            pairs = on_pairs(
+                run,
+                student,
+                KD.stage,
+                train.steps,
+                draws=f"{self.stage}-pairs",
+                first_rung_only=dmd.first_rung == "regress",
+            )
         draws = run.draws(self.stage)
         return DistributionMatching(
             student,

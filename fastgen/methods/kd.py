@@ -180,8 +180,8 @@ def kd_loss(
 
 
 class KnowledgeDistillation(Stage):
-    """Regress the student on the teacher's ODE pairs, over all rungs of `t_list` (see
-    :mod:`fastgen.methods.kd`)."""
+    """Regress the student on the teacher's ODE pairs, over all rungs of `t_list` or the first one
+    alone (see :mod:`fastgen.methods.kd`)."""
 
     def __init__(
         self,
@@ -193,6 +193,7 @@ class KnowledgeDistillation(Stage):
         huber_c: float,
         draws: Draws,
         *,
+        first_rung_only: bool = False,
         name: str = "kd",
     ) -> None:
         self.name = name
@@ -203,6 +204,7 @@ class KnowledgeDistillation(Stage):
         self.updates = updates
         self.huber_c = huber_c
         self.draws = draws
+        self.num_rungs = 1 if first_rung_only else dmd.student_steps
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
@@ -213,7 +215,7 @@ class KnowledgeDistillation(Stage):
         with self.clock.phase("data"):
             rows = self.draws.rows(step, len(self.states))
             device = self.draws.device
-            rungs = self.draws.integers(step, "rung", self.dmd.student_steps).to(device)
+            rungs = self.draws.integers(step, "rung", self.num_rungs).to(device)
             return (
                 cond_to(self.states[rows], device),
                 cond_to(take_rows(self.cond, rows), device),
@@ -247,7 +249,13 @@ class KnowledgeDistillation(Stage):
 
 
 def on_pairs(
-    run: Run, student: TrainedNetwork, stage: str, updates: int, *, draws: str | None = None
+    run: Run,
+    student: TrainedNetwork,
+    stage: str,
+    updates: int,
+    *,
+    draws: str | None = None,
+    first_rung_only: bool = False,
 ) -> KnowledgeDistillation:
     """KD of `student` on the pairs of a run.
 
@@ -255,6 +263,7 @@ def on_pairs(
         stage: what the stage is called.
         updates: of the student.
         draws: name of its random numbers; None: that of the stage.
+        first_rung_only: whether the other rungs are left to another loss.
     """
     states, cond = run.pairs()
     return KnowledgeDistillation(
@@ -265,6 +274,7 @@ def on_pairs(
         updates,
         run.cfg.train.kd_huber_c,
         run.draws(stage if draws is None else draws),
+        first_rung_only=first_rung_only,
         name=stage,
     )
 

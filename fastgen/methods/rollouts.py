@@ -140,7 +140,7 @@ class Rollouts:
 
     Attributes:
         student: called `student(x_t, t, cond)`, predicts `config.pred_type`.
-        config: of it `student_sample_type`, `backward_simulation` and `rung_weights`.
+        config: of it `student_sample_type`, `backward_simulation`, `rung_weights`, `first_rung`.
         t_list: the student's trajectory [t_1 > ... > 0.0].
         draws: of the batch that is generated.
     """
@@ -247,9 +247,10 @@ class Rollouts:
         return int(self.draws.agreed(self._rungs(1, device, generator), device))
 
     def _rungs(self, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """n rungs, drawn as often as `rung_weights` say."""
+        """n rungs, drawn as often as `rung_weights` say, the first one never if it regresses."""
         place = device if generator is None else generator.device
-        if not self.config.rung_weights:
+        matched = self.config.matched_rungs(self.num_rungs)
+        if not matched:
             return torch.randint(self.num_rungs, (n,), device=place, generator=generator)
-        weights = torch.tensor(self.config.rung_weights, device=place)
+        weights = torch.tensor(matched, device=place)
         return torch.multinomial(weights, n, replacement=True, generator=generator)
