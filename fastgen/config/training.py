@@ -114,6 +114,13 @@ class DistillTrainConfig(LoopConfig):
         "(dmd.set_weight) need them; fewer conditions for as many pairs",
     )
     kd_teacher_calls: int = Field(default=16, ge=1, description="AB2 calls per pair")
+    teacher_calls: int | None = Field(
+        default=None,
+        ge=1,
+        description="teacher evaluations (rows through its network; two for a guided one) that "
+        "pairs and training may take; a stage ends before the update that would take more; null = "
+        "as many as the other keys ask for",
+    )
     kd_huber_c: float = Field(
         default=0.02, gt=0.0, description="c of the pseudo-Huber loss, in normalised units"
     )

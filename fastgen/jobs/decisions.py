@@ -24,7 +24,7 @@ from .checks import stored_scores
 from .evaluation import teacher_sampler
 from .setup import Setup
 
-__all__ = ["DECISIONS", "decided", "findings_of", "foreseen", "with_decision"]
+__all__ = ["AUTO", "DECISIONS", "decided", "findings_of", "foreseen", "with_decision"]
 
 DECISIONS = "findings.json"
 AUTO = "auto"

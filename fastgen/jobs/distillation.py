@@ -37,6 +37,7 @@ from ..training.processes import Processes
 from ..training.recompute import keep_blocks
 from ..training.trained_network import TrainedNetwork, check_compiler
 from ..training.trainer import Trainer
+from .budgets import check_budget, planned_evaluations
 from .checks import (
     check_plan,
     coupling_notes,
@@ -45,7 +46,7 @@ from .checks import (
     stored_scores,
     with_method,
 )
-from .decisions import decided
+from .decisions import AUTO, decided
 from .evaluation import Sampler, chunk_rows
 from .hand_over import HandOver, Rows, teacher_notes
 from .origin import data_origin, student_origin, teacher_origin
@@ -141,6 +142,9 @@ class Distillation:
         self.stored_scores: tuple[Rows, dict[str, float]] | None = stored_scores(cfg)
         self.all_threads = torch.get_num_threads()
         self.decisions: list[str] = []
+        self._of_an_update: dict[str, int] = {}
+        if cfg.method != AUTO:
+            self._check_budget()
 
     def notes(self) -> list[str]:
         """What a user should know of data and teacher before the first update."""
@@ -158,6 +162,14 @@ class Distillation:
         if self.stored_scores is not None:
             found += teacher_notes(*self.stored_scores, self.task.primary)
         return found
+
+    def _check_budget(self) -> None:
+        """Refuse a budget of teacher evaluations that is too small; else note what updates take."""
+        if self.cfg.train.teacher_calls is None:
+            return
+        planned = planned_evaluations(self.networks, processes=self.world)
+        check_budget(self.networks, planned)
+        self._of_an_update = planned.of_an_update
 
     def origin(self) -> dict[str, Any]:
         """What a run that is resumed must go on with, beside its config."""
@@ -177,6 +189,7 @@ class Distillation:
             self.cfg = cfg
             self.networks.cfg = cfg
             check_plan(self.networks, processes=self.world, sharded=self.processes.is_fsdp2)
+            self._check_budget()
         if self.decisions and self.processes.is_main_process:
             print("\n".join(self.decisions), file=sys.stderr, flush=True)
 
@@ -202,6 +215,8 @@ class Distillation:
             evaluate_start=True,
             remedies=remedies_of(self.networks),
             teacher_rows=self.networks.rows,
+            teacher_calls=cfg.train.teacher_calls,
+            of_an_update=self._of_an_update,
         )
         networks = self.networks
         threads = threads_of_training(

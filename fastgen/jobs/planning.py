@@ -23,6 +23,7 @@ from ..teachers.declarations import declaration_notes
 from ..training.launching import Launch, launch_of
 from ..training.memory import Footprint, activation_bytes, footprint, memory_table
 from ..training.recompute import recompute_blocks
+from .budgets import check_budget, evaluation_notes, planned_evaluations
 from .checks import check_plan, coupling_notes, fit_to_teacher, with_method
 from .decisions import foreseen
 from .pretraining import build_network
@@ -71,6 +72,9 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     )
     notes += coupling_notes(setup)
     notes += decisions
+    planned = planned_evaluations(setup, processes=launch.processes)
+    check_budget(setup, planned)
+    notes += evaluation_notes(setup, planned)
     footprints = distillation_footprints(setup, launch=launch)
     tables: list[str] = []
     for method in stages_of(cfg):

@@ -193,10 +193,18 @@ class DMD2(Method):
         planned = [PlannedNetwork("student", student, student_loss, cfg.student.ema)]
         if fake_score is not None:
             loss = functools.partial(of, pipeline.compute_fake_score_loss)
-            planned.append(PlannedNetwork("fake score", fake_score, loss))
+            turns = cfg.dmd.fake_steps_per_student_step
+            warmup = cfg.dmd.fake_score_warmup_steps
+            planned.append(
+                PlannedNetwork("fake score", fake_score, loss, warmup=warmup, turns=turns)
+            )
         if discriminator is not None:
             loss = functools.partial(of, pipeline.compute_discriminator_loss)
-            planned.append(PlannedNetwork("discriminator", discriminator, loss))
+            turns = cfg.dmd.gan_disc_steps_per_student_step
+            warmup = cfg.dmd.gan_disc_warmup_steps
+            planned.append(
+                PlannedNetwork("discriminator", discriminator, loss, warmup=warmup, turns=turns)
+            )
         return planned
 
 

@@ -151,6 +151,8 @@ class PlannedNetwork:
         loss: what one of its updates differentiates, to be measured; None: it is not measured.
         ema: of its average; None without one.
         trained: whether it has gradients and an optimiser.
+        warmup: its updates before the first of the student.
+        turns: its updates for each of the student.
     """
 
     name: str
@@ -158,6 +160,8 @@ class PlannedNetwork:
     loss: Callable[[], Tensor] | None = None
     ema: EMAConfig | None = None
     trained: bool = True
+    warmup: int = 0
+    turns: int = 1
 
 
 class Method(ABC):

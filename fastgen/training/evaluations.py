@@ -7,7 +7,7 @@ of a run: a resumed run makes them again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -22,14 +22,16 @@ VALIDATION = "validation"
 
 
 class TeacherEvaluations:
-    """Adds up what the processes ask of the teacher. All of them must call `add_up` and `row`, in
-    one order.
+    """Adds up what the processes ask of the teacher. All of them must call `add_up`, `row` and
+    `too_dear`, in one order.
 
     Args:
         rows: counts what this process asks; None: there is no teacher.
         counted: part -> evaluations so far, by all processes; changed in place.
         processes: that share the run.
         stages: names of all stages of the run.
+        budget: the most that pairs and training may ask; None: there is no limit.
+        of_an_update: stage -> the most evaluations of one of its updates, for a budget.
     """
 
     def __init__(
@@ -38,11 +40,15 @@ class TeacherEvaluations:
         counted: dict[str, int],
         processes: Processes,
         stages: Sequence[str],
+        budget: int | None = None,
+        of_an_update: Mapping[str, int] | None = None,
     ) -> None:
         self.rows = rows
         self.counted = counted
         self.processes = processes
         self.stages = stages
+        self.budget = budget
+        self.of_an_update = of_an_update or {}
 
     @property
     def spent(self) -> int:
@@ -64,6 +70,21 @@ class TeacherEvaluations:
         for part, rows in zip(parts, own.tolist(), strict=True):
             if rows:
                 self.counted[part] = self.counted.get(part, 0) + rows
+
+    def too_dear(self, stage: str) -> bool:
+        """Whether one more update of `stage` may ask more than the budget has left."""
+        cost = self.of_an_update.get(stage, 0)
+        if self.budget is None or not cost:
+            return False
+        self.add_up()
+        return self.spent + cost > self.budget
+
+    def end_of(self, stage: str, updates: int) -> str:
+        """What is said where the budget ends a stage."""
+        return (
+            f"{stage} ends after {updates} updates: of train.teacher_calls={self.budget:,} "
+            f"{self.spent:,} are spent, and an update takes {self.of_an_update[stage]:,}"
+        )
 
     def row(self) -> dict[str, int]:
         """What a row of the log says: the evaluations of pairs and training so far."""

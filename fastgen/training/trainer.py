@@ -46,9 +46,9 @@ class _Due(NamedTuple):
     checkpoint: bool
 
 
-def _due_after(updates: int, stage: Stage, loop: LoopConfig) -> _Due:
-    """What is due when `updates` of a stage are done."""
-    last = updates == stage.updates
+def _due_after(updates: int, stage: Stage, loop: LoopConfig, *, spent: bool) -> _Due:
+    """What is due when `updates` of a stage are done; `spent`: the budget has nothing for more."""
+    last = updates == stage.updates or spent
     # The end of a warm-up shows whether judges see anything, before the student follows them.
     validation = last or updates == stage.warmup or updates % loop.evaluate_every == 0
     return _Due(
@@ -82,6 +82,8 @@ class Trainer:
             something trained.
         remedies: stage -> what its warnings advise; a stage that isn't in it has general advice.
         teacher_rows: counts the rows that this process asks of the teacher; None: there is none.
+        teacher_calls: the most that pairs and updates may ask of it; None: there is no limit.
+        of_an_update: stage -> the most evaluations of one of its updates, for that limit.
 
     Raises:
         ValueError: there is nothing to go on from that is intact, or of this version.
@@ -101,6 +103,8 @@ class Trainer:
         evaluate_start: bool = False,
         remedies: Mapping[str, str] | None = None,
         teacher_rows: RowCount | None = None,
+        teacher_calls: int | None = None,
+        of_an_update: Mapping[str, int] | None = None,
     ) -> None:
         self.stages = stages
         self.run_dir = run_dir
@@ -113,8 +117,9 @@ class Trainer:
         self.remedies = remedies or {}
         self.files = RunFiles(run_dir, loop, processes)
         self.state = self.files.restore(list(stages), primary) if resume else RunState()
+        counted = self.state.teacher_evaluations
         self.teacher = TeacherEvaluations(
-            teacher_rows, self.state.teacher_evaluations, processes, list(stages)
+            teacher_rows, counted, processes, list(stages), teacher_calls, of_an_update
         )
         self._request = StopRequest()
         self._stop = SharedStop(self._request, processes)
@@ -202,7 +207,7 @@ class Trainer:
         watch = Stopwatch(state.seconds, stage.name)
         scored: dict[str, Any] = {}  # by the last validation, until it is logged
 
-        while state.updates < stage.updates and not progress.out_of_patience(self.loop.patience):
+        while not self._is_over(stage):
             # The update.
             _seed_dropout(self.seed, stage.name, state.updates, self.processes)
             for network in stage.trained().values():
@@ -211,7 +216,8 @@ class Trainer:
                 losses = stage.update(state.updates)
             state.count_update()
             self.log.count()
-            due = _due_after(state.updates, stage, self.loop)
+            spent = self.teacher.too_dear(stage.name)
+            due = _due_after(state.updates, stage, self.loop, spent=spent)
 
             # Signals, and updates that were skipped: what the device must be asked for.
             look = self._on_cpu or due.row or due.checkpoint or self._stop.due(state.updates)
@@ -251,6 +257,12 @@ class Trainer:
                 saved = f"state saved at {stage.name} update {state.updates}"
                 raise Stopped(f"{saved}; --resume goes on from there", stop)
 
+    def _is_over(self, stage: Stage) -> bool:
+        """Whether a stage has made its updates, or ends before: by patience, or by the budget."""
+        if self.state.updates >= stage.updates or self.teacher.too_dear(stage.name):
+            return True
+        return self.state.progress[stage.name].out_of_patience(self.loop.patience)
+
     # ---- Validation ------------------------------------------------------------------------------
 
     def validate(self, stage: Stage) -> dict[str, Any]:
@@ -285,8 +297,10 @@ class Trainer:
                 warnings = warnings + progress.note_diagnostics(updates, found)
         if warnings:
             row["warnings"] = warnings
-        if progress.out_of_patience(self.loop.patience) and updates < stage.updates:
+        if updates < stage.updates and progress.out_of_patience(self.loop.patience):
             row["stopped_early"] = progress.early_end(updates)
+        elif updates < stage.updates and self.teacher.too_dear(stage.name):
+            row["stopped_early"] = self.teacher.end_of(stage.name, updates)
         return row
 
     # ---- The log ---------------------------------------------------------------------------------

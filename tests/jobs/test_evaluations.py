@@ -11,8 +11,10 @@ from torch import Tensor
 from fastgen._core.row_counts import RowCount
 from fastgen.config import DistillConfig
 from fastgen.distillation import distill
+from fastgen.jobs.budgets import planned_evaluations
+from fastgen.jobs.setup import Setup
 from fastgen.methods.matching import DistributionMatching
-from fastgen.records.log import read_log
+from fastgen.records.log import read_log, timeless
 from support.toy import (
     ToyTask,
     ToyTeacher,
@@ -127,3 +129,40 @@ def test_a_resumed_run_has_the_counts_of_an_uninterrupted_one(tmp_path, monkeypa
     assert report_of(again)["teacher_evaluations"] == report_of(whole)["teacher_evaluations"]
     rows = [[row["teacher_evaluations"] for row in read_log(folder)] for folder in (whole, again)]
     assert rows[0] == rows[1]
+
+
+def test_a_plan_counts_what_a_run_takes(tmp_path, monkeypatch):
+    cfg = changed(toy_config(tmp_path / "run"), dmd=GAN | {"gan_disc_steps_per_student_step": 2})
+    planned = planned_evaluations(Setup(cfg, ToyTeacher().eval(), ToyTask().train))
+    folder, _, _ = run(cfg, monkeypatch)
+    found = report_of(folder)["teacher_evaluations"]
+    assert planned.pairs == found["pairs"]
+    assert planned.stages == {stage: found[stage] for stage in ("kd", "dmd")}
+
+
+def test_a_budget_ends_a_stage_and_a_resumed_run_ends_where_it_did(tmp_path, monkeypatch):
+    """An update takes 8: of 185, 160 for pairs, three of five updates are paid."""
+
+    def config(name: str, **changes) -> DistillConfig:
+        cfg = toy_config(tmp_path / name, teacher_calls=185)
+        return cfg.model_copy(update=changes)
+
+    whole, _, _ = run(config("whole"), monkeypatch)
+    rows = read_log(whole)
+    assert rows[-1]["step"] == 4 + 3 and rows[-1]["teacher_evaluations"] == 184
+    assert "dmd ends after 7 updates" in rows[-1]["stopped_early"]
+    with plug_pulled(DistributionMatching, 6):
+        run(config("again"), monkeypatch)
+    again, _, _ = run(config("again", resume=True), monkeypatch)
+    assert [*map(timeless, read_log(again))] == [*map(timeless, rows)]
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [(150, "lower train.kd_pairs to 37"), (165, "expected train.teacher_calls >= 168")],
+)
+def test_a_budget_that_pays_for_too_little_is_refused(tmp_path, monkeypatch, budget, words):
+    cfg = toy_config(tmp_path / "run", teacher_calls=budget)
+    with pytest.raises(ValueError, match=words):
+        run(cfg, monkeypatch)
+    assert not (tmp_path / "run" / "pairs.safetensors").exists()
