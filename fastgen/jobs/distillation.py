@@ -32,7 +32,7 @@ from ..teachers.counted import CountedNetwork
 from ..teachers.declarations import declaration_notes
 from ..training.accelerator import start_accelerator
 from ..training.draws import Draws
-from ..training.evaluations import PAIRS
+from ..training.evaluations import PAIRS, Asked
 from ..training.processes import Processes
 from ..training.recompute import keep_blocks
 from ..training.trained_network import TrainedNetwork, check_compiler
@@ -196,12 +196,14 @@ class Distillation:
     def train(self) -> None:
         """Run what is left of the stages."""
         cfg = self.cfg
+        networks = self.networks
         self.closing = HandOver(
             self.networks,
             self.task,
             self.run_dir,
             stored=self.stored_scores,
             decisions=self.decisions,
+            origin=self.origin,
         )
         self.trainer = Trainer(
             {method.stage: functools.partial(method.build, self) for method in stages_of(cfg)},
@@ -214,11 +216,8 @@ class Distillation:
             resume=cfg.resume,
             evaluate_start=True,
             remedies=remedies_of(self.networks),
-            teacher_rows=self.networks.rows,
-            teacher_calls=cfg.train.teacher_calls,
-            of_an_update=self._of_an_update,
+            teacher=Asked(networks.rows, cfg.train.teacher_calls, self._of_an_update),
         )
-        networks = self.networks
         threads = threads_of_training(
             cfg.train, networks.student(), networks.x0, networks.cond, self.world
         )

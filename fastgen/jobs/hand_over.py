@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from ..training.validation import teacher_note
 from .evaluation import (
     Sampler,
     evaluate_student,
-    evaluate_teacher,
     latency_ms,
     nested_t_lists,
     student_sampler,
@@ -34,6 +32,7 @@ from .evaluation import (
 )
 from .setup import Setup
 from .students import network_facts
+from .teacher_rows import measured_rows, rows_key
 
 __all__ = ["HandOver", "Rows", "evaluation_tables", "teacher_notes"]
 
@@ -76,6 +75,14 @@ def evaluation_tables(
 
 # Calls of the teacher that are timed.
 _TIMED_CALLS = 4
+# What a report may ask of the teacher, of what pairs and training did.
+_REPORT_SHARE = 0.25
+
+
+def _most_of_report(evaluations: Mapping[str, int]) -> int:
+    """Teacher evaluations that a report may take; by part of the run so far."""
+    spent = sum(count for part, count in evaluations.items() if part != VALIDATION)
+    return int(_REPORT_SHARE * spent)
 
 
 class HandOver:
@@ -86,6 +93,7 @@ class HandOver:
         task: its data and scores.
         run_dir: where `student/` and `report/` go.
         stored: scores of the teacher and of fresh data that are known already; None: measured.
+        origin: says what the run's teacher and data are, for scores that are measured.
         decisions: what was decided before the training, a sentence each.
     """
 
@@ -97,6 +105,7 @@ class HandOver:
         *,
         stored: tuple[Rows, dict[str, float]] | None = None,
         decisions: Sequence[str] = (),
+        origin: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.setup = setup
         self.cfg = setup.cfg
@@ -104,6 +113,7 @@ class HandOver:
         self.run_dir = run_dir
         self.stored = stored
         self.decisions = list(decisions)
+        self.origin = origin
 
     def run(
         self,
@@ -123,7 +133,7 @@ class HandOver:
         watch = Stopwatch(seconds, "hand_over")
         self.setup.rows.take(REPORT)
         with self.setup.rows.part(REPORT):
-            results, examples = self._measured(students)
+            results, examples = self._measured(students, _most_of_report(evaluations))
         evaluations = {**evaluations, REPORT: self.setup.rows.take(REPORT)}
         results |= {
             "seconds": seconds,
@@ -142,16 +152,22 @@ class HandOver:
         )
         print(f"student: {self.run_dir / 'student'}   report: {self.run_dir / 'report'}")
 
-    def _measured(self, students: Mapping[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a report says of the students and their teacher, and the samples that it shows."""
+    def _measured(
+        self, students: Mapping[str, nn.Module], most: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a report says of the students and their teacher, and the samples that it shows;
+        `most`: teacher evaluations that this may take."""
         validation = {
             stage: self.task.evaluate(self.sampler(network), quick=True)
             for stage, network in students.items()
         }
         selected = self.choose(validation)
         rows = {stage: self._student_rows(network) for stage, network in students.items()}
-        teacher_rows, floor = self.stored or self._measured_scores()
         student = students[selected]
+        examples = self.examples(student)
+        latency = self._latency(student)
+        left = most - self.setup.rows.rows.get(REPORT, 0)
+        teacher_rows, floor, left_out = self._teacher_rows(left)
         results: dict[str, Any] = {
             "teacher": teacher_rows,
             "student": rows[selected],
@@ -162,14 +178,24 @@ class HandOver:
                 "teacher": network_facts(self.setup.source),
                 "student": network_facts(student),
             },
-            "latency": self._latency(student),
+            "latency": latency,
             "selected": selected,
             "primary": self.task.primary,
             "validation": validation,
             "decisions": self.decisions,
-            "warnings": teacher_notes(teacher_rows, floor, self.task.primary),
+            "warnings": [],
         }
-        return results, self.examples(student)
+        if left_out:
+            results["decisions"] = [
+                *self.decisions,
+                f"Teacher rows left out: {', '.join(left_out)}. A report takes at most a quarter "
+                "of the teacher evaluations of pairs and training; teacher.measure=true measures "
+                "all rows.",
+            ]
+        # One Euler step says nothing of a teacher.
+        if not left_out or any(name.startswith("ab2") for name in teacher_rows):
+            results["warnings"] = teacher_notes(teacher_rows, floor, self.task.primary)
+        return results, examples
 
     def choose(self, validation: Mapping[str, Mapping[str, float]]) -> str:
         """The stage whose student is exported: as configured, or that of the best score."""
@@ -263,18 +289,16 @@ class HandOver:
             box=self.cfg.data.box,
         )
 
-    def _measured_scores(self) -> tuple[Rows, dict[str, float]]:
-        """Rows of the teacher and the task's floor, measured now."""
-        rows = evaluate_teacher(
-            self.setup.teacher,
-            self.task,
-            self.cfg.teacher.calls,
-            self.cfg.teacher.ab2_calls,
-            pred_type=self.cfg.student.pred_type,
-            box=self.cfg.data.box,
-            progress=lambda row: print(f"teacher {row}", file=sys.stderr, flush=True),
+    def _teacher_rows(self, most: int) -> tuple[Rows, dict[str, float], list[str]]:
+        """Rows of the teacher, the task's floor, and the rows that are left out; `most`: teacher
+        evaluations that this may take."""
+        if self.stored is not None:
+            return *self.stored, []
+        key = rows_key(self.setup, self.origin())
+        known, left_out = measured_rows(
+            self.setup, self.task, self.run_dir, key, part=REPORT, most=most
         )
-        return rows, self.task.floor()
+        return known.teacher, known.floor, left_out
 
     def _latency(self, student: nn.Module) -> dict[str, float]:
         """Milliseconds of one call of the sampler, of student and teacher, by batch. A hundred

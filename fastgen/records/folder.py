@@ -28,6 +28,7 @@ _OURS = (
     "metrics.jsonl",
     "origin.json",
     "findings.json",
+    "measured_scores.json",
     "tracker_id",
     "checkpoints",
     "stages",

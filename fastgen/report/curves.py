@@ -16,6 +16,7 @@ __all__ = [
     "ScoreCurve",
     "diagnostic_curves",
     "drawable",
+    "evaluation_curves",
     "score_curves",
     "smooth",
     "training_curves",
@@ -134,6 +135,27 @@ def training_curves(
             point = (row.get("iteration", step), float(score))
             validation.setdefault(stage, []).append(point)
     return losses, validation
+
+
+def evaluation_curves(
+    results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Curve]:
+    """The primary validation score over the teacher evaluations of pairs and training so far:
+    {stage: [(evaluations, score)]}; {} for a log without them.
+
+    Args:
+        results: holds `primary`.
+        rows: of metrics.jsonl.
+    """
+    primary = results.get("primary")
+    found: dict[str, Curve] = {}
+    for row in rows:
+        spent = row.get("teacher_evaluations")
+        score = row.get(primary) if primary is not None else None
+        if drawable(spent, "log") and drawable(score, "linear"):
+            stage = str(row.get("stage", "training"))
+            found.setdefault(stage, []).append((float(spent), float(score)))
+    return found
 
 
 def _losses(row: Mapping[str, Any], others: set[Any]) -> dict[str, float]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_validation", "score_figure", "training_figure"]
+__all__ = ["draw_validation", "evaluations_figure", "score_figure", "training_figure"]
 
 
 # ---- Scores --------------------------------------------------------------------------------------
@@ -193,6 +193,24 @@ def training_figure(
         ax.legend(frameon=False)
     if not losses and not validation:
         axes[0][0].set(title="no training in this run", xticks=[], yticks=[])
+    return figure
+
+
+def evaluations_figure(curves: Mapping[str, Curve], primary: str, stages: Stages) -> Figure:
+    """The validation score over what was asked of the teacher. KD stands at the cost of its pairs.
+
+    Args:
+        curves: as of `evaluation_curves`, not empty.
+        primary: name of the score.
+        stages: as for :func:`fastgen.report.page.write_report`.
+    """
+    figure, axes = new_figure(7.0, 4.2, 1, 1)
+    ax = axes[0][0]
+    draw_validation(ax, curves, stages)
+    style = score_style(primary, "lower is better")
+    ax.set_title(f"validation: {style.title}", fontweight="bold")
+    ax.set(xlabel="teacher evaluations of pairs and training", ylabel=style.meaning)
+    ax.legend(frameon=False)
     return figure
 
 

@@ -5,6 +5,7 @@ report/report.md          the table, what its columns mean, the pictures
 report/trajectories.png   samples of teacher and student for the same conditions and noise
 report/samples.png        the same, of what are no trajectories
 report/score_vs_nfe.png   each score against the number of network calls
+report/score_vs_evaluations.png  the validation score against the teacher evaluations so far
 report/training.png       losses of each stage, and the validation score
 report/diagnostics.png    what shows a collapse; of runs whose log holds validations
 """
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.files import new_folder, write_file
 from .._core.json_files import plain_json, write_json
-from .curves import diagnostic_curves
+from .curves import diagnostic_curves, evaluation_curves
 from .diagnostics import diagnostics_figure
-from .figures import score_figure, training_figure
+from .figures import evaluations_figure, score_figure, training_figure
 from .pictures import sample_figure
 from .styles import MATPLOTLIB, SCORES, Stages
 from .tables import format_table, score_blocks
@@ -42,6 +43,8 @@ _CAPTIONS = {
     "network calls (NFE).",
     "training.png": "Losses of each stage, and the score on a small validation set during "
     "training.",
+    "score_vs_evaluations.png": "The validation score against what was asked of the teacher: rows "
+    "through its network, for pairs and training.",
     "diagnostics.png": "What shows a collapse: validation scores against where each stage began "
     "(dashed), and how far teacher and fake score (and discriminator) agree about fresh samples "
     "of the student.",
@@ -128,6 +131,10 @@ def _pictures(
         "score_vs_nfe.png": score_figure(results, stages),
         "training.png": training_figure(results, curves, stages),
     }
+    by_evaluations = evaluation_curves(results, curves)
+    if by_evaluations:
+        figure = evaluations_figure(by_evaluations, str(results.get("primary")), stages)
+        figures["score_vs_evaluations.png"] = figure
     if any(diagnostic_curves(results, curves)):
         figures["diagnostics.png"] = diagnostics_figure(results, curves, stages)
     return {name: _png(figure) for name, figure in figures.items()}

@@ -9,16 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
 from .._core.row_counts import RowCount
 from .processes import Processes
 
-__all__ = ["PAIRS", "VALIDATION", "TeacherEvaluations"]
+__all__ = ["PAIRS", "VALIDATION", "Asked", "TeacherEvaluations"]
 
 PAIRS = "pairs"
 VALIDATION = "validation"
+
+
+class Asked(NamedTuple):
+    """How a run asks its teacher.
+
+    Attributes:
+        rows: counts what this process asks.
+        budget: the most that pairs and training may ask together; None: there is no limit.
+        of_an_update: stage -> the most evaluations of one of its updates, for a budget.
+    """
+
+    rows: RowCount
+    budget: int | None = None
+    of_an_update: Mapping[str, int] = MappingProxyType({})
 
 
 class TeacherEvaluations:
@@ -26,29 +42,25 @@ class TeacherEvaluations:
     `too_dear`, in one order.
 
     Args:
-        rows: counts what this process asks; None: there is no teacher.
+        asked: counts what this process asks, and limits it; None: there is no teacher.
         counted: part -> evaluations so far, by all processes; changed in place.
         processes: that share the run.
         stages: names of all stages of the run.
-        budget: the most that pairs and training may ask; None: there is no limit.
-        of_an_update: stage -> the most evaluations of one of its updates, for a budget.
     """
 
     def __init__(
         self,
-        rows: RowCount | None,
+        asked: Asked | None,
         counted: dict[str, int],
         processes: Processes,
         stages: Sequence[str],
-        budget: int | None = None,
-        of_an_update: Mapping[str, int] | None = None,
     ) -> None:
-        self.rows = rows
+        self.rows = None if asked is None else asked.rows
+        self.budget = None if asked is None else asked.budget
+        self.of_an_update = {} if asked is None else asked.of_an_update
         self.counted = counted
         self.processes = processes
         self.stages = stages
-        self.budget = budget
-        self.of_an_update = of_an_update or {}
 
     @property
     def spent(self) -> int:

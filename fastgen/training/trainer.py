@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .._core.processes import together
-from .._core.row_counts import RowCount
 from .._core.seeds import generator_for
 from .._core.tensors import wide_dtype
 from .._core.timing import Stopwatch
 from ..config.training import LoopConfig
 from ..records.log import RunLog, progress_bar, say
-from .evaluations import VALIDATION, TeacherEvaluations
+from .evaluations import VALIDATION, Asked, TeacherEvaluations
 from .processes import Processes
 from .resuming import RunFiles, saying_what_is_left, tensors_of
 from .run_state import RunState
@@ -46,9 +45,16 @@ class _Due(NamedTuple):
     checkpoint: bool
 
 
-def _due_after(updates: int, stage: Stage, loop: LoopConfig, *, spent: bool) -> _Due:
-    """What is due when `updates` of a stage are done; `spent`: the budget has nothing for more."""
-    last = updates == stage.updates or spent
+def _is_over(stage: Stage, state: RunState, loop: LoopConfig, teacher: TeacherEvaluations) -> bool:
+    """Whether a stage has made its updates, or ends before: by patience, or by its budget."""
+    if state.updates >= stage.updates or teacher.too_dear(stage.name):
+        return True
+    return state.progress[stage.name].out_of_patience(loop.patience)
+
+
+def _due_after(updates: int, stage: Stage, loop: LoopConfig, teacher: TeacherEvaluations) -> _Due:
+    """What is due when `updates` of a stage are done."""
+    last = updates == stage.updates or teacher.too_dear(stage.name)
     # The end of a warm-up shows whether judges see anything, before the student follows them.
     validation = last or updates == stage.warmup or updates % loop.evaluate_every == 0
     return _Due(
@@ -81,9 +87,10 @@ class Trainer:
         evaluate_start: also validate each stage before its first update, for stages that start from
             something trained.
         remedies: stage -> what its warnings advise; a stage that isn't in it has general advice.
-        teacher_rows: counts the rows that this process asks of the teacher; None: there is none.
-        teacher_calls: the most that pairs and updates may ask of it; None: there is no limit.
-        of_an_update: stage -> the most evaluations of one of its updates, for that limit.
+        teacher: counts what is asked of the teacher, and limits it; None: there is none.
+
+    Attributes:
+        evaluations: part of the job -> rows that all processes have asked of the teacher.
 
     Raises:
         ValueError: there is nothing to go on from that is intact, or of this version.
@@ -102,9 +109,7 @@ class Trainer:
         resume: bool,
         evaluate_start: bool = False,
         remedies: Mapping[str, str] | None = None,
-        teacher_rows: RowCount | None = None,
-        teacher_calls: int | None = None,
-        of_an_update: Mapping[str, int] | None = None,
+        teacher: Asked | None = None,
     ) -> None:
         self.stages = stages
         self.run_dir = run_dir
@@ -117,10 +122,8 @@ class Trainer:
         self.remedies = remedies or {}
         self.files = RunFiles(run_dir, loop, processes)
         self.state = self.files.restore(list(stages), primary) if resume else RunState()
-        counted = self.state.teacher_evaluations
-        self.teacher = TeacherEvaluations(
-            teacher_rows, counted, processes, list(stages), teacher_calls, of_an_update
-        )
+        self.evaluations = self.state.teacher_evaluations
+        self.teacher = TeacherEvaluations(teacher, self.evaluations, processes, list(stages))
         self._request = StopRequest()
         self._stop = SharedStop(self._request, processes)
         # A CPU tells at once what it has computed, a GPU when it has caught up with the host.
@@ -139,11 +142,6 @@ class Trainer:
     def seconds(self) -> dict[str, float]:
         """Part of the job -> its wall seconds so far, and "<part>_cpu" -> its CPU seconds."""
         return self.state.seconds
-
-    @property
-    def evaluations(self) -> dict[str, int]:
-        """Part of the job -> rows that all processes have asked of the teacher."""
-        return self.state.teacher_evaluations
 
     @property
     def warnings(self) -> list[str]:
@@ -207,7 +205,7 @@ class Trainer:
         watch = Stopwatch(state.seconds, stage.name)
         scored: dict[str, Any] = {}  # by the last validation, until it is logged
 
-        while not self._is_over(stage):
+        while not _is_over(stage, state, self.loop, self.teacher):
             # The update.
             _seed_dropout(self.seed, stage.name, state.updates, self.processes)
             for network in stage.trained().values():
@@ -216,8 +214,7 @@ class Trainer:
                 losses = stage.update(state.updates)
             state.count_update()
             self.log.count()
-            spent = self.teacher.too_dear(stage.name)
-            due = _due_after(state.updates, stage, self.loop, spent=spent)
+            due = _due_after(state.updates, stage, self.loop, self.teacher)
 
             # Signals, and updates that were skipped: what the device must be asked for.
             look = self._on_cpu or due.row or due.checkpoint or self._stop.due(state.updates)
@@ -256,12 +253,6 @@ class Trainer:
             if stop:
                 saved = f"state saved at {stage.name} update {state.updates}"
                 raise Stopped(f"{saved}; --resume goes on from there", stop)
-
-    def _is_over(self, stage: Stage) -> bool:
-        """Whether a stage has made its updates, or ends before: by patience, or by the budget."""
-        if self.state.updates >= stage.updates or self.teacher.too_dear(stage.name):
-            return True
-        return self.state.progress[stage.name].out_of_patience(self.loop.patience)
 
     # ---- Validation ------------------------------------------------------------------------------
 

@@ -12,7 +12,9 @@ from fastgen._core.row_counts import RowCount
 from fastgen.config import DistillConfig
 from fastgen.distillation import distill
 from fastgen.jobs.budgets import planned_evaluations
+from fastgen.jobs.hand_over import HandOver
 from fastgen.jobs.setup import Setup
+from fastgen.jobs.teacher_rows import MEASURED
 from fastgen.methods.matching import DistributionMatching
 from fastgen.records.log import read_log, timeless
 from support.toy import (
@@ -166,3 +168,26 @@ def test_a_budget_that_pays_for_too_little_is_refused(tmp_path, monkeypatch, bud
     with pytest.raises(ValueError, match=words):
         run(cfg, monkeypatch)
     assert not (tmp_path / "run" / "pairs.safetensors").exists()
+
+
+def test_a_report_measures_what_a_quarter_pays_for_and_a_resumed_one_counts_the_same(
+    tmp_path, monkeypatch
+):
+    """A row of one call takes 48: 160 of pairs pay for none but the first, 2560 for all."""
+
+    def config(name: str, pairs: int, **changes) -> DistillConfig:
+        cfg = toy_config(tmp_path / name, kd_pairs=pairs, steps=0)
+        return changed(cfg, method="kd").model_copy(update=changes)
+
+    poor, _, _ = run(config("poor", 40), monkeypatch)
+    assert set(report_of(poor)["teacher"]) == {"1"}
+    assert "left out: ab2-4, 2" in report_of(poor)["decisions"][-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HandOver, "_latency", lambda *_: {})
+        patch.setattr(HandOver, "examples", lambda *_: {})
+        patch.setattr("fastgen.jobs.hand_over.write_report", lambda *_, **__: None)
+        rich, _, _ = run(config("rich", 640), patch)
+    once = json.loads((rich / MEASURED).read_text())
+    (known,) = once.values()
+    assert known["evaluations"] == {"1": ROWS, "ab2-4": 4 * ROWS, "2": 2 * ROWS}

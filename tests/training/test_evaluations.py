@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgen._core.row_counts import RowCount
-from fastgen.training.evaluations import TeacherEvaluations
+from fastgen.training.evaluations import Asked, TeacherEvaluations
 from fastgen.training.processes import OneProcess
 
 
@@ -24,7 +24,7 @@ class OneOfTwo(OneProcess):
 def test_parts_and_processes_add_up():
     for processes, factor in ((OneProcess(), 1), (OneOfTwo(), 11)):
         rows = RowCount()
-        found = TeacherEvaluations(rows, {"pairs": 100}, processes, ["kd", "dmd"])
+        found = TeacherEvaluations(Asked(rows), {"pairs": 100}, processes, ["kd", "dmd"])
         rows.add(7)  # of no part of the run
         with found.asked_by("dmd"):
             rows.add(2)
