@@ -124,6 +124,11 @@ class MatchingConfig(VSDConfig):
         "condition (labels)",
     )
     set_samples: int = Field(default=4, ge=2, description="samples of a condition in a set")
+    set_conditional: bool = Field(
+        default=True,
+        description="compare given the condition; false: sets of samples beside their conditions, "
+        "all of real numbers, where hardly any rows share one",
+    )
     set_temperatures: tuple[float, ...] = Field(
         default=(0.05, 0.2, 0.5),
         description="temperatures of drift, rms distances in normalised units",

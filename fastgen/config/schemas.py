@@ -251,8 +251,8 @@ class DistillConfig(Config):
     method: str = Field(
         default="auto",
         description="what is trained: kd is KD alone (train.kd_steps updates); after KD as a warm "
-        "start: dmd2, ladd (a GAN alone) or consistency; auto: what is measured of the teacher "
-        "decides among KD alone, dmd2, and real data",
+        "start: dmd2, ladd (a GAN alone), consistency or drift (data alone); auto: what is "
+        "measured of the teacher decides among KD alone, dmd2, and real data",
     )
     student: StudentConfig = Field(
         default=StudentConfig(), description="calls of the student, and how it is sampled"

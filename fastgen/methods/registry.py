@@ -7,6 +7,7 @@ from ..report.styles import StageStyle
 from .auto import Auto
 from .consistency import Consistency
 from .dmd2 import DMD2, LADD
+from .drift import Drift
 from .kd import KD
 from .method import Method
 
@@ -18,6 +19,7 @@ METHODS: dict[str, Method] = {
     "auto": Auto(),
     "ladd": LADD(),
     "consistency": Consistency(),
+    "drift": Drift(),
 }
 WARM_START = "kd"  # the method that every other one starts from
 

@@ -4,6 +4,11 @@ The target is the data, or the teacher by its pairs. A batch of B rows is B / m 
 m different rows of one condition, beside which the student makes m samples. A group is drawn as
 often as it has rows. Groups need conditions that several rows share: labels, no condition at all,
 or pairs of several noises each (`train.kd_noises_per_condition`).
+
+Where rows have conditions of their own, sets can be compared together with them
+(`set_conditional=false`): a group has m rows of any conditions z, the student makes one sample for
+each z, and what is compared are (x, s z), with s = sqrt(numbers of x / numbers of z), so that both
+count alike.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._core.conditions import cond_to, take_rows, tensors_in
+from .._core.conditions import cond_text, cond_to, take_rows, tensors_in
 from ..networks import Cond
 from ..set_losses import set_loss
 from ..training.draws import Draws
@@ -55,7 +60,13 @@ def check_sets(networks: Networks) -> None:
         rows = pair_rows(train.kd_pairs, n, cfg.seed, in_order, each=each)
         cond = take_rows(cond, rows)
         n = len(rows)
-    _rows_in_company(condition_numbers(cond, n), cfg.dmd.set_samples)
+    if cfg.dmd.set_conditional:
+        _rows_in_company(condition_numbers(cond, n), cfg.dmd.set_samples)
+    elif any(not value.is_floating_point() for value in tensors_in(cond)):
+        raise ValueError(
+            "expected a condition of real numbers with dmd.set_conditional=false, got "
+            f"{cond_text(cond)}; labels are shared by rows: leave it out"
+        )
 
 
 def _rows_in_company(numbers: Tensor, size: int) -> Tensor:
@@ -69,8 +80,8 @@ def _rows_in_company(numbers: Tensor, size: int) -> Tensor:
         raise ValueError(
             f"expected dmd.set_samples={size} rows of one condition for most of the {len(numbers)} "
             f"rows of dmd.set_target, got that for {len(found)}; for the teacher's say "
-            f"train.kd_noises_per_condition={size}; data need labels as conditions, or "
-            "dmd.real_data_weight in place of dmd.set_weight, which takes one row of each"
+            f"train.kd_noises_per_condition={size}, for data dmd.set_conditional=false, which "
+            "compares samples together with their conditions"
         )
     return found
 
@@ -83,17 +94,20 @@ class ConditionSets:
         cond: their conditions, N rows.
         size: m >= 2, rows of a group.
         draws: of the stage.
+        conditional: whether the rows of a group have one condition.
 
     Raises:
         ValueError: m rows share a condition for less than half of all rows.
     """
 
-    def __init__(self, x0: Tensor, cond: Cond, size: int, draws: Draws) -> None:
+    def __init__(
+        self, x0: Tensor, cond: Cond, size: int, draws: Draws, *, conditional: bool = True
+    ) -> None:
         self.x0 = x0
         self.cond = cond
         self.size = size
         self.draws = draws
-        numbers = condition_numbers(cond, len(x0))
+        numbers = condition_numbers(cond if conditional else None, len(x0))
         counts = numbers.bincount()
         self._order = numbers.argsort(stable=True)
         self._first = counts.cumsum(0) - counts
@@ -131,9 +145,12 @@ def sets_of(run: Run, pairs: KnowledgeDistillation | None, draws: Draws) -> Cond
     if not dmd.set_weight:
         return None
     if dmd.set_target == "data":
-        return ConditionSets(run.networks.x0, run.networks.cond, dmd.set_samples, draws)
-    states, cond = run.pairs() if pairs is None else (pairs.states, pairs.cond)
-    return ConditionSets(states[:, -1], cond, dmd.set_samples, draws)
+        x0 = run.networks.x0
+        cond = run.networks.cond
+    else:
+        states, cond = run.pairs() if pairs is None else (pairs.states, pairs.cond)
+        x0 = states[:, -1]
+    return ConditionSets(x0, cond, dmd.set_samples, draws, conditional=dmd.set_conditional)
 
 
 def set_term(
@@ -145,7 +162,7 @@ def set_term(
     Args:
         rollouts: the student, and the keys `set_*`.
         target: (B, ...), B / m groups of m = `set_samples`.
-        cond: of B rows, the same within a group.
+        cond: of B rows, the same within a group if `set_conditional`.
         generator: source of the student's noise, then of what `Rollouts.generate` draws.
 
     Returns:
@@ -164,11 +181,25 @@ def set_term(
     noise = rollouts.draws.normal_like(target, generator)
     start = None if config.backward_simulation else target
     made = rollouts.generate(start, noise, cond, generator=generator)
+    x = made.x0
+    if not config.set_conditional:
+        x = _beside(x, cond)
+        target = _beside(target, cond)
     groups = (len(target) // m, m)
     return set_loss(
-        made.x0.unflatten(0, groups),
+        x.unflatten(0, groups),
         target.unflatten(0, groups),
         config.set_loss,
         bandwidths=config.real_data_bandwidths,
         temperatures=config.set_temperatures,
     )
+
+
+def _beside(x: Tensor, cond: Cond) -> Tensor:
+    """(x, s z): (B, numbers of both), z without a gradient."""
+    parts = [value.detach().to(x.dtype).flatten(1) for value in tensors_in(cond)]
+    if not parts:
+        return x.flatten(1)
+    z = torch.cat(parts, 1)
+    numbers = x.flatten(1)
+    return torch.cat([numbers, (numbers.shape[1] / z.shape[1]) ** 0.5 * z], 1)

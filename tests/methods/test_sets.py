@@ -86,10 +86,16 @@ def test_it_is_refused_before_pairs_are_made(target: str, each: int, cond: Any, 
         }
     )
     networks: Any = SimpleNamespace(cfg=cfg, x0=SAMPLES, cond=cond)
-    if refused:
-        with pytest.raises(ValueError, match="dmd.set_samples=4 rows of one condition"):
-            check_sets(networks)
-    else:
+    if not refused:
+        check_sets(networks)
+        return
+    with pytest.raises(ValueError, match="dmd.set_samples=4 rows of one condition"):
+        check_sets(networks)
+    together = cfg.dmd.model_copy(update={"set_conditional": False})
+    networks.cfg = cfg.model_copy(update={"dmd": together})
+    check_sets(networks)
+    networks.cond = LABELS
+    with pytest.raises(ValueError, match="condition of real numbers with dmd.set_conditional"):
         check_sets(networks)
 
 
@@ -114,6 +120,27 @@ def test_the_term_compares_new_samples_of_the_student_group_by_group(kind: str):
     term.backward()
     assert any(p.grad is not None and p.grad.any() for p in pipeline.student.parameters())
     assert all(p.grad is None for p in pipeline.teacher.parameters())
+
+
+def test_beside_their_conditions_samples_of_the_wrong_ones_are_told():
+    """A student of the right law that gives each condition another one's sample."""
+    cond = torch.randn(64, 1, 2, generator=generator_for(0), dtype=torch.float64)
+    near = 0.1 * torch.randn(2, 64, 1, 2, generator=generator_for(1), dtype=torch.float64)
+
+    def loss(made: Tensor, conditional: bool, kind: Any) -> float:
+        config = DMDConfig(set_samples=16, set_loss=kind, set_conditional=conditional)
+        rollouts: Any = SimpleNamespace(
+            config=config,
+            draws=SimpleNamespace(normal_like=lambda x, generator: x),
+            generate=lambda start, noise, cond, generator: SimpleNamespace(x0=made),
+        )
+        return float(set_term(rollouts, cond + near[0], cond))
+
+    right = cond + near[1]
+    within = right.reshape(4, 16, 1, 2).roll(1, 1).reshape(64, 1, 2)
+    for kind in ("energy", "chamfer", "drift"):
+        assert loss(within, True, kind) == pytest.approx(loss(right, True, kind), rel=1e-9)
+        assert loss(within, False, kind) > loss(right, False, kind) + 0.02
 
 
 def test_micro_batches_average_to_the_term_of_the_whole():
