@@ -31,6 +31,13 @@ class MatchingConfig(VSDConfig):
     fake_steps_per_student_step: int = Field(
         default=2, ge=1, description="fake-score updates per student update"
     )
+    fake_score_pull: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="p: after each student update the fake score's weights are moved towards the "
+        "student's, w <- (1 - p) w + p w_student; 0 = not",
+    )
     fake_score_warmup_steps: int = Field(
         default=200, ge=0, description="fake-score updates before the first student update"
     )

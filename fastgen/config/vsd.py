@@ -84,6 +84,25 @@ class VSDConfig(Config):
     vsd_widen_updates: int = Field(
         default=0, ge=0, description="student updates until it has fallen, in a straight line"
     )
+    vsd_matching_weight: float = Field(
+        default=1.0, ge=0.0, description="weight of VSD's matching part, fake score - plain teacher"
+    )
+    vsd_matching_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="RF times at which the matching part counts"
+    )
+    vsd_guidance_weight: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="weight of VSD's guidance part, plain - guided teacher",
+    )
+    vsd_guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="RF times at which the guidance part counts"
+    )
+    vsd_guidance_from_rung: bool = Field(
+        default=False,
+        description="guidance part only at times from the student's next rung up; below it the "
+        "student makes the sample anew",
+    )
     vsd_alpha_factor: bool = Field(
         default=False, description="multiply the VSD weight by alpha_t = 1 - t"
     )
@@ -111,9 +130,15 @@ class VSDConfig(Config):
             raise ValueError(
                 f"expected rung_weights >= 0 and not all 0, got {list(self.rung_weights)}"
             )
-        lo, hi = self.guidance_interval
-        if not 0.0 <= lo < hi <= 1.0:
-            raise ValueError(f"expected guidance_interval as 0 <= lo < hi <= 1, got {[lo, hi]}")
+        for name in ("guidance_interval", "vsd_matching_interval", "vsd_guidance_interval"):
+            lo, hi = getattr(self, name)
+            if not 0.0 <= lo < hi <= 1.0:
+                raise ValueError(f"expected {name} as 0 <= lo < hi <= 1, got {[lo, hi]}")
+        if self.vsd_matching_weight == self.vsd_guidance_weight == 0:
+            raise ValueError(
+                "expected vsd_matching_weight or vsd_guidance_weight > 0, got 0 for both; for no "
+                "VSD loss set vsd_weight=0"
+            )
         if self.vsd_norm_min and self.vsd_norm == "none":
             raise ValueError(
                 "expected vsd_norm_min=0 with vsd_norm=none, which divides by nothing, got "
@@ -121,6 +146,14 @@ class VSDConfig(Config):
             )
         self._check_widening()
         return self
+
+    @property
+    def vsd_in_parts(self) -> bool:
+        """Whether matching and guidance part of VSD differ in weight or times from their sum."""
+        return self.vsd_guidance_from_rung or not (
+            self.vsd_matching_weight == self.vsd_guidance_weight == 1.0
+            and self.vsd_matching_interval == self.vsd_guidance_interval == (0.0, 1.0)
+        )
 
     def _check_widening(self) -> None:
         """Refuse a range of t that cannot widen."""

@@ -20,7 +20,7 @@ from ..config.schemas import DistillConfig
 from ..discriminators import discriminator_for
 from ..training.stage import Stage
 from .dmd import DMDPipeline
-from .fake_scores import create_fake_score
+from .fake_scores import check_pull, create_fake_score
 from .kd import KD, on_pairs, planned_loss
 from .matching import DistributionMatching
 from .method import (
@@ -107,6 +107,13 @@ class DMD2(Method):
                 "expected dmd.gan_features teacher or sample with dmd.vsd_weight=0, which has no "
                 "fake score"
             )
+        if dmd.vsd_in_parts and dmd.guidance_scale is None:
+            raise ValueError(
+                "expected dmd.guidance_scale with weights or times of dmd.vsd_guidance_* and "
+                "dmd.vsd_matching_*, which part the gradient of a guided teacher, got null"
+            )
+        if dmd.fake_score_pull and (fake_score := new_fake_score(networks)) is not None:
+            check_pull(fake_score, networks.student())
         _check_groups(cfg, processes)
         check_sets(networks)
         if sharded:

@@ -16,11 +16,19 @@ from torch.nn import functional
 from .._core.caches import renew_before_calls
 from .._core.checks import check_count
 from .._core.copies import copied
+from .._core.modules import as_built
 from .._core.precision import in_full_precision, trainable
 from .._core.seeds import generator_for
 from ..networks import Cond, NetworkWrapper, network_dtype, unwrap
 
-__all__ = ["LowRankFakeScore", "LowRankLinear", "RungConditioned", "create_fake_score"]
+__all__ = [
+    "LowRankFakeScore",
+    "LowRankLinear",
+    "RungConditioned",
+    "check_pull",
+    "create_fake_score",
+    "pull",
+]
 
 
 class RungConditioned(NetworkWrapper):
@@ -241,3 +249,53 @@ def create_fake_score(
     else:
         fake_score = LowRankFakeScore(teacher, rank, seed=seed)
     return fake_score if num_rungs == 1 else RungConditioned(fake_score, num_rungs)
+
+
+# ---- A pull towards the student ------------------------------------------------------------------
+
+
+def check_pull(fake_score: nn.Module, student: nn.Module) -> None:
+    """Refuse a fake score that cannot be pulled towards a student.
+
+    Raises:
+        ValueError: it has corrections of low rank, is told the rung, or has other parameters.
+    """
+    built = as_built(fake_score)
+    if isinstance(built, LowRankFakeScore | RungConditioned):
+        raise ValueError(
+            "expected a fake score that is called as the student is for fake_score_pull, got "
+            f"{type(built).__name__}; set train.fake_score_rank=null and "
+            "dmd.fake_score_rung_conditioned=false, or fake_score_pull=0"
+        )
+    ours = {name: tuple(value.shape) for name, value in built.named_parameters()}
+    theirs = {name: tuple(value.shape) for name, value in as_built(student).named_parameters()}
+    differ = sorted(
+        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+    )
+    if differ:
+        raise ValueError(
+            "expected a fake score with the student's parameters for fake_score_pull, got another "
+            f"shape of {differ[0]}: {ours.get(differ[0])} and {theirs.get(differ[0])}; set it to 0"
+        )
+
+
+@torch.no_grad()
+def pull(fake_score: nn.Module, student: nn.Module, share: float) -> None:
+    """Move the weights of a fake score towards those of the student, in place:
+
+        w <- (1 - p) w + p w_student
+
+    The law that the fake score knows is the one the student had before its update; p > 0 takes a
+    part of the update along at once. It is no fixed point of the fake score's own loss, since a
+    student is a denoiser at its rungs only: p is to be small, its updates win back the rest.
+
+    Source: Ge et al., SenseFlow, 2025, arXiv:2506.00523 (implicit distribution alignment).
+
+    Args:
+        fake_score, student: networks that passed `check_pull`, in training or not.
+        share: p in [0, 1).
+    """
+    theirs = dict(as_built(student).named_parameters())
+    for name, weight in as_built(fake_score).named_parameters():
+        if weight.requires_grad:
+            weight.lerp_(theirs[name].to(weight.dtype), share)

@@ -82,15 +82,47 @@ class Judges:
                 "teacher that rescales by itself and cannot tell padding"
             )
         config = self.config
-        with evaluating(self.teacher):
-            if config.guidance_scale is None or config.guidance_scale == 1.0:
+        if config.guidance_scale is None or config.guidance_scale == 1.0:
+            with evaluating(self.teacher):
                 return teacher_x0(self.teacher, x_t, t, cond, pred_type=config.pred_type)
+        return self._guided_by_config(x_t, t, cond, negative_cond, mask)[1]
+
+    def plain_and_guided_x0(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Cond,
+        negative_cond: Cond = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The teacher's x0 (B, ...) without and with guidance, in the calls that `teacher_x0`
+        costs; the same one twice for a teacher that isn't guided. Errors are those of
+        `teacher_x0`."""
+        config = self.config
+        if config.guidance_scale is not None and config.guidance_scale != 1.0:
+            return self._guided_by_config(x_t, t, cond, negative_cond, mask)
+        teacher = as_built(self.teacher)
+        if not isinstance(teacher, GuidedNetwork):
+            x0 = self.teacher_x0(x_t, t, cond, negative_cond, mask)
+            return x0, x0
+        with evaluating(teacher):
+            plain, guided = teacher.plain_and_guided(x_t, t, cond)
+        return clipped_x0(teacher, plain), clipped_x0(teacher, guided)
+
+    def _guided_by_config(
+        self, x_t: Tensor, t: Tensor, cond: Cond, negative_cond: Cond, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x0 (B, ...) of the teacher without the guidance that the config asks for, and with it."""
+        config = self.config
+        assert config.guidance_scale is not None
+        with evaluating(self.teacher):
             x0 = unclipped_x0(self.teacher, x_t, t, cond, pred_type=config.pred_type)
             negative = unclipped_x0(self.teacher, x_t, t, negative_cond, pred_type=config.pred_type)
         guidance = Guidance(
             config.guidance_scale, config.guidance_interval, config.guidance_rescale
         )
-        return clipped_x0(self.teacher, guide_x0(x0, negative, t, guidance, mask=mask))
+        guided = guide_x0(x0, negative, t, guidance, mask=mask)
+        return clipped_x0(self.teacher, x0), clipped_x0(self.teacher, guided)
 
     # ---- Fake score ------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from ..training.stage import Stage, micro_batches, update_in_parts
 from ..training.trained_network import TrainedNetwork
 from .diagnostics import diagnose
 from .dmd import DMDPipeline
+from .fake_scores import check_pull, pull
 from .kd import KnowledgeDistillation
 from .rollouts import Generated
 from .sets import ConditionSets, set_term
@@ -116,6 +117,8 @@ class DistributionMatching(Stage):
                     turns=dmd.fake_steps_per_student_step,
                 )
             )
+            if dmd.fake_score_pull:
+                check_pull(fake_score.network, student.network)
         if discriminator is not None:
             self.judges.append(
                 TrainedJudge(
@@ -188,6 +191,8 @@ class DistributionMatching(Stage):
         of_sets = self._split(*(() if self.sets is None else self.sets.batch(step)))
         parts = list(zip(pipelines, batches, of_pairs, of_sets, verdicts, strict=True))
         logs |= update_in_parts(self.student, step - self.warmup, loss, parts)
+        if self.dmd.fake_score_pull and self.pipeline.fake_score is not None:
+            pull(self.pipeline.fake_score, self.student.bare, self.dmd.fake_score_pull)
         return made
 
     def _verdicts(

@@ -267,6 +267,7 @@ def refuse_fake_score(cfg: DistillConfig, why: str) -> None:
     asked = {
         "fake_score_weight": cfg.dmd.fake_score_weight,
         "fake_score_pred_type": cfg.dmd.fake_score_pred_type,
+        "fake_score_pull": cfg.dmd.fake_score_pull or None,
     }
     unused = [f"{name}={value}" for name, value in asked.items() if value not in (None, "none")]
     if unused:

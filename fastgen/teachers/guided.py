@@ -45,11 +45,16 @@ class GuidedNetwork(NetworkWrapper):
 
     def unclipped_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """As `predict_x0`, before it is clipped."""
+        return self.plain_and_guided(x_t, t, cond)[1]
+
+    def plain_and_guided(self, x_t: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        """x0 (B, ...) without and with guidance, in the calls that the guided one costs; neither is
+        clipped."""
         plain = unclipped_x0(self.network, x_t, t, cond, pred_type=self.pred_type)
         if not self._guides(t):
-            return plain
+            return plain, plain
         null = unclipped_x0(self.network, x_t, t, self._null(x_t), pred_type=self.pred_type)
-        return guide_x0(plain, null, t, self.guidance)
+        return plain, guide_x0(plain, null, t, self.guidance)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The guided prediction (B, ...) in `pred_type`."""

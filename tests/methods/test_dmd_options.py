@@ -9,9 +9,22 @@ from fastgen.config import DMDConfig
 from fastgen.dmd import DMDPipeline, Generated
 from fastgen.flow_matching import add_noise, pred_x0_from_flow
 from fastgen.guidance import Guidance, guide_x0
-from fastgen.losses import f_divergence_weight, vsd_loss
+from fastgen.methods.verdicts import in_parts
+from fastgen.teachers.guided import GuidedNetwork
+from fastgen.vsd import f_divergence_weight, vsd_loss
 from support.exact import normal
-from support.pipeline import COND, NOISE, X0, Heads, Net, build, draws, judged_by, student_x0
+from support.pipeline import (
+    COND,
+    NOISE,
+    T_LIST,
+    X0,
+    Heads,
+    Net,
+    build,
+    draws,
+    judged_by,
+    student_x0,
+)
 
 # ---- VSD -----------------------------------------------------------------------------------------
 
@@ -226,3 +239,85 @@ def test_configs_that_mean_nothing_are_refused(changes):
 def test_generated_samples_lose_their_gradient_when_detached():
     made = Generated(torch.ones(2, requires_grad=True) * 2, 1)
     assert not made.detach().x0.requires_grad and made.detach().rung == 1
+
+
+# ---- Matching and guidance part ------------------------------------------------------------------
+
+GUIDED = {"guidance_scale": 2.5, "guidance_interval": (0.2, 0.9), "vsd_norm": "rms"}
+
+
+def vsd_of(pipeline, **draw):
+    generator = generator_for(0)
+    loss = pipeline.compute_student_loss(X0, NOISE, COND, generator=generator, **draw)["vsd"]
+    return torch.stack([g.sum() for g in torch.autograd.grad(loss, pipeline.student.parameters())])
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_parts_of_weight_one_add_up_to_the_guided_gradient(rescale):
+    negative = {"negative_cond": torch.zeros_like(COND)}
+    whole = vsd_of(build(**GUIDED, guidance_rescale=rescale), **negative)
+    # All times are above the last rung, 0: the parts are computed, and nothing is left out.
+    parts = build(**GUIDED, guidance_rescale=rescale, vsd_guidance_from_rung=True)
+    assert parts.config.vsd_in_parts
+    torch.testing.assert_close(vsd_of(parts, **negative), whole, rtol=1e-10, atol=1e-12)
+
+
+def test_without_its_guidance_part_a_guided_teacher_only_weighs():
+    negative = {"negative_cond": torch.zeros_like(COND)}
+    no_norm = {**GUIDED, "vsd_norm": "none"}
+    plain = vsd_of(build(vsd_norm="none"))
+    assert not torch.allclose(vsd_of(build(**no_norm), **negative), plain)
+    found = vsd_of(build(**no_norm, vsd_guidance_weight=0.0), **negative)
+    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_each_part_counts_at_its_own_times():
+    t = torch.tensor([0.1, 0.4, 0.6, 0.9], dtype=torch.float64)
+    config = DMDConfig(
+        student_steps=4,
+        t_list=T_LIST,
+        guidance_scale=2.0,
+        vsd_matching_weight=3.0,
+        vsd_matching_interval=(0.0, 0.5),
+        vsd_guidance_weight=2.0,
+        vsd_guidance_interval=(0.3, 1.0),
+        vsd_guidance_from_rung=True,
+    )
+    plain = torch.zeros(4, 1, dtype=torch.float64)
+    fake = torch.full_like(plain, 1.0)
+    guided = torch.full_like(plain, 10.0)
+    rung = 1  # goes on to the rung at .5
+    found = in_parts(config, plain, guided, fake, t, rung)
+    assert found[:, 0].tolist() == [3.0, 3.0, -20.0, -20.0]
+    rungs = torch.tensor([3, 3, 0, 0])  # which go on to 0 and to .75
+    found = in_parts(config, plain, guided, fake, t, rungs)
+    assert found[:, 0].tolist() == [3.0, 3.0 - 20.0, 0.0, -20.0]
+
+
+def test_a_teacher_that_guides_itself_has_the_parts_of_one_guided_by_the_config():
+    keys = {"vsd_guidance_weight": 0.5, "vsd_matching_interval": (0.0, 0.7)}
+    by_config = build(**GUIDED, **keys)
+    negative = torch.zeros_like(COND)
+    expected = vsd_of(by_config, negative_cond=negative)
+    by_itself = build()
+    by_itself.config = by_config.config.model_copy(update={"guidance_scale": None})
+    by_itself.teacher = GuidedNetwork(
+        by_itself.teacher, Guidance(2.5, interval=(0.2, 0.9)), negative[:1]
+    )
+    torch.testing.assert_close(vsd_of(by_itself), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"vsd_guidance_interval": (0.5, 0.5)}, "vsd_guidance_interval as 0 <= lo < hi <= 1"),
+        ({"vsd_matching_interval": (-0.1, 0.5)}, "vsd_matching_interval as 0 <= lo < hi <= 1"),
+        (
+            {"vsd_matching_weight": 0.0, "vsd_guidance_weight": 0.0},
+            "expected vsd_matching_weight or vsd_guidance_weight > 0",
+        ),
+    ],
+)
+def test_parts_that_make_no_sense_are_refused(keys, said):
+    with pytest.raises(ValueError, match=said):
+        DMDConfig(**keys)

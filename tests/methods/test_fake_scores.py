@@ -12,11 +12,18 @@ from torch import nn
 from fastgen.distillation import distill
 from fastgen.dmd import create_fake_score
 from fastgen.jobs.checks import check_plan
-from fastgen.methods.fake_scores import LowRankFakeScore, LowRankLinear, RungConditioned
+from fastgen.methods.fake_scores import (
+    LowRankFakeScore,
+    LowRankLinear,
+    RungConditioned,
+    check_pull,
+    pull,
+)
 from fastgen.methods.matching import DistributionMatching
 from fastgen.models import build_model
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.records.checkpoints import load_newest_checkpoint
+from support.pipeline import Net
 from support.toy import ToyTask, ToyTeacher, plug_pulled, setup_of, toy_config
 
 X = torch.ones(6, 3, 4).double()
@@ -186,3 +193,33 @@ def test_a_run_trains_and_saves_the_corrections(tmp_path):
     assert all(bool(v.abs().max() > 0) for v in saved.values())
     distill(cfg.model_copy(update={"resume": True}), teacher=ToyTeacher(), task=ToyTask())
     assert (tmp_path / "run" / "student").exists()
+
+
+# ---- A pull towards the student ------------------------------------------------------------------
+
+
+def test_a_pull_takes_a_share_of_the_way_to_the_student():
+    student = Net(1)
+    fake_score = create_fake_score(Net(2))
+    frozen = dict(fake_score.named_parameters())["last.bias"].requires_grad_(False)
+    before = {name: weight.detach().clone() for name, weight in fake_score.named_parameters()}
+    check_pull(fake_score, student)
+    pull(fake_score, student, 0.25)
+    theirs = dict(student.named_parameters())
+    for name, weight in fake_score.named_parameters():
+        expected = 0.75 * before[name] + 0.25 * theirs[name]
+        if weight is frozen:
+            expected = before[name]
+        torch.testing.assert_close(weight, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_fake_score_unlike_the_student_is_not_pulled():
+    student = Net(1)
+    with pytest.raises(ValueError, match="fake_score_pull, got RungConditioned"):
+        check_pull(create_fake_score(Net(2), num_rungs=2), student)
+    with pytest.raises(ValueError, match="fake_score_pull, got LowRankFakeScore"):
+        check_pull(create_fake_score(Net(2), rank=2), student)
+    other = Net(2)
+    other.last = torch.nn.Linear(16, 5).double()
+    with pytest.raises(ValueError, match=r"another shape of last.bias: \(5,\) and \(3,\)"):
+        check_pull(create_fake_score(other), student)

@@ -18,6 +18,8 @@ from fastgen.methods.consistency import ConsistencyDistillation
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
 from fastgen.methods.pretraining import FlowMatchingTraining
+from fastgen.methods.rollouts import SharedDraws
+from fastgen.training.draws import Draws
 from fastgen.training.stage import Stage
 from support.stages import EVERY_BRANCH, trained
 from support.toy import ToyTask, ToyTeacher
@@ -192,6 +194,78 @@ def test_one_weight_is_that_of_all_processes_and_micro_batches(world, accumulati
     assert whole and max(float(g.abs().max()) for g in whole) > 1e-3
     for one, *many in zip(whole, *parts, strict=True):
         assert torch.allclose(torch.stack(many).mean(0), one, rtol=1e-4, atol=1e-7)
+
+
+def test_the_fake_score_is_pulled_after_each_update_of_the_student_alone():
+    """Its own updates, here recorded only, come after; the warm-up pulls nothing."""
+    dmd = DMDConfig(fake_score_warmup_steps=1, fake_score_pull=0.25, vsd_norm="batch")
+    student = trained(network=ToyTeacher(seed=1), ema=False)
+    fake_score = Recorder(ToyTeacher(seed=2))
+    pipeline = DMDPipeline(student.network, ToyTeacher(), fake_score.network, dmd)
+    inputs = TASK.train.network_inputs()
+    stage = DistributionMatching(student, fake_score, pipeline, *inputs, dmd, 3, draws())
+    expected = [p.detach().clone() for p in fake_score.network.parameters()]
+    for step in range(stage.updates):
+        stage.update(step)
+        if step > 0:
+            theirs = student.bare.parameters()
+            expected = [0.75 * w + 0.25 * s for w, s in zip(expected, theirs, strict=True)]
+        for weight, wanted in zip(fake_score.network.parameters(), expected, strict=True):
+            torch.testing.assert_close(weight, wanted)
+
+
+def test_noise_of_vsd_is_independent_of_all_other_noise(monkeypatch):
+    """That of the rollout's start and of its sde rungs, and the fake score's, over 40 updates."""
+    found: dict[str, list[Tensor]] = {"start": [], "rungs": [], "vsd": [], "fake score": []}
+    dmd = DMD.model_copy(
+        update={
+            "fake_score_warmup_steps": 0,
+            "fake_steps_per_student_step": 1,
+            "rung_weights": (0.0, 1.0, 0.0),
+        }
+    )
+    asked: list[str] = []
+
+    normal = Draws.normal
+
+    def at_start(self, step: int, name: str, shape: tuple[int, ...]) -> Tensor:
+        noise = normal(self, step, name, shape)
+        if name == "noise-student" and len(found["start"]) == step:
+            found["start"].append(noise.flatten())
+        return noise
+
+    drawn = SharedDraws.normal_like
+
+    def of_rungs(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        eps = drawn(self, x, generator)
+        if not asked:
+            found["rungs"].append(eps.flatten())
+        return eps
+
+    both = SharedDraws.times_and_noise
+
+    def of_loss(self, x: Tensor, cfg, generator) -> tuple[Tensor, Tensor]:
+        asked.append("loss")
+        t, eps = both(self, x, cfg, generator)
+        asked.pop()
+        found["vsd" if cfg == dmd.vsd_t else "fake score"].append(eps.flatten())
+        return t, eps
+
+    monkeypatch.setattr(Draws, "normal", at_start)
+    monkeypatch.setattr(SharedDraws, "normal_like", of_rungs)
+    monkeypatch.setattr(SharedDraws, "times_and_noise", of_loss)
+    student = Recorder(ToyTeacher(seed=1))
+    fake_score = Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=3))
+    pipeline = DMDPipeline(student.network, ToyTeacher(), fake_score.network, dmd)
+    inputs = TASK.train.network_inputs()
+    stage = DistributionMatching(student, fake_score, pipeline, *inputs, dmd, 40, draws())
+    for step in range(stage.updates):
+        stage.update(step)
+    rows = torch.stack([torch.cat(noise) for noise in found.values()])
+    n = rows.shape[1]
+    assert n > 2000
+    correlations = torch.corrcoef(rows) - torch.eye(len(rows))
+    assert float(correlations.abs().max()) < 5 / n**0.5
 
 
 def test_the_range_of_vsd_times_widens_with_the_students_updates():
