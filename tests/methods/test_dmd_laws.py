@@ -275,3 +275,13 @@ def test_gradients_of_an_equivariant_pipeline_are_invariant_too(group_name, feat
     assert len(at_rest) > 10 and sum(float(g.abs().sum()) for g in at_rest) > 0
     for one, other in zip(turned, at_rest, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_one_weight_for_the_batch_and_none_are_invariant(norm):
+    group, rep, build = networks_and_discriminator("D3", "sample")
+    at_rest = losses_under(torch.eye(2, dtype=torch.float64), build, norm, "sample", guided=True)
+    for g in group.elements:
+        turn = torch.from_numpy(rep(g)).double()
+        turned = losses_under(turn, build, norm, "sample", guided=True, names=("student",))
+        torch.testing.assert_close(turned["student"], at_rest["student"], rtol=1e-9, atol=1e-10)
