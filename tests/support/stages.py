@@ -1,15 +1,19 @@
-"""Parts of a stage: a network in training, and a DMD of which no branch is off."""
+"""Parts of a stage: a network in training or one that records, and a DMD of which no branch is
+off."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastgen.config import DMDConfig, EMAConfig, OptimizerConfig
 from fastgen.training.accelerator import start_accelerator
+from fastgen.training.stage import Stage
 from fastgen.training.trained_network import TrainedNetwork
 
-__all__ = ["EVERY_BRANCH", "trained"]
+__all__ = ["EVERY_BRANCH", "Recorder", "gradients", "in_micro_batches", "trained"]
 
 EVERY_BRANCH = DMDConfig(
     student_steps=3,
@@ -42,3 +46,30 @@ def trained(
     cfg = OptimizerConfig(**{"lr": 0.05, "warmup_steps": 3, "weight_decay": 0.1, **options})
     average = EMAConfig(decay=0.8) if ema else None
     return TrainedNetwork(network, cfg, total, start_accelerator(1), ema=average)
+
+
+class Recorder:
+    """Stands for a TrainedNetwork: keeps each update's step and gradient, and changes nothing."""
+
+    ema = None
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.steps, self.gradients = network, [], []
+
+    def update(self, losses: Sequence[Callable[[], Tensor]], step: int) -> dict[str, float]:
+        self.steps.append(step)
+        parameters = list(self.network.parameters())
+        parts = [torch.autograd.grad(loss() / len(losses), parameters) for loss in losses]
+        self.gradients.append(tuple(torch.stack(part).sum(0) for part in zip(*parts, strict=True)))
+        return {"grad_norm": 0.0, "lr": 0.0}
+
+
+def gradients(recorders: list[Recorder]) -> list[Tensor]:
+    return [g for recorder in recorders for update in recorder.gradients for g in update]
+
+
+def in_micro_batches(stage: Stage, accumulation: int) -> Stage:
+    for part in (stage, getattr(stage, "pairs", None)):
+        if part is not None:
+            part.draws.accumulation = accumulation
+    return stage
