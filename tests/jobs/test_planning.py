@@ -289,15 +289,15 @@ def test_conditions_that_a_teacher_does_not_take_are_refused(network, x0, cond, 
         answer_of(network, x0, cond)
 
 
-def test_the_networks_of_this_package_are_trained_on_trajectories(tmp_path):
+def test_the_networks_of_this_package_are_trained_on_trajectories_and_square_images(tmp_path):
     import numpy as np
 
-    np.savez(tmp_path / "images.npz", X=np.zeros((40, 3, 4, 4)), Z=np.arange(40))
+    np.savez(tmp_path / "images.npz", X=np.zeros((40, 3, 4, 5)), Z=np.arange(40))
     cfg = TrainTeacherConfig.model_validate(
         {"data": {"name": "file", "path": str(tmp_path / "images.npz")}}
     )
     with pytest.raises(
-        ValueError, match=r"expected trajectories .* got X \(28, 3, 4, 4\) and Z integers \(28,\)"
+        ValueError, match=r"expected trajectories .* got X \(28, 3, 4, 5\) and Z integers \(28,\)"
     ):
         plan_teacher(cfg)
 
