@@ -30,8 +30,16 @@ from ._core.seeds import generator_for
 from .frechet import frechet_distance
 from .metrics import pairwise_distances
 
-__all__ = ["Comparison", "compare_by", "compare_energy", "compare_frechet", "compare_means"]
+__all__ = [
+    "LEVEL",
+    "Comparison",
+    "compare_by",
+    "compare_energy",
+    "compare_frechet",
+    "compare_means",
+]
 
+# Of intervals, where no other is asked for.
 LEVEL = 0.95
 
 

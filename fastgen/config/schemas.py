@@ -264,7 +264,9 @@ class DistillConfig(Config):
         default=DistillTrainConfig(), description="budgets and optimisers"
     )
     keep: str = Field(
-        default="best", description="the stage whose student is exported; best: by validation score"
+        default="best",
+        description="the stage whose student is exported; best: the earliest, or one that is "
+        "better than it by more than noise",
     )
 
     @model_validator(mode="before")

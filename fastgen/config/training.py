@@ -64,7 +64,8 @@ class LoopConfig(Config):
     patience: int | None = Field(
         default=None,
         ge=1,
-        description="validations in a row without improvement that end a stage; null = never",
+        description="validations in a row without improvement by more than noise that end a stage; "
+        "null = never",
     )
     most_skipped: int = Field(
         default=10,

@@ -176,7 +176,7 @@ def file_task(
         X,
         Z,
         episodes,
-        primary="energy_score",
+        primary="energy_distance",
         pack=1 if pack is None else pack,
         seed=seed,
         symmetry=symmetry,

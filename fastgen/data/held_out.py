@@ -9,13 +9,27 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .._core.seeds import generator_for
-from ..metrics import energy_distance, energy_score, min_ade, min_fde
+from .._core.seeds import draw_rows, generator_for
+from ..comparisons import Comparison
+from ..metrics import energy_score, min_ade, min_fde
+from ..neighbours import Region
 from ..normalizer import Normalizer
+from .recorded import (
+    compare_rows,
+    energy_of,
+    region_of,
+    region_rows,
+    within_floor,
+    within_scores,
+)
 from .scoring import answered, evaluation_generator
 from .trajectories import TrajectoryData, check_pack, check_trajectories, fit_normalizers
 
 __all__ = ["HeldOutTask", "split_episodes", "split_rows"]
+
+
+# Scores that are means over windows: name -> (samples, truth) -> (B,).
+_LOSSES = {"min_ade": min_ade, "min_fde": min_fde, "energy_score": energy_score}
 
 
 class HeldOutTask:
@@ -29,7 +43,8 @@ class HeldOutTask:
         name: of the task; part of the seed of the evaluation noise.
         X, Z: windows (N, T_x, d_x) and (N, T_z, d_z), float32 or float64.
         episodes: (N,); windows of one episode have one number and stay on one side of the split.
-        primary: the score by which a model is chosen, "min_fde" or another one.
+        primary: the score by which a model is chosen: "energy_distance", "energy_score",
+            "min_ade" or "min_fde". Two students are compared by more (`compare`).
         pack: waypoints per token.
         seed: of the split.
         symmetry: as in `TrajectoryData`.
@@ -71,6 +86,7 @@ class HeldOutTask:
         self._Z = Z
         self.episodes = episodes
         self.rows = split_rows(episodes, seed, self.LIMITS)
+        self._regions: dict[str, Region | None] = {}
 
     def split(self, part: str) -> tuple[Tensor, Tensor]:
         """X, Z of "train", "validation" or "test" windows."""
@@ -115,6 +131,9 @@ class HeldOutTask:
             energy_distance: between (X, Z) of the samples and of the data, in normalised units,
                 without the pairs that share their window; the mean over the six draws. About 0 for
                 the data's law; can be slightly negative.
+            outside, missed: share of samples outside the data, and of data that samples miss, of
+                the same (X, Z) (`recorded.within_scores`); .01 for the data's law, blurred and
+                narrowed modes more.
         """
         part = "validation" if quick else "test"
         X, Z = self.split(part)
@@ -123,27 +142,63 @@ class HeldOutTask:
         noise = torch.randn(n * k, *X.shape[1:], generator=evaluation_generator(self.name, part))
         drawn = sample(Z.repeat_interleave(k, 0), noise)
         fan = answered(drawn, noise, X.dtype).view(n, k, *X.shape[1:])
+        joint = self._joint_fan(fan, Z)
+        losses = {name: float(loss(fan, X).mean()) for name, loss in _LOSSES.items()}
         return {
-            "min_ade": float(min_ade(fan, X).mean()),
-            "min_fde": float(min_fde(fan, X).mean()),
-            "energy_score": float(energy_score(fan, X).mean()),
-            "energy_distance": self._energy_distance(fan, X, Z),
+            **losses,
+            "energy_distance": energy_of(joint, self._joint(X, Z), paired=True),
+            **within_scores(self._region(part), joint, paired=True),
         }
 
-    def _energy_distance(self, fan: Tensor, X: Tensor, Z: Tensor) -> float:
-        """Mean over the K samples (N, K, T_x, d_x) of each window, in normalised units."""
-        condition = self.train.z_normalizer.normalize(Z).flatten(1)
-        data = torch.cat([self.train.x_normalizer.normalize(X).flatten(1), condition], 1)
-        ours = self.train.x_normalizer.normalize(fan).flatten(2)
-        distances = []
-        for i in range(fan.shape[1]):
-            joint = torch.cat([ours[:, i], condition], 1)
-            distances.append(energy_distance(joint, data, unbiased=True, paired=True))
-        return float(torch.stack(distances).mean())
+    def compare(self, a: Tensor, b: Tensor) -> dict[str, Comparison]:
+        """Two samplers by what they answered in `evaluate(quick=True)`, each (B, T_x, d_x).
+
+        Returns:
+            the difference of their energy distances, that of `outside` + `missed`, and that of the
+            primary score. Windows of one episode are drawn together.
+        """
+        X, Z = self.split("validation")
+        rows = self.rows["validation"]
+        fan_a, fan_b = (x.view(len(rows), self.SAMPLES, *X.shape[1:]) for x in (a, b))
+        losses = {}
+        if self.primary in _LOSSES:
+            loss = _LOSSES[self.primary]
+            losses[self.primary] = (loss(fan_a, X), loss(fan_b, X))
+        return compare_rows(
+            self._joint_fan(fan_a, Z),
+            self._joint_fan(fan_b, Z),
+            self._joint(X, Z),
+            self._region("validation"),
+            paired=True,
+            groups=self.episodes[rows],
+            losses=losses,
+        )
+
+    def _joint(self, X: Tensor, Z: Tensor) -> Tensor:
+        """X and Z as one row each, in normalised units: (N, d)."""
+        x = self.train.x_normalizer.normalize(X).flatten(1)
+        z = self.train.z_normalizer.normalize(Z).flatten(1)
+        return torch.cat([x, z], 1)
+
+    def _joint_fan(self, fan: Tensor, Z: Tensor) -> Tensor:
+        """Samples (N, K, T_x, d_x) as joint rows (K, N, d)."""
+        return torch.stack([self._joint(x, Z) for x in fan.unbind(1)])
+
+    def _region(self, part: str) -> Region | None:
+        """Where the data lie, by the held-out windows of a part; made once."""
+        if part not in self._regions:
+            held_out = self._joint(*self.split(part))
+            rows = self.rows["train"]
+            count = region_rows(len(rows), held_out.shape[1])
+            drawn = draw_rows(len(rows), count, evaluation_generator(self.name, "region"))
+            train = self._joint(self._X[rows[drawn]], self._Z[rows[drawn]])
+            self._regions[part] = region_of(train, held_out)
+        return self._regions[part]
 
     def floor(self) -> dict[str, float]:
-        """{}: of recorded data in general nothing is known."""
-        return {}
+        """What `outside` and `missed` are for the data's own law; of recorded data in general no
+        more is known."""
+        return within_floor(self._region("test"))
 
     def scene(self) -> dict:
         """Nothing to draw but the trajectories, with equal axes."""

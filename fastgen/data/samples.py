@@ -18,8 +18,19 @@ from torch import Tensor
 
 from .._core.conditions import map_tensors, take_rows, tensors_in
 from .._core.seeds import draw_rows
-from ..metrics import energy_distance, energy_score
+from ..comparisons import Comparison
+from ..metrics import energy_score
+from ..neighbours import Region
 from .held_out import split_rows
+from .recorded import (
+    compare_rows,
+    energy_of,
+    label_columns,
+    region_of,
+    region_rows,
+    within_floor,
+    within_scores,
+)
 from .scoring import answered, evaluation_generator
 from .trajectories import check_dtype, check_finite
 
@@ -90,8 +101,8 @@ class SampleTask:
 
     About a fifth of the episodes is the test set and a tenth the validation set. Evaluation takes
     at most 1000 test and 256 validation rows. Where samples are large it takes fewer: a million
-    numbers in all, though at least 64 rows. The score by which a model is chosen is `energy_score`
-    with a condition, `energy_distance` without.
+    numbers in all, though at least 64 rows. The score by which a model is chosen is
+    `energy_distance`; two students are compared within modes, too (`compare`).
 
     Args:
         name: of the task; part of the seed of the evaluation noise.
@@ -119,13 +130,14 @@ class SampleTask:
     ) -> None:
         check_samples(X, Z)
         self.name = name
-        self.primary = "energy_distance" if Z is None else "energy_score"
+        self.primary = "energy_distance"
         self._X = X
         self._Z = Z
         most = max(self.FEWEST, self.NUMBERS // X[0].numel())
         limits = {part: min(limit, most) for part, limit in self.LIMITS.items()}
         self.episodes = torch.arange(len(X)) if episodes is None else episodes
         self.rows = split_rows(self.episodes, seed, limits)
+        self._regions: dict[str, Region | None] = {}
 
     def split(self, part: str) -> tuple[Tensor, Any]:
         """X, Z of "train", "validation" or "test" rows."""
@@ -149,14 +161,18 @@ class SampleTask:
             energy_score: of the six against the row's own X (`metrics.energy_score`), mean over
                 rows; in the unit of the data, strictly proper.
             energy_distance: between (X, Z) of the samples and of the data, without the pairs that
-                share their row; mean over the six. Floating conditions are part of it, labels are
-                not.
+                share their row; mean over the six. Labels are part of Z where eight rows or more
+                share a value; two that differ are as far apart as a standard deviation of X.
 
         Without a condition, there are as many samples as rows:
             energy_distance: between samples and data.
             mean_error: |mean of the samples - mean of the data| / s, with s the root of the data's
                 total variance.
             std_ratio: the same root for the samples / s; 1 for the data's law.
+
+        Both ways, of (X, Z) as the energy distance sees them:
+            outside, missed: share of samples outside the data, and of data that samples miss, as
+                `recorded.within_scores`; .01 for the data's law, blurred and narrowed modes more.
 
         Energy distances are in units of the training set's standard deviation, one for X and one
         for each condition. They are about 0 for the data's law and can be slightly negative.
@@ -168,26 +184,44 @@ class SampleTask:
         """
         part = "validation" if quick else "test"
         X, Z = self.split(part)
-        k = 1 if Z is None else self.SAMPLES
+        k = self._samples_of_row
         n = len(X)
         noise = torch.randn(n * k, *X.shape[1:], generator=evaluation_generator(self.name, part))
         drawn = sample(map_tensors(lambda z: z.repeat_interleave(k, 0), Z), noise)
         fan = answered(drawn, noise, X.dtype).reshape(n, k, -1)
-        if Z is None:
-            return self._unconditional(fan[:, 0], X)
-        return self._conditional(fan, X, Z)
+        return self._global_scores(fan, X, part) | self._within_scores(fan, Z, part)
+
+    def compare(self, a: Tensor, b: Tensor) -> dict[str, Comparison]:
+        """Two samplers by what they answered in `evaluate(quick=True)`, each (B, *shape).
+
+        Returns:
+            the difference of their energy distances, and that of `outside` + `missed`.
+        """
+        _, Z = self.split("validation")
+        rows = self.rows["validation"]
+        shape = (len(rows), self._samples_of_row, -1)
+        return compare_rows(
+            self._joint_fan(a.reshape(shape), Z),
+            self._joint_fan(b.reshape(shape), Z),
+            self._joint_rows("validation"),
+            self._region("validation"),
+            paired=Z is not None,
+            groups=self.episodes[rows],
+        )
 
     def floor(self) -> dict[str, float]:
         """Without a condition, the scores of as many training rows as there are test rows, drawn
-        from all over the file. With one, {}: each row has but one sample."""
+        from all over the file. With one, each row has but one sample, and only what `outside` and
+        `missed` are for the data's own law is known."""
+        within = within_floor(self._region("test"))
         if self._Z is not None:
-            return {}
+            return within
         test, _ = self.split("test")
         rows = self.rows["train"]
         count = min(len(test), len(rows))
         drawn = draw_rows(len(rows), count, evaluation_generator(self.name, "floor"))
         X = self._X[rows[drawn]]
-        return self._unconditional(X.flatten(1), test)
+        return self._global_scores(X.reshape(count, 1, -1), test, "test") | within
 
     def scene(self) -> dict:
         """How samples are drawn: as `kind` "points", "images" or "values", `samples` of each
@@ -217,32 +251,62 @@ class SampleTask:
     def _unit(self) -> float:
         return _spread(self.train.X)
 
-    def _conditional(self, fan: Tensor, X: Tensor, Z: Any) -> dict[str, float]:
-        """Scores of samples (N, K, numbers) beside X (N, *shape) and Z."""
-        condition = [
-            z.reshape(len(z), -1) / _spread(all_z)
-            for z, all_z in zip(tensors_in(Z), tensors_in(self.train.Z), strict=True)
-            if z.is_floating_point()
-        ]
-        data = torch.cat([X.flatten(1) / self._unit, *condition], 1)
-        distances = []
-        for i in range(fan.shape[1]):
-            joint = torch.cat([fan[:, i] / self._unit, *condition], 1)
-            distances.append(energy_distance(joint, data, unbiased=True, paired=True))
+    @property
+    def _samples_of_row(self) -> int:
+        return 1 if self._Z is None else self.SAMPLES
+
+    def _joint(self, X: Tensor, Z: Any) -> Tensor:
+        """X (N, ...) and Z as one row each, in units of the training set: (N, d) float64."""
+        flat = X.flatten(1).double() / self._unit
+        parts = [flat]
+        for z, all_z, train_z in zip(
+            tensors_in(Z), tensors_in(self._Z), tensors_in(self.train.Z), strict=True
+        ):
+            if z.is_floating_point():
+                parts.append(z.reshape(len(z), -1).double() / _spread(train_z))
+            else:
+                parts.append(label_columns(z, all_z, flat.shape[1] ** 0.5))
+        return torch.cat(parts, 1)
+
+    def _joint_fan(self, fan: Tensor, Z: Any) -> Tensor:
+        """Samples (N, K, numbers) as joint rows (K, N, d)."""
+        return torch.stack([self._joint(x, Z) for x in fan.unbind(1)])
+
+    def _joint_rows(self, part: str) -> Tensor:
+        return self._joint(*self.split(part))
+
+    def _region(self, part: str) -> Region | None:
+        """Where the data lie, by the held-out rows of a part; made once."""
+        if part not in self._regions:
+            held_out = self._joint_rows(part)
+            rows = self.rows["train"]
+            count = region_rows(len(rows), held_out.shape[1])
+            drawn = draw_rows(len(rows), count, evaluation_generator(self.name, "region"))
+            train = self._joint(self._X[rows[drawn]], take_rows(self._Z, rows[drawn]))
+            self._regions[part] = region_of(train, held_out)
+        return self._regions[part]
+
+    def _within_scores(self, fan: Tensor, Z: Any, part: str) -> dict[str, float]:
+        joint = self._joint_fan(fan, Z)
+        return within_scores(self._region(part), joint, paired=Z is not None)
+
+    def _global_scores(self, fan: Tensor, X: Tensor, part: str) -> dict[str, float]:
+        """Scores of samples (N, K, numbers) of the rows of a part beside X (N, *shape)."""
+        if self._Z is None:
+            return self._unconditional(fan[:, 0], X)
+        _, Z = self.split(part)
         score = energy_score(fan[:, :, None], X.flatten(1)[:, None]).mean()
-        return {
-            "energy_score": float(score),
-            "energy_distance": float(torch.stack(distances).mean()),
-        }
+        distance = energy_of(self._joint_fan(fan, Z), self._joint(X, Z), paired=True)
+        return {"energy_score": float(score), "energy_distance": distance}
 
     def _unconditional(self, drawn: Tensor, X: Tensor) -> dict[str, float]:
         """Scores of samples (N, numbers) beside X (N, *shape)."""
         x = drawn.double()
         y = X.double().flatten(1)
         spread = y.var(0).sum().sqrt().clamp(min=torch.finfo(y.dtype).tiny)
-        distance = energy_distance(x / self._unit, y / self._unit, unbiased=True)
+        distance = energy_of(x[None] / self._unit, y / self._unit, paired=False)
         return {
-            "energy_distance": float(distance),
+            "energy_distance": distance,
             "mean_error": float((x.mean(0) - y.mean(0)).norm() / spread),
             "std_ratio": float(x.var(0).sum().sqrt() / spread),
         }

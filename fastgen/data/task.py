@@ -41,6 +41,12 @@ TASKS: dict[str, Callable[..., Any]] = {
 class Task(Protocol):
     """What recipes need to know of a problem: its training data, its scores, and what to draw.
 
+    A task may also offer `compare(a, b)`, two samplers by the samples that they answered in
+    `evaluate(quick=True)`, all calls in one tensor each. It returns {score: difference}, each a
+    :class:`fastgen.comparisons.Comparison` of b relative to a, lower is better. Then averages,
+    patience and stages are decided by more than noise (:mod:`fastgen.training.choice`); without
+    it, by the least primary score.
+
     Attributes:
         name: of the task, a key of `TASKS`.
         primary: name of the score by which a model is chosen; lower is better.

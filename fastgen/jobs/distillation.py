@@ -31,6 +31,7 @@ from ..records.folder import claim_run, open_run
 from ..teachers.counted import CountedNetwork
 from ..teachers.declarations import declaration_notes
 from ..training.accelerator import start_accelerator
+from ..training.choice import validate_by
 from ..training.draws import Draws
 from ..training.evaluations import PAIRS, Asked
 from ..training.processes import Processes
@@ -210,7 +211,8 @@ class Distillation:
             self.run_dir,
             cfg.train,
             self.processes,
-            evaluate=lambda network: self.task.evaluate(self.closing.sampler(network), quick=True),
+            evaluate=lambda network: validate_by(self.task, self.closing.sampler(network)),
+            compare=getattr(self.task, "compare", None),
             primary=self.task.primary,
             seed=cfg.seed,
             resume=cfg.resume,

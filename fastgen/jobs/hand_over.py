@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..methods.registry import stage_styles
 from ..records.log import read_log
 from ..report.page import write_report
 from ..report.tables import format_table
+from ..training.choice import Choice, Validation, choose, validate_by
 from ..training.evaluations import PAIRS, VALIDATION
 from ..training.validation import teacher_note
 from .evaluation import (
@@ -143,6 +143,8 @@ class HandOver:
         watch.lap()
         self.export(students[results["selected"]], results)
         print(format_table(results, stages=stage_styles()))
+        if results["choice"]:
+            print(results["choice"])
         write_report(
             self.run_dir,
             results=results,
@@ -157,11 +159,12 @@ class HandOver:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a report says of the students and their teacher, and the samples that it shows;
         `most`: teacher evaluations that this may take."""
-        validation = {
-            stage: self.task.evaluate(self.sampler(network), quick=True)
+        validations = {
+            stage: validate_by(self.task, self.sampler(network))
             for stage, network in students.items()
         }
-        selected = self.choose(validation)
+        choice = self.choose(validations)
+        selected = choice.stage
         rows = {stage: self._student_rows(network) for stage, network in students.items()}
         student = students[selected]
         examples = self.examples(student)
@@ -180,8 +183,9 @@ class HandOver:
             },
             "latency": latency,
             "selected": selected,
+            "choice": choice.reason,
             "primary": self.task.primary,
-            "validation": validation,
+            "validation": {stage: found.scores for stage, found in validations.items()},
             "decisions": self.decisions,
             "warnings": [],
         }
@@ -197,16 +201,16 @@ class HandOver:
             results["warnings"] = teacher_notes(teacher_rows, floor, self.task.primary)
         return results, examples
 
-    def choose(self, validation: Mapping[str, Mapping[str, float]]) -> str:
-        """The stage whose student is exported: as configured, or that of the best score."""
+    def choose(self, validations: Mapping[str, Validation]) -> Choice:
+        """The stage whose student is exported, and why: as configured, or one that is better than
+        those before it by more than noise (:func:`fastgen.training.choice.choose`).
+
+        Args:
+            validations: stage -> its student's, in the order of training.
+        """
         if self.cfg.keep != "best":
-            return self.cfg.keep
-        scores = {stage: row[self.task.primary] for stage, row in validation.items()}
-
-        def rank(stage: str) -> float:
-            return math.inf if math.isnan(scores[stage]) else scores[stage]
-
-        return min(scores, key=rank)
+            return Choice(self.cfg.keep, f"kept {self.cfg.keep}: as configured (keep)")
+        return choose(validations, self.task.primary, getattr(self.task, "compare", None))
 
     def export(self, student: nn.Module, results: Mapping[str, Any]) -> None:
         """Write ``student/``."""

@@ -32,6 +32,7 @@ from ..methods.pretraining import FlowMatchingTraining
 from ..models import build_model
 from ..records.folder import claim_run, open_run
 from ..training.accelerator import start_accelerator
+from ..training.choice import Validation, validate_by
 from ..training.draws import Draws, check_batch_room
 from ..training.recompute import recompute_blocks
 from ..training.stage import Stage
@@ -83,11 +84,11 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             )
             return FlowMatchingTraining(trained, x0, cond, cfg.train, draws)
 
-        def evaluate(network: nn.Module) -> dict[str, float]:
+        def evaluate(network: nn.Module) -> Validation:
             sampler = teacher_sampler(
                 network, task.train, _VALIDATION_CALLS, "ab2", box=cfg.data.box
             )
-            return task.evaluate(sampler, quick=True)
+            return validate_by(task, sampler)
 
         trainer = Trainer(
             {"flow_matching": stage},
@@ -95,6 +96,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             cfg.train,
             processes,
             evaluate=evaluate,
+            compare=getattr(task, "compare", None),
             primary=task.primary,
             seed=cfg.seed,
             resume=cfg.resume,

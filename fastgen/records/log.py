@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .._core.files import open_file, write_file
 from .._core.json_files import parse_json, plain_json
-from .._core.json_kinds import count, listed, mapping, number, plain, record, text
+from .._core.json_kinds import count, listed, mapping, maybe, number, plain, record, text
 from .._core.messages import brief
 from .._core.timing import PhaseClock
 
@@ -66,6 +66,7 @@ _ROW = record(
         "peak_memory_mb": number,
         "warnings": listed(text),
         "stopped_early": text,
+        "compared": mapping(mapping(maybe(number))),
         "diagnostics": _DIAGNOSTICS,
         "skipped": mapping(_SKIP),
     },

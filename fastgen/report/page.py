@@ -66,7 +66,7 @@ def write_report(
         results: `{"teacher": {"100": {score: value}, "ab2-4": {...}}, "student": {"1": {...}},
             "kd": ..., "dmd": ..., "floor": {score: value}, "networks": {"teacher": {"numbers": n,
             "layers": n}, "student": {...}}, "seconds": {...}, "latency": {...}, "selected": stage,
-            "primary": score, "decisions": [text], "warnings": [text],
+            "choice": text, "primary": score, "decisions": [text], "warnings": [text],
             "teacher_evaluations": {"pairs": count, stage: count, "validation": count, "report":
             count, "total": count}}`.
             Keys of rows are network calls, after the solver and a dash where it isn't Euler. What
@@ -159,6 +159,9 @@ def _page(results: Mapping[str, Any], pictures: Sequence[str], stages: Stages) -
     selected = results.get("selected")
     if selected:
         parts.append(f"Exported: the student of stage `{selected}`.")
+    choice = results.get("choice")
+    if choice:
+        parts.append(f"Why: {choice}.")
     parts += results.get("decisions") or []
     warnings = results.get("warnings")
     if warnings:

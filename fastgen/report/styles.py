@@ -112,6 +112,8 @@ SCORES = {
     "precision": ScoreStyle("share of samples among the data", "higher is better", "logit"),
     "recall": ScoreStyle("share of data among the samples", "higher is better", "logit"),
     "class_accuracy": ScoreStyle("share in the class asked for", "higher is better", "logit"),
+    "outside": ScoreStyle("share of samples outside the data", "0.01 = the data's law", "linear"),
+    "missed": ScoreStyle("share of the data missed", "0.01 = the data's law", "linear"),
     "energy_score": ScoreStyle("energy score", "lower is better", "log"),
     "mean_error": ScoreStyle("error of the mean / spread of the data", "lower is better", "log"),
     "std_ratio": ScoreStyle("spread / that of the data", "1 = the data's", "linear"),

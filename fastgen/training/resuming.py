@@ -40,7 +40,10 @@ from .trained_network import TrainedNetwork
 __all__ = ["RunFiles", "saying_what_is_left", "tensors_of"]
 
 _EDITED = "it was edited: restore it, or remove it to go on from the one before"
-BEST = "best"  # prefix of a stage's best weights in its checkpoints
+# In checkpoints of a stage: prefixes of its best weights, and of the samples of the average that
+# later ones are compared with.
+BEST = "best"
+REFERENCE = "reference"
 
 
 def tensors_of(networks: Mapping[str, TrainedNetwork]) -> dict[str, Tensor]:
@@ -60,9 +63,14 @@ class RunFiles:
         run_dir: folder of the run.
         loop: how many checkpoints are kept, and whether best weights are.
         processes: that share the run.
+
+    Attributes:
+        reference: samples of the average that later ones of the stage are compared with; None
+            before there is one.
     """
 
     def __init__(self, run_dir: Path, loop: LoopConfig, processes: Processes) -> None:
+        self.reference: Tensor | None = None
         self.run_dir = run_dir
         self.loop = loop
         self.processes = processes
@@ -160,10 +168,14 @@ class RunFiles:
                 f"{self.run_dir}, got {state.updates}; {_EDITED}"
             )
         networks = stage.trained()
-        best = {BEST} if self._has_best(stage.name, state) else set()
+        kept = set()
+        if self._has_best(stage.name, state):
+            kept.add(BEST)
+        if state.progress[stage.name].reference_step is not None:
+            kept.add(REFERENCE)
         found = {name.partition(".")[0] for name in self._tensors}
-        lacking = {*networks, *best} - found
-        unknown = found - {*networks, BEST}
+        lacking = {*networks, *kept} - found
+        unknown = found - {*networks, BEST, REFERENCE}
         for how, names in (("without", lacking), ("with the unknown", unknown)):
             if names:
                 raise ValueError(
@@ -179,7 +191,8 @@ class RunFiles:
 
     def restore_best(self, stage: str) -> None:
         """Write the best weights of `stage` as of the checkpoint: those in the folder may be of an
-        update that hasn't happened yet. Lets go of the checkpoint."""
+        update that hasn't happened yet. Finds its `reference` again, and lets go of the
+        checkpoint."""
         with together():
             if self.processes.is_main_process:
                 path = self._best_path(stage)
@@ -187,6 +200,7 @@ class RunFiles:
                 best = with_prefix(self._tensors, BEST)
                 if best:
                     save_tensors(path, best, **self._owner)
+        self.reference = with_prefix(self._tensors, REFERENCE).get("samples")
         self._tensors = {}
 
     # ---- Keeping ---------------------------------------------------------------------------------
@@ -207,6 +221,8 @@ class RunFiles:
             if best_of is not None and self._best_path(best_of).exists():
                 best = load_tensors(self._best_path(best_of), **self._owner)
                 tensors = {**tensors, **add_prefix(BEST, best)}
+            if best_of is not None and self.reference is not None:
+                tensors = {**tensors, **add_prefix(REFERENCE, {"samples": self.reference})}
             meta = plain_json({**state.to_json(), **self._owner}, "meta")
             keep = self.loop.keep_checkpoints
             save_checkpoint(self.run_dir, state.number, tensors, meta, keep=keep)

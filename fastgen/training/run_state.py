@@ -23,6 +23,7 @@ _PROGRESS = record(
         "spread_step": count,
         "best": maybe(number),
         "best_step": maybe(count),
+        "reference_step": maybe(count),
         "stale": count,
         "warnings": mapping(text),
         "remedy": text,
@@ -177,7 +178,7 @@ def _contradiction(meta: Mapping[str, Any], stages: Sequence[str]) -> str | None
             return f"expected the progress of {name}, got that of {brief(progress['stage'])}"
         if (progress["best"] is None) != (progress["best_step"] is None):
             return f"expected the best score of {name} with its update, got one of the two"
-        for key in ("best_step", "start_step", "spread_step", "stale"):
+        for key in ("best_step", "reference_step", "start_step", "spread_step", "stale"):
             if (progress[key] or 0) > iteration + 1:
                 return f"expected {key} of {name} up to {iteration}, got {progress[key]}"
     return None

@@ -7,6 +7,7 @@ what a run goes on from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from .._core.tensors import wide_dtype
 from .._core.timing import Stopwatch
 from ..config.training import LoopConfig
 from ..records.log import RunLog, progress_bar, say
+from .choice import Compare, Comparisons, Validation, compare_samples
 from .evaluations import VALIDATION, Asked, TeacherEvaluations
 from .processes import Processes
 from .resuming import RunFiles, saying_what_is_left, tensors_of
@@ -80,7 +82,8 @@ class Trainer:
         run_dir: folder of the run.
         loop: budgets and intervals.
         processes: that share the run.
-        evaluate: quick validation of a network with averaged weights -> scores.
+        evaluate: quick validation of a network with averaged weights.
+        compare: two networks by their samples in it; None: by the primary score alone.
         primary: the score by which the best is chosen, lower is better; the progress bar shows it.
         seed: of dropout. All else that is drawn has generators of its own.
         resume: whether to go on from the newest checkpoint in `run_dir`, if there is one.
@@ -103,7 +106,8 @@ class Trainer:
         loop: LoopConfig,
         processes: Processes,
         *,
-        evaluate: Callable[[nn.Module], dict[str, float]],
+        evaluate: Callable[[nn.Module], Validation],
+        compare: Compare | None = None,
         primary: str,
         seed: int,
         resume: bool,
@@ -116,6 +120,7 @@ class Trainer:
         self.loop = loop
         self.processes = processes
         self.evaluate = evaluate
+        self.compare = compare
         self.primary = primary
         self.seed = seed
         self.evaluate_start = evaluate_start
@@ -272,13 +277,21 @@ class Trainer:
         updates = self.state.updates
         progress = self.state.progress[stage.name]
         network = stage.averaged()
+        trained = updates > stage.warmup
         # What all processes decide by must be the same to the last digit.
-        scores = self.processes.of_main(self.evaluate(network))
+        validation = self.evaluate(network)
+        scores = self.processes.of_main(validation.scores)
         self.state.scores[stage.name] = scores
-        warnings = progress.add(updates, scores, trained=updates > stage.warmup)
+        compared = None
+        if trained:
+            compared = compare_samples(self.compare, self.files.reference, validation.samples)
+            compared = self.processes.of_main(compared)
+        warnings = progress.add(updates, scores, trained=trained, compared=compared)
+        if progress.reference_step == updates:
+            self.files.reference = validation.samples
         if self.loop.keep_best and progress.best_step == updates:
             self.files.keep_best(stage.name, network)
-        row: dict[str, Any] = dict(scores)
+        row: dict[str, Any] = {**scores, **_compared_row(compared)}
         # Before the first update fake score and teacher are one: there is nothing to see.
         found = stage.diagnose(updates) if updates else {}
         if found:
@@ -312,6 +325,13 @@ class Trainer:
         self.teacher.add_up()
         with self.log.clock.phase("checkpoint"):
             self.files.save(self.state, tensors, best_of=best_of)
+
+
+def _compared_row(compared: Comparisons | None) -> dict[str, Any]:
+    """What a row of the log says of a comparison; nothing where nothing was compared."""
+    if not compared:
+        return {}
+    return {"compared": {name: asdict(found) for name, found in compared.items()}}
 
 
 def _seed_dropout(seed: int, stage: str, update: int, processes: Processes) -> None:

@@ -2,7 +2,8 @@
 
 A score is noisy: the best of many is partly luck, and with a decaying learning rate the last
 average is usually as good. To keep the best guards against a stage that goes wrong late. It does
-not replace a schedule.
+not replace a schedule. Where the task compares students by paired samples, the noise is known:
+patience asks for an average that is better by more than it (:mod:`fastgen.training.choice`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
+
+from .choice import Comparisons, is_better, is_worse
 
 __all__ = ["REMEDY", "Progress", "teacher_note"]
 
@@ -28,12 +31,19 @@ PRIMARY_RISE = 0.1
 ENERGY_NOISE = 0.01
 # A teacher's score relative to that of fresh data: a few hundred samples can't tell less apart.
 WEAK_TEACHER = 1.25
+# Shares of samples outside the data and of data that they miss, in addition to fresh data's.
+WEAK_WITHIN = 0.1
 # Accuracy of a discriminator that sees something: the best of five bins of 512 logits has .53 by
 # chance.
 SEEING = 0.55
 
 # Score that is 1 for the data's law -> what it is called in a warning.
 _SPREADS = {"spread": "the spread within modes", "std_ratio": "the spread"}
+# Scores of neighbours -> what a warning says of their share.
+_WITHIN = {
+    "outside": "of its samples lie outside the data",
+    "missed": "of the data are missed by its samples",
+}
 # What is advised where a stage names no remedy of its own.
 REMEDY = "stop earlier, or lower the learning rate"
 
@@ -51,9 +61,11 @@ class Progress:
         start_step: its update, 0 before the first.
         spread: the first one that was within a factor 2 of the data's.
         spread_step: its update.
-        best: least primary score of a trained network; None before there is one.
+        best: primary score of the best average of a trained network; None before there is one.
         best_step: its update.
-        stale: validations since then.
+        reference_step: update of the average that later ones are compared with: the last that was
+            better than the one before it by more than noise. None where nothing is compared.
+        stale: validations since then; since the best one, where nothing is compared.
         warnings: cause -> what was said about it, once each.
         remedy: what a warning advises.
     """
@@ -66,11 +78,19 @@ class Progress:
     spread_step: int = 0
     best: float | None = None
     best_step: int | None = None
+    reference_step: int | None = None
     stale: int = 0
     warnings: dict[str, str] = field(default_factory=dict)
     remedy: str = REMEDY
 
-    def add(self, update: int, scores: Mapping[str, float], *, trained: bool = True) -> list[str]:
+    def add(
+        self,
+        update: int,
+        scores: Mapping[str, float],
+        *,
+        trained: bool = True,
+        compared: Comparisons | None = None,
+    ) -> list[str]:
         """Note a validation; returns what is newly warned of.
 
         Args:
@@ -80,16 +100,12 @@ class Progress:
             trained: whether this stage has changed the network; it has not at its start, nor in
                 the warm-up of a fake score. Until then a validation only starts the curves: it
                 can't be the best and costs no patience.
+            compared: of this average with that of `reference_step`; empty before there is one.
+                None: the task compares nothing, and the lower score alone counts.
         """
         finite = {name: float(value) for name, value in scores.items() if _is_finite(value)}
         if trained:
-            score = finite.get(self.primary)
-            if score is not None and (self.best is None or score < self.best):
-                self.best = score
-                self.best_step = update
-                self.stale = 0
-            else:
-                self.stale += 1
+            self._note_score(update, finite.get(self.primary), compared)
         if self.start is None:
             self.start = finite
             self.start_step = update
@@ -142,14 +158,42 @@ class Progress:
         best = "never was a number"
         if self.best is not None:
             best = f"was best at update {self.best_step}: {self.best:.4g}"
+        since = "validations since"
+        if self.reference_step is not None:
+            since = f"validations no better than update {self.reference_step} by more than noise"
         return (
-            f"{self.stage} update {update}: stopped early, {self.primary} {best}; validations "
-            f"since: {self.stale}"
+            f"{self.stage} update {update}: stopped early, {self.primary} {best}; {since}: "
+            f"{self.stale}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Its fields; `Progress(**fields)` is the same again."""
         return asdict(self)
+
+    def _note_score(self, update: int, score: float | None, compared: Comparisons | None) -> None:
+        """Whether this average is the best so far, and whether it counts as an improvement."""
+        if score is None:
+            self.stale += 1
+            return
+        if self.best is None:
+            improved = True
+        elif compared is None:
+            improved = score < self.best
+        else:
+            improved = is_better(compared)
+        if improved:
+            self.best = score
+            self.best_step = update
+            self.stale = 0
+            if compared is not None:
+                self.reference_step = update
+            return
+        self.stale += 1
+        # Not told apart: nothing is cheaper within a stage, so the lower score wins.
+        lower = self.best is not None and score < self.best
+        if compared is not None and not is_worse(compared) and lower:
+            self.best = score
+            self.best_step = update
 
     def _causes(self, update: int, scores: Mapping[str, float]) -> dict[str, str]:
         """{cause: warning} of what the finite scores of a validation show."""
@@ -215,29 +259,40 @@ def teacher_note(
 ) -> str | None:
     """What is said of a teacher that is so far from the data that a student may pass it.
 
-    That is one whose score is worse than that of fresh data by a quarter or more.
+    That is one whose score is worse than that of fresh data by a quarter or more, or one that is
+    wrong within modes: of whose samples a tenth more than of fresh data lie outside the data, or
+    which miss a tenth more of the data (`outside`, `missed`; :class:`fastgen.neighbours.Region`).
 
     Args:
         rows: sampler -> the teacher's scores.
-        floor: scores of fresh data. Where `primary` is not among them, or not above 0, nothing can
-            be said.
+        floor: scores of fresh data. Nothing is said by a score that is not among them, nor by the
+            primary one where it isn't above 0.
         primary: name of the score, lower is better.
 
     Returns:
         a line; None where there is nothing to say.
     """
     scores = {name: row[primary] for name, row in rows.items() if _is_finite(row.get(primary))}
-    least = floor.get(primary)
-    if not scores or not _is_finite(least) or least <= 0:
+    if not scores:
         return None
     name = min(scores, key=lambda row: scores[row])
-    if scores[name] < WEAK_TEACHER * least:
+    found = []
+    least = floor.get(primary)
+    if _is_finite(least) and least > 0 and scores[name] >= WEAK_TEACHER * least:
+        found.append(
+            f"{primary} {scores[name]:.3g} at its best ({name}), {least:.3g} for fresh data"
+        )
+    for score, meaning in _WITHIN.items():
+        value = rows[name].get(score)
+        usual = floor.get(score)
+        if _is_finite(value) and _is_finite(usual) and value >= usual + WEAK_WITHIN:
+            found.append(f"{value:.0%} {meaning} ({name}), {usual:.0%} for fresh data")
+    if not found:
         return None
     return (
-        f"the teacher itself is far from the data: {primary} {scores[name]:.3g} at its best "
-        f"({name}), {least:.3g} for fresh data; train it longer, or let the student learn from "
-        "the data too (dmd.real_data_weight=1 with dmd.vsd_weight=0, or a GAN; train.steps=1000); "
-        "with a good teacher this loses coverage"
+        f"the teacher itself is far from the data: {'; '.join(found)}; train it longer, or let the "
+        "student learn from the data too (dmd.real_data_weight=1 with dmd.vsd_weight=0, or a GAN; "
+        "train.steps=1000); with a good teacher this loses coverage"
     )
 
 

@@ -96,7 +96,28 @@ def test_evaluation_is_bounded_and_the_same_for_every_sampler(task):
 def test_examples_and_scene_are_drawable(task):
     Z, X = task.examples(5)
     assert Z.shape == (5, 2, 2) and X.shape == (5, 4, 2)
-    assert task.scene() == {"obstacles": [], "limits": None, "equal": True} and task.floor() == {}
+    assert task.scene() == {"obstacles": [], "limits": None, "equal": True}
+
+
+def test_two_copies_are_not_told_apart_and_a_blurred_one_is(task):
+    Z = task.split("validation")[1].repeat_interleave(6, 0)
+    first, second = (law(Z, normal(len(Z), 4, 2, seed=seed)) for seed in (1, 2))
+    copies = task.compare(first, second)
+    assert set(copies) == {"energy_distance", "energy_score", "outside + missed"}
+    assert not any(found.better or found.worse for found in copies.values())
+    blurred = law(Z, 1.6 * normal(len(Z), 4, 2, seed=1))
+    assert all(found.worse for found in task.compare(first, blurred).values())
+    assert all(found.better for found in task.compare(blurred, first).values())
+
+
+def test_of_fresh_data_it_is_known_what_lies_outside_and_what_is_missed(task):
+    scores = task.evaluate(law)
+    assert task.floor() == {"outside": 0.01, "missed": 0.01}
+    assert scores["outside"] < 0.02 and scores["missed"] < 0.02
+    assert task.evaluate(lambda Z, noise: law(Z, 2 * noise))["outside"] > 0.1
+    assert task.evaluate(lambda Z, noise: law(Z, 0.3 * noise))["missed"] > 0.1
+    few = small_task(20)
+    assert few.floor() == {} and "outside" not in few.evaluate(lambda Z, noise: noise)
 
 
 def test_a_file_becomes_a_task(tmp_path):

@@ -210,6 +210,8 @@ def test_without_a_condition_the_true_law_is_at_no_distance_and_others_are():
         "energy_distance",
         "mean_error",
         "std_ratio",
+        "outside",
+        "missed",
     }
     assert (
         abs(true["energy_distance"]) < 5e-3
@@ -248,9 +250,9 @@ def test_with_a_condition_the_true_law_scores_best(condition):
     task = SampleTask("given", law(Z, normal(4000, 3, 2, 2, seed=1)), Z)
     true = task.evaluate(law)
     assert (
-        task.primary == "energy_score"
-        and set(true) == {"energy_score", "energy_distance"}
-        and task.floor() == {}
+        task.primary == "energy_distance"
+        and set(true) == {"energy_score", "energy_distance", "outside", "missed"}
+        and task.floor() == {"outside": 0.01, "missed": 0.01}
     )
     assert abs(true["energy_distance"]) < 5e-3
     wrong = {
@@ -261,11 +263,38 @@ def test_with_a_condition_the_true_law_scores_best(condition):
     for name, sampler in wrong.items():
         scores = task.evaluate(sampler)
         assert scores["energy_score"] > 1.03 * true["energy_score"], name
-        # Labels are no part of the distance, so that a sampler that mixes them up is seen by the
-        # energy score alone.
-        assert (scores["energy_distance"] > 0.01) == (
-            name != "of other conditions" or condition == "vectors"
-        ), name
+        assert scores["energy_distance"] > 0.01, name
+
+
+def narrow_modes(n: int, seed: int) -> torch.Tensor:
+    """Nine narrow modes in twelve dimensions."""
+    means = normal(9, 12, seed=77)
+    mode = torch.randint(9, (n,), generator=torch.Generator().manual_seed(seed))
+    return means[mode] + 0.05 * normal(n, 12, seed=seed)
+
+
+def test_students_that_differ_within_modes_alone_are_told_apart():
+    task = SampleTask("modes", narrow_modes(2600, 1))
+    fresh = narrow_modes(256, 2)
+    means = normal(9, 12, seed=77)
+    own = means[torch.cdist(fresh, means).argmin(1)]
+    blurred = own + 1.7 * (fresh - own)
+    found = task.compare(blurred, fresh)
+    assert found["outside + missed"].better and not found["energy_distance"].better
+    assert task.compare(fresh, own + 0.5 * (fresh - own))["outside + missed"].worse
+    copies = task.compare(fresh, narrow_modes(256, 3))
+    assert not any(score.better or score.worse for score in copies.values())
+
+
+def test_a_student_that_ignores_labels_is_told_from_one_that_knows_them():
+    label = torch.arange(3000) % 3
+    task = SampleTask("given", 0.5 * normal(3000, 4) + label[:, None], label)
+    _, Z = task.split("validation")
+    z = Z.repeat_interleave(6)
+    right, again = (0.5 * normal(len(z), 4, seed=seed) + z[:, None] for seed in (1, 2))
+    shuffled = 0.5 * normal(len(z), 4, seed=1) + z.roll(100)[:, None]
+    assert all(score.worse for score in task.compare(right, shuffled).values())
+    assert not any(score.better or score.worse for score in task.compare(right, again).values())
 
 
 def test_the_distance_is_that_of_the_metrics():

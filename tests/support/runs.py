@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from fastgen.config import DistillConfig, LoopConfig
 from fastgen.jobs.distillation import Distillation
 from fastgen.records.folder import claim_run, open_run
 from fastgen.training.accelerator import start_accelerator
+from fastgen.training.choice import Compare, Validation
 from fastgen.training.processes import Processes
 from fastgen.training.stage import Stage
 from fastgen.training.trained_network import Skip
@@ -88,23 +90,30 @@ def follow(
     processes: Processes | None = None,
     resume: bool = False,
     pull_at: int | None = None,
+    compare: Compare | None = None,
     **loop,
 ) -> Trainer:
-    """A run of stages that score `scores[n]` after n updates; `pull_at`: the plug is pulled in that
-    validation."""
+    """A run of stages that score `scores[n]` after n updates, with n as their only sample.
 
-    def evaluate(network: nn.Module) -> dict[str, float]:
+    Args:
+        pull_at: the plug is pulled in the validation after so many updates.
+        compare: of the samples.
+    """
+
+    def evaluate(network: nn.Module) -> Validation:
         n = int(network.weight)
         if n == pull_at:
             raise Pulled
         score = scores[n]
-        return score if isinstance(score, dict) else {"energy": score}
+        named = score if isinstance(score, dict) else {"energy": score}
+        return Validation(named, torch.tensor([float(n)]))
 
     made = stages or [Counter()]
     run_dir.mkdir(exist_ok=True)
     cfg = LoopConfig(**{"evaluate_every": 1, "checkpoint_every": 2, "log_every": 100, **loop})
     factories = {stage.name: (lambda stage=stage: stage) for stage in made}
-    options = {"evaluate": evaluate, "primary": "energy", "seed": 0, "evaluate_start": True}
+    options = {"evaluate": evaluate, "compare": compare, "primary": "energy", "seed": 0}
+    options |= {"evaluate_start": True}
     if processes is None:
         processes = start_accelerator(1)
     trainer = Trainer(factories, run_dir, cfg, processes, resume=resume, **options)

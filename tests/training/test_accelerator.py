@@ -35,6 +35,7 @@ from fastgen.config import DMDConfig, EMAConfig, LoopConfig, OptimizerConfig
 from fastgen.dmd import DMDPipeline, create_fake_score
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
+from fastgen.training.choice import Validation
 from fastgen.training.draws import Draws
 from fastgen.training.processes import OneProcess
 from fastgen.training.trained_network import TrainedNetwork
@@ -77,7 +78,7 @@ def matching():
 
 def evaluate(network):
     with torch.no_grad():
-        return {{"energy": float(network(x0, 0.5, cond).square().mean())}}
+        return Validation({{"energy": float(network(x0, 0.5, cond).square().mean())}})
 
 
 run_dir = Path(sys.argv[1])

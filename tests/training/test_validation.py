@@ -182,6 +182,23 @@ def test_a_teacher_far_from_the_data_is_said_to_be_one():
     )
 
 
+def test_a_teacher_that_is_wrong_within_modes_is_weak_whatever_its_energy_distance():
+    floor = {"energy": 0.0, "outside": 0.01, "missed": 0.01}
+    rows = {
+        "100": {"energy": 0.0025, "outside": 0.27, "missed": 0.02},
+        "10": {"energy": 0.0026, "outside": 0.05, "missed": 0.02},
+    }
+    note = teacher_note(rows, floor, "energy")
+    assert note is not None and "energy 0" not in note
+    assert "27% of its samples lie outside the data (100), 1% for fresh data; train it" in note
+    rows["100"] = {"energy": 0.0025, "outside": 0.0, "missed": 0.3}
+    note = teacher_note(rows, floor, "energy")
+    assert note is not None and "30% of the data are missed by its samples (100), 1% for" in note
+    rows["100"] = {"energy": 0.0025, "outside": 0.1, "missed": 0.05}
+    assert teacher_note(rows, floor, "energy") is None
+    assert teacher_note(rows, {"energy": 0.0}, "energy") is None
+
+
 def test_a_spread_that_passes_the_datas_is_no_collapse_while_it_comes_nearer():
     progress = Progress("kd", "energy")
     assert progress.add(0, {"energy": 5.0, "spread": 0.54}, trained=False) == []

@@ -24,6 +24,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..._core.seeds import generator_for
+from ...comparisons import LEVEL, Comparison, compare_energy, compare_means
 from ...metrics import coverage, neighbour_radius, pairwise_distances
 from ...normalizer import Normalizer
 from ..mixtures import GaussianMixture
@@ -147,6 +148,17 @@ def score(x: Tensor, held_out: Tensor, radius: Tensor | None = None) -> dict[str
     }
 
 
+def _astray(x: Tensor) -> Tensor:
+    """Which samples (N, 2) are in no mode: (N,), 0 or 1."""
+    return (pairwise_distances(x, mode_means()).amin(1) > IN_MODE * STD).double()
+
+
+def _uncovered(x: Tensor, held_out: Tensor, radius: Tensor) -> Tensor:
+    """Which held-out points (M, 2) have no sample within their radius: (M,), 0 or 1."""
+    nearest = [pairwise_distances(rows, x).amin(1) for rows in held_out.split(ROWS)]
+    return (torch.cat(nearest) > radius).double()
+
+
 def share_error_floor(
     samples: int, generator: Generator | None = None, *, draws: int = 400
 ) -> float:
@@ -237,6 +249,25 @@ class ModesTask:
         held_out, radius, noise = _references(split, samples)
         drawn = answered(sample(_no_condition(len(noise)), noise), noise)
         return score(drawn[:, 0], held_out, radius)
+
+    def compare(self, a: Tensor, b: Tensor) -> dict[str, Comparison]:
+        """Two samplers by what they answered in `evaluate(quick=True)`, each (2048, 1, 2).
+
+        Returns:
+            the difference of their energy distances, and that of the share of samples further than
+            3 standard deviations from all modes + the share of held-out points that are not
+            covered.
+        """
+        held_out, radius, _ = _references("validation", self.QUICK_SAMPLES)
+        a = a.double()[:, 0]
+        b = b.double()[:, 0]
+        level = 1 - (1 - LEVEL) / 2
+        of_a = _astray(a) + _uncovered(a, held_out, radius)
+        of_b = _astray(b) + _uncovered(b, held_out, radius)
+        return {
+            "energy_distance": compare_energy(a, b, held_out, draws=100, level=level),
+            "outside + not covered": compare_means(of_a, of_b, level=level),
+        }
 
     def floor(self) -> dict[str, float]:
         """Full scores of the law itself: the mean over 8 fresh draws, and as `<score>_sd` the

@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..._core.seeds import generator_for
+from ...comparisons import LEVEL, Comparison, compare_means
 from ...metrics import pairwise_distances
 from ..scoring import evaluation_generator
 from ..trajectories import TrajectoryData, check_pack, check_size, fit_normalizers
@@ -184,6 +185,15 @@ class References:
         within = pairwise_distances(x, x).mean((1, 2))
         return 2 * cross - within - (k - 1) / k * self.distance
 
+    def unbiased_energy(self, X: Tensor) -> Tensor:
+        """Unbiased energy distance between the law of samples X (C, K, 16, 2), K >= 2, and that of
+        the demonstrations, by all of the pool: (C,)."""
+        x = X.flatten(2)
+        k = X.shape[1]
+        cross = pairwise_distances(x, self.X.flatten(2)).mean((1, 2))
+        within = pairwise_distances(x, x).sum((1, 2)) / (k * (k - 1))
+        return 2 * cross - within - self.distance
+
     def own_energy(self, k: int) -> Tensor:
         """The same between two disjoint sets of k demonstrations: 2 / k mean_{y != y'} |y - y'|,
         (C,)."""
@@ -261,6 +271,11 @@ class PathTask(ABC):
     def score(X: Tensor, references: References) -> dict[str, float]:
         """Scores of K samples X (C, K, 16, 2) of each of the references' conditions."""
 
+    @staticmethod
+    @abstractmethod
+    def succeeds(X: Tensor, Z: Tensor) -> Tensor:
+        """Whether paths X (N, 16, 2) do what their conditions ask for: (N,) bool."""
+
     @property
     def train(self) -> TrajectoryData:
         """The training set, made on first use."""
@@ -289,6 +304,31 @@ class PathTask(ABC):
             quick: score on 400 validation conditions, of another seed.
         """
         return self.score_on(sample, "validation" if quick else "all")
+
+    def compare(self, a: Tensor, b: Tensor) -> dict[str, Comparison]:
+        """Two samplers by what they answered in `evaluate(quick=True)`, each (B, 16, 2).
+
+        Returns:
+            the difference of the energy ratio, and that of the share of paths that fail, both over
+            the validation conditions. The ratio is of unbiased distances here: its own ones are
+            less for samples that are narrower than the data.
+        """
+        references, _ = self.references("validation")
+        own = references.own_energy(self.SAMPLES).mean()
+        losses = {}
+        for name, samples in (("a", a), ("b", b)):
+            X = samples.double().view(-1, self.SAMPLES, HORIZON, 2)
+            Z = references.Z.repeat_interleave(self.SAMPLES, 0)
+            fails = ~self.succeeds(X.flatten(0, 1), Z)
+            losses[name] = {
+                "energy_ratio": references.unbiased_energy(X) / own,
+                "failures": fails.double().view(-1, self.SAMPLES).mean(1),
+            }
+        level = 1 - (1 - LEVEL) / 2
+        return {
+            name: compare_means(of_a, losses["b"][name], level=level)
+            for name, of_a in losses["a"].items()
+        }
 
     def floor(self) -> dict[str, float]:
         """Full scores of one more set of demonstrations."""

@@ -302,6 +302,7 @@ class RingTask(PathTask):
     demonstrate = staticmethod(demonstrate)
     draw_references = staticmethod(draw_references)
     score = staticmethod(score)
+    succeeds = staticmethod(succeeds)
 
     def evaluate(
         self, sample: Callable[[Tensor, Tensor], Tensor], *, quick: bool = False

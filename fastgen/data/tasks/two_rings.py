@@ -289,6 +289,7 @@ class TwoRingsTask(PathTask):
     demonstrate = staticmethod(demonstrate)
     draw_references = staticmethod(draw_references)
     score = staticmethod(score)
+    succeeds = staticmethod(succeeds)
 
     def floor(self) -> dict[str, float]:
         """Full scores of one more set of demonstrations, and as `mode_error_floor` the exact

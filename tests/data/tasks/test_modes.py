@@ -43,6 +43,19 @@ def nearest(x: torch.Tensor) -> torch.Tensor:
     return means[torch.cdist(x, means).argmin(1)]
 
 
+def test_two_draws_of_the_law_are_not_told_apart_and_a_blurred_one_is(task):
+    def samples(seed: int, wide: float = 1.0) -> torch.Tensor:
+        x = fresh(seed)
+        return (nearest(x) + wide * (x - nearest(x)))[:, None].float()
+
+    copies = task.compare(samples(1), samples(2))
+    assert not any(found.better or found.worse for found in copies.values())
+    for wide in (0.6, 1.5):
+        blurred = task.compare(samples(1), samples(1, wide))
+        assert blurred["outside + not covered"].worse
+        assert task.compare(samples(1, wide), samples(2))["outside + not covered"].better
+
+
 # --- the law --------------------------------------------------------------------------------------
 
 

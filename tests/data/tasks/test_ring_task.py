@@ -24,6 +24,20 @@ def demonstrator(seed: int):
     return lambda Z, noise: demonstrate(Z, g).float()
 
 
+def test_demonstrations_are_not_told_apart_and_worse_samples_are(task):
+    """By an unbiased distance, to which samples that are narrower than the data are no nearer."""
+    references, noise = task.references("validation")
+    Z = references.Z.repeat_interleave(task.SAMPLES, 0).float()
+    first, second = (demonstrator(seed)(Z, noise) for seed in (1, 2))
+    copies = task.compare(first, second)
+    assert not any(found.better or found.worse for found in copies.values())
+    noisy = task.compare(first, first + 0.2 * noise)
+    assert noisy["energy_ratio"].worse and noisy["failures"].worse
+    fans = first.view(-1, task.SAMPLES, 16, 2)
+    narrow = (fans.mean(1, keepdim=True) + 0.97 * (fans - fans.mean(1, keepdim=True))).flatten(0, 1)
+    assert task.compare(first, narrow)["energy_ratio"].difference > 0
+
+
 def test_training_data_are_demonstrations_and_a_function_of_size_and_seed(task):
     data = task.train
     assert (

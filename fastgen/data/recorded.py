@@ -1,0 +1,151 @@
+"""Scores of samples beside recorded rows, of each of which there is but one: how far the joint laws
+of samples and conditions are apart, globally and within modes, and which of two students is nearer.
+
+Rows are joint: the numbers of a sample and those of its condition, in units of the training set, so
+that samples which ignore their condition are far from the data, too. Row i of the samples shares
+its condition with row i of the data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..comparisons import LEVEL, Comparison, compare_energy, compare_means
+from ..metrics import energy_distance
+from ..neighbours import Region
+
+__all__ = [
+    "WITHIN",
+    "compare_rows",
+    "energy_of",
+    "label_columns",
+    "region_of",
+    "region_rows",
+    "within_floor",
+    "within_scores",
+]
+
+# Share of samples of the data's own law that count as outside, and of data that they miss.
+FAR = 0.01
+NEIGHBOURS = 5
+# Most training rows that stand for the region of the data, and most numbers in them.
+_MOST_ROWS = 4096
+_MOST_NUMBERS = 2**20
+_FEWEST_ROWS = 64
+# Labels that so few rows share on average say nothing of a law, and so many columns are too many.
+_ROWS_OF_LABEL = 8
+_MOST_COLUMNS = 1024
+# What two students are compared by within modes.
+WITHIN = "outside + missed"
+
+
+def label_columns(labels: Tensor, all_labels: Tensor, size: float) -> Tensor:
+    """Labels as columns of joint rows, in which two that differ are `size` apart.
+
+    Args:
+        labels: integers (N, ...).
+        all_labels: of the whole data set (M, ...), which say what values there are.
+
+    Returns:
+        (N, columns) float64; no columns where a value has fewer than eight rows on average, or
+        where there would be more than 1024.
+    """
+    values = all_labels.unique()
+    flat = labels.reshape(len(labels), -1)
+    columns = len(values) * flat.shape[1]
+    if len(values) * _ROWS_OF_LABEL > len(all_labels) or columns > _MOST_COLUMNS:
+        return torch.zeros(len(labels), 0, dtype=torch.float64)
+    return (flat[:, :, None] == values).flatten(1).double() * (size / 2**0.5)
+
+
+def region_rows(rows: int, numbers: int) -> int:
+    """How many of the training rows, each of so many numbers, stand for the region of the data."""
+    return min(rows, _MOST_ROWS, max(_FEWEST_ROWS, _MOST_NUMBERS // numbers))
+
+
+def region_of(train: Tensor, held_out: Tensor) -> Region | None:
+    """The region of joint training rows (M, d) by held-out ones (H, d); None where there are too
+    few of either to tell."""
+    if not NEIGHBOURS < len(held_out) <= len(train):
+        return None
+    return Region.of(train, held_out, k=NEIGHBOURS, share=1 - FAR)
+
+
+def energy_of(fan: Tensor, data: Tensor, *, paired: bool) -> float:
+    """Unbiased energy distance of joint rows of samples (K, N, d) to data (N, d), the mean over the
+    K samples of each row (`metrics.energy_distance`)."""
+    distances = [energy_distance(x, data, unbiased=True, paired=paired) for x in fan]
+    return float(torch.stack(distances).mean())
+
+
+def within_floor(region: Region | None) -> dict[str, float]:
+    """The scores of `within_scores` for the data's own law, in expectation."""
+    if region is None:
+        return {}
+    return {"outside": FAR, "missed": FAR}
+
+
+def within_scores(region: Region | None, fan: Tensor, *, paired: bool) -> dict[str, float]:
+    """What global distances don't see, of joint rows of samples (K, N, d).
+
+    Returns:
+        outside: share of samples that lie outside the data.
+        missed: share of data that samples miss. Both are `neighbours.Region`'s, .01 for the data's
+            own law. Nothing without a region.
+    """
+    if region is None:
+        return {}
+    outside = torch.stack([region.outside(x) for x in fan])
+    missed = torch.stack([region.missed(x, paired=paired) for x in fan])
+    return {"outside": float(outside.double().mean()), "missed": float(missed.double().mean())}
+
+
+def compare_rows(
+    a: Tensor,
+    b: Tensor,
+    data: Tensor,
+    region: Region | None,
+    *,
+    paired: bool,
+    groups: Tensor | None,
+    losses: dict[str, tuple[Tensor, Tensor]] | None = None,
+) -> dict[str, Comparison]:
+    """Two students' samples beside the data.
+
+    The intervals hold together at the level of one, since each is as much wider as there are more
+    (Bonferroni's bound).
+
+    Args:
+        a, b: joint rows of their samples (K, N, d), of the same conditions and noise.
+        data: joint rows (N, d).
+        region: of the data; None leaves out what is within modes.
+        paired: rows have conditions.
+        groups: (N,), the episode of each row; None: rows are independent.
+        losses: more scores, name -> (losses of a's rows, losses of b's rows), (N,) each.
+
+    Returns:
+        the difference of each of the `losses`, of `energy_distance`, and of the sum of `outside`
+        and `missed`, which is least near the data's own law.
+    """
+    rows = dict(losses or {})
+    if region is not None:
+        rows[WITHIN] = (
+            _within_losses(region, a, paired=paired),
+            _within_losses(region, b, paired=paired),
+        )
+    level = 1 - (1 - LEVEL) / (len(rows) + 1)
+    energy = compare_energy(
+        a, b, data, paired=paired, groups=groups if paired else None, level=level
+    )
+    found = {
+        name: compare_means(of_a, of_b, groups=groups, level=level)
+        for name, (of_a, of_b) in rows.items()
+    }
+    return {"energy_distance": energy, **found}
+
+
+def _within_losses(region: Region, fan: Tensor, *, paired: bool) -> Tensor:
+    """How often each row was outside or missed, (N,): the mean over the K samples."""
+    off = [region.outside(x).double() + region.missed(x, paired=paired).double() for x in fan]
+    return torch.stack(off).mean(0)
