@@ -137,9 +137,21 @@ def test_a_comparison_is_a_pure_function_and_sees_no_rotation():
         assert compare(a, b, y) == found
         turned = compare(a @ turn, b @ turn, y @ turn)
         assert turned.low == pytest.approx(found.low, rel=1e-9)
-        other = compare(a, b, y, generator=generator_for(1, "other"))
-        assert other.low != found.low and other.difference == found.difference
-    assert compare_by(frechet_distance, a, b, y) == compare_frechet(a, b, y)
+    found = compare_energy(a, b, y)
+    other = compare_energy(a, b, y, generator=generator_for(1, "other"))
+    assert other.low != found.low and other.difference == found.difference
+
+
+def test_the_interval_of_frechet_distances_is_that_of_a_bootstrap():
+    """Of samples that aren't the data's law: by shift, by shape, and of one axis that is empty."""
+    y = normal(400, 3)
+    a = normal(400, 3, seed=1) * torch.tensor([1.5, 0.7, 0.0]) + 0.5
+    b = a * torch.tensor([0.8, 1.1, 1.0]) + 0.1
+    drawn = compare_by(frechet_distance, a, b, y, draws=400)
+    found = compare_frechet(a, b, y)
+    assert found.difference == drawn.difference
+    width = found.high - found.low
+    assert width == pytest.approx(drawn.high - drawn.low, rel=0.12)
 
 
 def test_a_wider_level_is_a_wider_interval_in_normal_quantiles():

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...comparisons import LEVEL, Comparison, compare_frechet, compare_means
 from ...frechet import frechet_distance
-from ...neighbours import precision_recall_density_coverage
+from ...neighbours import Region, precision_recall_density_coverage
 from ..classifier import ImageClassifier, load_classifier
 from ..files import read_tensors
 from ..samples import SampleData
@@ -47,6 +48,8 @@ NAMES = (
 )
 # Neighbours of a held-out image, in precision, recall and coverage.
 NEIGHBOURS = 5
+# Training images that two students are compared beside.
+_COMPARED = 4000
 
 
 # ---- Images -------------------------------------------------------------------------------------
@@ -193,6 +196,38 @@ class FashionTask:
         drawn = answered(sample(labels, noise), noise)
         return score(drawn, labels, _described("train"), _neighbours(split))
 
+    def compare(self, a: Tensor, b: Tensor) -> dict[str, Comparison]:
+        """Two samplers by what they answered in `evaluate(quick=True)`, each (1000, 1, 16, 16).
+
+        Returns:
+            the difference of `frechet`, beside as many training images as a bootstrap can afford;
+            of the share of samples outside the data + the share of the data that they miss
+            (:class:`fastgen.neighbours.Region`); and of the share in another class than asked for.
+        """
+        data = _described("train").features[:_COMPARED]
+        unit = float(data.var(0).sum()) / 100.0
+        region = _region()
+        level = 1 - (1 - LEVEL) / 3
+        features = {}
+        losses = {}
+        for name, samples in (("a", a), ("b", b)):
+            features[name], found = classifier().describe(samples.float().clamp(-1.0, 1.0))
+            x = features[name]
+            labels = torch.arange(len(x)) % CLASSES + 1
+            losses[name] = {
+                "outside + missed": region.outside(x).double() + region.missed(x).double(),
+                "class_error": (found + 1 != labels).double(),
+            }
+        scale = unit**0.5
+        frechet = compare_frechet(
+            features["a"] / scale, features["b"] / scale, data / scale, level=level
+        )
+        others = {
+            name: compare_means(of_a, losses["b"][name], level=level)
+            for name, of_a in losses["a"].items()
+        }
+        return {"frechet": frechet, **others}
+
     def floor(self) -> dict[str, float]:
         """Scores of data. frechet, class_accuracy and spread are those of the 2000 held-out
         images; fewer samples have a larger frechet. precision, recall and coverage are those of as
@@ -224,6 +259,14 @@ class FashionTask:
 def _described(part: str) -> Described:
     x, labels = images(part)
     return Described(classifier().describe(x)[0], labels)
+
+
+@cache
+def _region() -> Region:
+    """Where training images lie in features; others of them stand for fresh data."""
+    features = _described("train").features
+    fresh = FashionTask.QUICK_SAMPLES
+    return Region.of(features[fresh : fresh + _COMPARED], features[:fresh], k=NEIGHBOURS)
 
 
 def _neighbours(split: str) -> Tensor:

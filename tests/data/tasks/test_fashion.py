@@ -88,3 +88,13 @@ def test_options_that_images_do_not_have_are_refused():
         FashionTask(symmetry={"group": "C2"})
     with pytest.raises(ValueError, match="pack"):
         FashionTask(pack=2)
+
+
+def test_two_sets_of_data_are_not_told_apart_and_a_worse_one_is(task):
+    first = drawn(6000)
+    copies = task.compare(first, drawn(7000))
+    assert set(copies) == {"frechet", "outside + missed", "class_error"}
+    assert not any(found.better or found.worse for found in copies.values())
+    generator = torch.Generator().manual_seed(0)
+    noisy = (first + 0.15 * torch.randn(first.shape, generator=generator)).clamp(-1, 1)
+    assert all(found.worse for found in task.compare(first, noisy).values())
