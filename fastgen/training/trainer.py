@@ -285,6 +285,7 @@ class Trainer:
         compared = None
         if trained:
             compared = compare_samples(self.compare, self.files.reference, validation.samples)
+        if compared is not None:
             compared = self.processes.of_main(compared)
         warnings = progress.add(updates, scores, trained=trained, compared=compared)
         if progress.reference_step == updates:
