@@ -203,11 +203,7 @@ class HandOver:
 
     def choose(self, validations: Mapping[str, Validation]) -> Choice:
         """The stage whose student is exported, and why: as configured, or one that is better than
-        those before it by more than noise (:func:`fastgen.training.choice.choose`).
-
-        Args:
-            validations: stage -> its student's, in the order of training.
-        """
+        those before it by more than noise (:func:`fastgen.training.choice.choose`)."""
         if self.cfg.keep != "best":
             return Choice(self.cfg.keep, f"kept {self.cfg.keep}: as configured (keep)")
         return choose(validations, self.task.primary, getattr(self.task, "compare", None))

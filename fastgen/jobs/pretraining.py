@@ -42,7 +42,8 @@ from .evaluation import evaluate_teacher, teacher_sampler
 from .origin import data_origin
 from .threads import threads_of_training
 
-_VALIDATION_CALLS = 8
+# Of the network, in a validation.
+_CALLS = 8
 
 
 @lasting_streams()
@@ -85,9 +86,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             return FlowMatchingTraining(trained, x0, cond, cfg.train, draws)
 
         def evaluate(network: nn.Module) -> Validation:
-            sampler = teacher_sampler(
-                network, task.train, _VALIDATION_CALLS, "ab2", box=cfg.data.box
-            )
+            sampler = teacher_sampler(network, task.train, _CALLS, "ab2", box=cfg.data.box)
             return validate_by(task, sampler)
 
         trainer = Trainer(

@@ -282,9 +282,8 @@ class Trainer:
         validation = self.evaluate(network)
         scores = self.processes.of_main(validation.scores)
         self.state.scores[stage.name] = scores
-        compared = None
-        if trained:
-            compared = compare_samples(self.compare, self.files.reference, validation.samples)
+        compare = self.compare if trained else None
+        compared = compare_samples(compare, self.files.reference, validation.samples)
         if compared is not None:
             compared = self.processes.of_main(compared)
         warnings = progress.add(updates, scores, trained=trained, compared=compared)
@@ -292,16 +291,7 @@ class Trainer:
             self.files.reference = validation.samples
         if self.loop.keep_best and progress.best_step == updates:
             self.files.keep_best(stage.name, network)
-        row: dict[str, Any] = {**scores, **_compared_row(compared)}
-        # Before the first update fake score and teacher are one: there is nothing to see.
-        found = stage.diagnose(updates) if updates else {}
-        if found:
-            row["diagnostics"] = found
-            # Later a discriminator at chance may be one that the student has caught up with.
-            if updates == stage.warmup:
-                warnings = warnings + progress.note_diagnostics(updates, found)
-        if warnings:
-            row["warnings"] = warnings
+        row = {**scores, **_compared_row(compared), **_remarks(stage, updates, progress, warnings)}
         if updates < stage.updates and progress.out_of_patience(self.loop.patience):
             row["stopped_early"] = progress.early_end(updates)
         elif updates < stage.updates and self.teacher.too_dear(stage.name):
@@ -326,6 +316,21 @@ class Trainer:
         self.teacher.add_up()
         with self.log.clock.phase("checkpoint"):
             self.files.save(self.state, tensors, best_of=best_of)
+
+
+def _remarks(stage: Stage, updates: int, progress: Progress, warnings: list[str]) -> dict[str, Any]:
+    """What a validation's row of the log says beside scores: diagnostics, and what is warned of."""
+    row: dict[str, Any] = {}
+    # Before the first update fake score and teacher are one: there is nothing to see.
+    found = stage.diagnose(updates) if updates else {}
+    if found:
+        row["diagnostics"] = found
+        # Later a discriminator at chance may be one that the student has caught up with.
+        if updates == stage.warmup:
+            warnings = warnings + progress.note_diagnostics(updates, found)
+    if warnings:
+        row["warnings"] = warnings
+    return row
 
 
 def _compared_row(compared: Comparisons | None) -> dict[str, Any]:
