@@ -32,7 +32,13 @@ def test_the_run_folder_holds_what_is_promised(home):
         os.listdir(run)
     )
     assert set(os.listdir(run / "student")) == {"student.safetensors", "config.json", "README.md"}
-    pictures = {"trajectories.png", "score_vs_nfe.png", "training.png", "diagnostics.png"}
+    pictures = {
+        "trajectories.png",
+        "score_vs_nfe.png",
+        "score_vs_evaluations.png",
+        "training.png",
+        "diagnostics.png",
+    }
     assert set(os.listdir(run / "report")) == {"report.json", "report.md", *pictures}
     assert all(re.fullmatch(r"step_\d+", folder.name) for folder in checkpoint_folders(run))
     assert set(os.listdir(home / "runs" / "walks-teacher" / "teacher")) == {

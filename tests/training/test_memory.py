@@ -251,7 +251,7 @@ def test_averages_and_targets_are_those_that_the_stages_hold(tmp_path, monkeypat
     plan = {stage: {row.name: row for row in rows} for stage, rows in found.items()}
     with open_run(cfg) as run_dir:
         job = Distillation(cfg, run_dir, start_accelerator(1), teacher=teacher, task=task)
-        job.trainer = SimpleNamespace(seconds={}, stage_before=lambda: None)
+        job.trainer = SimpleNamespace(seconds={}, evaluations={}, stage_before=lambda: None)
         held = {method.stage: method.build(job) for method in stages_of(cfg)}
     for stage, rows in plan.items():
         average = held[stage].student.ema
