@@ -3,9 +3,9 @@
     accelerate launch recipes/distill.py [config.yaml] [key.sub=value ...] [--resume] [--dry-run]
     [--help]
 
-Without a config: the embedded task `ring` with the teacher in recipes/teachers/ring, by KD alone,
-minutes on a laptop CPU. The run folder (run_dir=..., default runs/<name>) holds config.yaml,
-metrics.jsonl, checkpoints/, student/ and report/.
+Without a config: the embedded task `ring` with the teacher in recipes/teachers/ring, by KD and then
+DMD2, of which the better student is kept; minutes on a laptop CPU. The run folder (run_dir=...,
+default runs/<name>) holds config.yaml, metrics.jsonl, checkpoints/, student/ and report/.
 """
 
 from __future__ import annotations

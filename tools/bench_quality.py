@@ -135,7 +135,7 @@ CASES = {
         POINTS,
     ),
     "ring": Case(
-        "ring.yaml",
+        "ring-kd.yaml",
         {
             "KD": [],
             "KD + DMD + KD loss": [*DMD, "dmd.kd_weight=0.25", "train.kd_steps=4000"],
@@ -151,7 +151,7 @@ CASES = {
         },
     ),
     "weak ring": Case(
-        "ring.yaml",
+        "ring-kd.yaml",
         {
             "KD + data": ["train.kd_steps=2000", "train.steps=1000", *DATA, *NO_VSD, *FAR],
             "KD + GAN + data": [
@@ -172,7 +172,7 @@ CASES = {
     ),
     # A twentieth of the demonstrations, drawn anew with each seed, as is the teacher.
     "little data": Case(
-        "ring.yaml",
+        "ring-kd.yaml",
         {
             name: ["train.kd_steps=1500", "train.kd_pairs=16000", "data.size=200"]
             for name in ("equivariant", "dense")

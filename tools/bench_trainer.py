@@ -1,7 +1,7 @@
 """Cost of the trainer: an iteration of its loop beside forward, backward and optimiser alone, in
 turns.
 
-The default recipe (recipes/configs/ring.yaml) runs as it does for a user: draws, gathers, averages,
+The recipe recipes/configs/ring-kd.yaml runs as it does for a user: draws, gathers, averages,
 rows of the log and progress are included. After every few updates it is halted while a bare loop
 makes as many of its own: the same losses on twins of the networks, backward, clipping and AdamW.
 Its batches were drawn before, as the stage draws its own; times and noise of DMD's losses are drawn
@@ -44,7 +44,7 @@ from fastgen.training.accelerator import start_accelerator
 from fastgen.training.stage import Stage
 from fastgen.training.trainer import Trainer
 
-CONFIG = Path(__file__).parents[1] / "recipes" / "configs" / "ring.yaml"
+CONFIG = Path(__file__).parents[1] / "recipes" / "configs" / "ring-kd.yaml"
 UPDATES = 25  # of a round: one row of the log at the default train.log_every
 PRELOADED = 8  # batches that the bare loops go round
 EVENTS_EVERY = 4 * UPDATES  # updates between the checkpoints and validations that are timed

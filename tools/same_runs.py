@@ -45,18 +45,18 @@ GUIDED = (
 
 # Name -> (processes, recipe, arguments).
 CASES: dict[str, tuple[int, str, list[str]]] = {
-    "ring kd": (1, "distill.py", ["configs/ring.yaml", *TINY]),
+    "ring kd": (1, "distill.py", ["configs/ring-kd.yaml", *TINY]),
     "ring dmd2": (
         1,
         "distill.py",
-        ["configs/ring.yaml", *TINY, "train.steps=8", "dmd.student_steps=4"],
+        ["configs/ring-kd.yaml", *TINY, "train.steps=8", "dmd.student_steps=4"],
     ),
     "ring dmd2, 2 processes": (
         2,
         "distill.py",
-        ["configs/ring.yaml", *TINY, "train.steps=8", "dmd.student_steps=2"],
+        ["configs/ring-kd.yaml", *TINY, "train.steps=8", "dmd.student_steps=2"],
     ),
-    "ring guided": (1, "distill.py", ["configs/ring.yaml", *TINY, *GUIDED, "train.steps=4"]),
+    "ring guided": (1, "distill.py", ["configs/ring-kd.yaml", *TINY, *GUIDED, "train.steps=4"]),
     "modes ladd": (1, "distill.py", ["configs/modes.yaml", *TINY, *LADD]),
     "modes dmd2": (1, "distill.py", ["configs/modes.yaml", *TINY, *RATIO, "train.steps=8"]),
     "two_rings consistency": (

@@ -246,7 +246,7 @@ def test_the_resolved_config_says_the_method_that_runs(method, train, trained, s
     assert again == cfg
 
 
-@pytest.mark.parametrize("file", ["ring.yaml", "modes.yaml", "two-rings.yaml"])
+@pytest.mark.parametrize("file", ["ring-kd.yaml", "modes.yaml", "two-rings.yaml"])
 def test_the_shipped_configs_are_kd_alone_and_take_every_method(file):
     def resolved(*overrides: str) -> tuple[str, int]:
         cfg = with_method(load_config(DistillConfig, CONFIGS / file, list(overrides)))
