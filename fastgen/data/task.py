@@ -47,6 +47,9 @@ class Task(Protocol):
     patience and stages are decided by more than noise (:mod:`fastgen.training.choice`); without
     it, by the least primary score.
 
+    One of images may also have `nearest(x)`, which answers samples (n, C, H, W) with the training
+    image that is nearest to each, to be drawn beside them.
+
     Attributes:
         name: of the task, a key of `TASKS`.
         primary: name of the score by which a model is chosen; lower is better.

@@ -248,6 +248,11 @@ class HandOver:
         by_teacher = self.teacher_sampler(calls, "ab2")(repeated, noise)
         by_student = self.sampler(student)(repeated, noise)
         labels = {"teacher": f"teacher, AB2 {calls}", "student": f"student, {self._calls()}"}
+        nearest = getattr(self.task, "nearest", None)
+        beside = {}
+        if nearest is not None:
+            labels["nearest"] = "training images nearest to the student's"
+            beside["nearest"] = nearest(by_student).unflatten(0, (n, samples))
         return {
             "Z": z,
             "X_true": x_true,
@@ -255,6 +260,7 @@ class HandOver:
             "student": by_student.unflatten(0, (n, samples)),
             "scene": scene,
             "labels": labels,
+            **beside,
         }
 
     def sampler(self, student: nn.Module) -> Sampler:

@@ -76,7 +76,8 @@ def write_report(
         examples: `Z` (n, T_z, d_z), `X_true` (n, T_x, d_x), `teacher` and `student`
             (n, K, T_x, d_x) in original units, `scene` as a task's `scene()` returns it, `labels`
             {"teacher": text, "student": text}. Samples of other shapes have a `kind` in their
-            scene, and `Z` isn't drawn.
+            scene, and `Z` isn't drawn. With images there may be `nearest` (n, K, C, H, W), the
+            training image that is nearest to each of the student's samples.
         stages: {stage: style} of the stages whose students the report compares, in the order of
             training. "kd" is the warm start of the others.
 

@@ -26,7 +26,8 @@ def sample_figure(examples: Mapping[str, Any]) -> Figure:
     - no kind: trajectories, over their scene (:func:`trajectory_figure`);
     - "points": scatter plots of the plane, of samples (2,) or (1, 2);
     - "images": mosaics of samples (C, H, W), one condition a row, in the data's range of
-      brightness. Of one or two channels the first is shown, of more the first three as colours;
+      brightness. Of one or two channels the first is shown, of more the first three as colours. The
+      training image nearest to each of the student's samples is drawn beside them if it is given;
     - "values": histograms of the first six numbers of a sample.
 
     Args:
@@ -36,8 +37,9 @@ def sample_figure(examples: Mapping[str, Any]) -> Figure:
     if kind is None:
         return trajectory_figure(examples)
     samples = {"data": torch.as_tensor(examples["X_true"])[:, None]}
-    for who in ("teacher", "student"):
-        samples[who] = torch.as_tensor(examples[who])
+    for who in ("teacher", "student", "nearest"):
+        if who in examples:
+            samples[who] = torch.as_tensor(examples[who])
     samples = {who: x.detach().cpu().double() for who, x in samples.items()}
     draw = {"points": _points, "images": _images, "values": _histograms}[kind]
     figure = draw(samples, examples.get("labels") or {})

@@ -47,6 +47,14 @@ def test_points_are_scattered_over_the_data_to_one_scale(shape):
         assert to_hex(samples.get_color()) == COLOURS[who].lower()
 
 
+def test_the_nearest_training_images_are_drawn_beside_the_samples():
+    given = examples((1, 4, 4), "images", 2, 3)
+    given["nearest"] = given["student"] + 0.1
+    given["labels"] = {**LABELS, "nearest": "training images"}
+    axes = visible(sample_figure(given))
+    assert [ax.get_title() for ax in axes] == ["data", *LABELS.values(), "training images"]
+
+
 @pytest.mark.parametrize(
     ("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 1, 2])]
 )

@@ -238,15 +238,16 @@ class FashionTask:
         fresh = _described("train").features[: len(neighbours)]
         return {**scores, **neighbour_scores(fresh, neighbours)}
 
+    def nearest(self, x: Tensor) -> Tensor:
+        """The training image whose pixels are nearest to each of the images x (n, 1, 16, 16): what
+        was learned by heart has itself beside it."""
+        X = self.train.X
+        own = x.clamp(-1.0, 1.0).flatten(1).to(X.dtype)
+        return X[torch.cdist(own, X.flatten(1)).argmin(1)]
+
     def scene(self) -> dict:
-        """What to draw: images, six samples of each class, with the nearest training images."""
-        return {
-            "obstacles": [],
-            "limits": None,
-            "equal": True,
-            "kind": "images",
-            "samples": 6,
-        }
+        """What to draw: images, six samples of each class."""
+        return {"obstacles": [], "limits": None, "equal": True, "kind": "images", "samples": 6}
 
     def examples(self, n: int | None = None) -> tuple[Tensor, Tensor]:
         """Labels and held-out images of n rows, classes taking turns; None for one of each."""

@@ -11,6 +11,7 @@ import torch
 from fastgen.data import Task, build_task
 from fastgen.data.tasks import fashion
 from fastgen.data.tasks.fashion import FashionTask
+from support.exact import normal
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,11 @@ def test_what_lies_outside_the_range_of_the_data_is_clamped(task, of_data):
     x = drawn(2000)
     beyond = torch.where(x.abs() == 1.0, 1.5 * x, x)
     assert quick(task, beyond) == of_data
+
+
+def test_the_nearest_training_image_of_one_is_itself(task):
+    x = drawn(0, 20)
+    assert torch.equal(task.nearest(x + 0.01 * normal(*x.shape).float()), x)
 
 
 def test_the_floor_has_every_score(task):
