@@ -248,20 +248,15 @@ class HandOver:
         by_teacher = self.teacher_sampler(calls, "ab2")(repeated, noise)
         by_student = self.sampler(student)(repeated, noise)
         labels = {"teacher": f"teacher, AB2 {calls}", "student": f"student, {self._calls()}"}
-        nearest = getattr(self.task, "nearest", None)
-        beside = {}
-        if nearest is not None:
-            labels["nearest"] = "training images nearest to the student's"
-            beside["nearest"] = nearest(by_student).unflatten(0, (n, samples))
-        return {
-            "Z": z,
-            "X_true": x_true,
+        drawn = {
             "teacher": by_teacher.unflatten(0, (n, samples)),
             "student": by_student.unflatten(0, (n, samples)),
-            "scene": scene,
-            "labels": labels,
-            **beside,
         }
+        nearest = getattr(self.task, "nearest", None)
+        if nearest is not None:
+            labels["nearest"] = "training images nearest to the student's"
+            drawn["nearest"] = nearest(by_student).unflatten(0, (n, samples))
+        return {"Z": z, "X_true": x_true, **drawn, "scene": scene, "labels": labels}
 
     def sampler(self, student: nn.Module) -> Sampler:
         """The student with all of its rungs, in original units."""
