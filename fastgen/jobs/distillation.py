@@ -47,7 +47,7 @@ from .checks import (
     stored_scores,
     with_method,
 )
-from .decisions import AUTO, decided
+from .decisions import AUTO, DECISION, decided
 from .evaluation import Sampler, chunk_rows
 from .hand_over import HandOver, Rows, teacher_notes
 from .origin import data_origin, student_origin, teacher_origin
@@ -93,8 +93,7 @@ def distill(
             if processes.is_main_process:
                 print("\n".join(notes + job.notes()), file=sys.stderr, flush=True)
                 claim_run(run_dir, cfg, job.origin())
-        with together():
-            job.decide()
+        job.decide()
         job.train()
         with together():
             if processes.is_main_process:
@@ -143,6 +142,7 @@ class Distillation:
         self.stored_scores: tuple[Rows, dict[str, float]] | None = stored_scores(cfg)
         self.all_threads = torch.get_num_threads()
         self.decisions: list[str] = []
+        self.asked_to_decide = 0  # evaluations of the teacher
         self._of_an_update: dict[str, int] = {}
         if cfg.method != AUTO:
             self._check_budget()
@@ -159,7 +159,8 @@ class Distillation:
             search=False,
             coupled=self.networks.coupled,
         )
-        found += coupling_notes(self.networks)
+        if self.cfg.method != AUTO:  # which decides by it, and says so
+            found += coupling_notes(self.networks)
         if self.stored_scores is not None:
             found += teacher_notes(*self.stored_scores, self.task.primary)
         return found
@@ -183,7 +184,7 @@ class Distillation:
 
     def decide(self) -> None:
         """Settle what `method: auto` leaves open, and say so."""
-        cfg, self.decisions = decided(
+        cfg, self.decisions, self.asked_to_decide = decided(
             self.networks, self.task, self.run_dir, self.processes, self.stored_scores
         )
         if cfg != self.cfg:
@@ -233,11 +234,14 @@ class Distillation:
             network = self.networks.student()
             load_state(network, self.trainer.result(stage))
             students[stage] = keep_blocks(network).eval()
+        evaluations = dict(self.trainer.evaluations)
+        if self.asked_to_decide:
+            evaluations[DECISION] = self.asked_to_decide
         self.closing.run(
             students,
             dict(self.trainer.seconds),
             self.trainer.warnings,
-            self.trainer.evaluations,
+            evaluations,
         )
 
     # ---- What stages are built from --------------------------------------------------------------

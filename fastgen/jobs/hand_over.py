@@ -22,6 +22,7 @@ from ..report.tables import format_table
 from ..training.choice import Choice, Validation, choose, validate_by
 from ..training.evaluations import PAIRS, VALIDATION
 from ..training.validation import teacher_note
+from .decisions import DECISION
 from .evaluation import (
     Sampler,
     evaluate_student,
@@ -61,6 +62,8 @@ def evaluation_tables(
         "training" (all stages), "validation" and "report"}.
     """
     parts = {part: evaluations.get(part, 0) for part in (PAIRS, *stages, VALIDATION, REPORT)}
+    if DECISION in evaluations:
+        parts = {DECISION: evaluations[DECISION], **parts}
     phases = {
         PAIRS: parts[PAIRS],
         "training": sum(parts[stage] for stage in stages),

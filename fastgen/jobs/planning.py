@@ -56,8 +56,8 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     task = build_data(cfg.data)
     launch = launch or _launch()
     setup = Setup(cfg, teacher, task.train)
-    setup.cfg, decisions = foreseen(setup, task, launch.processes)
-    cfg = setup.cfg
+    cfg, decisions, _ = foreseen(setup, task)
+    setup.cfg = cfg
     check_plan(setup, processes=launch.processes, sharded=launch.sharded)
     try_network(setup, export=True)
     notes += setup.notes()

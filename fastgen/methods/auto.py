@@ -1,33 +1,27 @@
 """The method `auto`: what is trained after KD follows from what is measured of the teacher.
 
 Until the measurements are there, `auto` is DMD2: all that it may need is checked and planned. Then
-:func:`decide` turns a config into that of another method, by a rule of four lines:
+:func:`decide` turns a config into that of another method, by these rules, the first that applies:
 
+- a config that chooses losses itself, leaves KD out or keeps the student of DMD2: DMD2 as it says;
 - a teacher that is clearly worse than fresh data is no guide: its student learns from the data;
 - a teacher whose velocity is no score (pairs of data and noise that were matched) can't be matched
   by it: KD alone;
 - a guided teacher follows no distribution that its scores describe: KD alone;
 - any other one: DMD2 after KD.
 
-A key that the config sets is never changed.
+A key whose value isn't its default is never changed.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..config.base import Config
 from ..config.files import validate
 from ..config.schemas import DistillConfig
 from .dmd2 import DMD2
 
-__all__ = ["Auto", "Findings", "decide"]
-
-# A teacher is weak whose score is worse than that of fresh data by more than this part of it. The
-# unbiased energy distance is about 0 for the law itself: there it is this, in units of the data. A
-# few hundred samples can't tell less apart.
-WEAK = 0.25
-WEAK_ENERGY = 0.01
+__all__ = ["Auto", "Decision", "Findings", "carried_out", "decide"]
 
 Changes = dict[str, dict[str, Any]]
 
@@ -61,7 +55,7 @@ _GAN: Changes = {
     "student": {"ema": {"decay": 0.995}},
 }
 # without a condition: a kernel distance of large groups.
-_GROUP = 256
+_GROUP = 64  # a size that the micro-batches of a few processes hold
 _KERNEL: Changes = {
     "dmd": {
         "vsd_weight": 0.0,
@@ -71,7 +65,7 @@ _KERNEL: Changes = {
     },
     "train": {
         "steps": 2000,
-        "batch_size": _GROUP,
+        "batch_size": 256,
         "student_optimizer": {"lr": 3e-3, "warmup_steps": 30, "betas": (0.9, 0.99)},
     },
     "student": {"ema": {"decay": 0.995}},
@@ -86,95 +80,151 @@ class Findings(NamedTuple):
     """What was measured of a teacher and of the data.
 
     Attributes:
-        score: name of the score, lower is better.
-        teacher: the best that the teacher has; None: not measured.
-        data: that of fresh data; None: unknown.
+        quality: its score beside that of fresh data, for people.
+        weak: by what it is clearly worse than fresh data; "" if it isn't.
         dependence: of the teacher's x0 at t = 1 on the noise, in units of the data's standard
             deviation; None: its velocity is a score.
         guidance: scale that the teacher is guided by; None: it isn't.
         conditional: whether the data have a condition.
         heads: whether a discriminator can sit on the teacher's layers.
-        parts: micro-batches that a batch is cut into, over all processes.
     """
 
-    score: str
-    teacher: float | None
-    data: float | None
+    quality: str
+    weak: str
     dependence: float | None
     guidance: float | None
     conditional: bool
     heads: bool
-    parts: int
-
-    @property
-    def weak(self) -> bool:
-        """Whether the teacher is clearly worse than fresh data."""
-        if self.teacher is None or self.data is None:
-            return False
-        if self.score == "energy_distance":
-            return self.teacher > self.data + max(WEAK_ENERGY, WEAK * abs(self.data))
-        return self.data > 0 and self.teacher > (1.0 + WEAK) * self.data
 
 
-def decide(cfg: DistillConfig, found: Findings) -> tuple[DistillConfig, str]:
-    """The config of the method that the findings ask for, and one paragraph that says why.
+class Decision(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        method: a name of the registry.
+        changes: group of the config -> keys that get another value than their default.
+        why: a paragraph for people.
+    """
+
+    method: str
+    changes: Changes
+    why: str
+
+
+def decide(cfg: DistillConfig, found: Findings) -> Decision:
+    """What the findings ask for.
 
     Args:
         cfg: of `method: auto`.
         found: of its teacher.
     """
-    quality = _quality(found)
+    quality = found.quality
+    if settled := _settled_by(cfg):
+        return Decision("dmd2", {}, f"{quality}. The config says {settled}: DMD2 as configured")
     if found.weak:
-        changes, how = _from_data(found)
-        return _with(cfg, "dmd2", changes), (
-            f"{quality}, a weak teacher: after KD the student learns from the data, by {how}, "
-            "without the teacher's judgement"
+        changes, how = _from_data(cfg, found)
+        return Decision(
+            "dmd2",
+            changes,
+            f"the teacher is weak: {found.weak}. After KD the student learns from the data, by "
+            f"{how}, without the teacher's judgement",
         )
     if found.dependence is not None:
-        return _with(cfg, "kd"), (
+        return Decision(
+            "kd",
+            {},
             f"{quality}. Its velocity is no score (at t = 1 its x0 follows the noise with "
             f"{found.dependence:.2g} of the data's standard deviation), so its distribution can't "
-            "be matched: KD alone"
+            "be matched: KD alone",
         )
     if found.guidance is not None and found.guidance != 1.0:
-        return _with(cfg, "kd"), (
+        return Decision(
+            "kd",
+            {},
             f"{quality}. It is guided with scale {found.guidance:g}, and guided scores are those "
-            "of no distribution: KD alone, which copies its samples"
+            "of no distribution: KD alone, which copies its samples",
         )
-    return _with(cfg, "dmd2"), (
-        f"{quality}: KD first, then DMD2, which is kept if it is better by more than chance"
+    return Decision(
+        "dmd2",
+        {},
+        f"{quality}: KD first, then DMD2, which is kept if it is better by more than chance",
     )
 
 
-def _from_data(found: Findings) -> tuple[Changes, str]:
-    """What the student of a weak teacher is trained by, and its name for people."""
-    if not found.conditional:
-        samples = max(2, _GROUP // found.parts)
-        changes = {**_KERNEL, "dmd": {**_KERNEL["dmd"], "real_data_samples": samples}}
-        return changes, "a kernel distance"
-    if found.heads:
-        return _GAN, "a discriminator and an energy distance"
-    return _ENERGY, "an energy distance"
+def carried_out(cfg: DistillConfig, decision: Decision) -> DistillConfig:
+    """The config of the method that was decided for.
 
-
-def _quality(found: Findings) -> str:
-    if found.teacher is None:
-        return f"the teacher's {found.score} is unknown"
-    text = f"the teacher's {found.score} is {found.teacher:.3g}"
-    if found.data is not None:
-        text += f", that of fresh data {found.data:.3g}"
-    return text
-
-
-def _with(cfg: DistillConfig, method: str, changes: Changes | None = None) -> DistillConfig:
-    """`cfg` of that method, with changes of its groups where it sets nothing itself."""
-    groups: dict[str, Any] = {"method": method}
-    for name, wanted in (changes or {}).items():
-        groups[name] = _filled(getattr(cfg, name), wanted)
+    Raises:
+        ValueError: changes that the config's groups don't take.
+    """
+    groups: dict[str, Any] = {"method": decision.method}
+    for name, changes in decision.changes.items():
+        group = getattr(cfg, name)
+        values = {**group.model_dump(exclude_unset=True), **changes}
+        groups[name] = validate(type(group), values)
     return cfg.model_copy(update=groups)
 
 
-def _filled(group: Config, wanted: dict[str, Any]) -> Config:
-    """The group with the wanted values of the keys that it doesn't set."""
-    given = group.model_dump(exclude_unset=True)
-    return validate(type(group), {**wanted, **given})
+# Keys of `dmd` by which a config chooses losses itself.
+_LOSSES = (
+    "vsd_weight",
+    "vsd_matching_weight",
+    "vsd_matching_interval",
+    "vsd_guidance_weight",
+    "vsd_guidance_interval",
+    "vsd_guidance_from_rung",
+    "f_divergence",
+    "gan_loss_weight_gen",
+    "gan_features",
+    "real_data_weight",
+    "set_weight",
+    "kd_weight",
+    "first_rung",
+    "fake_score_pull",
+    "fake_score_weight",
+    "fake_score_pred_type",
+)
+
+
+def _settled_by(cfg: DistillConfig) -> str:
+    """The key by which a config chooses how a student is trained, with its value; "" if none."""
+    usual = type(cfg.dmd)()
+    for name in _LOSSES:
+        value = getattr(cfg.dmd, name)
+        if value != getattr(usual, name):
+            return f"dmd.{name}={value}"
+    if cfg.train.fake_score_rank is not None:
+        return f"train.fake_score_rank={cfg.train.fake_score_rank}"
+    if cfg.train.kd_steps == 0:
+        return "train.kd_steps=0"
+    if cfg.keep == DMD2.stage:
+        return f"keep={cfg.keep}"
+    return ""
+
+
+def _from_data(cfg: DistillConfig, found: Findings) -> tuple[Changes, str]:
+    """What the student of a weak teacher is trained by, and its name for people."""
+    if found.conditional:
+        changes, how = (_ENERGY, "an energy distance")
+        if found.heads:
+            changes, how = (_GAN, "a discriminator and an energy distance")
+        return _open_keys(cfg, changes), how
+    changes = _open_keys(cfg, _KERNEL)
+    batch = changes["train"].get("batch_size", cfg.train.batch_size)
+    sizes = [size for size in range(2, _GROUP + 1) if batch % size == 0]
+    changes["dmd"]["real_data_samples"] = max(sizes, default=batch)
+    return changes, "a kernel distance"
+
+
+def _open_keys(cfg: DistillConfig, wanted: Changes) -> Changes:
+    """The wanted values of keys that the config leaves at their defaults."""
+    found: Changes = {}
+    for name, values in wanted.items():
+        group = getattr(cfg, name)
+        usual = type(group)()
+        found[name] = {
+            key: value
+            for key, value in values.items()
+            if getattr(group, key) == getattr(usual, key)
+        }
+    return found

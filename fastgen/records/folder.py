@@ -27,7 +27,7 @@ _LOCK = ".lock"
 _OURS = (
     "metrics.jsonl",
     "origin.json",
-    "findings.json",
+    "decision.json",
     "measured_scores.json",
     "tracker_id",
     "checkpoints",

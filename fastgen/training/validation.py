@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from .choice import Comparisons, is_better, is_worse
 
-__all__ = ["REMEDY", "Progress", "teacher_note"]
+__all__ = ["REMEDY", "Progress", "teacher_note", "weaknesses"]
 
 # A spread can fall or rise once it was within this factor of the data's. A student that was never
 # so near is still learning.
@@ -31,6 +31,9 @@ PRIMARY_RISE = 0.1
 ENERGY_NOISE = 0.01
 # A teacher's score relative to that of fresh data: a few hundred samples can't tell less apart.
 WEAK_TEACHER = 1.25
+# Of distances that are about 0 for the data's law no ratio can be taken: how much larger they are,
+# in their own units.
+WEAK_DISTANCES = {"energy_distance": ENERGY_NOISE, "frechet": 10.0}
 # Shares of samples outside the data and of data that they miss, in addition to fresh data's.
 WEAK_WITHIN = 0.1
 # Accuracy of a discriminator that sees something: the best of five bins of 512 logits has .53 by
@@ -259,26 +262,44 @@ def teacher_note(
 ) -> str | None:
     """What is said of a teacher that is so far from the data that a student may pass it.
 
-    That is one whose score is worse than that of fresh data by a quarter or more, or one that is
-    wrong within modes: of whose samples a tenth more than of fresh data lie outside the data, or
-    which miss a tenth more of the data (`outside`, `missed`; :class:`fastgen.neighbours.Region`).
+    That is one whose score is worse than that of fresh data by a quarter or more (of distances that
+    are about 0 for the data: by .01 of the energy distance, by 10 points of the Frechet distance).
+    Or it is wrong within modes: a tenth more of its samples than of fresh data lie outside the
+    data, or it misses a tenth more of the data (`outside`, `missed`;
+    :class:`fastgen.neighbours.Region`).
 
     Args:
         rows: sampler -> the teacher's scores.
-        floor: scores of fresh data. Nothing is said by a score that is not among them, nor by the
-            primary one where it isn't above 0.
+        floor: scores of fresh data. Nothing is said by a score that is not among them, but by the
+            unbiased energy distance, which is 0 for them. A ratio to a primary one that isn't above
+            0 says nothing.
         primary: name of the score, lower is better.
 
     Returns:
         a line; None where there is nothing to say.
     """
+    found = weaknesses(rows, floor, primary)
+    if not found:
+        return None
+    return (
+        f"the teacher itself is far from the data: {'; '.join(found)}; train it longer, or let the "
+        "student learn from the data too (dmd.real_data_weight=1 with dmd.vsd_weight=0, or a GAN; "
+        "train.steps=1000); with a good teacher this loses coverage"
+    )
+
+
+def weaknesses(
+    rows: Mapping[str, Mapping[str, float]], floor: Mapping[str, float], primary: str
+) -> list[str]:
+    """By what scores a teacher is far from the data, as `teacher_note`, whose arguments it takes;
+    [] for one that isn't."""
     scores = {name: row[primary] for name, row in rows.items() if _is_finite(row.get(primary))}
     if not scores:
-        return None
+        return []
     name = min(scores, key=lambda row: scores[row])
     found = []
-    least = floor.get(primary)
-    if _is_finite(least) and least > 0 and scores[name] >= WEAK_TEACHER * least:
+    least = floor.get(primary, 0.0 if primary == "energy_distance" else None)
+    if _is_far(scores[name], least, primary):
         found.append(
             f"{primary} {scores[name]:.3g} at its best ({name}), {least:.3g} for fresh data"
         )
@@ -287,13 +308,16 @@ def teacher_note(
         usual = floor.get(score)
         if _is_finite(value) and _is_finite(usual) and value >= usual + WEAK_WITHIN:
             found.append(f"{value:.0%} {meaning} ({name}), {usual:.0%} for fresh data")
-    if not found:
-        return None
-    return (
-        f"the teacher itself is far from the data: {'; '.join(found)}; train it longer, or let the "
-        "student learn from the data too (dmd.real_data_weight=1 with dmd.vsd_weight=0, or a GAN; "
-        "train.steps=1000); with a good teacher this loses coverage"
-    )
+    return found
+
+
+def _is_far(score: float, least: Any, primary: str) -> bool:
+    """Whether a teacher's primary score is clearly worse than fresh data's, `least`."""
+    if not _is_finite(least):
+        return False
+    if primary in WEAK_DISTANCES:
+        return score >= least + WEAK_DISTANCES[primary]
+    return least > 0 and score >= WEAK_TEACHER * least
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:

@@ -34,7 +34,7 @@ def run(folder, task, **train):
 @pytest.mark.parametrize(("floor", "weak"), [(1e-3, True), (1e3, False)])
 def test_the_report_tells_what_was_decided_and_by_which_numbers(tmp_path, capsys, floor, weak):
     report = run(tmp_path / "run", Judged(floor))
-    (told,) = report["decisions"]
+    told = report["decisions"][0]
     assert told in capsys.readouterr().err
     assert told in (tmp_path / "run" / "report" / "report.md").read_text()
     assert ("weak" in told) == weak
@@ -42,8 +42,9 @@ def test_the_report_tells_what_was_decided_and_by_which_numbers(tmp_path, capsys
     names = {name for row in rows for name in row}
     assert ("real_data" in names) == weak
     assert ("vsd" in names) != weak
-    found = json.loads((tmp_path / "run" / DECISIONS).read_text())
-    assert found["data"] == floor
+    kept = json.loads((tmp_path / "run" / DECISIONS).read_text())
+    rows = len(ToyTask().train.X)
+    assert kept["evaluations"] == report["teacher_evaluations"]["decision"] == 16 * rows
 
 
 def test_what_was_found_is_not_measured_again(tmp_path, monkeypatch):
@@ -63,9 +64,9 @@ def test_what_was_found_is_not_measured_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"teacher": "good"}, "findings.teacher"), ({"heads": 1}, "findings.heads")],
+    [({"method": 1}, "decision.method"), ({"evaluations": -1}, "decision.evaluations")],
 )
-def test_damaged_findings_are_refused(tmp_path, change, says):
+def test_a_damaged_decision_is_refused(tmp_path, change, says):
     folder = tmp_path / "run"
     run(folder, Judged(1e3))
     path = folder / DECISIONS
