@@ -86,7 +86,6 @@ class HeldOutTask:
         self._Z = Z
         self.episodes = episodes
         self.rows = split_rows(episodes, seed, self.LIMITS)
-        self._regions: dict[str, Region | None] = {}
 
     def split(self, part: str) -> tuple[Tensor, Tensor]:
         """X, Z of "train", "validation" or "test" windows."""
@@ -183,6 +182,11 @@ class HeldOutTask:
     def _joint_fan(self, fan: Tensor, Z: Tensor) -> Tensor:
         """Samples (N, K, T_x, d_x) as joint rows (K, N, d)."""
         return torch.stack([self._joint(x, Z) for x in fan.unbind(1)])
+
+    @cached_property
+    def _regions(self) -> dict[str, Region | None]:
+        """part -> its region, once it is made: nothing that the task is built of."""
+        return {}
 
     def _region(self, part: str) -> Region | None:
         """Where the data lie, by the held-out windows of a part; made once."""

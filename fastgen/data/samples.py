@@ -137,7 +137,6 @@ class SampleTask:
         limits = {part: min(limit, most) for part, limit in self.LIMITS.items()}
         self.episodes = torch.arange(len(X)) if episodes is None else episodes
         self.rows = split_rows(self.episodes, seed, limits)
-        self._regions: dict[str, Region | None] = {}
 
     def split(self, part: str) -> tuple[Tensor, Any]:
         """X, Z of "train", "validation" or "test" rows."""
@@ -274,6 +273,11 @@ class SampleTask:
 
     def _joint_rows(self, part: str) -> Tensor:
         return self._joint(*self.split(part))
+
+    @cached_property
+    def _regions(self) -> dict[str, Region | None]:
+        """part -> its region, once it is made: nothing that the task is built of."""
+        return {}
 
     def _region(self, part: str) -> Region | None:
         """Where the data lie, by the held-out rows of a part; made once."""

@@ -141,8 +141,14 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
 
 def _check_range(setup: Setup) -> None:
     """Refuse a range of the data that would make an equivariant student something else."""
+    box = setup.cfg.data.box
+    if box is None:
+        return
     try:
-        check_box(setup.cfg.data.box, setup.source)
+        check_box(box, setup.source)
+        # Any other student acts as the teacher does.
+        if setup.cfg.student.factory is not None:
+            check_box(box, setup.student())
     except ValueError as error:
         raise ValueError(f"data.range: {error}") from error
 

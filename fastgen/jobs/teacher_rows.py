@@ -1,9 +1,9 @@
 """Scores of a run's teacher: read where they were measured before, measured where they pay.
 
 Measured rows are kept in the run folder, from which a resumed run reads them, and beside the
-teacher if it is a folder that can be written: a later run on the same weights and data measures
-nothing. A report may ask a quarter of what training did; rows beyond that are left out, those of
-many Euler steps first, which decide nothing that AB2 doesn't.
+teacher if it is a folder that can be written and has no scores of its own: a later run on the same
+weights and data measures nothing. A report may ask a quarter of what training did; rows beyond that
+are left out, those of many Euler steps first, which decide nothing that AB2 doesn't.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from .._core.json_files import plain_json, read_json, write_json
 from .._core.json_kinds import count, mapping, maybe, number, record
 from .._core.versions import package_version
 from ..data import Task
+from ..export.folders import SCORES_FILE
+from ..records.log import say
 from .evaluation import evaluate_teacher
 from .setup import Setup
 
@@ -90,32 +92,33 @@ def measured_rows(
     teacher = setup.cfg.teacher
     own = run_dir / MEASURED
     beside = None if teacher.folder is None else Path(teacher.folder) / MEASURED
-    known = _read(own).get(key, Known())
+    known = (_read(own) or {}).get(key, Known())
     # What this run has measured before it was stopped, it has paid for.
     spent = sum(known.evaluations.values())
     setup.rows.add(spent)
     shared = Known()
     if beside is not None and not teacher.measure:
-        shared = _read(beside).get(key, Known())
+        shared = (_read(beside) or {}).get(key, Known())
     left_out = []
-    for row in _in_order(setup):
+    for place, row in enumerate(_in_order(setup)):
         if row.name in known.teacher:
             continue
         if row.name in shared.teacher:
             known.teacher[row.name] = shared.teacher[row.name]
             continue
         cost = _cost_of(row, {**shared.evaluations, **known.evaluations})
-        if cost is not None and spent + cost > most and not teacher.measure:
+        fits = cost is None or spent + cost <= most
+        if not (fits or place == 0 or teacher.measure):
             left_out.append(row.name)
             continue
         before = setup.rows.rows.get(part, 0)
         known.teacher[row.name] = _scores_of(row, setup, task)
         known.evaluations[row.name] = setup.rows.rows.get(part, 0) - before
         spent += known.evaluations[row.name]
-        _write(own, key, known)
+        _write(own, {**(_read(own) or {}), key: known})
     known.floor = known.floor or shared.floor or task.floor()
     if known.evaluations:
-        _write(own, key, known)
+        _write(own, {**(_read(own) or {}), key: known})
         if beside is not None:
             _share(beside, key, known)
     return known, left_out
@@ -155,26 +158,42 @@ def _scores_of(row: Row, setup: Setup, task: Task) -> dict[str, float]:
 # ---- Files ---------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Known]:
-    """What a file knows, by key; nothing where it is missing or damaged: then rows are measured."""
+def _read(path: Path) -> dict[str, Known] | None:
+    """What a file knows, by key; {} where there is none, None where it is damaged or foreign."""
     try:
         found = read_json(path) if path.exists() else {}
     except (OSError, ValueError):
-        return {}
+        return None
     if _KNOWN(found, "scores") is not None:
-        return {}
+        return None
     return {key: Known(**values) for key, values in found.items()}
 
 
-def _write(path: Path, key: str, known: Known) -> None:
-    """Keep what is known under `key`, beside what the file knows of others."""
-    values = {name: vars(each) for name, each in {**_read(path), key: known}.items()}
+def _write(path: Path, of_keys: Mapping[str, Known]) -> None:
+    """Write what is known, by key."""
+    values = {key: vars(known) for key, known in of_keys.items()}
     write_json(path, plain_json(values, "scores"))
 
 
 def _share(path: Path, key: str, known: Known) -> None:
-    """As `_write`, where the folder can be written."""
+    """Add what is known to a file beside the teacher, where the folder can be written.
+
+    Rows that others measured stay there, and so does a file that is something else. Beside scores
+    of the teacher's own nothing is written.
+    """
+    if (path.parent / SCORES_FILE).exists():
+        return
+    found = _read(path)
+    if found is None:
+        say(f"{path} is damaged or no file of measured scores: left as it is; remove it")
+        return
+    before = found.get(key, Known())
+    both = Known(
+        {**before.teacher, **known.teacher},
+        {**before.floor, **known.floor},
+        {**before.evaluations, **known.evaluations},
+    )
     try:
-        _write(path, key, known)
+        _write(path, {**found, key: both})
     except OSError:
         return

@@ -269,6 +269,11 @@ def _refuse_shards(cfg: DistillConfig) -> None:
             "expected train.fake_score_rank=null with FSDP, where corrections in shards would not "
             f"be trained, got {cfg.train.fake_score_rank}"
         )
+    if cfg.dmd.fake_score_pull:
+        raise ValueError(
+            "expected dmd.fake_score_pull=0 with FSDP, where it would move gathered copies of the "
+            f"weights, got {cfg.dmd.fake_score_pull}"
+        )
 
 
 def _check_times_beyond_one(networks: Networks) -> None:

@@ -1,7 +1,8 @@
 """Teacher evaluations of a run: rows asked of the teacher, by all processes, for each part of it.
 
 Parts are "pairs", the stages by name, and "validation". What a run spends on learning is the sum
-over pairs and stages; validation only watches. What the checks before the training ask is no part
+over pairs and stages; validation only watches, all of it in every process, so that the main
+process' rows are counted. What the checks before the training ask is no part
 of a run: a resumed run makes them again.
 """
 
@@ -78,7 +79,10 @@ class TeacherEvaluations:
         parts = [*self.stages, VALIDATION]
         own = torch.tensor([self.rows.take(part) for part in parts])
         if self.processes.num_processes > 1:
-            own = self.processes.gather(own[None].to(self.processes.device)).sum(0)
+            of_all = self.processes.gather(own[None].to(self.processes.device))
+            own = of_all.sum(0)
+            # Every process validates on all rows: what the others ask, one process asks, too.
+            own[-1] = of_all[0, -1]
         for part, rows in zip(parts, own.tolist(), strict=True):
             if rows:
                 self.counted[part] = self.counted.get(part, 0) + rows

@@ -14,7 +14,7 @@ from fastgen.distillation import distill
 from fastgen.jobs.budgets import planned_evaluations
 from fastgen.jobs.hand_over import HandOver
 from fastgen.jobs.setup import Setup
-from fastgen.jobs.teacher_rows import MEASURED
+from fastgen.jobs.teacher_rows import MEASURED, Known, measured_rows
 from fastgen.methods.matching import DistributionMatching
 from fastgen.records.log import read_log, timeless
 from support.toy import (
@@ -191,3 +191,58 @@ def test_a_report_measures_what_a_quarter_pays_for_and_a_resumed_one_counts_the_
     once = json.loads((rich / MEASURED).read_text())
     (known,) = once.values()
     assert known["evaluations"] == {"1": ROWS, "ab2-4": 4 * ROWS, "2": 2 * ROWS}
+
+
+# ---- Rows beside the teacher ---------------------------------------------------------------------
+
+
+def measured(
+    teacher: Path, run_dir: Path, calls: list[int], most: int = 10_000
+) -> tuple[Known, list[str]]:
+    """What a run measures in its folder, of Euler rows of the toy in the folder `teacher`."""
+    for folder in (teacher, run_dir):
+        folder.mkdir(exist_ok=True)
+    rows = {"folder": str(teacher), "calls": calls, "ab2_calls": []}
+    cfg = toy_config(run_dir)
+    cfg = cfg.model_copy(update={"teacher": cfg.teacher.model_copy(update=rows)})
+    task = ToyTask()
+    setup = Setup(cfg, ToyTeacher().eval(), task.train)
+    with setup.rows.part("report"):
+        return measured_rows(setup, task, run_dir, "key", part="report", most=most)
+
+
+@pytest.mark.parametrize("text", ["mine", '{"key": 1}', "[]"])
+def test_a_file_of_something_else_stays_beside_the_teacher(tmp_path, capsys, text):
+    file = tmp_path / "teacher" / MEASURED
+    file.parent.mkdir()
+    file.write_text(text)
+    measured(file.parent, tmp_path / "run", [1])
+    assert file.read_text() == text
+    assert f"{file} is damaged or no file of measured scores" in capsys.readouterr().err
+    assert (tmp_path / "run" / MEASURED).exists()
+
+
+def test_nothing_is_written_beside_scores_of_the_teachers_own(tmp_path):
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "scores.json").write_text("{}")
+    measured(teacher, tmp_path / "run", [1])
+    assert not (teacher / MEASURED).exists() and (tmp_path / "run" / MEASURED).exists()
+
+
+def test_rows_of_other_runs_stay_beside_the_teacher(tmp_path):
+    teacher = tmp_path / "teacher"
+    measured(teacher, tmp_path / "first", [1, 4])
+    measured(teacher, tmp_path / "second", [2])
+    known = json.loads((teacher / MEASURED).read_text())["key"]
+    assert set(known["teacher"]) == {"1", "2", "4"} and known["floor"]
+    assert known["evaluations"] == {"1": ROWS, "2": 2 * ROWS, "4": 4 * ROWS}
+    # The run folder says what its own run has paid for.
+    own = json.loads((tmp_path / "second" / MEASURED).read_text())["key"]
+    assert own["evaluations"] == {"2": 2 * ROWS}
+
+
+def test_the_cheapest_row_is_measured_where_the_cost_of_others_is_known(tmp_path):
+    measured(tmp_path / "teacher", tmp_path / "first", [1])
+    known, left_out = measured(tmp_path / "teacher", tmp_path / "second", [2, 8], most=0)
+    assert set(known.teacher) == {"2"} and left_out == ["8"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen.config import DistillConfig
+from fastgen.config import DataConfig, DistillConfig
 from fastgen.data.held_out import HeldOutTask
 from fastgen.data.samples import SampleTask
 from fastgen.jobs.checks import fit_to_teacher
@@ -143,6 +143,17 @@ def test_a_task_that_keeps_what_it_made_is_the_same(tmp_path):
     begin(tmp_path, ToyTeacher(), task)
     task.evaluate(lambda z, noise: noise)
     begin(tmp_path, ToyTeacher(), task)
+
+
+@pytest.mark.parametrize("kind", ["windows", "samples"])
+def test_data_are_the_same_before_and_after_they_were_evaluated(kind):
+    X, Z = (torch.randn(600, 2, 2, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    task = SampleTask("x", X, Z)
+    if kind == "windows":
+        task = HeldOutTask("x", X, Z, torch.arange(600), primary="energy_score", pack=2)
+    before = data_origin(task, DataConfig(), built=True)
+    task.evaluate(lambda z, noise: noise)
+    assert data_origin(task, DataConfig(), built=True) == before
 
 
 ODD: dict[str, Callable[[], Any]] = {

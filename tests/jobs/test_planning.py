@@ -60,6 +60,14 @@ def test_runs_that_could_not_end_as_configured_are_refused(changes, processes, w
         check_plan(setup_of(config(**changes), ToyTeacher(), X0, COND), processes=processes)
 
 
+def test_weights_in_shards_are_not_pulled():
+    dmd = {"fake_score_pull": 0.25, "fake_score_rung_conditioned": False}
+    setup = setup_of(config(dmd=dmd), ToyTeacher(), X0, COND)
+    check_plan(setup, processes=2)
+    with pytest.raises(ValueError, match="expected dmd.fake_score_pull=0 with FSDP.*, got 0.25"):
+        check_plan(setup, processes=2, sharded=True)
+
+
 def tables(plan: str) -> dict[str, dict[str, list[str]]]:
     """Rows of the memory tables by name, by stage."""
     found: dict[str, dict[str, list[str]]] = {}

@@ -67,3 +67,11 @@ def test_the_plan_asks_the_group_of_an_equivariant_teacher(tmp_path):
     setup = Setup(config(tmp_path, (-3.5, 4.0)), equivariant("D4"), ToyTask().train)
     with pytest.raises(ValueError, match=r"data.range: expected a range that D4 keeps"):
         check_plan(setup)
+
+
+def test_the_plan_asks_the_group_of_a_student_that_a_factory_builds(tmp_path):
+    cfg = config(tmp_path, (-3.5, 4.0))
+    student = cfg.student.model_copy(update={"factory": "support.networks:equivariant"})
+    setup = Setup(cfg.model_copy(update={"student": student}), ToyTeacher(), ToyTask().train)
+    with pytest.raises(ValueError, match=r"data.range: expected a range that D4 keeps"):
+        check_plan(setup)
