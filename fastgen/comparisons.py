@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
@@ -33,7 +33,7 @@ from .metrics import pairwise_distances
 __all__ = [
     "LEVEL",
     "Comparison",
-    "compare_by",
+    "TooFewRows",
     "compare_energy",
     "compare_frechet",
     "compare_means",
@@ -41,6 +41,12 @@ __all__ = [
 
 # Of intervals, where no other is asked for.
 LEVEL = 0.95
+# Of two rows a bootstrap draws but one pair, again and again, so their noise can't be seen.
+_FEWEST_ROWS = 3
+
+
+class TooFewRows(ValueError):
+    """There are too few rows to tell a difference from its noise."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,19 @@ class Comparison:
         difference: score of b - score of a.
         low, high: its interval. b is better by more than its noise where high < 0, and worse where
             low > 0.
+        chooses: whether b can be better by this score. False where the interval holds less noise
+            than there is: b can then be worse by it, which only keeps a, but never better.
     """
 
     difference: float
     low: float
     high: float
+    chooses: bool = True
 
     @property
     def better(self) -> bool:
-        """Whether b is better than a by more than the interval."""
-        return self.high < 0
+        """Whether b is better than a by more than the interval, in a score that chooses."""
+        return self.chooses and self.high < 0
 
     @property
     def worse(self) -> bool:
@@ -73,7 +82,12 @@ class Comparison:
 
 
 def compare_means(
-    a: Tensor, b: Tensor, *, groups: Tensor | None = None, level: float = LEVEL
+    a: Tensor,
+    b: Tensor,
+    *,
+    groups: Tensor | None = None,
+    level: float = LEVEL,
+    chooses: bool = True,
 ) -> Comparison:
     """The comparison by mean losses of rows.
 
@@ -86,9 +100,12 @@ def compare_means(
         groups: (n,), rows that belong together, such as windows of one episode, are drawn together.
             None: each row is one of its own.
         level: of the interval, in (0, 1).
+        chooses: as in `Comparison`; false where a row's loss depends on the other rows' samples,
+            too, since then the rows' own noise isn't all of it.
 
     Raises:
-        ValueError: shapes that don't fit, fewer than 2 rows or groups, another level.
+        ValueError: shapes that don't fit, another level; as `TooFewRows`, fewer than 2 rows or
+            groups.
     """
     if a.ndim != 1 or a.shape != b.shape:
         raise ValueError(f"expected a and b (n,), got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -98,7 +115,8 @@ def compare_means(
     mean = difference.mean()
     off = torch.zeros(count, dtype=torch.float64).index_add_(0, group, difference - mean)
     variance = off.square().sum() / len(a) ** 2 * count / (count - 1)
-    return _interval(float(mean), math.sqrt(float(variance)), z)
+    found = _interval(float(mean), math.sqrt(float(variance)), z)
+    return replace(found, chooses=chooses)
 
 
 def compare_energy(
@@ -134,13 +152,19 @@ def compare_energy(
         generator: of the bootstrap; None: one of a fixed seed.
 
     Raises:
-        ValueError: shapes that don't fit, fewer than 2 rows or groups, another level.
+        ValueError: shapes that don't fit, another level; as `TooFewRows`, fewer than 3 rows or 2
+            groups.
     """
     z = _quantile(level)
     a, b = _fans(a, b, data)
     rows = a.shape[1]
     if paired and rows != len(data):
         raise ValueError(f"expected as many samples as data when paired, got {rows}, {len(data)}")
+    if min(rows, len(data)) < _FEWEST_ROWS:
+        raise TooFewRows(
+            f"expected at least {_FEWEST_ROWS} rows to draw from, got {rows} of samples and "
+            f"{len(data)} of data"
+        )
     y = data.double()
     cross = torch.zeros(rows, len(y), dtype=torch.float64)
     within = torch.zeros(rows, rows, dtype=torch.float64)
@@ -160,43 +184,9 @@ def compare_energy(
     w = _counts(groups, rows, draws, generator)
     v = w if paired else _counts(None, len(y), draws, generator)
     once = difference(torch.ones_like(w[:1]), torch.ones_like(v[:1]))
-    return _interval(float(once), float(difference(w, v).std()), z)
-
-
-def compare_by(
-    score: Callable[[Tensor, Tensor], Tensor],
-    a: Tensor,
-    b: Tensor,
-    data: Tensor,
-    *,
-    draws: int = 50,
-    level: float = LEVEL,
-    generator: Generator | None = None,
-) -> Comparison:
-    """The comparison by any score of samples beside data, computed anew for each draw of rows.
-
-    A row that is drawn twice is there twice, so that scores by nearest neighbours can't be compared
-    in this way.
-
-    Args:
-        score: (N, d), (M, d) -> scalar, less is better.
-        a, b: samples (N, d).
-        data: (M, d).
-        draws, level, generator: as in `compare_energy`.
-
-    Raises:
-        ValueError: shapes that don't fit, fewer than 2 rows, another level.
-    """
-    z = _quantile(level)
-    _fans(a, b, data)
-    generator = generator_for(0, "bootstrap") if generator is None else generator
-    found = []
-    for _ in range(draws):
-        rows = torch.randint(len(a), (len(a),), generator=generator)
-        y = data[torch.randint(len(data), (len(data),), generator=generator)]
-        found.append(float(score(b[rows], y) - score(a[rows], y)))
-    sd = torch.tensor(found, dtype=torch.float64).std()
-    return _interval(float(score(b, data) - score(a, data)), float(sd), z)
+    # A draw of one row alone, over and over, has no pairs to take a mean of.
+    drawn = w.count_nonzero(1) > 1
+    return _interval(float(once), float(difference(w[drawn], v[drawn]).std()), z)
 
 
 def compare_frechet(a: Tensor, b: Tensor, data: Tensor, *, level: float = LEVEL) -> Comparison:
@@ -216,7 +206,7 @@ def compare_frechet(a: Tensor, b: Tensor, data: Tensor, *, level: float = LEVEL)
         level: of the interval, in (0, 1).
 
     Raises:
-        ValueError: shapes that don't fit, fewer than 2 rows, another level.
+        ValueError: shapes that don't fit, another level; as `TooFewRows`, fewer than 2 rows.
     Source: Efron 1982, "The jackknife, the bootstrap and other resampling plans", chapter 6.
     """
     z = _quantile(level)
@@ -245,22 +235,22 @@ def _frechet_slopes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     shift = x.mean(0) - y.mean(0)
     u = x - x.mean(0)
     v = y - y.mean(0)
-    root = _power(u.T @ u / (len(x) - 1), 0.5)
-    inverse = _power(u.T @ u / (len(x) - 1), -0.5)
-    middle = root @ (v.T @ v / (len(y) - 1)) @ root
-    there = inverse @ _power(middle, 0.5) @ inverse
-    back = root @ _power(middle, -0.5) @ root
+    root, inverse = _roots(u.T @ u / (len(x) - 1))
+    middle, middle_inverse = _roots(root @ (v.T @ v / (len(y) - 1)) @ root)
+    there = inverse @ middle @ inverse
+    back = root @ middle_inverse @ root
     psi = 2 * u @ shift + u.square().sum(1) - (u @ there * u).sum(1)
     phi = -2 * v @ shift + v.square().sum(1) - (v @ back * v).sum(1)
     return psi - psi.mean(), phi - phi.mean()
 
 
-def _power(matrix: Tensor, exponent: float) -> Tensor:
-    """A power of a symmetric matrix whose eigenvalues are >= 0; those that are 0 but for rounding
-    count as a little more."""
+def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The root of a symmetric matrix whose eigenvalues are >= 0, and the root's inverse;
+    eigenvalues that are 0 but for rounding count as a little more."""
     values, vectors = torch.linalg.eigh(matrix)
     least = 1e-12 * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
-    return vectors * values.clamp_min(float(least)) ** exponent @ vectors.T
+    values = values.clamp_min(float(least))
+    return vectors * values**0.5 @ vectors.T, vectors * values**-0.5 @ vectors.T
 
 
 # ---- The bootstrap -------------------------------------------------------------------------------
@@ -297,18 +287,18 @@ def _groups(groups: Tensor | None, rows: int) -> tuple[Tensor, int]:
         group = groups.unique(return_inverse=True)[1]
     count = int(group.max()) + 1 if rows else 0
     if count < 2:
-        raise ValueError(f"expected at least 2 rows or groups to draw from, got {count}")
+        raise TooFewRows(f"expected at least 2 rows or groups to draw from, got {count}")
     return group, count
 
 
 def _fans(a: Tensor, b: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
     """The samples as (K, N, d), float64."""
     fits = a.shape == b.shape and a.ndim in (2, 3) and data.ndim == 2
-    if not fits or a.shape[-1] != data.shape[1] or min(a.shape[-2], len(data)) < 2:
-        raise ValueError(
-            "expected a and b (N, d) or (K, N, d) and data (M, d) with at least 2 rows, got "
-            f"{tuple(a.shape)}, {tuple(b.shape)} and {tuple(data.shape)}"
-        )
+    shapes = f"{tuple(a.shape)}, {tuple(b.shape)} and {tuple(data.shape)}"
+    if not fits or a.shape[-1] != data.shape[1]:
+        raise ValueError(f"expected a and b (N, d) or (K, N, d) and data (M, d), got {shapes}")
+    if min(a.shape[-2], len(data)) < 2:
+        raise TooFewRows(f"expected a, b and data with at least 2 rows, got {shapes}")
     if a.ndim == 2:
         a = a[None]
         b = b[None]

@@ -8,7 +8,7 @@ import torch
 from fastgen._core.seeds import generator_for
 from fastgen.comparisons import (
     Comparison,
-    compare_by,
+    TooFewRows,
     compare_energy,
     compare_frechet,
     compare_means,
@@ -147,11 +147,15 @@ def test_the_interval_of_frechet_distances_is_that_of_a_bootstrap():
     y = normal(400, 3)
     a = normal(400, 3, seed=1) * torch.tensor([1.5, 0.7, 0.0]) + 0.5
     b = a * torch.tensor([0.8, 1.1, 1.0]) + 0.1
-    drawn = compare_by(frechet_distance, a, b, y, draws=400)
     found = compare_frechet(a, b, y)
-    assert found.difference == drawn.difference
-    width = found.high - found.low
-    assert width == pytest.approx(drawn.high - drawn.low, rel=0.12)
+    assert found.difference == float(frechet_distance(b, y) - frechet_distance(a, y))
+    drawn = []
+    generator = generator_for(0, "rows")
+    for _ in range(400):
+        i, j = torch.randint(400, (2, 400), generator=generator)
+        drawn.append(frechet_distance(b[i], y[j]) - frechet_distance(a[i], y[j]))
+    sd = float(torch.stack(drawn).std())
+    assert found.high - found.difference == pytest.approx(1.96 * sd, rel=0.12)
 
 
 def test_a_wider_level_is_a_wider_interval_in_normal_quantiles():
@@ -168,6 +172,22 @@ def test_what_is_no_number_is_worse_and_a_comparison_reads_as_numbers():
     nan = math.nan
     assert Comparison(nan, nan, nan).worse and not Comparison(nan, nan, nan).better
     assert str(Comparison(-0.0123, -0.02, 0.001)) == "-0.0123 (-0.02 to +0.001)"
+
+
+def test_a_score_that_does_not_choose_can_only_be_worse():
+    low, high = torch.zeros(9), torch.ones(9)
+    fewer = compare_means(high, low, chooses=False)
+    assert fewer.high < 0 and not fewer.better and not fewer.worse
+    assert compare_means(low, high, chooses=False).worse and compare_means(high, low).better
+
+
+@pytest.mark.parametrize("rows", [3, 4, 6])
+def test_few_rows_have_an_interval_though_some_draws_are_of_one_row_alone(rows):
+    y = normal(rows, 2)
+    found = compare_energy(y + 1, y + 1.5, y, paired=True)
+    assert math.isfinite(found.low) and math.isfinite(found.high)
+    with pytest.raises(TooFewRows, match="at least 3 rows"):
+        compare_energy(y[:2], y[:2], y[:2], paired=True)
 
 
 @pytest.mark.parametrize(

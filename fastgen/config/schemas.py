@@ -95,8 +95,8 @@ class DataConfig(Config):
     )
     range: tuple[float | tuple[float, ...], float | tuple[float, ...]] | None = Field(
         default=None,
-        description="[lo, hi] in the units of the data, each a number or a list of one for each "
-        "channel (the last axis), within which all data lie: finished samples are clamped to it; "
+        description="[lo, hi] in the units of the data, each a number, or for trajectories "
+        "(N, T, d) a list of d, within which all data lie: finished samples are clamped to it; "
         "null = none",
     )
 

@@ -153,8 +153,8 @@ class HeldOutTask:
         """Two samplers by what they answered in `evaluate(quick=True)`, each (B, T_x, d_x).
 
         Returns:
-            the difference of their energy distances, that of `outside` + `missed`, and that of the
-            primary score. Windows of one episode are drawn together.
+            the difference of their energy distances, of `outside`, of `missed` and of the primary
+            score (`recorded.compare_rows`). Windows of one episode are drawn together.
         """
         X, Z = self.split("validation")
         rows = self.rows["validation"]

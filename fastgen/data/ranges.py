@@ -9,7 +9,7 @@ import torch
 from .._core.messages import listed
 from ..box import Box
 from .held_out import HeldOutTask
-from .samples import SampleTask
+from .samples import SampleData, SampleTask
 
 __all__ = ["check_range"]
 
@@ -22,12 +22,19 @@ def check_range(task: Any, box: Box | None) -> None:
         box: in the units of the data.
 
     Raises:
-        ValueError: numbers for another count of channels; rows outside: how many, and which, as
+        ValueError: lists of numbers for samples that are no trajectories; numbers for another count
+            of channels; rows outside: how many, and which, as
             numbered in the file.
     """
     if box is None:
         return
     train = task.train.X
+    if len(box.lo) > 1 and isinstance(task.train, SampleData):
+        raise ValueError(
+            f"expected data.range=[lo, hi] with one number each for samples {tuple(train.shape)}, "
+            "got lists; only trajectories (N, T, d) have a last axis of channels, which lists are "
+            "for"
+        )
     try:
         box.check_channels(train.shape[-1])
     except ValueError as error:

@@ -16,7 +16,6 @@ from ..metrics import energy_distance
 from ..neighbours import Region
 
 __all__ = [
-    "WITHIN",
     "compare_rows",
     "energy_of",
     "label_columns",
@@ -36,8 +35,6 @@ _FEWEST_ROWS = 64
 # Labels that so few rows share on average say nothing of a law, and so many columns are too many.
 _ROWS_OF_LABEL = 8
 _MOST_COLUMNS = 1024
-# What two students are compared by within modes.
-WITHIN = "outside + missed"
 
 
 def label_columns(labels: Tensor, all_labels: Tensor, size: float) -> Tensor:
@@ -116,36 +113,46 @@ def compare_rows(
     The intervals hold together at the level of one, since each is as much wider as there are more
     (Bonferroni's bound).
 
+    That of `missed` does not, and so it can only say that b is worse: whether a held-out row is
+    missed depends on all samples at once, whose noise drawing held-out rows again doesn't show.
+    Whether a sample is outside depends on that sample alone.
+
     Args:
         a, b: joint rows of their samples (K, N, d), of the same conditions and noise.
         data: joint rows (N, d).
         region: of the data; None leaves out what is within modes.
         paired: rows have conditions.
-        groups: (N,), the episode of each row; None: rows are independent.
+        groups: (N,), the episode of each row; None: rows are independent. Of one episode alone
+            it isn't known how much episodes differ, and its rows count as independent.
         losses: more scores, name -> (losses of a's rows, losses of b's rows), (N,) each.
 
     Returns:
-        the difference of each of the `losses`, of `energy_distance`, and of the sum of `outside`
-        and `missed`, which is least near the data's own law.
+        the difference of each of the `losses`, of `energy_distance`, of `outside` and of `missed`.
+    Raises:
+        ValueError: as `TooFewRows`, of so few rows nothing can be told.
     """
+    if groups is not None and len(groups.unique()) < 2:
+        groups = None
     rows = dict(losses or {})
     if region is not None:
-        rows[WITHIN] = (
-            _within_losses(region, a, paired=paired),
-            _within_losses(region, b, paired=paired),
-        )
+        rows["outside"] = (_outside(region, a), _outside(region, b))
+        rows["missed"] = (_missed(region, a, paired=paired), _missed(region, b, paired=paired))
     level = 1 - (1 - LEVEL) / (len(rows) + 1)
     energy = compare_energy(
         a, b, data, paired=paired, groups=groups if paired else None, level=level
     )
     found = {
-        name: compare_means(of_a, of_b, groups=groups, level=level)
+        name: compare_means(of_a, of_b, groups=groups, level=level, chooses=name != "missed")
         for name, (of_a, of_b) in rows.items()
     }
     return {"energy_distance": energy, **found}
 
 
-def _within_losses(region: Region, fan: Tensor, *, paired: bool) -> Tensor:
-    """How often each row was outside or missed, (N,): the mean over the K samples."""
-    off = [region.outside(x).double() + region.missed(x, paired=paired).double() for x in fan]
-    return torch.stack(off).mean(0)
+def _outside(region: Region, fan: Tensor) -> Tensor:
+    """Share of the K samples of each row (K, N, d) that are outside: (N,)."""
+    return torch.stack([region.outside(x) for x in fan]).double().mean(0)
+
+
+def _missed(region: Region, fan: Tensor, *, paired: bool) -> Tensor:
+    """How often each held-out row is missed by samples (K, N, d), the mean over K: (N,)."""
+    return torch.stack([region.missed(x, paired=paired) for x in fan]).double().mean(0)

@@ -194,7 +194,8 @@ class SampleTask:
         """Two samplers by what they answered in `evaluate(quick=True)`, each (B, *shape).
 
         Returns:
-            the difference of their energy distances, and that of `outside` + `missed`.
+            the difference of their energy distances, of `outside` and of `missed`
+            (`recorded.compare_rows`). Rows of one episode are drawn together.
         """
         _, Z = self.split("validation")
         rows = self.rows["validation"]

@@ -45,7 +45,7 @@ class Task(Protocol):
     `evaluate(quick=True)`, all calls in one tensor each. It returns {score: difference}, each a
     :class:`fastgen.comparisons.Comparison` of b relative to a, lower is better. Then averages,
     patience and stages are decided by more than noise (:mod:`fastgen.training.choice`); without
-    it, by the least primary score.
+    it, or where it raises :class:`fastgen.comparisons.TooFewRows`, by the least primary score.
 
     One of images may also have `nearest(x)`, which answers samples (n, C, H, W) with the training
     image that is nearest to each, to be drawn beside them.

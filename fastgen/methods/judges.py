@@ -75,12 +75,7 @@ class Judges:
         Raises:
             ValueError: for a mask with a teacher that rescales by itself.
         """
-        teacher = as_built(self.teacher)
-        if mask is not None and isinstance(teacher, GuidedNetwork) and teacher.guidance.rescale:
-            raise ValueError(
-                "expected guidance_rescale and negative_cond of the pipeline with a mask, got a "
-                "teacher that rescales by itself and cannot tell padding"
-            )
+        self._check_mask(mask)
         config = self.config
         if config.guidance_scale is None or config.guidance_scale == 1.0:
             with evaluating(self.teacher):
@@ -98,6 +93,7 @@ class Judges:
         """The teacher's x0 (B, ...) without and with guidance, in the calls that `teacher_x0`
         costs; the same one twice for a teacher that isn't guided. Errors are those of
         `teacher_x0`."""
+        self._check_mask(mask)
         config = self.config
         if config.guidance_scale is not None and config.guidance_scale != 1.0:
             return self._guided_by_config(x_t, t, cond, negative_cond, mask)
@@ -108,6 +104,15 @@ class Judges:
         with evaluating(teacher):
             plain, guided = teacher.plain_and_guided(x_t, t, cond)
         return clipped_x0(teacher, plain), clipped_x0(teacher, guided)
+
+    def _check_mask(self, mask: Tensor | None) -> None:
+        """Refuse a mask with a teacher that rescales by itself."""
+        teacher = as_built(self.teacher)
+        if mask is not None and isinstance(teacher, GuidedNetwork) and teacher.guidance.rescale:
+            raise ValueError(
+                "expected guidance_rescale and negative_cond of the pipeline with a mask, got a "
+                "teacher that rescales by itself and cannot tell padding"
+            )
 
     def _guided_by_config(
         self, x_t: Tensor, t: Tensor, cond: Cond, negative_cond: Cond, mask: Tensor | None

@@ -147,8 +147,11 @@ def format_table(results: Mapping[str, Any], *, stages: Stages | None = None) ->
 def _network(who: str, facts: Mapping[str, Any]) -> str:
     """A network for people: "student 6 layers, 389,232 numbers"."""
     layers = facts.get("layers")
-    depth = "" if layers is None else f"{layers} layer{'' if layers == 1 else 's'}, "
-    return f"{who} {depth}{facts['numbers']:,} numbers"
+    numbers = f"{facts['numbers']:,} numbers"
+    if layers is None:
+        return f"{who} {numbers}"
+    plural = "layer" if layers == 1 else "layers"
+    return f"{who} {layers} {plural}, {numbers}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

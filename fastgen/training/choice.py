@@ -9,7 +9,8 @@ Between averages of one stage nothing is cheaper, for their updates are done. Th
 wins where the interval tells nothing; patience asks for more than the interval
 (:class:`fastgen.training.validation.Progress`).
 
-A task that can't compare (it has no `compare`) leaves the choice to the lower score alone.
+A task that can't compare leaves the choice to the lower score alone: it has no `compare`, or too
+few rows to tell a difference from its noise.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..comparisons import Comparison
+from ..comparisons import Comparison, TooFewRows
 
 __all__ = [
     "Choice",
@@ -90,10 +91,15 @@ def compare_samples(
     compare: Compare | None, reference: Tensor | None, samples: Tensor | None
 ) -> Comparisons | None:
     """Samples relative to those of a reference; empty before there is one, None where nothing is
-    compared."""
+    compared, or nothing can be, of so few rows."""
     if compare is None or samples is None:
         return None
-    return {} if reference is None else compare(reference, samples)
+    if reference is None:
+        return {}
+    try:
+        return compare(reference, samples)
+    except TooFewRows:
+        return None
 
 
 def is_better(compared: Comparisons) -> bool:
@@ -125,10 +131,12 @@ def choose(validations: Mapping[str, Validation], primary: str, compare: Compare
     for stage in stages[1:]:
         before = validations[kept]
         after = validations[stage]
-        if compare is None or before.samples is None or after.samples is None:
-            takes, found = _by_score(kept, stage, before, after, primary)
+        compared = compare_samples(compare, before.samples, after.samples)
+        # Empty where there are no samples to compare with.
+        if compared:
+            takes, found = _by_interval(kept, stage, compared)
         else:
-            takes, found = _by_interval(kept, stage, compare(before.samples, after.samples))
+            takes, found = _by_score(kept, stage, before, after, primary)
         kept = stage if takes else kept
         reasons.append(f"kept {kept}: {found}")
     return Choice(kept, "; then ".join(reasons))

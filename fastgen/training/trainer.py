@@ -7,7 +7,6 @@ what a run goes on from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -337,7 +336,10 @@ def _compared_row(compared: Comparisons | None) -> dict[str, Any]:
     """What a row of the log says of a comparison; nothing where nothing was compared."""
     if not compared:
         return {}
-    return {"compared": {name: asdict(found) for name, found in compared.items()}}
+    rows = {}
+    for name, found in compared.items():
+        rows[name] = {"difference": found.difference, "low": found.low, "high": found.high}
+    return {"compared": rows}
 
 
 def _seed_dropout(seed: int, stage: str, update: int, processes: Processes) -> None:

@@ -175,6 +175,8 @@ class Progress:
 
     def _note_score(self, update: int, score: float | None, compared: Comparisons | None) -> None:
         """Whether this average is the best so far, and whether it counts as an improvement."""
+        if compared is None:
+            self.reference_step = None
         if score is None:
             self.stale += 1
             return

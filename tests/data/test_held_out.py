@@ -103,11 +103,25 @@ def test_two_copies_are_not_told_apart_and_a_blurred_one_is(task):
     Z = task.split("validation")[1].repeat_interleave(6, 0)
     first, second = (law(Z, normal(len(Z), 4, 2, seed=seed)) for seed in (1, 2))
     copies = task.compare(first, second)
-    assert set(copies) == {"energy_distance", "energy_score", "outside + missed"}
+    assert set(copies) == {"energy_distance", "energy_score", "outside", "missed"}
     assert not any(found.better or found.worse for found in copies.values())
     blurred = law(Z, 1.6 * normal(len(Z), 4, 2, seed=1))
-    assert all(found.worse for found in task.compare(first, blurred).values())
-    assert all(found.better for found in task.compare(blurred, first).values())
+    worse = task.compare(first, blurred)
+    assert all(worse[name].worse for name in ("energy_distance", "energy_score", "outside"))
+    better = task.compare(blurred, first)
+    assert all(better[name].better for name in ("energy_distance", "energy_score", "outside"))
+
+
+def test_one_episode_to_validate_by_is_compared_by_its_windows():
+    """Of ten episodes one validates."""
+    Z = normal(600, 2, 2)
+    X = law(Z, normal(600, 4, 2, seed=1))
+    task = HeldOutTask("few", X, Z, torch.arange(600) // 60, primary="energy_score")
+    z = task.split("validation")[1].repeat_interleave(6, 0)
+    first, second = (law(z, normal(len(z), 4, 2, seed=seed)) for seed in (1, 2))
+    assert not any(found.better for found in task.compare(first, second).values())
+    blurred = law(z, 2 * normal(len(z), 4, 2, seed=1))
+    assert task.compare(blurred, first)["energy_score"].better
 
 
 def test_of_fresh_data_it_is_known_what_lies_outside_and_what_is_missed(task):

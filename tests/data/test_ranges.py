@@ -49,6 +49,13 @@ def test_channels_have_ranges_of_their_own():
         check_range(task, Box([-9, -9, -9], 9))
 
 
+def test_lists_are_for_trajectories(tmp_path):
+    """The last axis of an image (C, H, W) is its column."""
+    task = build_data(images(tmp_path / "some.npz", 0))
+    with pytest.raises(ValueError, match=r"one number each for .*only trajectories \(N, T, d\)"):
+        check_range(task, Box([-1, -1], [1, 1]))
+
+
 @pytest.mark.parametrize("given", [(1, -1), (0, "x"), (1,), ((0, 0), (1, 1, 1))])
 def test_a_range_that_is_none_is_refused_where_it_is_said(given):
     with pytest.raises(ValueError, match="range"):

@@ -120,3 +120,13 @@ def test_a_teacher_that_rescales_by_itself_cannot_tell_padding():
     ):
         pipeline.compute_student_loss(*batch, mask=torch.ones(4, 3, dtype=torch.bool))
     assert torch.isfinite(pipeline.compute_student_loss(*batch)["total"])
+
+
+def test_neither_can_it_where_it_is_asked_with_and_without_guidance():
+    teacher = GuidedNetwork(Tokenwise(2), Guidance(2.0, rescale=0.5), normal(1, 3, 2))
+    judges = DMDPipeline(Tokenwise(1), teacher, Tokenwise(3), DMDConfig()).judges
+    asked = (normal(4, 3, 2), torch.full((4,), 0.5), normal(4, 3, 2, seed=1))
+    with pytest.raises(ValueError, match="rescales by itself and cannot tell padding"):
+        judges.plain_and_guided_x0(*asked, mask=torch.ones(4, 3, dtype=torch.bool))
+    plain, guided = judges.plain_and_guided_x0(*asked)
+    assert not torch.equal(plain, guided)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastgen._core.seeds import generator_for
-from fastgen.comparisons import Comparison, compare_energy
+from fastgen.comparisons import Comparison, TooFewRows, compare_energy
 from fastgen.records.log import read_log, timeless
 from fastgen.training.choice import (
     Validation,
@@ -194,6 +194,31 @@ def test_each_stage_has_a_reference_of_its_own(tmp_path):
     stages = [Counter("kd", 3), Counter("dmd", 4, warmup=1)]
     follow(tmp_path, NOISY, stages=stages, compare=spy)
     assert asked == [(1, 2), (2, 3), (2, 3), (2, 4)]
+
+
+def too_few(reference: torch.Tensor, samples: torch.Tensor) -> dict[str, Comparison]:
+    raise TooFewRows("expected at least 3 rows, got 1")
+
+
+def test_of_too_few_rows_the_lower_score_decides_and_no_training_ends(tmp_path):
+    trainer = follow(tmp_path, NOISY, compare=too_few, patience=3)
+    plain = follow(tmp_path / "plain", NOISY, compare=None, patience=3)
+    assert kept(trainer) == kept(plain) == 5
+    progress = trainer.state.progress["dmd"]
+    assert progress == plain.state.progress["dmd"] and progress.reference_step is None
+    with pytest.raises(Pulled):
+        follow(tmp_path / "killed", NOISY, compare=too_few, patience=3, pull_at=3)
+    again = follow(tmp_path / "killed", NOISY, compare=too_few, patience=3, resume=True)
+    assert again.state.progress["dmd"] == progress and kept(again) == 5
+    stages = {"kd": student(1.1, 0), "dmd": student(1.6, 1)}
+    choice = choose(stages, "energy_distance", too_few)
+    assert choice.stage == "kd" and "of unknown noise" in choice.reason
+    with pytest.raises(ValueError, match="other shapes"):
+        compare_samples(broken, torch.zeros(2), torch.zeros(2))
+
+
+def broken(reference: torch.Tensor, samples: torch.Tensor) -> dict[str, Comparison]:
+    raise ValueError("other shapes")
 
 
 def test_nothing_is_compared_before_there_is_a_reference():

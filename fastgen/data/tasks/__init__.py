@@ -1,2 +1,2 @@
-"""Embedded tasks: laws of demonstrations with known answers, and recorded flights,
-images of clothes."""
+"""The embedded tasks: laws of demonstrations with known answers, recorded flights, and images of
+clothes."""

@@ -99,8 +99,13 @@ def test_options_that_images_do_not_have_are_refused():
 def test_two_sets_of_data_are_not_told_apart_and_a_worse_one_is(task):
     first = drawn(6000)
     copies = task.compare(first, drawn(7000))
-    assert set(copies) == {"frechet", "outside + missed", "class_error"}
+    assert set(copies) == {"frechet", "outside", "missed", "class_error"}
     assert not any(found.better or found.worse for found in copies.values())
     generator = torch.Generator().manual_seed(0)
     noisy = (first + 0.15 * torch.randn(first.shape, generator=generator)).clamp(-1, 1)
-    assert all(found.worse for found in task.compare(first, noisy).values())
+    worse = task.compare(first, noisy)
+    assert all(worse[name].worse for name in ("frechet", "outside", "class_error"))
+    fewer = first[torch.arange(1000) % 20]
+    assert task.compare(first, fewer)["missed"].worse
+    more = task.compare(fewer, first)["missed"]
+    assert more.high < 0 and not more.better

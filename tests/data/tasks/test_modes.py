@@ -50,10 +50,15 @@ def test_two_draws_of_the_law_are_not_told_apart_and_a_blurred_one_is(task):
 
     copies = task.compare(samples(1), samples(2))
     assert not any(found.better or found.worse for found in copies.values())
-    for wide in (0.6, 1.5):
-        blurred = task.compare(samples(1), samples(1, wide))
-        assert blurred["outside + not covered"].worse
-        assert task.compare(samples(1, wide), samples(2))["outside + not covered"].better
+    assert task.compare(samples(1), samples(1, 1.5))["outside"].worse
+    assert task.compare(samples(1, 1.5), samples(2))["outside"].better
+    assert task.compare(samples(1), samples(1, 0.6))["not covered"].worse
+
+
+def test_samples_that_cover_more_are_no_better_by_that_alone(task):
+    few = fresh(1, 512).repeat(4, 1)[:, None]
+    covering = task.compare(few, fresh(2)[:, None])
+    assert covering["not covered"].high < 0 and not covering["not covered"].better
 
 
 # --- the law --------------------------------------------------------------------------------------
