@@ -257,7 +257,7 @@ class HandOver:
         }
         nearest = getattr(self.task, "nearest", None)
         if nearest is not None:
-            labels["nearest"] = "training images nearest to the student's"
+            labels["nearest"] = "nearest in training"
             drawn["nearest"] = nearest(by_student).unflatten(0, (n, samples))
         return {"Z": z, "X_true": x_true, **drawn, "scene": scene, "labels": labels}
 
