@@ -103,7 +103,7 @@ def make_images(source: Path) -> None:
 
 def load_part(part: str) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 16, 16) in [-1, 1] and classes (N,)."""
-    with np.load(IMAGES) as arrays:
+    with np.load(IMAGES, allow_pickle=False) as arrays:
         images = torch.from_numpy(arrays[f"{part}_images"])
         classes = torch.from_numpy(arrays[f"{part}_classes"])
     return images[:, None].float() / 127.5 - 1.0, classes.long()
