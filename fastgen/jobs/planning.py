@@ -56,6 +56,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     task = build_data(cfg.data)
     launch = launch or _launch()
     setup = Setup(cfg, teacher, task.train)
+    asked = cfg
     cfg, decisions, _ = foreseen(setup, task)
     setup.cfg = cfg
     check_plan(setup, processes=launch.processes, sharded=launch.sharded)
@@ -83,7 +84,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
             tensors["teacher pairs"] = pair_bytes(setup)
         rows = footprints[method.stage]
         tables.append(memory_table(rows, tensors, title=method.stage, device=launch.device))
-    parts = [dump_yaml(cfg) + "\n".join(tables), _process_note(cfg.train, launch), "", *notes]
+    parts = [dump_yaml(asked) + "\n".join(tables), _process_note(cfg.train, launch), "", *notes]
     return "\n".join(parts)
 
 

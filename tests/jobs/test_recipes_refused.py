@@ -220,7 +220,7 @@ def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_pa
         "ring",
         1,
     )
-    assert values["method"] == "kd"
+    assert values["method"] == "auto"
     assert Path(values["teacher"]["folder"]) == RECIPES / "teachers" / "ring"
     code, out, err = call("train_teacher.py", "--dry-run", "data.size=64")
     assert (code, err) == (0, "")
@@ -230,7 +230,8 @@ def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_pa
 
 @pytest.mark.slow
 def test_updates_after_kd_on_the_shipped_config_are_dmd2_and_a_line_says_so(call):
-    code, out, err = call("distill.py", "--dry-run", "data.size=64", "train.steps=300")
+    config = RECIPES / "configs" / "ring-kd.yaml"
+    code, out, err = call("distill.py", config, "--dry-run", "data.size=64", "train.steps=300")
     assert code == 0
     assert err.splitlines() == [
         "note: method=dmd2, since train.steps=300 asks for updates after KD; say method=dmd2 "

@@ -96,6 +96,8 @@ def test_scores_agree_but_for_their_noise(tmp_path, kind, quick):
     }
     for name, value in scores["shuffled"].items():
         size = 0.25 * abs(value) + 0.05
+        if name in ("outside", "missed"):
+            size = 0.2  # shares of some dozens of rows: three standard deviations of a difference
         for order in ORDERS:
             assert abs(scores[order][name] - value) < size, (order, name)
 

@@ -51,6 +51,7 @@ STUDENT = f"""
 name: walks
 {DATA}
 teacher: {{folder: runs/walks-teacher/teacher, calls: [1, 2], ab2_calls: [4]}}
+method: dmd2
 student: {{steps: 2}}
 dmd: {{fake_score_warmup_steps: 6, vsd_norm: rms}}
 train: {{kd_steps: 30, kd_pairs: 64, kd_teacher_calls: 4, steps: 10, batch_size: 16, log_every: 5,
