@@ -1,7 +1,7 @@
 """Make the data of the task `fashion` from the files of Fashion-MNIST.
 
-    apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb /tmp/fashion
-    python tools/make_fashion.py /tmp/fashion/usr/share/datasets/fashion-mnist [images|classifier]
+    apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb fashion
+    python tools/make_fashion.py fashion/usr/share/datasets/fashion-mnist [images|classifier]
 
 Writes into fastgen/data/embedded:
 

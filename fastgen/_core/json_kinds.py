@@ -27,7 +27,6 @@ __all__ = [
     "positive",
     "record",
     "text",
-    "yes_or_no",
 ]
 
 Kind = Callable[[Any, str], str | None]
@@ -65,13 +64,6 @@ def positive(value: Any, name: str) -> str | None:
     if number(value, name) is None and value > 1.0 / _MOST_NUMBER:
         return None
     return _wrong(name, "a number above 0", value)
-
-
-def yes_or_no(value: Any, name: str) -> str | None:
-    """True or false."""
-    if isinstance(value, bool):
-        return None
-    return _wrong(name, "true or false", value)
 
 
 def text(value: Any, name: str) -> str | None:

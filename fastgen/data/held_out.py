@@ -9,16 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .._core.seeds import draw_rows, generator_for
+from .._core.seeds import generator_for
 from ..comparisons import Comparison
 from ..metrics import energy_score, min_ade, min_fde
-from ..neighbours import Region
 from ..normalizer import Normalizer
 from .recorded import (
+    Regions,
     compare_rows,
     energy_of,
-    region_of,
-    region_rows,
     within_floor,
     within_scores,
 )
@@ -146,7 +144,7 @@ class HeldOutTask:
         return {
             **losses,
             "energy_distance": energy_of(joint, self._joint(X, Z), paired=True),
-            **within_scores(self._region(part), joint, paired=True),
+            **within_scores(self._regions.of(part), joint, paired=True),
         }
 
     def compare(self, a: Tensor, b: Tensor) -> dict[str, Comparison]:
@@ -167,7 +165,7 @@ class HeldOutTask:
             self._joint_fan(fan_a, Z),
             self._joint_fan(fan_b, Z),
             self._joint(X, Z),
-            self._region("validation"),
+            self._regions.of("validation"),
             paired=True,
             groups=self.episodes[rows],
             losses=losses,
@@ -184,25 +182,18 @@ class HeldOutTask:
         return torch.stack([self._joint(x, Z) for x in fan.unbind(1)])
 
     @cached_property
-    def _regions(self) -> dict[str, Region | None]:
-        """part -> its region, once it is made: nothing that the task is built of."""
-        return {}
+    def _regions(self) -> Regions:
+        """Of the parts: nothing that the task is built of."""
+        return Regions(self.name, self.rows, self._joint_rows)
 
-    def _region(self, part: str) -> Region | None:
-        """Where the data lie, by the held-out windows of a part; made once."""
-        if part not in self._regions:
-            held_out = self._joint(*self.split(part))
-            rows = self.rows["train"]
-            count = region_rows(len(rows), held_out.shape[1])
-            drawn = draw_rows(len(rows), count, evaluation_generator(self.name, "region"))
-            train = self._joint(self._X[rows[drawn]], self._Z[rows[drawn]])
-            self._regions[part] = region_of(train, held_out)
-        return self._regions[part]
+    def _joint_rows(self, rows: Tensor) -> Tensor:
+        """Rows of the data as joint ones, (N, d)."""
+        return self._joint(self._X[rows], self._Z[rows])
 
     def floor(self) -> dict[str, float]:
         """What `outside` and `missed` are for the data's own law; of recorded data in general no
         more is known."""
-        return within_floor(self._region("test"))
+        return within_floor(self._regions.of("test"))
 
     def scene(self) -> dict:
         """Nothing to draw but the trajectories, with equal axes."""

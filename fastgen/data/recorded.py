@@ -8,14 +8,19 @@ its condition with row i of the data.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
+from .._core.seeds import draw_rows
 from ..comparisons import LEVEL, Comparison, compare_energy, compare_means
 from ..metrics import energy_distance
 from ..neighbours import Region
+from .scoring import evaluation_generator
 
 __all__ = [
+    "Regions",
     "compare_rows",
     "energy_of",
     "label_columns",
@@ -67,6 +72,34 @@ def region_of(train: Tensor, held_out: Tensor) -> Region | None:
     if not NEIGHBOURS < len(held_out) <= len(train):
         return None
     return Region.of(train, held_out, k=NEIGHBOURS, share=1 - FAR)
+
+
+class Regions:
+    """Where the data of a task lie, by the held-out rows of each of its parts; made on first use.
+
+    Args:
+        name: of the task, from which the training rows are drawn that stand for the data.
+        rows: part -> its rows of the data.
+        joint: rows of the data -> their joint rows (N, d).
+    """
+
+    def __init__(
+        self, name: str, rows: Mapping[str, Tensor], joint: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._name = name
+        self._rows = rows
+        self._joint = joint
+        self._made: dict[str, Region | None] = {}
+
+    def of(self, part: str) -> Region | None:
+        """The region by the held-out rows of a part; errors and None as `region_of`."""
+        if part not in self._made:
+            held_out = self._joint(self._rows[part])
+            train = self._rows["train"]
+            count = region_rows(len(train), held_out.shape[1])
+            drawn = draw_rows(len(train), count, evaluation_generator(self._name, "region"))
+            self._made[part] = region_of(self._joint(train[drawn]), held_out)
+        return self._made[part]
 
 
 def energy_of(fan: Tensor, data: Tensor, *, paired: bool) -> float:

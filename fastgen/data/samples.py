@@ -20,14 +20,12 @@ from .._core.conditions import map_tensors, take_rows, tensors_in
 from .._core.seeds import draw_rows
 from ..comparisons import Comparison
 from ..metrics import energy_score
-from ..neighbours import Region
 from .held_out import split_rows
 from .recorded import (
+    Regions,
     compare_rows,
     energy_of,
     label_columns,
-    region_of,
-    region_rows,
     within_floor,
     within_scores,
 )
@@ -203,8 +201,8 @@ class SampleTask:
         return compare_rows(
             self._joint_fan(a.reshape(shape), Z),
             self._joint_fan(b.reshape(shape), Z),
-            self._joint_rows("validation"),
-            self._region("validation"),
+            self._joint_rows(self.rows["validation"]),
+            self._regions.of("validation"),
             paired=Z is not None,
             groups=self.episodes[rows],
         )
@@ -213,7 +211,7 @@ class SampleTask:
         """Without a condition, the scores of as many training rows as there are test rows, drawn
         from all over the file. With one, each row has but one sample, and only what `outside` and
         `missed` are for the data's own law is known."""
-        within = within_floor(self._region("test"))
+        within = within_floor(self._regions.of("test"))
         if self._Z is not None:
             return within
         test, _ = self.split("test")
@@ -272,28 +270,18 @@ class SampleTask:
         """Samples (N, K, numbers) as joint rows (K, N, d)."""
         return torch.stack([self._joint(x, Z) for x in fan.unbind(1)])
 
-    def _joint_rows(self, part: str) -> Tensor:
-        return self._joint(*self.split(part))
-
     @cached_property
-    def _regions(self) -> dict[str, Region | None]:
-        """part -> its region, once it is made: nothing that the task is built of."""
-        return {}
+    def _regions(self) -> Regions:
+        """Of the parts: nothing that the task is built of."""
+        return Regions(self.name, self.rows, self._joint_rows)
 
-    def _region(self, part: str) -> Region | None:
-        """Where the data lie, by the held-out rows of a part; made once."""
-        if part not in self._regions:
-            held_out = self._joint_rows(part)
-            rows = self.rows["train"]
-            count = region_rows(len(rows), held_out.shape[1])
-            drawn = draw_rows(len(rows), count, evaluation_generator(self.name, "region"))
-            train = self._joint(self._X[rows[drawn]], take_rows(self._Z, rows[drawn]))
-            self._regions[part] = region_of(train, held_out)
-        return self._regions[part]
+    def _joint_rows(self, rows: Tensor) -> Tensor:
+        """Rows of the data as joint ones, (N, d)."""
+        return self._joint(self._X[rows], take_rows(self._Z, rows))
 
     def _within_scores(self, fan: Tensor, Z: Any, part: str) -> dict[str, float]:
         joint = self._joint_fan(fan, Z)
-        return within_scores(self._region(part), joint, paired=Z is not None)
+        return within_scores(self._regions.of(part), joint, paired=Z is not None)
 
     def _global_scores(self, fan: Tensor, X: Tensor, part: str) -> dict[str, float]:
         """Scores of samples (N, K, numbers) of the rows of a part beside X (N, *shape)."""

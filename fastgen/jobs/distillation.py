@@ -222,7 +222,7 @@ class Distillation:
             teacher=Asked(networks.rows, cfg.train.teacher_calls, self._of_an_update),
         )
         threads = threads_of_training(
-            cfg.train, networks.student(), networks.x0, networks.cond, self.world
+            cfg.train, networks.student, networks.x0, networks.cond, self.processes
         )
         with using_threads(threads):
             self.trainer.run()

@@ -34,6 +34,7 @@ from ..records.folder import claim_run, open_run
 from ..training.accelerator import start_accelerator
 from ..training.choice import Validation, validate_by
 from ..training.draws import Draws, check_batch_room
+from ..training.processes import Processes
 from ..training.recompute import recompute_blocks
 from ..training.stage import Stage
 from ..training.trained_network import TrainedNetwork, check_compiler
@@ -61,14 +62,11 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
         draws = Draws(cfg.seed, "teacher", processes, cfg.train.batch_size, accumulation=parts)
         with together():
             if processes.is_main_process:
-                for line in data_notes(task, cfg.train.batch_size):
-                    print(line, file=sys.stderr, flush=True)
-                origin: dict[str, Any] = dict(data_origin(task, cfg.data, built=True))
-                origin["mixed precision"] = str(processes.mixed_precision)
-                claim_run(run_dir, cfg, origin)
+                _claim(cfg, run_dir, task, processes)
+
+        x0, cond = task.train.network_inputs()
 
         def stage() -> Stage:
-            x0, cond = task.train.network_inputs()
             ema = EMAConfig(decay=cfg.train.ema_decay)
             train = cfg.train
             # A copy: preparing changes a network for good (autocast, shards), and `initial` is what
@@ -101,8 +99,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
             resume=cfg.resume,
             remedies={"flow_matching": "stop earlier, or lower train.optimizer.lr"},
         )
-        x0, cond = task.train.network_inputs()
-        threads = threads_of_training(cfg.train, initial, x0, cond, processes.num_processes)
+        threads = threads_of_training(cfg.train, lambda: initial, x0, cond, processes)
         with using_threads(threads):
             trainer.run()
         with together():
@@ -110,6 +107,15 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
                 load_state(initial, trainer.result("flow_matching"))
                 hand_over(cfg, run_dir, initial.eval(), task, trainer.seconds)
     return run_dir
+
+
+def _claim(cfg: TrainTeacherConfig, run_dir: Path, task: Task, processes: Processes) -> None:
+    """Say what should be known of the data, and take the folder for this run."""
+    for line in data_notes(task, cfg.train.batch_size):
+        print(line, file=sys.stderr, flush=True)
+    origin: dict[str, Any] = dict(data_origin(task, cfg.data, built=True))
+    origin["mixed precision"] = str(processes.mixed_precision)
+    claim_run(run_dir, cfg, origin)
 
 
 def hand_over(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,6 +12,8 @@ from fastgen.config import LoopConfig
 from fastgen.jobs import distillation
 from fastgen.jobs.threads import threads_of_training
 from support.toy import ToyTask, ToyTeacher, toy_config
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +29,9 @@ def test_what_is_small_has_one_thread(batch_size, processes, threads, expected):
     x0, cond = ToyTask().train.network_inputs()
     train = LoopConfig(batch_size=batch_size, threads=threads)
     with using_threads(3):
-        found = threads_of_training(train, ToyTeacher(), x0, cond, processes)
+        found = threads_of_training(
+            train, ToyTeacher, x0, cond, SimpleNamespace(device=CPU, num_processes=processes)
+        )
     assert found == expected
 
 
