@@ -3,8 +3,8 @@
     python tools/bench.py teachers [--seeds 0 1 2] [--out runs/bench-teachers]
     python tools/bench.py backbone [--rounds 15] [--batches 1 64 256] [--groups "D4 D=256" ...]
         [--parts exact size speed] [--out runs/bench-backbone]
-    python tools/bench.py quality [--cases modes "weak modes" ...] [--seeds 0 1 2]
-        [--out runs/bench-quality]
+    python tools/bench.py quality [--cases fashion "ring auto" ...] [--rows "KD + DMD" ...]
+        [--seeds 0 1 2] [--overrides train.steps=100 ...] [--out runs/bench-quality]
     python tools/bench.py step [--rounds 25] [--out runs/bench-step]
     python tools/bench.py trainer [--rounds 25] [--out runs/bench-trainer]
     python tools/bench.py threads [--rounds 3] [--out runs/bench-threads]
@@ -13,7 +13,8 @@
   their students with those of a native one.
 - `backbone` holds the equivariant networks against their bars, beside dense ones of their width,
   torch's and, if it can be imported, symm-learning's.
-- `quality` compares methods on tasks whose law is known, the default recipe among them.
+- `quality` compares methods at equal budgets on tasks whose law is known and on images, the default
+  recipe among them.
 - `step` times an iteration of DMD2 beside one of NVIDIA's modelopt, if it can be imported.
 - `trainer` holds what the training loop costs beyond forward, backward and optimiser against its
   bar.
@@ -43,7 +44,8 @@ def main() -> None:
         bench_teachers.run_teachers(args.seeds, args.out)
         return
     if args.benchmark == "quality":
-        result = bench_quality.run_quality(args.cases, args.seeds, args.out)
+        options = bench_quality.Options(args.seeds, tuple(args.rows), tuple(args.overrides))
+        result = bench_quality.run_quality(args.cases, options, args.out)
     elif args.benchmark == "step":
         result = bench_step.run_step(args.rounds)
     elif args.benchmark == "trainer":
@@ -78,6 +80,10 @@ def parse_arguments() -> argparse.Namespace:
         if name == "quality":
             cases = bench_quality.CASES
             benchmark.add_argument("--cases", nargs="+", default=list(cases), choices=cases)
+            rows = "only these rows of the cases, and no bars"
+            benchmark.add_argument("--rows", nargs="+", default=[], help=rows)
+            overrides = "key=value for every config; what a row sets itself wins"
+            benchmark.add_argument("--overrides", nargs="+", default=[], help=overrides)
         if name in ("teachers", "quality"):
             benchmark.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         if name in ("step", "trainer"):

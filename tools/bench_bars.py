@@ -6,10 +6,18 @@ from typing import Any, NamedTuple
 
 # Ten standard deviations of the energy distance between data sets of `modes`.
 ENERGY_NOISE = 0.001
-# Scores, with the sign of better; spread is best at 1.
-_BETTER = {"success": 1.0, "success_near": 1.0, "energy_ratio": -1.0, "energy_distance": -1.0}
+# Scores, with the sign of better, and those that are best at 1.
+_BETTER = {
+    "success": 1.0,
+    "success_near": 1.0,
+    "energy_ratio": -1.0,
+    "energy_distance": -1.0,
+    "mode_error": -1.0,
+    "share_error": -1.0,
+}
+_BEST_AT_ONE = ("spread", "spread_near", "clearance")
 # By how much two runs of one recipe may differ at least, however few seeds there are.
-_NOISE = {
+NOISE = {
     "success": 0.003,
     "success_near": 0.006,
     "energy_ratio": 0.02,
@@ -36,7 +44,7 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
     rows = result["rows"]
     found: dict[str, Bar] = {}
     if case == "modes":
-        student = _medians(rows["KD + DMD"]["kd"]["1"])
+        student = medians(rows["KD + DMD"]["kd"]["1"])
         found |= _points(student, result["teacher"]["100"])
         found["CPU seconds"] = Bar(_seconds(rows["KD + DMD"], "kd"), 60.0)
     elif case == "ring":
@@ -52,7 +60,8 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
         found["success kept when turned, equivariant"] = Bar(kept, 1.0, True)
     for name, row in rows.items():
         if case in ("modes", "ring") and "DMD" in name:
-            found |= _gains(name, row, _NOISE | {"spread": _SPREAD_NOISE[case]})
+            noise = NOISE | {"spread": _SPREAD_NOISE[case]}
+            found |= gain_bars(name, gains(row["kd"]["1"], row["dmd"]["1"], noise))
     return found
 
 
@@ -70,7 +79,7 @@ def _one_and_four(
     found = {}
     for row, numbers in ((one, ("1",)), (four, calls_of_four)):
         for calls in numbers:
-            student = _medians(rows[row]["kd"][calls])
+            student = medians(rows[row]["kd"][calls])
             label = "1 call" if calls == "1" else f"{calls} calls"
             bars = _paths(student, result["teacher"], result["floor"], calls)
             for name, bar in bars.items():
@@ -83,7 +92,7 @@ def _one_and_four(
 
 def _beyond_the_teacher(result: dict[str, Any], row: str, energy: str) -> dict[str, Bar]:
     """Bars of a student that may be better than its weak teacher, by real data."""
-    student = _medians(result["rows"][row]["dmd"]["1"])
+    student = medians(result["rows"][row]["dmd"]["1"])
     teacher = result["teacher"]["100"]
     found = {
         "success": Bar(student["success"], teacher["success"], True),
@@ -128,33 +137,39 @@ def _paths(
     return found
 
 
-def _gains(name: str, row: dict[str, Any], least: dict[str, float]) -> dict[str, Bar]:
-    """Bars of DMD after the KD of the same runs: how many scores it improves and how many it
-    worsens, by more than the seeds differ and by more than `least`."""
-    kd = row["kd"]["1"]
-    dmd = row["dmd"]["1"]
-    better = 0
-    worse = 0
-    for score in (*_BETTER, "spread"):
-        if score not in kd:
+def gains(kd: dict[str, Any], dmd: dict[str, Any], noise: dict[str, float]) -> dict[str, float]:
+    """By how much scores are better than KD's beyond noise: 0 within it, negative where worse.
+
+    Noise is half of both ranges over the seeds, and at least `noise`.
+
+    Args:
+        kd, dmd: score -> its median, least and most over the seeds.
+        noise: score -> by how much two runs of one recipe may differ; only these are compared.
+    """
+    found = {}
+    for score, least in noise.items():
+        if score not in kd or score not in dmd:
             continue
         before = kd[score]
         after = dmd[score]
         ranges = before["most"] - before["least"] + after["most"] - after["least"]
-        noise = max(ranges / 2, least[score])
-        if score == "spread":
+        if score in _BEST_AT_ONE:
             gain = abs(before["median"] - 1.0) - abs(after["median"] - 1.0)
         else:
             gain = _BETTER[score] * (after["median"] - before["median"])
-        better = better + (gain > noise)
-        worse = worse + (gain < -noise)
+        found[score] = gain if abs(gain) > max(ranges / 2, least) else 0.0
+    return found
+
+
+def gain_bars(name: str, found: dict[str, float]) -> dict[str, Bar]:
+    """Bars of what `gains` found: one score is better than KD's at least, and none is worse."""
     return {
-        f"{name}: scores better than KD's": Bar(better, 1, True),
-        f"{name}: scores worse than KD's": Bar(worse, 0),
+        f"{name}: scores better than KD's": Bar(sum(gain > 0 for gain in found.values()), 1, True),
+        f"{name}: scores worse than KD's": Bar(sum(gain < 0 for gain in found.values()), 0),
     }
 
 
-def _medians(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+def medians(scores: dict[str, dict[str, float]]) -> dict[str, float]:
     return {name: score["median"] for name, score in scores.items()}
 
 

@@ -1,9 +1,13 @@
-"""Quality of students: what DMD2, KD, a GAN and real data are worth on tasks whose law is known.
+"""Quality of students: what DMD2, KD, a GAN and real data are worth on tasks whose law is known,
+and on images.
 
-    python tools/bench.py quality [--cases modes ...] [--seeds 0 1 2] [--out runs/bench-quality]
+    python tools/bench.py quality [--cases fashion ...] [--rows "KD + DMD" ...] [--seeds 0 1 2]
+        [--overrides train.steps=100 ...] [--out runs/bench-quality]
 
-A case is a task with a teacher. Its rows are recipes, each with every seed; every run is one of
-recipes/distill.py, and what is compared are medians over the seeds.
+A case (:mod:`bench_cases`) is a task with a teacher. Its rows are recipes, each with every seed;
+every run is one of recipes/distill.py, and what is compared are medians over the seeds. Beside the
+scores stand teacher evaluations, CPU seconds, and by seed the difference from KD alone, which is
+given as much of both where a case says so (:mod:`bench_budgets`).
 
 Weak teachers are trained here: a quarter of the updates of the shipped teacher, at the learning
 rates that these had, so that a student has something to gain from real data.
@@ -27,7 +31,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench_bars import bars_of
+from bench_bars import Bar, bars_of
+from bench_budget_bars import budget_bars
+from bench_budgets import Spent, cpu_seconds, kd_of_equal_budget, spent
+from bench_cases import CASES, Case, Measure
 from fastgen.config import TrainTeacherConfig
 from fastgen.config.files import load_config
 from fastgen.data.tasks.ring import RingTask, succeeds
@@ -38,207 +45,133 @@ CONFIGS = ROOT / "recipes" / "configs"
 # Updates of a teacher whose seconds are measured.
 TIMED = 200
 
-# A discriminator that keeps modes: relativistic, R1 and R2 of weight 30 on perturbations of .05.
-GAN = [
-    "dmd.gan_loss=relativistic",
-    "dmd.gan_r1_reg_weight=0.15",
-    "dmd.gan_r2_reg_weight=0.15",
-    "dmd.gan_r1_reg_alpha=0.05",
-    "dmd.gan_use_same_t_noise=true",
-]
-ON_SAMPLES = [
-    *GAN,
-    "dmd.gan_features=sample",
-    "dmd.gan_t={time_dist_type: uniform, min_t: 0.0, max_t: 0.1}",
-]
-ON_FEATURES = [
-    *GAN,
-    "dmd.gan_loss=softplus",
-    "dmd.gan_t={time_dist_type: uniform, min_t: 0.02, max_t: 0.3}",
-]
-FAR = [
-    "train.student_optimizer.lr=0.002",
-    "train.student_optimizer.warmup_steps=30",
-    "student.ema.decay=0.995",
-]
-NO_VSD = ["dmd.vsd_weight=0"]
-PATHS = ("energy_ratio", "success", "mode_error", "clearance", "spread")
 
-
-class Case(NamedTuple):
-    """A task with a teacher, and recipes to compare on it.
+class Options(NamedTuple):
+    """What a call asks for beside its cases.
 
     Attributes:
-        config: of the distillation.
-        rows: name -> overrides.
-        weak: overrides of the training of a weak teacher, with its config; None: the shipped
-            teacher.
-        scores: what the table shows.
-        teachers: row -> further overrides of its own weak teacher, of which one is trained with
-            each seed. {} where all rows share one.
+        seeds: of every row.
+        rows: the rows that are run; () for all. Bars need all of them.
+        overrides: of every distillation, as if they stood in its config; the rows' own win.
     """
 
-    config: str
-    rows: dict[str, list[str]]
-    weak: tuple[str, list[str]] | None = None
-    scores: tuple[str, ...] = PATHS
-    teachers: dict[str, list[str]] = {}
+    seeds: list[int]
+    rows: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
-POINTS = ("energy_distance", "success", "coverage", "spread", "mode_error")
-# The scores of a weak teacher that its students' tables need, and no more: each takes thousands of
-# paths.
-FEW_CALLS = ["calls=[100]", "ab2_calls=[8]"]
-DATA = ["dmd.real_data_weight=1"]
-POINT_DATA = [
-    *DATA,
-    "dmd.real_data_kernel=mmd",
-    "dmd.real_data_conditional=false",
-    "dmd.real_data_samples=256",
-]
-DMD = ["train.steps=300"]
-# Each rung of four is easier to learn.
-FOUR = ["student.steps=4", "train.kd_steps=3000"]
-CASES = {
-    "modes": Case(
-        "modes.yaml",
-        {
-            "KD + DMD": DMD,
-            "KD + DMD + KD loss": [*DMD, "dmd.kd_weight=0.25"],
-        },
-        scores=POINTS,
-    ),
-    "weak modes": Case(
-        "modes.yaml",
-        {
-            "KD + DMD": ["train.kd_steps=600", *DMD],
-            "KD + GAN": [
-                "train.kd_steps=600",
-                "method=ladd",
-                "train.steps=1000",
-                "train.batch_size=256",
-                *ON_SAMPLES,
-                *FAR,
-            ],
-            "KD + data": [
-                "train.kd_steps=600",
-                "train.steps=2000",
-                "train.batch_size=256",
-                *POINT_DATA,
-                *NO_VSD,
-                *FAR,
-                "train.student_optimizer.betas=[0.9, 0.99]",
-                "train.student_optimizer.lr=0.003",
-            ],
-        },
-        ("modes-teacher.yaml", ["train.steps=425", "train.optimizer.final_lr_ratio=0.85"]),
-        POINTS,
-    ),
-    "ring": Case(
-        "ring-kd.yaml",
-        {
-            "KD": [],
-            "KD + DMD + KD loss": [*DMD, "dmd.kd_weight=0.25", "train.kd_steps=4000"],
-            "KD, 4 steps": FOUR,
-        },
-        scores=(*PATHS, "success_near", "spread_near"),
-    ),
-    "two rings": Case(
-        "two-rings.yaml",
-        {
-            "1 step": [],
-            "4 steps": FOUR,
-        },
-    ),
-    "weak ring": Case(
-        "ring-kd.yaml",
-        {
-            "KD + data": ["train.kd_steps=2000", "train.steps=1000", *DATA, *NO_VSD, *FAR],
-            "KD + GAN + data": [
-                "train.kd_steps=2000",
-                "train.steps=500",
-                "dmd.gan_loss_weight_gen=1",
-                *DATA,
-                *NO_VSD,
-                *ON_FEATURES,
-                *FAR,
-                "train.student_optimizer.lr=0.0005",
-            ],
-        },
-        (
-            "ring-teacher.yaml",
-            ["train.steps=2000", "train.optimizer.final_lr_ratio=0.85", *FEW_CALLS],
-        ),
-    ),
-    # A twentieth of the demonstrations, drawn anew with each seed, as is the teacher.
-    "little data": Case(
-        "ring-kd.yaml",
-        {
-            name: ["train.kd_steps=1500", "train.kd_pairs=16000", "data.size=200"]
-            for name in ("equivariant", "dense")
-        },
-        (
-            "ring-teacher.yaml",
-            [
-                "train.steps=2000",
-                "train.ema_decay=0.99",
-                "data.size=200",
-                "calls=[]",
-                "ab2_calls=[16]",
-            ],
-        ),
-        (*PATHS, "success_near", "kept"),
-        {"equivariant": [], "dense": ["model.equivariant=false"]},
-    ),
+# What is measured of exported students, by the name that a case gives.
+MEASURES: dict[str, Measure] = {
+    "turned": Measure(lambda folder: {"kept": kept_when_turned(folder)})
 }
 
 
-def run_quality(cases: list[str], seeds: list[int], out_dir: Path) -> dict[str, Any]:
+def run_quality(cases: list[str], options: Options, out_dir: Path) -> dict[str, Any]:
     """Run, print the tables and return what goes into the JSON file."""
     result = {}
     for name in cases:
         case = CASES[name]
-        folder = out_dir / name.replace(" ", "-")
-        found = run_case(case, seeds, folder)
-        if case.weak is None:
+        folder = out_dir / label_of(name)
+        found = run_case(case, options, folder)
+        if case.timed:
             found["teacher seconds"] = training_seconds(folder / "timed-teacher", case.config)
         show(name, case.scores, found)
-        bars = bars_of(name, found)
-        for label, bar in bars.items():
-            verdict = "met   " if bar.met() else "MISSED"
-            print(f"{verdict} {label}: {bar.got:.4f} against {bar.bar:.4f}", flush=True)
-        found["bars"] = {label: {**bar._asdict(), "met": bar.met()} for label, bar in bars.items()}
+        if found["rows"].keys() == case.rows.keys():
+            found["bars"] = shown_bars(bars_of(name, found) | budget_bars(name, case.equal, found))
         result[name] = found
     return result
 
 
-def run_case(case: Case, seeds: list[int], folder: Path) -> dict[str, Any]:
+def shown_bars(bars: dict[str, Bar]) -> dict[str, dict[str, Any]]:
+    """Print each bar by its name, met or not; the same for the JSON file."""
+    for label, bar in bars.items():
+        verdict = "met   " if bar.met() else "MISSED"
+        print(f"{verdict} {label}: {bar.got:.4f} against {bar.bar:.4f}", flush=True)
+    return {label: {**bar._asdict(), "met": bar.met()} for label, bar in bars.items()}
+
+
+def run_case(case: Case, options: Options, folder: Path) -> dict[str, Any]:
     """Summaries of the case's rows, and the scores of its teacher and of its floor."""
     teacher: list[str] = []
     if case.weak is not None and not case.teachers:
         teacher = weak_teacher(folder / "teacher", *case.weak)
     rows: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
-    reports: list[dict[str, Any]] = []
+    reports: dict[str, list[dict[str, Any]]] = {}
     for row, overrides in case.rows.items():
-        label = row.translate({ord(" "): None, ord("+"): "-", ord(","): "-"})
-        reports = []
-        for seed in seeds:
-            run = folder / f"{label}-{seed}"
+        if options.rows and row not in options.rows:
+            continue
+        reports[row] = []
+        for seed in options.seeds:
+            run = run_folder(folder, row, seed)
             drawn = [f"seed={seed}"]
             if case.teachers and case.weak is not None:
                 drawn.append(f"data.seed={seed}")
                 config, trained = case.weak
                 trained = [*drawn, *trained, *case.teachers[row]]
                 teacher = weak_teacher(Path(f"{run}-teacher"), config, trained)
-            reports.append(distil(run, case.config, [*drawn, *teacher, *overrides]))
-            if "kept" in case.scores:
-                reports[-1]["kd"]["1"]["kept"] = kept_when_turned(run / "student")
-        rows[row] = summary(reports)
+            asked = [*drawn, *teacher, *options.overrides, *overrides]
+            if row in case.equal:
+                asked += kd_of_equal_budget(run_folder(folder, case.equal[row], seed))
+            reports[row].append(distil(run, case.config, asked))
+            if case.measure:
+                add_measured(reports[row][-1], MEASURES[case.measure].of_student(run / "student"))
+        rows[row] = summary(reports[row])
         # Of teachers that are trained with each seed, the first one's.
         own = f"{row}, " if case.teachers else ""
-        teachers |= {own + calls: scores for calls, scores in reports[0]["teacher"].items()}
-    return {"rows": rows, "teacher": teachers, "floor": reports[0]["floor"]}
+        teachers |= {own + calls: scores for calls, scores in reports[row][0]["teacher"].items()}
+    for row in rows:
+        rows[row]["from KD alone"] = gains_over_kd(row, case.equal, reports)
+    floor = next(iter(reports.values()))[0]["floor"]
+    return {"rows": rows, "teacher": teachers, "floor": floor}
+
+
+def run_folder(folder: Path, row: str, seed: int) -> Path:
+    return folder / f"{label_of(row, '')}-{seed}"
+
+
+def label_of(name: str, space: str = "-") -> str:
+    """The name of a case or a row in a file's name."""
+    return name.translate({ord(" "): space, ord("+"): "-", ord(","): "-" if not space else ""})
+
+
+def add_measured(report: dict[str, Any], found: dict[str, float]) -> None:
+    """Add scores of the exported student to a report, beside those of its most calls."""
+    for rows in (report["student"], report[report["selected"]]):
+        rows[most_calls(rows)] |= found
+
+
+def most_calls(rows: dict[str, Any]) -> str:
+    return max(rows, key=int)
+
+
+def gains_over_kd(
+    row: str, equal: dict[str, str], reports: dict[str, list[dict[str, Any]]]
+) -> dict[str, list[float]]:
+    """Of each score, the exported student's less that of KD alone, by seed.
+
+    KD alone is the row that spends as much as this one; where there is none, the KD that this very
+    run began with; {} without either.
+
+    Args:
+        row: name.
+        equal: of the case.
+        reports: of each row, by seed.
+    """
+    alone = next((kd for kd, other in equal.items() if other == row and kd in reports), None)
+    if alone is not None:
+        before = [report["student"] for report in reports[alone]]
+    elif all(report["kd"] and report["selected"] != "kd" for report in reports[row]):
+        before = [report["kd"] for report in reports[row]]
+    else:
+        return {}
+    found: dict[str, list[float]] = {}
+    for report, kd in zip(reports[row], before, strict=True):
+        student = report["student"][most_calls(report["student"])]
+        for score, value in kd[most_calls(kd)].items():
+            if score in student:
+                found.setdefault(score, []).append(student[score] - value)
+    return found
 
 
 def weak_teacher(folder: Path, config: str, overrides: list[str]) -> list[str]:
@@ -315,23 +248,34 @@ def training_seconds(folder: Path, config: str) -> float:
 
 
 def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each stage and number of calls the median, least and largest scores over the seeds; and
-    the CPU seconds."""
+    """Of each stage and number of calls the median, least and largest scores over the seeds, the
+    same of the exported student, and what it took.
+
+    Stages that not all seeds have are left out.
+    """
     found: dict[str, Any] = {"selected": [report["selected"] for report in reports]}
-    for stage in reports[0]["validation"]:
-        found[stage] = {}
-        for calls, scores in reports[0][stage].items():
-            found[stage][calls] = {
+    stages = [
+        stage
+        for stage in reports[0]["validation"]
+        if all(stage in report["validation"] for report in reports)
+    ]
+    for stage in (*stages, "student"):
+        found[stage] = {
+            calls: {
                 score: spread_of([report[stage][calls][score] for report in reports])
                 for score in scores
+                if all(score in report[stage][calls] for report in reports)
             }
-    seconds = [report["seconds"] for report in reports]
-    found["cpu seconds"] = {
-        name.removesuffix("_cpu"): statistics.median(s.get(name, 0.0) for s in seconds)
-        for name in seconds[0]
-        if name.endswith("_cpu")
-    }
+            for calls, scores in reports[0][stage].items()
+        }
+    found["cpu seconds"] = median_of_parts([cpu_seconds(report) for report in reports])
+    found["evaluations"] = median_of_parts([report["teacher_evaluations"] for report in reports])
+    found["spent"] = [spent(report)._asdict() for report in reports]
     return found
+
+
+def median_of_parts(parts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(part.get(name, 0) for part in parts) for name in parts[0]}
 
 
 def spread_of(values: list[float]) -> dict[str, float]:
@@ -339,25 +283,55 @@ def spread_of(values: list[float]) -> dict[str, float]:
 
 
 def show(name: str, scores: tuple[str, ...], case: dict[str, Any]) -> None:
-    """Print the table of a case."""
-    print("\n" + line_of(name, scores) + "    CPU s")
+    """Print the table of a case, and what its students differ by from those of KD alone.
+
+    Evaluations of the teacher and CPU seconds are those of pairs, KD and the stage; of the exported
+    student those of the whole run without its report.
+    """
+    print("\n" + line_of(name, scores) + f"{'evaluations':>13}{'CPU s':>9}")
     references = {"fresh data": case["floor"]}
     for calls, values in case["teacher"].items():
         references[f"teacher {calls}"] = values
     for row, values in references.items():
         print(line_of(row, [f"{values.get(score, float('nan')):.4f}" for score in scores]))
-    for row, stages in case["rows"].items():
-        seconds = stages["cpu seconds"]
-        for stage in stages:
-            if stage in ("selected", "cpu seconds"):
-                continue
-            used = sum(v for name, v in seconds.items() if name in ("pairs", "kd", stage))
-            for calls, values in stages[stage].items():
-                label = f"{row}: {stage}, {calls} {'call' if calls == '1' else 'calls'}"
-                cells = [values[score] for score in scores]
-                shown = [f"{c['median']:.4f}+-{(c['most'] - c['least']) / 2:.4f}" for c in cells]
-                print(line_of(label, shown) + f"{used:>9.0f}", flush=True)
+    for row, found in case["rows"].items():
+        for stage in (*stages_of(found), "student"):
+            taken = taken_by(found, stage)
+            who = f"chosen ({', '.join(sorted(set(found['selected'])))})"
+            for calls, values in found[stage].items():
+                label = f"{row}: {stage if stage != 'student' else who}, {calls}"
+                cells = [shown_spread(values.get(score)) for score in scores]
+                cost = f"{taken.evaluations:>13,.0f}{taken.seconds:>9.0f}"
+                print(line_of(label, cells) + cost, flush=True)
+    for row, found in case["rows"].items():
+        for score in scores:
+            if score in found["from KD alone"]:
+                by_seed = " ".join(f"{value:+.4f}" for value in found["from KD alone"][score])
+                print(f"{row}, {score} less that of KD alone, by seed: {by_seed}")
+
+
+def stages_of(found: dict[str, Any]) -> list[str]:
+    """The trained stages in the summary of a row."""
+    return [name for name in found["evaluations"] if name != "pairs" and name in found]
+
+
+def taken_by(found: dict[str, Any], stage: str) -> Spent:
+    """Medians of what a stage of a row took, with its pairs and KD; "student": the whole run."""
+    if stage == "student":
+        each = [Spent(**run) for run in found["spent"]]
+        return Spent(*(statistics.median(values) for values in zip(*each, strict=True)))
+    parts = dict.fromkeys(("pairs", "kd", stage))
+    return Spent(
+        sum(found["evaluations"].get(part, 0) for part in parts),
+        sum(found["cpu seconds"].get(part, 0.0) for part in parts),
+    )
+
+
+def shown_spread(cell: dict[str, float] | None) -> str:
+    if cell is None:
+        return ""
+    return f"{cell['median']:.4f}+-{(cell['most'] - cell['least']) / 2:.4f}"
 
 
 def line_of(label: str, cells: Sequence[str]) -> str:
-    return f"{label:<40}" + "".join(f"{cell:>17}" for cell in cells)
+    return f"{label:<44}" + "".join(f"{cell:>17}" for cell in cells)

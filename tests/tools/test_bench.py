@@ -121,13 +121,18 @@ def test_medians_and_ranges_are_those_of_the_seeds():
             "selected": "kd",
             "validation": {"kd": {}},
             "kd": {"1": {"success": value}},
-            "seconds": {"kd": 9, "kd_cpu": cpu},
+            "student": {"1": {"success": value}},
+            "seconds": {"kd": 9, "kd_cpu": cpu, "hand_over_cpu": 5.0},
+            "teacher_evaluations": {"pairs": 16, "kd": 0, "report": 4, "total": 20},
         }
         for value, cpu in ((0.9, 3.0), (0.7, 1.0), (0.8, 8.0))
     ]
     found = bench_quality.summary(reports)
     assert found["kd"]["1"]["success"] == {"median": 0.8, "least": 0.7, "most": 0.9}
-    assert found["cpu seconds"] == {"kd": 3.0}
+    assert found["student"] == found["kd"]
+    assert found["cpu seconds"] == {"kd": 3.0, "hand_over": 5.0}
+    assert found["evaluations"]["total"] == 20
+    assert found["spent"][1] == {"evaluations": 16, "seconds": 1.0}
 
 
 class Straight:
@@ -165,7 +170,7 @@ def test_cases_of_several_calls_share_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(
         bench_quality,
         "run_quality",
-        lambda cases, seeds, out: {case: {"seeds": seeds} for case in cases},
+        lambda cases, options, out: {case: {"seeds": options.seeds} for case in cases},
     )
     for case in ("modes", "ring"):
         monkeypatch.setattr(

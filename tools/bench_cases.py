@@ -1,0 +1,258 @@
+"""The cases of `tools/bench.py quality`: tasks with a teacher, and recipes to compare on them.
+
+Cases whose bars hold at an equal budget name, for KD alone, the row that it has to spend as much as
+(`Case.equal`): how many pairs and updates that is follows from the other run
+(:mod:`bench_budgets`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+# A discriminator that keeps modes: relativistic, R1 and R2 of weight 30 on perturbations of .05.
+GAN = [
+    "dmd.gan_loss=relativistic",
+    "dmd.gan_r1_reg_weight=0.15",
+    "dmd.gan_r2_reg_weight=0.15",
+    "dmd.gan_r1_reg_alpha=0.05",
+    "dmd.gan_use_same_t_noise=true",
+]
+ON_SAMPLES = [
+    *GAN,
+    "dmd.gan_features=sample",
+    "dmd.gan_t={time_dist_type: uniform, min_t: 0.0, max_t: 0.1}",
+]
+ON_FEATURES = [
+    *GAN,
+    "dmd.gan_loss=softplus",
+    "dmd.gan_t={time_dist_type: uniform, min_t: 0.02, max_t: 0.3}",
+]
+FAR = [
+    "train.student_optimizer.lr=0.002",
+    "train.student_optimizer.warmup_steps=30",
+    "student.ema.decay=0.995",
+]
+NO_VSD = ["dmd.vsd_weight=0"]
+PATHS = ("energy_ratio", "success", "mode_error", "clearance", "spread")
+
+
+class Measure(NamedTuple):
+    """What is measured of exported students beside the report.
+
+    Attributes:
+        of_student: folder of a student -> scores.
+    """
+
+    of_student: Callable[[Path], dict[str, float]]
+
+
+class Case(NamedTuple):
+    """A task with a teacher, and recipes to compare on it.
+
+    Attributes:
+        config: of the distillation.
+        rows: name -> overrides.
+        weak: overrides of the training of a weak teacher, with its config; None: the shipped
+            teacher.
+        scores: what the table shows.
+        teachers: row -> further overrides of its own weak teacher, of which one is trained with
+            each seed. {} where all rows share one.
+        equal: row of KD alone -> the row whose teacher evaluations and CPU seconds it is given.
+        measure: what is measured of exported students beside the report, by its name in
+            `bench_quality.MEASURES`; "": nothing.
+        timed: whether the training of the shipped teacher is timed, which costs are compared with.
+    """
+
+    config: str
+    rows: dict[str, list[str]]
+    weak: tuple[str, list[str]] | None = None
+    scores: tuple[str, ...] = PATHS
+    teachers: dict[str, list[str]] = {}
+    equal: dict[str, str] = {}
+    measure: str = ""
+    timed: bool = False
+
+
+NEAR = (*PATHS, "success_near", "spread_near")
+IMAGES = ("frechet", "coverage", "precision", "recall", "class_accuracy", "spread")
+POINTS = ("energy_distance", "success", "coverage", "spread", "mode_error")
+# The scores of a weak teacher that its students' tables need, and no more: each takes thousands of
+# paths.
+FEW_CALLS = ["calls=[100]", "ab2_calls=[8]"]
+DATA = ["dmd.real_data_weight=1"]
+POINT_DATA = [
+    *DATA,
+    "dmd.real_data_kernel=mmd",
+    "dmd.real_data_conditional=false",
+    "dmd.real_data_samples=256",
+]
+DMD = ["method=dmd2", "train.steps=300"]
+# Each rung of four is easier to learn.
+FOUR = ["student.steps=4", "train.kd_steps=3000"]
+ALONE = ["method=kd"]
+MATCHED = ["method=dmd2", "keep=dmd"]
+# At most 30,000 evaluations, those of validations and of the report among them.
+FEW_PAIRS = ["train.kd_pairs=500", "train.kd_steps=600", "train.steps=200"]
+# Nothing is asked of the teacher but the weights that the student starts from.
+DRIFT = ["method=drift", "train.kd_steps=0", "train.steps=1500", "dmd.set_samples=16"]
+# What ring.yaml has beyond two-rings.yaml.
+LIKE_RING = [
+    "student.layers=6",
+    "dmd.vsd_norm=batch",
+    "dmd.fake_steps_per_student_step=5",
+    "dmd.fake_score_warmup_steps=50",
+    "train.kd_pairs=3000",
+    "train.kd_steps=3500",
+    "train.steps=150",
+    "train.student_optimizer.lr=5.0e-5",
+]
+CASES = {
+    "modes": Case(
+        "modes.yaml",
+        {
+            "KD + DMD": DMD,
+            "KD + DMD + KD loss": [*DMD, "dmd.kd_weight=0.25"],
+        },
+        scores=POINTS,
+        timed=True,
+    ),
+    "weak modes": Case(
+        "modes.yaml",
+        {
+            "KD + DMD": ["train.kd_steps=600", *DMD],
+            "KD + GAN": [
+                "train.kd_steps=600",
+                "method=ladd",
+                "train.steps=1000",
+                "train.batch_size=256",
+                *ON_SAMPLES,
+                *FAR,
+            ],
+            "KD + data": [
+                "train.kd_steps=600",
+                "method=dmd2",
+                "train.steps=2000",
+                "train.batch_size=256",
+                *POINT_DATA,
+                *NO_VSD,
+                *FAR,
+                "train.student_optimizer.betas=[0.9, 0.99]",
+                "train.student_optimizer.lr=0.003",
+            ],
+        },
+        ("modes-teacher.yaml", ["train.steps=425", "train.optimizer.final_lr_ratio=0.85"]),
+        POINTS,
+    ),
+    "ring": Case(
+        "ring-kd.yaml",
+        {
+            "KD": [],
+            "KD + DMD + KD loss": [*DMD, "dmd.kd_weight=0.25", "train.kd_steps=4000"],
+            "KD, 4 steps": FOUR,
+        },
+        scores=NEAR,
+        timed=True,
+    ),
+    "two rings": Case(
+        "two-rings.yaml",
+        {
+            "1 step": [],
+            "4 steps": FOUR,
+        },
+        timed=True,
+    ),
+    "weak ring": Case(
+        "ring-kd.yaml",
+        {
+            "KD + data": [
+                "train.kd_steps=2000",
+                "method=dmd2",
+                "train.steps=1000",
+                *DATA,
+                *NO_VSD,
+                *FAR,
+            ],
+            "KD + GAN + data": [
+                "train.kd_steps=2000",
+                "method=dmd2",
+                "train.steps=500",
+                "dmd.gan_loss_weight_gen=1",
+                *DATA,
+                *NO_VSD,
+                *ON_FEATURES,
+                *FAR,
+                "train.student_optimizer.lr=0.0005",
+            ],
+        },
+        (
+            "ring-teacher.yaml",
+            ["train.steps=2000", "train.optimizer.final_lr_ratio=0.85", *FEW_CALLS],
+        ),
+    ),
+    # A twentieth of the demonstrations, drawn anew with each seed, as is the teacher.
+    "little data": Case(
+        "ring-kd.yaml",
+        {
+            name: ["train.kd_steps=1500", "train.kd_pairs=16000", "data.size=200"]
+            for name in ("equivariant", "dense")
+        },
+        (
+            "ring-teacher.yaml",
+            [
+                "train.steps=2000",
+                "train.ema_decay=0.99",
+                "data.size=200",
+                "calls=[]",
+                "ab2_calls=[16]",
+            ],
+        ),
+        (*PATHS, "success_near", "kept"),
+        {"equivariant": [], "dense": ["model.equivariant=false"]},
+        measure="turned",
+    ),
+    # Images of clothes, at budgets that a user with a large teacher would have.
+    "fashion": Case(
+        "fashion.yaml",
+        {
+            "KD + DMD": [],
+            "KD, as many evaluations": ALONE,
+            "500 pairs + DMD": FEW_PAIRS,
+            "KD, as many as 500 pairs + DMD": ALONE,
+            "4 calls": ["student.steps=4"],
+            "KD, 4 calls": ["student.steps=4", *ALONE],
+            "DMD alone": ["train.kd_steps=0", "train.steps=500"],
+            "drift": DRIFT,
+        },
+        scores=IMAGES,
+        equal={
+            "KD, as many evaluations": "KD + DMD",
+            "KD, as many as 500 pairs + DMD": "500 pairs + DMD",
+            "KD, 4 calls": "4 calls",
+        },
+    ),
+    # What the default chooses, beside KD alone with as much.
+    "ring auto": Case(
+        "ring.yaml",
+        {"auto": [], "KD alone": ALONE},
+        scores=NEAR,
+        equal={"KD alone": "auto"},
+    ),
+    "two rings auto": Case(
+        "two-rings.yaml",
+        {"auto": ["method=auto", *LIKE_RING], "KD alone": [*LIKE_RING, *ALONE]},
+        scores=(*PATHS, "share_error"),
+        equal={"KD alone": "auto"},
+    ),
+    "ring, any budget": Case("ring-kd.yaml", {"KD, 6 layers": ["student.layers=6"]}, scores=NEAR),
+    # Two ways to join the rungs. `keep=dmd`: students by DMD are compared, better than KD or not.
+    "ring, 4 calls": Case(
+        "ring.yaml",
+        {
+            kind: [*MATCHED, "student.steps=4", f"student.sample_type={kind}"]
+            for kind in ("sde", "ode")
+        },
+        scores=NEAR,
+    ),
+}
