@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,3 +24,12 @@ def pytest_collection_finish() -> None:
     that stay to the end, looked through by every run that frees its memory."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def blank_pictures() -> Iterator[None]:
+    """Runs of a toy draw no pictures: what is looked at is the rest of them."""
+    from support.toy import without_pictures
+
+    with without_pictures():
+        yield

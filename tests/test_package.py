@@ -35,7 +35,11 @@ USERS = {
         "report/trajectories.py",
     },
 }
-HEAVY = ("escnn", "accelerate", "matplotlib", "pydantic", "yaml", "lie_learn", "tqdm")
+# torch's compiler among them: it takes as long to load as torch itself.
+HEAVY = (
+    *("escnn", "accelerate", "matplotlib", "pydantic", "yaml", "lie_learn", "tqdm"),
+    "torch._dynamo",
+)
 PLAIN = "import fastgen, fastgen.models, fastgen.samplers, fastgen.flow_matching"
 
 

@@ -31,7 +31,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure  # noqa: F401  # loaded here, a fork need not: reports draw with it
 import torch
+import torch._dynamo  # noqa: F401  # and optimisers load it
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm

@@ -184,6 +184,7 @@ def test_a_network_by_keywords_that_edits_is_served_too():
     assert torch.equal(cond, COND)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 def test_a_run_is_that_of_the_twin(tmp_path):
     folders = []

@@ -9,7 +9,7 @@ import pytest
 from fastgen.distillation import distill
 from fastgen.jobs import decisions
 from fastgen.jobs.decisions import DECISIONS
-from support.toy import ToyTask, ToyTeacher, toy_config
+from support.toy import ToyTask, ToyTeacher, toy_config, without_pictures
 
 
 class Judged(ToyTask):
@@ -27,7 +27,8 @@ def run(folder, task, **train):
     cfg = toy_config(folder, **train)
     # As a user writes it: what is not set is open to decisions.
     cfg = cfg.model_copy(update={"method": "auto"})
-    distill(cfg, teacher=ToyTeacher(), task=task)
+    with without_pictures():
+        distill(cfg, teacher=ToyTeacher(), task=task)
     return json.loads((folder / "report" / "report.json").read_text())
 
 
@@ -58,7 +59,8 @@ def test_what_was_found_is_not_measured_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(decisions, "teacher_sampler", no)
     cfg = toy_config(folder).model_copy(update={"method": "auto", "resume": True})
-    distill(cfg, teacher=ToyTeacher(), task=Judged(1e-3))
+    with without_pictures():
+        distill(cfg, teacher=ToyTeacher(), task=Judged(1e-3))
     assert (folder / "student" / "student.safetensors").read_bytes() == weights
 
 

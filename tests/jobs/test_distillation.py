@@ -17,7 +17,14 @@ from fastgen.distillation import distill
 from fastgen.export.folders import load_student
 from fastgen.jobs.evaluation import student_sampler, teacher_sampler
 from fastgen.methods.kd import KnowledgeDistillation
-from support.toy import LabelTeacher, PointTeacher, ToyTask, ToyTeacher, toy_config
+from support.toy import (
+    LabelTeacher,
+    PointTeacher,
+    ToyTask,
+    ToyTeacher,
+    toy_config,
+    without_pictures,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -97,7 +104,8 @@ def test_a_stopped_run_goes_on_with_conditions_of_any_kind(tmp_path, monkeypatch
 
     def run(name: str, **changes):
         cfg = toy_config(tmp_path / name).model_copy(update=changes)
-        return distill(cfg, teacher=make(), task=SampleTask("mine", X, Z))
+        with without_pictures():
+            return distill(cfg, teacher=make(), task=SampleTask("mine", X, Z))
 
     whole, update = run("whole"), KnowledgeDistillation.update
 
@@ -122,7 +130,8 @@ def test_a_file_of_latents_with_labels_is_distilled_from_its_config(tmp_path):
     np.savez(tmp_path / "latents.npz", X=normal(60, 4, 6, 6).numpy(), Z=LABELS.numpy())
     values = toy_config(tmp_path / "run").model_dump(exclude={"data"})
     values["data"] = {"name": "file", "path": str(tmp_path / "latents.npz")}
-    run = distill(DistillConfig.model_validate(values), teacher=LabelTeacher())
+    with without_pictures():
+        run = distill(DistillConfig.model_validate(values), teacher=LabelTeacher())
     card = (run / "student" / "README.md").read_text()
     assert (
         "z integers (B,) -> x (B, 4, 6, 6)" in card

@@ -267,6 +267,7 @@ def test_the_shipped_configs_are_kd_alone_and_take_every_method(file):
         assert resolved("train={steps: 5}") == ("dmd2", 5)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::fastgen.config.base.OldSpelling")
 @pytest.mark.parametrize(

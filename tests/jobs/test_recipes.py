@@ -297,6 +297,7 @@ def test_samples_without_a_condition_and_of_any_shape(call, monkeypatch, tmp_pat
     )
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_data_named_on_the_command_line_are_found_again_from_anywhere(
     home, call, tmp_path, monkeypatch
 ):

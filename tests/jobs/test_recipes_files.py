@@ -64,6 +64,7 @@ def linked(folder: Path, file: Path) -> Path:
     return link
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_files_in_the_cache_of_a_hub_are_read_by_their_names(home, call, z, tmp_path):
     hub = tmp_path / "hub"
     data = linked(hub, home / "walks.npz")

@@ -82,6 +82,7 @@ def test_a_resumed_run_has_the_log_and_the_scores_of_an_uninterrupted_one(home, 
         assert reports[0][part] == reports[1][part]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("moment", ["pairs", "hand_over"])
 def test_ctrl_c_between_the_stages_says_how_to_go_on_too(home, call, tmp_path, monkeypatch, moment):
     def interrupt(self: Distillation) -> None:

@@ -48,6 +48,7 @@ def test_a_network_of_this_kind_is_refused_in_one_line(kind, tmp_path):
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",

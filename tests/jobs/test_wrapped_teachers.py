@@ -20,7 +20,7 @@ from fastgen.teachers import as_rectified_flow
 from fastgen.training.processes import OneProcess
 from fastgen.training.trained_network import TrainedNetwork
 from support.launched import AROUND, PLACES, Bodied, launched
-from support.toy import ToyTask, toy_config
+from support.toy import ToyTask, toy_config, without_pictures
 
 X = torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(0))
 COND = torch.randn(5, 1, 2, generator=torch.Generator().manual_seed(1))
@@ -75,12 +75,14 @@ def test_a_saved_teacher_has_the_names_of_the_bare_network(tmp_path, around, pla
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     cfg = toy_config(tmp_path_factory.mktemp("plain") / "run")
-    return distill(cfg, teacher=Bodied(), task=ToyTask())
+    with without_pictures():
+        return distill(cfg, teacher=Bodied(), task=ToyTask())
 
 
 FILES = ("stages/kd.safetensors", "stages/dmd.safetensors", "student/student.safetensors")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("around", "place"), [("compiled", "whole"), ("compiled", "body"), ("both", "everywhere")]
@@ -124,6 +126,7 @@ class Patched(Bodied):
         return 0.5 * super().forward(x_t, t, cond) + 1.0
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 def test_a_run_with_a_patched_teacher_is_that_of_the_network_written_so(tmp_path):
     teacher = Bodied()

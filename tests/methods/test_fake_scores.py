@@ -181,6 +181,7 @@ def test_a_rank_without_a_fake_score_is_refused():
             check_plan(setup_of(cfg, ToyTeacher(), x0, cond))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 def test_a_run_trains_and_saves_the_corrections(tmp_path):
 

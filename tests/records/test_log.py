@@ -119,6 +119,7 @@ def test_a_damaged_row_is_named_by_its_line_and_a_last_one_that_was_cut_is_left_
         read_log(tmp_path)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 def test_every_row_of_a_run_says_how_fast_it_was_and_what_took_the_time(tmp_path):
     distill(toy_config(tmp_path / "run"), teacher=ToyTeacher(), task=ToyTask())
@@ -147,6 +148,7 @@ def test_a_file_gets_whole_lines_now_and_then_and_one_at_the_end(clock, capsys):
     assert said == "kd: 1/5, loss 0\nkd: 4/5, loss 3\nkd: 5/5, loss 4\npairs: 2/2\n"
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 def test_a_terminal_gets_a_bar_and_a_file_no_carriage_return(tmp_path, monkeypatch, capsys):
     assert isinstance(progress_bar("kd", 3), Lines)
@@ -218,11 +220,12 @@ import sys
 sys.path.insert(0, {str(TESTS)!r})
 from fastgen.distillation import distill
 from fastgen.methods.matching import DistributionMatching
-from support.toy import ToyTask, ToyTeacher, plug_pulled, toy_config
+from support.toy import ToyTask, ToyTeacher, plug_pulled, toy_config, without_pictures
 cfg = toy_config("run", tracker="wandb")
 with plug_pulled(DistributionMatching, 7):
     distill(cfg, teacher=ToyTeacher(), task=ToyTask())
-distill(cfg.model_copy(update={{"resume": True}}), teacher=ToyTeacher(), task=ToyTask())
+with without_pictures():
+    distill(cfg.model_copy(update={{"resume": True}}), teacher=ToyTeacher(), task=ToyTask())
 """
 
 

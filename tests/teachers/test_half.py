@@ -127,6 +127,7 @@ def test_a_run_with_it_trains_float32_students_from_its_weights(tmp_path):
     assert given.linear.weight.dtype == torch.float32 and (run / "student").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"teacher": {"dtype": "bfloat16"}}, {"train": {"gradient_checkpointing": True}}]

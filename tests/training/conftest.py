@@ -15,7 +15,7 @@ from fastgen.distillation import distill
 from support import processes
 from support.faults import JOB
 from support.runs import train
-from support.toy import ToyTask, ToyTeacher, toy_config, with_everything
+from support.toy import ToyTask, ToyTeacher, toy_config, with_everything, without_pictures
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,8 @@ def whole(tmp_path_factory) -> Path:
         "evaluate_every": 4,
         "log_every": 2,
     }
-    distill(with_everything(run_dir, **sizes), teacher=ToyTeacher(), task=ToyTask())
+    with without_pictures():
+        distill(with_everything(run_dir, **sizes), teacher=ToyTeacher(), task=ToyTask())
     return run_dir
 
 

@@ -38,6 +38,7 @@ def traced(monkeypatch):
     return compiled
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 def test_networks_are_compiled_and_a_run_and_its_names_stay_what_they_are(tmp_path, traced):
     plain = distill(toy_config(tmp_path / "plain"), teacher=ToyTeacher(), task=ToyTask())

@@ -59,6 +59,7 @@ class Dropping(ToyTeacher):
         return super().forward(nn.functional.dropout(x_t, 0.5, torch.is_grad_enabled()), t, cond)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "step"), [(KnowledgeDistillation, 5), (DistributionMatching, 7)])
 def test_dropout_is_drawn_again_as_it_was(tmp_path, stage, step):
@@ -77,6 +78,7 @@ def test_dropout_is_drawn_again_as_it_was(tmp_path, stage, step):
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
+@pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["data", "teacher"])
 def test_a_run_does_not_go_on_with_other_data_or_another_teacher(tmp_path, what):
