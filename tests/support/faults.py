@@ -1,4 +1,6 @@
-"""Faults: a small distillation in a process of its own, in which something goes wrong."""
+"""Faults: a small distillation in a process of its own, in which something goes wrong.
+
+Processes whose start is no part of a test are forks of a warm one (support/warm.py)."""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 from fastgen.records.checkpoints import load_newest_checkpoint
 from fastgen.records.log import read_log, timeless
+from support.warm import run_all
 
 __all__ = [
     "JOB",
@@ -38,7 +41,7 @@ from fastgen.jobs.command_line import user_errors
 from fastgen.jobs.distillation import Distillation, distill
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
-from support.toy import ToyTask, ToyTeacher, with_everything
+from support.toy import ToyTask, ToyTeacher, with_everything, without_pictures
 
 run_dir, fault, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 rank = int(os.environ.get("RANK", "0"))
@@ -90,7 +93,7 @@ if fault == "long update":
     KnowledgeDistillation.update = long_update
 if fault == "sigterm in pairs":
     Distillation.pairs = lambda self: os.kill(os.getpid(), signal.SIGTERM)
-with user_errors(resumable=True):
+with user_errors(resumable=True), without_pictures():
     distill(cfg, teacher=ToyTeacher(), task=ToyTask())
 """
 
@@ -113,10 +116,16 @@ def command(
     return [sys.executable, *(launch if processes > 1 else []), *job]
 
 
-def run(folder: Path, fault: str = "none", **options) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, fault: str = "none", *, processes: int = 1, **options
+) -> subprocess.CompletedProcess[str]:
     """The job, to its end."""
+    words = command(folder, fault, processes=processes, **options)
+    if processes == 1:
+        (done,) = run_all([(words[1:], environment(), folder)], PATIENCE)
+        return done
     return subprocess.run(
-        command(folder, fault, **options),
+        words,
         env=environment(),
         cwd=folder,
         capture_output=True,
@@ -139,23 +148,9 @@ def pair(folder: Path, fault: str, **options) -> list[tuple[int, str]]:
         "MASTER_PORT": str(port),
     }
     ranks = [environment() | shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    both = [
-        subprocess.Popen(
-            command(folder, fault, **options),
-            env=env,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for env in ranks
-    ]
-    try:
-        said = [process.communicate(timeout=PATIENCE)[1] for process in both]
-        return [(process.returncode, err) for process, err in zip(both, said, strict=True)]
-    finally:
-        for process in both:
-            process.kill()
+    words = command(folder, fault, **options)[1:]
+    done = run_all([(words, variables, folder) for variables in ranks], PATIENCE)
+    return [(process.returncode, process.stderr) for process in done]
 
 
 def the_line(stderr: str) -> str:
