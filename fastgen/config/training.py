@@ -43,6 +43,13 @@ class OptimizerConfig(Config):
         cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
         return self.lr * (self.final_lr_ratio + (1.0 - self.final_lr_ratio) * cosine)
 
+    def cooled(self, lr: float, share: float) -> float:
+        """`lr` on its way down to the last rate of the schedule; `share` of the way is left."""
+        if share == 1.0:
+            return lr
+        last = min(lr, self.final_lr_ratio * self.lr)
+        return last + share * (lr - last)
+
 
 class LoopConfig(Config):
     """Keys that every training loop has."""
@@ -56,7 +63,12 @@ class LoopConfig(Config):
     checkpoint_every: int = Field(default=500, gt=0, description="updates between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints kept")
     log_every: int = Field(default=25, gt=0, description="updates between rows of metrics.jsonl")
-    evaluate_every: int = Field(default=500, gt=0, description="updates between quick validations")
+    evaluate_every: int = Field(
+        default=500,
+        gt=0,
+        description="most updates between quick validations; a short stage has them more often, "
+        "four in all, but not more often than every 25 updates",
+    )
     keep_best: bool = Field(
         default=True,
         description="a stage's result is its best validated average; false: its last average",
@@ -66,6 +78,13 @@ class LoopConfig(Config):
         ge=1,
         description="validations in a row without improvement by more than noise that end a stage; "
         "null = never",
+    )
+    cooldown: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="of a stage that ends early, by patience or by train.teacher_calls: updates "
+        "in which its learning rates fall to their end, as a share of those before; 0 = none",
     )
     most_skipped: int = Field(
         default=10,
@@ -118,9 +137,9 @@ class DistillTrainConfig(LoopConfig):
     teacher_calls: int | None = Field(
         default=None,
         ge=1,
-        description="teacher evaluations (rows through its network; two for a guided one) that "
-        "pairs and training may take; a stage ends before the update that would take more; null = "
-        "as many as the other keys ask for",
+        description="teacher evaluations (rows through its network; two for a guided one) that the "
+        "decision of method=auto, pairs and training may take; a stage ends before the update that "
+        "would take more; null = as many as the other keys ask for",
     )
     kd_huber_c: float = Field(
         default=0.02, gt=0.0, description="c of the pseudo-Huber loss, in normalised units"

@@ -76,25 +76,33 @@ def _rows_of_losses(setup: Setup, planned: Sequence[PlannedNetwork]) -> list[int
     return rows
 
 
-def check_budget(setup: Setup, planned: PlannedEvaluations) -> None:
+def check_budget(setup: Setup, planned: PlannedEvaluations, *, decision: int = 0) -> None:
     """Refuse a budget of teacher evaluations that pays for too little.
 
+    Args:
+        setup: the networks of the run.
+        planned: evaluations of its pairs and stages.
+        decision: evaluations that `method: auto` has already taken.
+
     Raises:
-        ValueError: pairs, the warm-ups and one update of each stage already take more than
+        ValueError: these, pairs, the warm-ups and one update of each stage already take more than
             `train.teacher_calls`; which keys to lower.
     """
     train = setup.cfg.train
     budget = train.teacher_calls
     if budget is None:
         return
-    if planned.pairs > budget:
+    left = budget - decision
+    beside = f", of which the decision took {decision:,}" if decision else ""
+    if planned.pairs > left:
         of_a_pair = planned.pairs // train.kd_pairs
         raise ValueError(
-            f"expected pairs within train.teacher_calls={budget:,}, got {planned.pairs:,} teacher "
-            f"evaluations for train.kd_pairs={train.kd_pairs:,} of {of_a_pair} each; lower "
-            f"train.kd_pairs to {budget // of_a_pair:,}, or train.kd_teacher_calls"
+            f"expected pairs within train.teacher_calls={budget:,}{beside}, got "
+            f"{planned.pairs:,} teacher evaluations for train.kd_pairs={train.kd_pairs:,} of "
+            f"{of_a_pair} each; lower train.kd_pairs to {max(0, left) // of_a_pair:,}, or "
+            "train.kd_teacher_calls"
         )
-    least = planned.pairs
+    least = decision + planned.pairs
     for method in stages_of(setup.cfg):
         updates = method.updates(setup.cfg)
         of_an_update = planned.of_an_update[method.stage]
@@ -102,7 +110,7 @@ def check_budget(setup: Setup, planned: PlannedEvaluations) -> None:
     if least > budget:
         raise ValueError(
             f"expected train.teacher_calls >= {least:,}, what the pairs ({planned.pairs:,}) and "
-            f"the first update of each stage take, got {budget:,}; lower train.kd_pairs, "
+            f"the first update of each stage take, got {budget:,}{beside}; lower train.kd_pairs, "
             "train.kd_teacher_calls or train.batch_size"
         )
 

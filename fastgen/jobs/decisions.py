@@ -20,16 +20,16 @@ from ..data import Task
 from ..discriminators import discriminator_for
 from ..methods.auto import Decision, Findings, carried_out, decide
 from ..methods.registry import method_named
+from ..training.evaluations import DECISION
 from ..training.processes import Processes
 from ..training.validation import weaknesses
 from .checks import stored_scores
 from .evaluation import teacher_sampler
 from .setup import Setup
 
-__all__ = ["AUTO", "DECISION", "DECISIONS", "Decided", "decided", "findings_of", "foreseen"]
+__all__ = ["AUTO", "DECISIONS", "Decided", "decided", "findings_of", "foreseen"]
 
 AUTO = "auto"
-DECISION = "decision"  # the part of a run in which the teacher's evaluations are counted
 DECISIONS = "decision.json"
 # AB2 calls of the teacher where its scores are not known yet.
 _CALLS = 16

@@ -33,7 +33,7 @@ from ..teachers.declarations import declaration_notes
 from ..training.accelerator import start_accelerator
 from ..training.choice import validate_by
 from ..training.draws import Draws
-from ..training.evaluations import PAIRS, Asked
+from ..training.evaluations import DECISION, PAIRS, Asked
 from ..training.processes import Processes
 from ..training.recompute import keep_blocks
 from ..training.trained_network import TrainedNetwork, check_compiler
@@ -47,7 +47,7 @@ from .checks import (
     stored_scores,
     with_method,
 )
-from .decisions import AUTO, DECISION, decided
+from .decisions import AUTO, decided
 from .evaluation import Sampler, chunk_rows
 from .hand_over import HandOver, Rows, teacher_notes
 from .origin import data_origin, student_origin, teacher_origin
@@ -170,7 +170,7 @@ class Distillation:
         if self.cfg.train.teacher_calls is None:
             return
         planned = planned_evaluations(self.networks, processes=self.world)
-        check_budget(self.networks, planned)
+        check_budget(self.networks, planned, decision=self.asked_to_decide)
         self._of_an_update = planned.of_an_update
 
     def origin(self) -> dict[str, Any]:
@@ -191,6 +191,7 @@ class Distillation:
             self.cfg = cfg
             self.networks.cfg = cfg
             check_plan(self.networks, processes=self.world, sharded=self.processes.is_fsdp2)
+        if self.decisions:
             self._check_budget()
         if self.decisions and self.processes.is_main_process:
             print("\n".join(self.decisions), file=sys.stderr, flush=True)
@@ -221,6 +222,8 @@ class Distillation:
             remedies=remedies_of(self.networks),
             teacher=Asked(networks.rows, cfg.train.teacher_calls, self._of_an_update),
         )
+        if self.asked_to_decide:
+            self.trainer.evaluations[DECISION] = self.asked_to_decide
         threads = threads_of_training(
             cfg.train, networks.student, networks.x0, networks.cond, self.processes
         )
@@ -234,14 +237,12 @@ class Distillation:
             network = self.networks.student()
             load_state(network, self.trainer.result(stage))
             students[stage] = keep_blocks(network).eval()
-        evaluations = dict(self.trainer.evaluations)
-        if self.asked_to_decide:
-            evaluations[DECISION] = self.asked_to_decide
+        self.closing.decisions += self.trainer.early_ends
         self.closing.run(
             students,
             dict(self.trainer.seconds),
             self.trainer.warnings,
-            evaluations,
+            dict(self.trainer.evaluations),
         )
 
     # ---- What stages are built from --------------------------------------------------------------

@@ -20,9 +20,8 @@ from ..records.log import read_log
 from ..report.page import write_report
 from ..report.tables import format_table
 from ..training.choice import Choice, Validation, choose, validate_by
-from ..training.evaluations import PAIRS, VALIDATION
+from ..training.evaluations import DECISION, PAIRS, VALIDATION
 from ..training.validation import teacher_note
-from .decisions import DECISION
 from .evaluation import (
     Sampler,
     evaluate_student,
@@ -59,12 +58,16 @@ def evaluation_tables(
 
     Returns:
         {"teacher_evaluations": by part and stage, with their "total", "teacher_calls": by "pairs",
-        "training" (all stages), "validation" and "report"}.
+        "training" (all stages), "validation" and "report"}; both with "decision" where `method:
+        auto` asked.
     """
     parts = {part: evaluations.get(part, 0) for part in (PAIRS, *stages, VALIDATION, REPORT)}
+    decision = {}
     if DECISION in evaluations:
-        parts = {DECISION: evaluations[DECISION], **parts}
+        decision = {DECISION: evaluations[DECISION]}
+    parts = {**decision, **parts}
     phases = {
+        **decision,
         PAIRS: parts[PAIRS],
         "training": sum(parts[stage] for stage in stages),
         VALIDATION: parts[VALIDATION],

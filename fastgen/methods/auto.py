@@ -10,7 +10,12 @@ Until the measurements are there, `auto` is DMD2: all that it may need is checke
 - a guided teacher follows no distribution that its scores describe: KD alone;
 - any other one: DMD2 after KD.
 
-A key whose value isn't its default is never changed.
+But for the first rule, a stage also ends where it no longer gains: after `train.patience`
+validations in a row that were no better by more than noise, and a cool-down of its learning rates
+(`train.cooldown`).
+
+A key whose value isn't its default is never changed. What is chosen from are the cases of
+tools/BENCHMARKS.md; set losses, drift, consistency and a GAN alone are not among them.
 """
 
 from __future__ import annotations
@@ -72,6 +77,16 @@ _KERNEL: Changes = {
 }
 
 
+# When a stage no longer gains. On `ring` KD that still gains goes without for two validations in a
+# row, while its learning rate is high.
+_PATIENCE: Changes = {"train": {"patience": 3, "cooldown": 0.2}}
+
+_NOT_WEIGHED = (
+    "set losses (dmd.set_weight), drift, consistency and a GAN alone (ladd) were not considered: "
+    "no measured case decides for them"
+)
+
+
 class Auto(DMD2):
     """DMD2, or what the measurements ask for in its place."""
 
@@ -121,6 +136,14 @@ def decide(cfg: DistillConfig, found: Findings) -> Decision:
     quality = found.quality
     if settled := _settled_by(cfg):
         return Decision("dmd2", {}, f"{quality}. The config says {settled}: DMD2 as configured")
+    method, changes, why = _by_findings(cfg, found)
+    changes = _merged(changes, _open_keys(cfg, _PATIENCE))
+    return Decision(method, changes, f"{why}. {_patience_told(cfg, changes)}. {_NOT_WEIGHED}")
+
+
+def _by_findings(cfg: DistillConfig, found: Findings) -> Decision:
+    """The method that the findings ask for, with the changes of its losses."""
+    quality = found.quality
     if found.weak:
         changes, how = _from_data(cfg, found)
         return Decision(
@@ -149,6 +172,29 @@ def decide(cfg: DistillConfig, found: Findings) -> Decision:
         {},
         f"{quality}: KD first, then DMD2, which is kept if it is better by more than chance",
     )
+
+
+def _patience_told(cfg: DistillConfig, changes: Changes) -> str:
+    """When stages end, for people."""
+    patience = changes["train"].get("patience", cfg.train.patience)
+    cooldown = changes["train"].get("cooldown", cfg.train.cooldown)
+    if patience is None:
+        return "Each stage makes all of its updates"
+    said = (
+        f"A stage ends after {patience} validations in a row that are no better by more than noise"
+    )
+    if cooldown:
+        said += f", and {cooldown:.0%} more updates in which its learning rates fall"
+    return said
+
+
+def _merged(*parts: Changes) -> Changes:
+    """Changes of disjoint keys in one."""
+    found: Changes = {}
+    for part in parts:
+        for name, values in part.items():
+            found[name] = {**found.get(name, {}), **values}
+    return found
 
 
 def carried_out(cfg: DistillConfig, decision: Decision) -> DistillConfig:

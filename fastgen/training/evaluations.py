@@ -1,9 +1,9 @@
 """Teacher evaluations of a run: rows asked of the teacher, by all processes, for each part of it.
 
-Parts are "pairs", the stages by name, and "validation". What a run spends on learning is the sum
-over pairs and stages; validation only watches, all of it in every process, so that the main
-process' rows are counted. What the checks before the training ask is no part
-of a run: a resumed run makes them again.
+Parts are "decision" (what `method: auto` measures), "pairs", the stages by name, and "validation".
+What a run spends on learning is the sum of all but the last. Validation only watches, all of it in
+every process, so that the main process' rows are counted. What the checks before the training ask
+is no part of a run: a resumed run makes them again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 from .._core.row_counts import RowCount
 from .processes import Processes
 
-__all__ = ["PAIRS", "VALIDATION", "Asked", "TeacherEvaluations"]
+__all__ = ["DECISION", "PAIRS", "VALIDATION", "Asked", "TeacherEvaluations"]
 
+DECISION = "decision"
 PAIRS = "pairs"
 VALIDATION = "validation"
 
@@ -29,7 +30,8 @@ class Asked(NamedTuple):
 
     Attributes:
         rows: counts what this process asks.
-        budget: the most that pairs and training may ask together; None: there is no limit.
+        budget: the most that decision, pairs and training may ask together; None: there is no
+            limit.
         of_an_update: stage -> the most evaluations of one of its updates, for a budget.
     """
 
@@ -65,8 +67,8 @@ class TeacherEvaluations:
 
     @property
     def spent(self) -> int:
-        """Evaluations of pairs and training as of the last `add_up`."""
-        return sum(self.counted.get(part, 0) for part in (PAIRS, *self.stages))
+        """Evaluations of decision, pairs and training as of the last `add_up`."""
+        return sum(self.counted.get(part, 0) for part in (DECISION, PAIRS, *self.stages))
 
     def asked_by(self, part: str) -> AbstractContextManager[None]:
         """Inside, what is asked counts as `part`."""
@@ -87,23 +89,27 @@ class TeacherEvaluations:
             if rows:
                 self.counted[part] = self.counted.get(part, 0) + rows
 
-    def too_dear(self, stage: str) -> bool:
-        """Whether one more update of `stage` may ask more than the budget has left."""
+    def updates_left(self, stage: str) -> int | None:
+        """How many more updates of `stage` the budget surely pays for; None: it is no limit."""
         cost = self.of_an_update.get(stage, 0)
         if self.budget is None or not cost:
-            return False
+            return None
         self.add_up()
-        return self.spent + cost > self.budget
+        return max(0, self.budget - self.spent) // cost
 
-    def end_of(self, stage: str, updates: int) -> str:
+    def too_dear(self, stage: str) -> bool:
+        """Whether one more update of `stage` may ask more than the budget has left."""
+        return self.updates_left(stage) == 0
+
+    def why_it_ends(self, stage: str) -> str:
         """What is said where the budget ends a stage."""
         return (
-            f"{stage} ends after {updates} updates: of train.teacher_calls={self.budget:,} "
-            f"{self.spent:,} are spent, and an update takes {self.of_an_update[stage]:,}"
+            f"of train.teacher_calls={self.budget:,} {self.spent:,} are spent, and an update takes "
+            f"{self.of_an_update[stage]:,}"
         )
 
     def row(self) -> dict[str, int]:
-        """What a row of the log says: the evaluations of pairs and training so far."""
+        """What a row of the log says: the evaluations of decision, pairs and training so far."""
         if self.rows is None:
             return {}
         self.add_up()

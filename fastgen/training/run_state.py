@@ -8,6 +8,7 @@ from typing import Any
 
 from .._core.json_kinds import count, listed, mapping, maybe, number, positive, record, text
 from .._core.messages import brief, first_names
+from .endings import ENDING, Ending
 from .validation import Progress
 
 __all__ = ["RunState"]
@@ -38,8 +39,11 @@ _KINDS = {
     "seconds": mapping(number),
     "progress": mapping(_PROGRESS),
 }
-# Earlier versions counted no evaluations.
-_STATE = record(_KINDS, optional={"run": text, "teacher_evaluations": mapping(count)})
+# Earlier versions counted no evaluations, and ended no stage slowly.
+_STATE = record(
+    _KINDS,
+    optional={"run": text, "teacher_evaluations": mapping(count), "endings": mapping(ENDING)},
+)
 
 
 @dataclass
@@ -55,6 +59,7 @@ class RunState:
         seconds: part of the job -> wall seconds, and "<part>_cpu" -> CPU seconds.
         progress: stage -> its validations so far.
         teacher_evaluations: part of the job -> rows asked of the teacher, by all processes.
+        endings: stage -> why and when it ends early, of stages that do.
     """
 
     position: int = 0
@@ -65,6 +70,7 @@ class RunState:
     seconds: dict[str, float] = field(default_factory=dict)
     progress: dict[str, Progress] = field(default_factory=dict)
     teacher_evaluations: dict[str, int] = field(default_factory=dict)
+    endings: dict[str, Ending] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -94,6 +100,7 @@ class RunState:
             "seconds": self.seconds,
             "progress": {name: progress.to_json() for name, progress in self.progress.items()},
             "teacher_evaluations": self.teacher_evaluations,
+            "endings": {name: ending.to_json() for name, ending in self.endings.items()},
         }
 
     @classmethod
@@ -123,6 +130,7 @@ class RunState:
             seconds=meta["seconds"],
             progress=progress,
             teacher_evaluations=meta.get("teacher_evaluations", {}),
+            endings={name: Ending(**values) for name, values in meta.get("endings", {}).items()},
         )
 
 
@@ -173,6 +181,11 @@ def _contradiction(meta: Mapping[str, Any], stages: Sequence[str]) -> str | None
         )
     if unknown := meta["scores"].keys() - set(begun):
         return f"expected the scores of {', '.join(begun)}, got those of {first_names(unknown)}"
+    for name, ending in meta.get("endings", {}).items():
+        if name not in begun:
+            return f"expected an early end of {', '.join(begun) or 'no stage'}, got that of {name}"
+        if not ending["decided"] <= ending["last"] <= ending["planned"]:
+            return f"expected an early end of {name} before its last update, got {ending}"
     for name, progress in meta["progress"].items():
         if progress["stage"] != name:
             return f"expected the progress of {name}, got that of {brief(progress['stage'])}"

@@ -117,6 +117,8 @@ class TrainedNetwork:
         network: the network as training calls it, which may be wrapped and compiled.
         at: what `take_skipped` tells an update by, such as the update of the stage to which it
             belongs. Set it before an update.
+        share_of_rate: how far learning rates lie above their last one, relative to where the law
+            has them; 1 unless a stage ends early.
 
     Raises:
         ValueError: a batch normalisation would see a part of the batch; or the average of a network
@@ -175,6 +177,7 @@ class TrainedNetwork:
             for buffer in module.buffers(recurse=False)
         ]
         self.at = 0
+        self.share_of_rate = 1.0
         self._unread: list[tuple[int, Tensor]] = []  # (at, whether it was skipped) of an update
         self._skips: list[Skip] = []  # that were read, and nobody has taken
         self._in_a_row = 0
@@ -197,7 +200,7 @@ class TrainedNetwork:
         Raises:
             ValueError: no micro-batch.
         """
-        lr = self.cfg.lr_at(index, self.total)
+        lr = self.cfg.cooled(self.cfg.lr_at(index, self.total), self.share_of_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._backward(loss)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from .._core.timing import Stopwatch
 from ..config.training import LoopConfig
 from ..records.log import RunLog, progress_bar, say
 from .choice import Compare, Comparisons, Validation, compare_samples
+from .due import due_after
 from .evaluations import VALIDATION, Asked, TeacherEvaluations
+from .limits import Limits
 from .processes import Processes
 from .resuming import RunFiles, saying_what_is_left, tensors_of
 from .run_state import RunState
@@ -32,47 +34,15 @@ from .validation import REMEDY, Progress
 __all__ = ["Trainer"]
 
 
-class _Due(NamedTuple):
-    """What is due after an update.
-
-    Attributes:
-        validation: the averaged weights are scored.
-        row: a row of the log is written.
-        checkpoint: the state is saved.
-    """
-
-    validation: bool
-    row: bool
-    checkpoint: bool
-
-
-def _is_over(stage: Stage, state: RunState, loop: LoopConfig, teacher: TeacherEvaluations) -> bool:
-    """Whether a stage has made its updates, or ends before: by patience, or by its budget."""
-    if state.updates >= stage.updates or teacher.too_dear(stage.name):
-        return True
-    return state.progress[stage.name].out_of_patience(loop.patience)
-
-
-def _due_after(updates: int, stage: Stage, loop: LoopConfig, teacher: TeacherEvaluations) -> _Due:
-    """What is due when `updates` of a stage are done."""
-    last = updates == stage.updates or teacher.too_dear(stage.name)
-    # The end of a warm-up shows whether judges see anything, before the student follows them.
-    validation = last or updates == stage.warmup or updates % loop.evaluate_every == 0
-    return _Due(
-        validation=validation,
-        row=validation or updates % loop.log_every == 0,
-        checkpoint=not last and updates % loop.checkpoint_every == 0,
-    )
-
-
 class Trainer:
     """Runs stages one after the other, each from its factory, and can be stopped anywhere.
 
-    Every `evaluate_every` updates and at its end a stage is validated: its averaged weights are
-    scored, the best of them are kept, and warnings are said
+    Every `evaluate_every` updates (a short stage more often) and at its end a stage is validated:
+    its averaged weights are scored, the best of them are kept, and warnings are said
     (:class:`fastgen.training.validation.Progress`). With `patience` a stage without improvement
-    ends early. The first `warmup` updates of a stage leave its network as it was; their
-    validations can't be the best and cost no patience.
+    ends early, as it does where its budget ends (:mod:`fastgen.training.endings`). The first
+    `warmup` updates of a stage leave its network as it was; it is validated at their end, which
+    can't be the best and costs no patience.
 
     Args:
         stages: name -> factory of the stage. It is called when the stage begins, so that it finds
@@ -128,6 +98,7 @@ class Trainer:
         self.state = self.files.restore(list(stages), primary) if resume else RunState()
         self.evaluations = self.state.teacher_evaluations
         self.teacher = TeacherEvaluations(teacher, self.evaluations, processes, list(stages))
+        self.limits = Limits(self.state, loop, self.teacher)
         self._request = StopRequest()
         self._stop = SharedStop(self._request, processes)
         # A CPU tells at once what it has computed, a GPU when it has caught up with the host.
@@ -152,6 +123,11 @@ class Trainer:
         """What was warned of in all stages so far, in order."""
         of_stages = self.state.progress.values()
         return [text for progress in of_stages for text in progress.warnings.values()]
+
+    @property
+    def early_ends(self) -> list[str]:
+        """What a report says of stages that ended early."""
+        return self.limits.in_report()
 
     def stage_before(self) -> str | None:
         """The stage that has ended last; None before the first has."""
@@ -199,7 +175,7 @@ class Trainer:
                     raise Stopped(f"{saved}; --resume goes on from there", number)
 
     def _train(self, stage: Stage, bar: Any) -> None:
-        """The updates of a stage, until the last one or until it runs out of patience."""
+        """The updates of a stage, until the last one or until it ends early."""
         state = self.state
         progress = state.progress[stage.name]
         self.log.clock.take()  # what led up to the stage is not its time
@@ -209,16 +185,15 @@ class Trainer:
         watch = Stopwatch(state.seconds, stage.name)
         scored: dict[str, Any] = {}  # by the last validation, until it is logged
 
-        while not _is_over(stage, state, self.loop, self.teacher):
+        while not self.limits.is_over(stage):
             # The update.
-            _seed_dropout(self.seed, stage.name, state.updates, self.processes)
-            for network in stage.trained().values():
-                network.at = state.updates + 1
+            self._prepare(stage)
             with self.teacher.asked_by(stage.name):
                 losses = stage.update(state.updates)
             state.count_update()
             self.log.count()
-            due = _due_after(state.updates, stage, self.loop, self.teacher)
+            ended = self._told(self.limits.heed_budget(stage))
+            due = due_after(state.updates, stage, self.loop, last=self.limits.is_over(stage))
 
             # Signals, and updates that were skipped: what the device must be asked for.
             look = self._on_cpu or due.row or due.checkpoint or self._stop.due(state.updates)
@@ -232,6 +207,7 @@ class Trainer:
             own = {}
             if due.row or self._on_cpu:
                 own = skipped.rows.pop(state.updates, {})
+            own = {**own, **ended}
             watch.lap()
             note_skipped(stage.name, skipped, self.log, state)
 
@@ -258,6 +234,23 @@ class Trainer:
                 saved = f"state saved at {stage.name} update {state.updates}"
                 raise Stopped(f"{saved}; --resume goes on from there", stop)
 
+    def _prepare(self, stage: Stage) -> None:
+        """Set what each update needs: dropout's draws, its number, rates of an early end."""
+        updates = self.state.updates
+        _seed_dropout(self.seed, stage.name, updates, self.processes)
+        share = self.limits.share_of_rate(stage)
+        for network in stage.trained().values():
+            network.at = updates + 1
+            network.share_of_rate = share
+
+    def _told(self, early_end: str | None) -> dict[str, str]:
+        """Say that a stage ends early; returns what a row of the log says of it."""
+        if early_end is None:
+            return {}
+        if self.processes.is_main_process:
+            say(early_end)
+        return {"stopped_early": early_end}
+
     # ---- Validation ------------------------------------------------------------------------------
 
     def validate(self, stage: Stage) -> dict[str, Any]:
@@ -268,8 +261,6 @@ class Trainer:
         if self.processes.is_main_process:
             for text in row.get("warnings", []):
                 say(f"warning: {text}")
-            if "stopped_early" in row:
-                say(row["stopped_early"])
         return row
 
     def _scored(self, stage: Stage) -> dict[str, Any]:
@@ -291,11 +282,7 @@ class Trainer:
         if self.loop.keep_best and progress.best_step == updates:
             self.files.keep_best(stage.name, network)
         row = {**scores, **_compared_row(compared), **_remarks(stage, updates, progress, warnings)}
-        if updates < stage.updates and progress.out_of_patience(self.loop.patience):
-            row["stopped_early"] = progress.early_end(updates)
-        elif updates < stage.updates and self.teacher.too_dear(stage.name):
-            row["stopped_early"] = self.teacher.end_of(stage.name, updates)
-        return row
+        return {**row, **self._told(self.limits.heed_patience(stage, compared))}
 
     # ---- The log ---------------------------------------------------------------------------------
 

@@ -156,18 +156,23 @@ class Progress:
         """Whether the last `patience` validations brought no improvement; None: never."""
         return patience is not None and self.stale >= patience
 
-    def early_end(self, update: int) -> str:
-        """What is said of a stage that ends after `update`, before its last one."""
-        best = "never was a number"
-        if self.best is not None:
-            best = f"was best at update {self.best_step}: {self.best:.4g}"
-        since = "validations since"
-        if self.reference_step is not None:
-            since = f"validations no better than update {self.reference_step} by more than noise"
+    def lost_patience(self, compared: Comparisons | None = None) -> str:
+        """Why a stage ends that ran out of patience; `compared`: its last average, as of `add`."""
+        best = self.best_average()
+        if self.reference_step is None:
+            return f"{best}; validations since: {self.stale}"
+        numbers = ", ".join(f"{name} {found}" for name, found in (compared or {}).items())
+        last = f" (the last one minus it, with 95 % intervals: {numbers})" if numbers else ""
         return (
-            f"{self.stage} update {update}: stopped early, {self.primary} {best}; {since}: "
-            f"{self.stale}"
+            f"{best}; validations no better than update {self.reference_step} by more than noise: "
+            f"{self.stale}{last}"
         )
+
+    def best_average(self) -> str:
+        """Which average was the best so far, for people."""
+        if self.best is None:
+            return f"{self.primary} never was a number"
+        return f"{self.primary} was best at update {self.best_step}: {self.best:.4g}"
 
     def to_json(self) -> dict[str, Any]:
         """Its fields; `Progress(**fields)` is the same again."""

@@ -48,6 +48,22 @@ def test_the_report_tells_what_was_decided_and_by_which_numbers(tmp_path, capsys
     assert kept["evaluations"] == report["teacher_evaluations"]["decision"] == 16 * rows
 
 
+def test_what_the_decision_asks_is_paid_by_the_budget(tmp_path):
+    """768 for it, 160 for the pairs, 8 for an update after KD."""
+    asked = 16 * len(ToyTask().train.X)
+    folder = tmp_path / "run"
+    report = run(folder, Judged(1e3), teacher_calls=asked + 160 + 24)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert rows[0]["teacher_evaluations"] == asked + 160
+    assert rows[-1]["teacher_evaluations"] == asked + 160 + 24
+    assert any("dmd ended early, after 7 of 9" in told for told in report["decisions"])
+    calls = report["teacher_calls"]
+    assert calls["decision"] == asked and calls["training"] == 24
+    assert sum(calls.values()) == report["teacher_evaluations"]["total"]
+    with pytest.raises(ValueError, match="of which the decision took 768"):
+        run(tmp_path / "poor", Judged(1e3), teacher_calls=asked + 100)
+
+
 def test_what_was_found_is_not_measured_again(tmp_path, monkeypatch):
     """A resumed run would otherwise decide anew, by the roundings of another machine."""
     folder = tmp_path / "run"

@@ -152,7 +152,11 @@ def test_a_budget_ends_a_stage_and_a_resumed_run_ends_where_it_did(tmp_path, mon
     whole, _, _ = run(config("whole"), monkeypatch)
     rows = read_log(whole)
     assert rows[-1]["step"] == 4 + 3 and rows[-1]["teacher_evaluations"] == 184
-    assert "dmd ends after 7 updates" in rows[-1]["stopped_early"]
+    said = rows[-1]["stopped_early"]
+    assert "dmd update 7: stopped early, of train.teacher_calls=185 184 are spent" in said
+    told = report_of(whole)["decisions"]
+    words = "dmd ended early, after 7 of 9 updates, without a cool-down"
+    assert any(text.startswith(words) for text in told)
     with plug_pulled(DistributionMatching, 6):
         run(config("again"), monkeypatch)
     again, _, _ = run(config("again", resume=True), monkeypatch)

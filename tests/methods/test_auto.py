@@ -28,7 +28,9 @@ def auto(**keys) -> DistillConfig:
 def test_a_good_teacher_is_matched_after_kd_as_configured():
     cfg = auto(dmd={"vsd_norm": "rms"}, train={"steps": 7})
     decision = decide(cfg, GOOD)
-    assert carried_out(cfg, decision) == cfg.model_copy(update={"method": "dmd2"})
+    train = cfg.train.model_copy(update={"patience": 3, "cooldown": 0.2})
+    expected = cfg.model_copy(update={"method": "dmd2", "train": train})
+    assert carried_out(cfg, decision) == expected
     assert "1.1" in decision.why and "1.09" in decision.why and "DMD2" in decision.why
 
 
@@ -40,6 +42,28 @@ def test_what_is_no_score_is_not_matched(found, says):
     decision = decide(auto(), found)
     assert decision.method == "kd"
     assert says in decision.why
+
+
+@pytest.mark.parametrize(
+    ("train", "expected", "says"),
+    [
+        (
+            {},
+            (3, 0.2),
+            "after 3 validations in a row that are no better by more than noise, and 20%",
+        ),
+        ({"patience": 7}, (7, 0.2), "after 7 validations"),
+        ({"cooldown": 0.5}, (3, 0.5), "and 50% more updates"),
+    ],
+)
+@pytest.mark.parametrize("found", [GOOD, WEAK, GOOD._replace(dependence=0.97)])
+def test_a_stage_without_gain_ends_unless_the_config_says_when(found, train, expected, says):
+    cfg = auto(train=train)
+    decision = decide(cfg, found)
+    decided = carried_out(cfg, decision).train
+    assert (decided.patience, decided.cooldown) == expected
+    assert says in decision.why
+    assert "dmd.set_weight" in decision.why and "drift" in decision.why
 
 
 def test_guidance_of_scale_one_is_none():

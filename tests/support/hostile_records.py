@@ -146,7 +146,7 @@ def load_state(folder: Path) -> Any:
     for progress in state.progress.values():
         progress.add(7, {"energy": 0.25, "spread": 0.5})
         progress.out_of_patience(3)
-        progress.early_end(7)
+        progress.lost_patience()
     return state.to_json()
 
 

@@ -135,7 +135,9 @@ def test_a_slow_improvement_costs_patience_until_it_is_more_than_noise_but_is_ke
     progress.add(3, {"energy": 0.95}, compared={"energy": SAME})
     assert (progress.best, progress.best_step, progress.reference_step) == (0.9, 2, 1)
     assert progress.stale == 2 and progress.out_of_patience(2)
-    assert "no better than update 1 by more than noise: 2" in progress.early_end(3)
+    assert "no better than update 1 by more than noise: 2" in progress.lost_patience(
+        {"energy": SAME}
+    )
     progress.add(4, {"energy": 0.8}, compared={"energy": BETTER})
     assert (progress.best_step, progress.reference_step, progress.stale) == (4, 4, 0)
 

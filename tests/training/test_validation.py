@@ -42,7 +42,7 @@ def test_the_least_score_of_a_trained_network_is_the_best():
 def test_what_is_no_number_never_wins_and_costs_patience():
     progress, said = fed([{"energy_ratio": value} for value in (NAN, NAN, math.inf)])
     assert progress.best_step is None and progress.stale == 2 and said == []
-    assert progress.out_of_patience(2) and "never was a number" in progress.early_end(200)
+    assert progress.out_of_patience(2) and "never was a number" in progress.lost_patience()
     progress.add(300, {"energy_ratio": 5.0})
     progress.add(400, {"energy_ratio": NAN})
     assert (progress.best, progress.best_step, progress.stale) == (5.0, 300, 1)
