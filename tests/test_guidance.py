@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from fastgen._core.row_counts import CHECKS, RowCount
 from fastgen._core.seeds import generator_for
 from fastgen.flow_matching import convert_prediction
 from fastgen.guidance import Guidance, guide_x0
 from fastgen.samplers import sample_teacher
 from fastgen.teachers import as_rectified_flow
-from fastgen.teachers.guided import GuidedNetwork
+from fastgen.teachers.counted import CountedNetwork
+from fastgen.teachers.guided import GuidedNetwork, asking_all_rows
 
 
 def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,6 +134,29 @@ def test_outside_its_interval_the_null_condition_costs_no_call():
     assert network.calls == 1
     guided(x, torch.full((6,), 0.7, dtype=torch.float64), cond)
     assert network.calls == 3
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.4])
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_a_row_costs_the_same_however_a_batch_is_cut(parts, rescale):
+    """Three of six times lie inside of the interval, so nine rows are asked."""
+    x, cond = pair(6, 2)
+    t = torch.tensor([0.2, 0.6, 0.3, 0.7, 0.8, 0.1], dtype=torch.float64)
+    null = torch.zeros(6, 2, dtype=torch.float64)
+    rows = RowCount()
+    counted = CountedNetwork(Linear(), rows)
+    answers = []
+    for part in torch.arange(6).chunk(parts):
+        guidance = Guidance(2.0, (0.5, 1.0), rescale)
+        guided = GuidedNetwork(counted, guidance, null[part])
+        answers.append(guided(x[part], t[part], cond[part]))
+    assert rows.take(CHECKS) == 9
+    # As if all rows were asked twice.
+    whole = GuidedNetwork(counted, Guidance(2.0, (0.5, 1.0), rescale), null)
+    with asking_all_rows(whole):
+        expected = whole(x, t, cond)
+    assert rows.take(CHECKS) == 12
+    torch.testing.assert_close(torch.cat(answers), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_converted_network_keeps_its_range_when_guided():

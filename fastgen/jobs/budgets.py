@@ -12,6 +12,7 @@ from .._core.seeds import draws_apart
 from ..methods.method import Batch, PlannedNetwork
 from ..methods.registry import stages_of
 from ..networks import network_device
+from ..teachers.guided import asking_all_rows
 from .pairs import evaluations_of_a_pair
 from .setup import Setup
 
@@ -39,7 +40,8 @@ def planned_evaluations(setup: Setup, *, processes: int = 1) -> PlannedEvaluatio
     """The evaluations of a run: pairs and the losses of a micro-batch are made in small, and
     counted.
 
-    With an interval of guidance, an update whose times all lie outside of it takes fewer.
+    Each row of an update counts as guided. With an interval of guidance those outside of it take
+    half of that.
 
     Args:
         setup: the networks of the run and its data.
@@ -70,7 +72,8 @@ def _rows_of_losses(setup: Setup, planned: Sequence[PlannedNetwork]) -> list[int
     rows = []
     for network in planned:
         if network.loss is not None:
-            with setup.rows.part(_LOSS), draws_apart(device), torch.no_grad():
+            counted = setup.rows.part(_LOSS)
+            with counted, asking_all_rows(setup.teacher), draws_apart(device), torch.no_grad():
                 network.loss()
         rows.append(setup.rows.take(_LOSS))
     return rows

@@ -237,7 +237,7 @@ class Distillation:
             network = self.networks.student()
             load_state(network, self.trainer.result(stage))
             students[stage] = keep_blocks(network).eval()
-        self.closing.decisions += self.trainer.early_ends
+        self.closing.decisions += self.trainer.limits.early_ends()
         self.closing.run(
             students,
             dict(self.trainer.seconds),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from .._core.json_files import plain_json, read_json, write_json
 from .._core.json_kinds import count, mapping, maybe, number, record
+from .._core.locks import locked_folder
 from .._core.versions import package_version
 from ..data import Task
 from ..export.folders import SCORES_FILE
@@ -178,11 +179,20 @@ def _write(path: Path, of_keys: Mapping[str, Known]) -> None:
 def _share(path: Path, key: str, known: Known) -> None:
     """Add what is known to a file beside the teacher, where the folder can be written.
 
-    Rows that others measured stay there, and so does a file that is something else. Beside scores
-    of the teacher's own nothing is written.
+    Rows that others measured stay there, also those of a run that shares its own just now, and so
+    does a file that is something else. Beside scores of the teacher's own nothing is written.
     """
     if (path.parent / SCORES_FILE).exists():
         return
+    try:
+        with locked_folder(path.parent):
+            _merge(path, key, known)
+    except OSError:
+        return
+
+
+def _merge(path: Path, key: str, known: Known) -> None:
+    """Add what is known to a file that nobody else writes meanwhile."""
     found = _read(path)
     if found is None:
         say(f"{path} is damaged or no file of measured scores: left as it is; remove it")
@@ -193,7 +203,4 @@ def _share(path: Path, key: str, known: Known) -> None:
         {**before.floor, **known.floor},
         {**before.evaluations, **known.evaluations},
     )
-    try:
-        _write(path, {**found, key: both})
-    except OSError:
-        return
+    _write(path, {**found, key: both})

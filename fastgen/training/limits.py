@@ -57,7 +57,7 @@ class Limits:
         last = min(stage.updates, updates + self._cooldown(stage))
         return self._end(stage, last, progress.lost_patience(compared))
 
-    def in_report(self) -> list[str]:
+    def early_ends(self) -> list[str]:
         """What a report says of each stage that ended early."""
         found = []
         for stage, ending in self.state.endings.items():

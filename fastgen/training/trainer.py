@@ -124,11 +124,6 @@ class Trainer:
         of_stages = self.state.progress.values()
         return [text for progress in of_stages for text in progress.warnings.values()]
 
-    @property
-    def early_ends(self) -> list[str]:
-        """What a report says of stages that ended early."""
-        return self.limits.in_report()
-
     def stage_before(self) -> str | None:
         """The stage that has ended last; None before the first has."""
         return list(self.stages)[self.state.position - 1] if self.state.position else None
@@ -187,12 +182,13 @@ class Trainer:
 
         while not self.limits.is_over(stage):
             # The update.
-            self._prepare(stage)
+            _seed_dropout(self.seed, stage.name, state.updates, self.processes)
+            _prepare(stage, state.updates, self.limits.share_of_rate(stage))
             with self.teacher.asked_by(stage.name):
                 losses = stage.update(state.updates)
             state.count_update()
             self.log.count()
-            ended = self._told(self.limits.heed_budget(stage))
+            ended = _told(self.limits.heed_budget(stage), shown=self.processes.is_main_process)
             due = due_after(state.updates, stage, self.loop, last=self.limits.is_over(stage))
 
             # Signals, and updates that were skipped: what the device must be asked for.
@@ -234,23 +230,6 @@ class Trainer:
                 saved = f"state saved at {stage.name} update {state.updates}"
                 raise Stopped(f"{saved}; --resume goes on from there", stop)
 
-    def _prepare(self, stage: Stage) -> None:
-        """Set what each update needs: dropout's draws, its number, rates of an early end."""
-        updates = self.state.updates
-        _seed_dropout(self.seed, stage.name, updates, self.processes)
-        share = self.limits.share_of_rate(stage)
-        for network in stage.trained().values():
-            network.at = updates + 1
-            network.share_of_rate = share
-
-    def _told(self, early_end: str | None) -> dict[str, str]:
-        """Say that a stage ends early; returns what a row of the log says of it."""
-        if early_end is None:
-            return {}
-        if self.processes.is_main_process:
-            say(early_end)
-        return {"stopped_early": early_end}
-
     # ---- Validation ------------------------------------------------------------------------------
 
     def validate(self, stage: Stage) -> dict[str, Any]:
@@ -282,7 +261,8 @@ class Trainer:
         if self.loop.keep_best and progress.best_step == updates:
             self.files.keep_best(stage.name, network)
         row = {**scores, **_compared_row(compared), **_remarks(stage, updates, progress, warnings)}
-        return {**row, **self._told(self.limits.heed_patience(stage, compared))}
+        ended = self.limits.heed_patience(stage, compared)
+        return {**row, **_told(ended, shown=self.processes.is_main_process)}
 
     # ---- The log ---------------------------------------------------------------------------------
 
@@ -327,6 +307,22 @@ def _compared_row(compared: Comparisons | None) -> dict[str, Any]:
     for name, found in compared.items():
         rows[name] = {"difference": found.difference, "low": found.low, "high": found.high}
     return {"compared": rows}
+
+
+def _prepare(stage: Stage, updates: int, share_of_rate: float) -> None:
+    """Tell the networks of a stage which update comes, and how far their rates have fallen."""
+    for network in stage.trained().values():
+        network.at = updates + 1
+        network.share_of_rate = share_of_rate
+
+
+def _told(early_end: str | None, *, shown: bool) -> dict[str, str]:
+    """What a row of the log says of a stage that ends early, after it was said where `shown`."""
+    if early_end is None:
+        return {}
+    if shown:
+        say(early_end)
+    return {"stopped_early": early_end}
 
 
 def _seed_dropout(seed: int, stage: str, update: int, processes: Processes) -> None:

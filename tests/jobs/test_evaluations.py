@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fastgen.distillation import distill
 from fastgen.jobs.budgets import planned_evaluations
 from fastgen.jobs.hand_over import HandOver
 from fastgen.jobs.setup import Setup
-from fastgen.jobs.teacher_rows import MEASURED, Known, measured_rows
+from fastgen.jobs.teacher_rows import MEASURED, Known, _share, measured_rows
 from fastgen.methods.matching import DistributionMatching
 from fastgen.records.log import read_log, timeless
 from support.toy import (
@@ -244,6 +245,25 @@ def test_rows_of_other_runs_stay_beside_the_teacher(tmp_path):
     # The run folder says what its own run has paid for.
     own = json.loads((tmp_path / "second" / MEASURED).read_text())["key"]
     assert own["evaluations"] == {"2": 2 * ROWS}
+
+
+def _share_many(path: Path, name: str) -> None:
+    for k in range(20):
+        _share(path, f"key {k}", Known({f"{name}-{k}": {"energy": 1.0}}, {}, {}))
+
+
+def test_two_runs_that_share_a_teacher_lose_none_of_each_others_rows(tmp_path):
+    file = tmp_path / MEASURED
+    fork = multiprocessing.get_context("fork")
+    runs = [fork.Process(target=_share_many, args=(file, name)) for name in ("one", "other")]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join()
+    assert [process.exitcode for process in runs] == [0, 0]
+    known = json.loads(file.read_text())
+    for k in range(20):
+        assert set(known[f"key {k}"]["teacher"]) == {f"one-{k}", f"other-{k}"}
 
 
 def test_the_cheapest_row_is_measured_where_the_cost_of_others_is_known(tmp_path):

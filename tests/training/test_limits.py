@@ -79,7 +79,7 @@ def test_a_stage_out_of_patience_cools_down_and_its_best_average_is_kept(tmp_pat
     assert row["stopped_early"].endswith(
         "its learning rates fall to their end until update 6, its last one of 8"
     )
-    (told,) = trainer.early_ends
+    (told,) = trainer.limits.early_ends()
     assert "dmd ended early, after 6 of 8 updates, of which the last 2 with falling" in told
     assert told.endswith("Kept of it: its best validated average, that of update 6")
 
@@ -92,7 +92,7 @@ def test_a_cool_down_goes_no_further_than_the_stage(tmp_path):
 
 def test_a_stage_that_ends_at_once_says_that_its_rates_were_high(tmp_path):
     trainer = follow(tmp_path, FALLS_LATE, patience=2, keep_best=False)
-    (told,) = trainer.early_ends
+    (told,) = trainer.limits.early_ends()
     assert "without a cool-down" in told and told.endswith("Kept of it: its last average")
     assert kept(trainer) == 4
 
@@ -105,7 +105,10 @@ def test_a_run_that_is_killed_while_it_cools_ends_alike(tmp_path, pull_at):
         follow(tmp_path / "killed", FALLS_LATE, stages=[Rated()], pull_at=pull_at, **options)
     stage = Rated()
     again = follow(tmp_path / "killed", FALLS_LATE, stages=[stage], resume=True, **options)
-    assert again.state.endings == whole.state.endings and again.early_ends == whole.early_ends
+    assert (
+        again.state.endings == whole.state.endings
+        and again.limits.early_ends() == whole.limits.early_ends()
+    )
     assert kept(again) == kept(whole) and stage.shares[-1] == 1 / 3
     rows = [[*map(timeless, read_log(tmp_path / name))] for name in ("whole", "killed")]
     assert rows[0] == rows[1]
@@ -135,7 +138,7 @@ def test_weights_of_a_resumed_run_that_cools_down_are_those_of_a_whole_one(tmp_p
     with plug_pulled(stage, step):
         train(config("again"))
     again = train(config("again", resume=True))
-    assert again.trainer.early_ends == whole.trainer.early_ends
+    assert again.trainer.limits.early_ends() == whole.trainer.limits.early_ends()
     expected = weights(tmp_path / "whole")
     found = weights(tmp_path / "again")
     assert expected.keys() == found.keys()
