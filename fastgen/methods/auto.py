@@ -82,7 +82,7 @@ _KERNEL: Changes = {
 _PATIENCE: Changes = {"train": {"patience": 3, "cooldown": 0.2}}
 
 _NOT_WEIGHED = (
-    "set losses (dmd.set_weight), drift, consistency and a GAN alone (ladd) were not considered: "
+    "Set losses (dmd.set_weight), drift, consistency and a GAN alone (ladd) were not considered: "
     "no measured case decides for them"
 )
 
