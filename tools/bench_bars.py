@@ -12,6 +12,7 @@ _BETTER = {
     "success_near": 1.0,
     "energy_ratio": -1.0,
     "energy_distance": -1.0,
+    "coverage": 1.0,
     "mode_error": -1.0,
     "share_error": -1.0,
 }
@@ -22,6 +23,14 @@ NOISE = {
     "success_near": 0.006,
     "energy_ratio": 0.02,
     "energy_distance": ENERGY_NOISE,
+}
+# The same of the scores of paths that are compared beside these.
+NOISE_OF_PATHS = {
+    "mode_error": 0.004,
+    "share_error": 0.01,
+    "clearance": 0.01,
+    "spread": 0.04,
+    "spread_near": 0.06,
 }
 # The same of spread: on `modes` twice the deviation between data sets, on `ring` what two runs of
 # one recipe differ by.
@@ -53,8 +62,10 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
         found |= _one_and_four(result, "1 step", "4 steps", calls_of_four=("4",))
     elif case == "weak modes":
         found |= _beyond_the_teacher(result, "KD + data", "energy_distance")
+        found |= _auto_beside(rows, "KD + data")
     elif case == "weak ring":
         found |= _beyond_the_teacher(result, "KD + GAN + data", "energy_ratio")
+        found |= _auto_beside(rows, "KD + GAN + data")
     elif case == "little data":
         kept = rows["equivariant"]["kd"]["1"]["kept"]["median"]
         found["success kept when turned, equivariant"] = Bar(kept, 1.0, True)
@@ -103,6 +114,15 @@ def _beyond_the_teacher(result: dict[str, Any], row: str, energy: str) -> dict[s
     else:
         found["mode error"] = Bar(student["mode_error"], teacher["mode_error"] + 0.01)
     return found
+
+
+def _auto_beside(rows: dict[str, Any], best: str) -> dict[str, Bar]:
+    """The bar of what `auto` chooses for a weak teacher: no score is worse than the `best` row's by
+    more than noise."""
+    auto = rows["auto"]["student"]["1"]
+    found = gains(rows[best]["dmd"]["1"], auto, NOISE | NOISE_OF_PATHS | {"coverage": 0.01})
+    worse = sum(gain < 0 for gain in found.values())
+    return {f"auto: scores worse than those of {best}": Bar(worse, 0)}
 
 
 def _points(student: dict[str, float], teacher: dict[str, float]) -> dict[str, Bar]:

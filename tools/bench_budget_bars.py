@@ -6,20 +6,14 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from bench_bars import NOISE, Bar, gain_bars, gains, medians
+from bench_bars import NOISE, NOISE_OF_PATHS, Bar, gain_bars, gains, medians
 
 # Evaluations of a whole run, its report included, that a user with a large teacher would have.
 MOST_EVALUATIONS = 100_000
 # By how much two budgets that count as equal may differ.
 EQUAL = 0.1
-# By how much two runs of one recipe differ at least in these scores of paths, beside `NOISE`.
-_NOISE_OF_PATHS = {
-    "mode_error": 0.004,
-    "share_error": 0.01,
-    "clearance": 0.01,
-    "spread": 0.04,
-    "spread_near": 0.06,
-}
+# By how much the total variation of mode weights may exceed the teacher's.
+WEIGHTS_OFF = 0.005
 
 
 def budget_bars(case: str, equal: dict[str, str], result: dict[str, Any]) -> dict[str, Bar]:
@@ -36,7 +30,7 @@ def budget_bars(case: str, equal: dict[str, str], result: dict[str, Any]) -> dic
         found |= _images(result)
     elif case in ("ring auto", "two rings auto"):
         kd = chosen(rows["KD alone"])
-        found |= gain_bars("auto", gains(kd, chosen(rows["auto"]), NOISE | _NOISE_OF_PATHS))
+        found |= gain_bars("auto", gains(kd, chosen(rows["auto"]), NOISE | NOISE_OF_PATHS))
         found["auto: teacher evaluations"] = Bar(evaluations(rows["auto"]), MOST_EVALUATIONS)
     elif case == "ring, any budget":
         student = medians(chosen(rows["KD, 6 layers"]))
@@ -44,6 +38,20 @@ def budget_bars(case: str, equal: dict[str, str], result: dict[str, Any]) -> dic
         found["energy ratio"] = Bar(student["energy_ratio"], 1.12)
     elif case == "ring, 4 calls":
         found |= _two_ways(rows["ode"], rows["sde"])
+    elif case == "guided":
+        found |= _guided(chosen(rows["KD + DMD"]), chosen(rows["KD"]))
+    elif case == "modes, unequal weights":
+        found |= _weights(rows, result["teacher"]["ab2-24"])
+    elif case == "flights":
+        student = medians(chosen(rows["KD + DMD"]))
+        teacher = result["teacher"]["100"]
+        found["minFDE of six, the teacher's by 100 calls"] = Bar(
+            student["min_fde"], teacher["min_fde"]
+        )
+    elif case == "peer":
+        ours = medians(chosen(rows["KD + DMD"]))
+        theirs = medians(chosen(rows["modelopt"]))
+        found["Frechet distance, modelopt's"] = Bar(ours["frechet"], theirs["frechet"])
     for kd, other in equal.items():
         found |= _equal_budgets(kd, rows[kd], other, rows[other])
     return found
@@ -95,6 +103,32 @@ def _two_ways(ode: dict[str, Any], sde: dict[str, Any]) -> dict[str, Bar]:
             by_ode["success_near"], by_sde["success_near"] - 0.005, True
         ),
         "ode: numbers of calls offered": Bar(len(ode["dmd"]), 2, True),
+    }
+
+
+def _guided(dmd: dict[str, Any], kd: dict[str, Any]) -> dict[str, Bar]:
+    """Bars of a student of a guided teacher, beside KD alone."""
+    student = medians(dmd)
+    alone = medians(kd)
+    return {
+        "Frechet distance to the guided teacher, KD's": Bar(
+            student["guided_frechet"], alone["guided_frechet"]
+        ),
+        "coverage of the guided teacher, KD's": Bar(
+            student["guided_coverage"], alone["guided_coverage"], True
+        ),
+        "pixels out of range": Bar(dmd["pixels_outside"]["most"], 0.0),
+    }
+
+
+def _weights(rows: dict[str, Any], teacher: dict[str, float]) -> dict[str, Bar]:
+    """Bars of a student whose modes had wrong weights before its distribution was matched."""
+    start = medians(chosen(rows["weak KD"]))
+    student = medians(chosen(rows["KD + DMD"]))
+    most = teacher["weights_off"] + WEIGHTS_OFF
+    return {
+        "weights of the start, off by": Bar(start["weights_off"], 0.1, True),
+        "weights after DMD, off by": Bar(student["weights_off"], most),
     }
 
 

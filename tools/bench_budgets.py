@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from fastgen.config import DistillConfig
 from fastgen.config.files import load_config
 
+REPORT = Path("report") / "report.json"  # in the folder of a run
 # The part of a run that is no part of its budget, as evaluations and as seconds are named.
-_REPORT = "report"
+_OF_REPORT = "report"
 _HAND_OVER = "hand_over"
 # KD updates are a multiple of this.
 _ROUND = 10
@@ -28,12 +29,17 @@ class Spent(NamedTuple):
     seconds: float
 
 
+def read_report(run: Path) -> dict[str, Any]:
+    """The report.json of a run that is finished."""
+    return json.loads((run / REPORT).read_text(encoding="utf-8"))
+
+
 def spent(report: dict[str, Any]) -> Spent:
     """What the run of a report.json took."""
     evaluations = report["teacher_evaluations"]
     seconds = cpu_seconds(report)
     return Spent(
-        evaluations["total"] - evaluations[_REPORT],
+        evaluations["total"] - evaluations[_OF_REPORT],
         sum(taken for part, taken in seconds.items() if part != _HAND_OVER),
     )
 
@@ -57,7 +63,7 @@ def kd_of_equal_budget(run: Path) -> list[str]:
     Raises:
         ValueError: a run without KD.
     """
-    report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
+    report = read_report(run)
     train = load_config(DistillConfig, run / "config.yaml").train
     if not train.kd_steps:
         raise ValueError(f"expected a run that began with KD, got none in {run}")

@@ -43,9 +43,16 @@ class Measure(NamedTuple):
 
     Attributes:
         of_student: folder of a student -> scores.
+        prepare: writes what the recipes need into the folder of the case, which overrides name
+            `{folder}`; None: nothing.
+        of_teacher: folder of the case -> rows of the teacher; None: it isn't measured.
+        of_data: scores of fresh data; None: they aren't measured.
     """
 
     of_student: Callable[[Path], dict[str, float]]
+    prepare: Callable[[Path], None] | None = None
+    of_teacher: Callable[[Path], dict[str, dict[str, float]]] | None = None
+    of_data: Callable[[], dict[str, float]] | None = None
 
 
 class Case(NamedTuple):
@@ -63,6 +70,8 @@ class Case(NamedTuple):
         measure: what is measured of exported students beside the report, by its name in
             `bench_quality.MEASURES`; "": nothing.
         timed: whether the training of the shipped teacher is timed, which costs are compared with.
+        peer: row of another package (:mod:`bench_peer`) -> the row whose CPU seconds it is given.
+        folder: the case whose runs it shares; "": its own.
     """
 
     config: str
@@ -73,6 +82,8 @@ class Case(NamedTuple):
     equal: dict[str, str] = {}
     measure: str = ""
     timed: bool = False
+    peer: dict[str, str] = {}
+    folder: str = ""
 
 
 NEAR = (*PATHS, "success_near", "spread_near")
@@ -93,10 +104,37 @@ DMD = ["method=dmd2", "train.steps=300"]
 FOUR = ["student.steps=4", "train.kd_steps=3000"]
 ALONE = ["method=kd"]
 MATCHED = ["method=dmd2", "keep=dmd"]
+# The averages of guided students are not chosen by their distance to the data, which guidance
+# leaves, and the report measures the teacher with a single call.
+GUIDED = [
+    "teacher.null_cond={folder}/no-class.npz",
+    "dmd.guidance_scale=2.5",
+    "train.kd_pairs=1000",
+    "train.keep_best=false",
+    "teacher.calls=[1]",
+    "teacher.ab2_calls=[]",
+]
+UNEQUAL = [
+    "data.name=file",
+    "data.path={folder}/unequal-modes.safetensors",
+    "teacher.folder=null",
+    "teacher.factory=bench_teachers:Denoiser",
+    "teacher.weights={folder}/teacher.safetensors",
+    "teacher.calls=[1, 100]",
+    "teacher.ab2_calls=[24]",
+]
+# So little KD that the modes' weights are off by a tenth.
+WEAK_KD = ["train.kd_pairs=64", "train.kd_steps=150"]
+WIDENED = [
+    "dmd.vsd_norm=batch",
+    "dmd.vsd_widen_from=0.6",
+    "dmd.vsd_widen_updates=300",
+    "train.steps=600",
+]
 # At most 30,000 evaluations, those of validations and of the report among them.
 FEW_PAIRS = ["train.kd_pairs=500", "train.kd_steps=600", "train.steps=200"]
 # Nothing is asked of the teacher but the weights that the student starts from.
-DRIFT = ["method=drift", "train.kd_steps=0", "train.steps=1500", "dmd.set_samples=16"]
+DRIFT = ["method=drift", "train.kd_steps=0", "train.steps=2500", "dmd.set_samples=16"]
 # What ring.yaml has beyond two-rings.yaml.
 LIKE_RING = [
     "student.layers=6",
@@ -141,6 +179,7 @@ CASES = {
                 "train.student_optimizer.betas=[0.9, 0.99]",
                 "train.student_optimizer.lr=0.003",
             ],
+            "auto": ["train.kd_steps=600", "method=auto"],
         },
         ("modes-teacher.yaml", ["train.steps=425", "train.optimizer.final_lr_ratio=0.85"]),
         POINTS,
@@ -185,6 +224,7 @@ CASES = {
                 *FAR,
                 "train.student_optimizer.lr=0.0005",
             ],
+            "auto": ["train.kd_steps=2000", "method=auto"],
         },
         (
             "ring-teacher.yaml",
@@ -254,5 +294,39 @@ CASES = {
             for kind in ("sde", "ode")
         },
         scores=NEAR,
+    ),
+    # Students of a teacher that is guided: how near they are to its own samples.
+    "guided": Case(
+        "fashion.yaml",
+        {"KD + DMD": [*GUIDED, *MATCHED], "KD": [*GUIDED, *ALONE]},
+        scores=("guided_frechet", "guided_coverage", "guided_spread", "pixels_outside", "frechet"),
+        equal={"KD": "KD + DMD"},
+        measure="guided",
+    ),
+    # Modes of unequal weights, from a start whose weights are wrong.
+    "modes, unequal weights": Case(
+        "modes.yaml",
+        {
+            "weak KD": [*UNEQUAL, *WEAK_KD, *ALONE],
+            "KD + DMD": [*UNEQUAL, *WEAK_KD, *MATCHED, *WIDENED],
+            "KD + DMD, one weight a sample": [*UNEQUAL, *WEAK_KD, *MATCHED, "train.steps=600"],
+        },
+        scores=("weights_off", "in_modes", "energy_distance"),
+        measure="weights",
+    ),
+    # Recorded flights, whose teacher isn't shipped.
+    "flights": Case(
+        "flights.yaml",
+        {"KD + DMD": []},
+        ("flights-teacher.yaml", []),
+        ("min_fde", "min_ade"),
+    ),
+    # A peer for as many seconds as the run of `fashion` takes.
+    "peer": Case(
+        "fashion.yaml",
+        {"KD + DMD": [], "modelopt": []},
+        scores=IMAGES,
+        peer={"modelopt": "KD + DMD"},
+        folder="fashion",
     ),
 }

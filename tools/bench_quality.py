@@ -22,19 +22,22 @@ recipe needs another folder.
 from __future__ import annotations
 
 import json
-import statistics
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+import bench_guided
+import bench_peer
+import bench_weights
 from bench_bars import Bar, bars_of
 from bench_budget_bars import budget_bars
-from bench_budgets import Spent, cpu_seconds, kd_of_equal_budget, spent
+from bench_budgets import REPORT, kd_of_equal_budget, read_report, spent
 from bench_cases import CASES, Case, Measure
+from bench_tables import add_measured, gains_over_kd, show, summary
 from fastgen.config import TrainTeacherConfig
 from fastgen.config.files import load_config
 from fastgen.data.tasks.ring import RingTask, succeeds
@@ -61,8 +64,15 @@ class Options(NamedTuple):
 
 
 # What is measured of exported students, by the name that a case gives.
-MEASURES: dict[str, Measure] = {
-    "turned": Measure(lambda folder: {"kept": kept_when_turned(folder)})
+MEASURES = {
+    "turned": Measure(lambda folder: {"kept": kept_when_turned(folder)}),
+    "guided": Measure(bench_guided.of_student, bench_guided.prepare, bench_guided.of_teacher),
+    "weights": Measure(
+        bench_weights.of_student,
+        bench_weights.prepare,
+        bench_weights.of_teacher,
+        bench_weights.of_data,
+    ),
 }
 
 
@@ -71,7 +81,7 @@ def run_quality(cases: list[str], options: Options, out_dir: Path) -> dict[str, 
     result = {}
     for name in cases:
         case = CASES[name]
-        folder = out_dir / label_of(name)
+        folder = out_dir / label_of(case.folder or name)
         found = run_case(case, options, folder)
         if case.timed:
             found["teacher seconds"] = training_seconds(folder / "timed-teacher", case.config)
@@ -92,38 +102,75 @@ def shown_bars(bars: dict[str, Bar]) -> dict[str, dict[str, Any]]:
 
 def run_case(case: Case, options: Options, folder: Path) -> dict[str, Any]:
     """Summaries of the case's rows, and the scores of its teacher and of its floor."""
+    extra = MEASURES.get(case.measure)
+    if extra is not None and extra.prepare is not None:
+        extra.prepare(folder)
     teacher: list[str] = []
     if case.weak is not None and not case.teachers:
-        teacher = weak_teacher(folder / "teacher", *case.weak)
-    rows: dict[str, Any] = {}
-    teachers: dict[str, Any] = {}
+        config, trained = case.weak
+        teacher = weak_teacher(folder / "teacher", config, filled(trained, folder))
     reports: dict[str, list[dict[str, Any]]] = {}
-    for row, overrides in case.rows.items():
+    for row in case.rows:
         if options.rows and row not in options.rows:
             continue
-        reports[row] = []
-        for seed in options.seeds:
-            run = run_folder(folder, row, seed)
-            drawn = [f"seed={seed}"]
-            if case.teachers and case.weak is not None:
-                drawn.append(f"data.seed={seed}")
-                config, trained = case.weak
-                trained = [*drawn, *trained, *case.teachers[row]]
-                teacher = weak_teacher(Path(f"{run}-teacher"), config, trained)
-            asked = [*drawn, *teacher, *options.overrides, *overrides]
-            if row in case.equal:
-                asked += kd_of_equal_budget(run_folder(folder, case.equal[row], seed))
-            reports[row].append(distil(run, case.config, asked))
-            if case.measure:
-                add_measured(reports[row][-1], MEASURES[case.measure].of_student(run / "student"))
-        rows[row] = summary(reports[row])
-        # Of teachers that are trained with each seed, the first one's.
-        own = f"{row}, " if case.teachers else ""
-        teachers |= {own + calls: scores for calls, scores in reports[row][0]["teacher"].items()}
+        try:
+            reports[row] = [
+                run_row(case, row, seed, teacher, options, folder) for seed in options.seeds
+            ]
+        except ImportError as error:  # of a peer
+            print(f"{row} is left out: {error}")
+    rows: dict[str, Any] = {row: summary(found) for row, found in reports.items()}
     for row in rows:
         rows[row]["from KD alone"] = gains_over_kd(row, case.equal, reports)
-    floor = next(iter(reports.values()))[0]["floor"]
+    floor = dict(next(iter(reports.values()))[0]["floor"])
+    teachers = {}
+    for row, found in reports.items():
+        # Of teachers that are trained with each seed, the first one's.
+        own = f"{row}, " if case.teachers else ""
+        teachers |= {own + calls: scores for calls, scores in found[0]["teacher"].items()}
+    if extra is not None and extra.of_teacher is not None:
+        teachers |= extra.of_teacher(folder)
+    if extra is not None and extra.of_data is not None:
+        floor |= extra.of_data()
     return {"rows": rows, "teacher": teachers, "floor": floor}
+
+
+def run_row(
+    case: Case, row: str, seed: int, teacher: list[str], options: Options, folder: Path
+) -> dict[str, Any]:
+    """The report of one run of a row, with what is measured of its student.
+
+    Args:
+        case, row, seed: which.
+        teacher: overrides of a teacher that all rows share.
+        options: of the call.
+        folder: of the case.
+
+    Raises:
+        ImportError: of a peer that can't be imported.
+    """
+    run = run_folder(folder, row, seed)
+    if row in case.peer:
+        other = read_report(run_folder(folder, case.peer[row], seed))
+        return bench_peer.distil_by_peer(run, seed, spent(other).seconds)
+    drawn = [f"seed={seed}"]
+    if case.teachers and case.weak is not None:
+        drawn.append(f"data.seed={seed}")
+        config, trained = case.weak
+        trained = [*drawn, *trained, *case.teachers[row]]
+        teacher = weak_teacher(Path(f"{run}-teacher"), config, trained)
+    asked = [*drawn, *teacher, *options.overrides, *filled(case.rows[row], folder)]
+    if row in case.equal:
+        asked += kd_of_equal_budget(run_folder(folder, case.equal[row], seed))
+    report = distil(run, case.config, asked)
+    if case.measure:
+        add_measured(report, MEASURES[case.measure].of_student(run / "student"))
+    return report
+
+
+def filled(overrides: list[str], folder: Path) -> list[str]:
+    """Overrides with the folder of their case in place of `{folder}`."""
+    return [text.replace("{folder}", str(folder)) for text in overrides]
 
 
 def run_folder(folder: Path, row: str, seed: int) -> Path:
@@ -133,45 +180,6 @@ def run_folder(folder: Path, row: str, seed: int) -> Path:
 def label_of(name: str, space: str = "-") -> str:
     """The name of a case or a row in a file's name."""
     return name.translate({ord(" "): space, ord("+"): "-", ord(","): "-" if not space else ""})
-
-
-def add_measured(report: dict[str, Any], found: dict[str, float]) -> None:
-    """Add scores of the exported student to a report, beside those of its most calls."""
-    for rows in (report["student"], report[report["selected"]]):
-        rows[most_calls(rows)] |= found
-
-
-def most_calls(rows: dict[str, Any]) -> str:
-    return max(rows, key=int)
-
-
-def gains_over_kd(
-    row: str, equal: dict[str, str], reports: dict[str, list[dict[str, Any]]]
-) -> dict[str, list[float]]:
-    """Of each score, the exported student's less that of KD alone, by seed.
-
-    KD alone is the row that spends as much as this one; where there is none, the KD that this very
-    run began with; {} without either.
-
-    Args:
-        row: name.
-        equal: of the case.
-        reports: of each row, by seed.
-    """
-    alone = next((kd for kd, other in equal.items() if other == row and kd in reports), None)
-    if alone is not None:
-        before = [report["student"] for report in reports[alone]]
-    elif all(report["kd"] and report["selected"] != "kd" for report in reports[row]):
-        before = [report["kd"] for report in reports[row]]
-    else:
-        return {}
-    found: dict[str, list[float]] = {}
-    for report, kd in zip(reports[row], before, strict=True):
-        student = report["student"][most_calls(report["student"])]
-        for score, value in kd[most_calls(kd)].items():
-            if score in student:
-                found.setdefault(score, []).append(student[score] - value)
-    return found
 
 
 def weak_teacher(folder: Path, config: str, overrides: list[str]) -> list[str]:
@@ -203,10 +211,9 @@ def kept_when_turned(folder: Path) -> float:
 
 def distil(folder: Path, config: str, overrides: list[str]) -> dict[str, Any]:
     """One run, kept if it is there already; its report."""
-    report = folder / "report" / "report.json"
     fixed = [f"run_dir={folder}", "train.threads=1", "keep=best"]
-    call("distill.py", config, [*fixed, *overrides], report)
-    return json.loads(report.read_text(encoding="utf-8"))
+    call("distill.py", config, [*fixed, *overrides], folder / REPORT)
+    return read_report(folder)
 
 
 def call(recipe: str, config: str, overrides: list[str], done: Path) -> None:
@@ -235,7 +242,10 @@ def call(recipe: str, config: str, overrides: list[str], done: Path) -> None:
     command = [sys.executable, str(ROOT / "recipes" / recipe), str(CONFIGS / config), *overrides]
     if (folder / "config.yaml").exists():
         command.append("--resume")
-    subprocess.run(command, check=True)
+    # Factories of teachers lie beside this file.
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    subprocess.run(command, check=True, env=env)
 
 
 def training_seconds(folder: Path, config: str) -> float:
@@ -245,93 +255,3 @@ def training_seconds(folder: Path, config: str) -> float:
     weak_teacher(folder, config, [f"train.steps={TIMED}", "calls=[]", "ab2_calls=[4]"])
     text = (folder / "teacher" / "config.json").read_text(encoding="utf-8")
     return json.loads(text)["description"]["seconds_cpu"] / TIMED * updates
-
-
-def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each stage and number of calls the median, least and largest scores over the seeds, the
-    same of the exported student, and what it took.
-
-    Stages that not all seeds have are left out.
-    """
-    found: dict[str, Any] = {"selected": [report["selected"] for report in reports]}
-    stages = [
-        stage
-        for stage in reports[0]["validation"]
-        if all(stage in report["validation"] for report in reports)
-    ]
-    for stage in (*stages, "student"):
-        found[stage] = {
-            calls: {
-                score: spread_of([report[stage][calls][score] for report in reports])
-                for score in scores
-                if all(score in report[stage][calls] for report in reports)
-            }
-            for calls, scores in reports[0][stage].items()
-        }
-    found["cpu seconds"] = median_of_parts([cpu_seconds(report) for report in reports])
-    found["evaluations"] = median_of_parts([report["teacher_evaluations"] for report in reports])
-    found["spent"] = [spent(report)._asdict() for report in reports]
-    return found
-
-
-def median_of_parts(parts: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(part.get(name, 0) for part in parts) for name in parts[0]}
-
-
-def spread_of(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def show(name: str, scores: tuple[str, ...], case: dict[str, Any]) -> None:
-    """Print the table of a case, and what its students differ by from those of KD alone.
-
-    Evaluations of the teacher and CPU seconds are those of pairs, KD and the stage; of the exported
-    student those of the whole run without its report.
-    """
-    print("\n" + line_of(name, scores) + f"{'evaluations':>13}{'CPU s':>9}")
-    references = {"fresh data": case["floor"]}
-    for calls, values in case["teacher"].items():
-        references[f"teacher {calls}"] = values
-    for row, values in references.items():
-        print(line_of(row, [f"{values.get(score, float('nan')):.4f}" for score in scores]))
-    for row, found in case["rows"].items():
-        for stage in (*stages_of(found), "student"):
-            taken = taken_by(found, stage)
-            who = f"chosen ({', '.join(sorted(set(found['selected'])))})"
-            for calls, values in found[stage].items():
-                label = f"{row}: {stage if stage != 'student' else who}, {calls}"
-                cells = [shown_spread(values.get(score)) for score in scores]
-                cost = f"{taken.evaluations:>13,.0f}{taken.seconds:>9.0f}"
-                print(line_of(label, cells) + cost, flush=True)
-    for row, found in case["rows"].items():
-        for score in scores:
-            if score in found["from KD alone"]:
-                by_seed = " ".join(f"{value:+.4f}" for value in found["from KD alone"][score])
-                print(f"{row}, {score} less that of KD alone, by seed: {by_seed}")
-
-
-def stages_of(found: dict[str, Any]) -> list[str]:
-    """The trained stages in the summary of a row."""
-    return [name for name in found["evaluations"] if name != "pairs" and name in found]
-
-
-def taken_by(found: dict[str, Any], stage: str) -> Spent:
-    """Medians of what a stage of a row took, with its pairs and KD; "student": the whole run."""
-    if stage == "student":
-        each = [Spent(**run) for run in found["spent"]]
-        return Spent(*(statistics.median(values) for values in zip(*each, strict=True)))
-    parts = dict.fromkeys(("pairs", "kd", stage))
-    return Spent(
-        sum(found["evaluations"].get(part, 0) for part in parts),
-        sum(found["cpu seconds"].get(part, 0.0) for part in parts),
-    )
-
-
-def shown_spread(cell: dict[str, float] | None) -> str:
-    if cell is None:
-        return ""
-    return f"{cell['median']:.4f}+-{(cell['most'] - cell['least']) / 2:.4f}"
-
-
-def line_of(label: str, cells: Sequence[str]) -> str:
-    return f"{label:<44}" + "".join(f"{cell:>17}" for cell in cells)

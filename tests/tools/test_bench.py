@@ -96,7 +96,7 @@ def test_a_gain_counts_beyond_the_noise_between_seeds_only():
 def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(
-        bench_quality.subprocess, "run", lambda command, check: started.append(command)
+        bench_quality.subprocess, "run", lambda command, check, env: started.append(command)
     )
     done, asked = tmp_path / "run" / "done", [f"run_dir={tmp_path / 'run'}", "seed=1"]
     bench_quality.call("distill.py", "ring.yaml", asked, done)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
+from safetensors.torch import load_file
 
+import bench_guided
 import bench_quality
+import bench_weights
+from bench_bars import bars_of
 from bench_budget_bars import budget_bars
 from bench_budgets import kd_of_equal_budget, spent
 from bench_cases import CASES
 from fastgen.config import DistillConfig
 from fastgen.config.files import dump_yaml, load_config, validate
+from fastgen.jobs.sources import load_weights
 
 
 def report(
@@ -88,6 +95,54 @@ def test_the_recipes_of_every_case_are_configs(name: str):
         if other is not None:
             rows = list(case.rows)
             assert rows.index(other) < rows.index(row)  # its budget must be known by then
+
+
+def test_a_peer_that_cannot_be_imported_leaves_its_row_out(tmp_path, monkeypatch, capsys):
+    def distil(run: Path, config: str, overrides: list[str]) -> dict:
+        (run / "report").mkdir(parents=True)
+        found = report({"frechet": 1.0}) | {"teacher": {"1": {}}, "floor": {}}
+        (run / "report" / "report.json").write_text(json.dumps(found))
+        return found
+
+    def peer(run: Path, seed: int, seconds: float) -> dict:
+        assert seconds == 17.0  # those of the row that it is compared with
+        raise ImportError("no such peer")
+
+    monkeypatch.setattr(bench_quality, "distil", distil)
+    monkeypatch.setattr(bench_quality.bench_peer, "distil_by_peer", peer)
+    options = bench_quality.Options([0])
+    found = bench_quality.run_quality(["peer"], options, tmp_path)["peer"]
+    assert found["rows"].keys() == {"KD + DMD"} and "bars" not in found
+    assert "modelopt is left out: no such peer" in capsys.readouterr().out
+    # Its runs are those of the images' own case.
+    assert (tmp_path / "fashion" / "KD-DMD-0").is_dir()
+
+
+# ---- What is measured beside reports -------------------------------------------------------------
+
+
+def test_the_mass_in_wrong_modes_is_measured():
+    assert bench_weights.of_data()["weights_off"] < 0.008
+    weights = torch.tensor(bench_weights.WEIGHTS)
+    weights[0] -= 0.1
+    weights[1] += 0.1
+    counts = (1000 * weights).round().long()
+    x = bench_weights.mode_means().repeat_interleave(counts, 0)
+    found = bench_weights.weight_scores(x)
+    assert found["weights_off"] == pytest.approx(0.1) and found["in_modes"] == 1.0
+    assert bench_weights.weight_scores(x + 0.32)["in_modes"] == 0.0
+
+
+def test_the_files_that_cases_prepare_are_what_recipes_read(tmp_path, monkeypatch):
+    bench_guided.prepare(tmp_path / "guided")
+    assert numpy.load(tmp_path / "guided" / bench_guided.NO_CLASS)["Z"].tolist() == [0]
+    asked = bench_quality.filled(bench_quality.CASES["guided"].rows["KD"], tmp_path / "guided")
+    assert f"teacher.null_cond={tmp_path / 'guided' / bench_guided.NO_CLASS}" in asked
+    network = bench_weights.Denoiser()
+    monkeypatch.setattr(bench_weights, "train_network", lambda declaration, X, seed: network)
+    bench_weights.prepare(tmp_path)
+    assert load_file(tmp_path / bench_weights.DATA)["X"].shape == (20_000, 2)
+    load_weights(bench_weights.Denoiser(), tmp_path / bench_weights.TEACHER)
 
 
 # ---- Bars ----------------------------------------------------------------------------------------
@@ -192,3 +247,44 @@ def test_any_budget_and_four_calls_have_the_bars_of_ring():
     assert missed("ring, any budget", {"KD, 6 layers": row(PATHS)}) == {"success near opposition"}
     kinds = {kind: {"dmd": {"4": row(PATHS)["dmd"]["1"]}} for kind in ("ode", "sde")}
     assert missed("ring, 4 calls", kinds) == {"ode: numbers of calls offered"}
+
+
+def one(**scores: float) -> dict:
+    return row(scores, dmd=1)
+
+
+def test_a_guided_student_is_held_against_kd_by_the_teachers_own_samples():
+    kd = one(guided_frechet=3.0, guided_coverage=0.6, pixels_outside=0.0)
+    same = {"KD": kd, "KD + DMD": kd}
+    assert missed("guided", same) == set()
+    worse = one(guided_frechet=3.1, guided_coverage=0.5, pixels_outside=0.01)
+    assert len(missed("guided", {"KD": kd, "KD + DMD": worse})) == 3
+
+
+def test_weights_of_modes_must_be_the_teachers_after_dmd_from_a_start_that_is_off():
+    rows = {name: one(weights_off=0.016) for name in CASES["modes, unequal weights"].rows}
+    teacher = {"ab2-24": {"weights_off": 0.01}}
+    both = {"weights of the start, off by", "weights after DMD, off by"}
+    assert missed("modes, unequal weights", rows, teacher) == both
+    rows["weak KD"] = one(weights_off=0.1)
+    rows["KD + DMD"] = one(weights_off=0.015)
+    assert missed("modes, unequal weights", rows, teacher) == set()
+
+
+def test_flights_and_the_peer_have_one_bar_each():
+    flights = {"KD + DMD": one(min_fde=3.4)}
+    assert len(missed("flights", flights, {"100": {"min_fde": 3.3}})) == 1
+    assert missed("flights", flights, {"100": {"min_fde": 3.4}}) == set()
+    rows = {"KD + DMD": one(frechet=3.4), "modelopt": one(frechet=3.3)}
+    assert len(missed("peer", rows)) == 1
+
+
+def test_auto_is_no_worse_than_the_best_row_of_a_weak_teacher():
+    names = ("KD + data", "auto")
+    points = {"success": 0.9, "energy_distance": 0.0, "coverage": 0.86, "spread": 1.0}
+    rows = {name: one(**points, mode_error=0.02) for name in names}
+    result = {"rows": rows, "teacher": {"100": points}}
+    label = "auto: scores worse than those of KD + data"
+    assert bars_of("weak modes", result)[label].met()
+    rows["auto"] = one(**points | {"coverage": 0.84}, mode_error=0.02)
+    assert not bars_of("weak modes", result)[label].met()
