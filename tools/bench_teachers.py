@@ -95,9 +95,11 @@ class Denoiser(nn.Module):
         return answer if self.sigma is None else answer / self.sigma(t)[:, None].to(answer)
 
 
-def train_network(declaration: dict[str, Any], data: Tensor, seed: int) -> nn.Module:
-    """A network trained as declared, by the squared error of its own prediction; of a score, times
-    sigma."""
+def train_network(
+    declaration: dict[str, Any], data: Tensor, seed: int, *, steps: int = TEACHER_STEPS
+) -> nn.Module:
+    """A network trained as declared for so many updates, by the squared error of its own
+    prediction; of a score, times sigma."""
     clock = parse_clock(declaration["path"], declaration.get("data_at", 0))
     scale = declaration.get("time_scale", 1.0)
     prediction = declaration["prediction"]
@@ -128,7 +130,7 @@ def train_network(declaration: dict[str, Any], data: Tensor, seed: int) -> nn.Mo
                 error = pred - eps
         return error.square().mean()
 
-    return minimise(network, loss, TEACHER_STEPS, lr=3e-3, decay=0.995)
+    return minimise(network, loss, steps, lr=3e-3, decay=0.995)
 
 
 def minimise(

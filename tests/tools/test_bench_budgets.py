@@ -139,7 +139,7 @@ def test_the_files_that_cases_prepare_are_what_recipes_read(tmp_path, monkeypatc
     asked = bench_quality.filled(bench_quality.CASES["guided"].rows["KD"], tmp_path / "guided")
     assert f"teacher.null_cond={tmp_path / 'guided' / bench_guided.NO_CLASS}" in asked
     network = bench_weights.Denoiser()
-    monkeypatch.setattr(bench_weights, "train_network", lambda declaration, X, seed: network)
+    monkeypatch.setattr(bench_weights, "train_network", lambda *_, **__: network)
     bench_weights.prepare(tmp_path)
     assert load_file(tmp_path / bench_weights.DATA)["X"].shape == (20_000, 2)
     load_weights(bench_weights.Denoiser(), tmp_path / bench_weights.TEACHER)
