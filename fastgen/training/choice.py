@@ -6,8 +6,9 @@ the scores that the task compares by, and worse by more than its interval in non
 one is kept: the one whose stage came earlier, since it took fewer calls of the teacher.
 
 Between averages of one stage nothing is cheaper, for their updates are done. There the lower score
-wins where the interval tells nothing; patience asks for more than the interval
-(:class:`fastgen.training.validation.Progress`).
+wins where the intervals tell nothing, or where one score says better and another worse: what is
+blurred is easy to classify, and an early average must not win by that. Patience asks for more than
+the interval (:class:`fastgen.training.validation.Progress`).
 
 A task that can't compare leaves the choice to the lower score alone: it has no `compare`, or too
 few rows to tell a difference from its noise.
@@ -32,6 +33,7 @@ __all__ = [
     "choose",
     "compare_samples",
     "is_better",
+    "is_partly_better",
     "is_worse",
     "validate_by",
 ]
@@ -105,8 +107,13 @@ def compare_samples(
 def is_better(compared: Comparisons) -> bool:
     """Whether the second student is better by more than its noise: in some score, and worse in
     none."""
-    found = compared.values()
-    return any(score.better for score in found) and not is_worse(compared)
+    return is_partly_better(compared) and not is_worse(compared)
+
+
+def is_partly_better(compared: Comparisons) -> bool:
+    """Whether the second student is better by more than its noise in some score, whatever the
+    others say."""
+    return any(score.better for score in compared.values())
 
 
 def is_worse(compared: Comparisons) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
-from .choice import Comparisons, is_better, is_worse
+from .choice import Comparisons, is_better, is_partly_better, is_worse
 
 __all__ = ["REMEDY", "Progress", "teacher_note", "weaknesses"]
 
@@ -185,12 +185,13 @@ class Progress:
         if score is None:
             self.stale += 1
             return
+        lower = self.best is not None and score < self.best
         if self.best is None:
             improved = True
         elif compared is None:
             improved = score < self.best
         else:
-            improved = is_better(compared)
+            improved = is_better(compared) or (lower and is_partly_better(compared))
         if improved:
             self.best = score
             self.best_step = update
@@ -200,7 +201,6 @@ class Progress:
             return
         self.stale += 1
         # Not told apart: nothing is cheaper within a stage, so the lower score wins.
-        lower = self.best is not None and score < self.best
         if compared is not None and not is_worse(compared) and lower:
             self.best = score
             self.best_step = update

@@ -151,6 +151,17 @@ def test_an_average_that_is_worse_within_modes_is_not_the_best_however_low_its_s
     assert progress.best_step == 1 and progress.stale == 2
 
 
+def test_an_average_that_is_better_in_one_score_and_worse_in_another_wins_by_the_lower_score():
+    """An early average that one score favours doesn't stand in the way of all later ones."""
+    progress = Progress("kd", "energy")
+    progress.add(1, {"energy": 3.0}, compared={})
+    mixed = {"energy": BETTER, "class_error": WORSE}
+    progress.add(2, {"energy": 2.0}, compared=mixed)
+    assert (progress.best_step, progress.reference_step, progress.stale) == (2, 2, 0)
+    progress.add(3, {"energy": 2.5}, compared=mixed)
+    assert (progress.best_step, progress.reference_step, progress.stale) == (2, 2, 1)
+
+
 def by_noise(reference: torch.Tensor, samples: torch.Tensor) -> dict[str, Comparison]:
     """Samples are update numbers; scores differ by more than noise where they do by .15."""
     of_a, of_b = (NOISY[int(x)] for x in (reference, samples))

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastgen.comparisons import Comparison
 from fastgen.data import Task, build_task
 from fastgen.data.tasks import fashion
-from fastgen.data.tasks.fashion import FashionTask
+from fastgen.data.tasks.fashion import FashionTask, beyond
 from support.exact import normal
 
 
@@ -102,10 +103,21 @@ def test_two_sets_of_data_are_not_told_apart_and_a_worse_one_is(task):
     assert set(copies) == {"frechet", "outside", "missed", "class_error"}
     assert not any(found.better or found.worse for found in copies.values())
     generator = torch.Generator().manual_seed(0)
-    noisy = (first + 0.15 * torch.randn(first.shape, generator=generator)).clamp(-1, 1)
+    noisy = (first + 0.4 * torch.randn(first.shape, generator=generator)).clamp(-1, 1)
     worse = task.compare(first, noisy)
     assert all(worse[name].worse for name in ("frechet", "outside", "class_error"))
     fewer = first[torch.arange(1000) % 20]
     assert task.compare(first, fewer)["missed"].worse
     more = task.compare(fewer, first)["missed"]
     assert more.high < 0 and not more.better
+
+
+def test_fewer_errors_than_the_data_have_are_no_merit():
+    def compared(a: float, b: float) -> list[float]:
+        found = beyond(Comparison(b - a, b - a - 0.02, b - a + 0.02), a, b, least=0.12)
+        return [found.difference, found.low, found.high]
+
+    assert compared(0.05, 0.12) == pytest.approx([0.0, -0.02, 0.02])
+    assert compared(0.12, 0.05) == pytest.approx([0.0, -0.02, 0.02])
+    assert compared(0.05, 0.20) == pytest.approx([0.08, 0.06, 0.10])
+    assert compared(0.20, 0.15) == pytest.approx([-0.05, -0.07, -0.03])
