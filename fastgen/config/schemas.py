@@ -57,7 +57,18 @@ class DataConfig(Config):
     path: str | None = Field(
         default=None,
         description="file: .npz or .safetensors with X and Z, X alone (episode beside them, the "
-        "number of each row's), or actions, observations, episode_ends",
+        "number of each row's), or actions, observations, episode_ends; or a data set of episodes: "
+        "LeRobot, zarr, HDF5 (robomimic, Minari), Parquet, CSV",
+    )
+    actions: list[str] | None = Field(
+        default=None,
+        description="data set: columns that are predicted, such as action; null = action or "
+        "actions",
+    )
+    observations: list[str] | None = Field(
+        default=None,
+        description="data set: columns that are the condition, such as [observation.state]; null "
+        "= the usual names",
     )
     size: int | None = Field(
         default=None,
@@ -99,6 +110,11 @@ class DataConfig(Config):
         "(N, T, d) a list of d, within which all data lie: finished samples are clamped to it; "
         "null = none",
     )
+
+    @field_validator("actions", "observations", mode="before")
+    @classmethod
+    def _one(cls, names: Any) -> Any:
+        return [names] if isinstance(names, str) else names
 
     @field_validator("range")
     @classmethod

@@ -1,77 +1,28 @@
-"""Data files: the formats that can be read, and the task of a user's own file."""
+"""Data files: conditions to sample for, and the task of a user's own data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .._core.files import expand_home
 from .._core.messages import brief
-from .._core.tensor_files import read_safetensors
 from .arrays import check_arrays, episodes_of
+from .formats.array_files import read_tensors
+from .formats.detection import is_data_set, open_source
+from .formats.selection import read_episodes, select
 from .held_out import HeldOutTask
 from .precision import exact_numbers, floats
 from .samples import SampleTask, check_samples
 from .trajectories import check_finite
 from .windows import unused_notes, windows_of
 
-__all__ = ["READERS", "file_task", "load_conditions", "load_members", "read_tensors"]
+__all__ = ["file_task", "load_conditions", "load_members"]
 
 
-# ---- Formats ------------------------------------------------------------------------------------
-
-
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    """Every array of an `.npz` file; pickles are refused."""
-    # NumPy arrives with the file that needs it.
-    import numpy as np
-
-    from .._core.archives import read_npz
-
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(array.astype(_torch_kind(array.dtype))))
-        for name, array in read_npz(path).items()
-    }
-
-
-def _torch_kind(dtype):
-    """The NumPy dtype that holds these numbers, in native byte order and known to torch."""
-    import numpy as np
-
-    if dtype.kind == "f":
-        return np.float64 if dtype.itemsize >= 8 else np.float32
-    return np.bool_ if dtype.kind == "b" else np.int64
-
-
-# How a file's name ends -> the function that reads its arrays, by name.
-READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
-    ".npz": _read_npz,
-    ".safetensors": read_safetensors,
-}
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Every array of a data file, by name.
-
-    Raises:
-        FileNotFoundError: no such file.
-        TypeError, ValueError: another format, a file that can't be read, or arrays that hold no
-            numbers.
-    """
-    path = expand_home(path)
-    known = " or ".join(READERS)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"expected a data file at {path}, got nothing there; give the path of an {known} file"
-        )
-    # By the name given: in the cache of a hub it is a link to one that says no format.
-    suffix = path.suffix.lower()
-    if suffix not in READERS:
-        raise ValueError(f"expected a file that ends in {known}, got {path.name}")
-    return READERS[suffix](path)
+# ---- Conditions ---------------------------------------------------------------------------------
 
 
 def load_conditions(path: str | Path) -> Tensor:
@@ -129,6 +80,8 @@ def _condition(name: str, tensor: Tensor) -> Tensor:
 def file_task(
     path: str | Path | None = None,
     *,
+    actions: Sequence[str] | None = None,
+    observations: Sequence[str] | None = None,
     pack: int | None = None,
     seed: int = 0,
     symmetry: dict | None = None,
@@ -137,16 +90,20 @@ def file_task(
     stride: int | None = None,
     normalize: bool | None = None,
 ) -> HeldOutTask | SampleTask:
-    """A user's own file as a task.
+    """A user's own data as a task.
 
-    A file of trajectories (`X` and `Z` of three axes each, or episodes; see
-    :func:`fastgen.data.windows.windows_of`) becomes a `HeldOutTask`. A file of samples of any shape
-    (`X` (N, *shape), alone or with `Z` (N, ...)) becomes a `SampleTask`: there whole numbers in Z
-    are labels, and no option but `seed` applies. `episode` (N,) beside X keeps the rows of an
-    episode on one side of the split; any other array is refused.
+    A data set of episodes (:func:`fastgen.data.formats.detection.open_source`) is cut into windows
+    of the columns that `actions` and `observations` name, and becomes a `HeldOutTask`.
+
+    Of `.npz` and `.safetensors` without those names: a file of trajectories (`X` and `Z` of three
+    axes each, or episodes; see :func:`fastgen.data.windows.windows_of`) becomes a `HeldOutTask`. A
+    file of samples of any shape (`X` (N, *shape), alone or with `Z` (N, ...)) becomes a
+    `SampleTask`: there whole numbers in Z are labels, and no option but `seed` applies. `episode`
+    (N,) beside X keeps the rows of an episode on one side of the split; any other array is refused.
 
     Args:
-        path: of the file, in one of the formats of `READERS`.
+        path: of the file or folder.
+        actions, observations: names of columns, as in `fastgen.data.formats.selection.select`.
         pack, seed, symmetry: as in `HeldOutTask`.
         obs_horizon, horizon, stride: of windows, as in `windows_of`.
         normalize: false for a teacher that was trained in the units of the file.
@@ -157,9 +114,17 @@ def file_task(
     """
     if path is None:
         raise ValueError(
-            "expected data.path, an .npz or .safetensors file, for the task file, got none"
+            "expected data.path, an .npz or .safetensors file or another data set, for the task "
+            "file, got none"
         )
-    tensors = read_tensors(path)
+    notes: list[str] = []
+    if is_data_set(path) or actions is not None or observations is not None:
+        source = open_source(path)
+        selection = select(source, actions, observations)
+        notes += selection.notes
+        tensors = read_episodes(source, selection)
+    else:
+        tensors = read_tensors(path)
     if _holds_samples(tensors):
         options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride}
         options |= {"obs_horizon": obs_horizon, "horizon": horizon}
@@ -168,9 +133,8 @@ def file_task(
     X, Z, episodes = windows_of(
         tensors, path, obs_horizon=obs_horizon, horizon=horizon, stride=stride
     )
-    notes = []
     if obs_horizon is not None and horizon is not None:
-        notes = unused_notes(tensors["episode_ends"].tolist(), obs_horizon, horizon, stride)
+        notes += unused_notes(tensors["episode_ends"].tolist(), obs_horizon, horizon, stride)
     return HeldOutTask(
         "file",
         X,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastgen.data.files import read_tensors
+from fastgen.data.formats.array_files import read_tensors
 from fastgen.data.sample_files import WRITERS, check_sample_file, write_samples
 
 

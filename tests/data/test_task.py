@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastgen.data import Task, build_task
-from fastgen.data.files import READERS
+from fastgen.data.formats.array_files import READERS
 from fastgen.data.task import TASKS
 from fastgen.data.tasks.modes import ModesTask
 

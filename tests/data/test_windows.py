@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastgen.data.files import read_tensors
+from fastgen.data.formats.array_files import read_tensors
 from fastgen.data.windows import windows_of
 
 

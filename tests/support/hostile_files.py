@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from fastgen._core.tensor_files import load_tensors, save_tensors, sha256
 from fastgen.config import DistillConfig
 from fastgen.config.files import dump_yaml, load_config
-from fastgen.data.files import file_task, read_tensors
+from fastgen.data.files import file_task
+from fastgen.data.formats.array_files import read_tensors
 from fastgen.export import export_student, load_network, save_network, schema
 from fastgen.export.folders import load_student
 from fastgen.jobs.sources import load_weights

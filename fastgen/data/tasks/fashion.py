@@ -25,7 +25,7 @@ from ...comparisons import LEVEL, Comparison, compare_frechet, compare_means
 from ...frechet import frechet_distance
 from ...neighbours import Region, precision_recall_density_coverage
 from ..classifier import ImageClassifier, load_classifier
-from ..files import read_tensors
+from ..formats.array_files import read_tensors
 from ..samples import SampleData
 from ..scoring import answered, evaluation_generator
 from ..trajectories import check_pack

@@ -1,0 +1,110 @@
+"""Files of named arrays, `.npz` and `.safetensors`: all arrays, or the columns of episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..._core.files import expand_home
+from ..._core.messages import brief
+from ..._core.tensor_files import read_safetensors
+from .parts import ends_of
+from .source import EPISODE_COLUMNS, Column, Source, kind_of_rows
+
+__all__ = ["READERS", "open_arrays", "read_tensors"]
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    """Every array of an `.npz` file; pickles are refused."""
+    # NumPy arrives with the file that needs it.
+    import numpy as np
+
+    from ..._core.archives import read_npz
+
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array.astype(_torch_kind(array.dtype))))
+        for name, array in read_npz(path).items()
+    }
+
+
+def _torch_kind(dtype):
+    """The NumPy dtype that holds these numbers, in native byte order and known to torch."""
+    import numpy as np
+
+    if dtype.kind == "f":
+        return np.float64 if dtype.itemsize >= 8 else np.float32
+    return np.bool_ if dtype.kind == "b" else np.int64
+
+
+# How a file's name ends -> the function that reads its arrays, by name.
+READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".npz": _read_npz,
+    ".safetensors": read_safetensors,
+}
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Every array of a data file, by name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError, ValueError: another format, a file that can't be read, or arrays that hold no
+            numbers.
+    """
+    path = expand_home(path)
+    known = " or ".join(READERS)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected a data file at {path}, got nothing there; give the path of an {known} file"
+        )
+    # By the name given: in the cache of a hub it is a link to one that says no format.
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise ValueError(f"expected a file that ends in {known}, got {path.name}")
+    return READERS[suffix](path)
+
+
+def open_arrays(path: Path) -> Source:
+    """The episodes in a file of arrays (M, ...): one for each column, and `episode_ends` (E,) or
+    the number of each row's episode.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as `read_tensors`; or no rows of episodes.
+    """
+    tensors = read_tensors(path)
+    ends = _ends(tensors, path)
+    columns = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim == 0 or tensor.shape[0] != ends[-1] or name == "episode_ends":
+            continue
+        shape = tuple(tensor.shape[1:])
+        columns[name] = Column(kind_of_rows(shape), shape, str(tensor.dtype).removeprefix("torch."))
+
+    def read(names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: tensors[name] for name in names}
+
+    left = sorted(set(tensors) - set(columns) - {"episode_ends"})
+    notes = [f"note: no array of {ends[-1]} rows, left out: {', '.join(left)}"] if left else []
+    return Source(f"arrays ({path.suffix})", path, columns, ends, read, notes=tuple(notes))
+
+
+def _ends(tensors: dict[str, Tensor], path: Path) -> list[int]:
+    """The ends of the episodes of a file of arrays."""
+    if "episode_ends" in tensors:
+        ends = tensors["episode_ends"]
+        if ends.is_floating_point() or ends.ndim != 1 or ends.numel() == 0:
+            raise ValueError(
+                f"expected episode_ends of {path} to be whole numbers (E,), got {ends.dtype} "
+                f"{tuple(ends.shape)}"
+            )
+        return ends.tolist()
+    for name in EPISODE_COLUMNS:
+        if name in tensors and tensors[name].ndim == 1:
+            return ends_of(tensors[name], f"{path}, {name}")
+    raise ValueError(
+        f"expected episode_ends, or {', '.join(EPISODE_COLUMNS)} with the number of each row's "
+        f"episode, in {path}, got {brief(sorted(tensors))}"
+    )

@@ -1,0 +1,135 @@
+"""What is in a data set, what would be used of it, and what is odd: lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ..._core.files import expand_home
+from ..._core.messages import listed
+from .array_files import READERS, read_tensors
+from .detection import open_source
+from .selection import Selection, select
+from .source import Column, Source
+
+__all__ = ["describe_data"]
+
+# Columns that are listed one by one.
+_MOST_COLUMNS = 12
+# Rows whose distance in time is another than usual by more than this part of it are odd.
+_UNEVEN = 0.1
+
+
+def describe_data(
+    path: str | Path,
+    actions: Sequence[str] | None = None,
+    observations: Sequence[str] | None = None,
+) -> list[str]:
+    """About twenty lines on a data set.
+
+    Args:
+        path: of a file or folder, as `open_source`.
+        actions, observations: names of columns, as `select`.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as `open_source`; or columns that aren't there.
+    """
+    path = expand_home(path)
+    if path.suffix.lower() in READERS and path.is_file():
+        tensors = read_tensors(path)
+        if "X" in tensors:
+            return _arrays(path, tensors)
+    source = open_source(path)
+    try:
+        selection = select(source, actions, observations)
+    except ValueError as error:
+        if actions is not None and observations is not None:
+            raise
+        return [*_head(source), *_table(source, {}, {}), f"to choose: {error}"]
+    used = {**dict.fromkeys(selection.observations, "observations")}
+    used |= dict.fromkeys(selection.actions, "actions")
+    values = source.read(sorted(used))
+    lines = [*_head(source), *_table(source, used, values)]
+    return [*lines, *selection.notes, *_oddities(source, selection, values)]
+
+
+def _arrays(path: Path, tensors: dict[str, Tensor]) -> list[str]:
+    lines = [f"arrays at {path}, rows of X to train on as they are"]
+    for name, value in sorted(tensors.items()):
+        lines.append(f"  {name}  {tuple(value.shape)}  {value.dtype}")
+    return lines
+
+
+def _head(source: Source) -> list[str]:
+    lengths = [stop - start for start, stop in pairwise([0, *source.ends])]
+    rate = "" if source.rate is None else f", {source.rate:g} rows per second"
+    return [
+        f"{source.format} at {source.path}",
+        f"{len(lengths)} episodes of {min(lengths)} to {max(lengths)} rows (median "
+        f"{median(lengths):g}), {source.rows} rows{rate}",
+    ]
+
+
+def _table(source: Source, used: dict[str, str], values: dict[str, Tensor]) -> list[str]:
+    """A line for each column, those that are used first."""
+    order = [*used, *(name for name in source.columns if name not in used)]
+    shown = order[:_MOST_COLUMNS]
+    width = max(len(name) for name in shown)
+    lines = []
+    for name in shown:
+        column = source.columns[name]
+        line = f"  {name:{width}}  {used.get(name, '-'):12}  {_said(column)}"
+        if name in values:
+            numbers = values[name].double()
+            line += f"  {float(numbers.min()):.4g} to {float(numbers.max()):.4g}"
+        lines.append(line)
+    if len(order) > len(shown):
+        lines.append(f"  and {len(order) - len(shown)} columns more")
+    return lines
+
+
+def _said(column: Column) -> str:
+    if column.kind != "numbers":
+        return column.kind
+    shape = "x".join(map(str, column.shape)) or "1"
+    channels = f" ({listed(column.channels, 6)})" if column.channels else ""
+    return f"{shape} {column.dtype}{channels}"
+
+
+def _oddities(source: Source, selection: Selection, values: dict[str, Tensor]) -> list[str]:
+    """What who trains on it should look at."""
+    lines = []
+    for name in (*selection.actions, *selection.observations):
+        rows = values[name].reshape(source.rows, -1).double()
+        bad = int((~torch.isfinite(rows)).any(1).sum())
+        if bad:
+            lines.append(f"warning: NaN or infinity in {bad} rows of {name}: remove them")
+            continue
+        still = (rows == rows[0]).all(0).nonzero().flatten().tolist()
+        if still:
+            lines.append(f"warning: constant channels of {name}: {listed(still)}")
+    return [*lines, *_uneven(source)]
+
+
+def _uneven(source: Source) -> list[str]:
+    """A line where rows of an episode aren't evenly spaced in time."""
+    column = source.columns.get("timestamp")
+    if column is None or column.kind != "numbers" or column.width != 1:
+        return []
+    time = source.read(["timestamp"])["timestamp"].reshape(-1).double()
+    steps = time[1:] - time[:-1]
+    within = torch.ones(len(steps), dtype=torch.bool)
+    within[torch.tensor(source.ends[:-1], dtype=torch.long) - 1] = False
+    steps = steps[within]
+    if not len(steps):
+        return []
+    usual = float(steps.median())
+    odd = int(((steps - usual).abs() > _UNEVEN * abs(usual)).sum())
+    if usual <= 0 or odd:
+        return [f"warning: {odd} steps of timestamp are not of {usual:g} s"]
+    return []

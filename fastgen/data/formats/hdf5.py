@@ -1,0 +1,240 @@
+"""HDF5 files in which each episode is a group: robomimic's, and those of Minari.
+
+A column is a dataset of such a group, named by its path there (`obs/eef_pos`). Only hard links
+inside the file are followed, and nothing that needs a pickle is read. Read by h5py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._core.messages import brief, first_names
+from .parts import check_part, check_unpacked, foreign, needed
+from .source import Column, Source, kind_of_rows
+
+__all__ = ["open_hdf5", "open_minari_hdf5"]
+
+_ERRORS = (ValueError, LookupError, OSError, TypeError, RuntimeError, MemoryError, AttributeError)
+_MOST_DEPTH = 8
+_MOST_COLUMNS = 4096
+_NUMBER = re.compile(r"\D+(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a format lays out its episodes.
+
+    Attributes:
+        name: of the format.
+        groups: of a file, name -> the group of each episode.
+        rows: attribute of an episode with the number of its rows.
+        spare: rows that a column may have more, such as the observation after the last action.
+    """
+
+    name: str
+    groups: Callable[[Any], dict[str, Any]]
+    rows: str
+    spare: int
+
+
+def open_hdf5(path: Path) -> Source:
+    """An HDF5 file of robomimic's (`data/demo_0/actions`) or of Minari's (`episode_0/actions`).
+
+    Raises:
+        ValueError: neither of the two, a damaged file, episodes that differ in their columns, or
+            there is no h5py.
+    """
+    with _opened(path) as file:
+        if "data" in file:
+            kind = _Kind("robomimic HDF5", _demos, "num_samples", 0)
+        elif any(name.startswith("episode_") for name in file):
+            kind = _Kind("Minari HDF5", _numbered_episodes, "total_steps", 1)
+        else:
+            raise ValueError(
+                f"{path}: expected data/demo_0 (robomimic) or episode_0 (Minari), got "
+                f"{first_names(file) or 'nothing'}"
+            )
+    return _open(path, kind)
+
+
+def open_minari_hdf5(path: Path) -> Source:
+    """The `main_data.hdf5` of a Minari data set; errors as `open_hdf5`."""
+    return _open(path, _Kind("Minari HDF5", _numbered_episodes, "total_steps", 1))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    h5py = needed("h5py", "hdf5", "HDF5 files")
+    check_part(path)
+    with foreign(path, "an HDF5 file", _ERRORS), h5py.File(path, "r") as file:
+        yield file
+
+
+def _demos(file: Any) -> dict[str, Any]:
+    return _sorted(_group(file, "data"), "demo")
+
+
+def _numbered_episodes(file: Any) -> dict[str, Any]:
+    return _sorted(file, "episode")
+
+
+def _group(parent: Any, name: str) -> Any:
+    """A group or dataset that lies in this file."""
+    h5py = needed("h5py", "hdf5", "HDF5 files")
+
+    link = parent.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(
+            f"{parent.file.filename}: expected {name[:80]} in this file, got a link elsewhere"
+        )
+    return parent[name]
+
+
+def _sorted(parent: Any, stem: str) -> dict[str, Any]:
+    """The groups `<stem>_0`, `<stem>_1`, ... by their number."""
+    numbered = []
+    for name in parent:
+        found = _NUMBER.fullmatch(name)
+        if found and name.startswith(f"{stem}_"):
+            numbered.append((int(found[1]), name))
+    if not numbered:
+        raise ValueError(
+            f"{parent.file.filename}: expected groups {stem}_0, {stem}_1, ..., got "
+            f"{first_names(parent) or 'nothing'}"
+        )
+    return {name: _group(parent, name) for _, name in sorted(numbered)}
+
+
+def _open(path: Path, kind: _Kind) -> Source:
+    notes = []
+    with _opened(path) as file:
+        groups = kind.groups(file)
+        lengths = [_length(path, name, group, kind) for name, group in groups.items()]
+        columns = _columns(next(iter(groups.values())), lengths[0], kind)
+        if "mask" in file:
+            notes.append(
+                f"note: all episodes are used; the file's own splits ({first_names(file['mask'])}) "
+                "are not"
+            )
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+
+    def read(names: Sequence[str]) -> dict[str, Tensor]:
+        return _read(path, kind, columns, ends, names)
+
+    return Source(kind.name, path, columns, ends, read, notes=tuple(notes))
+
+
+def _length(path: Path, name: str, group: Any, kind: _Kind) -> int:
+    """The rows of an episode: as its attribute says, or as many as there are actions."""
+    said = group.attrs.get(kind.rows)
+    length = int(said) if said is not None else _group(group, "actions").shape[0]
+    if not 0 < length < 1 << 40:
+        raise ValueError(f"{path}: expected rows in {name}, got {length}")
+    return length
+
+
+def _columns(group: Any, length: int, kind: _Kind) -> dict[str, Column]:
+    """The columns of an episode: datasets with a row for each of its steps."""
+    columns: dict[str, Column] = {}
+    for name, dataset in _datasets(group, "", 0):
+        if dataset.shape and length <= dataset.shape[0] <= length + kind.spare:
+            columns[name] = _column(dataset)
+        if len(columns) > _MOST_COLUMNS:
+            raise ValueError(f"{group.file.filename}: expected at most {_MOST_COLUMNS:,} columns")
+    return columns
+
+
+def _datasets(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    h5py = needed("h5py", "hdf5", "HDF5 files")
+
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink) or depth > _MOST_DEPTH:
+            continue
+        found = group[name]
+        if isinstance(found, h5py.Group):
+            yield from _datasets(found, f"{prefix}{name}/", depth + 1)
+        elif isinstance(found, h5py.Dataset):
+            yield f"{prefix}{name}", found
+
+
+def _column(dataset: Any) -> Column:
+    h5py = needed("h5py", "hdf5", "HDF5 files")
+
+    dtype = dataset.dtype
+    shape = tuple(dataset.shape[1:])
+    if h5py.check_string_dtype(dtype) is not None or dtype.kind in "SU":
+        return Column("text", shape, "text")
+    if dtype.kind not in "fiub":
+        # What Minari keeps pictures in are lists of bytes of different length.
+        return Column("other", shape, str(dtype)[:40])
+    return Column(kind_of_rows(shape), shape, str(dtype))
+
+
+def _read(
+    path: Path, kind: _Kind, columns: dict[str, Column], ends: Sequence[int], names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Some columns of all episodes, (M, *shape) each, in place: nothing else is held."""
+    import numpy as np
+
+    with _opened(path) as file:
+        groups = kind.groups(file)
+        starts = [0, *ends[:-1]]
+        values = {}
+        for name in names:
+            column = columns[name]
+            parts = [_dataset(path, episode, group, name) for episode, group in groups.items()]
+            stored = sum(part.id.get_storage_size() for part in parts)
+            dtype = _kept(np.dtype(column.dtype))
+            check_unpacked(f"{path}, {name}", ends[-1] * column.width * dtype.itemsize, stored)
+            rows = np.empty((ends[-1], *column.shape), dtype)
+            for part, start, stop in zip(parts, starts, ends, strict=True):
+                extra = part.shape[0] - (stop - start) if part.shape else -1
+                if tuple(part.shape[1:]) != column.shape or not 0 <= extra <= kind.spare:
+                    raise ValueError(
+                        f"{path}: expected {part.name} of shape {(stop - start, *column.shape)}, "
+                        f"got {part.shape}"
+                    )
+                rows[start:stop] = part[: stop - start]
+            values[name] = torch.from_numpy(rows)
+        return values
+
+
+def _kept(dtype: Any) -> Any:
+    """The NumPy dtype in which numbers of this dtype are held, which torch knows."""
+    import numpy as np
+
+    if dtype.kind == "f":
+        return np.dtype(np.float64 if dtype.itemsize >= 8 else np.float32)
+    return np.dtype(np.bool_ if dtype.kind == "b" else np.int64)
+
+
+def _dataset(path: Path, episode: str, group: Any, name: str) -> Any:
+    """A column of one episode, whose numbers lie in this file."""
+    h5py = needed("h5py", "hdf5", "HDF5 files")
+
+    found = group
+    for part in name.split("/"):
+        if not isinstance(found, h5py.Group) or part not in found:
+            raise ValueError(
+                f"{path}: expected {name} in every episode, got none in {episode}; leave that "
+                "episode out or fill it"
+            )
+        found = _group(found, part)
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{path}: expected {name} of {episode} to be numbers, got a group")
+    if found.external or found.is_virtual:
+        raise ValueError(f"{path}: expected {name} of {episode} in this file, got one elsewhere")
+    if found.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{path}: expected numbers in {name} of {episode}, got {brief(found.dtype)}"
+        )
+    return found

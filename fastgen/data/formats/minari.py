@@ -1,0 +1,157 @@
+"""Minari: a folder with `data/metadata.json`, whose episodes lie in one HDF5 file, or in a folder
+each of Arrow or Parquet files.
+
+An episode has one observation more than actions; the last one, which no action follows, is left
+out. Members of an observation that is a dict are columns of their own, `observations/goal`.
+Written by https://github.com/Farama-Foundation/Minari (MIT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._core.json_files import read_json
+from ..._core.messages import brief
+from .arrow import columns_of, numbers_of
+from .hdf5 import open_minari_hdf5
+from .parquet import opened as opened_parquet
+from .parts import check_part, check_unpacked, foreign, needed
+from .source import Column, Source
+
+__all__ = ["open_minari"]
+
+_MOST_EPISODES = 1 << 22
+
+
+def open_minari(path: Path) -> Source:
+    """A Minari data set.
+
+    Args:
+        path: its folder, or the folder `data` in it.
+
+    Raises:
+        ValueError: another format of its data, a file that is missing, damaged or contradicts
+            `metadata.json`.
+    """
+    folder = path / "data" if (path / "data" / "metadata.json").is_file() else path
+    where = folder / "metadata.json"
+    metadata = read_json(where, only_finite=False)
+    kind = metadata.get("data_format")
+    if kind == "hdf5":
+        source = open_minari_hdf5(folder / "main_data.hdf5")
+    elif kind in ("arrow", "parquet"):
+        source = _open_tables(folder, kind, metadata)
+    else:
+        raise ValueError(f"{where}: expected data_format hdf5, arrow or parquet, got {brief(kind)}")
+    found = (len(source.ends), source.rows)
+    said = (metadata.get("total_episodes"), metadata.get("total_steps"))
+    if said != found:
+        raise ValueError(
+            f"{where}: expected total_episodes and total_steps {found}, as the episodes say, got "
+            f"{brief(said)}; copy the data set anew"
+        )
+    return replace(source, path=path)
+
+
+def _open_tables(folder: Path, kind: str, metadata: dict[str, Any]) -> Source:
+    count = metadata.get("total_episodes")
+    if not isinstance(count, int) or not 0 < count < _MOST_EPISODES:
+        raise ValueError(
+            f"{folder / 'metadata.json'}: expected total_episodes > 0, got {brief(count)}"
+        )
+    files = []
+    lengths = []
+    for index in range(count):
+        where = folder / str(index) / "metadata.json"
+        steps = read_json(where, only_finite=False).get("total_steps")
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 0 < steps < 1 << 40:
+            raise ValueError(f"{where}: expected total_steps > 0, got {brief(steps)}")
+        lengths.append(steps)
+        parts = sorted((folder / str(index)).glob(f"part-*.{kind}"))
+        if len(parts) != 1:
+            raise ValueError(
+                f"{folder / str(index)}: expected one file part-0.{kind}, got {len(parts)}; copy "
+                "the data set anew"
+            )
+        files.append(parts[0])
+    with _table(files[0], kind) as table:
+        columns = columns_of(table.schema)
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+
+    def read(names: Sequence[str]) -> dict[str, Tensor]:
+        return _read(files, lengths, kind, columns, names)
+
+    return Source(f"Minari {kind.capitalize()}", folder, columns, ends, read)
+
+
+@contextmanager
+def _table(path: Path, kind: str, names: Sequence[str] | None = None) -> Iterator[Any]:
+    """One episode, as `pyarrow.Table`: the columns `names`, or none of its rows."""
+    pa = needed("pyarrow", "parquet", "Arrow files")
+    if kind == "parquet":
+        with opened_parquet(path) as file:
+            check_unpacked(str(path), 64 * file.metadata.num_rows, path.stat().st_size)
+            yield (
+                file.read(columns=list(names or ()), use_threads=False)
+                if names
+                else _Schema(file.schema_arrow)
+            )
+        return
+    check_part(path)
+    errors = (pa.ArrowException, ValueError, LookupError, OSError, TypeError, MemoryError)
+    with foreign(path, "an Arrow file", errors), pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        if names is None:
+            yield _Schema(reader.schema)
+            return
+        table = reader.read_all()
+        table.validate(full=True)
+        yield table.select(list(names))
+
+
+class _Schema:
+    """A table of which only the schema is known."""
+
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
+
+
+def _read(
+    files: Sequence[Path],
+    lengths: Sequence[int],
+    kind: str,
+    columns: dict[str, Column],
+    names: Sequence[str],
+) -> dict[str, Tensor]:
+    pieces: dict[str, list[Tensor]] = {name: [] for name in names}
+    whole = sorted({name.partition("/")[0] for name in names})
+    for path, length in zip(files, lengths, strict=True):
+        with _table(path, kind, whole) as table:
+            # Actions have one row more, too, which is padding.
+            if len(table) not in (length, length + 1):
+                raise ValueError(f"{path}: expected {length} steps, got {len(table)} rows")
+            for name in names:
+                values = _member(table, name)
+                pieces[name].append(numbers_of(values, f"{path}, {name}")[:length])
+    for name, parts in pieces.items():
+        if len({tuple(part.shape[1:]) for part in parts}) > 1:
+            raise ValueError(f"{files[0].parent.parent}: expected {name} with rows of one shape")
+    return {name: torch.cat(parts) for name, parts in pieces.items()}
+
+
+def _member(table: Any, name: str) -> Any:
+    """A column of a table, or a field of a struct, `struct/field`, as one array."""
+    first, *rest = name.split("/")
+    values = table.column(first).combine_chunks()
+    if hasattr(values, "chunks"):  # a table of several chunks may stay one
+        values = values.chunk(0)
+    for part in rest:
+        values = values.field(part)
+    return values

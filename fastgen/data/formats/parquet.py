@@ -1,0 +1,156 @@
+"""Parquet: plain columns of a table, and the columns of several files one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._core.messages import first_names
+from .arrow import columns_of, numbers_of
+from .csv_files import together
+from .parts import check_part, check_unpacked, ends_of, foreign, needed
+from .source import EPISODE_COLUMNS, Column, Source
+
+__all__ = ["open_parquet", "opened", "parquet_columns", "read_columns"]
+
+# Rows that are unpacked at once.
+_BATCH = 1 << 16
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A Parquet file, as `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        ValueError: missing, a pointer to a file, damaged (also while it is read inside), or there
+            is no pyarrow.
+    """
+    pa = needed("pyarrow", "parquet", "Parquet files")
+    parquet = needed("pyarrow.parquet", "parquet", "Parquet files")
+    check_part(path)
+    # pyarrow's own errors are ValueError, KeyError, OSError or ArrowException.
+    errors = (pa.ArrowException, ValueError, LookupError, OSError, TypeError, MemoryError)
+    with foreign(path, "a Parquet file", errors):
+        with parquet.ParquetFile(path, memory_map=True) as file:
+            yield file
+
+
+def parquet_columns(path: Path) -> tuple[dict[str, Column], int]:
+    """The columns of a Parquet file and the number of its rows; errors as `opened`."""
+    with opened(path) as file:
+        return columns_of(file.schema_arrow), file.metadata.num_rows
+
+
+def read_columns(paths: Sequence[Path], names: Sequence[str]) -> dict[str, Tensor]:
+    """The numbers of some columns of several files, joined, (M, *shape) each.
+
+    A file is read in pieces, so that little more than what is returned is held at once.
+
+    Raises:
+        ValueError: as `opened`; or a column that is missing, has values missing, or isn't of one
+            length; or more numbers than there is room for.
+    """
+    pieces: dict[str, list[Tensor]] = {name: [] for name in names}
+    for path in paths:
+        with opened(path) as file:
+            _check_room(path, file, names)
+            there = set(file.schema_arrow.names)
+            whole = sorted({n if n in there else n.partition("/")[0] for n in names})
+            rows = 0
+            for batch in file.iter_batches(batch_size=_BATCH, columns=whole, use_threads=False):
+                rows += len(batch)
+                if rows > file.metadata.num_rows:
+                    raise ValueError(f"{path}: expected {file.metadata.num_rows} rows, got more")
+                for name in names:
+                    pieces[name].append(numbers_of(_member(batch, name), f"{path}, {name}"))
+            if rows != file.metadata.num_rows:
+                raise ValueError(f"{path}: expected {file.metadata.num_rows} rows, got {rows}")
+    return {name: _joined(name, parts) for name, parts in pieces.items()}
+
+
+def _joined(name: str, parts: list[Tensor]) -> Tensor:
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"expected {name} with rows of one shape, got {sorted(shapes)}")
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _member(batch: Any, name: str) -> Any:
+    """A column of a batch, or a field of a struct, `struct/field`."""
+    if name in batch.schema.names:
+        return batch.column(name)
+    first, *rest = name.split("/")
+    values = batch.column(first)
+    for part in rest:
+        values = values.field(part)
+    return values
+
+
+def _check_room(path: Path, file: Any, names: Sequence[str]) -> None:
+    """ValueError where the file promises more than it can hold, or than there is room for."""
+    columns = columns_of(file.schema_arrow)
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{path}: expected the columns {', '.join(missing)}, got {first_names(columns)}"
+        )
+    check_unpacked(str(path), 8 * _numbers_in(file.metadata, names), path.stat().st_size)
+
+
+def _numbers_in(metadata: Any, names: Sequence[str]) -> int:
+    """How many numbers of these columns a file says it holds."""
+    starts = {*names, *(name.replace("/", ".") for name in names)}
+    count = 0
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for index in range(row_group.num_columns):
+            column = row_group.column(index)
+            path = column.path_in_schema
+            if any(path == start or path.startswith(f"{start}.") for start in starts):
+                count += column.num_values
+    return max(count, metadata.num_rows)
+
+
+def open_parquet(path: Path) -> Source:
+    """The rows of one Parquet file. Columns `x_0`, `x_1`, ... are one column `x`, as in CSV.
+
+    Raises:
+        ValueError: as `opened`; or no column with the number of each row's episode, or episodes in
+            several places.
+    """
+    found, _ = parquet_columns(path)
+    groups = together(list(found))
+    columns = {name: _grouped(name, groups, found) for name in groups}
+    key = next((name for name in EPISODE_COLUMNS if name in found), None)
+    if key is None:
+        raise ValueError(
+            f"{path}: expected a column {' or '.join(EPISODE_COLUMNS)} with the number of each "
+            f"row's episode, got {first_names(found)}; add one"
+        )
+    ends = ends_of(read_columns([path], [key])[key], f"{path}, {key}")
+
+    def read(names: Sequence[str]) -> dict[str, Tensor]:
+        members = [member for name in names for member in groups[name]]
+        values = read_columns([path], members)
+        return {name: _assembled(name, groups, values) for name in names}
+
+    return Source("Parquet", path, columns, ends, read)
+
+
+def _grouped(name: str, groups: Mapping[str, list[str]], found: Mapping[str, Column]) -> Column:
+    members = [found[member] for member in groups[name]]
+    if groups[name] == [name]:
+        return members[0]
+    kinds = {member.kind for member in members}
+    plain = kinds == {"numbers"} and all(member.shape == () for member in members)
+    return Column("numbers" if plain else "other", (len(members),), members[0].dtype)
+
+
+def _assembled(name: str, groups: Mapping[str, list[str]], values: dict[str, Tensor]) -> Tensor:
+    members = [values[member] for member in groups[name]]
+    return members[0] if groups[name] == [name] else torch.stack(members, 1)

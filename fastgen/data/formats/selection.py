@@ -1,0 +1,165 @@
+"""Which columns of a data set are actions and which are observations, and those columns as
+tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..._core.messages import first_names, listed
+from ..precision import exact_numbers
+from .source import BOOKKEEPING, Column, Source
+
+__all__ = ["Selection", "read_episodes", "select"]
+
+_ACTIONS = ("action", "actions")
+# Where nothing is named: all of the first line that are there, else the first of the others.
+_STATES = ("observation.state", "observation.environment_state")
+_OBSERVATIONS = ("observations", "observation", "state", "states", "obs")
+# Parts of names that mean padding.
+_PADDING = ("mask", "is_pad", "padding")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The columns that are used, by name in the order of their channels, and what is said of the
+    choice."""
+
+    actions: tuple[str, ...]
+    observations: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def select(
+    source: Source,
+    actions: Sequence[str] | None = None,
+    observations: Sequence[str] | None = None,
+) -> Selection:
+    """The columns of actions and of observations.
+
+    Args:
+        source: the data set.
+        actions: names of columns; None: `action`, or `actions`.
+        observations: names of columns; None: `observation.state` and
+            `observation.environment_state`, as far as they are there, or else the first of
+            `observations`, `observation`, `state`, `states`, `obs`.
+
+    Raises:
+        ValueError: a name that isn't there, comes twice, or isn't of numbers; or none was given,
+            and no column has one of those names.
+    """
+    chosen_actions = _checked(source, "actions", actions, _default(source, _ACTIONS))
+    states = [name for name in _STATES if name in source.columns]
+    usual = states or _default(source, _OBSERVATIONS)
+    chosen_observations = _checked(source, "observations", observations, usual)
+    notes = list(source.notes)
+    if actions is None or observations is None:
+        notes.append(
+            f"note: actions are {', '.join(chosen_actions)}, observations are "
+            f"{', '.join(chosen_observations)}; data.actions and data.observations choose others"
+        )
+    notes += _left_out(source.columns, {*chosen_actions, *chosen_observations})
+    return Selection(tuple(chosen_actions), tuple(chosen_observations), tuple(notes))
+
+
+def read_episodes(source: Source, selection: Selection) -> dict[str, Tensor]:
+    """The arrays of `fastgen.data.windows.windows_of`: `actions` (M, d_x), `observations` (M, d_z)
+    and `episode_ends` (E,). Columns are joined in their order; a row of several axes is flattened.
+    """
+    names = sorted({*selection.actions, *selection.observations})
+    arrays = source.read(names)
+    for name in names:
+        if len(arrays[name]) != source.rows:
+            raise ValueError(
+                f"{source.path}: expected {source.rows} rows of {name}, got {len(arrays[name])}"
+            )
+    return {
+        "actions": _joined([arrays[name] for name in selection.actions], selection.actions),
+        "observations": _joined(
+            [arrays[name] for name in selection.observations], selection.observations
+        ),
+        "episode_ends": torch.tensor(source.ends),
+    }
+
+
+def _default(source: Source, names: Sequence[str]) -> list[str]:
+    """The first of the names that is a column of numbers, alone."""
+    return [name for name in names if name in source.columns][:1]
+
+
+def _checked(
+    source: Source, key: str, given: Sequence[str] | None, usual: Sequence[str]
+) -> list[str]:
+    """The names that were given, or the usual ones."""
+    names = list(usual if given is None else given)
+    usable = [
+        name
+        for name, column in source.columns.items()
+        if column.kind == "numbers" and name not in BOOKKEEPING
+    ]
+    if not names:
+        raise ValueError(
+            f"expected data.{key}, names of columns of {source.path}, got none, and none has a "
+            f"usual name; there are {first_names(usable, 30)}"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected data.{key} with each column once, got {', '.join(names)}")
+    for name in names:
+        if name not in source.columns:
+            raise ValueError(
+                f"expected data.{key} to name columns of {source.path}, got {name!r}; there are "
+                f"{first_names(usable, 30)}"
+            )
+        column = source.columns[name]
+        if column.kind != "numbers":
+            raise ValueError(
+                f"expected data.{key} to name columns of numbers, got {name!r}, which is "
+                f"{_described(column)}; there are {first_names(usable, 30)}"
+            )
+    return names
+
+
+def _described(column: Column) -> str:
+    return {"image": "an image", "text": "text"}.get(column.kind, column.dtype or column.kind)
+
+
+def _left_out(columns: Mapping[str, Column], used: Collection[str]) -> list[str]:
+    """Lines on the columns that are not used."""
+    unused = {name: column for name, column in columns.items() if name not in used}
+    notes = []
+    by_kind = {"image": [], "text": [], "other": [], "numbers": []}
+    for name, column in unused.items():
+        if name not in BOOKKEEPING:
+            by_kind[column.kind].append(name)
+    foreign = [
+        f"{', '.join(by_kind[kind][:6])} ({what})"
+        for kind, what in (("image", "images"), ("text", "text"), ("other", "no numbers"))
+        if by_kind[kind]
+    ]
+    if foreign:
+        notes.append(f"note: left out, since they can't be used: {'; '.join(foreign)}")
+    if by_kind["numbers"]:
+        notes.append(f"note: left out, not chosen: {listed(by_kind['numbers'], 8)}")
+    padding = [n for n in by_kind["numbers"] if any(part in n.lower() for part in _PADDING)]
+    if padding:
+        notes.append(
+            f"warning: {', '.join(padding[:3])} may mark padding, which is learned as data here; "
+            "save episodes without padded rows"
+        )
+    return notes
+
+
+def _joined(parts: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+    """The channels of some columns (M, *shape), side by side: (M, d)."""
+    flat = []
+    for name, part in zip(names, parts, strict=True):
+        # Yes-or-no channels, as of a gripper, are 0 and 1.
+        part = part.long() if part.dtype == torch.bool else exact_numbers(name, part)
+        flat.append(part.reshape(len(part), -1))
+    if len({part.dtype for part in flat}) > 1:
+        # float64 holds what float32 and all whole numbers of a recording hold.
+        flat = [part.double() for part in flat]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, 1)

@@ -1,0 +1,104 @@
+"""The zarr replay buffer of Diffusion Policy: arrays of all rows in the group `data`, and
+`meta/episode_ends`; version 2 or 3, a folder or a zip archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._core.messages import first_names
+from .source import Column, Source, kind_of_rows
+from .zarr_arrays import ZarrArray, describe, read_array
+from .zarr_stores import Store, opened_store
+
+__all__ = ["is_zarr", "open_zarr"]
+
+_MOST_DEPTH = 4
+
+
+def is_zarr(folder: Path) -> bool:
+    """Whether a folder is a zarr group."""
+    return any((folder / name).is_file() for name in (".zgroup", "zarr.json", ".zmetadata"))
+
+
+def open_zarr(path: Path) -> Source:
+    """A replay buffer.
+
+    Args:
+        path: a folder, or a zip archive of one.
+
+    Raises:
+        ValueError: no group `data` or no `meta/episode_ends`, a description or chunk that is
+            damaged, or a chunk by a codec that needs the package numcodecs, which isn't there.
+    """
+    with opened_store(path) as store:
+        found = describe(store, "meta/episode_ends")
+        if found is None or "data" not in store.members(""):
+            raise ValueError(
+                f"{path}: expected a replay buffer, the arrays data/... and meta/episode_ends, got "
+                f"{first_names(store.members('')) or 'nothing'}"
+            )
+        if len(found.shape) != 1 or not found.shape[0] or found.dtype is None:
+            raise ValueError(f"{path}: expected meta/episode_ends (E,), got {found.shape}")
+        ends = _ends(store, found, path)
+        arrays = dict(_arrays(store, "data", 0))
+    columns = {
+        name: _column(array)
+        for name, array in arrays.items()
+        if array.shape and array.shape[0] == ends[-1]
+    }
+    left = sorted(set(arrays) - set(columns))
+    notes = [f"note: not of {ends[-1]} rows, left out: {first_names(left)}"] if left else []
+
+    def read(names: Sequence[str]) -> dict[str, Tensor]:
+        with opened_store(path) as store:
+            return {name: _read(store, arrays[name], path) for name in names}
+
+    return Source("zarr replay buffer", path, columns, ends, read, notes=tuple(notes))
+
+
+def _ends(store: Store, array: ZarrArray, path: Path) -> list[int]:
+    values = _read(store, array, path)
+    if values.is_floating_point() or values.dtype == torch.bool:
+        raise ValueError(f"{path}: expected whole numbers in meta/episode_ends, got {values.dtype}")
+    ends = values.tolist()
+    if ends[0] <= 0 or any(b <= a for a, b in zip(ends, ends[1:], strict=False)):
+        raise ValueError(f"{path}: expected meta/episode_ends that increase from above 0")
+    return ends
+
+
+def _arrays(store: Store, folder: str, depth: int) -> Iterator[tuple[str, ZarrArray]]:
+    """The arrays of a group and of its groups, named by their path below `data`."""
+    for name in store.members(folder):
+        place = f"{folder}/{name}"
+        array = describe(store, place)
+        if array is not None:
+            yield place.removeprefix("data/"), array
+        elif depth < _MOST_DEPTH:
+            yield from _arrays(store, place, depth + 1)
+
+
+def _column(array: ZarrArray) -> Column:
+    shape = array.shape[1:]
+    if array.dtype is None:
+        return Column("other", shape, "objects")
+    return Column(kind_of_rows(shape), shape, array.dtype)
+
+
+def _read(store: Store, array: ZarrArray, path: Path) -> Tensor:
+    return torch.from_numpy(_kept(read_array(store, array, str(path))))
+
+
+def _kept(numbers: Any) -> Any:
+    """The numbers in a dtype that torch knows."""
+    import numpy as np
+
+    kind = numbers.dtype.kind
+    if kind == "f":
+        wide = numbers.dtype.itemsize >= 8
+        return numbers.astype(np.float64 if wide else np.float32, copy=False)
+    return numbers if kind == "b" else numbers.astype(np.int64, copy=False)

@@ -1,0 +1,52 @@
+"""Minari data sets: the last observation is left out, and what contradicts the metadata."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fastgen.data.formats.detection import open_source
+
+SETS = Path(__file__).parents[1] / "sets" / "drive"
+PACKAGES = {"hdf5": "h5py", "arrow": "pyarrow", "parquet": "pyarrow"}
+
+
+@pytest.fixture(params=PACKAGES)
+def folder(request, tmp_path) -> Path:
+    pytest.importorskip(PACKAGES[request.param])
+    return Path(shutil.copytree(SETS / f"{request.param}-v0", tmp_path / "set"))
+
+
+def test_observations_are_as_many_as_actions(folder):
+    for path in (folder, folder / "data"):
+        source = open_source(path)
+        assert list(source.ends) == [9, 23, 34, 58, 66, 83, 95, 105]
+        values = source.read(["actions", "observations/state"])
+        assert {len(rows) for rows in values.values()} == {105}
+        assert source.columns["observations/mission"].kind == "text"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("data_format", "rlds", "expected data_format hdf5, arrow or parquet, got 'rlds'"),
+        ("total_steps", 3, "expected total_episodes and total_steps"),
+    ],
+)
+def test_what_contradicts_the_metadata_is_refused(folder, key, value, said):
+    path = folder / "data" / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=said):
+        open_source(folder)
+
+
+def test_a_missing_episode_is_named(folder):
+    for part in (folder / "data").rglob("part-0.*"):
+        if part.parent.name == "3":
+            part.unlink()
+    (folder / "data" / "main_data.hdf5").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"(data/3|main_data.hdf5): expected"):
+        open_source(folder)

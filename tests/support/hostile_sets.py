@@ -1,0 +1,92 @@
+"""Data sets of every format with damaged files, each read by a child process.
+
+    python hostile_sets.py FOLDER NUMBER [NAME]      NUMBER mutations of each data set, in FOLDER
+
+A line for each mutation: what it was, and what came of it. None of the formats holds checksums of
+all that it says, so what is read may be other numbers, of the right kind and within bounds; but it
+is never a crash, a hang, or memory beyond what the file can hold.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fastgen.data.formats.detection import open_source
+from fastgen.data.formats.selection import read_episodes, select
+from support.hostile import outcome, scrambled
+
+SETS = Path(__file__).parents[1] / "data" / "sets"
+# What the readers' own libraries take when they are first used is within it.
+ROOM = 1 << 30
+
+# A data set -> the module that reads it, and its columns of observations.
+KINDS: dict[str, tuple[str, list[str] | None]] = {
+    "episodes.csv": ("csv", ["state"]),
+    "episodes.parquet": ("pyarrow", ["state", "goal_x"]),
+    "lerobot3": ("pyarrow", None),
+    "lerobot21": ("pyarrow", None),
+    "buffer.zarr": ("numcodecs", ["state", "place"]),
+    "buffer.zarr.zip": ("numcodecs", ["state", "place"]),
+    "buffer3.zarr": ("numcodecs", ["state", "place"]),
+    "low_dim.hdf5": ("h5py", ["obs/state"]),
+    "drive/hdf5-v0": ("h5py", ["observations/state"]),
+    "drive/arrow-v0": ("pyarrow", ["observations/state"]),
+    "drive/parquet-v0": ("pyarrow", ["observations/state"]),
+}
+
+
+def loader(observations: list[str] | None) -> Callable[[Path], object]:
+    def load(path: Path) -> object:
+        source = open_source(path)
+        return read_episodes(source, select(source, None, observations))
+
+    return load
+
+
+def copy(name: str, work: Path) -> Path:
+    """A fresh copy of a data set."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    good = SETS / name
+    place = work / good.name
+    if good.is_dir():
+        shutil.copytree(good, place)
+    else:
+        shutil.copy(good, place)
+    return place
+
+
+def run(name: str, number: int, work: Path) -> None:
+    _, observations = KINDS[name]
+    load = loader(observations)
+    load(SETS / name)
+    rng = random.Random(f"{name}")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    for _ in range(number):
+        place = copy(name, work)
+        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+        file = rng.choice(files)
+        way, harmed = scrambled(file.read_bytes(), rng)
+        if rng.random() < 0.03:
+            file.unlink()
+            way = "gone"
+        else:
+            file.write_bytes(harmed)
+        said = {"kind": name, "mutation": f"{file.relative_to(work)}: {way}"}
+        print(json.dumps({**said, "begun": True}), flush=True)
+        print(json.dumps({**said, "outcome": outcome(load, place, "")}), flush=True)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+if __name__ == "__main__":
+    for kind in sys.argv[3:] or KINDS:
+        run(kind, int(sys.argv[2]), Path(sys.argv[1]))
