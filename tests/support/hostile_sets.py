@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[str, list[str] | None]] = {
     "buffer.zarr": ("numcodecs", ["state", "place"]),
     "buffer.zarr.zip": ("numcodecs", ["state", "place"]),
     "buffer3.zarr": ("numcodecs", ["state", "place"]),
-    "low_dim.hdf5": ("h5py", ["obs/state"]),
+    "low_dim.hdf5": ("h5py", ["obs/robot0_eef_pos"]),
     "drive/hdf5-v0": ("h5py", ["observations/state"]),
     "drive/arrow-v0": ("pyarrow", ["observations/state"]),
     "drive/parquet-v0": ("pyarrow", ["observations/state"]),

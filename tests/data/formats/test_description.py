@@ -44,7 +44,7 @@ def test_a_choice_that_must_be_made_is_asked_for():
     pytest.importorskip("h5py")
     lines = describe_data(SETS / "low_dim.hdf5")
     assert lines[-1].startswith("to choose: expected data.observations")
-    assert "obs/state" in lines[-1]
+    assert "obs/robot0_eef_pos" in lines[-1]
     with pytest.raises(ValueError, match="'nothing'"):
         describe_data(SETS / "low_dim.hdf5", ["actions"], ["nothing"])
 

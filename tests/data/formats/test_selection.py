@@ -29,7 +29,7 @@ PLACES: dict[str, tuple[str, list[str] | None, list[str] | None]] = {
     "buffer.zarr.zip": ("numcodecs", None, ["state", "place"]),
     "buffer3.zarr": ("numcodecs", None, ["state", "place"]),
     "buffer3.zarr.zip": ("numcodecs", None, ["state", "place"]),
-    "low_dim.hdf5": ("h5py", None, ["obs/state", "obs/place"]),
+    "low_dim.hdf5": ("h5py", None, ["obs/robot0_eef_pos", "obs/object"]),
     "drive/hdf5-v0": ("h5py", None, ["observations/state", "observations/place"]),
     "drive/arrow-v0": ("pyarrow", None, ["observations/state", "observations/place"]),
     "drive/parquet-v0": ("pyarrow", None, ["observations/state", "observations/place"]),
