@@ -104,9 +104,17 @@ DMD = ["method=dmd2", "train.steps=300"]
 FOUR = ["student.steps=4", "train.kd_steps=3000"]
 ALONE = ["method=kd"]
 MATCHED = ["method=dmd2", "keep=dmd"]
-# The averages of guided students are not chosen by their distance to the data, which guidance
-# leaves, and the report measures the teacher with a single call.
+# The discriminator of fashion.yaml.
+NO_GAN = [
+    "dmd.gan_loss_weight_gen=0",
+    "dmd.gan_r1_reg_weight=0",
+    "dmd.gan_r2_reg_weight=0",
+]
+IMAGES_ALONE = [*ALONE, *NO_GAN]
+# A discriminator would draw guided students back to the data. Averages are not chosen by their
+# distance to the data, which guidance leaves, and the report measures the teacher with one call.
 GUIDED = [
+    *NO_GAN,
     "teacher.null_cond={folder}/no-class.npz",
     "dmd.guidance_scale=2.5",
     "train.kd_pairs=1000",
@@ -134,7 +142,14 @@ WIDENED = [
 # At most 30,000 evaluations, those of validations and of the report among them.
 FEW_PAIRS = ["train.kd_pairs=500", "train.kd_steps=600", "train.steps=200"]
 # Nothing is asked of the teacher but the weights that the student starts from.
-DRIFT = ["method=drift", "train.kd_steps=0", "train.steps=2500", "dmd.set_samples=16"]
+DRIFT = [
+    "method=drift",
+    *NO_GAN,
+    "dmd.gan_features=teacher",
+    "train.kd_steps=0",
+    "train.steps=2500",
+    "dmd.set_samples=16",
+]
 # What ring.yaml has beyond two-rings.yaml.
 LIKE_RING = [
     "student.layers=6",
@@ -257,11 +272,11 @@ CASES = {
         "fashion.yaml",
         {
             "KD + DMD": [],
-            "KD, as many evaluations": ALONE,
+            "KD, as many evaluations": IMAGES_ALONE,
             "500 pairs + DMD": FEW_PAIRS,
-            "KD, as many as 500 pairs + DMD": ALONE,
+            "KD, as many as 500 pairs + DMD": IMAGES_ALONE,
             "4 calls": ["student.steps=4"],
-            "KD, 4 calls": ["student.steps=4", *ALONE],
+            "KD, 4 calls": ["student.steps=4", *IMAGES_ALONE],
             "DMD alone": ["train.kd_steps=0", "train.steps=500"],
             "drift": DRIFT,
         },
