@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up (with the tools for developers), then lint, format, types and tests. Arguments go to pytest.
-# Without arguments, the tests that compare roundings run once more for each older kind of processor.
+# Without arguments, the tests that compare roundings run once more as on each older processor.
 # Every check runs even if an earlier one fails; the exit code says whether all passed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,20 +27,18 @@ run "pytest" "${pytest[@]}" "$@"
 older_kernels() {
     local files
     files=$(grep --recursive --files-with-matches --include='*.py' 'mark\.kernels' tests)
-    case $("$python" -c 'import torch; print(torch.backends.cpu.get_cpu_capability())') in
-    AVX512) set -- default avx2 ;;
-    AVX2) set -- default ;;
-    *) set -- ;;
-    esac
     # torch's own kernels obey the first variable, those of MKL and oneDNN the others.
-    for kernels in "$@"; do
-        case $kernels in
-        default) others=(MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41) ;;
-        avx2) others=(MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2) ;;
-        esac
-        run "pytest with $kernels kernels" \
-            env ATEN_CPU_CAPABILITY="$kernels" "${others[@]}" "${pytest[@]}" -m kernels $files
-    done
+    local plain=popen//id=default
+    plain+=//env:ATEN_CPU_CAPABILITY=default//env:MKL_CBWR=COMPATIBLE//env:ONEDNN_MAX_CPU_ISA=SSE41
+    local avx2=popen//id=avx2
+    avx2+=//env:ATEN_CPU_CAPABILITY=avx2//env:MKL_CBWR=AVX2//env:ONEDNN_MAX_CPU_ISA=AVX2
+    case $("$python" -c 'import torch; print(torch.backends.cpu.get_cpu_capability())') in
+    AVX512) set -- --tx $plain --tx $avx2 ;;
+    AVX2) set -- --tx $plain ;;
+    *) return ;;
+    esac
+    # A worker for each kind, side by side, and each runs every test.
+    run "pytest with older kernels" "$python" -m pytest -q --dist each "$@" -m kernels $files
 }
 if [ $# -eq 0 ]; then
     older_kernels
