@@ -25,6 +25,7 @@ from fastgen.records.log import (
     read_log,
     timeless,
 )
+from support.launching import forked
 from support.toy import ToyTask, ToyTeacher, toy_config
 
 TESTS = Path(__file__).parents[1]
@@ -281,7 +282,8 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_only_the_main_process_warns_logs_and_shows_progress(tmp_path):
-    done = python(VOICES, tmp_path)
+    (tmp_path / "job.py").write_text(VOICES)
+    (done,) = forked(tmp_path / "job.py", processes=1)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("here") == 2
     for text in ("UserWarning: a warning", "a log line", "kd: 1/1"):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from fastgen.records.checkpoints import load_newest_checkpoint
 from fastgen.records.log import read_log, timeless
+from support import launching
 from support.warm import run_all
 
 __all__ = [
@@ -138,18 +138,8 @@ def run(
 def pair(folder: Path, fault: str, **options) -> list[tuple[int, str]]:
     """(exit code, stderr) of two processes that share the job, without a launcher that would end
     one for the other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    ranks = [environment() | shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     words = command(folder, fault, **options)[1:]
-    done = run_all([(words, variables, folder) for variables in ranks], PATIENCE)
+    done = launching.pair(words, environment(), folder, PATIENCE)
     return [(process.returncode, process.stderr) for process in done]
 
 

@@ -1,5 +1,4 @@
-"""A distillation in bf16, watched from inside the network, as a script of one process or for
-`torchrun`."""
+"""A distillation in bf16, watched from inside the network, as a script of one process or of two."""
 
 from __future__ import annotations
 

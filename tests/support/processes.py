@@ -1,12 +1,17 @@
-"""Runs of a toy with each of DMD's branches on, as a script for `torchrun` and for one process
-alone."""
+"""Runs of a toy with each of DMD's branches on, as a script for several processes and for one
+alone.
+
+    python processes.py folder [torch.float32] [torch.float64]
+"""
 
 from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +49,14 @@ class NudgedData(TrajectoryData):
 
 def name(dtype: torch.dtype, accumulation: int) -> str:
     return f"{str(dtype).removeprefix('torch.')}-{accumulation}"
+
+
+def dtypes_of(items: Iterable[pytest.Item], fixture: str) -> list[str]:
+    """The `dtype`s of those of the tests that ask for `fixture`."""
+    asking = [item for item in items if fixture in getattr(item, "fixturenames", ())]
+    calls = [getattr(item, "callspec", None) for item in asking]
+    parameters = [call.params for call in calls if call is not None]
+    return sorted({str(values["dtype"]) for values in parameters if "dtype" in values})
 
 
 def config(run_dir: Path, accumulation: int, **changes) -> DistillConfig:
@@ -120,5 +133,6 @@ def run(
 if __name__ == "__main__":
     gc.freeze()  # as in conftest.py
     for each in RUNS:
-        run(Path(sys.argv[1]), *each)
+        if str(each[0]) in sys.argv:
+            run(Path(sys.argv[1]), *each)
     leave_together()

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.warm import run_all
+
 __all__ = [
     "DATA",
     "KD_STEPS",
@@ -73,9 +75,13 @@ def environment() -> dict[str, str]:
 
 
 def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A Python process of its own, to its end."""
+    """A Python process of its own, to its end; of a recipe, a fork (support/warm.py)."""
+    words = [str(word) for word in arguments]
+    if words[0].startswith(str(RECIPES)):
+        (done,) = run_all([(words, environment(), cwd)], PATIENCE)
+        return done
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, *words],
         cwd=cwd,
         env=environment(),
         capture_output=True,

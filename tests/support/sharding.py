@@ -1,5 +1,7 @@
-"""Networks shared by two processes, through accelerate's own FSDP2 code, as a script for
-`torchrun`.
+"""Networks shared by two processes, through accelerate's own FSDP2 code, as a script
+of both.
+
+    python sharding.py folder [parts] [torch.float32] [torch.float64]
 
 Accelerate shards on accelerators alone; told afterwards that it shards, it does so on a CPU.
 """
@@ -210,9 +212,10 @@ if __name__ == "__main__":
     if "parts" in sys.argv:
         found = parts()
         (folder / f"found-{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
-    if "run" in sys.argv:
+    dtypes = [dtype for dtype in (torch.float32, torch.float64) if str(dtype) in sys.argv]
+    if dtypes:
         TrainedNetwork.update = watched
-        for dtype in (torch.float32, torch.float64):
+        for dtype in dtypes:
             processes.run(folder, dtype, 2)
-        assert sharded == {True} and len(networks) == 8, (sharded, len(networks))
+        assert sharded == {True} and len(networks) == 4 * len(dtypes), (sharded, len(networks))
     leave_together()

@@ -3,9 +3,6 @@ same run."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +12,8 @@ from safetensors.torch import load_file
 from fastgen.records.log import read_log, timeless
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.processes import OneProcess, Processes
+from support.launching import TESTS, forked, launched
 from support.runs import Counter, follow
-
-TESTS = Path(__file__).parents[1]
 
 # `python job.py <run_dir> [with]`: a toy's KD and DMD, all that a trainer does, with or without
 # accelerate.
@@ -102,16 +98,11 @@ def trained(folder: Path, *options: str) -> Path:
     """The job's run folder."""
     (folder / "job.py").write_text(JOB)
     run_dir = folder / "-".join(["run", *options])
-    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "job.py", str(run_dir), *options],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    if "with" in options:
+        (done,) = forked(folder / "job.py", run_dir, *options, processes=1)
+    else:
+        # A fork has accelerate loaded.
+        done = launched(folder / "job.py", run_dir, *options)
     assert done.returncode == 0, done.stderr
     return run_dir
 

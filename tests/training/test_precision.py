@@ -31,7 +31,7 @@ from fastgen.methods.kd import kd_loss
 from fastgen.records.log import read_log
 from fastgen.samplers import FlowMatching, sample_student, sample_teacher
 from fastgen.two_sample import two_sample_loss
-from support.launching import TESTS, launched, torchrun
+from support.launching import TESTS, forked
 from support.processes import name
 from support.toy import EVERYTHING, ToyTask, ToyTeacher
 
@@ -173,10 +173,11 @@ def half(tmp_path_factory, request) -> Path:
     folder, script = tmp_path_factory.mktemp("half"), TESTS / "support" / "half.py"
     variables = {"ACCELERATE_MIXED_PRECISION": "bf16"}
     if request.param == "shards":
-        done = torchrun(script, folder, "shards", **variables)
+        ends = forked(script, folder, "shards", processes=2, **variables)
     else:
-        done = launched(script, folder, **variables)
-    assert done.returncode == 0, done.stderr
+        ends = forked(script, folder, processes=1, **variables)
+    for done in ends:
+        assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -19,19 +19,20 @@ from fastgen.training.launching import Launch, launch_of, launch_warning
 from fastgen.training.trained_network import TrainedNetwork
 from support import processes
 from support.agreement import assert_equal_runs, assert_equal_up_to_rounding, tensors_of
-from support.launching import TESTS, launched, torchrun
-from support.processes import name
+from support.launching import TESTS, forked, launched, torchrun
+from support.processes import dtypes_of, name
 
 # Whatever the processor: equal in float64, and in float32 up to what roundings do to this run.
 DTYPES = [pytest.param(torch.float32, marks=pytest.mark.kernels), torch.float64]
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
+def two(request, tmp_path_factory) -> Path:
     """A folder with the same runs of two processes."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(TESTS / "support" / "processes.py", folder)
-    assert done.returncode == 0, done.stderr
+    asked = dtypes_of(request.session.items, "two")
+    for done in forked(TESTS / "support" / "processes.py", folder, *asked, processes=2):
+        assert done.returncode == 0, done.stderr
     return folder
 
 

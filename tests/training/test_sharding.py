@@ -12,17 +12,19 @@ from torch import nn
 
 from fastgen.training.memory import footprint
 from support.agreement import assert_equal_runs, assert_equal_up_to_rounding
-from support.launching import TESTS, torchrun
-from support.processes import name
+from support.launching import TESTS, forked
+from support.processes import dtypes_of, name
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory) -> Path:
+def sharded(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    done = torchrun(TESTS / "support" / "sharding.py", folder, "parts", "run")
-    assert done.returncode == 0, done.stderr
+    script = TESTS / "support" / "sharding.py"
+    asked = dtypes_of(request.session.items, "sharded")
+    for done in forked(script, folder, "parts", *asked, processes=2):
+        assert done.returncode == 0, done.stderr
     return folder
 
 
