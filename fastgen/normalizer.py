@@ -8,6 +8,8 @@ deviation for each block of its irreps,
     normalize(rho(g) x) = rho(g) normalize(x).
 
 The irreps are handed in as `blocks`, so nothing here knows a library of groups.
+
+Either may be one for each time step of a trajectory (..., T, d): mean (T, d) and scale (T, d, d).
 """
 
 from __future__ import annotations
@@ -20,8 +22,26 @@ from torch import Tensor
 
 from ._core.checks import is_count
 from ._core.json_kinds import listed, number
+from ._core.measures import between, moments
 
-__all__ = ["Normalizer", "is_constant", "outgrows_float32", "pack_tokens", "unpack_tokens"]
+__all__ = [
+    "KINDS",
+    "Blocks",
+    "Normalizer",
+    "is_constant",
+    "outgrows_float32",
+    "pack_tokens",
+    "unpack_tokens",
+]
+
+# What can be done to a channel, and the shares of its numbers below its two limits, which become
+# -1 and 1; None: it is no matter of limits.
+KINDS: dict[str, tuple[float, float] | None] = {
+    "mean_std": None,
+    "min_max": (0.0, 1.0),
+    "quantiles": (0.01, 0.99),
+    "identity": None,
+}
 
 # A standard deviation below this share of the largest magnitude in the data is rounding of a
 # constant, not a spread. In float64 the share is another: a time of today in seconds, 1.7e9, has a
@@ -36,9 +56,10 @@ _COARSEST = 1e-6
 Blocks = tuple[Tensor, Sequence[tuple[int, int, bool]]]
 
 
-def _as_float64(name: str, value: Tensor | Sequence, ndim: int) -> Tensor:
+def _as_float64(name: str, value: Tensor | Sequence, ndim: int, most: int | None = None) -> Tensor:
+    """`value` in float64, after checking that it is finite and has `ndim` axes, up to `most`."""
     tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
-    if tensor.ndim != ndim:
+    if not ndim <= tensor.ndim <= (most or ndim):
         raise ValueError(f"expected {name} with {ndim} axes, got shape {tuple(tensor.shape)}")
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(
@@ -52,8 +73,9 @@ class Normalizer:
     """Invertible affine map x = mean + scale y on the last axis.
 
     Args:
-        mean: (d,), the origin of the normalised coordinates in original units.
-        scale: (d, d), invertible; columns are the images of the normalised axes.
+        mean: (d,), the origin of the normalised coordinates in original units; or (T, d), one for
+            each time step.
+        scale: (d, d), invertible; columns are the images of the normalised axes. Or (T, d, d).
         needs_float64: whether numbers in original units lose digits in float32; None: whether it
             is too coarse for this mean and scale (`outgrows_float32`). False for data that were in
             float32 themselves.
@@ -72,15 +94,15 @@ class Normalizer:
         *,
         needs_float64: bool | None = None,
     ) -> None:
-        self.mean = _as_float64("mean", mean, 1)
-        self.scale = _as_float64("scale", scale, 2)
-        d = self.mean.shape[0]
-        if d == 0 or tuple(self.scale.shape) != (d, d):
+        self.mean = _as_float64("mean", mean, 1, most=2)
+        self.scale = _as_float64("scale", scale, 2, most=3)
+        shape = (*self.mean.shape, self.mean.shape[-1])
+        if 0 in shape or tuple(self.scale.shape) != shape:
             raise ValueError(
-                f"expected scale of shape ({d}, {d}) with d >= 1, got {tuple(self.scale.shape)}"
+                f"expected scale of shape {shape} with d >= 1, got {tuple(self.scale.shape)}"
             )
         inverse, info = torch.linalg.inv_ex(self.scale)
-        if int(info) != 0 or not bool(torch.isfinite(inverse).all()):
+        if bool((info != 0).any()) or not bool(torch.isfinite(inverse).all()):
             raise ValueError(
                 "expected an invertible scale, got a singular matrix; a channel without spread "
                 "can't be normalised"
@@ -96,12 +118,17 @@ class Normalizer:
 
     def _looks_wide(self) -> bool:
         """Whether float32 is too coarse for a channel of this mean and scale."""
-        return bool(outgrows_float32(self.mean, self.scale.norm(dim=1)).any())
+        return bool(outgrows_float32(self.mean, self.scale.norm(dim=-1)).any())
 
     @property
     def dim(self) -> int:
         """Number of channels d."""
-        return self.mean.shape[0]
+        return self.mean.shape[-1]
+
+    @property
+    def steps(self) -> int | None:
+        """Number of time steps T, each with a mean and a scale of its own; None: one for all."""
+        return self.mean.shape[0] if self.mean.ndim == 2 else None
 
     @classmethod
     def identity(cls, d: int) -> Normalizer:
@@ -109,8 +136,9 @@ class Normalizer:
         return cls(torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
 
     @classmethod
-    def fit(cls, x: Tensor, *, blocks: Blocks | None = None) -> Normalizer:
-        """Standardise data: zero mean and unit spread of every channel, or of every irrep block.
+    def fit(cls, x: Tensor, *, blocks: Blocks | None = None, kind: str = "mean_std") -> Normalizer:
+        """Normalise data: by default to zero mean and unit spread of every channel, or of every
+        irrep block.
 
         Args:
             x: (..., d) data, at least one row. All leading axes are rows.
@@ -119,12 +147,17 @@ class Normalizer:
                 kept only on trivial blocks, and a block of width w has the one standard deviation
                 sqrt(mean |Q_b^T (x - mean)|^2 / w), which is what makes the map commute with the
                 group. Without blocks every channel has its own mean and standard deviation.
+            kind: one of `KINDS`. `min_max` takes the least and the largest number of a channel to
+                -1 and 1, `quantiles` those that 1 % and 99 % of its numbers lie below (numbers
+                beyond them stay beyond). In a block that isn't trivial the ball about the origin
+                that holds as many rows, all or 98 %, becomes the unit ball. `identity` changes
+                nothing.
 
         From a channel or block without spread only its mean is taken off.
 
         Raises:
             TypeError: x is not a floating-point Tensor.
-            ValueError: no rows, NaN, blocks that don't fit d.
+            ValueError: no rows, NaN, blocks that don't fit d, an unknown kind.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(
@@ -135,23 +168,23 @@ class Normalizer:
             raise ValueError(
                 f"expected x of shape (..., d) with at least one row, got {tuple(x.shape)}"
             )
+        if kind not in KINDS:
+            raise ValueError(f"expected kind as one of {', '.join(KINDS)}, got {kind!r}")
         rows = _as_float64("x", x.reshape(-1, x.shape[-1]), 2)
         d = rows.shape[1]
+        if kind == "identity":
+            return cls.identity(d)
         if blocks is None:
             basis = torch.eye(d, dtype=torch.float64)
             spans = [(i, i + 1, True) for i in range(d)]
         else:
             basis, spans = _check_blocks(blocks, d)
         y = rows @ basis
-        centre = y.mean(0)
-        spread = torch.empty(d, dtype=torch.float64)
-        for start, stop, is_trivial in spans:
-            if not is_trivial:
-                centre[start:stop] = 0.0
-            sd = float((y[:, start:stop] - centre[start:stop]).square().mean().sqrt())
-            # The rounding of a constant, if divided by its own size, would be noise to learn.
-            constant = sd <= _constant_share(x.dtype) * float(y[:, start:stop].abs().max())
-            spread[start:stop] = 1.0 if constant else sd
+        limits = KINDS[kind]
+        if limits is None:
+            centre, spread = moments(y, spans, _constant_share(x.dtype))
+        else:
+            centre, spread = between(y, spans, _constant_share(x.dtype), *limits)
         # Data in float32 have no digits that float32 could lose.
         wide = None if x.dtype == torch.float64 else False
         if blocks is None:
@@ -161,16 +194,33 @@ class Normalizer:
         scale = basis @ spread.diag() @ basis.T
         return cls(basis @ centre, (scale + scale.T) / 2, needs_float64=wide)
 
+    @classmethod
+    def fit_per_step(
+        cls, x: Tensor, *, blocks: Blocks | None = None, kind: str = "mean_std"
+    ) -> Normalizer:
+        """`fit` of each time step by itself, for trajectories (N, T, d); other arguments and
+        errors as there."""
+        if not isinstance(x, Tensor) or x.ndim != 3:
+            raise ValueError(
+                f"expected x as trajectories (N, T, d), got {tuple(getattr(x, 'shape', ()))}"
+            )
+        fitted = [cls.fit(step, blocks=blocks, kind=kind) for step in x.unbind(1)]
+        return cls(
+            torch.stack([one.mean for one in fitted]),
+            torch.stack([one.scale for one in fitted]),
+            needs_float64=any(one.needs_float64 for one in fitted),
+        )
+
     def normalize(self, x: Tensor) -> Tensor:
         """y = scale^-1 (x - mean), for x (..., d); same shape, dtype and device."""
         x64, mean, inverse = self._prepare("x", x, self._inverse)
-        return ((x64 - mean) @ inverse.T).to(x.dtype)
+        return _apply(inverse, x64 - mean).to(x.dtype)
 
     def denormalize(self, y: Tensor) -> Tensor:
         """x = mean + scale y, for y (..., d); same shape, dtype and device. Inverse of
         `normalize`."""
         y64, mean, scale = self._prepare("y", y, self.scale)
-        return (mean + y64 @ scale.T).to(y.dtype)
+        return (mean + _apply(scale, y64)).to(y.dtype)
 
     def state(self) -> dict[str, Any]:
         """JSON-able `{"mean": [...], "scale": [[...]]}`, with `needs_float64` where mean and scale
@@ -188,8 +238,7 @@ class Normalizer:
         if not isinstance(state, dict) or not keys <= set(state) <= {*keys, "needs_float64"}:
             got = sorted(state) if isinstance(state, dict) else type(state).__name__
             raise ValueError(f"expected a normalizer state with the keys mean and scale, got {got}")
-        numbers = listed(number)
-        if wrong := numbers(state["mean"], "mean") or listed(numbers)(state["scale"], "scale"):
+        if wrong := _wrong_numbers(state["mean"], state["scale"]):
             raise ValueError(wrong)
         return cls(state["mean"], state["scale"], needs_float64=state.get("needs_float64"))
 
@@ -201,10 +250,32 @@ class Normalizer:
             )
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"expected {name} of shape (..., {self.dim}), got {tuple(x.shape)}")
+        if self.steps is not None and tuple(x.shape[-2:]) != tuple(self.mean.shape):
+            raise ValueError(
+                f"expected {name} of shape (..., {self.steps}, {self.dim}), since each time step "
+                f"is normalised by itself, got {tuple(x.shape)}"
+            )
         return x.double(), self.mean.to(x.device), matrix.to(x.device)
 
     def __repr__(self) -> str:
         return f"Normalizer(mean={self.mean.tolist()}, scale={self.scale.tolist()})"
+
+
+def _apply(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix x, for vectors x (..., d) and a matrix (d, d), or x (..., T, d) and one for each step,
+    (T, d, d)."""
+    if matrix.ndim == 2:
+        return x @ matrix.T
+    return (matrix @ x[..., None])[..., 0]
+
+
+def _wrong_numbers(mean: Any, scale: Any) -> str | None:
+    """What is wrong with lists that should hold the numbers of mean and scale."""
+    numbers = listed(number)
+    rows = listed(numbers)
+    if isinstance(mean, list) and mean and isinstance(mean[0], list):
+        return rows(mean, "mean") or listed(rows)(scale, "scale")
+    return numbers(mean, "mean") or rows(scale, "scale")
 
 
 def outgrows_float32(mean: Tensor, spread: Tensor) -> Tensor:

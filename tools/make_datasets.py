@@ -4,7 +4,8 @@ that people use; what it wrote lies in tests/data/sets.
     python tools/make_datasets.py WRITER FOLDER
 
 WRITER is one of `plain` (npz, safetensors, CSV, Parquet), `lerobot3` (lerobot 0.4), `lerobot21`
-(lerobot 0.3), `zarr2`, `zarr3`, `hdf5` (h5py, in robomimic's layout) and `minari`. Each needs its
+(lerobot 0.3), `zarr2`, `zarr3`, `hdf5` (h5py, in robomimic's layout), `minari` and `policies` (what
+lerobot 0.4 saves of the normalisation of a policy, and what that makes of the rows). Each needs its
 own packages, in an environment of its own; tests/data/sets/README.md names the versions.
 """
 
@@ -260,6 +261,53 @@ def write_minari(folder: Path) -> None:
         )
 
 
+def write_policies(folder: Path) -> None:
+    """The preprocessors of policies for `lerobot3`, which must lie in the folder, and the rows as
+    they see them: one by least and largest number, as LeRobot's Diffusion Policy, one by others."""
+    import json
+
+    stats = json.loads((folder / "lerobot3" / "meta" / "stats.json").read_text())
+    limits = {"STATE": "MIN_MAX", "ACTION": "MIN_MAX", "ENV": "MEAN_STD"}
+    write_policy(folder / "policy", stats, limits)
+    moments = {"STATE": "MEAN_STD", "ACTION": "QUANTILES"}
+    write_policy(folder / "policy_moments", stats, moments)
+
+
+def write_policy(folder: Path, stats: dict, norm_map: dict[str, str]) -> None:
+    import torch
+    from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
+    from lerobot.processor import (
+        AddBatchDimensionProcessorStep,
+        DeviceProcessorStep,
+        NormalizerProcessorStep,
+        PolicyProcessorPipeline,
+        RenameObservationsProcessorStep,
+    )
+
+    features = {
+        "observation.state": PolicyFeature(FeatureType.STATE, (len(STATE),)),
+        "observation.environment_state": PolicyFeature(FeatureType.ENV, (len(PLACE),)),
+        "action": PolicyFeature(FeatureType.ACTION, (len(ACTION),)),
+    }
+    modes = {FeatureType(key): NormalizationMode(mode) for key, mode in norm_map.items()}
+    used = {key: stats[key] for key in features}
+    steps = [
+        RenameObservationsProcessorStep(rename_map={}),
+        AddBatchDimensionProcessorStep(),
+        DeviceProcessorStep(device="cpu"),
+        NormalizerProcessorStep(features=features, norm_map=modes, stats=used),
+    ]
+    pipeline = PolicyProcessorPipeline(steps=steps, name="policy_preprocessor")
+    pipeline.save_pretrained(folder)
+    rows = {
+        "observation.state": torch.from_numpy(joined("state")),
+        "observation.environment_state": torch.from_numpy(joined("place")),
+        "action": torch.from_numpy(joined("action")),
+    }
+    seen = pipeline(rows)
+    np.savez(folder / "seen.npz", **{name: seen[name].numpy() for name in rows})
+
+
 WRITERS = {
     "plain": write_plain,
     "lerobot3": lambda folder: write_lerobot(folder / "lerobot3"),
@@ -268,6 +316,7 @@ WRITERS = {
     "zarr3": write_zarr3,
     "hdf5": write_hdf5,
     "minari": write_minari,
+    "policies": write_policies,
 }
 
 

@@ -8,6 +8,7 @@ from .schemas import (
     DistillConfig as DistillConfig,
     KeywordsConfig as KeywordsConfig,
     ModelConfig as ModelConfig,
+    NormalizeConfig as NormalizeConfig,
     SymmetryConfig as SymmetryConfig,
     TeacherConfig as TeacherConfig,
     TrainTeacherConfig as TrainTeacherConfig,

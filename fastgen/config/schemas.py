@@ -23,6 +23,7 @@ __all__ = [
     "DistillConfig",
     "KeywordsConfig",
     "ModelConfig",
+    "NormalizeConfig",
     "SymmetryConfig",
     "TeacherConfig",
     "TrainTeacherConfig",
@@ -48,6 +49,42 @@ class SymmetryConfig(Config):
     @classmethod
     def _one(cls, rep: Any) -> Any:
         return [rep] if isinstance(rep, str) else rep
+
+
+_Kind = Literal["mean_std", "min_max", "quantiles", "identity"]
+
+
+class NormalizeConfig(Config):
+    """What is done to the channels of trajectories before a network sees them."""
+
+    kind: _Kind | None = Field(
+        default=None,
+        description="mean_std; min_max or quantiles (1 % and 99 %) to [-1, 1]; identity; null = as "
+        "a policy's limits say, else mean_std",
+    )
+    actions: _Kind | None = Field(default=None, description="the same for actions, X; null = kind")
+    observations: _Kind | None = Field(
+        default=None, description="the same for observations, Z; null = kind"
+    )
+    per_step: bool = Field(default=False, description="each time step is measured by itself")
+    limits: str | None = Field(
+        default=None,
+        description="statistics to use in place of measured ones: the folder of a LeRobot policy "
+        "(policy_preprocessor.json) or of a data set (meta/stats.json), or such a file",
+    )
+    action_keys: list[str] | None = Field(
+        default=None, description="names in limits; null = data.actions, or action"
+    )
+    observation_keys: list[str] | None = Field(
+        default=None,
+        description="names in limits; null = data.observations, or observation.state and "
+        "observation.environment_state",
+    )
+
+    @field_validator("action_keys", "observation_keys", mode="before")
+    @classmethod
+    def _one(cls, names: Any) -> Any:
+        return [names] if isinstance(names, str) else names
 
 
 class DataConfig(Config):
@@ -99,10 +136,11 @@ class DataConfig(Config):
     stride: int | None = Field(
         default=None, ge=1, description="steps between windows; null = the task's own"
     )
-    normalize: bool | None = Field(
+    normalize: bool | NormalizeConfig | None = Field(
         default=None,
         description="file of trajectories: false for a teacher that was trained in the units of "
-        "the file; null = true; other samples are never normalised",
+        "the file, or a kind, or a group; null = true, which is mean_std; other samples are never "
+        "normalised",
     )
     range: tuple[float | tuple[float, ...], float | tuple[float, ...]] | None = Field(
         default=None,
@@ -115,6 +153,11 @@ class DataConfig(Config):
     @classmethod
     def _one(cls, names: Any) -> Any:
         return [names] if isinstance(names, str) else names
+
+    @field_validator("normalize", mode="before")
+    @classmethod
+    def _kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("range")
     @classmethod

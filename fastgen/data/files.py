@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from .formats.array_files import read_tensors
 from .formats.detection import is_data_set, open_source
 from .formats.selection import read_episodes, select
 from .held_out import HeldOutTask
+from .normalization import read_normalization
 from .precision import exact_numbers, floats
 from .samples import SampleTask, check_samples
 from .trajectories import check_finite
@@ -88,7 +90,7 @@ def file_task(
     obs_horizon: int | None = None,
     horizon: int | None = None,
     stride: int | None = None,
-    normalize: bool | None = None,
+    normalize: bool | str | Mapping[str, Any] | None = None,
 ) -> HeldOutTask | SampleTask:
     """A user's own data as a task.
 
@@ -106,7 +108,8 @@ def file_task(
         actions, observations: names of columns, as in `fastgen.data.formats.selection.select`.
         pack, seed, symmetry: as in `HeldOutTask`.
         obs_horizon, horizon, stride: of windows, as in `windows_of`.
-        normalize: false for a teacher that was trained in the units of the file.
+        normalize: as in `read_normalization`; false for a teacher that was trained in the units of
+            the file.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with
@@ -118,11 +121,13 @@ def file_task(
             "file, got none"
         )
     notes: list[str] = []
+    columns = (None, None)
     if is_data_set(path) or actions is not None or observations is not None:
         source = open_source(path)
         selection = select(source, actions, observations)
         notes += selection.notes
         tensors = read_episodes(source, selection)
+        columns = (selection.actions, selection.observations)
     else:
         tensors = read_tensors(path)
     if _holds_samples(tensors):
@@ -144,7 +149,7 @@ def file_task(
         pack=1 if pack is None else pack,
         seed=seed,
         symmetry=symmetry,
-        normalize=normalize is not False,
+        normalize=read_normalization(normalize, *columns),
         notes=notes,
     )
 
@@ -160,9 +165,9 @@ def _sample_task(
     tensors: dict[str, Tensor], path: str | Path, seed: int, options: dict[str, object]
 ) -> SampleTask:
     """The task of samples; options of trajectories must be missing, or say what is so anyway."""
-    neutral = {"pack": 1, "normalize": False, "stride": 1}
+    neutral = {"pack": (1,), "normalize": (False, "identity"), "stride": (1,)}
     for key, value in options.items():
-        if value is not None and value != neutral.get(key):
+        if value is not None and value not in neutral.get(key, ()):
             found = f"X {tuple(tensors['X'].shape)}"
             found += f" and Z {tuple(tensors['Z'].shape)}" if "Z" in tensors else " alone"
             raise ValueError(

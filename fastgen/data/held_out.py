@@ -12,7 +12,7 @@ from torch import Tensor
 from .._core.seeds import generator_for
 from ..comparisons import Comparison
 from ..metrics import energy_score, min_ade, min_fde
-from ..normalizer import Normalizer
+from .normalization import IDENTITY, MEASURED, Pair
 from .recorded import (
     Regions,
     compare_rows,
@@ -46,7 +46,8 @@ class HeldOutTask:
         pack: waypoints per token.
         seed: of the split.
         symmetry: as in `TrajectoryData`.
-        normalize: false for networks that were trained in the units of the file.
+        normalize: what is done to X and Z; true: mean 0 and standard deviation 1; false: nothing,
+            for networks that were trained in the units of the file.
         in_order: as in `TrajectoryData`.
         notes: lines on how X and Z were made, for who is about to train on them.
     """
@@ -67,12 +68,14 @@ class HeldOutTask:
         pack: int = 1,
         seed: int = 0,
         symmetry: dict | None = None,
-        normalize: bool = True,
+        normalize: Pair | bool = True,
         in_order: bool = True,
         notes: Sequence[str] = (),
     ) -> None:
         check_trajectories(X, Z)
         check_pack(pack, X.shape[1])
+        if isinstance(normalize, bool):
+            normalize = MEASURED if normalize else IDENTITY
         self._normalize = normalize
         self._in_order = in_order
         self.notes = tuple(notes)
@@ -97,10 +100,7 @@ class HeldOutTask:
     @cached_property
     def _train(self) -> TrajectoryData:
         X, Z = self.split("train")
-        if self._normalize:
-            normalizers = fit_normalizers(X, Z, self.symmetry)
-        else:
-            normalizers = (Normalizer.identity(X.shape[-1]), Normalizer.identity(Z.shape[-1]))
+        normalizers = fit_normalizers(X, Z, self.symmetry, self._normalize)
         return TrajectoryData(
             X,
             Z,

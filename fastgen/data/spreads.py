@@ -124,12 +124,16 @@ def _bound(own: _Spread, beside: Sequence[_Spread]) -> float:
 
 def near_constants(data: Tensor, normalizer: Normalizer) -> list[NearConstant]:
     """The channels of trajectories (N, T, d) that hardly change and are normalised all the same."""
-    scales = normalizer.scale.norm(dim=1)
+    scales = normalizer.scale.norm(dim=-1)
+    has_mean = normalizer.mean != 0
+    if normalizer.steps is not None:
+        scales = scales.amax(0)
+        has_mean = has_mean.any(0)
     columns = channels(data)
     constant = is_constant(columns)
     sizes = torch.stack([column.abs().amax() for column in columns.unbind(1)]).double()
     # Where no mean is taken off, the scale is not of changes.
-    little = (scales < _LITTLE * sizes) & (normalizer.mean != 0)
+    little = (scales < _LITTLE * sizes) & has_mean
     little |= scales < _LITTLE_BESIDE * scales.max()
     return [
         NearConstant(k, float(columns[:, k].double().mean()), float(scales[k]))

@@ -10,6 +10,7 @@ from torch import Tensor
 from .._core.checks import is_count
 from .._core.room import check_room
 from ..normalizer import Normalizer, pack_tokens
+from .normalization import IDENTITY, MEASURED, Pair
 
 __all__ = [
     "TrajectoryData",
@@ -29,7 +30,7 @@ class TrajectoryData:
     Attributes:
         X: (N, T_x, d_x), float32, or float64 where float32 would lose digits.
         Z: (N, T_z, d_z), likewise.
-        x_normalizer, z_normalizer: of d_x and d_z channels, waypoint by waypoint.
+        x_normalizer, z_normalizer: of d_x and d_z channels, one for all waypoints or one for each.
         pack: consecutive waypoints per token of the network; divides T_x.
         symmetry: None, or `{"group", "in_rep", "cond_rep", "out_rep"}` for the channels of one
             waypoint. A token carries `pack` copies of them.
@@ -57,6 +58,11 @@ class TrajectoryData:
                 raise ValueError(
                     f"expected a normalizer of {tensor.shape[-1]} channels for {name}, got "
                     f"{normalizer.dim}"
+                )
+            if normalizer.steps not in (None, tensor.shape[1]):
+                raise ValueError(
+                    f"expected a normalizer of {tensor.shape[1]} time steps for {name}, got "
+                    f"{normalizer.steps}"
                 )
         check_pack(self.pack, self.X.shape[1])
 
@@ -129,34 +135,42 @@ def check_trajectories(X: Tensor, Z: Tensor) -> None:
     check_finite("Z", Z)
 
 
-def fit_normalizers(X: Tensor, Z: Tensor, symmetry: dict | None) -> tuple[Normalizer, Normalizer]:
-    """Normalisers of X and Z.
+def fit_normalizers(
+    X: Tensor, Z: Tensor, symmetry: dict | None, how: Pair = MEASURED
+) -> tuple[Normalizer, Normalizer]:
+    """Normalisers of X and Z, by default to mean 0 and standard deviation 1.
 
     Under a symmetry they commute with its group, which acts on X by `out_rep` and on Z by
-    `cond_rep`. Without one they standardise each channel.
+    `cond_rep`. Without one they act on each channel.
+
+    Args:
+        X, Z: the training set, (N, T_x, d_x) and (N, T_z, d_z).
+        symmetry: as in `TrajectoryData`.
+        how: what is done to X and to Z.
 
     Raises:
-        ValueError: a symmetry with missing or unknown keys, or representations that don't fit the
-            channels.
+        ValueError: a symmetry with missing or unknown keys, representations that don't fit the
+            channels, or limits that don't (`Normalization.normalizer`).
     """
-    if symmetry is None:
-        return Normalizer.fit(X), Normalizer.fit(Z)
+    if symmetry is None or how == IDENTITY:
+        return how[0].normalizer("X", X), how[1].normalizer("Z", Z)
     keys = {"group", "in_rep", "cond_rep", "out_rep"}
     if not isinstance(symmetry, dict) or set(symmetry) != keys:
         got = sorted(symmetry) if isinstance(symmetry, dict) else repr(symmetry)
         raise ValueError(f"expected symmetry with the keys {sorted(keys)}, got {got}")
     # Groups load escnn, which data without a symmetry doesn't need.
-    from ..models.representations import irrep_blocks
+    from ..models.representations import irrep_blocks, rep_matrices
     from ..models.specs import parse_group, parse_representation
 
     group = parse_group(symmetry["group"])
     normalizers = []
-    for name, tensor, key in (("X", X, "out_rep"), ("Z", Z, "cond_rep")):
+    parts = (("X", X, "out_rep", how[0]), ("Z", Z, "cond_rep", how[1]))
+    for name, tensor, key, one in parts:
         rep = parse_representation(group, symmetry[key])
         if rep.size != tensor.shape[-1]:
             raise ValueError(
                 f"expected {key} of dimension {tensor.shape[-1]}, the channels of {name}, got "
                 f"{rep.size}"
             )
-        normalizers.append(Normalizer.fit(tensor, blocks=irrep_blocks(rep)))
+        normalizers.append(one.normalizer(name, tensor, irrep_blocks(rep), rep_matrices(rep)))
     return normalizers[0], normalizers[1]

@@ -209,10 +209,11 @@ def check_student_config(
     _check_cond_sizes(config, expect)
     _check_range(config, expect)
     x_dim = config["horizon"][-1]
-    z_dim = None if config["cond_horizon"] is None else config["cond_horizon"][1]
+    x_steps = config["horizon"][0]
+    z_steps, z_dim = config["cond_horizon"] or (None, None)
     return (
-        _read_normalizer(config, "x_normalizer", x_dim, where),
-        _read_normalizer(config, "z_normalizer", z_dim, where),
+        _read_normalizer(config, "x_normalizer", (x_steps, x_dim), where),
+        _read_normalizer(config, "z_normalizer", (z_steps, z_dim), where),
     )
 
 
@@ -312,9 +313,10 @@ def _check_range(config: Mapping[str, Any], expect: _Expect) -> None:
 
 
 def _read_normalizer(
-    config: Mapping[str, Any], key: str, dim: int | None, where: str
+    config: Mapping[str, Any], key: str, shape: tuple[int | None, int | None], where: str
 ) -> Normalizer | None:
-    """The normalizer at `key`, of `dim` channels where that is known; None if there is none."""
+    """The normalizer at `key`, of so many time steps and channels where they are known; None if
+    there is none."""
     state = config[key]
     if state is None:
         return None
@@ -322,8 +324,11 @@ def _read_normalizer(
         normalizer = Normalizer.from_state(state)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{where}: {key}: {brief(error)}") from error
+    steps, dim = shape
     if dim is not None and normalizer.dim != dim:
         raise ValueError(f"{where}: expected {key} of {dim} channels, got {normalizer.dim}")
+    if steps is not None and normalizer.steps not in (None, steps):
+        raise ValueError(f"{where}: expected {key} of {steps} steps, got {normalizer.steps}")
     return normalizer
 
 

@@ -62,6 +62,8 @@ CHANGED = [
         symmetry=SymmetryConfig(**REQUIRED[SymmetryConfig]),
         normalize=False,
     ),
+    DataConfig(name="file", path="x.npz", normalize="min_max"),
+    DataConfig(name="file", normalize={"limits": "policy", "observation_keys": "state"}),
     StudentConfig(
         steps=4, t_list_shift=3.0, pred_type="x0", sample_type="ode", ema=EMAConfig(decay=0.5)
     ),

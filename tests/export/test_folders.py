@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fastgen
 from fastgen.export import load_network, load_student, save_network
 from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.normalizer import Normalizer
 from fastgen.samplers import sample_student
 from support.folders import T_LIST, X_NORMALIZER, Z_NORMALIZER, conditions, export_, seeded
 from support.networks import GROUPS, dense, equivariant
@@ -58,6 +59,21 @@ def test_a_dense_student_comes_back_bit_for_bit(tmp_path, dtype):
         assert torch.equal(student.network.state_dict()[name], value)
     assert student.x_normalizer.state() == X_NORMALIZER.state()
     assert student.t_list == tuple(T_LIST) and student.steps == (1, 2, 4)
+
+
+def test_each_time_step_is_denormalised_by_itself_after_export_too(tmp_path):
+    steps = torch.randn(50, 6, 2, generator=seeded(2), dtype=torch.float64)
+    steps = steps * torch.arange(1.0, 7.0)[:, None] + 3
+    normalizer = Normalizer.fit_per_step(steps, kind="min_max")
+    path = export_(tmp_path / "s", x_normalizer=normalizer, horizon=(6, 2))
+    once = load_student(export_(tmp_path / "t", x_normalizer=None, horizon=(6, 2)))
+    z = conditions()
+    drawn = load_student(path).sample(z, generator=seeded())
+    plain = once.sample(z, generator=seeded())
+    assert torch.equal(drawn, normalizer.denormalize(plain))
+    with pytest.raises(ValueError, match="x_normalizer of 6 steps, got 4"):
+        shorter = Normalizer.fit_per_step(steps[:, :4])
+        export_(tmp_path / "u", x_normalizer=shorter, horizon=(6, 2))
 
 
 def test_a_student_loads_in_the_dtype_asked_for(tmp_path):

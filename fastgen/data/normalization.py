@@ -1,0 +1,207 @@
+"""How the channels of X and of Z are normalised, as a config asks for it: measured on the training
+set, or by limits that were saved with a teacher or its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._core.messages import first_names, listed
+from ..normalizer import KINDS, Blocks, Normalizer
+from .formats.limits import Limits, read_limits
+
+__all__ = ["IDENTITY", "MEASURED", "Given", "Normalization", "Pair", "read_normalization"]
+
+_KEYS = (
+    "kind",
+    "actions",
+    "observations",
+    "per_step",
+    "limits",
+    "action_keys",
+    "observation_keys",
+)
+_STATES = ("observation.state", "observation.environment_state")
+# Normalised numbers beyond this mean that the limits are not of these data, or have no width.
+_FAR = 1e5
+# Rounding of matrices and limits, relative to the limits.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Given:
+    """Origin and scale (d,) that were saved, and where they come from, for messages."""
+
+    mean: Tensor
+    scale: Tensor
+    where: str
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How the channels of X, or those of Z, are normalised.
+
+    Attributes:
+        kind: one of `fastgen.normalizer.KINDS`, measured on the training set.
+        per_step: whether each time step is measured by itself.
+        given: limits that are used in place of measured ones; None: there are none.
+    """
+
+    kind: str = "mean_std"
+    per_step: bool = False
+    given: Given | None = None
+
+    def normalizer(
+        self, name: str, x: Tensor, blocks: Blocks | None = None, matrices: Tensor | None = None
+    ) -> Normalizer:
+        """The normaliser of trajectories x (N, T, d).
+
+        Args:
+            name: "X" or "Z", for messages.
+            x: the training set.
+            blocks: of the representation that acts on d, as in `Normalizer.fit`; None: none acts.
+            matrices: of that representation (G, d, d).
+
+        Raises:
+            ValueError: limits of another number of channels, that aren't of these data, or that
+                the group changes.
+        """
+        if self.given is not None:
+            return _by_limits(self.given, name, x, matrices)
+        if self.kind == "identity":
+            return Normalizer.identity(x.shape[-1])
+        fit = Normalizer.fit_per_step if self.per_step else Normalizer.fit
+        return fit(x, blocks=blocks, kind=self.kind)
+
+
+# Of X and of Z.
+Pair = tuple[Normalization, Normalization]
+MEASURED: Pair = (Normalization(), Normalization())
+IDENTITY: Pair = (Normalization("identity"), Normalization("identity"))
+
+
+def _by_limits(given: Given, name: str, x: Tensor, matrices: Tensor | None) -> Normalizer:
+    d = x.shape[-1]
+    if len(given.mean) != d:
+        raise ValueError(
+            f"expected limits for the {d} channels of {name}, got {len(given.mean)} of "
+            f"{given.where}; data.normalize.action_keys and observation_keys name others"
+        )
+    rows = x.reshape(-1, d)
+    ends = torch.stack([rows.amin(0), rows.amax(0)]).double()
+    farthest = ((ends - given.mean) / given.scale).abs().amax(0)
+    far = (farthest > _FAR).nonzero().flatten().tolist()
+    if far:
+        raise ValueError(
+            f"expected limits of these data, got {float(farthest.max()):.2g} as a normalised "
+            f"number in channel {listed(far)} of {name}, by {given.where}; they are of other data "
+            "or have no width there: choose another data.normalize.kind"
+        )
+    # Data in float32 have no digits that float32 could lose.
+    wide = None if x.dtype == torch.float64 else False
+    found = Normalizer(given.mean, given.scale.diag(), needs_float64=wide)
+    if matrices is not None:
+        _check_kept(found, name, given.where, matrices)
+    return found
+
+
+def _check_kept(normalizer: Normalizer, name: str, where: str, matrices: Tensor) -> None:
+    """ValueError unless the normaliser commutes with the matrices (G, d, d) of a group."""
+    size = max(float(normalizer.mean.abs().max()), float(normalizer.scale.abs().max()))
+    mean, scale = normalizer.mean, normalizer.scale
+    off = (matrices @ mean - mean).abs().amax(0)
+    off = torch.maximum(off, (matrices @ scale - scale @ matrices).abs().amax((0, 2)))
+    moved = (off > _ROUNDING * size).nonzero().flatten().tolist()
+    if moved:
+        raise ValueError(
+            f"expected limits that the symmetry keeps, got others in channel {listed(moved)} of "
+            f"{name}, by {where}; leave out data.normalize.limits, so that they are measured as "
+            "the symmetry needs them, or data.symmetry"
+        )
+
+
+# ---- What a config asks for ----------------------------------------------------------------------
+
+
+def read_normalization(
+    asked: bool | str | Mapping[str, Any] | None,
+    actions: Sequence[str] | None = None,
+    observations: Sequence[str] | None = None,
+) -> Pair:
+    """How X and Z are normalised.
+
+    Args:
+        asked: `data.normalize`: true or None for mean and standard deviation, false for nothing, a
+            kind, or a mapping with the keys of `fastgen.config.NormalizeConfig`.
+        actions, observations: the columns of X and Z, in the order of their channels; None: they
+            have no names.
+
+    Raises:
+        FileNotFoundError, ValueError: unknown keys or kinds, or limits that can't be read
+            (`read_limits`) or lack a column or a statistic, which is named.
+    """
+    if asked is None or asked is True:
+        return MEASURED
+    if asked is False:
+        return IDENTITY
+    options = {"kind": asked} if isinstance(asked, str) else dict(asked)
+    unknown = set(options) - set(_KEYS)
+    if unknown:
+        raise ValueError(
+            f"expected data.normalize with the keys {', '.join(_KEYS)}, got {first_names(unknown)}"
+        )
+    kinds = []
+    for key in ("actions", "observations"):
+        kind = options.get(key) or options.get("kind")
+        if kind is not None and kind not in KINDS:
+            raise ValueError(
+                f"expected data.normalize to say {', '.join(KINDS)}, got {kind!r} for {key}"
+            )
+        kinds.append(kind)
+    per_step = bool(options.get("per_step"))
+    source = options.get("limits")
+    if source is None:
+        _refuse_keys(options)
+        x, z = (Normalization(kind or "mean_std", per_step) for kind in kinds)
+        return x, z
+    if per_step:
+        raise ValueError(
+            "expected no data.normalize.per_step beside limits, which are one for each channel; "
+            "leave one of them out"
+        )
+    limits = read_limits(source)
+    x_columns = options.get("action_keys") or actions or ("action",)
+    z_columns = options.get("observation_keys") or observations or _states(limits)
+    return _given(limits, x_columns, kinds[0]), _given(limits, z_columns, kinds[1])
+
+
+def _refuse_keys(options: Mapping[str, Any]) -> None:
+    for key in ("action_keys", "observation_keys"):
+        if options.get(key):
+            raise ValueError(
+                f"expected data.normalize.limits beside {key}, which names what is in them, got "
+                "none"
+            )
+
+
+def _given(limits: Limits, columns: Sequence[str], kind: str | None) -> Normalization:
+    if kind == "identity":
+        return Normalization("identity")
+    mean, scale = limits.affine(columns, kind)
+    return Normalization(given=Given(mean, scale, f"{', '.join(columns)} in {limits.path}"))
+
+
+def _states(limits: Limits) -> list[str]:
+    """The usual names of observations that are there."""
+    found = [name for name in _STATES if name in limits.statistics]
+    if not found:
+        raise ValueError(
+            f"{limits.path}: expected statistics of {' or '.join(_STATES)}, got those of "
+            f"{first_names(sorted(limits.statistics), 12)}; name yours by "
+            "data.normalize.observation_keys"
+        )
+    return found
