@@ -157,7 +157,7 @@ LIKE_RING = [
     "dmd.fake_steps_per_student_step=5",
     "dmd.fake_score_warmup_steps=50",
     "train.kd_pairs=3000",
-    "train.kd_steps=3500",
+    "train.kd_steps=2800",
     "train.steps=150",
     "train.student_optimizer.lr=5.0e-5",
 ]
