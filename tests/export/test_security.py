@@ -59,9 +59,13 @@ CALLS = {
     "pd.read_pickle",
     "np.fromfile",
 }
-# A module named by a string: the factory of a user's own config, and the lazy names of our own
-# models.
-IMPORTERS = {"fastgen/jobs/sources.py", "fastgen/models/__init__.py"}
+# A module named by a string: the factory of a user's own config, the lazy names of our own models,
+# and the optional packages that our readers of data name.
+IMPORTERS = {
+    "fastgen/jobs/sources.py",
+    "fastgen/models/__init__.py",
+    "fastgen/data/formats/parts.py",
+}
 
 
 def offences(tree: ast.AST, path: str) -> list[str]:
