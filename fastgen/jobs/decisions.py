@@ -27,7 +27,7 @@ from .checks import stored_scores
 from .evaluation import teacher_sampler
 from .setup import Setup
 
-__all__ = ["AUTO", "DECISIONS", "Decided", "decided", "findings_of", "foreseen"]
+__all__ = ["AUTO", "DECISIONS", "Decided", "decided", "findings_of", "foreseen", "tells_apart"]
 
 AUTO = "auto"
 DECISIONS = "decision.json"
@@ -121,9 +121,15 @@ def findings_of(
         weak="; ".join(weaknesses(rows, floor, task.primary)),
         dependence=coupling.dependence if coupling is not None and setup.coupled else None,
         guidance=setup.cfg.dmd.guidance_scale,
-        conditional=bool(tensors_in(setup.cond)),
+        conditional=tells_apart(setup.cond),
         heads=_takes_heads(setup),
     )
+
+
+def tells_apart(cond: Any) -> bool:
+    """Whether a condition (N, ...), a tensor or several, differs between any of its rows: one that
+    never does is none to the losses. None never does."""
+    return any(bool((rows != rows[:1]).any()) for rows in tensors_in(cond))
 
 
 def _quality(rows: Scores, floor: Mapping[str, float], primary: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from fastgen.distillation import distill
 from fastgen.jobs import decisions
-from fastgen.jobs.decisions import DECISIONS
+from fastgen.jobs.decisions import DECISIONS, tells_apart
 from support.toy import ToyTask, ToyTeacher, toy_config, without_pictures
 
 
@@ -92,3 +93,11 @@ def test_a_damaged_decision_is_refused(tmp_path, change, says):
     cfg = toy_config(folder).model_copy(update={"method": "auto", "resume": True})
     with pytest.raises(ValueError, match=says):
         distill(cfg, teacher=ToyTeacher(), task=Judged(1e3))
+
+
+def test_a_condition_that_never_differs_is_none():
+    same = torch.ones(4, 2, 3)
+    other = same.clone()
+    other[2, 1, 0] = 2.0
+    assert not any(tells_apart(cond) for cond in (None, same, {"goal": same, "scene": same}))
+    assert all(tells_apart(cond) for cond in (other, {"goal": same, "scene": other}, (other,)))
