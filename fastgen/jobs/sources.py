@@ -1,8 +1,9 @@
 """Sources of networks: the teacher that a config names, and the student of an earlier run.
 
-A teacher is read from a folder of this package, built by a factory of the user's, or handed in as a
-module. What the config declares of its training (`teacher.path`, `prediction`, `data_at`,
-`time_scale`, `clip_sample`, `spacing`, `scheduler`, `keywords`) is applied here.
+A teacher is read from a folder, of this package or of another library, built by a factory of the
+user's, or handed in as a module. What the config declares of its training (`teacher.path`,
+`prediction`, `data_at`, `time_scale`, `clip_sample`, `spacing`, `scheduler`, `keywords`) is applied
+here.
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .._core.messages import brief, first_names
-from .._core.modules import load_state, state_of
-from .._core.tensor_files import read_safetensors
+from .._core.messages import brief
 from ..config.files import load_config
 from ..config.schemas import DistillConfig, TeacherConfig
 from ..config.student import StudentConfig
@@ -27,7 +25,9 @@ from ..export.student import Student
 from ..records.folder import RUN_CONFIG
 from ..teachers.conversion import as_rectified_flow, check_prediction
 from ..teachers.keywords import KeywordNetwork
+from ..teachers.saved import SavedTeacher, blank_network, read_saved
 from ..teachers.schedulers import read_scheduler
+from ..teachers.weights import load_weights
 
 __all__ = [
     "built_by",
@@ -35,7 +35,6 @@ __all__ = [
     "is_changed",
     "load_run_student",
     "load_teacher",
-    "load_weights",
 ]
 
 _DECLARATION = ("path", "prediction", "data_at", "time_scale", "clip_sample", "spacing")
@@ -68,18 +67,20 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
         given.append("a module")
     if len(given) > 1:
         raise ValueError(f"expected one teacher, got {' and '.join(given)}")
+    saved = None
     if source.folder is not None:
-        network = _from_folder(cfg, source.folder)
+        saved = read_saved(source.folder)
+        network = _from_folder(cfg, source.folder) if saved is None else saved.network
     elif source.factory is not None:
         network = built_by(source.factory, source.arguments)
     elif network is None:
         raise ValueError(
-            "expected teacher.folder (model.safetensors and config.json) or teacher.factory "
-            "(package.module:callable), got neither"
+            "expected teacher.folder (model.safetensors and config.json, or a save_pretrained "
+            "folder of diffusers) or teacher.factory (package.module:callable), got neither"
         )
     if source.weights is not None:
         load_weights(network, source.weights)
-    network = _declared(network, source)
+    network = _declared(network, source, saved)
     check_prediction(network, cfg.student.pred_type)
     return network
 
@@ -120,7 +121,8 @@ def load_run_student(folder: Path, factory: str | None = None) -> Student:
     `fastgen.models`.
 
     A factory is code, so it is never taken from a folder, which may come from anywhere. Its
-    arguments are taken from the run's config, if that names this very factory.
+    arguments are taken from the run's config, if that names this very factory. A network that the
+    run took from a folder of another library is built as that folder says, if it is still there.
 
     Raises:
         ValueError: a folder that can't be read, or a network of the user's own without a factory.
@@ -133,6 +135,10 @@ def load_run_student(folder: Path, factory: str | None = None) -> Student:
         source = cfg.teacher if cfg.student.factory is None else cfg.student
     except ValueError:  # the student doesn't lie in a run's folder
         source = TeacherConfig()
+    if factory is None and isinstance(source, TeacherConfig) and source.folder is not None:
+        network = blank_network(source.folder)
+        if network is not None:
+            return load_student(folder, network=network)
     if factory is None:
         said = f" (its run was made with {source.factory})" if source.factory else ""
         raise ValueError(
@@ -191,14 +197,18 @@ def built_by(factory: str, arguments: dict[str, Any], *, key: str = "teacher.fac
     return network.eval()
 
 
-def _declared(network: nn.Module, source: TeacherConfig) -> nn.Module:
-    """The network in the wrappers that its declaration asks for."""
+def _declared(
+    network: nn.Module, source: TeacherConfig, saved: SavedTeacher | None = None
+) -> nn.Module:
+    """The network in the wrappers that its declaration, or that of its folder, asks for."""
     if source.keywords is not None:
         network = KeywordNetwork(network, **source.keywords.model_dump())
-    if not _is_declared(source):
+    elif saved is not None and saved.keywords is not None:
+        network = KeywordNetwork(network, **saved.keywords)
+    if saved is None and not _is_declared(source):
         return network
     try:
-        declared = {} if source.scheduler is None else read_scheduler(source.scheduler)
+        declared = _declaration(source, saved)
         declared.update(_set_keys(source))
         if declared.get("clip_sample") == _PLAIN["clip_sample"]:
             del declared["clip_sample"]
@@ -207,84 +217,15 @@ def _declared(network: nn.Module, source: TeacherConfig) -> nn.Module:
         raise ValueError(f"teacher: {error}") from error
 
 
-# ---- Weights -------------------------------------------------------------------------------------
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a `.safetensors` file into `network`: all tensors of the file into all of the network.
-    Names of the network that share one tensor need one entry.
-
-    Raises:
-        ValueError: a file that is missing, of another kind, not whole or not finite; names or
-            shapes that differ. The message holds the first ten, and what would mend it.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
+def _declaration(source: TeacherConfig, saved: SavedTeacher | None) -> dict[str, Any]:
+    """What a scheduler's config says: the one that is named, else the one of the folder."""
+    if source.scheduler is not None:
+        return read_scheduler(source.scheduler)
+    if saved is None:
+        return {}
+    if saved.declaration is None and (source.path is None or source.prediction is None):
         raise ValueError(
-            f"expected teacher.weights as a .safetensors file, got {path.name}; convert it once: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), "
-            "'weights.safetensors')"
+            f"expected scheduler_config.json in {source.folder}, or in the scheduler/ of its "
+            "pipeline, got none; give teacher.scheduler, or teacher.path and teacher.prediction"
         )
-    if not path.exists():
-        raise ValueError(f"expected teacher.weights at {path}, got nothing there")
-    tensors = read_safetensors(path)
-    own = state_of(network)
-    if any(value.is_meta for value in own.values()):
-        raise ValueError(
-            "expected a network with numbers, got one on the meta device; let the factory build "
-            "it on the CPU"
-        )
-    _check_fit(path, own, tensors)
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{path}: expected finite weights, got NaN or infinity in {name}")
-    load_state(network, tensors, strict=False)
-
-
-def _check_fit(path: Path, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    """ValueError unless names and shapes of the file's tensors are those of the network's own."""
-    tied = {_place(own[name]) for name in own.keys() & tensors.keys() if own[name].numel()}
-    missing = [name for name in own if name not in tensors and _place(own[name]) not in tied]
-    unexpected = [name for name in tensors if name not in own]
-    if missing or unexpected:
-        said = []
-        if missing:
-            said.append(f"{len(missing)} missing: {first_names(missing)}")
-        if unexpected:
-            said.append(f"{len(unexpected)} unexpected: {first_names(unexpected)}")
-        raise ValueError(
-            f"{path} doesn't fit the network: {'; '.join(said)}; {_remedy(set(own), set(tensors))}"
-        )
-    wrong = []
-    for name, value in tensors.items():
-        wanted = tuple(own[name].shape)
-        if tuple(value.shape) != wanted:
-            wrong.append(f"{name} {tuple(value.shape)} for {wanted}")
-    if wrong:
-        raise ValueError(
-            f"{path} doesn't fit the network: {len(wrong)} of another shape: "
-            f"{first_names(wrong)}; give the factory the arguments that the network was trained "
-            "with (teacher.arguments)"
-        )
-
-
-def _place(value: Tensor) -> tuple[Any, ...]:
-    """The same for two names of one tensor, different for two tensors."""
-    return value.device, value.data_ptr(), value.shape, value.stride()
-
-
-def _remedy(own: set[str], found: set[str]) -> str:
-    """What to do so that the names `found` in a file become the network's `own`."""
-    for prefix in sorted(_prefixes(found)):
-        inside = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
-        if own <= inside or (inside < own and len(inside) == len(found)):
-            return f"take only the names that begin with {prefix!r}, without it"
-    for prefix in sorted(_prefixes(own)):
-        if {prefix + name for name in found} == own:
-            return f"put {prefix!r} before every name, or let the factory return the network inside"
-    return "are they of this network? save its own state_dict()"
-
-
-def _prefixes(names: set[str]) -> set[str]:
-    """Every beginning of a name that ends with a dot."""
-    return {name[: i + 1] for name in names for i, letter in enumerate(name) if letter == "."}
+    return dict(saved.declaration or {})

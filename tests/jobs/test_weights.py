@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fastgen.jobs.sources import load_teacher, load_weights
+from fastgen.jobs.sources import load_teacher
+from fastgen.teachers.weights import load_weights
 from support.sources import built, config
 from support.toy import PointTeacher
 

@@ -19,10 +19,10 @@ from fastgen.data.files import file_task
 from fastgen.data.formats.array_files import read_tensors
 from fastgen.export import export_student, load_network, save_network, schema
 from fastgen.export.folders import load_student
-from fastgen.jobs.sources import load_weights
 from fastgen.models import build_model
 from fastgen.normalizer import Normalizer
 from fastgen.records.checkpoints import load_newest_checkpoint, save_checkpoint
+from fastgen.teachers.weights import load_weights
 from support import hostile_records
 from support.hostile import Mutation, instead_of, of_any_file, run
 from support.hostile_formats import altered, npz_of, of_json, safetensors_of, split

@@ -19,7 +19,7 @@ from bench_budgets import kd_of_equal_budget, spent
 from bench_cases import CASES
 from fastgen.config import DistillConfig
 from fastgen.config.files import dump_yaml, load_config, validate
-from fastgen.jobs.sources import load_weights
+from fastgen.teachers.weights import load_weights
 
 
 def report(

@@ -1,0 +1,68 @@
+"""A teacher in a folder of another library is distilled by its path alone, and its student is
+loaded again by the run alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastgen.config import DistillConfig
+from fastgen.config.files import validate
+from fastgen.distillation import distill
+from fastgen.jobs.sources import load_run_student
+from support.saved import DIT, STABLE, UNET, network_of, save_pipeline
+from support.toy import toy_config, without_pictures
+
+pytestmark = pytest.mark.slow
+
+X = torch.randn(60, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(60) % 3
+
+
+@pytest.fixture(scope="module")
+def diffusers() -> ModuleType:
+    reason = "installed by tools/setup.sh --dev from Python 3.11 on"
+    return pytest.importorskip("diffusers", reason=reason)
+
+
+def config_of(folder: Any, data: dict[str, Any], run: Any) -> DistillConfig:
+    base = toy_config(run, kd_steps=30, kd_pairs=16, batch_size=4).model_dump(exclude_unset=True)
+    base["method"] = "kd"
+    del base["train"]["steps"]
+    base["data"] = {"name": "file", **data}
+    base["teacher"] = {"folder": str(folder), "calls": [1], "ab2_calls": [2]}
+    return validate(DistillConfig, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "scheduler", "said"),
+    [
+        ("UNet2DModel", UNET, "DDIMScheduler", STABLE),
+        ("DiTTransformer2DModel", DIT, "FlowMatchEulerDiscreteScheduler", {}),
+    ],
+)
+def test_a_network_of_diffusers_is_distilled_by_its_folder(
+    diffusers, tmp_path, name, sizes, scheduler, said
+):
+    network = network_of(diffusers, name, **sizes)
+    folder = save_pipeline(tmp_path / "p", network, getattr(diffusers, scheduler)(**said))
+    np.savez(tmp_path / "data.npz", X=X.numpy(), Z=LABELS.numpy())
+    with without_pictures():
+        data = {"path": str(tmp_path / "data.npz")}
+        run = distill(config_of(folder, data, tmp_path / "run"))
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert all(math.isfinite(value) for value in report["student"]["1"].values())
+
+    student = load_run_student(run / "student")
+    generator = torch.Generator().manual_seed(0)
+    x = student.sample(LABELS[:2], num_samples=2, generator=generator)
+    assert x.shape == (2, 2, 2, 8, 8) and bool(torch.isfinite(x).all())
+    (folder / "model_index.json").unlink()
+    with pytest.raises(ValueError, match="expected factory=package.module:callable"):
+        load_run_student(run / "student")
