@@ -136,6 +136,18 @@ class DataConfig(Config):
     stride: int | None = Field(
         default=None, ge=1, description="steps between windows; null = the task's own"
     )
+    pad_before: int | None = Field(
+        default=None,
+        ge=0,
+        description="episodes: observations of a window that may lie before its episode, where the "
+        "first one is repeated, up to obs_horizon - 1; null = 0",
+    )
+    pad_after: int | None = Field(
+        default=None,
+        ge=0,
+        description="episodes: actions of a window that may lie after its episode, where the last "
+        "one is repeated, up to horizon - 1; null = 0",
+    )
     normalize: bool | NormalizeConfig | None = Field(
         default=None,
         description="file of trajectories: false for a teacher that was trained in the units of "

@@ -90,6 +90,8 @@ def file_task(
     obs_horizon: int | None = None,
     horizon: int | None = None,
     stride: int | None = None,
+    pad_before: int | None = None,
+    pad_after: int | None = None,
     normalize: bool | str | Mapping[str, Any] | None = None,
 ) -> HeldOutTask | SampleTask:
     """A user's own data as a task.
@@ -107,7 +109,7 @@ def file_task(
         path: of the file or folder.
         actions, observations: names of columns, as in `fastgen.data.formats.selection.select`.
         pack, seed, symmetry: as in `HeldOutTask`.
-        obs_horizon, horizon, stride: of windows, as in `windows_of`.
+        obs_horizon, horizon, stride, pad_before, pad_after: of windows, as in `windows_of`.
         normalize: as in `read_normalization`; false for a teacher that was trained in the units of
             the file.
 
@@ -133,18 +135,26 @@ def file_task(
     if _holds_samples(tensors):
         options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride}
         options |= {"obs_horizon": obs_horizon, "horizon": horizon}
+        options |= {"pad_before": pad_before, "pad_after": pad_after}
         return _sample_task(tensors, path, seed, options)
     stride = 1 if stride is None else stride
-    X, Z, episodes = windows_of(
-        tensors, path, obs_horizon=obs_horizon, horizon=horizon, stride=stride
+    windows = windows_of(
+        tensors,
+        path,
+        obs_horizon=obs_horizon,
+        horizon=horizon,
+        stride=stride,
+        pad_before=pad_before,
+        pad_after=pad_after,
     )
-    if obs_horizon is not None and horizon is not None:
+    if obs_horizon is not None and horizon is not None and windows.is_pad is None:
         notes += unused_notes(tensors["episode_ends"].tolist(), obs_horizon, horizon, stride)
     return HeldOutTask(
         "file",
-        X,
-        Z,
-        episodes,
+        windows.X,
+        windows.Z,
+        windows.episodes,
+        is_pad=windows.is_pad,
         primary="energy_distance",
         pack=1 if pack is None else pack,
         seed=seed,

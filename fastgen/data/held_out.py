@@ -49,6 +49,7 @@ class HeldOutTask:
         normalize: what is done to X and Z; true: mean 0 and standard deviation 1; false: nothing,
             for networks that were trained in the units of the file.
         in_order: as in `TrajectoryData`.
+        is_pad: as in `TrajectoryData`, of all windows.
         notes: lines on how X and Z were made, for who is about to train on them.
     """
 
@@ -71,6 +72,7 @@ class HeldOutTask:
         normalize: Pair | bool = True,
         in_order: bool = True,
         notes: Sequence[str] = (),
+        is_pad: Tensor | None = None,
     ) -> None:
         check_trajectories(X, Z)
         check_pack(pack, X.shape[1])
@@ -83,6 +85,7 @@ class HeldOutTask:
         self.primary = primary
         self.pack = pack
         self.symmetry = symmetry
+        self._is_pad = is_pad
         self._X = X
         self._Z = Z
         self.episodes = episodes
@@ -108,6 +111,7 @@ class HeldOutTask:
             pack=self.pack,
             symmetry=self.symmetry,
             in_order=self._in_order,
+            is_pad=None if self._is_pad is None else self._is_pad[self.rows["train"]],
         )
 
     def evaluate(

@@ -36,6 +36,8 @@ class TrajectoryData:
             waypoint. A token carries `pack` copies of them.
         in_order: whether the order of the rows may mean something, as in a file sorted by class, so
             that a part of them has to be drawn; False where rows are independent draws.
+        is_pad: which waypoints of X repeat the last one of their episode, (N, T_x) of bool; None:
+            none does. No loss reads it yet.
 
     Raises:
         ValueError, TypeError: anything above that doesn't hold; rows with NaN are named.
@@ -48,6 +50,7 @@ class TrajectoryData:
     pack: int = 1
     symmetry: dict | None = None
     in_order: bool = True
+    is_pad: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_trajectories(self.X, self.Z)
@@ -65,6 +68,11 @@ class TrajectoryData:
                     f"{normalizer.steps}"
                 )
         check_pack(self.pack, self.X.shape[1])
+        if self.is_pad is not None and self.is_pad.shape != self.X.shape[:2]:
+            raise ValueError(
+                f"expected is_pad of shape {tuple(self.X.shape[:2])}, got "
+                f"{tuple(self.is_pad.shape)}"
+            )
 
     def __len__(self) -> int:
         return self.X.shape[0]

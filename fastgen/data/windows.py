@@ -4,7 +4,8 @@ At the current row t of an episode,
 
     Z = observations[t - obs_horizon + 1 : t + 1],    X = actions[t : t + horizon],
 
-and t moves by `stride`. No window crosses the end of its episode.
+and t moves by `stride`. No window crosses the end of its episode, unless it may be padded: then the
+first observation and the last action of the episode are repeated beyond its ends.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +24,17 @@ from .arrays import check_arrays, episodes_of
 from .precision import floats
 from .trajectories import check_finite, check_trajectories
 
-__all__ = ["cut_windows", "unused_notes", "windows_of"]
+__all__ = ["Windows", "cut_windows", "unused_notes", "windows_of"]
+
+
+class Windows(NamedTuple):
+    """X (N, T_x, d_x), Z (N, T_z, d_z), the number of each window's episode (N,), and which of its
+    waypoints repeat the last action, (N, T_x) of bool; None where none may."""
+
+    X: Tensor
+    Z: Tensor
+    episodes: Tensor
+    is_pad: Tensor | None = None
 
 
 def windows_of(
@@ -32,7 +44,9 @@ def windows_of(
     obs_horizon: int | None = None,
     horizon: int | None = None,
     stride: int = 1,
-) -> tuple[Tensor, Tensor, Tensor]:
+    pad_before: int | None = None,
+    pad_after: int | None = None,
+) -> Windows:
     """The trajectories in the arrays of a file.
 
     The arrays are either `X` (N, T_x, d_x) and `Z` (N, T_z, d_z), or episodes laid end to end:
@@ -45,6 +59,11 @@ def windows_of(
         path: of the file, for messages.
         obs_horizon, horizon: T_z and T_x of the windows. Episodes need them; X and Z refuse them.
         stride: rows from one window to the next.
+        pad_before: how many observations of a window may lie before its episode, up to
+            obs_horizon - 1; there the first one is repeated. None: 0.
+        pad_after: how many actions may lie after it, up to horizon - 1; there the last one is
+            repeated. None: 0. Where one of the two is given, an episode that is too short all the
+            same has one window, padded further.
 
     Returns:
         X, Z in float32, or in float64 where float32 would lose digits; and for each window the
@@ -54,16 +73,17 @@ def windows_of(
         TypeError, ValueError: one line that says what was expected; rows with NaN are named.
     """
     if {"X", "Z"} <= set(tensors):
-        if obs_horizon is not None or horizon is not None or stride != 1:
+        pads = pad_before is not None or pad_after is not None
+        if obs_horizon is not None or horizon is not None or stride != 1 or pads:
             raise ValueError(
-                f"expected no obs_horizon, horizon and stride for {path}, which holds windows X "
-                "and Z already; leave them out"
+                "expected no obs_horizon, horizon and stride, and no padding, for "
+                f"{path}, which holds windows X and Z already; leave them out"
             )
         check_arrays(tensors, path, ("X", "Z", "episode"), "X and Z, and episode at most,")
         X = floats("X", tensors["X"])
         Z = floats("Z", tensors["Z"])
         check_trajectories(X, Z)
-        return X, Z, episodes_of(tensors, X.shape[0])
+        return Windows(X, Z, episodes_of(tensors, X.shape[0]))
     if not {"actions", "observations", "episode_ends"} <= set(tensors):
         raise ValueError(
             f"expected X and Z, or actions, observations and episode_ends in {path}, "
@@ -78,6 +98,8 @@ def windows_of(
         obs_horizon=obs_horizon,
         horizon=horizon,
         stride=stride,
+        pad_before=pad_before,
+        pad_after=pad_after,
     )
 
 
@@ -89,23 +111,33 @@ def cut_windows(
     obs_horizon: int | None,
     horizon: int | None,
     stride: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows X (N, horizon, d_x), Z (N, obs_horizon, d_z) and their episodes (N,).
+    pad_before: int | None = None,
+    pad_after: int | None = None,
+) -> Windows:
+    """Windows X (N, horizon, d_x), Z (N, obs_horizon, d_z), their episodes (N,) and padding.
 
     Arguments and errors as `windows_of`.
     """
     obs_horizon = _checked_length("obs_horizon", obs_horizon)
     horizon = _checked_length("horizon", horizon)
     stride = _checked_length("stride", stride)
+    before = _checked_pad("pad_before", pad_before, obs_horizon)
+    after = _checked_pad("pad_after", pad_after, horizon)
+    padded = pad_before is not None or pad_after is not None
     _check_rows(actions, observations)
     ends = _checked_ends(episode_ends, actions.shape[0])
     starts = [0, *ends[:-1]]
     now = []
     episode = []
+    bounds = []
     for index, (start, stop) in enumerate(zip(starts, ends, strict=True)):
-        current = range(start + obs_horizon - 1, stop - horizon + 1, stride)
+        first = start + obs_horizon - 1 - before
+        current = range(first, stop - horizon + 1 + after, stride)
+        if padded and not current:
+            current = range(min(first, stop - 1), stop)[:1]
         now += current
         episode += [index] * len(current)
+        bounds += [(start, stop - 1)] * len(current)
     if not now:
         longest = max(stop - start for start, stop in zip(starts, ends, strict=True))
         raise ValueError(
@@ -113,9 +145,13 @@ def cut_windows(
             f"{obs_horizon + horizon - 1} rows, got at most {longest}; shorten the horizons"
         )
     t = torch.tensor(now)[:, None]
-    X = actions[t + torch.arange(horizon)]
-    Z = observations[t + torch.arange(1 - obs_horizon, 1)]
-    return X, Z, torch.tensor(episode)
+    first_row, last_row = torch.tensor(bounds)[:, :, None].unbind(1)
+    ahead = t + torch.arange(horizon)
+    back = t + torch.arange(1 - obs_horizon, 1)
+    X = actions[torch.minimum(ahead, last_row)]
+    Z = observations[torch.maximum(back, first_row)]
+    is_pad = ahead > last_row if padded else None
+    return Windows(X, Z, torch.tensor(episode), is_pad)
 
 
 def unused_notes(
@@ -153,6 +189,17 @@ def _checked_length(name: str, value: int | None) -> int:
     if not is_count(value):
         raise ValueError(
             f"expected {name} to be a whole number >= 1 to cut episodes into windows, got {value!r}"
+        )
+    return value
+
+
+def _checked_pad(name: str, value: int | None, horizon: int) -> int:
+    if value is None:
+        return 0
+    if not is_count(value, 0) or value >= horizon:
+        raise ValueError(
+            f"expected {name} to be a whole number from 0 to {horizon - 1}, one less than the "
+            f"horizon, got {value!r}"
         )
     return value
 

@@ -3,13 +3,17 @@ place named."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from fastgen.data.files import file_task
 from fastgen.data.formats.array_files import read_tensors
-from fastgen.data.windows import windows_of
+from fastgen.data.trajectories import TrajectoryData
+from fastgen.data.windows import cut_windows, windows_of
 
 
 def save(path, **arrays):
@@ -26,7 +30,7 @@ def save(path, **arrays):
 
 def load(path, **options):
     """X, Z and the episode of each window of a file."""
-    return windows_of(read_tensors(path), path, **options)
+    return windows_of(read_tensors(path), path, **options)[:3]
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -178,3 +182,57 @@ def test_arrays_that_are_no_numbers_are_refused(tmp_path):
         load(save(tmp_path / "text.npz", **GOOD | {"X": np.array([["a"]])}))
     with pytest.raises(TypeError, match="expected X to hold numbers, got torch.bool"):
         load(save(tmp_path / "bool.npz", **GOOD | {"X": np.ones((4, 6, 2), bool)}))
+
+
+# ---- Padding -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pad_before", "pad_after"), [(0, 0), (2, 3), (1, 2), (2, None)])
+def test_padded_windows_repeat_the_first_observation_and_the_last_action(pad_before, pad_after):
+    """Against the definition, row by row; the last episode is shorter than a window."""
+    ends = [7, 15, 17]
+    rows = torch.arange(17.0)[:, None]
+    windows = cut_windows(
+        rows, rows, torch.tensor(ends), obs_horizon=3, horizon=4, stride=1,
+        pad_before=pad_before, pad_after=pad_after,
+    )  # fmt: skip
+    assert windows.is_pad is not None
+    found = zip(windows.X, windows.Z, windows.episodes.tolist(), windows.is_pad, strict=True)
+    expected = []
+    for index, (start, stop) in enumerate(zip([0, 7, 15], ends, strict=True)):
+        first = start + 2 - pad_before
+        times = list(range(first, stop - 4 + (pad_after or 0) + 1)) or [min(first, stop - 1)]
+        for t in times:
+            x = [min(t + k, stop - 1) for k in range(4)]
+            z = [max(t - k, start) for k in (2, 1, 0)]
+            expected.append((x, z, index, [t + k >= stop for k in range(4)]))
+    got = [(x[:, 0].tolist(), z[:, 0].tolist(), e, pad.tolist()) for x, z, e, pad in found]
+    assert got == expected
+    if (pad_before, pad_after) == (2, 3):
+        # Each row is the current one of a window.
+        assert windows.Z[:, -1, 0].tolist() == list(range(17))
+
+
+def test_what_cannot_be_padded_is_refused(tmp_path):
+    rows = torch.zeros(9, 1)
+    options: dict[str, Any] = {"obs_horizon": 2, "horizon": 4, "stride": 1}
+    for wrong in ({"pad_before": 2}, {"pad_after": 4}, {"pad_after": -1}):
+        with pytest.raises(ValueError, match="one less than the horizon, got"):
+            cut_windows(rows, rows, torch.tensor([9]), **options, **wrong)
+    with pytest.raises(ValueError, match="and no padding, for .*which holds windows"):
+        windows_of({"X": torch.zeros(4, 2, 1), "Z": torch.zeros(4, 1, 1)}, "a.npz", pad_after=0)
+
+
+def test_padding_is_kept_with_the_training_set(tmp_path):
+    ends = np.arange(5, 61, 5)
+    rows = np.arange(60.0)[:, None]
+    path = tmp_path / "a.npz"
+    np.savez(path, actions=rows, observations=rows, episode_ends=ends)
+    options: dict[str, Any] = {"obs_horizon": 2, "horizon": 8}
+    data = file_task(path, pad_before=1, pad_after=7, **options).train
+    assert isinstance(data, TrajectoryData) and data.is_pad is not None
+    assert data.is_pad.shape == data.X.shape[:2] and data.is_pad.any()
+    last = data.X[:, :1, 0] // 5 * 5 + 4
+    assert torch.equal(data.is_pad, data.X[:, :1, 0] + torch.arange(8) > last)
+    with pytest.raises(ValueError, match="shorten the horizons"):
+        file_task(path, **options)
