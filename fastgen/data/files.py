@@ -12,6 +12,7 @@ from torch import Tensor
 from .._core.messages import brief
 from .arrays import check_arrays, episodes_of
 from .formats.array_files import read_tensors
+from .formats.description import time_notes
 from .formats.detection import is_data_set, open_source
 from .formats.selection import read_episodes, select
 from .held_out import HeldOutTask
@@ -127,7 +128,7 @@ def file_task(
     if is_data_set(path) or actions is not None or observations is not None:
         source = open_source(path)
         selection = select(source, actions, observations)
-        notes += selection.notes
+        notes += [*selection.notes, *time_notes(source)]
         tensors = read_episodes(source, selection)
         columns = (selection.actions, selection.observations)
     else:

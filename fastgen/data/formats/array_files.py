@@ -11,7 +11,7 @@ from torch import Tensor
 from ..._core.files import expand_home
 from ..._core.messages import brief
 from ..._core.tensor_files import read_safetensors
-from .parts import ends_of
+from .parts import check_ends, ends_of, kept_numbers
 from .source import EPISODE_COLUMNS, Column, Source, kind_of_rows
 
 __all__ = ["READERS", "open_arrays", "read_tensors"]
@@ -25,18 +25,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     from ..._core.archives import read_npz
 
     return {
-        name: torch.from_numpy(np.ascontiguousarray(array.astype(_torch_kind(array.dtype))))
+        name: torch.from_numpy(np.ascontiguousarray(kept_numbers(array, f"{path}, {name}")))
         for name, array in read_npz(path).items()
     }
-
-
-def _torch_kind(dtype):
-    """The NumPy dtype that holds these numbers, in native byte order and known to torch."""
-    import numpy as np
-
-    if dtype.kind == "f":
-        return np.float64 if dtype.itemsize >= 8 else np.float32
-    return np.bool_ if dtype.kind == "b" else np.int64
 
 
 # How a file's name ends -> the function that reads its arrays, by name.
@@ -95,11 +86,13 @@ def _ends(tensors: dict[str, Tensor], path: Path) -> list[int]:
     """The ends of the episodes of a file of arrays."""
     if "episode_ends" in tensors:
         ends = tensors["episode_ends"]
-        if ends.is_floating_point() or ends.ndim != 1 or ends.numel() == 0:
+        whole = not ends.is_floating_point() and ends.dtype != torch.bool
+        if not whole or ends.ndim != 1 or ends.numel() == 0:
             raise ValueError(
                 f"expected episode_ends of {path} to be whole numbers (E,), got {ends.dtype} "
                 f"{tuple(ends.shape)}"
             )
+        check_ends(ends.tolist(), f"{path}, episode_ends")
         return ends.tolist()
     for name in EPISODE_COLUMNS:
         if name in tensors and tensors[name].ndim == 1:

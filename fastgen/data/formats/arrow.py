@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parts import needed
+from .parts import kept_numbers, needed
 from .source import Column, kind_of_rows
 
 __all__ = ["columns_of", "numbers_of"]
@@ -101,8 +101,4 @@ def numbers_of(values: Any, where: str) -> Tensor:
     array = values.to_numpy(zero_copy_only=False)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{where}: expected numbers, got {values.type}")
-    if array.dtype.kind in "iu":
-        array = array.astype(np.int64)
-    if array.dtype == np.float16:
-        array = array.astype(np.float32)
-    return torch.from_numpy(np.array(array)).reshape(shape)
+    return torch.from_numpy(np.array(kept_numbers(array, where))).reshape(shape)

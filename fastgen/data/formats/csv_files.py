@@ -122,6 +122,8 @@ def _number(text: str) -> float | None:
     """The number in a field, NaN for an empty one; None for text."""
     if not text.strip():
         return float("nan")
+    if "_" in text:  # Python reads 1_0 as ten; in a table it is a name
+        return None
     try:
         return float(text)
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -17,10 +18,12 @@ from .detection import open_source
 from .selection import Selection, select
 from .source import Column, Source
 
-__all__ = ["describe_data"]
+__all__ = ["describe_data", "time_notes"]
 
 # Columns that are listed one by one.
 _MOST_COLUMNS = 12
+# The arrays of a file of episodes that need not be named to train on them.
+_EPISODES = {"actions", "observations", "episode_ends"}
 # Rows whose distance in time is another than usual by more than this part of it are odd.
 _UNEVEN = 0.1
 
@@ -40,21 +43,28 @@ def describe_data(
         FileNotFoundError, TypeError, ValueError: as `open_source`; or columns that aren't there.
     """
     path = expand_home(path)
+    to_name = False
     if path.suffix.lower() in READERS and path.is_file():
         tensors = read_tensors(path)
         if "X" in tensors:
             return _arrays(path, tensors)
+        to_name = actions is None and observations is None and set(tensors) != _EPISODES
     source = open_source(path)
     try:
         selection = select(source, actions, observations)
     except ValueError as error:
         if actions is not None and observations is not None:
             raise
-        return [*_head(source), *_table(source, {}, {}), f"to choose: {error}"]
+        return [*_head(source), *_table(source, {}, {}), *source.notes, f"to choose: {error}"]
     used = {**dict.fromkeys(selection.observations, "observations")}
     used |= dict.fromkeys(selection.actions, "actions")
     values = source.read(sorted(used))
     lines = [*_head(source), *_table(source, used, values)]
+    if to_name:
+        lines.append(
+            f"to choose: of these arrays, data.actions={','.join(selection.actions)} "
+            f"data.observations={','.join(selection.observations)} must be named to train on them"
+        )
     return [*lines, *selection.notes, *_oddities(source, selection, values)]
 
 
@@ -79,23 +89,35 @@ def _table(source: Source, used: dict[str, str], values: dict[str, Tensor]) -> l
     """A line for each column, those that are used first."""
     order = [*used, *(name for name in source.columns if name not in used)]
     shown = order[:_MOST_COLUMNS]
-    width = max(len(name) for name in shown)
+    width = max((len(name) for name in shown), default=0)
     lines = []
     for name in shown:
         column = source.columns[name]
+        if name in values and column.kind == "numbers":
+            # Of lists the file may not say the length.
+            column = replace(column, shape=tuple(values[name].shape[1:]))
         line = f"  {name:{width}}  {used.get(name, '-'):12}  {_said(column)}"
         if name in values:
-            numbers = values[name].double()
-            line += f"  {float(numbers.min()):.4g} to {float(numbers.max()):.4g}"
+            line += _range(values[name])
         lines.append(line)
     if len(order) > len(shown):
         lines.append(f"  and {len(order) - len(shown)} columns more")
     return lines
 
 
+def _range(numbers: Tensor) -> str:
+    """Least and greatest of the finite ones."""
+    finite = numbers.double()[torch.isfinite(numbers)]
+    if not finite.numel():
+        return "  no finite number"
+    return f"  {float(finite.min()):.4g} to {float(finite.max()):.4g}"
+
+
 def _said(column: Column) -> str:
     if column.kind != "numbers":
         return column.kind
+    if not column.width:
+        return f"lists of {column.dtype}"
     shape = "x".join(map(str, column.shape)) or "1"
     channels = f" ({listed(column.channels, 6)})" if column.channels else ""
     return f"{shape} {column.dtype}{channels}"
@@ -113,11 +135,12 @@ def _oddities(source: Source, selection: Selection, values: dict[str, Tensor]) -
         still = (rows == rows[0]).all(0).nonzero().flatten().tolist()
         if still:
             lines.append(f"warning: constant channels of {name}: {listed(still)}")
-    return [*lines, *_uneven(source)]
+    return [*lines, *time_notes(source)]
 
 
-def _uneven(source: Source) -> list[str]:
-    """A line where rows of an episode aren't evenly spaced in time."""
+def time_notes(source: Source) -> list[str]:
+    """A line where rows of an episode aren't in order of time, or not evenly spaced, or spaced
+    otherwise than the rate says."""
     column = source.columns.get("timestamp")
     if column is None or column.kind != "numbers" or column.width != 1:
         return []
@@ -129,7 +152,19 @@ def _uneven(source: Source) -> list[str]:
     if not len(steps):
         return []
     usual = float(steps.median())
+    back = int((steps <= 0).sum())
     odd = int(((steps - usual).abs() > _UNEVEN * abs(usual)).sum())
-    if usual <= 0 or odd:
-        return [f"warning: {odd} steps of timestamp are not of {usual:g} s"]
-    return []
+    notes = []
+    if back:
+        notes.append(
+            f"warning: {back} steps of timestamp go back or stand still: sort the rows of each "
+            "episode by it"
+        )
+    if odd:
+        notes.append(f"warning: {odd} steps of timestamp are not of {usual:g} s")
+    rate = source.rate
+    if rate is not None and usual > 0 and abs(usual * rate - 1) > _UNEVEN:
+        notes.append(
+            f"warning: rows are said to be {rate:g} per second, but timestamp steps by {usual:g} s"
+        )
+    return notes

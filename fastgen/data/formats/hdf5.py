@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._core.messages import brief, first_names
-from .parts import check_part, check_unpacked, foreign, needed
+from .parts import check_part, check_unpacked, foreign, kept_dtype, kept_numbers, needed
 from .source import Column, Source, kind_of_rows
 
 __all__ = ["open_hdf5", "open_minari_hdf5"]
@@ -90,7 +90,12 @@ def _group(parent: Any, name: str) -> Any:
     """A group or dataset that lies in this file."""
     h5py = needed("h5py", "hdf5", "HDF5 files")
 
-    link = parent.get(name, getlink=True)
+    link = parent.get(name, getlink=True) if name in parent else None
+    if link is None:
+        raise ValueError(
+            f"{parent.file.filename}: expected {name[:80]} in {parent.name[:80]}, got "
+            f"{first_names(parent) or 'nothing'}"
+        )
     if not isinstance(link, h5py.HardLink):
         raise ValueError(
             f"{parent.file.filename}: expected {name[:80]} in this file, got a link elsewhere"
@@ -100,6 +105,13 @@ def _group(parent: Any, name: str) -> Any:
 
 def _sorted(parent: Any, stem: str) -> dict[str, Any]:
     """The groups `<stem>_0`, `<stem>_1`, ... by their number."""
+    h5py = needed("h5py", "hdf5", "HDF5 files")
+
+    if not isinstance(parent, h5py.Group):
+        raise ValueError(
+            f"{parent.file.filename}: expected {parent.name[:80]} to be the group of {stem}_0, "
+            f"{stem}_1, ..., got an array of shape {parent.shape}"
+        )
     numbered = []
     for name in parent:
         found = _NUMBER.fullmatch(name)
@@ -110,7 +122,11 @@ def _sorted(parent: Any, stem: str) -> dict[str, Any]:
             f"{parent.file.filename}: expected groups {stem}_0, {stem}_1, ..., got "
             f"{first_names(parent) or 'nothing'}"
         )
-    return {name: _group(parent, name) for _, name in sorted(numbered)}
+    groups = {name: _group(parent, name) for _, name in sorted(numbered)}
+    for name, group in groups.items():
+        if not isinstance(group, h5py.Group):
+            raise ValueError(f"{parent.file.filename}: expected a group {name}, got an array")
+    return groups
 
 
 def _open(path: Path, kind: _Kind) -> Source:
@@ -119,7 +135,13 @@ def _open(path: Path, kind: _Kind) -> Source:
         groups = kind.groups(file)
         lengths = [_length(path, name, group, kind) for name, group in groups.items()]
         columns = _columns(next(iter(groups.values())), lengths[0], kind)
-        if "mask" in file:
+        passed = _passed_over(next(iter(groups.values())).parent, groups)
+        if passed:
+            notes.append(
+                f"warning: {first_names(passed)} are not named as episodes, and left out; name "
+                "them as the others to use them"
+            )
+        if "mask" in file and hasattr(file["mask"], "keys"):
             notes.append(
                 f"note: all episodes are used; the file's own splits ({first_names(file['mask'])}) "
                 "are not"
@@ -130,6 +152,12 @@ def _open(path: Path, kind: _Kind) -> Source:
         return _read(path, kind, columns, ends, names)
 
     return Source(kind.name, path, columns, ends, read, notes=tuple(notes))
+
+
+def _passed_over(parent: Any, groups: dict[str, Any]) -> list[str]:
+    """The groups beside the episodes that hold actions, too."""
+    others = [name for name in parent if name not in groups]
+    return [name for name in others if f"{name}/actions" in parent]
 
 
 def _length(path: Path, name: str, group: Any, kind: _Kind) -> int:
@@ -193,7 +221,8 @@ def _read(
             column = columns[name]
             parts = [_dataset(path, episode, group, name) for episode, group in groups.items()]
             stored = sum(part.id.get_storage_size() for part in parts)
-            dtype = _kept(np.dtype(column.dtype))
+            # An episode of whole numbers alone may be saved as such, beside others that are not.
+            dtype = np.result_type(*{kept_dtype(part.dtype) for part in parts})
             check_unpacked(f"{path}, {name}", ends[-1] * column.width * dtype.itemsize, stored)
             rows = np.empty((ends[-1], *column.shape), dtype)
             for part, start, stop in zip(parts, starts, ends, strict=True):
@@ -203,18 +232,9 @@ def _read(
                         f"{path}: expected {part.name} of shape {(stop - start, *column.shape)}, "
                         f"got {part.shape}"
                     )
-                rows[start:stop] = part[: stop - start]
+                rows[start:stop] = kept_numbers(part[: stop - start], f"{path}, {part.name}")
             values[name] = torch.from_numpy(rows)
         return values
-
-
-def _kept(dtype: Any) -> Any:
-    """The NumPy dtype in which numbers of this dtype are held, which torch knows."""
-    import numpy as np
-
-    if dtype.kind == "f":
-        return np.dtype(np.float64 if dtype.itemsize >= 8 else np.float32)
-    return np.dtype(np.bool_ if dtype.kind == "b" else np.int64)
 
 
 def _dataset(path: Path, episode: str, group: Any, name: str) -> Any:

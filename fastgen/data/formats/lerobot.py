@@ -10,7 +10,7 @@ left out. Written by https://github.com/huggingface/lerobot (Apache-2.0).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,19 @@ def open_lerobot(path: Path) -> Source:
     _check_total(path, info, "total_frames", ends[-1])
 
     def read(names: Sequence[str]) -> dict[str, Tensor]:
-        values = read_columns(layout.files, [*names, "episode_index"])
-        _check_order(path, values.pop("episode_index"), layout.lengths)
-        return {name: _shaped(values[name], columns[name]) for name in names}
+        order = ["episode_index"]
+        if "frame_index" in columns:
+            order.append("frame_index")
+        values = read_columns(layout.files, list(dict.fromkeys([*names, *order])))
+        _check_order(path, values, layout.lengths)
+        return {name: _shaped(path, name, values[name], columns[name]) for name in names}
 
+    rate = _rate(info.get("fps"))
+    notes = []
+    if rate is None:
+        notes.append(f"warning: fps of meta/info.json is no rate, got {brief(info.get('fps'))}")
     return Source(
-        f"LeRobotDataset {version}", path, columns, ends, read, rate=_rate(info.get("fps"))
+        f"LeRobotDataset {version}", path, columns, ends, read, rate=rate, notes=tuple(notes)
     )
 
 
@@ -106,7 +113,9 @@ def _column(name: str, feature: Any, path: Path) -> Column:
         return Column("image", shape, dtype)
     if not dtype.startswith(_NUMBERS):
         return Column("text" if dtype == "string" else "other", shape, dtype)
-    return Column(kind_of_rows(shape), shape, dtype, _channels(feature.get("names")))
+    found = Column(kind_of_rows(shape), shape, dtype)
+    channels = _channels(feature.get("names"))
+    return replace(found, channels=channels) if len(channels) == found.width else found
 
 
 def _channels(names: Any) -> tuple[str, ...]:
@@ -118,12 +127,12 @@ def _channels(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _shaped(values: Tensor, column: Column) -> Tensor:
+def _shaped(path: Path, name: str, values: Tensor, column: Column) -> Tensor:
     """Rows in the shape of `meta/info.json`: one number may be a list of one in it."""
     if values[0].numel() != column.width:
         raise ValueError(
-            f"expected rows of shape {column.shape}, as meta/info.json says, got "
-            f"{tuple(values.shape[1:])}"
+            f"{path}: expected rows of {name} of shape {column.shape}, as meta/info.json says, got "
+            f"{tuple(values.shape[1:])}; {_FETCH}"
         )
     return values.reshape(len(values), *column.shape)
 
@@ -212,11 +221,26 @@ def _check_total(path: Path, info: dict[str, Any], key: str, found: int) -> None
         )
 
 
-def _check_order(path: Path, episode: Tensor, lengths: Sequence[int]) -> None:
-    """ValueError unless the rows are those of the episodes, in order."""
-    expected = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    if not torch.equal(episode.reshape(-1), expected):
+def _check_order(path: Path, values: dict[str, Tensor], lengths: Sequence[int]) -> None:
+    """ValueError unless the rows are those of the episodes, in order, and each in order of time."""
+    episode = values["episode_index"].reshape(-1)
+    # Lengths are compared first: what they promise may be more than memory.
+    same = sum(lengths) == len(episode)
+    if same:
+        expected = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        same = torch.equal(episode, expected)
+    if not same:
         raise ValueError(
-            f"{path / 'data'}: expected {len(expected)} rows of episodes 0 to {len(lengths) - 1} "
+            f"{path / 'data'}: expected {sum(lengths)} rows of episodes 0 to {len(lengths) - 1} "
             f"in order, as meta says, got {len(episode)} others; {_FETCH}"
+        )
+    if "frame_index" not in values:
+        return
+    frame = values["frame_index"].reshape(len(episode), -1)[:, 0]
+    back = (frame[1:] <= frame[:-1]) & (episode[1:] == episode[:-1])
+    if back.any():
+        row = int(back.nonzero()[0]) + 1
+        raise ValueError(
+            f"{path / 'data'}: expected the rows of episode {int(episode[row])} in order of "
+            f"frame_index, got {int(frame[row])} after {int(frame[row - 1])}; {_FETCH}"
         )

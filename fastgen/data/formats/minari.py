@@ -8,7 +8,7 @@ Written by https://github.com/Farama-Foundation/Minari (MIT).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..._core.json_files import read_json
 from ..._core.messages import brief
 from .arrow import columns_of, numbers_of
 from .hdf5 import open_minari_hdf5
-from .parquet import opened as opened_parquet
+from .parquet import parquet_columns, read_columns
 from .parts import check_part, check_unpacked, foreign, needed
 from .source import Column, Source
 
@@ -81,65 +81,77 @@ def _open_tables(folder: Path, kind: str, metadata: dict[str, Any]) -> Source:
                 "the data set anew"
             )
         files.append(parts[0])
-    with _table(files[0], kind) as table:
-        columns = columns_of(table.schema)
+    columns = _columns(files[0], kind)
     ends = torch.tensor(lengths).cumsum(0).tolist()
 
     def read(names: Sequence[str]) -> dict[str, Tensor]:
-        return _read(files, lengths, kind, columns, names)
+        return _read(files, lengths, kind, names)
 
     return Source(f"Minari {kind.capitalize()}", folder, columns, ends, read)
 
 
-@contextmanager
-def _table(path: Path, kind: str, names: Sequence[str] | None = None) -> Iterator[Any]:
-    """One episode, as `pyarrow.Table`: the columns `names`, or none of its rows."""
-    pa = needed("pyarrow", "parquet", "Arrow files")
+def _columns(path: Path, kind: str) -> dict[str, Column]:
+    """The columns of an episode."""
     if kind == "parquet":
-        with opened_parquet(path) as file:
-            check_unpacked(str(path), 64 * file.metadata.num_rows, path.stat().st_size)
-            yield (
-                file.read(columns=list(names or ()), use_threads=False)
-                if names
-                else _Schema(file.schema_arrow)
-            )
-        return
+        return parquet_columns(path)[0]
+    with _arrow(path) as file:
+        return columns_of(_reader(file).schema)
+
+
+def _numbers(path: Path, kind: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """Some columns of an episode, (n, *shape) each."""
+    if kind == "parquet":
+        return read_columns([path], names)
+    whole = {name.partition("/")[0] for name in names}
+    with _arrow(path) as file:
+        # Other columns, which may be packed, are not unpacked.
+        table = _reader(file, whole).read_all()
+        table.validate(full=True)
+        # Bytes become whole numbers of eight.
+        check_unpacked(str(path), 8 * table.nbytes, path.stat().st_size)
+        return {name: numbers_of(_member(table, name), f"{path}, {name}") for name in names}
+
+
+@contextmanager
+def _arrow(path: Path) -> Iterator[Any]:
+    """An Arrow file, mapped into memory."""
+    pa = needed("pyarrow", "parquet", "Arrow files")
     check_part(path)
     errors = (pa.ArrowException, ValueError, LookupError, OSError, TypeError, MemoryError)
     with foreign(path, "an Arrow file", errors), pa.memory_map(str(path)) as file:
-        reader = pa.ipc.open_file(file)
-        if names is None:
-            yield _Schema(reader.schema)
-            return
-        table = reader.read_all()
-        table.validate(full=True)
-        yield table.select(list(names))
+        yield file
 
 
-class _Schema:
-    """A table of which only the schema is known."""
-
-    def __init__(self, schema: Any) -> None:
-        self.schema = schema
+def _reader(file: Any, names: Collection[str] = ()) -> Any:
+    """A reader of all columns, or of `names` alone."""
+    pa = needed("pyarrow", "parquet", "Arrow files")
+    reader = pa.ipc.open_file(file)
+    if not names:
+        return reader
+    places = [reader.schema.get_field_index(name) for name in names]
+    if min(places) < 0:
+        raise LookupError(f"no column {', '.join(sorted(set(names) - set(reader.schema.names)))}")
+    file.seek(0)
+    return pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=sorted(places)))
 
 
 def _read(
     files: Sequence[Path],
     lengths: Sequence[int],
     kind: str,
-    columns: dict[str, Column],
     names: Sequence[str],
 ) -> dict[str, Tensor]:
     pieces: dict[str, list[Tensor]] = {name: [] for name in names}
-    whole = sorted({name.partition("/")[0] for name in names})
     for path, length in zip(files, lengths, strict=True):
-        with _table(path, kind, whole) as table:
-            # Actions have one row more, too, which is padding.
-            if len(table) not in (length, length + 1):
-                raise ValueError(f"{path}: expected {length} steps, got {len(table)} rows")
-            for name in names:
-                values = _member(table, name)
-                pieces[name].append(numbers_of(values, f"{path}, {name}")[:length])
+        values = _numbers(path, kind, names)
+        for name in names:
+            # Actions have one row more, as observations, which is padding.
+            if len(values[name]) != length + 1:
+                raise ValueError(
+                    f"{path}: expected {length + 1} rows, one more than steps, got "
+                    f"{len(values[name])}; copy the data set anew"
+                )
+            pieces[name].append(values[name][:length])
     for name, parts in pieces.items():
         if len({tuple(part.shape[1:]) for part in parts}) > 1:
             raise ValueError(f"{files[0].parent.parent}: expected {name} with rows of one shape")

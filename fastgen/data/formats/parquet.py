@@ -153,4 +153,9 @@ def _grouped(name: str, groups: Mapping[str, list[str]], found: Mapping[str, Col
 
 def _assembled(name: str, groups: Mapping[str, list[str]], values: dict[str, Tensor]) -> Tensor:
     members = [values[member] for member in groups[name]]
-    return members[0] if groups[name] == [name] else torch.stack(members, 1)
+    if groups[name] == [name]:
+        return members[0]
+    if len({member.dtype for member in members}) > 1:
+        # float64 holds what float32 and all whole numbers of a recording hold.
+        members = [member.double() for member in members]
+    return torch.stack(members, 1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +16,23 @@ from ..._core.files import open_file
 from ..._core.messages import brief
 from ..._core.room import free_memory
 
-__all__ = ["check_part", "check_unpacked", "ends_of", "foreign", "needed"]
+__all__ = [
+    "check_ends",
+    "check_part",
+    "check_unpacked",
+    "ends_of",
+    "foreign",
+    "kept_dtype",
+    "kept_numbers",
+    "needed",
+]
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 # What unpacks to this size is harmless at any ratio; above it the ratio counts (_core/archives.py).
 _HARMLESS_BYTES = 1 << 24
 _MOST_RATIO = 200
+# Up to here float64 holds every whole number.
+_MOST_WHOLE = 2.0**53
 
 
 def needed(module: str, extra: str, what: str) -> ModuleType:
@@ -87,14 +99,22 @@ def ends_of(episode: Tensor, where: str) -> list[int]:
     """The ends of episodes, given the number of each row's episode.
 
     Args:
-        episode: whole numbers (M,).
+        episode: whole numbers (M,) or (M, 1); gaps in them are fine.
         where: file and column, for the message.
 
     Raises:
-        ValueError: no rows, or an episode that goes on after another one began.
+        ValueError: no rows, other numbers than whole ones, or an episode that goes on after
+            another one began.
     """
     if episode.numel() == 0:
         raise ValueError(f"{where}: expected rows, got none")
+    if episode.numel() != len(episode):
+        raise ValueError(
+            f"{where}: expected one number in each row, that of its episode, got rows of shape "
+            f"{tuple(episode.shape[1:])}"
+        )
+    episode = episode.reshape(-1)
+    _check_whole(episode, where)
     changes = (episode[1:] != episode[:-1]).nonzero().flatten() + 1
     ends = [*changes.tolist(), len(episode)]
     numbers = episode[torch.tensor(ends) - 1]
@@ -106,6 +126,58 @@ def ends_of(episode: Tensor, where: str) -> list[int]:
             "places; sort the rows by episode and time"
         )
     return ends
+
+
+def _check_whole(episode: Tensor, where: str) -> None:
+    """ValueError for a number that is missing, has a fraction, or was rounded when it was read."""
+    if not episode.is_floating_point():
+        return
+    bad = (episode != episode.round()) | (episode.abs() >= _MOST_WHOLE)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{where}: expected the number of its episode in each row, whole and below 2^53, got "
+            f"{float(episode[row]):g} in row {row}; number the episodes 0, 1, ..."
+        )
+
+
+def check_ends(ends: Sequence[int], where: str) -> None:
+    """Refuse ends of episodes that don't increase from above 0.
+
+    Raises:
+        ValueError: an episode without rows, or ends out of order.
+    """
+    starts = [0, *ends[:-1]]
+    for index, (start, stop) in enumerate(zip(starts, ends, strict=True)):
+        if stop <= start:
+            raise ValueError(
+                f"{where}: expected ends of episodes that increase from above 0, got {stop} after "
+                f"{start} (episode {index}); leave out episodes without rows"
+            )
+
+
+def kept_dtype(dtype: Any) -> Any:
+    """The NumPy dtype in which numbers of this dtype are held, which torch knows."""
+    import numpy as np
+
+    if dtype.kind == "f":
+        return np.dtype(np.float64 if dtype.itemsize >= 8 else np.float32)
+    return np.dtype(np.bool_ if dtype.kind == "b" else np.int64)
+
+
+def kept_numbers(numbers: Any, where: str) -> Any:
+    """Numbers of NumPy in a dtype that torch knows, in native byte order.
+
+    Raises:
+        ValueError: a whole number of 2^63 or more, which none of torch's dtypes holds.
+    """
+    unsigned = numbers.dtype.kind == "u" and numbers.dtype.itemsize == 8
+    if unsigned and numbers.size and int(numbers.max()) >= 1 << 63:
+        raise ValueError(
+            f"{where}: expected whole numbers below 2^63, got {int(numbers.max())}; save them as "
+            "float64 or int64"
+        )
+    return numbers.astype(kept_dtype(numbers.dtype), copy=False)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def _checked(
     if not names:
         raise ValueError(
             f"expected data.{key}, names of columns of {source.path}, got none, and none has a "
-            f"usual name; there are {first_names(usable, 30)}"
+            f"usual name; there are {first_names(usable, 30) or 'none of numbers'}"
         )
     if len(set(names)) < len(names):
         raise ValueError(f"expected data.{key} with each column once, got {', '.join(names)}")
@@ -111,13 +111,13 @@ def _checked(
         if name not in source.columns:
             raise ValueError(
                 f"expected data.{key} to name columns of {source.path}, got {name!r}; there are "
-                f"{first_names(usable, 30)}"
+                f"{first_names(usable, 30) or 'none of numbers'}"
             )
         column = source.columns[name]
         if column.kind != "numbers":
             raise ValueError(
                 f"expected data.{key} to name columns of numbers, got {name!r}, which is "
-                f"{_described(column)}; there are {first_names(usable, 30)}"
+                f"{_described(column)}; there are {first_names(usable, 30) or 'none of numbers'}"
             )
     return names
 

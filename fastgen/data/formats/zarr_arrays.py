@@ -26,7 +26,7 @@ from .zarr_stores import Store
 __all__ = ["ZarrArray", "describe", "read_array"]
 
 _MOST_AXES = 8
-_DTYPE = re.compile(r"[<>|][fiub][1248]")
+_DTYPE = re.compile(r"[<>|](?:f[248]|[iu][1248]|b1)")
 _NAMED = re.compile(r"(bool)|(float|int|uint)(8|16|32|64)")
 # Bytes that a chunk may take beyond what it unpacks to, for incompressible ones.
 _SLACK = 1 << 16
@@ -63,12 +63,18 @@ def describe(store: Store, name: str) -> ZarrArray | None:
         data = store.read(f"{name}/{file}", MOST_JSON_BYTES)
         if data is None:
             continue
-        where = f"{name}/{file}"
+        where = f"{store.path}, {name}/{file}"
         meta = parse_json(data, where, only_finite=False)
         if not isinstance(meta, dict):
             raise ValueError(f"{where}: expected an object, got {brief(meta)}")
         if file == "zarr.json" and meta.get("node_type") == "group":
             return None
+        version = 2 if file == ".zarray" else 3
+        if meta.get("zarr_format") != version:
+            raise ValueError(
+                f"{where}: expected zarr_format {version}, got {brief(meta.get('zarr_format'))}; "
+                "write the array with zarr 2 or 3"
+            )
         try:
             return build(name, meta)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -105,6 +111,8 @@ def _version_3(name: str, meta: dict[str, Any]) -> ZarrArray:
     if grid["name"] != "regular":
         raise ValueError(f"a chunk grid that is {brief(grid['name'])}")
     shape, chunks = _sizes(meta["shape"], grid["configuration"]["chunk_shape"])
+    if meta.get("storage_transformers"):
+        raise ValueError(f"storage transformers {brief(meta['storage_transformers'])}")
     encoding = meta["chunk_key_encoding"]
     version_2 = encoding["name"] == "v2"
     usual = "." if version_2 else "/"
@@ -117,9 +125,11 @@ def _version_3(name: str, meta: dict[str, Any]) -> ZarrArray:
     for codec in meta["codecs"]:
         settings = codec.get("configuration") or {}
         if codec["name"] == "transpose":
-            order = tuple(settings["order"])
-            if sorted(order) != list(range(len(shape))):
-                raise ValueError(f"order {brief(order)}")
+            moved = settings["order"]
+            if sorted(moved) != list(range(len(shape))):
+                raise ValueError(f"order {brief(moved)}")
+            # Of several, each moves the axes that the one before it left.
+            order = tuple(order[axis] for axis in moved)
         elif codec["name"] == "bytes":
             endian = ">" if settings.get("endian") == "big" else "<"
         else:
@@ -176,6 +186,8 @@ def read_array(store: Store, array: ZarrArray, where: str) -> Any:
     check_unpacked(f"{where}, {array.name}", math.prod(array.shape) * dtype.itemsize, stored)
     check_unpacked(f"{where}, {array.name}", one, stored)
     result = np.empty(array.shape, dtype.newbyteorder("="))
+    if not result.size:
+        return result
     for index, region in _regions(array):
         said = f"{where}, chunk {array.key(index)} of {array.name}"
         data = store.read(f"{array.name}/{array.key(index)}", one + _SLACK + one // 8)

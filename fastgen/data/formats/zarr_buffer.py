@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..._core.messages import first_names
+from .parts import check_ends, kept_numbers
 from .source import Column, Source, kind_of_rows
 from .zarr_arrays import ZarrArray, describe, read_array
 from .zarr_stores import Store, opened_store
@@ -40,7 +40,8 @@ def open_zarr(path: Path) -> Source:
         if found is None or "data" not in store.members(""):
             raise ValueError(
                 f"{path}: expected a replay buffer, the arrays data/... and meta/episode_ends, got "
-                f"{first_names(store.members('')) or 'nothing'}"
+                f"{first_names(store.members('')) or 'nothing'}; give the folder or archive in "
+                "which these two lie"
             )
         if len(found.shape) != 1 or not found.shape[0] or found.dtype is None:
             raise ValueError(f"{path}: expected meta/episode_ends (E,), got {found.shape}")
@@ -66,8 +67,7 @@ def _ends(store: Store, array: ZarrArray, path: Path) -> list[int]:
     if values.is_floating_point() or values.dtype == torch.bool:
         raise ValueError(f"{path}: expected whole numbers in meta/episode_ends, got {values.dtype}")
     ends = values.tolist()
-    if ends[0] <= 0 or any(b <= a for a, b in zip(ends, ends[1:], strict=False)):
-        raise ValueError(f"{path}: expected meta/episode_ends that increase from above 0")
+    check_ends(ends, f"{path}, meta/episode_ends")
     return ends
 
 
@@ -90,15 +90,5 @@ def _column(array: ZarrArray) -> Column:
 
 
 def _read(store: Store, array: ZarrArray, path: Path) -> Tensor:
-    return torch.from_numpy(_kept(read_array(store, array, str(path))))
-
-
-def _kept(numbers: Any) -> Any:
-    """The numbers in a dtype that torch knows."""
-    import numpy as np
-
-    kind = numbers.dtype.kind
-    if kind == "f":
-        wide = numbers.dtype.itemsize >= 8
-        return numbers.astype(np.float64 if wide else np.float32, copy=False)
-    return numbers if kind == "b" else numbers.astype(np.int64, copy=False)
+    numbers = read_array(store, array, str(path))
+    return torch.from_numpy(kept_numbers(numbers, f"{path}, {array.name}"))

@@ -29,7 +29,9 @@ _ZIP_ERRORS = (
 
 
 class Store(Protocol):
-    """Named parts; a name is `data/action/0.0`."""
+    """Named parts of a folder or archive `path`; a name is `data/action/0.0`."""
+
+    path: Path
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes on the disk of each part under a folder, by name below it."""
@@ -62,10 +64,10 @@ def opened_store(path: Path) -> Iterator[Store]:
 
 class _Folder:
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def sizes(self, folder: str) -> dict[str, int]:
-        place = self._path / folder
+        place = self.path / folder
         found = {}
         for file in place.rglob("*"):
             if file.is_file():
@@ -73,11 +75,11 @@ class _Folder:
         return found
 
     def members(self, folder: str) -> list[str]:
-        place = self._path / folder
+        place = self.path / folder
         return sorted(entry.name for entry in place.iterdir() if entry.is_dir())
 
     def read(self, name: str, most: int) -> bytes | None:
-        place = self._path / name
+        place = self.path / name
         if not place.exists():
             return None
         with open_file(place) as file:
@@ -87,7 +89,7 @@ class _Folder:
 
 class _Archive:
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
-        self._path = path
+        self.path = path
         self._archive = archive
         self._names = [info.filename for info in archive.infolist() if not info.is_dir()]
 
@@ -112,7 +114,7 @@ class _Archive:
             # The checksum is compared at the end.
             if len(data) <= most:
                 data += file.read(1)
-        return _checked(f"{self._path}, {name[:80]}", data, most)
+        return _checked(f"{self.path}, {name[:80]}", data, most)
 
 
 def _checked(where: str, data: bytes, most: int) -> bytes:

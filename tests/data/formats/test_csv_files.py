@@ -66,3 +66,15 @@ def test_another_code_is_refused(tmp_path):
     path.write_bytes("episode,größe\n0,1\n".encode("latin-1"))
     with pytest.raises(ValueError, match="expected a CSV file in UTF-8"):
         open_csv(path)
+
+
+def test_names_that_python_takes_for_numbers_are_text(tmp_path):
+    source = open_csv(write(tmp_path, "episode,x\n0,1_0\n0,2_0\n"))
+    assert source.columns["x"].kind == "text"
+
+
+@pytest.mark.parametrize("number", ["", "0.5", "inf", "1700000000000000001"])
+def test_the_number_of_an_episode_is_whole_and_was_not_rounded(tmp_path, number):
+    text = f"episode,x\n{number},1\n{number},2\n"
+    with pytest.raises(ValueError, match=r"whole and below 2\^53, got .* in row 0"):
+        open_csv(write(tmp_path, text))

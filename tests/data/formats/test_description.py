@@ -52,3 +52,34 @@ def test_a_choice_that_must_be_made_is_asked_for():
 def test_arrays_that_are_windows_already_are_listed(tmp_path):
     np.savez(tmp_path / "w.npz", X=np.zeros((4, 3, 2)), Z=np.zeros((4, 1, 2)))
     assert "X  (4, 3, 2)" in "\n".join(describe_data(tmp_path / "w.npz"))
+
+
+def test_what_has_no_finite_number_is_described(tmp_path):
+    action = np.full((4, 1), np.nan)
+    path = tmp_path / "a.npz"
+    np.savez(path, action=action, state=np.zeros((4, 0)), episode_ends=[2, 4])
+    assert "\n".join(describe_data(path)).count("no finite number") == 2
+
+
+def test_arrays_that_training_must_be_told_of_are_said(tmp_path):
+    path = tmp_path / "a.npz"
+    rows = np.arange(12.0)[:, None]
+    np.savez(path, action=rows, state=rows, episode_ends=[6, 12])
+    said = "data.actions=action data.observations=state must be named"
+    assert said in "\n".join(describe_data(path))
+    assert said not in "\n".join(describe_data(path, ["action"], ["state"]))
+
+
+@pytest.mark.parametrize("ends", [[8, 4, 12], [4, 4, 12], [0]])
+def test_ends_that_do_not_increase_are_refused(tmp_path, ends):
+    path = tmp_path / "a.npz"
+    np.savez(path, action=np.ones((12, 1)), state=np.ones((12, 1)), episode_ends=ends)
+    with pytest.raises(ValueError, match="episode_ends: expected ends .* increase from above 0"):
+        describe_data(path)
+
+
+def test_a_data_set_without_columns_is_described(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, action=np.ones((12, 1)), episode_ends=[4, 8])
+    text = "\n".join(describe_data(path))
+    assert "no array of 8 rows, left out: action" in text and "none of numbers" in text

@@ -100,3 +100,39 @@ def test_another_hdf5_file_and_none_are_refused(tmp_path):
     (tmp_path / "b.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     with pytest.raises(ValueError, match="expected an HDF5 file"):
         open_source(tmp_path / "b.h5")
+
+
+def test_episodes_of_whole_numbers_beside_others_lose_nothing(tmp_path):
+    """A writer that saves an episode of zeros as int64 doesn't say what the others are."""
+    path = write(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/x"] = np.zeros(2, np.int64)
+        file["data/demo_1/x"] = np.full(3, 0.7)
+    assert open_source(path).read(["x"])["x"].tolist() == [0, 0, 0.7, 0.7, 0.7]
+
+
+def test_groups_of_other_names_are_left_out_with_a_warning(tmp_path):
+    path = write(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        file.copy(file["data/demo_0"], file["data"], "demo_0_again")
+    source = open_source(path)
+    assert len(source.ends) == 2
+    assert "demo_0_again" in source.notes[0] and source.notes[0].startswith("warning")
+
+
+def test_arrays_in_the_place_of_groups_are_named(tmp_path):
+    for name, said in {
+        "data": "expected /data to be the group",
+        "data/demo_0": "a group demo_0",
+    }.items():
+        path = tmp_path / f"{len(name)}.hdf5"
+        with h5py.File(path, "w") as file:
+            file[name] = np.ones(3)
+        with pytest.raises(ValueError, match=said):
+            open_source(path)
+    path = write(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0"].attrs["num_samples"]
+        del file["data/demo_0/actions"]
+    with pytest.raises(ValueError, match="expected actions in /data/demo_0, got nothing"):
+        open_source(path)

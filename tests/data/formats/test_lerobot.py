@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastgen.data.formats.description import describe_data
 from fastgen.data.formats.detection import open_source
 
 pa = pytest.importorskip("pyarrow")
@@ -95,3 +96,45 @@ def test_rows_may_lie_in_several_files(tmp_path):
     first.with_name("file-001.parquet").unlink()
     with pytest.raises(ValueError, match="file-001.parquet: expected a file, found none"):
         open_source(folder)
+
+
+def test_rows_of_an_episode_out_of_time_are_refused(folder):
+    table = pq.read_table(rows(folder))
+    order = list(range(len(table)))
+    order[0], order[3] = order[3], order[0]
+    pq.write_table(table.take(order), rows(folder))
+    with pytest.raises(
+        ValueError, match="rows of episode 0 in order of frame_index, got 1 after 3"
+    ):
+        open_source(folder).read(["action"])
+
+
+def test_lengths_are_compared_before_room_is_taken_for_them(tmp_path):
+    folder = Path(shutil.copytree(SETS / "lerobot3", tmp_path / "a"))
+    meta = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(meta)
+    at = table.schema.get_field_index("length")
+    pq.write_table(table.set_column(at, "length", pa.array([2**39] * 8)), meta)
+    change(folder, total_frames=2**42)
+    with pytest.raises(ValueError, match="in order, as meta says"):
+        open_source(folder).read(["action"])
+
+
+def change(folder: Path, **info) -> None:
+    path = folder / "meta" / "info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **info}))
+
+
+def test_a_rate_that_is_none_or_not_that_of_the_times_is_said(folder):
+    change(folder, fps=30)
+    assert "30 per second, but timestamp steps by 0.1 s" in "\n".join(describe_data(folder))
+    change(folder, fps=-3)
+    assert "fps of meta/info.json is no rate, got -3" in "\n".join(describe_data(folder))
+
+
+def test_a_shape_that_contradicts_the_rows_is_named(folder):
+    features = json.loads((folder / "meta" / "info.json").read_text())["features"]
+    features["action"]["shape"] = [3]
+    change(folder, features=features)
+    with pytest.raises(ValueError, match=r"expected rows of action of shape \(3,\)"):
+        open_source(folder).read(["action"])

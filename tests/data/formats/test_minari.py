@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastgen.data.formats.detection import open_source
@@ -50,3 +51,33 @@ def test_a_missing_episode_is_named(folder):
     (folder / "data" / "main_data.hdf5").unlink(missing_ok=True)
     with pytest.raises(ValueError, match=r"(data/3|main_data.hdf5): expected"):
         open_source(folder)
+
+
+def test_steps_that_the_rows_do_not_hold_are_refused(tmp_path):
+    """The row after the last step is padding; both tables may say that it is a step."""
+    pytest.importorskip("pyarrow")
+    for kind in ("arrow", "parquet"):
+        folder = Path(shutil.copytree(SETS / f"{kind}-v0", tmp_path / kind))
+        for place, steps in (("metadata.json", 106), ("3/metadata.json", 25)):
+            path = folder / "data" / place
+            path.write_text(json.dumps({**json.loads(path.read_text()), "total_steps": steps}))
+        with pytest.raises(ValueError, match="expected 26 rows, one more than steps, got 25"):
+            open_source(folder).read(["actions"])
+
+
+def test_packed_columns_are_measured_and_those_not_asked_for_are_not_unpacked(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    folder = Path(shutil.copytree(SETS / "arrow-v0", tmp_path / "a"))
+    file = folder / "data" / "0" / "part-0.arrow"
+    with pa.OSFile(str(file)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    zeros = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(len(table) << 18, "u1")), 1 << 18)
+    table = table.append_column("zeros", zeros)
+    packed = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(str(file), table.schema, options=packed) as writer:
+        writer.write_table(table)
+    before = pa.default_memory_pool().max_memory()
+    assert len(open_source(folder).read(["actions"])["actions"]) == 105
+    assert pa.default_memory_pool().max_memory() < before + (1 << 20)
+    with pytest.raises(ValueError, match="bytes unpacked"):
+        open_source(folder).read(["zeros"])

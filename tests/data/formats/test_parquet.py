@@ -77,3 +77,28 @@ def test_more_than_the_file_can_hold_is_refused(tmp_path):
     pq.write_table(pa.table({"episode_index": zeros.cast(pa.int64())}), path)
     with pytest.raises(ValueError, match="bytes unpacked"):
         open_parquet(path)
+
+
+def test_channels_of_different_kinds_are_joined_without_loss(tmp_path):
+    """float32 can't hold 2^25 + 1."""
+    path = tmp_path / "a.parquet"
+    columns = {"episode": [0, 0], "x_0": [2**25 + 1] * 2, "x_1": pa.array([0.5] * 2, pa.float32())}
+    pq.write_table(pa.table(columns), path)
+    assert open_parquet(path).read(["x"])["x"].tolist() == [[2**25 + 1, 0.5]] * 2
+
+
+def test_whole_numbers_that_no_tensor_holds_are_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    x = pa.array([2**64 - 1] * 2, pa.uint64())
+    pq.write_table(pa.table({"episode": [0, 0], "x": x}), path)
+    with pytest.raises(ValueError, match=r"x: expected whole numbers below 2\^63, got 18446744"):
+        open_parquet(path).read(["x"])
+
+
+def test_the_number_of_the_episode_may_be_a_list_of_one_and_not_of_two(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"episode": [[3], [3], [9]], "x": [1, 2, 3]}), path)
+    assert list(open_parquet(path).ends) == [2, 3]
+    pq.write_table(pa.table({"episode": [[3, 0], [3, 1]], "x": [1, 2]}), path)
+    with pytest.raises(ValueError, match=r"one number in each row.*got rows of shape \(2,\)"):
+        open_parquet(path)

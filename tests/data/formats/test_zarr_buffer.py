@@ -127,3 +127,38 @@ def test_a_damaged_archive_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="expected a zip archive"):
         open_source(path)
+
+
+def test_whole_numbers_that_no_tensor_holds_are_refused(tmp_path):
+    folder = buffer(tmp_path / "a", np.full((5, 3), 2**64 - 1, "<u8"))
+    with pytest.raises(ValueError, match=r"data/x: expected whole numbers below 2\^63"):
+        open_source(folder).read(["x"])
+
+
+def test_transposes_follow_one_another(tmp_path):
+    """Twice is not at all."""
+    pytest.importorskip("numcodecs")
+    folder = Path(shutil.copytree(SETS / "buffer3.zarr", tmp_path / "a"))
+    expected = open_source(folder).read(["state"])["state"]
+    path = folder / "data" / "state" / "zarr.json"
+    meta = json.loads(path.read_text())
+    turn = {"name": "transpose", "configuration": {"order": [1, 0]}}
+    path.write_text(json.dumps({**meta, "codecs": [turn, turn, *meta["codecs"]]}))
+    assert torch.equal(open_source(folder).read(["state"])["state"], expected)
+
+
+@pytest.mark.parametrize("dtype", ["<f1", "|b2"])
+def test_a_dtype_that_is_none_is_no_number(tmp_path, dtype):
+    source = open_source(buffer(tmp_path / "a", np.ones((5, 3)), dtype=dtype))
+    assert source.columns["x"].kind == "other"
+
+
+def test_another_version_of_an_array_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a, data/x/\.zarray: expected zarr_format 2, got 4"):
+        open_source(buffer(tmp_path / "a", np.ones((5, 3)), zarr_format=4))
+
+
+def test_no_numbers_take_no_time(tmp_path):
+    shape = {"shape": [5, 0, 1 << 39], "chunks": [1, 1, 1]}
+    source = open_source(buffer(tmp_path / "a", np.ones((5, 3)), **shape))
+    assert not source.read(["x"])["x"].numel()
