@@ -144,7 +144,10 @@ def time_notes(source: Source) -> list[str]:
     column = source.columns.get("timestamp")
     if column is None or column.kind != "numbers" or column.width != 1:
         return []
-    time = source.read(["timestamp"])["timestamp"].reshape(-1).double()
+    try:
+        time = source.read(["timestamp"])["timestamp"].reshape(-1).double()
+    except ValueError as error:  # nothing is trained on it
+        return [f"warning: timestamp can't be read: {error}"]
     steps = time[1:] - time[:-1]
     within = torch.ones(len(steps), dtype=torch.bool)
     within[torch.tensor(source.ends[:-1], dtype=torch.long) - 1] = False

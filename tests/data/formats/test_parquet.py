@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastgen.data.formats.description import time_notes
 from fastgen.data.formats.parquet import open_parquet, read_columns
 
 pa = pytest.importorskip("pyarrow")
@@ -102,3 +103,9 @@ def test_the_number_of_the_episode_may_be_a_list_of_one_and_not_of_two(tmp_path)
     pq.write_table(pa.table({"episode": [[3, 0], [3, 1]], "x": [1, 2]}), path)
     with pytest.raises(ValueError, match=r"one number in each row.*got rows of shape \(2,\)"):
         open_parquet(path)
+
+
+def test_times_that_are_missing_are_said_and_do_not_refuse_the_rest(tmp_path):
+    path = write(tmp_path, episode=EPISODE, timestamp=pa.array([0, 1, None, 1]), x=EPISODE)
+    (note,) = time_notes(open_parquet(path))
+    assert "timestamp: expected a value in every row, got 1 missing" in note
