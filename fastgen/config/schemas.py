@@ -231,8 +231,9 @@ class TeacherConfig(Config):
     folder: str | None = Field(
         default=None,
         description="folder with model.safetensors and config.json (recipes/train_teacher.py), or "
-        "what save_pretrained of diffusers wrote, a pipeline or a model: its scheduler says path, "
-        "prediction, clip_sample and spacing unless set here",
+        "what save_pretrained of diffusers wrote, a pipeline or a model, or a LeRobot "
+        "pretrained_model: its scheduler says path, prediction, clip_sample and spacing unless set "
+        "here",
     )
     factory: str | None = Field(
         default=None,

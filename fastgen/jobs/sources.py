@@ -75,8 +75,8 @@ def load_teacher(cfg: DistillConfig, network: nn.Module | None = None) -> nn.Mod
         network = built_by(source.factory, source.arguments)
     elif network is None:
         raise ValueError(
-            "expected teacher.folder (model.safetensors and config.json, or a save_pretrained "
-            "folder of diffusers) or teacher.factory (package.module:callable), got neither"
+            "expected teacher.folder (model.safetensors and config.json, or a folder of diffusers "
+            "or LeRobot) or teacher.factory (package.module:callable), got neither"
         )
     if source.weights is not None:
         load_weights(network, source.weights)

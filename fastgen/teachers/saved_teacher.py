@@ -32,11 +32,14 @@ class SavedTeacher:
         keywords: arguments of `KeywordNetwork`; None for a network called `net(x_t, t, cond)`.
         declaration: arguments of `as_rectified_flow`; None where the folder doesn't say how the
             network was trained.
+        statistics: the file that says how the library normalises data for this network; None where
+            there is none. It is named, and not applied.
     """
 
     network: nn.Module
     keywords: Mapping[str, Any] | None
     declaration: Mapping[str, Any] | None
+    statistics: Path | None = None
 
 
 def tensors_of(folder: Path, stem: str, save_again: str) -> dict[str, Tensor]:

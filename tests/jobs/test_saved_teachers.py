@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 X = torch.randn(60, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(60) % 3
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,20 @@ def test_a_network_of_diffusers_is_distilled_by_its_folder(
     (folder / "model_index.json").unlink()
     with pytest.raises(ValueError, match="expected factory=package.module:callable"):
         load_run_student(run / "student")
+
+
+def test_a_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
+    """Numbers as the policy's own normalisation makes them: what is tried here is the way there."""
+    generator = torch.Generator().manual_seed(0)
+    actions = 2 * torch.rand(60, 8, 2, generator=generator) - 1
+    seen = 2 * torch.rand(60, 2, 5, generator=generator) - 1
+    np.savez(tmp_path / "data.npz", X=actions.numpy(), Z=seen.numpy())
+    data = {"path": str(tmp_path / "data.npz"), "normalize": False}
+    with without_pictures():
+        run = distill(config_of(DATA / "policies" / "drive", data, tmp_path / "run"))
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert all(math.isfinite(value) for value in report["student"]["1"].values())
+    student = load_run_student(run / "student")
+    z = torch.zeros(3, 2, 5)
+    x = student.sample(z, generator=torch.Generator().manual_seed(0))
+    assert x.shape[-2:] == (8, 2) and float(x.abs().max()) <= 1.0
