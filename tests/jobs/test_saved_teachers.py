@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,13 +73,15 @@ def test_a_network_of_diffusers_is_distilled_by_its_folder(
 
 def test_a_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
     """Numbers as the policy's own normalisation makes them: what is tried here is the way there."""
+    # A run keeps the teacher's measured rows beside its weights.
+    policy = shutil.copytree(DATA / "policies" / "drive", tmp_path / "policy")
     generator = torch.Generator().manual_seed(0)
     actions = 2 * torch.rand(60, 8, 2, generator=generator) - 1
     seen = 2 * torch.rand(60, 2, 5, generator=generator) - 1
     np.savez(tmp_path / "data.npz", X=actions.numpy(), Z=seen.numpy())
     data = {"path": str(tmp_path / "data.npz"), "normalize": False}
     with without_pictures():
-        run = distill(config_of(DATA / "policies" / "drive", data, tmp_path / "run"))
+        run = distill(config_of(policy, data, tmp_path / "run"))
     report = json.loads((run / "report" / "report.json").read_text())
     assert all(math.isfinite(value) for value in report["student"]["1"].values())
     student = load_run_student(run / "student")
