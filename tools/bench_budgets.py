@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fastgen.config import DistillConfig
 from fastgen.config.files import load_config
+from fastgen.records.log import read_log
 
 REPORT = Path("report") / "report.json"  # in the folder of a run
 # The part of a run that is no part of its budget, as evaluations and as seconds are named.
@@ -54,8 +55,8 @@ def kd_of_equal_budget(run: Path) -> list[str]:
     """Overrides by which KD alone takes as many evaluations and CPU seconds as a finished run.
 
     With E evaluations and S seconds of the run (`spent`), e and p those of one of its pairs, and u
-    the seconds of one of its KD updates, validations included: E / e pairs, and (S - p E / e) / u
-    updates.
+    the seconds of one of the KD updates that it made, validations included: E / e pairs, and
+    (S - p E / e) / u updates.
 
     Args:
         run: folder of a run that began with KD.
@@ -72,6 +73,11 @@ def kd_of_equal_budget(run: Path) -> list[str]:
     of_a_pair = report["teacher_evaluations"]["pairs"] // train.kd_pairs
     pairs = all_spent.evaluations // of_a_pair
     for_pairs = pairs * seconds["pairs"] / train.kd_pairs
-    updates = (all_spent.seconds - for_pairs) / (seconds["kd"] / train.kd_steps)
+    updates = (all_spent.seconds - for_pairs) / (seconds["kd"] / _kd_updates(run))
     rounded = max(_ROUND, _ROUND * round(updates / _ROUND))
     return [f"train.kd_pairs={pairs}", f"train.kd_steps={rounded}"]
+
+
+def _kd_updates(run: Path) -> int:
+    """KD updates that a run made, which may have ended early."""
+    return max(row["step"] for row in read_log(run) if row["stage"] == "kd")

@@ -16,7 +16,14 @@ from ..teachers.guided import asking_all_rows
 from .pairs import evaluations_of_a_pair
 from .setup import Setup
 
-__all__ = ["PlannedEvaluations", "check_budget", "evaluation_notes", "planned_evaluations"]
+__all__ = [
+    "PlannedEvaluations",
+    "check_budget",
+    "check_pairs",
+    "evaluation_notes",
+    "planned_evaluations",
+    "planned_pairs",
+]
 
 # What a loss asks of the teacher, until it is taken.
 _LOSS = "a loss"
@@ -48,9 +55,6 @@ def planned_evaluations(setup: Setup, *, processes: int = 1) -> PlannedEvaluatio
         processes: that share the batch.
     """
     cfg = setup.cfg
-    pairs = 0
-    if any(method.uses_pairs(cfg) for method in stages_of(cfg)):
-        pairs = cfg.train.kd_pairs * evaluations_of_a_pair(setup)
     stages = {}
     of_an_update = {}
     size = cfg.train.micro_batch(processes)
@@ -63,7 +67,15 @@ def planned_evaluations(setup: Setup, *, processes: int = 1) -> PlannedEvaluatio
         warmup = sum(count * network.warmup for count, network in zip(rows, planned, strict=True))
         of_an_update[method.stage] = turns
         stages[method.stage] = warmup + turns * method.updates(cfg)
-    return PlannedEvaluations(pairs, stages, of_an_update)
+    return PlannedEvaluations(planned_pairs(setup), stages, of_an_update)
+
+
+def planned_pairs(setup: Setup) -> int:
+    """The evaluations of the pairs of a run, 0 where no stage uses them."""
+    cfg = setup.cfg
+    if not any(method.uses_pairs(cfg) for method in stages_of(cfg)):
+        return 0
+    return cfg.train.kd_pairs * evaluations_of_a_pair(setup)
 
 
 def _rows_of_losses(setup: Setup, planned: Sequence[PlannedNetwork]) -> list[int]:
@@ -95,16 +107,7 @@ def check_budget(setup: Setup, planned: PlannedEvaluations, *, decision: int = 0
     budget = train.teacher_calls
     if budget is None:
         return
-    left = budget - decision
-    beside = f", of which the decision took {decision:,}" if decision else ""
-    if planned.pairs > left:
-        of_a_pair = planned.pairs // train.kd_pairs
-        raise ValueError(
-            f"expected pairs within train.teacher_calls={budget:,}{beside}, got "
-            f"{planned.pairs:,} teacher evaluations for train.kd_pairs={train.kd_pairs:,} of "
-            f"{of_a_pair} each; lower train.kd_pairs to {max(0, left) // of_a_pair:,}, or "
-            "train.kd_teacher_calls"
-        )
+    check_pairs(setup, planned.pairs, decision=decision)
     least = decision + planned.pairs
     for method in stages_of(setup.cfg):
         updates = method.updates(setup.cfg)
@@ -113,9 +116,39 @@ def check_budget(setup: Setup, planned: PlannedEvaluations, *, decision: int = 0
     if least > budget:
         raise ValueError(
             f"expected train.teacher_calls >= {least:,}, what the pairs ({planned.pairs:,}) and "
-            f"the first update of each stage take, got {budget:,}{beside}; lower train.kd_pairs, "
-            "train.kd_teacher_calls or train.batch_size"
+            f"the first update of each stage take, got {budget:,}{_beside(decision)}; lower "
+            "train.kd_pairs, train.kd_teacher_calls or train.batch_size"
         )
+
+
+def check_pairs(setup: Setup, pairs: int, *, decision: int = 0) -> None:
+    """Refuse a budget of teacher evaluations that doesn't pay for the pairs alone.
+
+    Args:
+        setup: the networks of the run.
+        pairs: evaluations of its pairs.
+        decision: evaluations that `method: auto` has already taken.
+
+    Raises:
+        ValueError: both take more than `train.teacher_calls`; which keys to change.
+    """
+    train = setup.cfg.train
+    budget = train.teacher_calls
+    if budget is None or decision + pairs <= budget:
+        return
+    of_a_pair = pairs // train.kd_pairs
+    paid = max(0, budget - decision) // of_a_pair
+    remedy = f"lower train.kd_pairs to {paid:,}" if paid else "raise it"
+    raise ValueError(
+        f"expected pairs within train.teacher_calls={budget:,}{_beside(decision)}, got {pairs:,} "
+        f"teacher evaluations for train.kd_pairs={train.kd_pairs:,} of {of_a_pair} each; "
+        f"{remedy}, or lower train.kd_teacher_calls"
+    )
+
+
+def _beside(decision: int) -> str:
+    """What a message says of a decision's evaluations."""
+    return f", of which the decision took {decision:,}" if decision else ""
 
 
 def evaluation_notes(setup: Setup, planned: PlannedEvaluations) -> list[str]:

@@ -38,7 +38,7 @@ from ..training.processes import Processes
 from ..training.recompute import keep_blocks
 from ..training.trained_network import TrainedNetwork, check_compiler
 from ..training.trainer import Trainer
-from .budgets import check_budget, planned_evaluations
+from .budgets import check_budget, check_pairs, planned_evaluations, planned_pairs
 from .checks import (
     check_plan,
     coupling_notes,
@@ -144,8 +144,7 @@ class Distillation:
         self.decisions: list[str] = []
         self.asked_to_decide = 0  # evaluations of the teacher
         self._of_an_update: dict[str, int] = {}
-        if cfg.method != AUTO:
-            self._check_budget()
+        self._check_budget()
 
     def notes(self) -> list[str]:
         """What a user should know of data and teacher before the first update."""
@@ -168,6 +167,9 @@ class Distillation:
     def _check_budget(self) -> None:
         """Refuse a budget of teacher evaluations that is too small; else note what updates take."""
         if self.cfg.train.teacher_calls is None:
+            return
+        if self.cfg.method == AUTO:  # which updates there are is decided later
+            check_pairs(self.networks, planned_pairs(self.networks))
             return
         planned = planned_evaluations(self.networks, processes=self.world)
         check_budget(self.networks, planned, decision=self.asked_to_decide)

@@ -178,14 +178,10 @@ def _patience_told(cfg: DistillConfig, changes: Changes) -> str:
     """When stages end, for people."""
     patience = changes["train"].get("patience", cfg.train.patience)
     cooldown = changes["train"].get("cooldown", cfg.train.cooldown)
-    if patience is None:
-        return "Each stage makes all of its updates"
-    said = (
-        f"A stage ends after {patience} validations in a row that are no better by more than noise"
+    return (
+        f"A stage ends after {patience} validations in a row that are no better by more than "
+        f"noise, and {cooldown:.0%} more updates in which its learning rates fall"
     )
-    if cooldown:
-        said += f", and {cooldown:.0%} more updates in which its learning rates fall"
-    return said
 
 
 def _merged(*parts: Changes) -> Changes:

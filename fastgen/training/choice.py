@@ -7,8 +7,9 @@ one is kept: the one whose stage came earlier, since it took fewer calls of the 
 
 Between averages of one stage nothing is cheaper, for their updates are done. There the lower score
 wins where the intervals tell nothing, or where one score says better and another worse: what is
-blurred is easy to classify, and an early average must not win by that. Patience asks for more than
-the interval (:class:`fastgen.training.validation.Progress`).
+blurred is easy to classify, and an early average must not win by that. Patience counts
+an average as a gain if it is better by more than the interval in some score, and either worse in
+none or the lowest so far in the primary one (:class:`fastgen.training.validation.Progress`).
 
 A task that can't compare leaves the choice to the lower score alone: it has no `compare`, or too
 few rows to tell a difference from its noise.

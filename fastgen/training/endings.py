@@ -56,7 +56,7 @@ class Ending:
 
     def in_report(self, stage: str, kept: str) -> str:
         """What a report says; `kept`: which average."""
-        cooled = "without a cool-down of its learning rates (train.cooldown=0)"
+        cooled = "without a cool-down of its learning rates (train.cooldown)"
         if self.last > self.decided:
             cooled = f"of which the last {self.last - self.decided} with falling learning rates"
         return (

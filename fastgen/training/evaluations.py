@@ -42,7 +42,7 @@ class Asked(NamedTuple):
 
 class TeacherEvaluations:
     """Adds up what the processes ask of the teacher. All of them must call `add_up`, `row` and
-    `too_dear`, in one order.
+    `updates_left`, in one order.
 
     Args:
         asked: counts what this process asks, and limits it; None: there is no teacher.
@@ -96,10 +96,6 @@ class TeacherEvaluations:
             return None
         self.add_up()
         return max(0, self.budget - self.spent) // cost
-
-    def too_dear(self, stage: str) -> bool:
-        """Whether one more update of `stage` may ask more than the budget has left."""
-        return self.updates_left(stage) == 0
 
     def why_it_ends(self, stage: str) -> str:
         """What is said where the budget ends a stage."""

@@ -27,8 +27,12 @@ class Limits:
         self.teacher = teacher
 
     def is_over(self, stage: Stage) -> bool:
-        """Whether a stage has made its updates, or as many as its early end leaves it."""
-        return self.state.updates >= self._last_of(stage) or self.teacher.too_dear(stage.name)
+        """Whether a stage has made its updates, or as many as its early end leaves it.
+
+        An end by its budget is known once `heed_budget` was called: before the first update and
+        after each one.
+        """
+        return self.state.updates >= self._last_of(stage)
 
     def share_of_rate(self, stage: Stage) -> float:
         """What the next update leaves of the way of each learning rate to its last value; 1 unless

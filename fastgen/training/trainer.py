@@ -172,11 +172,12 @@ class Trainer:
     def _train(self, stage: Stage, bar: Any) -> None:
         """The updates of a stage, until the last one or until it ends early."""
         state = self.state
-        progress = state.progress[stage.name]
         self.log.clock.take()  # what led up to the stage is not its time
         self._stop.restart(state.iteration)
+        shown = self.processes.is_main_process
+        ended = _told(self.limits.heed_budget(stage), shown=shown)  # before any update
         if state.updates == 0 and self.evaluate_start:
-            self._log(stage, self.validate(stage))
+            self._log(stage, {**self.validate(stage), **ended})
         watch = Stopwatch(state.seconds, stage.name)
         scored: dict[str, Any] = {}  # by the last validation, until it is logged
 
@@ -188,7 +189,7 @@ class Trainer:
                 losses = stage.update(state.updates)
             state.count_update()
             self.log.count()
-            ended = _told(self.limits.heed_budget(stage), shown=self.processes.is_main_process)
+            ended = _told(self.limits.heed_budget(stage), shown=shown)
             due = due_after(state.updates, stage, self.loop, last=self.limits.is_over(stage))
 
             # Signals, and updates that were skipped: what the device must be asked for.
@@ -196,6 +197,7 @@ class Trainer:
             stop = self._stop.heard(state.iteration, ask=look)
             skipped = Skipped({})
             if look or stop:
+                progress = state.progress[stage.name]
                 skipped = take_skipped(stage, progress, self.loop.most_skipped)
                 say_skipped(stage.name, skipped, shown=self.processes.is_main_process)
             # A skip stands in a row of losses only where that row is due anyway, or on a CPU, which

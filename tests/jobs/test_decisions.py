@@ -65,6 +65,18 @@ def test_what_the_decision_asks_is_paid_by_the_budget(tmp_path):
         run(tmp_path / "poor", Judged(1e3), teacher_calls=asked + 100)
 
 
+@pytest.mark.parametrize(("budget", "remedy"), [(100, "to 25"), (3, "raise it, or lower")])
+def test_a_budget_below_the_pairs_is_refused_before_the_teacher_is_sampled(
+    tmp_path, budget, remedy
+):
+    """The folder is still free for a run with another budget."""
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match=remedy):
+        run(folder, Judged(1e3), teacher_calls=budget)
+    assert not (folder / DECISIONS).exists()
+    run(folder, Judged(1e3), teacher_calls=1000)
+
+
 def test_what_was_found_is_not_measured_again(tmp_path, monkeypatch):
     """A resumed run would otherwise decide anew, by the roundings of another machine."""
     folder = tmp_path / "run"

@@ -14,6 +14,7 @@ from fastgen.jobs.distillation import Distillation
 from fastgen.records.folder import claim_run, open_run
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.choice import Compare, Validation
+from fastgen.training.evaluations import Asked
 from fastgen.training.processes import Processes
 from fastgen.training.stage import Stage
 from fastgen.training.trained_network import Skip
@@ -91,6 +92,7 @@ def follow(
     resume: bool = False,
     pull_at: int | None = None,
     compare: Compare | None = None,
+    teacher: Asked | None = None,
     **loop,
 ) -> Trainer:
     """A run of stages that score `scores[n]` after n updates, with n as their only sample.
@@ -98,6 +100,7 @@ def follow(
     Args:
         pull_at: the plug is pulled in the validation after so many updates.
         compare: of the samples.
+        teacher: its budget.
     """
 
     def evaluate(network: nn.Module) -> Validation:
@@ -113,7 +116,7 @@ def follow(
     cfg = LoopConfig(**{"evaluate_every": 1, "checkpoint_every": 2, "log_every": 100, **loop})
     factories = {stage.name: (lambda stage=stage: stage) for stage in made}
     options = {"evaluate": evaluate, "compare": compare, "primary": "energy", "seed": 0}
-    options |= {"evaluate_start": True}
+    options |= {"evaluate_start": True, "teacher": teacher}
     if processes is None:
         processes = start_accelerator(1)
     trainer = Trainer(factories, run_dir, cfg, processes, resume=resume, **options)

@@ -51,20 +51,23 @@ def test_the_report_is_no_part_of_what_a_run_has_spent():
     assert spent(report({}, dmd=640)) == (2240, 17.0)
 
 
-def finished(folder: Path, kd_steps: int) -> Path:
-    """A run of DMD2 after KD of so many updates."""
+def finished(folder: Path, kd_steps: int, *, made: int = 200) -> Path:
+    """A run of DMD2 after KD that was to make `kd_steps` updates and made `made`."""
     (folder / "report").mkdir(parents=True)
-    made = json.dumps(report({}, dmd=640))
-    (folder / "report" / "report.json").write_text(made)
+    (folder / "report" / "report.json").write_text(json.dumps(report({}, dmd=640)))
+    rows = [{"iteration": made, "stage": "kd", "step": made}]
+    rows += [{"iteration": made + 9, "stage": "dmd", "step": 9}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = validate(DistillConfig, {"train": {"kd_pairs": 100, "kd_steps": kd_steps}})
     (folder / "config.yaml").write_text(dump_yaml(cfg))
     return folder
 
 
-def test_kd_alone_takes_as_many_evaluations_and_seconds(tmp_path):
+@pytest.mark.parametrize("kd_steps", [200, 500])
+def test_kd_alone_takes_as_many_evaluations_and_seconds(tmp_path, kd_steps):
     """2240 evaluations are 140 pairs, which take 2.8 of 17 seconds; 14.2 are left, of which an
-    update takes .05."""
-    asked = kd_of_equal_budget(finished(tmp_path / "run", kd_steps=200))
+    update takes .05, however many were planned."""
+    asked = kd_of_equal_budget(finished(tmp_path / "run", kd_steps))
     assert asked == ["train.kd_pairs=140", "train.kd_steps=280"]
 
 

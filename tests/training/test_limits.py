@@ -156,6 +156,7 @@ def ended_by_budget(budget: int, cooldown: float, steps: int = 20) -> tuple[RunS
     asked = Asked(rows, budget, {"dmd": 10})
     teacher = TeacherEvaluations(asked, {}, OneProcess(), ["dmd"])
     limits = Limits(state, LoopConfig(cooldown=cooldown), teacher)
+    limits.heed_budget(stage)
     while not limits.is_over(stage):
         with teacher.asked_by("dmd"):
             rows.add(10)
@@ -172,6 +173,35 @@ def test_a_budget_is_used_up_and_no_more_and_the_last_updates_cool_down(cooldown
     assert ending.last == 12 and ending.planned == 20
     cooled = ending.last - ending.decided
     assert cooled == {0.0: 0, 0.25: 2, 1.0: 6}[cooldown]
+
+
+def test_processes_add_up_once_for_an_update(monkeypatch):
+    """Each time they wait for each other, and for a GPU."""
+    asked = []
+    add_up = TeacherEvaluations.add_up
+    monkeypatch.setattr(
+        TeacherEvaluations, "add_up", lambda self: (asked.append(1), add_up(self))[1]
+    )
+    _, updates = ended_by_budget(125, 0.25)
+    assert len(asked) == updates + 1
+
+
+def test_a_stage_whose_budget_is_spent_before_it_makes_no_update_and_says_so(tmp_path):
+    stage = Counter()
+    asked = Asked(RowCount(), 9, {"dmd": 10})
+    trainer = follow(tmp_path, FALLS_LATE, stages=[stage], teacher=asked)
+    assert stage.done == 0 and kept(trainer) == 0
+    (row,) = read_log(tmp_path)
+    assert "dmd update 0: stopped early, of train.teacher_calls=9 0 are" in row["stopped_early"]
+    (told,) = trainer.limits.early_ends()
+    assert told.startswith("dmd ended early, after 0 of 8 updates")
+
+
+def test_a_stage_too_short_for_a_cool_down_is_not_said_to_have_left_it_out(tmp_path):
+    """A tenth of four updates is none."""
+    trainer = follow(tmp_path, FALLS_LATE, patience=2, cooldown=0.1)
+    (told,) = trainer.limits.early_ends()
+    assert "without a cool-down" in told and "train.cooldown=0" not in told
 
 
 def test_a_budget_that_pays_for_all_ends_nothing():
