@@ -193,8 +193,12 @@ class Progress:
         else:
             improved = is_better(compared) or (lower and is_partly_better(compared))
         if improved:
-            self.best = score
-            self.best_step = update
+            # The best one may be another than the reference, and was not compared with this one:
+            # then the lower score wins.
+            was_compared = self.best_step == self.reference_step
+            if self.best is None or was_compared or lower:
+                self.best = score
+                self.best_step = update
             self.stale = 0
             if compared is not None:
                 self.reference_step = update

@@ -162,6 +162,19 @@ def test_an_average_that_is_better_in_one_score_and_worse_in_another_wins_by_the
     assert (progress.best_step, progress.reference_step, progress.stale) == (2, 2, 1)
 
 
+def test_the_best_average_gives_way_to_a_lower_score_or_to_one_that_was_compared_with_it():
+    """Update 3 is better than 1, the reference, in some score; the best one is 2, and is lower."""
+    progress = Progress("kd", "energy")
+    progress.add(1, {"energy": 1.0}, compared={})
+    progress.add(2, {"energy": 0.5}, compared={"energy": SAME})
+    progress.add(3, {"energy": 0.95}, compared={"energy": SAME, "within": BETTER})
+    assert (progress.best_step, progress.reference_step, progress.stale) == (2, 3, 0)
+    progress.add(4, {"energy": 0.4}, compared={"energy": BETTER})
+    assert (progress.best_step, progress.reference_step) == (4, 4)
+    progress.add(5, {"energy": 0.45}, compared={"energy": SAME, "within": BETTER})
+    assert (progress.best_step, progress.reference_step) == (5, 5)
+
+
 def by_noise(reference: torch.Tensor, samples: torch.Tensor) -> dict[str, Comparison]:
     """Samples are update numbers; scores differ by more than noise where they do by .15."""
     of_a, of_b = (NOISY[int(x)] for x in (reference, samples))
