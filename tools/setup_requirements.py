@@ -42,7 +42,7 @@ def requirement_name(requirement: str) -> str:
 def read_requirements(text: str) -> dict[str, list[str]]:
     """Requirement arrays of a pyproject.toml (`dependencies` and the extras), without a TOML
     parser."""
-    arrays = re.findall(r"^([a-z]+) = \[\n((?:    \"[^\"\n]*\",\n)*)\]$", text, re.MULTILINE)
+    arrays = re.findall(r"^([a-z][a-z0-9]*) = \[\n((?:    \"[^\"\n]*\",\n)*)\]$", text, re.MULTILINE)
     return {name: re.findall(r"\"([^\"\n]*)\"", body) for name, body in arrays}
 
 
