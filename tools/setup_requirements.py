@@ -42,7 +42,8 @@ def requirement_name(requirement: str) -> str:
 def read_requirements(text: str) -> dict[str, list[str]]:
     """Requirement arrays of a pyproject.toml (`dependencies` and the extras), without a TOML
     parser."""
-    arrays = re.findall(r"^([a-z][a-z0-9]*) = \[\n((?:    \"[^\"\n]*\",\n)*)\]$", text, re.MULTILINE)
+    array = r"^([a-z][a-z0-9]*) = \[\n((?:    \"[^\"\n]*\",\n)*)\]$"
+    arrays = re.findall(array, text, re.MULTILINE)
     return {name: re.findall(r"\"([^\"\n]*)\"", body) for name, body in arrays}
 
 

@@ -54,7 +54,10 @@ def test_requirements_are_read_as_a_toml_parser_reads_them():
 
 
 def test_the_reader_takes_arrays_of_one_requirement_a_line():
-    text = """build = ["a"]\nx = [\n    "b>=1; python_version < '3.13'",\n    "c[d]",\n]\nhdf5 = [\n]\n"""
+    text = (
+        """build = ["a"]\nx = [\n    "b>=1; python_version < '3.13'",\n    "c[d]",\n]\n"""
+        """hdf5 = [\n]\n"""
+    )
     assert setup_requirements.read_requirements(text) == {
         "x": ["b>=1; python_version < '3.13'", "c[d]"],
         "hdf5": [],
