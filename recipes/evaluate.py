@@ -9,11 +9,10 @@ python recipes/evaluate.py recipes/teachers/ring   a teacher, at every number of
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from fastgen.config import TeacherConfig
-from fastgen.jobs.command_line import parse_options, user_errors
+from fastgen.jobs.command_line import parse_path_and_options, user_errors
 from fastgen.jobs.distillation import score_student
 from fastgen.jobs.pretraining import score_teacher
 from fastgen.report.tables import format_table
@@ -22,13 +21,9 @@ from fastgen.training.accelerator import use_all_cores
 
 def main() -> None:
     with user_errors():
-        arguments = sys.argv[1:]
-        if not arguments or arguments[0].startswith("-") or "--help" in arguments:
-            print(__doc__)
-            raise SystemExit(0 if "--help" in arguments else 2)
-        options = parse_options(arguments[1:], ["factory"])
+        folder, options = parse_path_and_options(__doc__, ["factory"])
         use_all_cores()
-        evaluate(Path(arguments[0]), options.get("factory"))
+        evaluate(Path(folder), options.get("factory"))
 
 
 def evaluate(folder: Path, factory: str | None) -> None:

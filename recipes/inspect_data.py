@@ -7,21 +7,15 @@ python recipes/inspect_data.py DATA actions=action observations=obs/pos,obs/vel
 
 from __future__ import annotations
 
-import sys
-
 from fastgen.data.formats.description import describe_data
-from fastgen.jobs.command_line import parse_options, user_errors
+from fastgen.jobs.command_line import parse_path_and_options, user_errors
 
 
 def main() -> None:
     with user_errors():
-        arguments = sys.argv[1:]
-        if not arguments or arguments[0].startswith("-") or "--help" in arguments:
-            print(__doc__)
-            raise SystemExit(0 if "--help" in arguments else 2)
-        options = parse_options(arguments[1:], ["actions", "observations"])
+        path, options = parse_path_and_options(__doc__, ["actions", "observations"])
         names = {key: value.split(",") for key, value in options.items()}
-        print("\n".join(describe_data(arguments[0], **names)))
+        print("\n".join(describe_data(path, **names)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._core.messages import first_names, listed
 from ..normalizer import KINDS, Blocks, Normalizer
 from .formats.limits import Limits, read_limits
+from .formats.source import STATES
 
 __all__ = ["IDENTITY", "MEASURED", "Given", "Normalization", "Pair", "read_normalization"]
 
@@ -25,7 +26,6 @@ _KEYS = (
     "action_keys",
     "observation_keys",
 )
-_STATES = ("observation.state", "observation.environment_state")
 # Normalised numbers beyond this mean that the limits are not of these data, or have no width.
 _FAR = 1e5
 # Rounding of matrices and limits, relative to the limits.
@@ -197,10 +197,10 @@ def _given(limits: Limits, columns: Sequence[str], kind: str | None) -> Normaliz
 
 def _states(limits: Limits) -> list[str]:
     """The usual names of observations that are there."""
-    found = [name for name in _STATES if name in limits.statistics]
+    found = [name for name in STATES if name in limits.statistics]
     if not found:
         raise ValueError(
-            f"{limits.path}: expected statistics of {' or '.join(_STATES)}, got those of "
+            f"{limits.path}: expected statistics of {' or '.join(STATES)}, got those of "
             f"{first_names(sorted(limits.statistics), 12)}; name yours by "
             "data.normalize.observation_keys"
         )

@@ -20,7 +20,13 @@ from ..records.folder import run_folder
 from ..training.launching import is_first_process
 from ..training.signals import stopped_by_signals
 
-__all__ = ["CommandLine", "parse_command_line", "parse_options", "user_errors"]
+__all__ = [
+    "CommandLine",
+    "parse_command_line",
+    "parse_options",
+    "parse_path_and_options",
+    "user_errors",
+]
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,22 @@ def parse_options(arguments: Sequence[str], known: Sequence[str]) -> dict[str, s
             f"unknown option {sorted(unknown)[0]!r}, expected one of: {', '.join(known)}"
         )
     return given
+
+
+def parse_path_and_options(doc: str | None, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Read ``PATH [key=value ...] [--help]``: the path, and the values by key.
+
+    Without a path, or asked for help, the recipe's docstring is printed and the process ends.
+
+    Raises:
+        ValueError: a key that is not among those known.
+    """
+    arguments = sys.argv[1:]
+    asked = "--help" in arguments
+    if asked or not arguments or arguments[0].startswith("-"):
+        print(doc)
+        raise SystemExit(0 if asked else 2)
+    return arguments[0], parse_options(arguments[1:], known)
 
 
 @contextlib.contextmanager

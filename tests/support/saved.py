@@ -1,16 +1,34 @@
-"""Small networks of diffusers, saved by diffusers itself."""
+"""Small networks of diffusers, saved by diffusers itself, and what saved teachers are tried by."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
-__all__ = ["DIT", "STABLE", "UNET", "network_of", "save_pipeline"]
+from fastgen.jobs.sources import load_teacher
+from support.sources import config
+
+__all__ = [
+    "DIT",
+    "STABLE",
+    "UNET",
+    "Harm",
+    "check_refused",
+    "network_of",
+    "save_pipeline",
+    "teacher_of",
+    "with_values",
+]
+
+# What is done to a folder, and the message that follows.
+Harm = tuple[Callable[[Path], None], str]
 
 UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -62,3 +80,30 @@ def save_pipeline(folder: Path, network: Any, scheduler: Any) -> Path:
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+# ---- Saved teachers ------------------------------------------------------------------------------
+
+
+def teacher_of(folder: Path, **said: Any) -> Any:
+    """The teacher that a config with this folder has, and with what is said beside it."""
+    return load_teacher(config({"folder": str(folder), **said}))
+
+
+def with_values(name: str, **values: Any) -> Callable[[Path], None]:
+    """A change of a folder: other values in its JSON file `name`."""
+
+    def change(folder: Path) -> None:
+        found = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**found, **values}))
+
+    return change
+
+
+def check_refused(folder: Path, harm: Harm) -> None:
+    """A folder that was harmed is refused in one line that says what is wrong."""
+    change, message = harm
+    change(folder)
+    with pytest.raises(ValueError, match=message) as caught:
+        teacher_of(folder)
+    assert "\n" not in str(caught.value)

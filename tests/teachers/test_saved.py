@@ -6,21 +6,27 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastgen.jobs.sources import load_teacher
 from fastgen.samplers import sample_teacher
 from fastgen.teachers.saved import SavedTeacher, blank_network, read_saved
-from support.saved import DIT, STABLE, UNET, network_of, save_pipeline
-from support.sources import config
+from support.saved import (
+    DIT,
+    STABLE,
+    UNET,
+    Harm,
+    check_refused,
+    network_of,
+    save_pipeline,
+    teacher_of,
+    with_values,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -52,10 +58,6 @@ def copied(unets, tmp_path) -> Path:
     """The same, to be harmed."""
     shutil.copytree(unets, tmp_path / "p")
     return tmp_path / "p"
-
-
-def teacher_of(folder: Path, **said: Any) -> Any:
-    return load_teacher(config({"folder": str(folder), **said}))
 
 
 def read(folder: Path) -> SavedTeacher:
@@ -181,16 +183,6 @@ def test_a_transformer_without_times_of_each_row_is_refused(diffusers, tmp_path)
 # ---- What is refused -----------------------------------------------------------------------------
 
 
-def with_values(name: str, **values: Any) -> Callable[[Path], None]:
-    """Writes values into a JSON file of a pipeline."""
-
-    def change(folder: Path) -> None:
-        found = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({**found, **values}))
-
-    return change
-
-
 def pickled(folder: Path) -> None:
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(file), file.with_suffix(".bin"))
@@ -211,7 +203,7 @@ def a_pointer(folder: Path) -> None:
 
 MODEL = "unet/config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
-HARM: dict[str, tuple[Callable[[Path], None], str]] = {
+HARM: dict[str, Harm] = {
     "no config": (lambda f: (f / MODEL).unlink(), "expected config.json in .*unet, got none"),
     "no weights": (
         lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
@@ -261,11 +253,7 @@ HARM: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("name", HARM)
 def test_what_cannot_be_read_is_said_in_one_line(copied, name):
-    harm, message = HARM[name]
-    harm(copied)
-    with pytest.raises(ValueError, match=message) as caught:
-        teacher_of(copied)
-    assert "\n" not in str(caught.value)
+    check_refused(copied, HARM[name])
 
 
 def test_a_library_that_is_missing_is_named(unets, monkeypatch):

@@ -3,22 +3,19 @@ lerobot's answered, and samples what lerobot's sampled."""
 
 from __future__ import annotations
 
-import json
+import functools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastgen.jobs.sources import load_teacher
 from fastgen.models.conv_unet import TrajectoryUnet
 from fastgen.samplers import sample_teacher
 from fastgen.teachers.saved import blank_network, read_saved
-from support.sources import config
+from support.saved import Harm, check_refused, teacher_of, with_values
 
 POLICY = Path(__file__).parents[1] / "data" / "policies" / "drive"
 FOLDER = POLICY / "pretrained_model"
@@ -32,10 +29,6 @@ def answers() -> dict[str, Tensor]:
     found = load_file(POLICY / "answers.safetensors")
     found["Z"] = torch.cat([found[STATE], found[PLACE]], -1)
     return found
-
-
-def teacher_of(folder: Path, **said: Any) -> Any:
-    return load_teacher(config({"folder": str(folder), **said}))
 
 
 @pytest.fixture
@@ -84,12 +77,7 @@ def test_the_network_says_what_it_is_called_with(answers):
         teacher(x_t[:, :7], 0.5, answers["Z"])
 
 
-def with_values(**values: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        found = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**found, **values}))
-
-    return change
+with_config = functools.partial(with_values, "config.json")
 
 
 def pickled(folder: Path) -> None:
@@ -105,17 +93,17 @@ def another_network(folder: Path) -> None:
 
 CAMERA = {"type": "VISUAL", "shape": [3, 8, 8]}
 SEEN = {"type": "STATE", "shape": [3]}
-HARM: dict[str, tuple[Callable[[Path], None], str]] = {
+HARM: dict[str, Harm] = {
     "a policy of another kind": (
-        with_values(type="act"),
+        with_config(type="act"),
         "expected type diffusion .*, got type='a",
     ),
     "a camera": (
-        with_values(input_features={STATE: SEEN, "observation.image": CAMERA}),
+        with_config(input_features={STATE: SEEN, "observation.image": CAMERA}),
         "policy that sees observation.state and .* alone, got observation.image beside them; give",
     ),
     "no state": (
-        with_values(input_features={PLACE: SEEN}),
+        with_config(input_features={PLACE: SEEN}),
         "expected observation.state in input_features with a shape of one number",
     ),
     "no weights": (
@@ -123,24 +111,35 @@ HARM: dict[str, tuple[Callable[[Path], None], str]] = {
         "expected model.safetensors, got no weights there",
     ),
     "pickled": (pickled, "got model.bin, which is pickled and could run code; save it anew"),
-    "a giant": (with_values(down_dims=[8, 10**9]), r"expected down_dims within 1\.\."),
+    "a giant": (
+        with_config(down_dims=[8, 10**9]),
+        r"expected down_dims within 1\.\.",
+    ),
     "a giant's time": (
-        with_values(diffusion_step_embed_dim=10**9),
+        with_config(diffusion_step_embed_dim=10**9),
         r"expected diffusion_step_embed_dim within 1\.\.",
     ),
-    "a giant's eye": (with_values(n_obs_steps=10**9), "expected features that the tensors allow"),
-    "other stages": (with_values(down_dims=[8, 24]), "another shape: .*is of another network"),
+    "a giant's eye": (
+        with_config(n_obs_steps=10**9),
+        "expected features that the tensors allow",
+    ),
+    "other stages": (
+        with_config(down_dims=[8, 24]),
+        "another shape: .*is of another network",
+    ),
     "other weights": (another_network, "doesn't fit the network: .* missing"),
-    "another schedule": (with_values(beta_schedule="cosine"), "expected beta_schedule linear, "),
-    "no number": (with_values(kernel_size="five"), "expected kernel_size as a whole number > 0"),
-    "even": (with_values(kernel_size=4), "expected an odd kernel_size"),
+    "another schedule": (
+        with_config(beta_schedule="cosine"),
+        "expected beta_schedule linear, ",
+    ),
+    "no number": (
+        with_config(kernel_size="five"),
+        "expected kernel_size as a whole number > 0",
+    ),
+    "even": (with_config(kernel_size=4), "expected an odd kernel_size"),
 }
 
 
 @pytest.mark.parametrize("name", HARM)
 def test_what_cannot_be_read_is_said_in_one_line(copied, name):
-    harm, message = HARM[name]
-    harm(copied)
-    with pytest.raises(ValueError, match=message) as caught:
-        teacher_of(copied)
-    assert "\n" not in str(caught.value)
+    check_refused(copied, HARM[name])

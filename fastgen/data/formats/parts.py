@@ -25,6 +25,7 @@ __all__ = [
     "kept_dtype",
     "kept_numbers",
     "needed",
+    "refuse_pointer",
 ]
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -65,9 +66,14 @@ def check_part(path: Path, hint: str = "copy the data set anew") -> None:
         start = file.read(len(_POINTER))
     if not start:
         raise ValueError(f"{path}: expected a file with content, got an empty one; {hint}")
-    if start == _POINTER:
+    refuse_pointer(start, str(path))
+
+
+def refuse_pointer(data: bytes, where: str) -> None:
+    """ValueError for what git-lfs leaves in a file's place, told by its first bytes."""
+    if data.startswith(_POINTER):
         raise ValueError(
-            f"{path}: expected data, got a pointer of git-lfs to them; fetch them: git lfs pull"
+            f"{where}: expected data, got a pointer of git-lfs to them; fetch them: git lfs pull"
         )
 
 

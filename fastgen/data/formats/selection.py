@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ..._core.messages import first_names, listed
 from ..precision import exact_numbers
-from .source import BOOKKEEPING, Column, Source
+from .source import BOOKKEEPING, STATES, Column, Source
 
 __all__ = ["Selection", "read_episodes", "select"]
 
 _ACTIONS = ("action", "actions")
-# Where nothing is named: all of the first line that are there, else the first of the others.
-_STATES = ("observation.state", "observation.environment_state")
+# Where no observations are named: all of `STATES` that are there, else the first of these.
 _OBSERVATIONS = ("observations", "observation", "state", "states", "obs")
 # Parts of names that mean padding.
 _PADDING = ("mask", "is_pad", "padding")
@@ -52,7 +51,7 @@ def select(
             and no column has one of those names.
     """
     chosen_actions = _checked(source, "actions", actions, _default(source, _ACTIONS))
-    states = [name for name in _STATES if name in source.columns]
+    states = [name for name in STATES if name in source.columns]
     usual = states or _default(source, _OBSERVATIONS)
     chosen_observations = _checked(source, "observations", observations, usual)
     notes = list(source.notes)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["BOOKKEEPING", "EPISODE_COLUMNS", "Column", "Source", "kind_of_rows"]
+__all__ = ["BOOKKEEPING", "EPISODE_COLUMNS", "STATES", "Column", "Source", "kind_of_rows"]
 
 # Columns that count rows and episodes, or say when a row was recorded.
 BOOKKEEPING = frozenset(
@@ -30,6 +30,8 @@ BOOKKEEPING = frozenset(
 )
 # Columns that may hold the number of each row's episode; the first that is there does.
 EPISODE_COLUMNS = ("episode_index", "episode", "episode_id")
+# Columns of numbers that LeRobot's policies see.
+STATES = ("observation.state", "observation.environment_state")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..._core.files import open_file
-from .parts import check_part, foreign
+from .parts import check_part, foreign, refuse_pointer
 
 __all__ = ["Store", "opened_store"]
 
@@ -120,8 +120,5 @@ class _Archive:
 def _checked(where: str, data: bytes, most: int) -> bytes:
     if len(data) > most:
         raise ValueError(f"{where}: expected at most {most:,} bytes, got more")
-    if data.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise ValueError(
-            f"{where}: expected data, got a pointer of git-lfs to them; fetch them: git lfs pull"
-        )
+    refuse_pointer(data, where)
     return data
