@@ -33,7 +33,6 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def drive(**normalize):
     """The LeRobot data set of the tests."""
-    pytest.importorskip("pyarrow")
     cfg = {"path": str(SETS / "lerobot3"), "normalize": normalize}
     return build_data(DataConfig(**WINDOWS, **cfg)).train
 

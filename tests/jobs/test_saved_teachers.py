@@ -18,6 +18,7 @@ from fastgen.config import DistillConfig
 from fastgen.config.files import validate
 from fastgen.distillation import distill
 from fastgen.jobs.sources import load_run_student
+from support.packages import installed
 from support.saved import DIT, STABLE, UNET, network_of, save_pipeline
 from support.toy import toy_config, without_pictures
 
@@ -30,8 +31,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 @pytest.fixture(scope="module")
 def diffusers() -> ModuleType:
-    reason = "installed by tools/setup.sh --dev from Python 3.11 on"
-    return pytest.importorskip("diffusers", reason=reason)
+    return installed("diffusers", since=(3, 11))
 
 
 def config_of(folder: Any, data: dict[str, Any], run: Any) -> DistillConfig:

@@ -20,6 +20,7 @@ from fastgen.methods.kd import teacher_pairs
 from fastgen.metrics import energy_distance
 from fastgen.samplers import sample_teacher
 from fastgen.teachers import RectifiedFlow, as_rectified_flow, read_scheduler
+from support.packages import installed
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +30,7 @@ SCHEDULE = {"num_train_timesteps": ROWS, "beta_schedule": "squaredcos_cap_v2"}
 
 @pytest.fixture(scope="module")
 def diffusers() -> ModuleType:
-    reason = "installed by tools/setup.sh --dev from Python 3.11 on"
-    return pytest.importorskip("diffusers", reason=reason)
+    return installed("diffusers", since=(3, 11))
 
 
 def paths(n: int, seed: int) -> Tensor:

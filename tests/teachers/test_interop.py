@@ -19,6 +19,7 @@ from fastgen.distillation import distill
 from fastgen.export.folders import load_student
 from fastgen.teachers import KeywordNetwork, as_rectified_flow
 from fastgen.teachers.clocks import beta_table
+from support.packages import installed
 from support.toy import toy_config
 
 pytestmark = pytest.mark.slow
@@ -46,8 +47,7 @@ STABLE = {"beta_start": 0.00085, "beta_end": 0.012}
 def diffusers() -> ModuleType:
     """The library, imported here because that takes seconds. It has no release for Python 3.10 that
     goes with the other pins."""
-    reason = "installed by tools/setup.sh --dev from Python 3.11 on"
-    return pytest.importorskip("diffusers", reason=reason)
+    return installed("diffusers", since=(3, 11))
 
 
 def test_a_unet_on_latents_is_distilled_by_a_handful_of_keys(diffusers, tmp_path):

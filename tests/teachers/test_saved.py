@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastgen.samplers import sample_teacher
 from fastgen.teachers.saved import SavedTeacher, blank_network, read_saved
+from support.packages import installed
 from support.saved import (
     DIT,
     STABLE,
@@ -41,8 +42,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="module")
 def diffusers() -> ModuleType:
-    reason = "installed by tools/setup.sh --dev from Python 3.11 on"
-    return pytest.importorskip("diffusers", reason=reason)
+    return installed("diffusers", since=(3, 11))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 import setup_env
 import setup_requirements
 import setup_target
+from support.packages import installed
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def applies(requirement: Requirement, python: str) -> bool:
 
 
 def test_requirements_are_read_as_a_toml_parser_reads_them():
-    tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11")
+    tomllib = installed("tomllib", since=(3, 11))
     project = tomllib.loads(PYPROJECT)["project"]
     groups = {"dependencies": project["dependencies"], **project["optional-dependencies"]}
     assert {name: ARRAYS[name] for name in groups} == groups
@@ -278,6 +279,18 @@ def test_what_the_checks_run_is_installed_for_developers():
     assert ("--numprocesses" in script("tools/check.sh")) <= (
         "pytest-xdist" in names(ARRAYS["dev"])
     )
+
+
+@pytest.mark.parametrize("extra", ["parquet", "hdf5", "zarr", "interop"])
+def test_what_tests_need_is_installed_for_developers(extra):
+    assert set(ARRAYS[extra]) <= set(ARRAYS["dev"])
+
+
+def test_no_test_is_skipped_for_a_package_that_is_missing():
+    """It would say nothing where the set-up forgot one; `support.packages` fails."""
+    tests = (ROOT / "tests").rglob("*.py")
+    files = [path for path in tests if re.search("importor[s]kip", path.read_text("utf-8"))]
+    assert not files
 
 
 def test_what_the_checks_ask_of_the_set_up_is_among_its_options():

@@ -13,7 +13,6 @@ SETS = Path(__file__).parents[1] / "sets"
 
 
 def test_a_data_set_is_described_in_about_twenty_lines():
-    pytest.importorskip("pyarrow")
     lines = describe_data(SETS / "lerobot3")
     assert len(lines) <= 24
     text = "\n".join(lines)
@@ -41,7 +40,6 @@ def test_what_is_odd_is_said(tmp_path):
 
 
 def test_a_choice_that_must_be_made_is_asked_for():
-    pytest.importorskip("h5py")
     lines = describe_data(SETS / "low_dim.hdf5")
     assert lines[-1].startswith("to choose: expected data.observations")
     assert "obs/robot0_eef_pos" in lines[-1]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from fastgen.data.formats.detection import open_source
-
-h5py = pytest.importorskip("h5py")
 
 
 def write(path, lengths=(2, 3), **more):

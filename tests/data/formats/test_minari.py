@@ -7,17 +7,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fastgen.data.formats.detection import open_source
 
 SETS = Path(__file__).parents[1] / "sets" / "drive"
-PACKAGES = {"hdf5": "h5py", "arrow": "pyarrow", "parquet": "pyarrow"}
 
 
-@pytest.fixture(params=PACKAGES)
+@pytest.fixture(params=["hdf5", "arrow", "parquet"])
 def folder(request, tmp_path) -> Path:
-    pytest.importorskip(PACKAGES[request.param])
     return Path(shutil.copytree(SETS / f"{request.param}-v0", tmp_path / "set"))
 
 
@@ -55,7 +54,6 @@ def test_a_missing_episode_is_named(folder):
 
 def test_steps_that_the_rows_do_not_hold_are_refused(tmp_path):
     """The row after the last step is padding; both tables may say that it is a step."""
-    pytest.importorskip("pyarrow")
     for kind in ("arrow", "parquet"):
         folder = Path(shutil.copytree(SETS / f"{kind}-v0", tmp_path / kind))
         for place, steps in (("metadata.json", 106), ("3/metadata.json", 25)):
@@ -66,7 +64,6 @@ def test_steps_that_the_rows_do_not_hold_are_refused(tmp_path):
 
 
 def test_packed_columns_are_measured_and_those_not_asked_for_are_not_unpacked(tmp_path):
-    pa = pytest.importorskip("pyarrow")
     folder = Path(shutil.copytree(SETS / "arrow-v0", tmp_path / "a"))
     file = folder / "data" / "0" / "part-0.arrow"
     with pa.OSFile(str(file)) as source:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from fastgen.data.formats.description import time_notes
 from fastgen.data.formats.parquet import open_parquet, read_columns
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 EPISODE = pa.array([0, 0, 1, 1])
 

@@ -121,7 +121,6 @@ def test_a_group_that_is_no_replay_buffer_is_refused(tmp_path):
 
 
 def test_a_damaged_archive_is_refused(tmp_path):
-    pytest.importorskip("numcodecs")
     path = tmp_path / "b.zarr.zip"
     shutil.copy(SETS / "buffer.zarr.zip", path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -137,7 +136,6 @@ def test_whole_numbers_that_no_tensor_holds_are_refused(tmp_path):
 
 def test_transposes_follow_one_another(tmp_path):
     """Twice is not at all."""
-    pytest.importorskip("numcodecs")
     folder = Path(shutil.copytree(SETS / "buffer3.zarr", tmp_path / "a"))
     expected = open_source(folder).read(["state"])["state"]
     path = folder / "data" / "state" / "zarr.json"
