@@ -20,6 +20,7 @@ from ..config.schemas import DataConfig, DistillConfig
 from ..config.student import StudentConfig
 from ..config.training import DistillTrainConfig
 from ..export.folders import SCORES_FILE, check_box
+from ..export.schema import is_export
 from ..methods.registry import WARM_START, method_named, stages_of
 from ..methods.time_grids import rung_grid
 from ..networks import check_trained_sizes, time_range
@@ -239,8 +240,9 @@ def stored_scores(
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]] | None:
     """The teacher's scores and those of fresh data, from the file beside its weights.
 
-    None if there is no such file, if it is of other data or lacks a row that is asked for, or if
-    the config changes the teacher or asks to measure it.
+    None if there is no such file or the folder isn't one of this package, if the file is of other
+    data or lacks a row that is asked for, or if the config changes the teacher or asks to measure
+    it.
 
     Raises:
         ValueError: the file is there and damaged.
@@ -249,7 +251,7 @@ def stored_scores(
     if cfg.teacher.folder is None or cfg.teacher.measure or changed:
         return None
     file = Path(cfg.teacher.folder) / SCORES_FILE
-    if not file.exists():
+    if not file.exists() or not is_export(file.parent):
         return None
     known = read_json(file)
     check_kind(known, _SCORES, "scores", str(file), "score the teacher again, or remove the file")

@@ -1,8 +1,9 @@
 """Scores of a run's teacher: read where they were measured before, measured where they pay.
 
 Measured rows are kept in the run folder, from which a resumed run reads them, and beside the
-teacher if it is a folder that can be written and has no scores of its own: a later run on the same
-weights and data measures nothing. A report may ask a quarter of what training did; rows beyond that
+teacher if it is a folder of this package that can be written and has no scores of its own: a later
+run on the same weights and data measures nothing. A folder of another library stays as it is. A
+report may ask a quarter of what training did; rows beyond that
 are left out, those of many Euler steps first, which decide nothing that AB2 doesn't.
 """
 
@@ -22,6 +23,7 @@ from .._core.locks import locked_folder
 from .._core.versions import package_version
 from ..data import Task
 from ..export.folders import SCORES_FILE
+from ..export.schema import is_export
 from ..records.log import say
 from .evaluation import evaluate_teacher
 from .setup import Setup
@@ -92,7 +94,9 @@ def measured_rows(
     """
     teacher = setup.cfg.teacher
     own = run_dir / MEASURED
-    beside = None if teacher.folder is None else Path(teacher.folder) / MEASURED
+    beside = None
+    if teacher.folder is not None and is_export(Path(teacher.folder)):
+        beside = Path(teacher.folder) / MEASURED
     known = (_read(own) or {}).get(key, Known())
     # What this run has measured before it was stopped, it has paid for.
     spent = sum(known.evaluations.values())

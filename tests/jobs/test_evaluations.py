@@ -18,6 +18,7 @@ from fastgen.jobs.setup import Setup
 from fastgen.jobs.teacher_rows import MEASURED, Known, _share, measured_rows
 from fastgen.methods.matching import DistributionMatching
 from fastgen.records.log import read_log, timeless
+from support.folders import mark_as_export
 from support.toy import (
     ToyTask,
     ToyTeacher,
@@ -207,6 +208,7 @@ def measured(
     """What a run measures in its folder, of Euler rows of the toy in the folder `teacher`."""
     for folder in (teacher, run_dir):
         folder.mkdir(exist_ok=True)
+    mark_as_export(teacher)
     rows = {"folder": str(teacher), "calls": calls, "ab2_calls": []}
     cfg = toy_config(run_dir)
     cfg = cfg.model_copy(update={"teacher": cfg.teacher.model_copy(update=rows)})
@@ -224,6 +226,15 @@ def test_a_file_of_something_else_stays_beside_the_teacher(tmp_path, capsys, tex
     measured(file.parent, tmp_path / "run", [1])
     assert file.read_text() == text
     assert f"{file} is damaged or no file of measured scores" in capsys.readouterr().err
+    assert (tmp_path / "run" / MEASURED).exists()
+
+
+def test_nothing_is_written_into_a_folder_of_another_library(tmp_path):
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text('{"type": "diffusion", "input_features": {}}')
+    measured(teacher, tmp_path / "run", [1])
+    assert [file.name for file in teacher.iterdir()] == ["config.json"]
     assert (tmp_path / "run" / MEASURED).exists()
 
 

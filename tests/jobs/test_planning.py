@@ -21,6 +21,7 @@ from fastgen.teachers.answer import answer_of
 from fastgen.training.accelerator import start_accelerator
 from fastgen.training.launching import Launch
 from fastgen.training.memory import LABEL
+from support.folders import mark_as_export
 from support.toy import LabelTeacher, PointTeacher, ToyTask, ToyTeacher, setup_of, toy_config
 
 X0, COND = ToyTask().train.network_inputs()
@@ -214,6 +215,9 @@ def test_scores_beside_the_weights_answer_for_the_same_data_and_rows_only(tmp_pa
     file = tmp_path / "scores.json"
     assert stored_scores(with_teacher(tmp_path)) is None
     file.write_text(json.dumps({"data": data, "teacher": rows, "floor": {"energy": 0.0}}))
+    # Somebody's folder may hold a file of that name.
+    assert stored_scores(with_teacher(tmp_path)) is None
+    mark_as_export(tmp_path)
     assert stored_scores(with_teacher(tmp_path)) == (
         {k: rows[k] for k in ("1", "2", "ab2-4")},
         {"energy": 0.0},

@@ -18,6 +18,7 @@ from fastgen.config import DistillConfig
 from fastgen.config.files import validate
 from fastgen.distillation import distill
 from fastgen.jobs.sources import load_run_student
+from fastgen.jobs.teacher_rows import MEASURED
 from support.packages import installed
 from support.saved import DIT, STABLE, UNET, network_of, save_pipeline
 from support.toy import toy_config, without_pictures
@@ -41,6 +42,11 @@ def config_of(folder: Any, data: dict[str, Any], run: Any) -> DistillConfig:
     base["data"] = {"name": "file", **data}
     base["teacher"] = {"folder": str(folder), "calls": [1], "ab2_calls": [2]}
     return validate(DistillConfig, base)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder."""
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -73,8 +79,8 @@ def test_a_network_of_diffusers_is_distilled_by_its_folder(
 
 def test_a_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
     """Numbers as the policy's own normalisation makes them: what is tried here is the way there."""
-    # A run keeps the teacher's measured rows beside its weights.
     policy = shutil.copytree(DATA / "policies" / "drive", tmp_path / "policy")
+    before = contents(policy)
     generator = torch.Generator().manual_seed(0)
     actions = 2 * torch.rand(60, 8, 2, generator=generator) - 1
     seen = 2 * torch.rand(60, 2, 5, generator=generator) - 1
@@ -88,3 +94,5 @@ def test_a_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
     z = torch.zeros(3, 2, 5)
     x = student.sample(z, generator=torch.Generator().manual_seed(0))
     assert x.shape[-2:] == (8, 2) and float(x.abs().max()) <= 1.0
+    # The folder is somebody's; what was measured stays in the run.
+    assert contents(policy) == before and (run / MEASURED).exists()

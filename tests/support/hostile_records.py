@@ -25,6 +25,7 @@ from fastgen.training.processes import OneProcess
 from fastgen.training.resuming import RunFiles
 from fastgen.training.run_state import RunState
 from fastgen.training.validation import Progress
+from support.folders import mark_as_export
 from support.hostile import Mutation, instead_of, of_any_file
 from support.hostile_formats import VALUES, altered, of_json
 from support.toy import toy_config
@@ -213,6 +214,7 @@ def make_scores(folder: Path) -> None:
     (folder / "scores.json").write_bytes(
         encoded({"data": data, "teacher": rows, "floor": {"energy": 0.1}})
     )
+    mark_as_export(folder)
 
 
 def load_scores(folder: Path) -> Any:
