@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fastgen._core.seeds import generator_for
 from fastgen.data.tasks.fashion import CLASSES, Described, FashionTask, classifier, score
-from fastgen.export.folders import load_network, load_student
+from fastgen.export.folders import load_student
+from fastgen.export.networks import load_network
 from fastgen.guidance import Guidance
 from fastgen.jobs.evaluation import teacher_sampler
 from fastgen.teachers.guided import GuidedNetwork

@@ -28,7 +28,7 @@ from fastgen.config import DistillConfig
 from fastgen.config.files import load_config
 from fastgen.config.training import OptimizerConfig
 from fastgen.data.tasks.fashion import FashionTask
-from fastgen.export.folders import load_network
+from fastgen.export.networks import load_network
 from fastgen.jobs.evaluation import student_sampler
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -3,8 +3,7 @@
 from .folders import (
     export_student as export_student,
     has_custom_network as has_custom_network,
-    load_network as load_network,
     load_student as load_student,
-    save_network as save_network,
 )
+from .networks import load_network as load_network, save_network as save_network
 from .student import Student as Student

@@ -7,7 +7,10 @@ from typing import Any
 
 from .._core.sizes import parse_sizes, sizes_text
 
-__all__ = ["student_card"]
+__all__ = ["CARD", "student_card"]
+
+# Its name.
+CARD = "README.md"
 
 # Of a sample type: the noise of its rungs.
 _NOISE = {"sde": "fresh noise at every rung", "ode": "every rung keeps the implied noise"}

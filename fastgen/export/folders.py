@@ -1,10 +1,6 @@
-"""Folders of networks and students: written whole, checked before they are trusted.
+"""Folders of students: written whole, checked before they are trusted.
 
-A teacher's folder holds a network as it was trained (`save_network`, `load_network`):
-
-    model.safetensors    config.json
-
-A student's holds all that is needed to sample: dense weights, rungs, sampler, normalizers
+A folder holds all that is needed to sample: dense weights, rungs, sampler, normalizers
 (`export_student`, `load_student`):
 
     student.safetensors    config.json    README.md
@@ -18,41 +14,31 @@ allocated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .._core.caches import renew_caches
 from .._core.checks import is_count
 from .._core.copies import copied
 from .._core.files import new_folder, write_file
 from .._core.json_files import plain_json
-from .._core.modules import as_built, fit_buffers, load_state, state_of
-from .._core.precision import accept_any_dtype, is_uniform
-from .._core.sizes import Sizes, parse_sizes
-from .._core.tensor_files import TensorFile, write_tensors
+from .._core.modules import state_of
+from .._core.sizes import parse_sizes
+from .._core.tensor_files import write_tensors
 from ..box import Box
 from ..networks import cast, unwrap
 from ..normalizer import Normalizer
 from ..samplers.student import served_steps
 from ..teachers.conversion import check_prediction
 from ..teachers.descriptions import describe_network, wrap_network
-from .built_in import (
-    CUSTOM,
-    EQUIVARIANT,
-    NETWORKS,
-    PLAIN,
-    build_network,
-    built_in_config,
-)
-from .card import student_card
-from .extra_state import load_extra_state
+from .built_in import CUSTOM, EQUIVARIANT, PLAIN, built_in_config
+from .card import CARD, student_card
+from .networks import load_module, stored_dtype
 from .schema import (
     EXPORT_CONFIG,
-    NETWORK_FORMAT,
     STUDENT_FORMAT,
     check_student_config,
     config_head,
@@ -63,106 +49,9 @@ from .schema import (
 )
 from .student import Student
 
-__all__ = [
-    "SCORES_FILE",
-    "Student",
-    "check_box",
-    "export_student",
-    "has_custom_network",
-    "load_network",
-    "load_student",
-    "save_network",
-]
+__all__ = ["check_box", "export_student", "has_custom_network", "load_student"]
 
-_CARD = "README.md"
-_MODEL = "model.safetensors"
 _STUDENT = "student.safetensors"
-# Scores that a recipe lays beside a network belong to those weights, and go when the network is
-# replaced.
-SCORES_FILE = "scores.json"
-# What the description of a network holds that recipes/train_teacher.py has trained.
-_OF_RECIPE = {"task", "path", "prediction", "data", "seed", "steps"}
-
-
-# ---- Networks ------------------------------------------------------------------------------------
-
-
-def save_network(
-    folder: str | Path, network: nn.Module, *, description: Mapping[str, Any] | None = None
-) -> None:
-    """Write a network, as it is and in its own dtype, to `model.safetensors` and `config.json` in
-    `folder`.
-
-    Args:
-        folder: new, empty, or an earlier export, which is replaced whole, with a `README.md` or
-            `scores.json` about it.
-        network: one of `fastgen.models`, whose `.config` says how to build it again, or any module,
-            which its user then has to build and give to `load_network(network=)`. The sizes of X
-            and Z that it was trained with are kept where it declares them as `trained_sizes`, such
-            as {"X": [(4, 4), (8, 8)], "Z": [(1, 2), (12, 12)]}: the least and the most of each axis
-            but the rows.
-        description: anything JSON can hold: command, seed, scores, data. NaN and infinity become
-            null.
-
-    Raises:
-        TypeError: a description that JSON can't hold.
-        ValueError: extra state that JSON can't hold, weights that aren't finite, a folder that
-            holds other files.
-        OSError: the folder can't be written; what stood there is untouched.
-    """
-    network = as_built(network)
-    config = config_head(NETWORK_FORMAT, network)
-    config["description"] = plain_json(dict(description or {}), "description")
-    trained = getattr(network, "trained_sizes", None)
-    if trained is not None:
-        config["trained_sizes"] = plain_json(parse_sizes(trained), "trained_sizes")
-    state = state_of(network)
-    with new_folder(folder, (EXPORT_CONFIG, _CARD, _MODEL, SCORES_FILE), is_export) as partial:
-        config["tensors"] = write_tensors(partial / _MODEL, state, _dtype_of(network))
-        write_config(partial, config)
-
-
-def load_network(
-    folder: str | Path, *, network: nn.Module | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The network in a folder written by `save_network`, on the CPU and in eval mode, and its
-    description. Where they are known, it declares the sizes that it was trained with
-    (`trained_sizes`), and samplers refuse others.
-
-    Args:
-        folder: with `model.safetensors` and `config.json`.
-        network: the module to load into, for a class that isn't of `fastgen.models`; None builds
-            what config.json says.
-
-    Raises:
-        ValueError: a missing, truncated, edited or foreign file; tensors that don't fit the
-            network.
-    """
-    file, config, tensors = read_export(Path(folder), NETWORK_FORMAT, _MODEL)
-    loaded: Any = _load(file, config, tensors, network, NETWORKS)
-    sizes = _trained_sizes(config, loaded, str(file))
-    if sizes is not None:
-        loaded.trained_sizes = sizes
-    return loaded, config["description"]
-
-
-def _trained_sizes(config: Mapping[str, Any], network: Any, where: str) -> Sizes | None:
-    """The sizes of X and Z that a network was trained with; None if nothing is known of them."""
-    if config.get("trained_sizes") is not None:
-        try:
-            return parse_sizes(config["trained_sizes"])
-        except ValueError as error:
-            raise ValueError(f"{where}: trained_sizes: {error}") from error
-    if not config["description"].keys() >= _OF_RECIPE or not built_in_config(network):
-        return None
-    # Before the sizes were written, recipes/train_teacher.py made a network for the sizes of its
-    # data exactly.
-    axes = {"X": (network.in_horizon, network.in_dim)}
-    axes["Z"] = (network.cond_horizon, network.cond_dim)
-    return parse_sizes(axes)
-
-
-# ---- Students ------------------------------------------------------------------------------------
 
 
 def export_student(
@@ -257,9 +146,9 @@ def export_student(
     check_student_config(config, "export_student")
     card = student_card(config, sum(p.numel() for p in network.parameters()))
     state = state_of(network)
-    with new_folder(path, (EXPORT_CONFIG, _CARD, _STUDENT), is_export) as partial:
-        config["tensors"] = write_tensors(partial / _STUDENT, state, _dtype_of(network))
-        write_file(partial / _CARD, card.encode())
+    with new_folder(path, (EXPORT_CONFIG, CARD, _STUDENT), is_export) as partial:
+        config["tensors"] = write_tensors(partial / _STUDENT, state, stored_dtype(network))
+        write_file(partial / CARD, card.encode())
         write_config(partial, config)
 
 
@@ -311,7 +200,7 @@ def load_student(
     # A folder from elsewhere can name the plain classes only: so nothing else is imported, and no
     # group is constructed.
     given = None if network is None else describe_network(network)[0]
-    loaded = _load(file, config, tensors, given, PLAIN)
+    loaded = load_module(file, config, tensors, given, PLAIN)
     try:
         converted = wrap_network(loaded if network is None else network, config["parameterization"])
     except ValueError as error:
@@ -343,41 +232,6 @@ def has_custom_network(path: str | Path) -> bool:
     """
     network = read_config(Path(path), STUDENT_FORMAT, _STUDENT)[1]["network"]
     return isinstance(network, dict) and network.get("class") == CUSTOM
-
-
-def _load(
-    file: Path,
-    config: Mapping[str, Any],
-    tensors: TensorFile,
-    network: nn.Module | None,
-    classes: Iterable[str],
-) -> nn.Module:
-    """The network that a folder's `config` describes, or the one given, with its tensors and in
-    eval mode."""
-    if network is not None:
-        # The forward of a network in half precision may cast to that.
-        casting = tensors.dtype.itemsize >= 4 and not is_uniform(network)
-        # Some have other buffers in eval mode.
-        cast(network.eval(), tensors.dtype)
-        fit_buffers(network, tensors.shapes)
-        load_state(network, tensors.read(state_of(network)))
-        load_extra_state(network, config.get("extra_state", {}), str(file))
-        network.eval()
-        renew_caches(network)
-        return accept_any_dtype(network) if casting else network
-    return build_network(config["network"], str(file), tensors, classes)
-
-
-def _dtype_of(network: nn.Module) -> torch.dtype:
-    """That of the network's first floating tensor, or what holds all of its parameters if these
-    have more digits; float32 if there is none."""
-    tensors = [x for x in network.state_dict().values() if isinstance(x, Tensor)]
-    dtypes = [x.dtype for x in tensors if x.is_floating_point()]
-    dtype = dtypes[0] if dtypes else torch.float32
-    for parameter in network.parameters():
-        if parameter.is_floating_point() and parameter.itemsize >= dtype.itemsize:
-            dtype = torch.promote_types(dtype, parameter.dtype)
-    return dtype
 
 
 def _horizon(

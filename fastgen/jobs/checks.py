@@ -19,7 +19,8 @@ from ..config.old_spellings import old_spellings
 from ..config.schemas import DataConfig, DistillConfig
 from ..config.student import StudentConfig
 from ..config.training import DistillTrainConfig
-from ..export.folders import SCORES_FILE, check_box
+from ..export.folders import check_box
+from ..export.networks import SCORES_FILE
 from ..export.schema import is_export
 from ..methods.registry import WARM_START, method_named, stages_of
 from ..methods.time_grids import rung_grid

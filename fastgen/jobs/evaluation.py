@@ -1,7 +1,7 @@
 """Scores and latency of a network as a sampler in original units.
 
 Teacher and student, at every number of network calls, get the same conditions and noise, and go
-through the code that users of a student call (`export.student.sample_in_original_units`).
+through the code that users of a student call (`export.original_units.sample_in_original_units`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .._core.threads import using_threads
 from ..box import Box
 from ..data import Data, Task
 from ..data.trajectories import TrajectoryData
-from ..export.student import sample_in_original_units
+from ..export.original_units import sample_in_original_units
 from ..samplers.student import sample_student, served_steps
 from ..samplers.teacher import sample_teacher
 from ..teachers.answer import Watched

@@ -27,7 +27,7 @@ from ..config.schemas import DataConfig, TrainTeacherConfig
 from ..data import Task, build_data
 from ..data.checks import data_notes
 from ..data.samples import SampleData
-from ..export.folders import SCORES_FILE, load_network, save_network
+from ..export.networks import SCORES_FILE, load_network, save_network
 from ..methods.pretraining import FlowMatchingTraining
 from ..models import build_model
 from ..records.folder import claim_run, open_run

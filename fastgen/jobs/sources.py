@@ -20,7 +20,8 @@ from .._core.messages import brief
 from ..config.files import load_config
 from ..config.schemas import DistillConfig, TeacherConfig
 from ..config.student import StudentConfig
-from ..export.folders import has_custom_network, load_network, load_student
+from ..export.folders import has_custom_network, load_student
+from ..export.networks import load_network
 from ..export.student import Student
 from ..records.folder import RUN_CONFIG
 from ..teachers.conversion import as_rectified_flow, check_prediction

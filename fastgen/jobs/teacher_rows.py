@@ -22,7 +22,7 @@ from .._core.json_kinds import count, mapping, maybe, number, record
 from .._core.locks import locked_folder
 from .._core.versions import package_version
 from ..data import Task
-from ..export.folders import SCORES_FILE
+from ..export.networks import SCORES_FILE
 from ..export.schema import is_export
 from ..records.log import say
 from .evaluation import evaluate_teacher

@@ -12,7 +12,7 @@ from fastgen.config import DistillConfig
 from fastgen.config.schemas import DataConfig
 from fastgen.data import build_data
 from fastgen.data.trajectories import TrajectoryData
-from fastgen.export.folders import load_network
+from fastgen.export.networks import load_network
 from fastgen.guidance import Guidance
 from fastgen.jobs.checks import coupling_notes, remedies_of
 from fastgen.jobs.setup import Setup
