@@ -28,6 +28,7 @@ __all__ = [
     "NETWORKS",
     "PATCHES",
     "PLAIN",
+    "UNET",
     "build_network",
     "built_in_config",
     "check_network_config",
@@ -36,6 +37,7 @@ __all__ = [
 # The arguments of the built-in networks, each with its kind, which says what bounds it:
 #   int       a dimension or horizon, which is an axis of some tensor
 #   "width"   the width of the layers
+#   "widths"  the widths of its stages, each of which has tensors of its own
 #   "layers"  a number of layers, each of which has tensors of its own
 #   "rep"     a representation
 #   "group"   the name of a group
@@ -57,9 +59,10 @@ _ARGUMENTS: dict[str, Any] = {
 DENSE = "CondTransformerRegressor"
 EQUIVARIANT = "eCondTransformerRegressor"
 PATCHES = "PatchTransformer"
+UNET = "TrajectoryUnet"
 CUSTOM = "custom"
 # The classes that need no group: those of students.
-PLAIN = (DENSE, PATCHES)
+PLAIN = (DENSE, PATCHES, UNET)
 NETWORKS: dict[str, dict[str, Any]] = {
     DENSE: {"in_dim": int, "out_dim": int, "cond_dim": int, **_ARGUMENTS},
     EQUIVARIANT: {
@@ -80,6 +83,15 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "embedding_dim": "width",
         "time_scale": float,
         "norm_module": str,
+    },
+    UNET: {
+        "in_dim": int,
+        "cond_dim": int,
+        "down_dims": "widths",
+        "kernel_size": int,
+        "num_groups": int,
+        "time_dim": int,
+        "scales": bool,
     },
 }
 
@@ -133,12 +145,12 @@ def check_network_config(
     entries = numbers if dense else numbers * axis
 
     for key, kind in arguments.items():
-        expected = _expected(config[key], kind, limits.get(kind, axis))
+        expected = _expected(config[key], kind, limits.get(kind, axis), len(shapes))
         if expected is not None:
             got = brief(config[key])
             raise ValueError(f"{where}: expected network.{key} {expected}, got {got}")
     # Some map is as wide on both sides.
-    if config["embedding_dim"] ** 2 > entries:
+    if config.get("embedding_dim", 0) ** 2 > entries:
         raise ValueError(
             f"{where}: expected network.embedding_dim that the tensors allow, got "
             f"{config['embedding_dim']}"
@@ -146,8 +158,14 @@ def check_network_config(
     return config
 
 
-def _expected(value: Any, kind: Any, most: int) -> str | None:
-    """What an argument of this kind (see `_ARGUMENTS`) has to be; None if `value` is that."""
+def _expected(value: Any, kind: Any, most: int, tensors: int) -> str | None:
+    """What an argument of this kind (see `_ARGUMENTS`) has to be, beside so many tensors; None if
+    `value` is that."""
+    if kind == "widths":
+        is_list = isinstance(value, list) and 1 <= len(value) <= tensors
+        if is_list and all(is_count(width) and width <= most for width in value):
+            return None
+        return f"as at most {tensors} numbers within 1..{most}, which the tensors allow"
     if kind in (int, "layers", "width"):
         if is_count(value, 0) and value <= most:
             return None

@@ -24,7 +24,7 @@ from .._core.precision import accept_any_dtype, is_uniform
 from .._core.sizes import Sizes, parse_sizes
 from .._core.tensor_files import TensorFile, write_tensors
 from ..networks import cast
-from .built_in import NETWORKS, build_network, built_in_config
+from .built_in import DENSE, EQUIVARIANT, NETWORKS, build_network, built_in_config
 from .card import CARD
 from .extra_state import load_extra_state
 from .schema import (
@@ -112,7 +112,8 @@ def _trained_sizes(config: Mapping[str, Any], network: Any, where: str) -> Sizes
             return parse_sizes(config["trained_sizes"])
         except ValueError as error:
             raise ValueError(f"{where}: trained_sizes: {error}") from error
-    if not config["description"].keys() >= _OF_RECIPE or not built_in_config(network):
+    by_tokens = built_in_config(network).get("class") in (DENSE, EQUIVARIANT)
+    if not config["description"].keys() >= _OF_RECIPE or not by_tokens:
         return None
     # Before the sizes were written, recipes/train_teacher.py made a network for the sizes of its
     # data exactly.

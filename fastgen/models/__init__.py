@@ -1,5 +1,6 @@
 """Backbones: the abstract regressor, the dense conditional transformer, and their equivariant
-twins, which are loaded on first use; the patch transformer of images."""
+twins, which are loaded on first use; the patch transformer of images, the U-Net of Diffusion
+Policy."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .attention import MultiheadAttention
+from .conv_unet import TrajectoryUnet
 from .depth import with_layers
 from .layers import TransformerDecoderLayer, TransformerEncoderLayer
 from .mlp import MLP
@@ -38,6 +40,7 @@ __all__ = [
     "MultiheadAttention",
     "PatchTransformer",
     "TimeEmbedding",
+    "TrajectoryUnet",
     "TransformerDecoderLayer",
     "TransformerEncoderLayer",
     "build_model",
@@ -98,8 +101,9 @@ def build_model(config: dict[str, Any]) -> nn.Module:
 
     Args:
         config: `{"class": "CondTransformerRegressor" | "eCondTransformerRegressor" |
-            "PatchTransformer", ...}` with the constructor's arguments, as in the attribute `config`
-            of these models. Representations are JSON descriptions beside the key `group`.
+            "PatchTransformer" | "TrajectoryUnet", ...}` with the constructor's arguments, as in the
+            attribute `config` of these models. Representations are JSON descriptions beside the key
+            `group`.
 
     Raises:
         ValueError: unknown class, or constructor arguments that are missing, unknown or out of
@@ -111,6 +115,8 @@ def build_model(config: dict[str, Any]) -> nn.Module:
         model_class: Any = CondTransformerRegressor
     elif name == "PatchTransformer":
         model_class = PatchTransformer
+    elif name == "TrajectoryUnet":
+        model_class = TrajectoryUnet
     elif name == "eCondTransformerRegressor":
         from .etransformer import eCondTransformerRegressor as model_class
         from .specs import parse_group, parse_representation
@@ -122,7 +128,7 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     else:
         raise ValueError(
             f"unknown model class {name!r}, expected one of: CondTransformerRegressor, "
-            "eCondTransformerRegressor, PatchTransformer"
+            "eCondTransformerRegressor, PatchTransformer, TrajectoryUnet"
         )
     try:
         return model_class(**arguments)

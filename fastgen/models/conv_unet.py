@@ -136,6 +136,16 @@ class TrajectoryUnet(nn.Module):
     ) -> None:
         super().__init__()
         _check(in_dim, cond_dim, down_dims, kernel_size, num_groups, time_dim)
+        self.config: dict[str, Any] = {
+            "class": "TrajectoryUnet",
+            "in_dim": in_dim,
+            "cond_dim": cond_dim,
+            "down_dims": list(down_dims),
+            "kernel_size": kernel_size,
+            "num_groups": num_groups,
+            "time_dim": time_dim,
+            "scales": scales,
+        }
         self.cond_dim = cond_dim
         self.multiple = 2 ** (len(down_dims) - 1)
         self.diffusion_step_encoder = nn.Sequential(

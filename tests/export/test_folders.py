@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fastgen
 from fastgen.export import load_network, load_student, save_network
+from fastgen.models.conv_unet import TrajectoryUnet
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.normalizer import Normalizer
 from fastgen.samplers import sample_student
@@ -209,9 +210,16 @@ def test_the_card_says_how_to_load_it(tmp_path):
     assert scope["x"].shape == (1, 6, 2)
 
 
+def trajectory_unet() -> nn.Module:
+    torch.manual_seed(0)
+    return TrajectoryUnet(4, 4, down_dims=(8, 16), num_groups=4, time_dim=8)
+
+
 @pytest.mark.slow
-def test_a_student_needs_torch_and_safetensors_only(tmp_path):
-    student = load_student(export_(tmp_path / "s", equivariant()))
+@pytest.mark.parametrize("network", [equivariant, trajectory_unet])
+def test_a_student_needs_torch_and_safetensors_only(tmp_path, network):
+    sizes = {"horizon": (8, 2), "cond_horizon": (2, 2)} if network is trajectory_unet else {}
+    student = load_student(export_(tmp_path / "s", network(), **sizes))
     x = student.sample(conditions(), num_samples=2, steps=2, generator=seeded())
     code = """
 import importlib.abc, json, sys

@@ -185,7 +185,7 @@ def test_shapes_are_compared_before_memory_is_allocated(folder, monkeypatch):
 )
 def test_a_student_names_dense_built_in_networks_only(folder, name):
     edit(folder, lambda c: c["network"].update({"class": name}), forge=True)
-    refused(folder, "expected network.class among CondTransformerRegressor, PatchTransformer, got")
+    refused(folder, "expected network.class among CondTransformerRegressor, PatchTransformer, Traj")
 
 
 def leaves(value, path=()):
