@@ -199,7 +199,7 @@ def check_distills(
         idle = {name for name, p in student.named_parameters() if not p.requires_grad}
         _update_by_kd(student, teacher, x0, cond, config, idle)
         with _trying("making a fake score of the teacher"):
-            rungs = config.student_steps if config.fake_score_rung_conditioned else 1
+            rungs = len(config.t_list) - 1 if config.fake_score_rung_conditioned else 1
             fake_score = create_fake_score(network, num_rungs=rungs)
         pipeline = DMDPipeline(student, teacher, fake_score, config)
         _update_by_dmd(pipeline, fake_score, x0, cond, idle)
@@ -275,7 +275,7 @@ def _update_by_kd(
         options: dict[str, Any] = {"calls": 2, "pred_type": config.pred_type}
         states = teacher_pairs(teacher, torch.randn_like(x0), cond, config.t_list, **options)
     for update in range(UPDATES):
-        rungs = (torch.arange(len(x0)) + update) % config.student_steps
+        rungs = (torch.arange(len(x0)) + update) % (len(config.t_list) - 1)
         with _trying("an update of KD"):
             loss = kd_loss(
                 student,

@@ -56,6 +56,13 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
         student = medians(rows["KD + DMD"]["kd"]["1"])
         found |= _points(student, result["teacher"]["100"])
         found["CPU seconds"] = Bar(_seconds(rows["KD + DMD"], "kd"), 60.0)
+    elif case == "ring, any number":
+        for calls in ("1", "2", "4"):
+            alone = rows[f"{calls} alone"]["kd"][calls]["energy_ratio"]["median"]
+            got = rows["any"]["kd"][calls]["energy_ratio"]["median"]
+            found[f"{calls} calls, energy ratio within 2 % of a student of its own"] = Bar(
+                got, 1.02 * alone
+            )
     elif case == "ring":
         found |= _one_and_four(result, "KD", "KD, 4 steps", calls_of_four=("2", "4"))
     elif case == "two rings":

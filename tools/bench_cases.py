@@ -301,6 +301,15 @@ CASES = {
         equal={"KD alone": "auto"},
     ),
     "ring, any budget": Case("ring-kd.yaml", {"KD, 6 layers": ["student.layers=6"]}, scores=NEAR),
+    # One student of any number of calls beside students of one, for half as many updates again.
+    "ring, any number": Case(
+        "ring-kd.yaml",
+        {
+            **{f"{k} alone": [f"student.steps={k}", "train.kd_steps=2000"] for k in (1, 2, 4)},
+            "any": ["student.steps=any", "train.kd_steps=3000"],
+        },
+        scores=NEAR,
+    ),
     # Two ways to join the rungs. `keep=dmd`: students by DMD are compared, better than KD or not.
     "ring, 4 calls": Case(
         "ring.yaml",

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from .._core.checks import check_pred_type
 from .groups import EMAConfig
 from .matching import MatchingConfig
-from .student import StudentConfig, check_decreasing, check_start, default_rungs, with_calls
+from .rungs import check_decreasing, check_start, rungs_of, t_lists_of, with_calls
+from .student import Calls, StudentConfig
 
 __all__ = ["STUDENT_KEYS", "DMDConfig", "joined"]
 
@@ -37,7 +38,9 @@ class DMDConfig(MatchingConfig):
     pred_type: Literal["flow", "x0", "eps"] = Field(
         default="flow", description="what every network predicts"
     )
-    student_steps: int = Field(default=1, ge=1, le=1000, description="network calls of the student")
+    student_steps: Calls = Field(
+        default=1, description="network calls of the student; a list, or any, for several numbers"
+    )
     t_list: tuple[float, ...] = Field(
         default=(), description="the student's rungs, decreasing to 0.0; [] = from student_steps"
     )
@@ -81,13 +84,22 @@ class DMDConfig(MatchingConfig):
 
     @model_validator(mode="after")
     def _rungs(self) -> DMDConfig:
-        if not self.t_list:
-            rungs = default_rungs(self.student_steps, self.t_max, self.t_list_shift)
-            # Frozen models are still filled in during validation, through the base class' setter.
-            object.__setattr__(self, "t_list", rungs)
+        rungs = rungs_of(self.student_steps, self.t_list, self.t_max, self.t_list_shift)
+        # Frozen models are still filled in during validation, through the base class' setter.
+        object.__setattr__(self, "t_list", rungs)
         check_start(self.pred_type, self.t_list)
-        self.check_for_rungs(self.student_steps)
+        self.check_for_rungs(len(self.t_list) - 1, several=len(self.t_lists) > 1)
         return self
+
+    @property
+    def t_lists(self) -> dict[int, tuple[float, ...]]:
+        """{number of calls: its rungs and 0.0}; of several numbers each has floats of `t_list`."""
+        return t_lists_of(self.student_steps, self.t_list, self.t_max, self.t_list_shift)
+
+    @property
+    def judged(self) -> tuple[float, ...]:
+        """The rungs whose samples are looked at: those of the fewest calls."""
+        return self.t_lists[min(self.t_lists)]
 
 
 def joined(student: StudentConfig, matching: MatchingConfig) -> DMDConfig:

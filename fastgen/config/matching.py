@@ -179,12 +179,28 @@ class MatchingConfig(VSDConfig):
         later = self.rung_weights[1:] or (1.0,) * (rungs - 1)
         return (0.0, *later)
 
-    def check_for_rungs(self, rungs: int) -> None:
+    def check_for_rungs(self, rungs: int, *, several: bool = False) -> None:
         """Refuse losses that a student of so many rungs can't be trained with.
 
+        Args:
+            rungs: of the student.
+            several: whether they are those of several numbers of calls.
+
         Raises:
-            ValueError: another number of `rung_weights`; real data as start and as target.
+            ValueError: another number of `rung_weights`; with several numbers of calls, what is
+                about the rungs of one; real data as start and as target.
         """
+        of_one = {
+            "rung_weights": bool(self.rung_weights),
+            "first_rung=regress": self.first_rung == "regress",
+            "vsd_guidance_from_rung": self.vsd_guidance_from_rung,
+        }
+        asked = [name for name, is_asked in of_one.items() if is_asked]
+        if several and asked:
+            raise ValueError(
+                f"expected one number in student.steps with {asked[0]}, which is about the rungs "
+                "of one number of calls, got several; leave it out, or say one number"
+            )
         if self.rung_weights and len(self.rung_weights) != rungs:
             raise ValueError(
                 f"expected one of rung_weights for each of the {rungs} rungs, got "

@@ -351,7 +351,9 @@ class DistillConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
         try:
-            self.dmd.check_for_rungs(self.student.steps)
+            self.dmd.check_for_rungs(
+                len(self.student.t_list) - 1, several=len(self.student.t_lists) > 1
+            )
         except ValueError as error:
             raise ValueError(f"dmd: {error}") from error
         return self

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from .._core.checks import check_pred_type
 from .base import Config
 from .groups import EMAConfig
+from .rungs import check_decreasing, check_start, parse_calls, rungs_of, t_lists_of, with_calls
 
-__all__ = ["StudentConfig", "check_decreasing", "check_start", "default_rungs", "with_calls"]
+__all__ = ["Calls", "StudentConfig"]
+
+# One number of network calls, or several.
+Calls = Annotated[int | tuple[int, ...], BeforeValidator(parse_calls)]
 
 
 class StudentConfig(Config):
@@ -22,7 +25,11 @@ class StudentConfig(Config):
         ValueError: rungs that no student can walk, or that contradict `steps`; two networks.
     """
 
-    steps: int = Field(default=1, ge=1, le=1000, description="network calls of the student")
+    steps: Calls = Field(
+        default=1,
+        description="network calls of the student; a list such as [1, 2, 4], or any, which is "
+        "[1, 2, 3, 4, 6, 8]: one student that serves each of these numbers",
+    )
     t_list: tuple[float, ...] = Field(
         default=(), description="the student's rungs, decreasing to 0.0; [] = from steps"
     )
@@ -75,12 +82,31 @@ class StudentConfig(Config):
 
     @model_validator(mode="after")
     def _rungs(self) -> StudentConfig:
-        if not self.t_list:
-            rungs = default_rungs(self.steps, self.t_max, self.t_list_shift)
-            # Frozen models are still filled in during validation, through the base class' setter.
-            object.__setattr__(self, "t_list", rungs)
+        rungs = rungs_of(self.steps, self.t_list, self.t_max, self.t_list_shift)
+        # Frozen models are still filled in during validation, through the base class' setter.
+        object.__setattr__(self, "t_list", rungs)
         check_start(self.pred_type, self.t_list)
         return self
+
+    @model_validator(mode="after")
+    def _one_way(self) -> StudentConfig:
+        if len(self.t_lists) > 1 and self.sample_type == "ode":
+            raise ValueError(
+                "expected sample_type=sde with several numbers of calls, got ode: there a rung is "
+                "trained to reach the next one, which differs between them"
+            )
+        return self
+
+    @property
+    def t_lists(self) -> dict[int, tuple[float, ...]]:
+        """{number of calls: its rungs and 0.0}; of several numbers each has floats of `t_list`."""
+        return t_lists_of(self.steps, self.t_list, self.t_max, self.t_list_shift)
+
+    @property
+    def judged(self) -> tuple[float, ...]:
+        """The rungs that validation, pictures and timings sample with: those of the fewest calls,
+        which are the hardest to learn."""
+        return self.t_lists[min(self.t_lists)]
 
     @model_validator(mode="after")
     def _one_network(self) -> StudentConfig:
@@ -95,54 +121,3 @@ class StudentConfig(Config):
                 "factory as package.module:callable"
             )
         return self
-
-
-def with_calls(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """`values` with the number of calls that their `t_list` implies. An empty `t_list` is left out:
-    the rungs then follow from the number of calls.
-
-    Args:
-        values: keys of a student as they were given, not validated yet.
-        key: name of the number of calls, `steps` or `student_steps`.
-
-    Raises:
-        ValueError: a t_list that is no list of numbers, or that contradicts `key`.
-    """
-    t_list = values.get("t_list")
-    if t_list is None or (isinstance(t_list, list | tuple) and not t_list):
-        return {name: value for name, value in values.items() if name != "t_list"}
-    if not isinstance(t_list, list | tuple) and hasattr(t_list, "tolist"):
-        t_list = t_list.tolist()
-    if not isinstance(t_list, list | tuple) or not all(isinstance(t, int | float) for t in t_list):
-        raise ValueError(f"expected t_list as a list of numbers, got {t_list!r}")
-    calls = len(t_list) - 1
-    given = values.get(key)
-    if given is not None and given != calls:
-        raise ValueError(
-            f"expected {key} == len(t_list) - 1 = {calls}, got {key}={given}; set one of the two"
-        )
-    return {**values, "t_list": t_list, key: calls}
-
-
-def check_decreasing(t_list: tuple[float, ...]) -> None:
-    """Raise ValueError unless rungs start in (0, 1], fall, and end at 0; none at all are fine."""
-    if t_list and (t_list[-1] != 0.0 or not 0.0 < t_list[0] <= 1.0):
-        raise ValueError(f"expected t_list to start in (0, 1] and end at 0.0, got {list(t_list)}")
-    if any(a <= b for a, b in zip(t_list, t_list[1:], strict=False)):
-        raise ValueError(f"expected t_list strictly decreasing, got {list(t_list)}")
-
-
-def default_rungs(steps: int, t_max: float, shift: float) -> tuple[float, ...]:
-    """Rungs from `t_max` to 0, evenly spaced, then t -> s t / (1 + (s - 1) t) between the ends."""
-    even = [t_max * (steps - i) / steps for i in range(steps)]
-    # The first rung is t_max itself, which n t_max / n need not be.
-    rungs = [t_max] + [shift * t / (1.0 + (shift - 1.0) * t) for t in even[1:]]
-    return (*rungs, 0.0)
-
-
-def check_start(pred_type: str, t_list: tuple[float, ...]) -> None:
-    """Raise ValueError for a student that predicts noise and is told pure noise."""
-    if pred_type == "eps" and t_list[0] >= 1.0:
-        raise ValueError(
-            f"expected t_list[0] < 1 for pred_type='eps' (x0 needs 1/(1-t)), got {t_list[0]}"
-        )

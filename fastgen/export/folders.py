@@ -45,6 +45,7 @@ from .schema import (
     is_export,
     read_config,
     read_export,
+    read_t_lists,
     write_config,
 )
 from .student import Student
@@ -60,6 +61,7 @@ def export_student(
     *,
     t_list: Sequence[float],
     steps: Sequence[int] | None = None,
+    t_lists: Mapping[int, Sequence[float]] | None = None,
     sample_type: str = "ode",
     pred_type: str = "flow",
     x_normalizer: Normalizer | None = None,
@@ -82,8 +84,10 @@ def export_student(
             is shipped, with its path, prediction and clock beside it as `parameterization`.
         t_list: [t_1 > ... > t_K > 0.0], t_1 <= 1 (< 1 for "eps"): the very floats the student was
             trained with.
-        steps: numbers of calls to offer; None: K, and for "sde" also every divisor k of K, over
-            every (K / k)-th rung.
+        steps: numbers of calls to offer; None: those of `t_lists`, else K, and for "sde" also
+            every divisor k of K, over every (K / k)-th rung.
+        t_lists: of a student of several numbers of calls the rungs of each, {calls: [t_1, ...,
+            0.0]}, floats of `t_list`; None: every (K / k)-th rung.
         sample_type: "ode" (a rung reuses the implied noise) or "sde" (it draws fresh noise).
         pred_type: "flow", "x0" or "eps".
         x_normalizer, z_normalizer: of unpacked channels; None: the network speaks original
@@ -120,7 +124,7 @@ def export_student(
     config = {
         "parameterization": parameterization,
         "t_list": [float(t) for t in t_list],
-        "steps": served_steps(len(t_list) - 1, sample_type) if steps is None else sorted(steps),
+        "steps": sorted(_served(t_list, t_lists, sample_type) if steps is None else steps),
         "sample_type": sample_type,
         "pred_type": pred_type,
         "horizon": _horizon(horizon, network, "in_horizon", "in_dim", pack),
@@ -132,6 +136,8 @@ def export_student(
         "description": plain_json(dict(description or {}), "description"),
     }
     # Only where there is one: folders without it stay readable by earlier versions.
+    if t_lists is not None:
+        config["t_lists"] = {str(k): [float(t) for t in own] for k, own in t_lists.items()}
     if box is not None:
         check_box(box, network)
         config["range"] = box.state()
@@ -150,6 +156,15 @@ def export_student(
         config["tensors"] = write_tensors(partial / _STUDENT, state, stored_dtype(network))
         write_file(partial / CARD, card.encode())
         write_config(partial, config)
+
+
+def _served(
+    t_list: Sequence[float], t_lists: Mapping[int, Sequence[float]] | None, sample_type: str
+) -> list[int]:
+    """The numbers of calls that a student offers."""
+    if t_lists is not None:
+        return list(t_lists)
+    return served_steps(len(t_list) - 1, sample_type)
 
 
 def check_box(box: Box | None, network: nn.Module) -> None:
@@ -210,6 +225,7 @@ def load_student(
         cast(converted, dtype),
         t_list=config["t_list"],
         steps=config["steps"],
+        t_lists=read_t_lists(config),
         sample_type=config["sample_type"],
         pred_type=config["pred_type"],
         horizon=config["horizon"],

@@ -38,6 +38,7 @@ __all__ = [
     "is_export",
     "read_config",
     "read_export",
+    "read_t_lists",
     "write_config",
 ]
 
@@ -73,7 +74,7 @@ _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT
 # What earlier versions did not write.
 _LATER_KEYS = {
     NETWORK_FORMAT: ("trained_sizes", "extra_state"),
-    STUDENT_FORMAT: ("cond_sizes", "extra_state", "range"),
+    STUDENT_FORMAT: ("cond_sizes", "extra_state", "range", "t_lists"),
 }
 
 
@@ -224,7 +225,30 @@ def _check_rungs(config: Mapping[str, Any], expect: _Expect) -> None:
     pred_type = config["pred_type"]
     expect(pred_type in PRED_TYPES, "pred_type flow, x0 or eps", "pred_type")
     expect(config["sample_type"] in SAMPLE_TYPES, "sample_type ode or sde", "sample_type")
-    decreasing = (
+    what = "t_list strictly decreasing from at most 1.0 to 0.0"
+    expect(_is_decreasing(t_list), what, "t_list")
+    has_x0 = pred_type != "eps" or t_list[0] < 1.0
+    expect(has_x0, "t_list[0] < 1 for pred_type eps (x0 needs 1 / (1 - t))", "t_list")
+    rungs = len(t_list) - 1
+    counts = isinstance(steps, list) and len(steps) >= 1 and all(map(is_count, steps))
+    distinct = counts and len(set(steps)) == len(steps)
+    if config.get("t_lists") is None:
+        dividing = distinct and all(rungs % k == 0 for k in steps)
+        expect(dividing, f"steps that divide len(t_list) - 1 = {rungs}, each once", "steps")
+        return
+    expect(distinct, "steps as whole numbers >= 1, each once", "steps")
+    own = config["t_lists"]
+    keyed = isinstance(own, dict) and {str(k) for k in steps} <= own.keys()
+    expect(keyed, f"t_lists with an entry for each of steps = {brief(steps)}", "t_lists")
+    for k in steps:
+        within = _is_decreasing(own[str(k)]) and set(own[str(k)]) <= set(t_list)
+        fits = within and len(own[str(k)]) == k + 1 and own[str(k)][0] == t_list[0]
+        expect(fits, f"t_lists[{k}] of {k} times of t_list, its first among them, and 0", "t_lists")
+
+
+def _is_decreasing(t_list: Any) -> bool:
+    """Whether times fall strictly from at most 1.0 to 0.0, and are floats in a list."""
+    return (
         isinstance(t_list, list)
         and len(t_list) >= 2
         and all(type(t) is float for t in t_list)
@@ -232,17 +256,13 @@ def _check_rungs(config: Mapping[str, Any], expect: _Expect) -> None:
         and t_list[-1] == 0.0
         and all(t > s for t, s in pairwise(t_list))
     )
-    expect(decreasing, "t_list strictly decreasing from at most 1.0 to 0.0", "t_list")
-    has_x0 = pred_type != "eps" or t_list[0] < 1.0
-    expect(has_x0, "t_list[0] < 1 for pred_type eps (x0 needs 1 / (1 - t))", "t_list")
-    rungs = len(t_list) - 1
-    dividing = (
-        isinstance(steps, list)
-        and len(steps) >= 1
-        and all(is_count(k) and rungs % k == 0 for k in steps)
-        and len(set(steps)) == len(steps)
-    )
-    expect(dividing, f"steps that divide len(t_list) - 1 = {rungs}, each once", "steps")
+
+
+def read_t_lists(config: Mapping[str, Any]) -> dict[int, list[float]] | None:
+    """{calls: rungs} of a student of several numbers of calls, by its checked config; None for any
+    other."""
+    own = config.get("t_lists")
+    return None if own is None else {k: own[str(k)] for k in config["steps"]}
 
 
 def _check_shapes(config: Mapping[str, Any], expect: _Expect) -> None:

@@ -1,7 +1,8 @@
 """The student that a distillation ends with: conditions in, samples out, both in original units.
 
 A student with the rungs t_1 > ... > t_K > 0 makes K network calls. For a divisor k of K it also
-samples in k calls, over every (K / k)-th rung: t_1, t_{1 + K/k}, ..., 0.
+samples in k calls, over every (K / k)-th rung: t_1, t_{1 + K/k}, ..., 0. One that was trained for
+several numbers of calls has for each of them rungs of its own among t_1, ..., t_K.
 
 The file needs torch alone.
 """
@@ -47,7 +48,9 @@ class Student:
         network: called as `network(x_t, t, cond)` on normalised, packed tokens, or on samples of
             any shape.
         t_list: [t_1 > ... > t_K > 0.0].
-        steps: numbers of network calls on offer, divisors of K.
+        steps: numbers of network calls on offer, divisors of K unless there are `t_lists`.
+        t_lists: {calls: its rungs and 0.0} for each of `steps`; None: every (K / steps)-th of
+            `t_list`.
         sample_type: "ode" (a rung reuses the implied noise) or "sde" (it draws fresh noise).
         pred_type: "flow", "x0" or "eps", what the network predicts.
         horizon: the shape of a sample, (T_x, d_x) of a trajectory.
@@ -69,6 +72,7 @@ class Student:
         *,
         t_list: Sequence[float],
         steps: Sequence[int],
+        t_lists: Mapping[int, Sequence[float]] | None = None,
         sample_type: str,
         pred_type: str,
         horizon: Sequence[int],
@@ -83,6 +87,7 @@ class Student:
         self.network = network.eval().requires_grad_(False)
         self.t_list = tuple(t_list)
         self.steps = tuple(sorted(steps))
+        self._t_lists = t_lists
         self.sample_type = sample_type
         self.pred_type = pred_type
         self.pack = pack
@@ -105,7 +110,8 @@ class Student:
         return network_dtype(self.network, torch.float32)
 
     def rungs(self, steps: int | None = None) -> tuple[float, ...]:
-        """The steps + 1 times of a sampling run: every (K / steps)-th of `t_list`.
+        """The steps + 1 times of a sampling run: every (K / steps)-th of `t_list`, or those that
+        were trained for this number.
 
         Args:
             steps: network calls, among `.steps`; None: the most of them.
@@ -118,6 +124,8 @@ class Student:
             raise ValueError(
                 f"expected steps among those trained, {list(self.steps)}, got {steps!r}"
             )
+        if self._t_lists is not None:
+            return tuple(self._t_lists[steps])
         return self.t_list[:: (len(self.t_list) - 1) // steps]
 
     @naming_what_to_lower("num_samples", "the rows of cond")

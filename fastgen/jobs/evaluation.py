@@ -19,6 +19,7 @@ from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from .._core.threads import using_threads
 from ..box import Box
+from ..config.student import StudentConfig
 from ..data import Data, Task
 from ..data.trajectories import TrajectoryData
 from ..export.original_units import sample_in_original_units
@@ -35,6 +36,7 @@ __all__ = [
     "evaluate_teacher",
     "latency_ms",
     "nested_t_lists",
+    "served_t_lists",
     "student_sampler",
     "teacher_sampler",
 ]
@@ -121,6 +123,14 @@ def nested_t_lists(t_list: Sequence[float], sample_type: str = "sde") -> dict[in
     return {calls: list(t_list[:: most // calls]) for calls in served_steps(most, sample_type)}
 
 
+def served_t_lists(how: StudentConfig) -> dict[int, list[float]]:
+    """{calls: rungs} for every number of calls that a run's student serves: those it was asked for
+    where these are several, else what `nested_t_lists` says."""
+    if len(how.t_lists) > 1:
+        return {calls: list(t_list) for calls, t_list in how.t_lists.items()}
+    return nested_t_lists(how.t_list, how.sample_type)
+
+
 def evaluate_student(
     network: nn.Module,
     task: Task,
@@ -129,12 +139,16 @@ def evaluate_student(
     sample_type: str,
     pred_type: str,
     box: Box | None = None,
+    t_lists: Mapping[int, Sequence[float]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Scores of the student, {number of calls as text: {score: value}}, for every number of calls
-    that it serves (`nested_t_lists`), its samples clamped to `box`."""
+    """Scores of the student, {number of calls as text: {score: value}}, its samples clamped to
+    `box`: for each number in `t_lists`, {calls: rungs}; None: for every number of calls that a
+    student of the rungs `t_list` serves (`nested_t_lists`)."""
     options: dict[str, Any] = {"sample_type": sample_type, "pred_type": pred_type, "box": box}
     rows = {}
-    for calls, rungs in nested_t_lists(t_list, sample_type).items():
+    if t_lists is None:
+        t_lists = nested_t_lists(t_list, sample_type)
+    for calls, rungs in t_lists.items():
         sampler = student_sampler(network, task.train, rungs, **options)
         rows[str(calls)] = task.evaluate(sampler)
     return rows

@@ -26,7 +26,7 @@ from .evaluation import (
     Sampler,
     evaluate_student,
     latency_ms,
-    nested_t_lists,
+    served_t_lists,
     student_sampler,
     teacher_sampler,
 )
@@ -222,7 +222,8 @@ class HandOver:
             self.run_dir / "student",
             student,
             t_list=list(how.t_list),
-            steps=list(nested_t_lists(how.t_list, how.sample_type)),
+            steps=list(served_t_lists(how)),
+            t_lists=how.t_lists if len(how.t_lists) > 1 else None,
             sample_type=how.sample_type,
             pred_type=how.pred_type,
             x_normalizer=data.x_normalizer,
@@ -265,12 +266,12 @@ class HandOver:
         return {"Z": z, "X_true": x_true, **drawn, "scene": scene, "labels": labels}
 
     def sampler(self, student: nn.Module) -> Sampler:
-        """The student with all of its rungs, in original units."""
+        """The student in original units; of several numbers of calls with the fewest."""
         how = self.cfg.student
         return student_sampler(
             student,
             self.task.train,
-            how.t_list,
+            how.judged,
             sample_type=how.sample_type,
             pred_type=how.pred_type,
             source=self.setup.source,
@@ -294,6 +295,7 @@ class HandOver:
             sample_type=how.sample_type,
             pred_type=how.pred_type,
             box=self.cfg.data.box,
+            t_lists=served_t_lists(how),
         )
 
     def _teacher_rows(self, most: int) -> tuple[Rows, dict[str, float], list[str]]:
@@ -323,7 +325,7 @@ class HandOver:
 
     def _calls(self) -> str:
         """The student's calls for people: "1 call", "4 calls"."""
-        calls = self.cfg.student.steps
+        calls = len(self.cfg.student.judged) - 1
         return f"{calls} call" if calls == 1 else f"{calls} calls"
 
     def _guidance(self) -> dict[str, Any]:

@@ -192,6 +192,7 @@ class _Trial:
                 folder,
                 averaged,
                 t_list=list(cfg.student.t_list),
+                t_lists=cfg.student.t_lists if len(cfg.student.t_lists) > 1 else None,
                 sample_type=cfg.student.sample_type,
                 pred_type=self.pred_type,
                 horizon=tuple(self.x0.shape[1:]),

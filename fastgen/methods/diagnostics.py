@@ -87,7 +87,7 @@ def diagnose(
         generated = sample_student(
             as_built(pipeline.student),
             noise,
-            pipeline.t_list,
+            config.judged,
             cond,
             sample_type=config.student_sample_type,
             pred_type=config.pred_type,

@@ -49,7 +49,7 @@ def new_fake_score(networks: Networks) -> nn.Module | None:
     rank = cfg.train.fake_score_rank
     # Corrections of low rank lie on the teacher's own weights.
     source = networks.teacher_copy() if rank is None else networks.uncounted
-    rungs = cfg.student.steps if cfg.dmd.fake_score_rung_conditioned else 1
+    rungs = len(cfg.student.t_list) - 1 if cfg.dmd.fake_score_rung_conditioned else 1
     return create_fake_score(source, num_rungs=rungs, rank=rank, seed=cfg.seed)
 
 
@@ -121,7 +121,7 @@ class DMD2(Method):
         new_discriminator(networks)
         if cfg.train.fake_score_rank is not None:
             create_fake_score(networks.uncounted, rank=cfg.train.fake_score_rank)
-        if dmd.vsd_weight and dmd.fake_score_rung_conditioned and cfg.student.steps > 1:
+        if dmd.vsd_weight and dmd.fake_score_rung_conditioned and len(cfg.student.t_list) > 2:
             _check_times_beyond_one(networks)
 
     def build(self, run: Run) -> Stage:
@@ -282,8 +282,9 @@ def _check_times_beyond_one(networks: Networks) -> None:
         "a fake score that knows its rung is called with times up to the number of rungs; set "
         "dmd.fake_score_rung_conditioned=false for a network that isn't made for times beyond 1"
     )
-    late = networks.cfg.student.steps - 0.5
-    later = networks.cfg.student.steps - 0.25
+    rungs = len(networks.cfg.student.t_list) - 1
+    late = rungs - 0.5
+    later = rungs - 0.25
     try:
         at_late = networks.prediction_at(late)
         at_later = networks.prediction_at(later)

@@ -37,7 +37,7 @@ from ..training.draws import Draws
 from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
 from .method import Batch, Method, Networks, PlannedNetwork, Run
-from .time_grids import rung_grid
+from .time_grids import rung_grid, rung_shares
 
 __all__ = [
     "KD",
@@ -204,7 +204,7 @@ class KnowledgeDistillation(Stage):
         self.updates = updates
         self.huber_c = huber_c
         self.draws = draws
-        self.num_rungs = 1 if first_rung_only else dmd.student_steps
+        self.num_rungs = 1 if first_rung_only else len(dmd.t_list) - 1
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("student"):
@@ -215,12 +215,18 @@ class KnowledgeDistillation(Stage):
         with self.clock.phase("data"):
             rows = self.draws.rows(step, len(self.states))
             device = self.draws.device
-            rungs = self.draws.integers(step, "rung", self.num_rungs).to(device)
             return (
                 cond_to(self.states[rows], device),
                 cond_to(take_rows(self.cond, rows), device),
-                rungs,
+                self._rungs(step).to(device),
             )
+
+    def _rungs(self, step: int) -> Tensor:
+        """This process' share of the rungs of batch `step`, all equally often; those of several
+        numbers of calls as often as `rung_shares` says."""
+        if len(self.dmd.t_lists) == 1:
+            return self.draws.integers(step, "rung", self.num_rungs)
+        return self.draws.strata(step, "rung", rung_shares(self.dmd.t_lists.values()))
 
     def _losses(self, *batch: Any) -> dict[str, Tensor]:
         return {"loss": self.loss(*batch)}

@@ -22,6 +22,7 @@ from .._core.tensors import wide_dtype
 from ..flow_matching import add_noise, sample_timesteps
 from ..networks import Cond, predict_x0
 from ..samplers.student import check_student, unroll
+from .time_grids import rung_shares
 
 if TYPE_CHECKING:
     from ..config.dmd import DMDConfig
@@ -54,7 +55,7 @@ def student_rungs(config: DMDConfig) -> list[float]:
             :func:`fastgen.samplers.check_student` refuses.
     """
     t_list = check_student(config.t_list, config.student_sample_type, config.pred_type)
-    if config.student_steps not in (None, len(t_list) - 1):
+    if isinstance(config.student_steps, int) and config.student_steps != len(t_list) - 1:
         raise ValueError(
             f"expected student_steps={len(t_list) - 1} for t_list={t_list}, got "
             f"{config.student_steps}"
@@ -140,7 +141,8 @@ class Rollouts:
 
     Attributes:
         student: called `student(x_t, t, cond)`, predicts `config.pred_type`.
-        config: of it `student_sample_type`, `backward_simulation`, `rung_weights`, `first_rung`.
+        config: of it `student_sample_type`, `backward_simulation`, `rung_weights`, `first_rung`,
+            `t_lists`.
         t_list: the student's trajectory [t_1 > ... > 0.0].
         draws: of the batch that is generated.
     """
@@ -166,7 +168,8 @@ class Rollouts:
         """An input that the student is trained on, with its time and the index of its rung.
 
         With backward simulation it is a state of the student's own rollout, made by the function
-        that samples it (:func:`fastgen.samplers.unroll`), at one rung for the whole global batch.
+        that samples it (:func:`fastgen.samplers.unroll`), at one rung for the whole global batch,
+        of one number of calls where the student serves several.
         Without, it is real data noised at a rung drawn for each sample; at the first rung it is
         pure noise t_1 * noise.
 
@@ -174,7 +177,7 @@ class Rollouts:
             x0: data (B, ...), needed without backward simulation of several rungs.
             noise: standard normal (B, ...).
             cond: the student's condition.
-            generator: source of the rung, then of the sde noise.
+            generator: source of the number of calls, of the rung, then of the sde noise.
 
         Returns:
             `(x_t, t, rung)`: x_t (B, ...) without gradient; t and rung are a float and an int, or
@@ -213,11 +216,12 @@ class Rollouts:
     def _state_of_rollout(
         self, noise: Tensor, cond: Cond, generator: torch.Generator | None
     ) -> tuple[Tensor, float, int]:
-        rung = self._rung_for_all(noise.device, generator)
+        t_list = self._t_list_for_all(noise.device, generator)
+        rung = self._rung_for_all(len(t_list) - 1, noise.device, generator)
         states = unroll(
             as_built(self.student),
             noise,
-            self.t_list,
+            t_list,
             cond,
             sample_type=self.config.student_sample_type,
             pred_type=self.config.pred_type,
@@ -225,7 +229,7 @@ class Rollouts:
         )
         with torch.no_grad(), evaluating(self.student):
             x_t = next(itertools.islice(states, rung, None))
-        return x_t, self.t_list[rung], rung
+        return x_t, t_list[rung], self.t_list.index(t_list[rung])
 
     def _noised_data(
         self, x0: Tensor, noise: Tensor, generator: torch.Generator | None
@@ -239,18 +243,45 @@ class Rollouts:
         x_t = add_noise(x0.masked_fill(first, 0.0), noise, t)
         return x_t, t, rungs
 
-    def _rung_for_all(self, device: torch.device, generator: torch.Generator | None) -> int:
-        """One rung for the global batch: processes on different rungs would make different numbers
-        of calls, and wait for each other forever."""
-        if self.num_rungs == 1:
+    def _t_list_for_all(
+        self, device: torch.device, generator: torch.Generator | None
+    ) -> Sequence[float]:
+        """The trajectory of the global batch: the student's, or that of one of its numbers of
+        calls, all drawn equally often."""
+        if not self._serves_several:
+            return self.t_list
+        t_lists = list(self.config.t_lists.values())
+        place = device if generator is None else generator.device
+        drawn = torch.randint(len(t_lists), (1,), device=place, generator=generator)
+        return t_lists[int(self.draws.agreed(drawn, device))]
+
+    def _rung_for_all(
+        self, rungs: int, device: torch.device, generator: torch.Generator | None
+    ) -> int:
+        """One of `rungs` for the global batch: processes on different rungs would make different
+        numbers of calls, and wait for each other forever."""
+        if rungs == 1:
             return 0
-        return int(self.draws.agreed(self._rungs(1, device, generator), device))
+        if not self._serves_several:
+            drawn = self._rungs(1, device, generator)
+        else:
+            place = device if generator is None else generator.device
+            drawn = torch.randint(rungs, (1,), device=place, generator=generator)
+        return int(self.draws.agreed(drawn, device))
 
     def _rungs(self, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """n rungs, drawn as often as `rung_weights` say, the first one never if it regresses."""
+        """n rungs, drawn as often as `rung_weights` say, the first one never if it regresses; those
+        of several numbers of calls as often as the numbers have them."""
         place = device if generator is None else generator.device
-        matched = self.config.matched_rungs(self.num_rungs)
+        matched: Sequence[float] = self.config.matched_rungs(self.num_rungs)
+        if self._serves_several:
+            matched = rung_shares(self.config.t_lists.values())
         if not matched:
             return torch.randint(self.num_rungs, (n,), device=place, generator=generator)
         weights = torch.tensor(matched, device=place)
         return torch.multinomial(weights, n, replacement=True, generator=generator)
+
+    @property
+    def _serves_several(self) -> bool:
+        """Whether the rungs are those of several numbers of calls."""
+        return len(self.config.t_lists) > 1

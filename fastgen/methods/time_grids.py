@@ -7,7 +7,7 @@ solves or compares on holds them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .._core.checks import check_choice, check_count
 from ..flow_matching import check_t_list
 from ..samplers.student import SAMPLE_TYPES
 
-__all__ = ["consistency_intervals", "consistency_times", "rung_grid"]
+__all__ = ["consistency_intervals", "consistency_times", "rung_grid", "rung_shares"]
 
 
 def rung_grid(
@@ -62,6 +62,21 @@ def rung_grid(
             grid += _between(times, t, s)
         index.append(len(grid) - 1)
     return grid, index
+
+
+def rung_shares(t_lists: Iterable[Sequence[float]]) -> list[float]:
+    """How often each rung of a student of several numbers of calls is drawn, where all numbers are
+    drawn equally often and then the rungs of one.
+
+    Args:
+        t_lists: of each number, [t_1 > ... > 0.0], one or more.
+
+    Returns:
+        a number for each time of their union but 0, largest time first; they add up to 1.
+    """
+    own = [tuple(t_list[:-1]) for t_list in t_lists]
+    times = sorted({t for rungs in own for t in rungs}, reverse=True)
+    return [sum(1 / len(rungs) for rungs in own if t in rungs) / len(own) for t in times]
 
 
 def _between(times: Sequence[float], t: float, s: float) -> list[float]:

@@ -3,6 +3,7 @@ many processes share a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -112,6 +113,22 @@ class Draws:
         """This process' share of B uniform integers in [0, high), on the CPU."""
         size = (self.batch_size,)
         return torch.randint(high, size, generator=self.generator(step, name))[self.slice]
+
+    def strata(self, step: int, name: str, shares: Sequence[float]) -> Tensor:
+        """This process' share of B integers in [0, len(shares)), in random order, on the CPU. Of
+        the whole batch k has its share of B, rounded up or down.
+
+        Args:
+            step, name: of the draw.
+            shares: >= 0, relative numbers.
+        """
+        generator = self.generator(step, name)
+        ends = torch.tensor(shares, dtype=torch.float64).cumsum(0)
+        # Points at equal distances, of which an interval of length l holds l B, rounded.
+        start = torch.rand((), generator=generator, dtype=torch.float64)
+        order = torch.randperm(self.batch_size, generator=generator)
+        points = ends[-1] * (order + start) / self.batch_size
+        return torch.searchsorted(ends, points, right=True).clamp(max=len(ends) - 1)[self.slice]
 
     def micro_batches(self, value: Any) -> list[Any]:
         """`value`, a tensor or a condition with a row for each sample of this process' share, in

@@ -110,6 +110,23 @@ def test_steps_may_be_fewer_than_the_divisors(tmp_path):
         student.sample(conditions(), steps=1)
 
 
+def test_each_of_several_numbers_of_calls_has_its_own_rungs(tmp_path):
+    t_lists = {1: [0.999, 0.0], 3: [0.999, 0.7, 0.2, 0.0]}
+    student = load_student(export_(tmp_path / "s", t_lists=t_lists))
+    assert student.steps == (1, 3) and student.t_list == tuple(T_LIST)
+    assert {k: list(student.rungs(k)) for k in student.steps} == t_lists
+    assert student.rungs() == tuple(t_lists[3])
+    noise = torch.randn(3, 6, 2, generator=seeded())
+    alone = load_student(export_(tmp_path / "t", t_list=t_lists[3]))
+    for steps in (None, 3):
+        drawn = student.sample(conditions(), noise=noise, steps=steps, generator=seeded())
+        assert torch.equal(drawn, alone.sample(conditions(), noise=noise, generator=seeded()))
+    fewer = load_student(export_(tmp_path / "u", t_lists=t_lists, steps=[3]))
+    assert fewer.steps == (3,)
+    with pytest.raises(ValueError, match=r"trained, \[1, 3\], got 2"):
+        student.sample(conditions(), steps=2)
+
+
 def test_networks_of_ones_own(tmp_path):
     class Own(nn.Module):
         def __init__(self) -> None:

@@ -17,7 +17,7 @@ from fastgen.export import built_in, folders, load_network, load_student, save_n
 from fastgen.export.built_in import NETWORKS
 from fastgen.models import build_model
 from fastgen.normalizer import Normalizer
-from support.folders import conditions, export_, seeded
+from support.folders import T_LIST, conditions, export_, seeded
 from support.networks import dense, equivariant, shaken
 
 
@@ -266,6 +266,17 @@ def test_the_schema_knows_every_argument_of_the_networks():
         (r"steps that divide len\(t_list\) - 1 = 4, each once, got steps=\[3\]", {"steps": [3]}),
         ("steps that divide", {"steps": []}),
         ("steps that divide", {"steps": [2, 2]}),
+        ("steps as whole numbers >= 1, each once", {"steps": [2, 2], "t_lists": {2: T_LIST}}),
+        (
+            r"t_lists with an entry for each of steps",
+            {"steps": [1, 3], "t_lists": {1: [0.999, 0.0]}},
+        ),
+        (r"t_lists\[1\] of 1 times of t_list", {"t_lists": {1: [0.999, 0.4, 0.0]}}),
+        (r"t_lists\[1\] of 1 times of t_list", {"t_lists": {1: [0.7, 0.0]}}),
+        (r"t_lists\[2\] of 2 times of t_list", {"t_lists": {2: [0.999, 0.5, 0.0]}}),
+        (r"t_lists\[2\] of 2 times of t_list", {"t_lists": {2: [0.999, 0.0, 0.4]}}),
+        (r"t_lists\[2\] of 2 times of t_list", {"t_lists": {2: [0.999, float("nan"), 0.0]}}),
+        (r"t_lists\[1\] of 1 times of t_list", {"t_lists": {1: []}}),
         ("sample_type ode or sde, got sample_type='ddim'", {"sample_type": "ddim"}),
         ("pred_type flow, x0 or eps, got pred_type='v'", {"pred_type": "v"}),
         ("pack as a whole number >= 1 that divides the network's in_dim = 4, got 3", {"pack": 3}),

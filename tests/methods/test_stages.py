@@ -22,6 +22,7 @@ TASK = ToyTask()
 DMD = DMDConfig(
     student_steps=3, fake_score_warmup_steps=4, fake_steps_per_student_step=3, vsd_norm="rms"
 )
+SEVERAL = DMDConfig(student_steps=[1, 2, 3], fake_score_warmup_steps=4, vsd_norm="rms")
 
 
 def flow_matching(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
@@ -91,10 +92,35 @@ def everything(rank: int = 0, world: int = 1, steps: int = 5) -> tuple[Stage, li
     return stage, [student, fake_score, discriminator]
 
 
+def distillation_of_several(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
+    """KD for several numbers of calls."""
+    student, (x0, cond) = Recorder(ToyTeacher()), TASK.train.network_inputs()
+    states = torch.stack([x0 + t for t in SEVERAL.t_list], 1)
+    stage = KnowledgeDistillation(student, states, cond, SEVERAL, 5, 0.02, draws(rank, world))
+    return stage, [student]
+
+
+def matching_of_several(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
+    """DMD for several numbers of calls."""
+    student = Recorder(ToyTeacher(seed=1))
+    rungs = len(SEVERAL.t_list) - 1
+    fake_score = Recorder(create_fake_score(ToyTeacher(seed=2), num_rungs=rungs))
+    pipeline = DMDPipeline(
+        student.network, ToyTeacher(), fake_score.network, SEVERAL, rank=rank, world_size=world
+    )
+    inputs = TASK.train.network_inputs()
+    stage = DistributionMatching(
+        student, fake_score, pipeline, *inputs, SEVERAL, 5, draws(rank, world)
+    )
+    return stage, [student, fake_score]
+
+
 STAGES = {
     "flow matching": flow_matching,
     "KD": distillation,
+    "KD, several numbers of calls": distillation_of_several,
     "DMD": matching,
+    "DMD, several numbers of calls": matching_of_several,
     "DMD, every branch": everything,
     "consistency": consistency,
 }

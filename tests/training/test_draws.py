@@ -15,6 +15,7 @@ DRAWN = {
     "rows of a small set": lambda d, step: d.rows(step, 5),
     "normal": lambda d, step: d.normal(step, "eps", (3, 2)),
     "integers": lambda d, step: d.integers(step, "rung", 4),
+    "strata": lambda d, step: d.strata(step, "rung", [4.0, 2.0, 1.0, 1.0]),
 }
 drawn = pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN.keys())
 
@@ -83,3 +84,21 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused():
         ValueError, match="a multiple of the 2 processes times 4 micro-batches, got 12"
     ):
         Draws(0, "kd", process(0, 2), BATCH, accumulation=4)
+
+
+@pytest.mark.parametrize("shares", [[1.0], [0.4, 0.0, 0.35, 0.25], [3.0, 1.0, 1.0, 1.0, 7.0]])
+def test_strata_give_each_its_share_of_every_batch_in_random_order(shares):
+    expected = BATCH * torch.tensor(shares, dtype=torch.float64) / sum(shares)
+    counts = []
+    first = []
+    for step in range(400):
+        drawn = draws().strata(step, "rung", shares)
+        counts.append(drawn.bincount(minlength=len(shares)))
+        first.append(drawn[:1])
+        assert bool(((counts[-1] - expected).abs() < 1 + 1e-9).all())
+    # Rounded up as often as the share says, and nothing stands always first: within five standard
+    # errors of the mean of 400 numbers whose standard deviation is at most 1/2.
+    off = (torch.stack(counts).double().mean(0) - expected).abs()
+    assert bool((off < 5 * 0.5 / 20).all())
+    leading = torch.cat(first).bincount(minlength=len(shares)) / 400
+    assert bool(((leading - expected / BATCH).abs() < 5 * 0.5 / 20).all())
