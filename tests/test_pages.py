@@ -190,6 +190,7 @@ def folder(tmp_path_factory) -> Path:
     np.savez(folder / "episodes.npz", **episodes)
     for name, written in SETS.items():
         (folder / name).symlink_to(ROOT / "tests" / "data" / "sets" / written)
+    (folder / "my-policy").symlink_to(ROOT / "tests" / "data" / "policies" / "drive")
     save_file(Own().state_dict(), folder / "weights.safetensors")
     (folder / "my_package").mkdir()
     (folder / "my_package" / "my_module.py").write_text(MODULE)

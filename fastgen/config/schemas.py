@@ -136,6 +136,11 @@ class DataConfig(Config):
     stride: int | None = Field(
         default=None, ge=1, description="steps between windows; null = the task's own"
     )
+    actions_from: Literal["last_observation", "first_observation"] | None = Field(
+        default=None,
+        description="the row at which the actions of a window begin; first_observation: as LeRobot "
+        "and Diffusion Policy train; null = last_observation",
+    )
     pad_before: int | None = Field(
         default=None,
         ge=0,

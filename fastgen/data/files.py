@@ -91,6 +91,7 @@ def file_task(
     obs_horizon: int | None = None,
     horizon: int | None = None,
     stride: int | None = None,
+    actions_from: str | None = None,
     pad_before: int | None = None,
     pad_after: int | None = None,
     normalize: bool | str | Mapping[str, Any] | None = None,
@@ -110,7 +111,8 @@ def file_task(
         path: of the file or folder.
         actions, observations: names of columns, as in `fastgen.data.formats.selection.select`.
         pack, seed, symmetry: as in `HeldOutTask`.
-        obs_horizon, horizon, stride, pad_before, pad_after: of windows, as in `windows_of`.
+        obs_horizon, horizon, stride, actions_from, pad_before, pad_after: of windows, as in
+            `windows_of`.
         normalize: as in `read_normalization`; false for a teacher that was trained in the units of
             the file.
 
@@ -136,7 +138,7 @@ def file_task(
     if _holds_samples(tensors):
         options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride}
         options |= {"obs_horizon": obs_horizon, "horizon": horizon}
-        options |= {"pad_before": pad_before, "pad_after": pad_after}
+        options |= {"pad_before": pad_before, "pad_after": pad_after, "actions_from": actions_from}
         return _sample_task(tensors, path, seed, options)
     stride = 1 if stride is None else stride
     windows = windows_of(
@@ -145,11 +147,13 @@ def file_task(
         obs_horizon=obs_horizon,
         horizon=horizon,
         stride=stride,
+        actions_from=actions_from,
         pad_before=pad_before,
         pad_after=pad_after,
     )
     if obs_horizon is not None and horizon is not None and windows.is_pad is None:
-        notes += unused_notes(tensors["episode_ends"].tolist(), obs_horizon, horizon, stride)
+        ends = tensors["episode_ends"].tolist()
+        notes += unused_notes(ends, obs_horizon, horizon, stride, actions_from)
     return HeldOutTask(
         "file",
         windows.X,

@@ -2,10 +2,12 @@
 
 At the current row t of an episode,
 
-    Z = observations[t - obs_horizon + 1 : t + 1],    X = actions[t : t + horizon],
+    Z = observations[t - obs_horizon + 1 : t + 1],    X = actions[t - lead : t - lead + horizon],
 
-and t moves by `stride`. No window crosses the end of its episode, unless it may be padded: then the
-first observation and the last action of the episode are repeated beyond its ends.
+and t moves by `stride`. The lead is 0, or obs_horizon - 1 where actions begin with the first of the
+observations, as policies of LeRobot and Diffusion Policy are trained. No window crosses the end of
+its episode, unless it may be padded: then the first observation and the last action of the episode
+(with a lead also the first action) are repeated beyond its ends.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from .arrays import check_arrays, episodes_of
 from .precision import floats
 from .trajectories import check_finite, check_trajectories
 
-__all__ = ["Windows", "cut_windows", "unused_notes", "windows_of"]
+__all__ = ["Windows", "cut_windows", "lead_of", "unused_notes", "windows_of"]
 
 
 class Windows(NamedTuple):
@@ -44,6 +46,7 @@ def windows_of(
     obs_horizon: int | None = None,
     horizon: int | None = None,
     stride: int = 1,
+    actions_from: str | None = None,
     pad_before: int | None = None,
     pad_after: int | None = None,
 ) -> Windows:
@@ -59,11 +62,13 @@ def windows_of(
         path: of the file, for messages.
         obs_horizon, horizon: T_z and T_x of the windows. Episodes need them; X and Z refuse them.
         stride: rows from one window to the next.
+        actions_from: "last_observation" or "first_observation", at whose row the actions of a
+            window begin; None: the last one's.
         pad_before: how many observations of a window may lie before its episode, up to
             obs_horizon - 1; there the first one is repeated. None: 0.
-        pad_after: how many actions may lie after it, up to horizon - 1; there the last one is
-            repeated. None: 0. Where one of the two is given, an episode that is too short all the
-            same has one window, padded further.
+        pad_after: how many actions may lie after it, up to horizon - lead - 1; there the last one
+            is repeated. None: 0. Where one of the two is given, an episode that is too short all
+            the same has one window, padded further.
 
     Returns:
         X, Z in float32, or in float64 where float32 would lose digits; and for each window the
@@ -74,9 +79,10 @@ def windows_of(
     """
     if {"X", "Z"} <= set(tensors):
         pads = pad_before is not None or pad_after is not None
-        if obs_horizon is not None or horizon is not None or stride != 1 or pads:
+        cut = (obs_horizon, horizon, actions_from)
+        if any(value is not None for value in cut) or stride != 1 or pads:
             raise ValueError(
-                "expected no obs_horizon, horizon and stride, and no padding, for "
+                "expected no obs_horizon, horizon and stride, no actions_from and no padding, for "
                 f"{path}, which holds windows X and Z already; leave them out"
             )
         check_arrays(tensors, path, ("X", "Z", "episode"), "X and Z, and episode at most,")
@@ -98,8 +104,24 @@ def windows_of(
         obs_horizon=obs_horizon,
         horizon=horizon,
         stride=stride,
+        actions_from=actions_from,
         pad_before=pad_before,
         pad_after=pad_after,
+    )
+
+
+def lead_of(actions_from: str | None, obs_horizon: int) -> int:
+    """Rows from the first action of a window to its last observation.
+
+    Raises:
+        ValueError: neither "last_observation", "first_observation" nor None.
+    """
+    if actions_from in (None, "last_observation"):
+        return 0
+    if actions_from == "first_observation":
+        return obs_horizon - 1
+    raise ValueError(
+        f"expected actions_from last_observation or first_observation, got {actions_from!r}"
     )
 
 
@@ -111,6 +133,7 @@ def cut_windows(
     obs_horizon: int | None,
     horizon: int | None,
     stride: int,
+    actions_from: str | None = None,
     pad_before: int | None = None,
     pad_after: int | None = None,
 ) -> Windows:
@@ -121,8 +144,16 @@ def cut_windows(
     obs_horizon = _checked_length("obs_horizon", obs_horizon)
     horizon = _checked_length("horizon", horizon)
     stride = _checked_length("stride", stride)
+    lead = lead_of(actions_from, obs_horizon)
+    if lead >= horizon:
+        raise ValueError(
+            f"expected a horizon of at least {lead + 1}, so that actions from the first of "
+            f"{obs_horizon} observations reach the last one, got {horizon}"
+        )
+    # At the current row and after it.
+    coming = horizon - lead
     before = _checked_pad("pad_before", pad_before, obs_horizon)
-    after = _checked_pad("pad_after", pad_after, horizon)
+    after = _checked_pad("pad_after", pad_after, coming)
     padded = pad_before is not None or pad_after is not None
     _check_rows(actions, observations)
     ends = _checked_ends(episode_ends, actions.shape[0])
@@ -132,7 +163,7 @@ def cut_windows(
     bounds = []
     for index, (start, stop) in enumerate(zip(starts, ends, strict=True)):
         first = start + obs_horizon - 1 - before
-        current = range(first, stop - horizon + 1 + after, stride)
+        current = range(first, stop - coming + 1 + after, stride)
         if padded and not current:
             current = range(min(first, stop - 1), stop)[:1]
         now += current
@@ -141,24 +172,31 @@ def cut_windows(
     if not now:
         longest = max(stop - start for start, stop in zip(starts, ends, strict=True))
         raise ValueError(
-            "expected an episode of at least obs_horizon + horizon - 1 = "
-            f"{obs_horizon + horizon - 1} rows, got at most {longest}; shorten the horizons"
+            f"expected an episode of at least {'horizon' if lead else 'obs_horizon + horizon - 1'} "
+            f"= {obs_horizon + coming - 1} rows, got at most {longest}; shorten the horizons"
         )
     t = torch.tensor(now)[:, None]
     first_row, last_row = torch.tensor(bounds)[:, :, None].unbind(1)
-    ahead = t + torch.arange(horizon)
+    ahead = t + torch.arange(-lead, coming)
     back = t + torch.arange(1 - obs_horizon, 1)
-    X = actions[torch.minimum(ahead, last_row)]
+    X = actions[ahead.clamp(first_row, last_row)]
     Z = observations[torch.maximum(back, first_row)]
-    is_pad = ahead > last_row if padded else None
+    is_pad = (ahead > last_row) | (ahead < first_row) if padded else None
     return Windows(X, Z, torch.tensor(episode), is_pad)
 
 
 def unused_notes(
-    episode_ends: Sequence[int], obs_horizon: int, horizon: int, stride: int
+    episode_ends: Sequence[int],
+    obs_horizon: int,
+    horizon: int,
+    stride: int,
+    actions_from: str | None = None,
 ) -> list[str]:
-    """A line on the episodes and rows that are in no window; arguments as `windows_of`."""
-    need = obs_horizon + horizon - 1
+    """A line on the episodes and rows that are in no window; arguments as `windows_of`, all of them
+    numbers."""
+    lead = lead_of(actions_from, obs_horizon)
+    need = obs_horizon + horizon - lead - 1
+    window = "data.horizon" if lead else "data.obs_horizon + data.horizon - 1"
     lengths = [stop - start for start, stop in pairwise([0, *episode_ends])]
     short = [index for index, length in enumerate(lengths) if length < need]
     used = sum(_rows_in_windows(length, need, stride) for length in lengths)
@@ -166,8 +204,8 @@ def unused_notes(
     if short:
         return [
             f"warning: {len(lengths) - len(short)} of {len(lengths)} episodes are used, and "
-            f"{rows}: {len(short)} ({listed(short)}) are shorter than a window, data.obs_horizon + "
-            f"data.horizon - 1 = {need} rows; shorten the horizons to use more"
+            f"{rows}: {len(short)} ({listed(short)}) are shorter than a window, {window} = {need} "
+            "rows; shorten the horizons to use more"
         ]
     if used < episode_ends[-1]:
         return [

@@ -213,6 +213,49 @@ def test_padded_windows_repeat_the_first_observation_and_the_last_action(pad_bef
         assert windows.Z[:, -1, 0].tolist() == list(range(17))
 
 
+@pytest.mark.parametrize("pads", [None, (2, 1)])
+def test_actions_may_begin_at_the_first_observation(pads):
+    """Against the definition, row by row: padded as a policy of LeRobot takes its rows."""
+    ends = [7, 15, 17]
+    rows = torch.arange(17.0)[:, None]
+    before, after = pads or (None, None)
+    windows = cut_windows(
+        rows, rows, torch.tensor(ends), obs_horizon=3, horizon=4, stride=1,
+        actions_from="first_observation", pad_before=before, pad_after=after,
+    )  # fmt: skip
+    expected = []
+    for start, stop in zip([0, 7, 15], ends, strict=True):
+        now = range(start, stop) if pads else range(start + 2, stop - 1)
+        for t in now:
+            asked = [t - 2 + k for k in range(4)]
+            pad = [not start <= row < stop for row in asked]
+            x = [min(max(row, start), stop - 1) for row in asked]
+            expected.append((x, [max(t - k, start) for k in (2, 1, 0)], pad))
+    got = [(x[:, 0].tolist(), z[:, 0].tolist()) for x, z in zip(*windows[:2], strict=True)]
+    assert got == [row[:2] for row in expected]
+    if pads:
+        assert windows.is_pad is not None
+        assert windows.is_pad.tolist() == [row[2] for row in expected]
+
+
+def test_actions_that_end_before_now_or_begin_elsewhere_are_refused(tmp_path):
+    rows = torch.zeros(9, 1)
+    options: dict[str, Any] = {"obs_horizon": 3, "stride": 1}
+    ends = torch.tensor([9])
+    with pytest.raises(ValueError, match="expected a horizon of at least 3, so that actions"):
+        cut_windows(rows, rows, ends, horizon=2, actions_from="first_observation", **options)
+    with pytest.raises(ValueError, match="expected actions_from last_observation or first_obs"):
+        cut_windows(rows, rows, ends, horizon=4, actions_from="now", **options)
+    arrays = {"X": torch.zeros(4, 2, 1), "Z": torch.zeros(4, 1, 1)}
+    with pytest.raises(ValueError, match="which holds windows"):
+        windows_of(arrays, "a.npz", actions_from="first_observation")
+    path = tmp_path / "a.npz"
+    numbers = np.zeros((6, 1))
+    np.savez(path, actions=numbers, observations=numbers, episode_ends=np.array([6]))
+    with pytest.raises(ValueError, match="at least horizon = 8 rows, got at most 6"):
+        file_task(path, obs_horizon=2, horizon=8, actions_from="first_observation")
+
+
 def test_what_cannot_be_padded_is_refused(tmp_path):
     rows = torch.zeros(9, 1)
     options: dict[str, Any] = {"obs_horizon": 2, "horizon": 4, "stride": 1}

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import fastgen
 from fastgen.config import DistillConfig
 from fastgen.config.files import validate
+from fastgen.data import build_data
+from fastgen.data.held_out import HeldOutTask
 from fastgen.distillation import distill
 from fastgen.jobs.sources import load_run_student
 from fastgen.jobs.teacher_rows import MEASURED
@@ -98,3 +101,34 @@ def test_a_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
     assert x.shape[-2:] == (8, 2) and float(x.abs().max()) <= 1.0
     # The folder is somebody's; what was measured stays in the run.
     assert contents(policy) == before and (run / MEASURED).exists()
+
+
+def test_a_policy_is_distilled_on_the_data_set_that_it_was_trained_on(tmp_path):
+    """In the units of the data: windows, statistics and post-processing are the policy's own."""
+    drive = DATA / "policies" / "drive"
+    data = {
+        "path": str(DATA / "sets" / "lerobot3"),
+        "obs_horizon": 2,
+        "horizon": 8,
+        "actions_from": "first_observation",
+        "normalize": {"limits": str(drive / "pretrained_model")},
+    }
+    cfg = config_of(drive / "pretrained_model", data, tmp_path / "run")
+    answers = load_file(drive / "answers.safetensors")
+    raw = [answers[f"raw.observation.{name}"] for name in ("state", "environment_state")]
+    seen = [answers[f"observation.{name}"] for name in ("state", "environment_state")]
+    task = build_data(cfg.data)
+    assert isinstance(task, HeldOutTask)
+    parts = [torch.cat([x.flatten(1), z.flatten(1)], 1) for x, z in map(task.split, task.rows)]
+    theirs = torch.cat([answers["raw.action"].flatten(1), torch.cat(raw, -1).flatten(1)], 1)
+    assert all((torch.cat(parts) == window).all(1).any() for window in theirs)
+    with without_pictures():
+        run = distill(cfg)
+    student = fastgen.load_student(run / "student")
+    assert student.z_normalizer is not None and student.x_normalizer is not None
+    normalised = student.z_normalizer.normalize(torch.cat(raw, -1))
+    torch.testing.assert_close(normalised, torch.cat(seen, -1), rtol=1e-5, atol=1e-5)
+    actions = student.x_normalizer.denormalize(answers["action"])
+    torch.testing.assert_close(actions, answers["raw.action"], rtol=1e-5, atol=1e-5)
+    x = student.sample(torch.cat(raw, -1), generator=torch.Generator().manual_seed(0))
+    assert x.shape == answers["raw.action"].shape and bool(torch.isfinite(x).all())
