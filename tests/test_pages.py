@@ -203,6 +203,8 @@ def folder(tmp_path_factory) -> Path:
     shown |= {"x_normalizer": ring.x_normalizer, "z_normalizer": ring.z_normalizer}
     network, _ = load_network(ROOT / "recipes" / "teachers" / "ring")
     export_student(folder / "runs" / "ring" / "student", network, **shown)
+    any_number = {"t_list": [0.999, 0.66, 0.33, 0.0], "steps": [1, 3], "sample_type": "sde"}
+    export_student(folder / "runs" / "ring-any" / "student", network, **{**shown, **any_number})
     none = {"condition": "none"}
     points = folder / "runs" / "points" / "student"
     export_student(points, Own(), t_list=[0.5, 0.0], horizon=(2,), description=none)
