@@ -186,6 +186,9 @@ def _contradiction(meta: Mapping[str, Any], stages: Sequence[str]) -> str | None
             return f"expected an early end of {', '.join(begun) or 'no stage'}, got that of {name}"
         if not ending["decided"] <= ending["last"] <= ending["planned"]:
             return f"expected an early end of {name} before its last update, got {ending}"
+        made = updates[stages.index(name)]
+        if made > ending["last"]:
+            return f"expected at most {ending['last']} updates of {name}, got {made}"
     for name, progress in meta["progress"].items():
         if progress["stage"] != name:
             return f"expected the progress of {name}, got that of {brief(progress['stage'])}"

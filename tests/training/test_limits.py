@@ -114,6 +114,17 @@ def test_a_run_that_is_killed_while_it_cools_ends_alike(tmp_path, pull_at):
     assert rows[0] == rows[1]
 
 
+def test_a_state_that_goes_on_beyond_an_early_end_is_refused(tmp_path):
+    stage = Rated()
+    trainer = follow(tmp_path, FALLS_LATE, stages=[stage], patience=2, cooldown=0.5)
+    meta = trainer.state.to_json()
+    assert RunState.from_json(meta, [stage.name]).to_json() == meta
+    meta["updates"][0] = 7
+    meta["iteration"] = 7
+    with pytest.raises(ValueError, match=f"expected at most 6 updates of {stage.name}, got 7"):
+        RunState.from_json(meta, [stage.name])
+
+
 @pytest.mark.parametrize(("stage", "step"), [(KnowledgeDistillation, 5), (DistributionMatching, 9)])
 def test_weights_of_a_resumed_run_that_cools_down_are_those_of_a_whole_one(tmp_path, stage, step):
     def config(name: str, **changes):
