@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import check_file
+from .mapped import map_array
 from .messages import brief, first_names
 
 __all__ = ["read_npz"]
@@ -28,6 +29,7 @@ __all__ = ["read_npz"]
 # compress 10-fold, labels and zeros beside them 100-fold, a bomb 1000-fold.
 _HARMLESS_BYTES = 1 << 24
 _MOST_RATIO = 200
+_BLOCK = 1 << 20
 # A file of data has three arrays, one of a representation as many as its group has elements.
 _MOST_ARRAYS = 4096
 _HEADERS = {
@@ -55,8 +57,11 @@ _ERRORS = (
 )
 
 
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+def read_npz(path: str | Path, *, mapped: bool = False) -> dict[str, np.ndarray]:
     """The arrays of an .npz archive, {name: array}.
+
+    Args:
+        mapped: those that are stored as they are, not packed, are mapped where they lie.
 
     Raises:
         ValueError: missing, not an archive of plain arrays, damaged, a name given twice, an array
@@ -79,9 +84,11 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             most = path.stat().st_size * _MOST_RATIO
             if unpacked > max(most, _HARMLESS_BYTES):
                 raise ValueError(f"{unpacked:,} bytes packed into {path.stat().st_size:,}")
-            return {
-                name: _read(archive, member) for name, member in zip(names, members, strict=True)
-            }
+            found = {}
+            for name, member in zip(names, members, strict=True):
+                there = mapped and member.compress_type == zipfile.ZIP_STORED
+                found[name] = _read(archive, member, path if there else None)
+            return found
     except _NotNumbers as error:
         raise TypeError(
             f"expected numbers in {error.args[0]} of {path}, got {error.args[1]}"
@@ -97,12 +104,13 @@ class _NotNumbers(Exception):
     """An array whose dtype isn't that of a number."""
 
 
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, mapped: Path | None) -> np.ndarray:
+    """An array, measured; of the file `mapped` it stays there."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
             raise ValueError(f"{brief(member.filename)} in version {version} of the .npy format")
-        shape, _, dtype = _HEADERS[version](file)
+        shape, by_columns, dtype = _HEADERS[version](file)
         if dtype.hasobject:
             raise ValueError(f"pickled objects in {brief(member.filename)}")
         if dtype.kind not in "fiub":
@@ -113,9 +121,25 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(
                 f"{found:,} bytes for {brief(shape)} of {dtype} in {brief(member.filename)}"
             )
+        start = file.tell()
+        if mapped is not None and expected:
+            # To the end, where zipfile compares the checksum.
+            while file.read(_BLOCK):
+                pass
+            start += _data_offset(mapped, member)
+            return map_array(mapped, dtype, shape, start, "F" if by_columns else "C")
     with archive.open(member) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         # zipfile compares the checksum at the end of the member; the read above may stop before it.
         if file.read(1):
             raise ValueError(f"more than its array in {brief(member.filename)}")
         return array
+
+
+def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
+    """Where the bytes of a member that isn't packed begin in the archive."""
+    with open(path, "rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(30)
+    name, extra = struct.unpack("<HH", header[26:30])
+    return member.header_offset + 30 + name + extra

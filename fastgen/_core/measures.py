@@ -7,14 +7,17 @@ of a group changes them. A span without spread has the spread 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["between", "moments", "quantile"]
+__all__ = ["Counted", "between", "counted_extremes", "counted_moments", "moments", "quantile"]
 
 Spans = Sequence[tuple[int, int, bool]]
+# Blocks of rows (n, d) in float64 with how often each is there (n,), from the first again at each
+# call: data that memory doesn't hold.
+Counted = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 def moments(y: Tensor, spans: Spans, constant_share: float) -> tuple[Tensor, Tensor]:
@@ -64,3 +67,54 @@ def quantile(values: Tensor, share: float) -> float:
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
     return float(torch.lerp(ordered[below], ordered[above], place - below))
+
+
+# ---- A block at a time ---------------------------------------------------------------------------
+
+
+def counted_moments(rows: Counted, spans: Spans, constant_share: float) -> tuple[Tensor, Tensor]:
+    """`moments` of rows that come in blocks, which are gone through twice."""
+    count = 0.0
+    middle = total = largest = torch.zeros(1, dtype=torch.float64)
+    for y, counts in rows():
+        if not count:
+            # Of numbers far from zero the sum of what is far would lose the digits.
+            middle = y[0].clone()
+        total = total + counts.double() @ (y - middle)
+        largest = torch.maximum(largest, y.abs().amax(0))
+        count += float(counts.sum())
+    centre = middle + total / count
+    for start, stop, is_trivial in spans:
+        if not is_trivial:
+            centre[start:stop] = 0.0
+    squares = torch.zeros_like(centre)
+    for y, counts in rows():
+        squares += counts.double() @ (y - centre).square()
+    spread = torch.empty_like(centre)
+    for start, stop, _ in spans:
+        sd = float((squares[start:stop] / count).mean().sqrt())
+        constant = sd <= constant_share * float(largest[start:stop].max())
+        spread[start:stop] = 1.0 if constant else sd
+    return centre, spread
+
+
+def counted_extremes(rows: Counted, spans: Spans, constant_share: float) -> tuple[Tensor, Tensor]:
+    """`between` all numbers, of rows that come in blocks."""
+    least, largest, radius = [], [], []
+    for y, _ in rows():
+        least.append(y.amin(0))
+        largest.append(y.amax(0))
+        radius.append(torch.stack([y[:, a:b].norm(dim=1).max() for a, b, _ in spans]))
+    low, high = torch.stack(least).amin(0), torch.stack(largest).amax(0)
+    balls = torch.stack(radius).amax(0)
+    centre = torch.zeros_like(low)
+    spread = torch.empty_like(low)
+    for k, (start, stop, is_trivial) in enumerate(spans):
+        half = float(balls[k])
+        if is_trivial:
+            bottom, top = float(low[start:stop].min()), float(high[start:stop].max())
+            centre[start:stop] = (bottom + top) / 2
+            half = (top - bottom) / 2
+        size = float(torch.maximum(low[start:stop].abs(), high[start:stop].abs()).max())
+        spread[start:stop] = 1.0 if half <= constant_share * size else half
+    return centre, spread

@@ -26,9 +26,10 @@ from torch import Tensor
 from .checks import is_count
 from .files import open_file
 from .json_files import MOST_JSON_BYTES, unique_keys
+from .mapped import map_array, read_only
 from .messages import brief
 
-__all__ = ["DTYPES", "TensorBytes", "read_once"]
+__all__ = ["DTYPES", "TensorBytes", "map_once", "read_once"]
 
 # What a header calls a dtype. torch has none for F4 and F6, several of which share a byte.
 DTYPES = {
@@ -95,6 +96,36 @@ def read_once(path: Path, hint: str = "copy it anew", *, size: int | None = None
             return _read(_Hashed(file), found, whole=size is not None)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def map_once(path: Path) -> TensorBytes:
+    """The same of a large file, whose tensors are mapped where they lie; nothing is hashed.
+
+    Raises:
+        ValueError: missing, not a file, not readable.
+    """
+    try:
+        with open_file(path, "copy it anew") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, MOST_JSON_BYTES):
+                raise ValueError(f"a header of {length:,} bytes")
+            places, metadata = _header(file.read(length), size - 8 - length)
+        numbers = read_only(map_array(path, "u1", (size - 8 - length,), 8 + length))
+        tensors = {place.name: _view(numbers, place) for place in places}
+        return TensorBytes(tensors, metadata, "")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as raised:
+        return TensorBytes({}, {}, "", brief(raised))
+
+
+def _view(numbers: Tensor, place: _Place) -> Tensor:
+    """A tensor among the bytes of a file, which are copied where they aren't aligned."""
+    found = numbers[place.start : place.stop]
+    if place.start % place.dtype.itemsize:
+        found = found.clone()
+    return found.view(place.dtype).reshape(place.shape)
 
 
 class _Hashed:

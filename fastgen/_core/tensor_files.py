@@ -26,12 +26,13 @@ from .checks import is_count
 from .files import check_file, new_file
 from .json_files import check_names
 from .messages import EXPORT_AGAIN, brief, differences
-from .tensor_bytes import DTYPES, TensorBytes, read_once
+from .tensor_bytes import DTYPES, TensorBytes, map_once, read_once
 
 __all__ = [
     "TensorFile",
     "check_tensor_entry",
     "load_tensors",
+    "map_safetensors",
     "own_memory",
     "read_hashed",
     "read_metadata",
@@ -93,6 +94,14 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     return read_hashed(path)[0]
 
 
+def map_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """The same tensors, mapped: they can be read, not written."""
+    found = map_once(Path(path))
+    if found.error is not None:
+        raise _no_safetensors(path, found.error)
+    return found.tensors
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The text in the header of a safetensors file; empty for what is none."""
     try:
@@ -112,9 +121,13 @@ def read_hashed(path: str | Path) -> tuple[dict[str, Tensor], str]:
 def _read(path: Path) -> TensorBytes:
     found = read_once(path)
     if found.error is not None:
-        what = f"expected a safetensors file, got one that can't be read: {found.error}"
-        raise ValueError(f"{path}: {what}; copy it anew")
+        raise _no_safetensors(path, found.error)
     return found
+
+
+def _no_safetensors(path: str | Path, error: str) -> ValueError:
+    what = f"expected a safetensors file, got one that can't be read: {error}"
+    return ValueError(f"{path}: {what}; copy it anew")
 
 
 def sha256(path: Path) -> str:

@@ -31,6 +31,7 @@ _MOST_ERRORS = 8
 # directory.
 _FILE_RELATIVE = (
     "data.path",
+    "data.cache",
     "data.normalize.limits",
     "data.symmetry.in_rep.matrices",
     "data.symmetry.cond_rep.matrices",

@@ -8,12 +8,14 @@ or not with all of its elements.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._core.conditions import named_tensors, tensors_in
+from .._core.made_rows import MadeRows, even_rows
 from .._core.messages import listed
 from ..normalizer import is_constant
 from .held_out import HeldOutTask
@@ -27,6 +29,8 @@ __all__ = ["constant_channels", "data_notes", "repeated_rows"]
 
 # So many channels of one fault have a line of their own; the others share one.
 _MOST_CHANNELS = 3
+# Numbers of windows that are looked at of data that memory doesn't hold.
+_MOST_LOOKED_AT = 1 << 21
 
 
 def data_notes(task: Any, batch_size: int) -> list[str]:
@@ -40,9 +44,20 @@ def data_notes(task: Any, batch_size: int) -> list[str]:
         rows = task.rows["train"]
     else:
         rows = torch.arange(len(data.X))
-    return [
+    notes = [
         *(task.notes if isinstance(task, HeldOutTask) else ()),
         *_few_rows(data, batch_size),
+    ]
+    if isinstance(data, TrajectoryData) and isinstance(data.X, MadeRows):
+        pick = even_rows(len(data), _MOST_LOOKED_AT // (data.X[0].numel() + data.Z[0].numel()) + 1)
+        notes.append(
+            f"note: {len(pick)} of {len(data)} training windows, evenly spread, are looked at for "
+            "what is odd, since they are cut when they are taken"
+        )
+        data = replace(data, X=data.X[pick], Z=data.Z[pick], is_pad=None)
+        rows = rows[pick]
+    return [
+        *notes,
         *_constant(data),
         *_near_constant(data),
         *_lost_digits(data),

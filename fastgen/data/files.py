@@ -95,6 +95,7 @@ def file_task(
     pad_before: int | None = None,
     pad_after: int | None = None,
     normalize: bool | str | Mapping[str, Any] | None = None,
+    cache: str | Path | None = None,
 ) -> HeldOutTask | SampleTask:
     """A user's own data as a task.
 
@@ -115,6 +116,8 @@ def file_task(
             `windows_of`.
         normalize: as in `read_normalization`; false for a teacher that was trained in the units of
             the file.
+        cache: as in `fastgen.data.formats.kept_rows.kept_columns`, for rows of a data set that
+            memory doesn't hold.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with
@@ -131,10 +134,10 @@ def file_task(
         source = open_source(path)
         selection = select(source, actions, observations)
         notes += [*selection.notes, *time_notes(source)]
-        tensors = read_episodes(source, selection)
+        tensors = read_episodes(source, selection, cache)
         columns = (selection.actions, selection.observations)
     else:
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, mapped=True)
     if _holds_samples(tensors):
         options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride}
         options |= {"obs_horizon": obs_horizon, "horizon": horizon}

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .._core.made_rows import part_of
 from .._core.seeds import generator_for
 from ..comparisons import Comparison
 from ..metrics import energy_score, min_ade, min_fde
@@ -26,6 +27,8 @@ from .trajectories import TrajectoryData, check_pack, check_trajectories, fit_no
 __all__ = ["HeldOutTask", "split_episodes", "split_rows"]
 
 
+# Rows that are looked at at once.
+_BLOCK = 1 << 20
 # Scores that are means over windows: name -> (samples, truth) -> (B,).
 _LOSSES = {"min_ade": min_ade, "min_fde": min_fde, "energy_score": energy_score}
 
@@ -102,7 +105,8 @@ class HeldOutTask:
 
     @cached_property
     def _train(self) -> TrajectoryData:
-        X, Z = self.split("train")
+        rows = self.rows["train"]
+        X, Z = part_of(self._X, rows), part_of(self._Z, rows)
         normalizers = fit_normalizers(X, Z, self.symmetry, self._normalize)
         return TrajectoryData(
             X,
@@ -111,7 +115,7 @@ class HeldOutTask:
             pack=self.pack,
             symmetry=self.symmetry,
             in_order=self._in_order,
-            is_pad=None if self._is_pad is None else self._is_pad[self.rows["train"]],
+            is_pad=None if self._is_pad is None else part_of(self._is_pad, rows),
         )
 
     def evaluate(
@@ -242,7 +246,8 @@ def split_episodes(episodes: Tensor, seed: int) -> dict[str, Tensor]:
     Raises:
         ValueError: fewer than 3 episodes.
     """
-    names = episodes.unique()
+    # First those that follow one another, so that of long data sets little is sorted.
+    names = episodes.unique_consecutive().unique()
     if len(names) < 3:
         raise ValueError(
             "expected at least 3 episodes to split into train, validation and test, got "
@@ -256,6 +261,11 @@ def split_episodes(episodes: Tensor, seed: int) -> dict[str, Tensor]:
         "validation": order[n_test : n_test + n_validation],
         "train": order[n_test + n_validation :],
     }
-    return {
-        part: torch.isin(episodes, members).nonzero().flatten() for part, members in parts.items()
-    }
+    return {part: _rows_of(episodes, members) for part, members in parts.items()}
+
+
+def _rows_of(episodes: Tensor, members: Tensor) -> Tensor:
+    """The rows of some episodes, looked for in blocks."""
+    found = [torch.isin(block, members).nonzero().flatten() for block in episodes.split(_BLOCK)]
+    starts = range(0, len(episodes), _BLOCK)
+    return torch.cat([rows + start for rows, start in zip(found, starts, strict=True)])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._core.made_rows import extremes
 from .._core.messages import first_names, listed
 from ..normalizer import KINDS, Blocks, Normalizer
 from .formats.limits import Limits, read_limits
@@ -91,9 +92,7 @@ def _by_limits(given: Given, name: str, x: Tensor, matrices: Tensor | None) -> N
             f"expected limits for the {d} channels of {name}, got {len(given.mean)} of "
             f"{given.where}; data.normalize.action_keys and observation_keys name others"
         )
-    rows = x.reshape(-1, d)
-    ends = torch.stack([rows.amin(0), rows.amax(0)]).double()
-    farthest = ((ends - given.mean) / given.scale).abs().amax(0)
+    farthest = ((extremes(x).double() - given.mean) / given.scale).abs().amax(0)
     far = (farthest > _FAR).nonzero().flatten().tolist()
     if far:
         raise ValueError(

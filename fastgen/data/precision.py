@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..normalizer import is_constant, outgrows_float32
+from .._core.made_rows import MadeRows, blocks_of
+from ..normalizer import constant_share, is_constant, outgrows_float32
 
 __all__ = ["channels", "exact_numbers", "floats", "lost_channels"]
 
@@ -69,6 +70,8 @@ def _fits_float32(tensor: Tensor) -> bool:
     """Whether float32 holds these numbers exactly, or as finely as they need."""
     if tensor.numel() == 0 or tensor.ndim == 0:
         return True
+    if isinstance(tensor, MadeRows):
+        return not bool(_lost_in_blocks(tensor).any())
     return not any(map(_is_lost, channels(tensor).unbind(1)))
 
 
@@ -89,10 +92,34 @@ def _is_lost(channel: Tensor) -> bool:
     return bool(outgrows_float32(mean, (wide - mean).square().mean().sqrt()))
 
 
+def _lost_in_blocks(tensor: Tensor) -> Tensor:
+    """For which channels of vectors (N, d) float32 is too coarse, by what `_is_lost` says: (d,) of
+    bool."""
+    exact = torch.stack([(b.float().double() == b.double()).all(0) for b in blocks_of(tensor)])
+    rounded = ~exact.all(0)
+    if not bool(rounded.any()):
+        return rounded
+    origin = tensor[0].double()
+    count = len(tensor)
+    mean = sum((b.double() - origin).sum(0) / count for b in blocks_of(tensor)) + origin
+    square = sum((b.double() - mean).square().sum(0) / count for b in blocks_of(tensor))
+    spread = torch.as_tensor(square).sqrt()
+    size = torch.stack([b.double().abs().amax(0) for b in blocks_of(tensor)]).amax(0)
+    constant = spread <= constant_share(torch.float64) * size
+    return rounded & ~constant & outgrows_float32(torch.as_tensor(mean), spread)
+
+
 def _check_exact(name: str, tensor: Tensor) -> None:
     """ValueError where whole numbers are further from zero than float64 can tell apart."""
-    if tensor.numel() == 0 or max(int(tensor.max()), -int(tensor.min())) <= _EXACT:
+    if tensor.numel() == 0:
         return
+    if max(max(int(b.max()), -int(b.min())) for b in blocks_of(tensor)) <= _EXACT:
+        return
+    if isinstance(tensor, MadeRows):
+        raise ValueError(
+            f"expected {name} in numbers up to 2^53 each way, which float64 holds, got larger "
+            "whole numbers; take off what they have in common"
+        )
     for k, channel in enumerate(channels(tensor).unbind(1)):
         first = channel[0]
         spread = (channel - first).double().std(correction=0)

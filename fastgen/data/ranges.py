@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .._core.made_rows import blocks_of
 from .._core.messages import listed
 from ..box import Box
 from .held_out import HeldOutTask
@@ -46,11 +47,12 @@ def check_range(task: Any, box: Box | None) -> None:
         numbers = task.rows
     outside: list[int] = []
     for part, x in parts.items():
-        outside += numbers[part][~box.contains(x)].tolist()
+        inside = torch.cat([box.contains(block) for block in blocks_of(x)])
+        outside += numbers[part][~inside].tolist()
     if not outside:
         return
-    lo = min(float(x.min()) for x in parts.values())
-    hi = max(float(x.max()) for x in parts.values())
+    lo = min(float(block.min()) for x in parts.values() for block in blocks_of(x))
+    hi = max(float(block.max()) for x in parts.values() for block in blocks_of(x))
     count = sum(len(x) for x in parts.values())
     raise ValueError(
         f"expected data within data.range={box.state()}, got {len(outside)} of {count} rows "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._core.checks import is_count
+from .._core.made_rows import MadeRows, blocks_of, mapped_rows
 from .._core.room import check_room
 from ..normalizer import Normalizer, pack_tokens
 from .normalization import IDENTITY, MEASURED, Pair
@@ -79,8 +80,11 @@ class TrajectoryData:
 
     def network_inputs(self) -> tuple[Tensor, Tensor]:
         """Normalised and packed tensors (N, T_x / pack, d_x pack) and (N, T_z, d_z), float32."""
-        x = pack_tokens(self.x_normalizer.normalize(self.X).float(), self.pack)
-        return x, self.z_normalizer.normalize(self.Z).float()
+        x = mapped_rows(self.X, self._as_tokens)
+        return x, mapped_rows(self.Z, lambda Z: self.z_normalizer.normalize(Z).float())
+
+    def _as_tokens(self, X: Tensor) -> Tensor:
+        return pack_tokens(self.x_normalizer.normalize(X).float(), self.pack)
 
 
 def check_dtype(name: str, tensor: Tensor) -> None:
@@ -107,7 +111,11 @@ def check_size(size: int, what: str = "demonstrations") -> None:
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """ValueError that names the rows of `tensor` (N, ...) with NaN or infinity."""
-    finite = torch.isfinite(tensor.reshape(len(tensor), -1)).all(1)
+    if tensor.numel() == 0:
+        return
+    # In blocks, since rows may be mapped that memory doesn't hold.
+    blocks = (block.reshape(len(block), -1) for block in blocks_of(tensor))
+    finite = torch.cat([torch.isfinite(block).all(1) for block in blocks])
     rows = (~finite).nonzero().flatten().tolist()
     if rows:
         some = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
@@ -139,8 +147,10 @@ def check_trajectories(X: Tensor, Z: Tensor) -> None:
             )
     if X.shape[0] != Z.shape[0]:
         raise ValueError(f"expected as many rows in Z as in X, got {Z.shape[0]} and {X.shape[0]}")
-    check_finite("X", X)
-    check_finite("Z", Z)
+    for name, tensor in (("X", X), ("Z", Z)):
+        # Of windows that are cut as they are taken the rows were looked at.
+        if not isinstance(tensor, MadeRows):
+            check_finite(name, tensor)
 
 
 def fit_normalizers(

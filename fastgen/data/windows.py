@@ -12,6 +12,7 @@ its episode, unless it may be padded: then the first observation and the last ac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,12 +22,17 @@ import torch
 from torch import Tensor
 
 from .._core.checks import is_count
+from .._core.made_rows import MadeRows
 from .._core.messages import brief, listed
 from .arrays import check_arrays, episodes_of
+from .places import CutRows, PadMarks, places_of
 from .precision import floats
 from .trajectories import check_finite, check_trajectories
 
-__all__ = ["Windows", "cut_windows", "lead_of", "unused_notes", "windows_of"]
+__all__ = ["MOST_NUMBERS", "Windows", "cut_windows", "lead_of", "unused_notes", "windows_of"]
+
+# Windows of more numbers than this are cut when they are taken, from rows that are kept.
+MOST_NUMBERS = 1 << 26
 
 
 class Windows(NamedTuple):
@@ -157,32 +163,30 @@ def cut_windows(
     padded = pad_before is not None or pad_after is not None
     _check_rows(actions, observations)
     ends = _checked_ends(episode_ends, actions.shape[0])
-    starts = [0, *ends[:-1]]
-    now = []
-    episode = []
-    bounds = []
-    for index, (start, stop) in enumerate(zip(starts, ends, strict=True)):
-        first = start + obs_horizon - 1 - before
-        current = range(first, stop - coming + 1 + after, stride)
-        if padded and not current:
-            current = range(min(first, stop - 1), stop)[:1]
-        now += current
-        episode += [index] * len(current)
-        bounds += [(start, stop - 1)] * len(current)
-    if not now:
-        longest = max(stop - start for start, stop in zip(starts, ends, strict=True))
+    places = places_of(
+        ends,
+        obs_horizon=obs_horizon,
+        horizon=coming,
+        stride=stride,
+        before=before,
+        after=after,
+        padded=padded,
+    )
+    if not len(places):
+        longest = max(stop - start for start, stop in pairwise([0, *ends]))
         raise ValueError(
             f"expected an episode of at least {'horizon' if lead else 'obs_horizon + horizon - 1'} "
             f"= {obs_horizon + coming - 1} rows, got at most {longest}; shorten the horizons"
         )
-    t = torch.tensor(now)[:, None]
-    first_row, last_row = torch.tensor(bounds)[:, :, None].unbind(1)
-    ahead = t + torch.arange(-lead, coming)
-    back = t + torch.arange(1 - obs_horizon, 1)
-    X = actions[ahead.clamp(first_row, last_row)]
-    Z = observations[torch.maximum(back, first_row)]
-    is_pad = (ahead > last_row) | (ahead < first_row) if padded else None
-    return Windows(X, Z, torch.tensor(episode), is_pad)
+    ahead = CutRows(actions, places, -lead, horizon)
+    back = CutRows(observations, places, 1 - obs_horizon, obs_horizon)
+    makers = [ahead, back, *([PadMarks(ahead)] if padded else [])]
+    if math.prod(ahead.shape) + math.prod(back.shape) > MOST_NUMBERS:
+        cut = [MadeRows(maker) for maker in makers]
+    else:
+        cut = [maker.take(torch.arange(len(places))) for maker in makers]
+    X, Z, *is_pad = cut
+    return Windows(X, Z, places.episodes, is_pad[0] if padded else None)
 
 
 def unused_notes(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .._core.conditions import take_rows, tensors_in
 from .._core.files import read_bytes
 from .._core.json_files import plain_json
+from .._core.made_rows import MadeRows, evenly
 from .._core.modules import bare_names, state_of
 from .._core.seeds import draws_apart
 from ..config.schemas import DataConfig
@@ -45,6 +46,7 @@ _NEAR_HALF = 3e-2
 _NEAR_MEAN = 1e-6
 # Where in the teacher's range of times its answers are compared.
 _TIMES = (0.1, 0.5, 0.9)
+_MOST_MADE = 1024  # rows of data that are made when they are taken
 _ROWS = 4  # of the data, evenly spread
 _CHUNK = 1 << 20
 _MOST_FILE_BYTES = 1 << 30
@@ -69,6 +71,8 @@ def data_origin(task: Task, cfg: DataConfig, *, built: bool) -> dict[str, dict[s
     given |= {f"Z {i}": value for i, value in enumerate(tensors_in(train.Z))}
     inputs = [x0, *tensors_in(cond)]
     shapes = [tuple(value.shape) for value in (*given.values(), *inputs)]
+    # The rest of what is made when it is taken follows from the numbers in original units.
+    inputs = [evenly(value, _MOST_MADE) for value in inputs]
     data: dict[str, Any] = {
         "shapes": _checksum([str(value.dtype) for value in given.values()], shapes, train.pack),
         "what a network sees": fingerprint(inputs),
@@ -125,7 +129,7 @@ def _told(
         where = name
         if prefix:
             where = f"{prefix} of {name}"
-        if exact or tensor.numel() == 0:
+        if exact or tensor.numel() == 0 or isinstance(tensor, MadeRows):
             found[where] = digest([tensor])
             continue
         real = _real(tensor.detach())

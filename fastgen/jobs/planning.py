@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._core.conditions import take_rows, tensors_in
+from .._core.made_rows import MadeRows
 from .._core.room import naming_what_to_lower
 from ..config.files import dump_yaml
 from ..config.groups import EMAConfig
@@ -174,4 +175,6 @@ def _launch() -> Launch:
 
 
 def _bytes(x0: Tensor, cond: Cond) -> int:
-    return sum(value.numel() * value.element_size() for value in (x0, *tensors_in(cond)))
+    """Of data that are held; those that are made when they are taken take none."""
+    held = (value for value in (x0, *tensors_in(cond)) if not isinstance(value, MadeRows))
+    return sum(value.numel() * value.element_size() for value in held)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..._core.files import expand_home
+from ..._core.mapped import read_only
 from ..._core.messages import brief
-from ..._core.tensor_files import read_safetensors
+from ..._core.tensor_files import map_safetensors, read_safetensors
 from .parts import check_ends, ends_of, kept_numbers
 from .source import EPISODE_COLUMNS, Column, Source, kind_of_rows
 
 __all__ = ["READERS", "open_arrays", "read_tensors"]
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
+def _read_npz(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """Every array of an `.npz` file; pickles are refused."""
     # NumPy arrives with the file that needs it.
     import numpy as np
@@ -25,8 +27,8 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     from ..._core.archives import read_npz
 
     return {
-        name: torch.from_numpy(np.ascontiguousarray(kept_numbers(array, f"{path}, {name}")))
-        for name, array in read_npz(path).items()
+        name: read_only(np.ascontiguousarray(kept_numbers(array, f"{path}, {name}")))
+        for name, array in read_npz(path, mapped=mapped).items()
     }
 
 
@@ -35,10 +37,19 @@ READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     ".npz": _read_npz,
     ".safetensors": read_safetensors,
 }
+# The same for files of more bytes than this, whose arrays may be mapped.
+_MOST_BYTES = 1 << 28
+_MAPPED: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".npz": partial(_read_npz, mapped=True),
+    ".safetensors": map_safetensors,
+}
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """Every array of a data file, by name.
+
+    Args:
+        mapped: arrays of a large file may be mapped, so that they can be read but not written.
 
     Raises:
         FileNotFoundError: no such file.
@@ -55,7 +66,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise ValueError(f"expected a file that ends in {known}, got {path.name}")
-    return READERS[suffix](path)
+    large = mapped and path.stat().st_size > _MOST_BYTES
+    return (_MAPPED if large else READERS)[suffix](path)
 
 
 def open_arrays(path: Path) -> Source:
@@ -65,7 +77,7 @@ def open_arrays(path: Path) -> Source:
     Raises:
         FileNotFoundError, TypeError, ValueError: as `read_tensors`; or no rows of episodes.
     """
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, mapped=True)
     ends = _ends(tensors, path)
     columns = {}
     for name, tensor in tensors.items():

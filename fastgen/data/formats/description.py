@@ -15,7 +15,7 @@ from ..._core.files import expand_home
 from ..._core.messages import listed
 from .array_files import READERS, read_tensors
 from .detection import open_source
-from .selection import Selection, select
+from .selection import Selection, first_rows, is_large, select
 from .source import Column, Source
 
 __all__ = ["describe_data", "time_notes"]
@@ -58,8 +58,12 @@ def describe_data(
         return [*_head(source), *_table(source, {}, {}), *source.notes, f"to choose: {error}"]
     used = {**dict.fromkeys(selection.observations, "observations")}
     used |= dict.fromkeys(selection.actions, "actions")
-    values = source.read(sorted(used))
+    large = is_large(source, sorted(used)) and source.pieces is not None
+    values = first_rows(source, sorted(used)) if large else source.read(sorted(used))
     lines = [*_head(source), *_table(source, used, values)]
+    if large:
+        rows = min(map(len, values.values()))
+        lines.append(f"note: ranges and what is odd are of the first {rows} rows alone")
     if to_name:
         lines.append(
             f"to choose: of these arrays, data.actions={','.join(selection.actions)} "
@@ -127,7 +131,7 @@ def _oddities(source: Source, selection: Selection, values: dict[str, Tensor]) -
     """What who trains on it should look at."""
     lines = []
     for name in (*selection.actions, *selection.observations):
-        rows = values[name].reshape(source.rows, -1).double()
+        rows = values[name].reshape(len(values[name]), -1).double()
         bad = int((~torch.isfinite(rows)).any(1).sum())
         if bad:
             lines.append(f"warning: NaN or infinity in {bad} rows of {name}: remove them")

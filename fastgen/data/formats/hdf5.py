@@ -24,6 +24,8 @@ __all__ = ["open_hdf5", "open_minari_hdf5"]
 
 _ERRORS = (ValueError, LookupError, OSError, TypeError, RuntimeError, MemoryError, AttributeError)
 _MOST_DEPTH = 8
+# Numbers that are read at once.
+_PIECE = 1 << 20
 _MOST_COLUMNS = 4096
 _NUMBER = re.compile(r"\D+(\d{1,9})")
 
@@ -151,7 +153,10 @@ def _open(path: Path, kind: _Kind) -> Source:
     def read(names: Sequence[str]) -> dict[str, Tensor]:
         return _read(path, kind, columns, ends, names)
 
-    return Source(kind.name, path, columns, ends, read, notes=tuple(notes))
+    def pieces(name: str) -> Iterator[Tensor]:
+        return _pieces(path, kind, columns[name], ends, name)
+
+    return Source(kind.name, path, columns, ends, read, pieces, notes=tuple(notes))
 
 
 def _passed_over(parent: Any, groups: dict[str, Any]) -> list[str]:
@@ -215,26 +220,59 @@ def _read(
 
     with _opened(path) as file:
         groups = kind.groups(file)
-        starts = [0, *ends[:-1]]
         values = {}
         for name in names:
             column = columns[name]
             parts = [_dataset(path, episode, group, name) for episode, group in groups.items()]
-            stored = sum(part.id.get_storage_size() for part in parts)
-            # An episode of whole numbers alone may be saved as such, beside others that are not.
-            dtype = np.result_type(*{kept_dtype(part.dtype) for part in parts})
-            check_unpacked(f"{path}, {name}", ends[-1] * column.width * dtype.itemsize, stored)
+            dtype = _common_dtype(parts)
+            wanted = ends[-1] * column.width * dtype.itemsize
+            check_unpacked(f"{path}, {name}", wanted, _stored(parts))
             rows = np.empty((ends[-1], *column.shape), dtype)
-            for part, start, stop in zip(parts, starts, ends, strict=True):
-                extra = part.shape[0] - (stop - start) if part.shape else -1
-                if tuple(part.shape[1:]) != column.shape or not 0 <= extra <= kind.spare:
-                    raise ValueError(
-                        f"{path}: expected {part.name} of shape {(stop - start, *column.shape)}, "
-                        f"got {part.shape}"
-                    )
+            for part, start, stop in zip(parts, [0, *ends[:-1]], ends, strict=True):
+                _check_part(path, part, stop - start, column, kind)
                 rows[start:stop] = kept_numbers(part[: stop - start], f"{path}, {part.name}")
             values[name] = torch.from_numpy(rows)
         return values
+
+
+def _pieces(
+    path: Path, kind: _Kind, column: Column, ends: Sequence[int], name: str
+) -> Iterator[Tensor]:
+    """A column of all episodes, some rows at a time."""
+    most = max(1, _PIECE // max(1, column.width))
+    with _opened(path) as file:
+        groups = kind.groups(file)
+        parts = [_dataset(path, episode, group, name) for episode, group in groups.items()]
+        dtype = _common_dtype(parts)
+        wanted = ends[-1] * column.width * dtype.itemsize
+        check_unpacked(f"{path}, {name}", wanted, _stored(parts), whole=False)
+        for part, start, stop in zip(parts, [0, *ends[:-1]], ends, strict=True):
+            _check_part(path, part, stop - start, column, kind)
+            for at in range(0, stop - start, most):
+                numbers = part[at : min(at + most, stop - start)]
+                kept = kept_numbers(numbers, f"{path}, {part.name}")
+                yield torch.from_numpy(kept.astype(dtype, copy=False))
+
+
+def _common_dtype(parts: Sequence[Any]) -> Any:
+    """That of a column: an episode of whole numbers alone may be saved as such, beside others that
+    are not."""
+    import numpy as np
+
+    return np.result_type(*{kept_dtype(part.dtype) for part in parts})
+
+
+def _stored(parts: Sequence[Any]) -> int:
+    return sum(part.id.get_storage_size() for part in parts)
+
+
+def _check_part(path: Path, part: Any, length: int, column: Column, kind: _Kind) -> None:
+    """ValueError unless a column of an episode has rows of its shape, and as many as steps."""
+    extra = part.shape[0] - length if part.shape else -1
+    if tuple(part.shape[1:]) != column.shape or not 0 <= extra <= kind.spare:
+        raise ValueError(
+            f"{path}: expected {part.name} of shape {(length, *column.shape)}, got {part.shape}"
+        )
 
 
 def _dataset(path: Path, episode: str, group: Any, name: str) -> Any:

@@ -9,7 +9,7 @@ left out. Written by https://github.com/huggingface/lerobot (Apache-2.0).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..._core.files import read_text
 from ..._core.json_files import parse_json, read_json
 from ..._core.messages import brief, first_names
-from .parquet import parquet_columns, read_columns
+from .parquet import column_pieces, parquet_columns, read_columns
 from .parts import check_part
 from .source import Column, Source, kind_of_rows
 
@@ -69,20 +69,24 @@ def open_lerobot(path: Path) -> Source:
     _check_total(path, info, "total_episodes", len(ends))
     _check_total(path, info, "total_frames", ends[-1])
 
+    order = ["episode_index", *(["frame_index"] if "frame_index" in columns else [])]
+
     def read(names: Sequence[str]) -> dict[str, Tensor]:
-        order = ["episode_index"]
-        if "frame_index" in columns:
-            order.append("frame_index")
         values = read_columns(layout.files, list(dict.fromkeys([*names, *order])))
         _check_order(path, values, layout.lengths)
         return {name: _shaped(path, name, values[name], columns[name]) for name in names}
+
+    def pieces(name: str) -> Iterator[Tensor]:
+        _check_order(path, read_columns(layout.files, order), layout.lengths)
+        for values in column_pieces(layout.files, [name]):
+            yield _shaped(path, name, values[name], columns[name])
 
     rate = _rate(info.get("fps"))
     notes = []
     if rate is None:
         notes.append(f"warning: fps of meta/info.json is no rate, got {brief(info.get('fps'))}")
     return Source(
-        f"LeRobotDataset {version}", path, columns, ends, read, rate=rate, notes=tuple(notes)
+        f"LeRobotDataset {version}", path, columns, ends, read, pieces, rate, tuple(notes)
     )
 
 

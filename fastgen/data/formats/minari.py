@@ -87,7 +87,11 @@ def _open_tables(folder: Path, kind: str, metadata: dict[str, Any]) -> Source:
     def read(names: Sequence[str]) -> dict[str, Tensor]:
         return _read(files, lengths, kind, names)
 
-    return Source(f"Minari {kind.capitalize()}", folder, columns, ends, read)
+    def pieces(name: str) -> Iterator[Tensor]:
+        for values in _episodes(files, lengths, kind, [name]):
+            yield values[name]
+
+    return Source(f"Minari {kind.capitalize()}", folder, columns, ends, read, pieces)
 
 
 def _columns(path: Path, kind: str) -> dict[str, Column]:
@@ -142,6 +146,19 @@ def _read(
     names: Sequence[str],
 ) -> dict[str, Tensor]:
     pieces: dict[str, list[Tensor]] = {name: [] for name in names}
+    for values in _episodes(files, lengths, kind, names):
+        for name in names:
+            pieces[name].append(values[name])
+    for name, parts in pieces.items():
+        if len({tuple(part.shape[1:]) for part in parts}) > 1:
+            raise ValueError(f"{files[0].parent.parent}: expected {name} with rows of one shape")
+    return {name: torch.cat(parts) for name, parts in pieces.items()}
+
+
+def _episodes(
+    files: Sequence[Path], lengths: Sequence[int], kind: str, names: Sequence[str]
+) -> Iterator[dict[str, Tensor]]:
+    """Some columns of one episode after another."""
     for path, length in zip(files, lengths, strict=True):
         values = _numbers(path, kind, names)
         for name in names:
@@ -151,11 +168,7 @@ def _read(
                     f"{path}: expected {length + 1} rows, one more than steps, got "
                     f"{len(values[name])}; copy the data set anew"
                 )
-            pieces[name].append(values[name][:length])
-    for name, parts in pieces.items():
-        if len({tuple(part.shape[1:]) for part in parts}) > 1:
-            raise ValueError(f"{files[0].parent.parent}: expected {name} with rows of one shape")
-    return {name: torch.cat(parts) for name, parts in pieces.items()}
+        yield {name: values[name][:length] for name in names}
 
 
 def _member(table: Any, name: str) -> Any:

@@ -16,10 +16,11 @@ from .csv_files import together
 from .parts import check_part, check_unpacked, ends_of, foreign, needed
 from .source import EPISODE_COLUMNS, Column, Source
 
-__all__ = ["open_parquet", "opened", "parquet_columns", "read_columns"]
+__all__ = ["column_pieces", "open_parquet", "opened", "parquet_columns", "read_columns"]
 
-# Rows that are unpacked at once.
+# Rows that are unpacked at once, and numbers in them.
 _BATCH = 1 << 16
+_MOST_NUMBERS = 1 << 20
 
 
 @contextmanager
@@ -56,21 +57,35 @@ def read_columns(paths: Sequence[Path], names: Sequence[str]) -> dict[str, Tenso
             length; or more numbers than there is room for.
     """
     pieces: dict[str, list[Tensor]] = {name: [] for name in names}
+    for piece in column_pieces(paths, names, whole=True):
+        for name in names:
+            pieces[name].append(piece[name])
+    return {name: _joined(name, parts) for name, parts in pieces.items()}
+
+
+def column_pieces(
+    paths: Sequence[Path], names: Sequence[str], *, whole: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """The numbers of some columns of several files, some rows at a time; errors as `read_columns`.
+
+    Args:
+        whole: there must be room for all of them.
+    """
     for path in paths:
         with opened(path) as file:
-            _check_room(path, file, names)
+            _check_room(path, file, names, whole=whole)
             there = set(file.schema_arrow.names)
-            whole = sorted({n if n in there else n.partition("/")[0] for n in names})
+            wanted = sorted({n if n in there else n.partition("/")[0] for n in names})
             rows = 0
-            for batch in file.iter_batches(batch_size=_BATCH, columns=whole, use_threads=False):
+            numbers = _numbers_in(file.metadata, names) // max(1, file.metadata.num_rows)
+            batch_size = max(1, min(_BATCH, _MOST_NUMBERS // max(1, numbers)))
+            for batch in file.iter_batches(batch_size, columns=wanted, use_threads=False):
                 rows += len(batch)
                 if rows > file.metadata.num_rows:
                     raise ValueError(f"{path}: expected {file.metadata.num_rows} rows, got more")
-                for name in names:
-                    pieces[name].append(numbers_of(_member(batch, name), f"{path}, {name}"))
+                yield {name: numbers_of(_member(batch, name), f"{path}, {name}") for name in names}
             if rows != file.metadata.num_rows:
                 raise ValueError(f"{path}: expected {file.metadata.num_rows} rows, got {rows}")
-    return {name: _joined(name, parts) for name, parts in pieces.items()}
 
 
 def _joined(name: str, parts: list[Tensor]) -> Tensor:
@@ -91,15 +106,17 @@ def _member(batch: Any, name: str) -> Any:
     return values
 
 
-def _check_room(path: Path, file: Any, names: Sequence[str]) -> None:
-    """ValueError where the file promises more than it can hold, or than there is room for."""
+def _check_room(path: Path, file: Any, names: Sequence[str], *, whole: bool) -> None:
+    """ValueError where the file promises more than it can hold or, as a whole, than there is room
+    for."""
     columns = columns_of(file.schema_arrow)
     missing = [name for name in names if name not in columns]
     if missing:
         raise ValueError(
             f"{path}: expected the columns {', '.join(missing)}, got {first_names(columns)}"
         )
-    check_unpacked(str(path), 8 * _numbers_in(file.metadata, names), path.stat().st_size)
+    wanted = 8 * _numbers_in(file.metadata, names)
+    check_unpacked(str(path), wanted, path.stat().st_size, whole=whole)
 
 
 def _numbers_in(metadata: Any, names: Sequence[str]) -> int:
@@ -139,7 +156,11 @@ def open_parquet(path: Path) -> Source:
         values = read_columns([path], members)
         return {name: _assembled(name, groups, values) for name in names}
 
-    return Source("Parquet", path, columns, ends, read)
+    def pieces(name: str) -> Iterator[Tensor]:
+        for values in column_pieces([path], groups[name]):
+            yield _assembled(name, groups, values)
+
+    return Source("Parquet", path, columns, ends, read, pieces)
 
 
 def _grouped(name: str, groups: Mapping[str, list[str]], found: Mapping[str, Column]) -> Column:

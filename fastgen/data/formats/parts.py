@@ -77,13 +77,14 @@ def refuse_pointer(data: bytes, where: str) -> None:
         )
 
 
-def check_unpacked(where: str, wanted: int, stored: int) -> None:
+def check_unpacked(where: str, wanted: int, stored: int, *, whole: bool = True) -> None:
     """Refuse to unpack what is not worth it, or what memory has no room for.
 
     Args:
         where: file and column, for the message.
         wanted: bytes that they take in memory.
         stored: bytes that they take on the disk.
+        whole: they are in memory at once.
 
     Raises:
         ValueError: more than 200 times what is stored (and 16 MB), or than the free memory.
@@ -94,7 +95,7 @@ def check_unpacked(where: str, wanted: int, stored: int) -> None:
             f"got {wanted:,} bytes unpacked; the file is damaged"
         )
     free = free_memory()
-    if free is not None and wanted > free:
+    if whole and free is not None and wanted > free:
         raise ValueError(
             f"{where}: expected data for which there is memory, got {wanted / 1e9:,.1f} GB, with "
             f"{free / 1e9:,.1f} GB free; choose fewer columns, or a part of the episodes"

@@ -3,17 +3,23 @@ tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..._core.made_rows import MadeRows, RowMaker
 from ..._core.messages import first_names, listed
 from ..precision import exact_numbers
+from .kept_rows import kept_columns
 from .source import BOOKKEEPING, STATES, Column, Source
 
-__all__ = ["Selection", "read_episodes", "select"]
+__all__ = ["MOST_NUMBERS", "Selection", "first_rows", "is_large", "read_episodes", "select"]
+
+# Rows of more numbers than this are mapped.
+MOST_NUMBERS = 1 << 26
 
 _ACTIONS = ("action", "actions")
 # Where no observations are named: all of `STATES` that are there, else the first of these.
@@ -64,24 +70,70 @@ def select(
     return Selection(tuple(chosen_actions), tuple(chosen_observations), tuple(notes))
 
 
-def read_episodes(source: Source, selection: Selection) -> dict[str, Tensor]:
+def is_large(source: Source, names: Sequence[str]) -> bool:
+    """Whether the rows of these columns are more than memory should hold."""
+    widths = 0
+    for name in names:
+        width = source.columns[name].width
+        if not width and source.pieces is not None:  # of lists the file may not say the length
+            width = first_rows(source, [name])[name][:1].numel()
+        widths += width
+    return source.rows * widths > MOST_NUMBERS
+
+
+def first_rows(source: Source, names: Sequence[str]) -> dict[str, Tensor]:
+    """The first piece of each of these columns."""
+    assert source.pieces is not None
+    return {name: next(source.pieces(name)) for name in names}
+
+
+def read_episodes(
+    source: Source, selection: Selection, cache: str | Path | None = None
+) -> dict[str, Tensor]:
     """The arrays of `fastgen.data.windows.windows_of`: `actions` (M, d_x), `observations` (M, d_z)
     and `episode_ends` (E,). Columns are joined in their order; a row of several axes is flattened.
+
+    Of more than 2^26 numbers the columns are mapped, and rows are joined when they are taken.
+
+    Args:
+        cache: as `kept_columns`.
+
+    Raises:
+        ValueError: as `kept_columns`, or a column of another number of rows.
     """
     names = sorted({*selection.actions, *selection.observations})
-    arrays = source.read(names)
+    large = is_large(source, names)
+    if large and source.pieces is not None:
+        arrays = kept_columns(source, names, cache)
+    else:
+        arrays = source.read(names)
     for name in names:
         if len(arrays[name]) != source.rows:
             raise ValueError(
                 f"{source.path}: expected {source.rows} rows of {name}, got {len(arrays[name])}"
             )
-    return {
-        "actions": _joined([arrays[name] for name in selection.actions], selection.actions),
-        "observations": _joined(
-            [arrays[name] for name in selection.observations], selection.observations
-        ),
-        "episode_ends": torch.tensor(source.ends),
-    }
+    found = {}
+    for key, columns in (("actions", selection.actions), ("observations", selection.observations)):
+        side = _SideBySide([arrays[name] for name in columns], columns)
+        found[key] = MadeRows(side) if large else side.take(slice(None))
+    return {**found, "episode_ends": torch.tensor(source.ends)}
+
+
+class _SideBySide(RowMaker):
+    """The channels of some columns (M, *shape), side by side: (M, d)."""
+
+    def __init__(self, parts: Sequence[Tensor], names: Sequence[str]) -> None:
+        self._parts = parts
+        self._names = names
+        like = self.take(slice(1))
+        self.shape = (len(parts[0]), like.shape[1])
+        self.dtype = like.dtype
+
+    def take(self, rows: Tensor | slice) -> Tensor:
+        return _joined([part[rows] for part in self._parts], self._names)
+
+    def contents(self) -> Iterator[Tensor]:
+        yield from self._parts
 
 
 def _default(source: Source, names: Sequence[str]) -> list[str]:
@@ -157,7 +209,7 @@ def _joined(parts: Sequence[Tensor], names: Sequence[str]) -> Tensor:
     for name, part in zip(names, parts, strict=True):
         # Yes-or-no channels, as of a gripper, are 0 and 1.
         part = part.long() if part.dtype == torch.bool else exact_numbers(name, part)
-        flat.append(part.reshape(len(part), -1))
+        flat.append(part.flatten(1) if part.ndim > 1 else part[:, None])
     if len({part.dtype for part in flat}) > 1:
         # float64 holds what float32 and all whole numbers of a recording hold.
         flat = [part.double() for part in flat]

@@ -6,7 +6,7 @@ for. What is not asked for, such as images, is never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +70,8 @@ class Source:
         ends: for each episode the row after its last one; they increase from above 0 to M, the
             number of rows.
         read: names of number columns -> {name: (M, *shape)}, in the dtype of the file.
+        pieces: name of a number column -> its rows in order, (m, *shape) at a time, for columns
+            that memory doesn't hold; None where `read` answers with mapped arrays.
         rate: rows per second; None where the data set doesn't say.
         notes: what is odd about it, a line each.
     """
@@ -79,6 +81,7 @@ class Source:
     columns: Mapping[str, Column]
     ends: Sequence[int]
     read: Callable[[Sequence[str]], dict[str, Tensor]]
+    pieces: Callable[[str], Iterator[Tensor]] | None = None
     rate: float | None = None
     notes: tuple[str, ...] = field(default=())
 

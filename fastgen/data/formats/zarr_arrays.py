@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 from ..._core.json_files import MOST_JSON_BYTES, parse_json
@@ -23,7 +23,7 @@ from ..._core.messages import brief
 from .parts import check_unpacked, needed
 from .zarr_stores import Store
 
-__all__ = ["ZarrArray", "describe", "read_array"]
+__all__ = ["ZarrArray", "array_pieces", "describe", "read_array"]
 
 _MOST_AXES = 8
 _DTYPE = re.compile(r"[<>|](?:f[248]|[iu][1248]|b1)")
@@ -177,32 +177,71 @@ def read_array(store: Store, array: ZarrArray, where: str) -> Any:
     """
     import numpy as np
 
-    if array.dtype is None:
-        raise ValueError(f"{where}: expected numbers in {array.name}, got another kind")
-    dtype = np.dtype(array.dtype)
-    one = math.prod(array.chunks) * dtype.itemsize
-    stored = sum(store.sizes(array.name).values())
-    # All of it, and one chunk, which may be larger.
-    check_unpacked(f"{where}, {array.name}", math.prod(array.shape) * dtype.itemsize, stored)
-    check_unpacked(f"{where}, {array.name}", one, stored)
+    dtype = _checked_dtype(store, array, where, whole=True)
     result = np.empty(array.shape, dtype.newbyteorder("="))
     if not result.size:
         return result
     for index, region in _regions(array):
-        said = f"{where}, chunk {array.key(index)} of {array.name}"
-        data = store.read(f"{array.name}/{array.key(index)}", one + _SLACK + one // 8)
-        if data is None:
-            raise ValueError(
-                f"{said}: expected it, got none; copy the data set anew, or, if these rows are "
-                "empty, write them with write_empty_chunks=True"
-            )
-        raw = _unpacked(data, array.codecs, one, said)
-        stored_shape = [array.chunks[axis] for axis in array.order]
-        chunk = np.frombuffer(raw, dtype).reshape(stored_shape)
-        chunk = chunk.transpose(np.argsort(array.order))
-        within = tuple(slice(0, part.stop - part.start) for part in region)
-        result[region] = chunk[within]
+        result[region] = _chunk(store, array, where, index, region)
     return result
+
+
+def array_pieces(store: Store, array: ZarrArray, where: str) -> Iterator[Any]:
+    """The numbers of an array, those of one chunk's rows at a time; errors as `read_array`."""
+    import numpy as np
+
+    dtype = _checked_dtype(store, array, where, whole=False)
+    if not math.prod(array.shape):
+        yield np.empty(array.shape, dtype.newbyteorder("="))
+        return
+    for start, same_rows in groupby(_regions(array), lambda place: place[1][0].start):
+        rows = min(array.chunks[0], array.shape[0] - start)
+        piece = np.empty((rows, *array.shape[1:]), dtype.newbyteorder("="))
+        for index, region in same_rows:
+            piece[(slice(None), *region[1:])] = _chunk(store, array, where, index, region)
+        yield piece
+
+
+def _checked_dtype(store: Store, array: ZarrArray, where: str, *, whole: bool) -> Any:
+    """The dtype of an array of numbers that its chunks can hold and, as a whole, memory."""
+    import numpy as np
+
+    if array.dtype is None:
+        raise ValueError(f"{where}: expected numbers in {array.name}, got another kind")
+    dtype = np.dtype(array.dtype)
+    one = math.prod(array.chunks) * dtype.itemsize
+    wanted = math.prod(array.shape) * dtype.itemsize
+    stored = sum(store.sizes(array.name).values())
+    # All of it, and one chunk, which may be larger.
+    check_unpacked(f"{where}, {array.name}", wanted, stored, whole=whole)
+    check_unpacked(f"{where}, {array.name}", one, stored)
+    return dtype
+
+
+def _chunk(
+    store: Store,
+    array: ZarrArray,
+    where: str,
+    index: tuple[int, ...],
+    region: tuple[slice, ...],
+) -> Any:
+    """The numbers of a chunk that lie in the array."""
+    import numpy as np
+
+    dtype = np.dtype(array.dtype)
+    one = math.prod(array.chunks) * dtype.itemsize
+    said = f"{where}, chunk {array.key(index)} of {array.name}"
+    data = store.read(f"{array.name}/{array.key(index)}", one + _SLACK + one // 8)
+    if data is None:
+        raise ValueError(
+            f"{said}: expected it, got none; copy the data set anew, or, if these rows are "
+            "empty, write them with write_empty_chunks=True"
+        )
+    raw = _unpacked(data, array.codecs, one, said)
+    stored_shape = [array.chunks[axis] for axis in array.order]
+    chunk = np.frombuffer(raw, dtype).reshape(stored_shape)
+    chunk = chunk.transpose(np.argsort(array.order))
+    return chunk[tuple(slice(0, part.stop - part.start) for part in region)]
 
 
 def _regions(array: ZarrArray) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._core.messages import first_names
 from .parts import check_ends, kept_numbers
 from .source import Column, Source, kind_of_rows
-from .zarr_arrays import ZarrArray, describe, read_array
+from .zarr_arrays import ZarrArray, array_pieces, describe, read_array
 from .zarr_stores import Store, opened_store
 
 __all__ = ["is_zarr", "open_zarr"]
@@ -59,7 +59,12 @@ def open_zarr(path: Path) -> Source:
         with opened_store(path) as store:
             return {name: _read(store, arrays[name], path) for name in names}
 
-    return Source("zarr replay buffer", path, columns, ends, read, notes=tuple(notes))
+    def pieces(name: str) -> Iterator[Tensor]:
+        with opened_store(path) as store:
+            for numbers in array_pieces(store, arrays[name], str(path)):
+                yield torch.from_numpy(kept_numbers(numbers, f"{path}, {arrays[name].name}"))
+
+    return Source("zarr replay buffer", path, columns, ends, read, pieces, notes=tuple(notes))
 
 
 def _ends(store: Store, array: ZarrArray, path: Path) -> list[int]:
