@@ -79,7 +79,8 @@ print(torch.__version__)
 def fingerprint(state: State) -> str:
     """Changes whenever an environment has to be looked at again: recipe files, Python, place of the
     checkout."""
-    files = [CONSTRAINTS, PYPROJECT, *SCRIPTS, *sorted(STAND_IN.rglob("*.py"))]
+    stand_in = sorted(path for kind in ("*.py", "*.toml") for path in STAND_IN.rglob(kind))
+    files = [CONSTRAINTS, PYPROJECT, *SCRIPTS, *stand_in]
     digest = hashlib.sha256(json.dumps([str(ROOT), state.version]).encode())
     for file in files:
         digest.update(file.read_bytes())
@@ -179,17 +180,24 @@ def install(env: Environment, what: str, *arguments: str) -> None:
 
 
 def install_lie_learn(env: Environment, found: dict[str, str], constraints: str) -> str:
-    """Makes `lie_learn` importable for escnn: the published wheel where it can work, else the
+    """Makes `lie_learn` importable for escnn: the published wheel where numpy 1 is, else the
     stand-in in tools/."""
-    if "lie-learn" in found:
-        return f"lie_learn {found['lie-learn']}"
+    there = found.get("lie-learn")
+    if there == stand_in_version() or (there is not None and found["numpy"].startswith("1.")):
+        return f"lie_learn {there}"
     wheel = ["--no-deps", "--only-binary", "lie_learn", "-c", constraints, "lie_learn"]
     if int(found["numpy"].split(".")[0]) < 2 and pip(env, *wheel):
         return "lie_learn"
     with tempfile.TemporaryDirectory() as folder:
         source = shutil.copytree(STAND_IN, Path(folder) / "lie_learn")
         install(env, "the stand-in for lie_learn", "--no-deps", str(source))
-    return "the stand-in of tools/lie_learn (no lie_learn wheel fits here)"
+    return "the stand-in of tools/lie_learn (lie_learn has no wheel that fits here)"
+
+
+def stand_in_version() -> str:
+    """The version of tools/lie_learn, by which an earlier one is told."""
+    text = (STAND_IN / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r'^version = "(.*)"$', text, re.MULTILINE)[0]
 
 
 def install_all(env: Environment, state: State, groups: list[str]) -> None:
@@ -228,7 +236,11 @@ def install_all(env: Environment, state: State, groups: list[str]) -> None:
             "compiler"
         )
         install(env, "escnn", "--no-deps", "-c", constraints, *bare)
-        say(f"installed {install_lie_learn(env, after.found, constraints)} for escnn")
+        lie_learn = install_lie_learn(env, after.found, constraints)
+        say(f"installed {lie_learn} for escnn")
+        if "stand-in" in lie_learn:
+            # What escnn computed and kept by an earlier one.
+            shutil.rmtree(after.purelib / "escnn" / "group" / "_cache", ignore_errors=True)
         say("installing the sample of recorded flights (the data files in the package traffic)")
         install(env, "traffic", "--no-deps", "-c", constraints, FLIGHTS)
         say("installing fastgen itself, editable")

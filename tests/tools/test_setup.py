@@ -283,7 +283,7 @@ def test_what_the_checks_run_is_installed_for_developers():
 
 @pytest.mark.parametrize("extra", ["parquet", "hdf5", "zarr", "interop"])
 def test_what_tests_need_is_installed_for_developers(extra):
-    assert set(ARRAYS[extra]) <= set(ARRAYS["dev"])
+    assert names(ARRAYS[extra]) <= names(ARRAYS["dev"])
 
 
 def test_no_test_is_skipped_for_a_package_that_is_missing():
@@ -341,3 +341,28 @@ def test_a_python_that_is_missing_or_too_old_is_one_line(tmp_path):
         assert done.returncode == 1 and done.stdout == ""
         assert len(done.stderr.splitlines()) == 1
         assert "needs Python 3.10 or newer" in done.stderr and said in done.stderr
+
+
+def test_numpy_2_is_taken_on_every_python():
+    for python in PYTHONS:
+        pin = next(pin for pin in PINS if pin.name == "numpy" and applies(pin, python))
+        assert next(iter(pin.specifier)).version.startswith("2.")
+
+
+@pytest.mark.parametrize(
+    ("numpy", "there", "installed_anew"),
+    [
+        ("1.26.4", "0.0.2", False),
+        ("2.4.6", "0.0.2", True),
+        ("2.4.6", "0.0.2+standin", True),
+        ("2.4.6", setup_env.stand_in_version(), False),
+    ],
+)
+def test_a_lie_learn_that_numpy_does_not_take_is_replaced(
+    monkeypatch, tmp_path, numpy, there, installed_anew
+):
+    called = []
+    monkeypatch.setattr(setup_env, "pip", lambda env, *arguments: called.append(arguments) or True)
+    env = setup_target.Environment(tmp_path, tmp_path / "bin" / "python", ours=True)
+    said = setup_env.install_lie_learn(env, {"numpy": numpy, "lie-learn": there}, "none")
+    assert bool(called) == installed_anew and ("stand-in" in said) == installed_anew
