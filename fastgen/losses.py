@@ -205,7 +205,7 @@ def r1_loss(real_logits: Tensor, perturbed_real_logits: Tensor) -> Tensor:
     return (at_least_float32(real_logits) - at_least_float32(perturbed_real_logits)).square().mean()
 
 
-def pseudo_huber(residual: Tensor, huber_c: float) -> Tensor:
+def pseudo_huber(residual: Tensor, huber_c: float, *, mask: Tensor | None = None) -> Tensor:
     """Pseudo-Huber size of residuals: mean_B ( sqrt(mean_d r^2 + c^2) - c ).
 
     Residuals well above c count linearly, so that single ones decide little; those well below it
@@ -214,19 +214,25 @@ def pseudo_huber(residual: Tensor, huber_c: float) -> Tensor:
     Args:
         residual: r, shape (B, ...).
         huber_c: c > 0, in units of the residual's root mean square.
+        mask: bool, (B, T) or broadcastable to `residual` (B, T, ...), True = real token; mean_d is
+            then over what is real, and padding gets no gradient.
 
     Returns:
         scalar, at least float32.
 
     Raises:
-        ValueError: unless huber_c > 0.
+        ValueError: unless huber_c > 0; a mask without a real token in some row.
 
     References: Song & Dhariwal, Improved Techniques for Training Consistency Models, 2023,
     arXiv:2310.14189.
     """
     if not huber_c > 0:
         raise ValueError(f"expected huber_c > 0, got {huber_c}")
-    square = at_least_float32(residual).square().flatten(1).mean(1)
+    residual = at_least_float32(residual)
+    if mask is None:
+        square = residual.square().flatten(1).mean(1)
+    else:
+        square = mean_square_of_samples(residual, expand_mask(mask, residual))
     return ((square + huber_c**2).sqrt() - huber_c).mean()
 
 

@@ -1,6 +1,8 @@
 """Networks: how one is called, what it says of itself, and what may be wrapped around it.
 
 Every network is called `net(x_t, t, cond)`, in its own dtype, with times in no less than float32.
+A condition may say which tokens are real (`_core/masks.py`): padding is 0 in what a network sees and
+in what it answers.
 What is wrapped around one is a coat: see `NetworkWrapper`, `coats` and `unwrap`.
 """
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from ._core.calls import call_intact
 from ._core.checks import check_shape
 from ._core.conditions import named_tensors
+from ._core.masks import cond_without_masks, real_only
 from ._core.messages import brief
 from ._core.modules import as_built, inside_launcher
 from ._core.precision import computing_dtype
@@ -183,7 +186,7 @@ def check_trained_sizes(network: object, x: Tensor, cond: Cond, who: str) -> Non
         raise ValueError(f"trained_sizes of {who}: {error}") from error
     if "X" in sizes:
         check_sizes(x, "X", sizes, who)
-    check_sizes(cond, "Z", sizes, who)
+    check_sizes(cond_without_masks(cond), "Z", sizes, who)
 
 
 def _declared(network: object, name: str, default: Any) -> Any:
@@ -238,7 +241,8 @@ def call_network(
             if its own dtype is that, else in float32.
         x_t: shape (B, ...), any floating dtype.
         t: float or (B,), in [0, 1].
-        cond: handed over untouched.
+        cond: handed over untouched. Where it carries masks (`_core/masks.py`), padding of `x_t` and
+            of the answer is 0.
         dtype: in which a network without parameters is called.
 
     Returns:
@@ -254,7 +258,7 @@ def call_network(
     else:
         times = torch.full((x_t.shape[0],), t, dtype=time_dtype(dtype), device=x_t.device)
     try:
-        pred = call_intact(network, x_t.to(dtype), times, cond)
+        pred = call_intact(network, real_only(x_t.to(dtype), cond), times, cond)
     except IndexError as error:
         labels = _label_ranges(cond)
         if not labels:
@@ -263,7 +267,7 @@ def call_network(
             f"expected labels that the network knows, got {labels}: {brief(error)}"
         ) from error
     check_shape("the network's output", pred, x_t.shape)
-    return pred
+    return real_only(pred, cond)
 
 
 def _label_ranges(cond: Cond) -> str:
@@ -292,7 +296,7 @@ def predict_x0(
         network, x_t, t, cond, dtype: as in `call_network`.
     """
     pred = call_network(network, x_t, t, cond, dtype=dtype)
-    return convert_prediction(pred, x_t, t, pred_type, "x0")
+    return real_only(convert_prediction(pred, x_t, t, pred_type, "x0"), cond)
 
 
 def teacher_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_type: str) -> Tensor:
@@ -304,7 +308,7 @@ def teacher_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_typ
     """
     direct = _declared(network, "predict_x0", None)
     if direct is not None:
-        return call_intact(direct, x_t, t, cond)
+        return _x0_by(direct, x_t, t, cond)
     return predict_x0(network, x_t, t, cond, pred_type=pred_type, dtype=x_t.dtype)
 
 
@@ -313,8 +317,13 @@ def unclipped_x0(network: Network, x_t: Tensor, t: Tensor, cond: Cond, *, pred_t
     once, after guidance."""
     direct = _declared(network, "unclipped_x0", None)
     if direct is not None:
-        return call_intact(direct, x_t, t, cond)
+        return _x0_by(direct, x_t, t, cond)
     return teacher_x0(network, x_t, t, cond, pred_type=pred_type)
+
+
+def _x0_by(way: Network, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    """What a network's own way to x0 answers, with 0 at padding."""
+    return real_only(call_intact(way, real_only(x_t, cond), t, cond), cond)
 
 
 def clipped_x0(network: object, x0: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._core.checks import check_choice
-from ._core.tensors import at_least_float32
+from ._core.checks import check_choice, check_shape
+from ._core.tensors import at_least_float32, expand_like, expand_mask
 from .metrics import pairwise_distances
 from .two_sample import KERNELS, two_sample_loss
 
@@ -49,6 +49,7 @@ def set_loss(
     *,
     bandwidths: Sequence[float] = BANDWIDTHS,
     temperatures: Sequence[float] = TEMPERATURES,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The distance at the head of this module, of the sets of each group, mean over groups.
 
@@ -58,32 +59,47 @@ def set_loss(
         kind: one of `SET_LOSSES`.
         bandwidths: of "mmd", in units of the samples.
         temperatures: h > 0 of "drift", likewise.
+        mask: bool (G, T), True = real token, over the first axis of a sample. The samples of a
+            group have one length; padding counts neither in r nor among the entries.
 
     Returns:
         scalar, at least float32. "energy" and "mmd" may be negative.
 
     Raises:
         ValueError: an unknown kind, shapes that don't fit, m < 2, temperatures or bandwidths that
-            aren't positive.
+            aren't positive, a group without a real token.
     """
     check_choice("kind", kind, SET_LOSSES)
     y = y.detach()
     if kind in KERNELS:
-        return two_sample_loss(x, y, kind, bandwidths=bandwidths)
+        return two_sample_loss(x, y, kind, bandwidths=bandwidths, mask=mask)
     fits = x.ndim >= 3 and x.ndim == y.ndim and len(x) == len(y) and x.shape[2:] == y.shape[2:]
     if not fits or x.shape[1] < 2 or y.shape[1] < 1:
         raise ValueError(
             f"expected x (G, m, ...) with m >= 2 and y (G, n, ...) with n >= 1, got "
             f"{tuple(x.shape)} and {tuple(y.shape)}"
         )
-    x = at_least_float32(x).flatten(2)
-    y = at_least_float32(y).flatten(2)
+    x = at_least_float32(x)
+    y = at_least_float32(y)
+    if mask is not None:
+        x, y = (_real_entries(value, mask) for value in (x, y))
+    x = x.flatten(2)
+    y = y.flatten(2)
     if kind == "chamfer":
         square = _distances(x, y).square()
         return square.amin(2).mean() + square.amin(1).mean()
     with torch.no_grad():
         target = x + drift_field(x, y, temperatures)
     return (x - target).square().mean()
+
+
+def _real_entries(x: Tensor, mask: Tensor) -> Tensor:
+    """Samples x (G, m, T, ...) with 0 at padding, and as much larger as makes the mean over all
+    entries one over the real ones; `mask` (G, T)."""
+    check_shape("mask", mask, (x.shape[0], x.shape[2]))
+    real = expand_mask(mask, x[:, 0])[:, None]
+    share = real.flatten(1).to(x.dtype).mean(1)
+    return x.masked_fill(~real, 0.0) / expand_like(share.sqrt(), x)
 
 
 def drift_field(x: Tensor, y: Tensor, temperatures: Sequence[float] = TEMPERATURES) -> Tensor:

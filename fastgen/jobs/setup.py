@@ -17,6 +17,7 @@ from .._core.conditions import (
     tensors_in,
 )
 from .._core.copies import copied
+from .._core.masks import cond_without_masks
 from .._core.messages import first_names
 from .._core.precision import in_full_precision, is_uniform, trainable
 from .._core.row_counts import RowCount
@@ -218,7 +219,8 @@ def guided_teacher(cfg: DistillConfig, network: nn.Module, data: Data) -> nn.Mod
     if dmd.guidance_scale is None or source is None:
         return network
     _, cond = data.network_inputs()
-    row = take_rows(cond, slice(1))
+    # The network guides away under the masks of the very samples.
+    row = take_rows(cond_without_masks(cond), slice(1))
     if not tensors_in(row):
         raise ValueError(
             "expected data with a condition for dmd.guidance_scale, got none to guide away from; "

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from .._core.checks import check_pred_type, check_shape, check_time
 from .._core.conditions import cond_to, take_rows
+from .._core.masks import real_only, token_mask
 from .._core.modules import as_built, evaluating
 from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..config.dmd import DMDConfig
@@ -135,7 +136,7 @@ def consistency_loss(
     s = s.to(x0.device, wide)
     ends = ends.to(x0.device, wide)
 
-    x_t = add_noise(x0.to(wide), noise.to(wide), t)
+    x_t = real_only(add_noise(x0.to(wide), noise.to(wide), t), cond)
     answer = _end_of(student, x_t, t, ends, cond, pred_type, x0.dtype)
     with torch.no_grad():
         with evaluating(*_modules(teacher)):
@@ -149,7 +150,7 @@ def consistency_loss(
             wanted = _end_of(target, x_s, s, ends, cond, pred_type, x0.dtype)
     # The states are float64, the loss is in the dtype of the data, at least float32.
     residual = (answer - wanted).to(torch.promote_types(x0.dtype, torch.float32))
-    return pseudo_huber(residual, huber_c)
+    return pseudo_huber(residual, huber_c, mask=token_mask(cond))
 
 
 def _end_of(

@@ -17,10 +17,11 @@ own loss has the caller's.
 Each loss draws from its `generator` in this order: the rung (if the student has several), the sde
 noise of the rollout, then t and eps of the loss.
 
-Samples of different lengths are padded and given a `mask`: padding counts in no mean. The mask says
-nothing to student, teacher and fake score, whose condition must tell them (or whose attention is
-causal); a discriminator is called with `mask=` too. Padding must be finite: a network's gradient is
-NaN where its input is.
+Samples of different lengths are padded: padding counts in no mean. A condition that carries masks
+(`_core/masks.py`) tells all networks and losses, and whatever stands in the padding changes
+nothing. A `mask` by itself says nothing to student, teacher and fake score, whose condition must
+tell them (or whose attention is causal), and padding must be finite. A discriminator is called with
+`mask=` either way.
 
 References:
     Yin et al., One-step Diffusion with Distribution Matching Distillation, 2023, arXiv:2311.18828.
@@ -97,7 +98,7 @@ class DMDPipeline(Pipeline):
             noise: standard normal, shape (B, ...): where the student starts.
             cond: condition of student, fake score and teacher.
             negative_cond: condition guided away from, needed with `guidance_scale`.
-            mask: (B, T), True at real tokens; None: all are.
+            mask: (B, T), True at real tokens; None: that of the condition, or all are.
             generated: what `generate` returned, to be used in place of new samples.
             verdict: what `vsd_verdict` said of these samples; None: the judges are asked.
             generator: source of rung, sde noise, t, eps, then t and eps of the GAN loss (of the

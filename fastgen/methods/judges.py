@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from .._core.checks import check_choice, check_pred_type
+from .._core.masks import masked_like, token_mask
 from .._core.modules import as_built, evaluating, frozen
 from ..discriminators import Features, block_features, sample_features
 from ..flow_matching import convert_prediction
@@ -75,7 +76,7 @@ class Judges:
         Raises:
             ValueError: for a mask with a teacher that rescales by itself.
         """
-        self._check_mask(mask)
+        self._check_mask(mask, cond)
         config = self.config
         if config.guidance_scale is None or config.guidance_scale == 1.0:
             with evaluating(self.teacher):
@@ -93,7 +94,7 @@ class Judges:
         """The teacher's x0 (B, ...) without and with guidance, in the calls that `teacher_x0`
         costs; the same one twice for a teacher that isn't guided. Errors are those of
         `teacher_x0`."""
-        self._check_mask(mask)
+        self._check_mask(mask, cond)
         config = self.config
         if config.guidance_scale is not None and config.guidance_scale != 1.0:
             return self._guided_by_config(x_t, t, cond, negative_cond, mask)
@@ -105,10 +106,11 @@ class Judges:
             plain, guided = teacher.plain_and_guided(x_t, t, cond)
         return clipped_x0(teacher, plain), clipped_x0(teacher, guided)
 
-    def _check_mask(self, mask: Tensor | None) -> None:
-        """Refuse a mask with a teacher that rescales by itself."""
+    def _check_mask(self, mask: Tensor | None, cond: Cond) -> None:
+        """Refuse a mask that is not the condition's with a teacher that rescales by itself."""
         teacher = as_built(self.teacher)
-        if mask is not None and isinstance(teacher, GuidedNetwork) and teacher.guidance.rescale:
+        untold = mask is not None and token_mask(cond) is None
+        if untold and isinstance(teacher, GuidedNetwork) and teacher.guidance.rescale:
             raise ValueError(
                 "expected guidance_rescale and negative_cond of the pipeline with a mask, got a "
                 "teacher that rescales by itself and cannot tell padding"
@@ -120,12 +122,14 @@ class Judges:
         """x0 (B, ...) of the teacher without the guidance that the config asks for, and with it."""
         config = self.config
         assert config.guidance_scale is not None
+        negative_cond = masked_like(negative_cond, cond)
         with evaluating(self.teacher):
             x0 = unclipped_x0(self.teacher, x_t, t, cond, pred_type=config.pred_type)
             negative = unclipped_x0(self.teacher, x_t, t, negative_cond, pred_type=config.pred_type)
         guidance = Guidance(
             config.guidance_scale, config.guidance_interval, config.guidance_rescale
         )
+        mask = token_mask(cond) if mask is None else mask
         guided = guide_x0(x0, negative, t, guidance, mask=mask)
         return clipped_x0(self.teacher, x0), clipped_x0(self.teacher, guided)
 
@@ -188,6 +192,7 @@ class Judges:
         discriminator: nn.Module, seen: list[Tensor], t: Tensor, cond: Cond, mask: Tensor | None
     ) -> Tensor:
         """Logits (B, heads) of these features, in the mode that `discriminator` is in."""
+        mask = token_mask(cond) if mask is None else mask
         if mask is None:
             return discriminator(seen, t, cond)
         return discriminator(seen, t, cond, mask=mask)

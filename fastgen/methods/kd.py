@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .._core.checks import check_choice
 from .._core.conditions import cond_to, take_rows
+from .._core.masks import real_only, token_mask
 from .._core.seeds import draw_rows, generator_for
 from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig
@@ -68,7 +69,7 @@ def teacher_pairs(
             `t_max` if it has one, else from t = 1, for "eps" from t_1. A guided one is a
             :class:`fastgen.teachers.guided.GuidedNetwork`.
         noise: standard normal, shape (B, ...).
-        cond: condition.
+        cond: condition. Where it carries masks, padding is 0 in all states.
         t_list: the student's trajectory, K rungs and 0.0.
         calls, method: the grid (see `rung_grid`) and the solver of the ODE.
         pred_type: what the teacher predicts.
@@ -88,7 +89,7 @@ def teacher_pairs(
         declared = [times[0], *declared]
     grid, index = rung_grid(times, calls, t_max=t_max, times=declared)
     velocity = teacher_velocity(teacher, cond, dtype=noise.dtype, pred_type=pred_type)
-    wide_noise = noise.to(wide_dtype(noise.device))
+    wide_noise = real_only(noise.to(wide_dtype(noise.device)), cond)
     wanted = set(index[1:])
     states = [times[0] * wide_noise]
     for i, x in enumerate(integrate(velocity, grid[0] * wide_noise, grid, method)):
@@ -127,7 +128,7 @@ def kd_loss(
 
     With t = t_list[k], x_t = states[:, k] and r = x0_student - target,
 
-        loss = mean_B ( sqrt(mean_d r^2 + c^2) - c ).
+        loss = mean_B ( sqrt(mean_d r^2 + c^2) - c ),    mean_d over what is real.
 
     The target is what the student's sampler needs at that rung. `sde` re-noises the predicted x0,
     so the target is the end of the trajectory, states[:, -1]. `ode` moves in a straight line to the
@@ -176,7 +177,7 @@ def kd_loss(
         s = all_times[rungs + 1]
         x_s = states[row, rungs + 1]
         target = (x_t - expand_like(t / (t - s), x_t) * (x_t - x_s)).to(states.dtype)
-    return pseudo_huber(x0 - target, huber_c)
+    return pseudo_huber(x0 - target, huber_c, mask=token_mask(cond))
 
 
 class KnowledgeDistillation(Stage):

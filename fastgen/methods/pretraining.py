@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .._core.calls import call_intact
 from .._core.conditions import cond_to, map_tensors, take_rows
+from .._core.masks import cond_without_masks, masked_like, real_only, token_mask
 from .._core.tensors import expand_like
 from ..config.training import TeacherTrainConfig
 from ..flow_matching import add_noise, sample_timesteps
@@ -24,7 +25,8 @@ __all__ = ["FlowMatchingTraining", "flow_matching_loss"]
 def flow_matching_loss(
     network: Network, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond = None
 ) -> Tensor:
-    """Mean square of v(x_t, t, cond) - (eps - x0), at x_t = (1 - t) x0 + t eps.
+    """Mean square of v(x_t, t, cond) - (eps - x0), at x_t = (1 - t) x0 + t eps; of each sample over
+    its real tokens, where the condition carries masks.
 
     Args:
         network: called `network(x_t, t, cond)`, predicts the flow.
@@ -33,8 +35,8 @@ def flow_matching_loss(
     References:
         Lipman et al., Flow Matching for Generative Modeling, 2023, arXiv:2210.02747.
     """
-    pred = call_intact(network, add_noise(x0, eps, t), t, cond)
-    return dsm_loss("flow", pred, x0=x0, eps=eps, t=t)
+    pred = call_intact(network, real_only(add_noise(x0, eps, t), cond), t, cond)
+    return dsm_loss("flow", pred, x0=x0, eps=eps, t=t, mask=token_mask(cond))
 
 
 class FlowMatchingTraining(Stage):
@@ -70,7 +72,10 @@ class FlowMatchingTraining(Stage):
         t = self._times(step).to(x0.device)
         if self.cfg.cond_dropout:
             kept = self.draws.uniform(step, "cond") >= self.cfg.cond_dropout
-            cond = map_tensors(lambda value: value * expand_like(kept.to(value), value), cond)
+            Z = map_tensors(
+                lambda value: value * expand_like(kept.to(value), value), cond_without_masks(cond)
+            )
+            cond = masked_like(Z, cond)
         return x0, eps, t, cond
 
     def _times(self, step: int) -> Tensor:

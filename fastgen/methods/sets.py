@@ -9,6 +9,9 @@ Where rows have conditions of their own, sets can be compared together with them
 (`set_conditional=false`): a group has m rows of any conditions z, the student makes one sample for
 each z, and what is compared are (x, s z), with s = sqrt(numbers of x / numbers of z), so that both
 count alike.
+
+Rows of one condition have its masks, too, and only their real tokens are compared. Rows of any
+conditions may differ in length: there padding is 0 in x and in z.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .._core.conditions import cond_text, cond_to, take_rows, tensors_in
+from .._core.masks import cond_without_masks, masks_of, real_only, token_mask, with_masks
 from ..networks import Cond
 from ..set_losses import set_loss
 from ..training.draws import Draws
@@ -62,7 +66,7 @@ def check_sets(networks: Networks) -> None:
         n = len(rows)
     if cfg.dmd.set_conditional:
         _rows_in_company(condition_numbers(cond, n), cfg.dmd.set_samples)
-    elif any(not value.is_floating_point() for value in tensors_in(cond)):
+    elif any(not value.is_floating_point() for value in tensors_in(cond_without_masks(cond))):
         raise ValueError(
             "expected a condition of real numbers with dmd.set_conditional=false, got "
             f"{cond_text(cond)}; labels are shared by rows: leave it out"
@@ -182,7 +186,10 @@ def set_term(
     start = None if config.backward_simulation else target
     made = rollouts.generate(start, noise, cond, generator=generator)
     x = made.x0
+    mask = token_mask(cond)
+    mask = None if mask is None else mask[::m]
     if not config.set_conditional:
+        mask = None
         x = _beside(x, cond)
         target = _beside(target, cond)
     groups = (len(target) // m, m)
@@ -192,12 +199,17 @@ def set_term(
         config.set_loss,
         bandwidths=config.real_data_bandwidths,
         temperatures=config.set_temperatures,
+        mask=mask,
     )
 
 
 def _beside(x: Tensor, cond: Cond) -> Tensor:
-    """(x, s z): (B, numbers of both), z without a gradient."""
-    parts = [value.detach().to(x.dtype).flatten(1) for value in tensors_in(cond)]
+    """(x, s z): (B, numbers of both), z without a gradient; 0 at padding of either."""
+    Z, _, cond_mask = masks_of(cond)
+    x = real_only(x, cond)
+    if cond_mask is not None:
+        Z = real_only(Z, with_masks(None, cond_mask))
+    parts = [value.detach().to(x.dtype).flatten(1) for value in tensors_in(Z)]
     if not parts:
         return x.flatten(1)
     z = torch.cat(parts, 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._core.checks import check_shape
 from .._core.conditions import map_tensors
+from .._core.masks import cond_without_masks, token_mask
 from ..flow_matching import add_noise, convert_prediction
 from ..losses import (
     dsm_loss,
@@ -60,7 +61,7 @@ def sample_terms(
         x0: data (B, ...), for a relativistic GAN loss; else it may be None.
         cond: condition of the samples.
         negative_cond: condition guided away from.
-        mask: (B, T), True at real tokens; None: all are.
+        mask: (B, T), True at real tokens; None: that of the condition, or all are.
         verdict: as in :func:`vsd_term`.
         generator: source of the draws of VSD, then of the GAN loss.
     """
@@ -102,6 +103,7 @@ def vsd_term(
             they are asked.
     """
     config = judges.config
+    mask = token_mask(cond) if mask is None else mask
     if verdict is None:
         verdict = vsd_verdict(
             judges, draws, made, cond, negative_cond=negative_cond, mask=mask, generator=generator
@@ -178,6 +180,7 @@ def real_data_term(
             compared.
     """
     config = rollouts.config
+    mask = token_mask(cond) if mask is None else mask
     m = config.real_data_samples
     if x0 is None:
         raise ValueError(f"expected x0 for real_data_weight={config.real_data_weight}, got None")
@@ -190,7 +193,7 @@ def real_data_term(
     groups = len(x0) // m
     x = made.x0
     real = x0
-    if config.real_data_conditional and cond is not None:
+    if config.real_data_conditional and cond_without_masks(cond) is not None:
         x = _samples_by_condition(rollouts, x0, noise, cond, m, generator)
         real = x0[::m]
         mask = None if mask is None else mask[::m]
@@ -247,6 +250,7 @@ def fake_score_term(
     Draws t, then eps.
     """
     config = judges.config
+    mask = token_mask(cond) if mask is None else mask
     with torch.no_grad():
         t, eps = draws.times_and_noise(made.x0, config.fake_score_t, generator)
         x_t = add_noise(made.x0, eps, t)

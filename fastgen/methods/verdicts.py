@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .._core.masks import token_mask
 from .._core.tensors import at_least_float32, expand_like
 from ..flow_matching import add_noise
 from ..networks import Cond
@@ -59,6 +60,7 @@ def vsd_verdict(
     that of all parts.
     """
     config = judges.config
+    mask = token_mask(cond) if mask is None else mask
     x0 = made.x0.detach()
     t, eps = draws.times_and_noise(x0, config.vsd_t, generator)
     x_t = add_noise(x0, eps, t)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._core.checks import check_count, check_shape
+from .._core.masks import masks_of, with_masks
 from .._core.tensors import expand_mask, masked_mean
 from .arguments import batch_of_times, check_mask, check_positive
 from .norms import NORM_EPS
@@ -205,7 +206,7 @@ class FourierBase(nn.Module):
         self,
         features: Sequence[Tensor],
         t: Tensor | float,
-        cond: Tensor | None = None,
+        cond: Any = None,
         *,
         mask: Tensor | None = None,
     ) -> Tensor:
@@ -216,9 +217,10 @@ class FourierBase(nn.Module):
                 the weights.
             t: times (B,), or a scalar.
             cond: Z of shape (B, T_z <= cond_horizon, d_z) or (B, d_z); None if the discriminator
-                was made without a condition.
-            mask: bool (B, T), True = real token of x_t: a padded sample has the logit of the sample
-                cut to its length.
+                was made without a condition. Or {"Z": Z, "mask": bool (B, T), "cond_mask": bool
+                (B, T_z)}, True = real token, of which either mask may be missing.
+            mask: bool (B, T), True = real token of x_t, where `cond` doesn't hold it: a padded
+                sample has the logit of the sample cut to its length.
 
         Returns:
             (B, 1), in the dtype of the weights.
@@ -235,13 +237,15 @@ class FourierBase(nn.Module):
         x = features[0]
         x = x[:, None] if x.ndim == 2 else x
         check_shape("x_t", x, ("B", f"T <= {self.body.in_horizon}", self.dim))
+        cond, own_mask, cond_mask = masks_of(cond)
+        mask = own_mask if mask is None else mask
         Z = self._condition_tokens(cond, x)
         if mask is not None:
             check_shape("mask", mask, x.shape[:2])
             # A weight of zero in attention is no protection from what is not finite.
             x = x.masked_fill(~expand_mask(mask, x), 0.0)
         y = self.features(x.to(self.body.time_emb.hidden.weight.dtype))
-        return self.head(self.body(y, t, Z, mask=mask), mask=mask)
+        return self.head(self.body(y, t, with_masks(Z, None, cond_mask), mask=mask), mask=mask)
 
     def _condition_tokens(self, cond: Any, x: Tensor) -> Any:
         """Z as tokens; one of zeros without a condition."""

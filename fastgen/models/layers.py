@@ -42,9 +42,11 @@ class TransformerEncoderLayer(nn.Module):
         self.mlp = self.mlp_class(embed_dim, dropout=dropout)
         self.dropout = self.kit.dropout(embed_dim, dropout)
 
-    def forward(self, x: Tensor, *, is_causal: bool = False) -> Tensor:
-        """Map x (B, T, D) to (B, T, D)."""
-        x = x + self.dropout(self.self_attention(self.self_norm(x), is_causal=is_causal))
+    def forward(self, x: Tensor, *, is_causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        """Map x (B, T, D) to (B, T, D); of x only the tokens that `mask`, bool (B, T), keeps are
+        seen."""
+        y = self.self_attention(self.self_norm(x), is_causal=is_causal, mask=mask)
+        x = x + self.dropout(y)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -108,6 +110,7 @@ class TransformerDecoderLayer(nn.Module):
         *,
         is_causal: bool = False,
         mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
     ) -> Tensor:
         """Map x (B, T, D) to (B, T, D).
 
@@ -118,6 +121,7 @@ class TransformerDecoderLayer(nn.Module):
             time: time features (B, time_dim); None if `time_dim` is 0.
             is_causal: token i sees tokens <= i of x.
             mask: bool (B, T), the tokens of x that others may see.
+            memory_mask: bool (B, S), the tokens of the memory that are read.
 
         Raises:
             ValueError: time features are missing, or given to a layer without time; a mask of
@@ -128,16 +132,26 @@ class TransformerDecoderLayer(nn.Module):
             wanted = "features" if time is None else "None"
             raise ValueError(f"expected time {wanted} for this layer's time_dim")
         if time is not None:
-            return self._modulated(x, memory, time, is_causal=is_causal, mask=mask)
+            seen = (mask, memory_mask)
+            return self._modulated(x, memory, time, is_causal=is_causal, seen=seen)
         y = self.self_attention(self.self_norm(x), is_causal=is_causal, mask=mask)
         x = x + self.dropout(y)
-        x = x + self.dropout(self.cross_attention(self.cross_norm(x), memory))
+        y = self.cross_attention(self.cross_norm(x), memory, mask=memory_mask)
+        x = x + self.dropout(y)
         return x + self.mlp(self.mlp_norm(x))
 
     def _modulated(
-        self, x: Tensor, memory: Tensor, time: Tensor, *, is_causal: bool, mask: Tensor | None
+        self,
+        x: Tensor,
+        memory: Tensor,
+        time: Tensor,
+        *,
+        is_causal: bool,
+        seen: tuple[Tensor | None, Tensor | None],
     ) -> Tensor:
-        """The three branches, each between its scale and shift and its gate."""
+        """The three branches, each between its scale and shift and its gate; `seen` are the masks
+        of x and of the memory."""
+        mask, memory_mask = seen
         numbers = self.modulation_at(time)
 
         scale, shift, gate = numbers[0:3]
@@ -147,7 +161,8 @@ class TransformerDecoderLayer(nn.Module):
 
         scale, shift, gate = numbers[3:6]
         y = torch.addcmul(shift, self.cross_norm(x), scale)
-        x = torch.addcmul(x, self.dropout(self.cross_attention(y, memory)), gate)
+        y = self.cross_attention(y, memory, mask=memory_mask)
+        x = torch.addcmul(x, self.dropout(y), gate)
 
         scale, shift, gate = numbers[6:9]
         y = torch.addcmul(shift, self.mlp_norm(x), scale)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from .._core.checks import check_count
-from .arguments import batch_of_times, check_mask, check_probability, check_sequence
+from .._core.masks import masks_of
+from .arguments import (
+    batch_of_times,
+    check_mask,
+    check_probability,
+    check_seen,
+    check_sequence,
+)
 from .kits import DENSE, LayerKit
 from .layers import TransformerDecoderLayer, TransformerEncoderLayer
 from .mlp import MLP
@@ -128,7 +135,7 @@ class CondTransformerBase(GenCondRegressor):
         self.reset_parameters(init_scheme)
 
     def forward(
-        self, X: Tensor, opt_step: Tensor | float | int, Z: Tensor, *, mask: Tensor | None = None
+        self, X: Tensor, opt_step: Tensor | float | int, Z: Any, *, mask: Tensor | None = None
     ) -> Tensor:
         """Evaluate V = f(X, Z, t).
 
@@ -137,9 +144,11 @@ class CondTransformerBase(GenCondRegressor):
                 weights.
             opt_step: time t, in [0, 1] for a rectified flow: an int, a float, a 0-d tensor or a
                 tensor of shape (B,).
-            Z: condition, shape (B, T_z <= cond_horizon, d_z); cast likewise.
-            mask: bool (B, T_x), True = real token: no token of X sees the others, which must be
-                finite all the same.
+            Z: condition, shape (B, T_z <= cond_horizon, d_z); cast likewise. Or {"Z": Z, "mask":
+                bool (B, T_x), "cond_mask": bool (B, T_z)}, True = real token, where either mask may
+                be missing: no token sees padding, whatever it holds, and V is 0 there.
+            mask: bool (B, T_x), where Z holds none: no token of X sees the others, which must be
+                finite all the same and have answers.
 
         Returns:
             V of shape (B, T_x, d_v) in the dtype of the weights.
@@ -149,8 +158,12 @@ class CondTransformerBase(GenCondRegressor):
             TypeError: an argument that is not a floating tensor, a time that is not a number, or a
                 mask that is not bool.
         """
+        Z, padding, cond_mask = masks_of(Z)
         check_sequence("X", X, horizon=self.in_horizon, dim=self.in_dim)
         check_sequence("Z", Z, horizon=self.cond_horizon, dim=self.cond_dim, batch=X.shape[0])
+        X = _without_padding(X, padding)
+        Z = _without_padding(Z, cond_mask)
+        mask = padding if mask is None else mask
         if mask is not None:
             check_mask(mask, (X.shape[0], X.shape[1]))
         dtype = self.time_emb.hidden.weight.dtype
@@ -161,10 +174,23 @@ class CondTransformerBase(GenCondRegressor):
         x = self.drop(self.input_emb(X.to(dtype)) + self.pos_emb(X.shape[1]) + time)
         cond = torch.cat([time, self.cond_emb(Z.to(dtype))], dim=1)
         cond = self.drop(cond + self.cond_pos_emb(cond.shape[1]))
-        memory = self.memory_norm(self.encoder(cond))
+        seen: dict[str, Tensor] = {}
+        if cond_mask is not None:
+            check_seen(cond_mask)
+            time_is_seen = cond_mask.new_ones(cond_mask.shape[0], 1)
+            seen = {"memory_mask": torch.cat([time_is_seen, cond_mask], dim=1)}
+        memory = self.memory_norm(self._encoded(cond, seen.get("memory_mask")))
         for layer in self.decoder:
-            x = layer(x, memory, features, is_causal=self.causal_attn, mask=mask)
-        return self.head(self.norm(x))
+            x = layer(x, memory, features, is_causal=self.causal_attn, mask=mask, **seen)
+        return _without_padding(self.head(self.norm(x)), padding)
+
+    def _encoded(self, cond: Tensor, seen: Tensor | None) -> Tensor:
+        """The condition stream after its encoder, whose attention sees what `seen` keeps."""
+        if seen is None or isinstance(self.encoder, ConditionMLP):
+            return self.encoder(cond)
+        for layer in self.encoder:
+            cond = layer(cond, mask=seen)
+        return cond
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
         """Two optimiser groups that hold every parameter once.
@@ -189,6 +215,14 @@ class CondTransformerBase(GenCondRegressor):
             ValueError: unknown scheme.
         """
         reset_parameters_(self, scheme)
+
+
+def _without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens x (B, T, d) with 0 where `mask`, bool (B, T) or (1, T), is False."""
+    if mask is None:
+        return x
+    check_mask(mask, (x.shape[0], x.shape[1]))
+    return x.masked_fill(~mask[..., None], 0.0)
 
 
 class CondTransformerRegressor(CondTransformerBase):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .._core.checks import check_choice, check_count, check_pred_type
+from .._core.masks import real_only
 from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, check_guidance
@@ -210,7 +211,7 @@ def sample_teacher(
         net: called `net(x_t, t, cond)` with t of shape (B,).
         noise: standard normal, shape (B, ...). The first state is t_grid[0] * noise.
         steps: number of solver steps, >= 1; None with `t_grid`.
-        cond: condition, handed to the network.
+        cond: condition, handed to the network. Where it carries masks, padding is 0 in all states.
         method: euler, midpoint, heun, rk4 or ab2.
         t_grid: strictly decreasing times ending at 0, in place of those that `net` declares, or of
             equal steps from 1 (from `net.t_max` if it has one).
@@ -241,7 +242,7 @@ def sample_teacher(
         inner: Any = net  # a function serves, too: the wrapper only calls it
         net = GuidedNetwork(inner, Guidance(guidance_scale), negative_cond, pred_type=pred_type)
     velocity = teacher_velocity(net, cond, dtype=noise.dtype, pred_type=pred_type)
-    start = grid[0] * noise.to(wide_dtype(noise.device))
+    start = grid[0] * real_only(noise.to(wide_dtype(noise.device)), cond)
     return collect(integrate(velocity, start, grid, method), grid, noise.dtype, return_all_steps)
 
 

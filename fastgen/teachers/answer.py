@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._core.calls import call_intact
 from .._core.conditions import cond_text, cond_to, named_tensors, take_rows
+from .._core.masks import is_masked
 from .._core.messages import brief
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
@@ -22,6 +23,11 @@ __all__ = ["Watched", "answer_of", "first_gap", "telling_rows"]
 # What a network raises that is called with data it is not made for.
 _MISFITS = (RuntimeError, LookupError, AttributeError, AssertionError, TypeError, ValueError)
 _SHOWN = 5  # rows of which an error speaks
+_MASKED = (
+    "; the data are padded, so that the condition is a mapping of Z, mask (B, T_x) and cond_mask "
+    "(B, T_z), as far as there are such: the network has to take it, with attention to real tokens "
+    "alone"
+)
 
 
 @torch.no_grad()
@@ -65,7 +71,7 @@ def answer_of(
     except _MISFITS as error:
         raise ValueError(
             f"expected a teacher that can be called with {given}, got: {brief(error)}"
-            f"{_labels_text(z)}"
+            f"{_labels_text(z)}{_MASKED if is_masked(z) else ''}"
         ) from error
     if not isinstance(pred, Tensor) or pred.shape != x_t.shape:
         got = tuple(pred.shape) if isinstance(pred, Tensor) else type(pred).__name__

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .._core.masks import real_only
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
 from .._core.tensors import wide_dtype
@@ -107,7 +108,8 @@ def coupling_of(
     if pred_type == "eps" or predicts_noise(teacher) or data_left > _DATA_LEFT or spread == 0.0:
         return None
     generator = generator_for(0, "coupling")
-    noises = [last * torch.randn(x0.shape, generator=generator).to(x0) for _ in range(2)]
+    drawn = [torch.randn(x0.shape, generator=generator).to(x0) for _ in range(2)]
+    noises = [last * real_only(noise, cond) for noise in drawn]
 
     def predict(x: Tensor, t: float) -> Tensor:
         times = torch.full((len(x),), t, dtype=wide, device=x.device)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.calls import call_intact
+from .._core.masks import real_only
 from .._core.messages import brief
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
@@ -237,4 +238,5 @@ def _probe(x0: Tensor, cond: Cond, network: nn.Module) -> tuple[Tensor, Tensor, 
     """(x0, eps, cond): rows to probe a network on, with noise of a fixed seed."""
     x0, cond = probe_rows(x0, cond, network)
     eps = torch.randn(x0.shape, generator=generator_for(0, "declaration")).to(x0)
+    eps = real_only(eps, cond)
     return x0, eps, cond

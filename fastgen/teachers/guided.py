@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .._core.calls import call_intact
 from .._core.checks import at_hand
-from .._core.conditions import cond_to, map_tensors
+from .._core.conditions import cond_to, map_tensors, take_rows
+from .._core.masks import masked_like, token_mask
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
 from ..networks import Cond, NetworkWrapper, clip_limits, clipped_x0, network_dtype, unclipped_x0
@@ -32,7 +33,8 @@ class GuidedNetwork(NetworkWrapper):
     Args:
         network: called `network(x_t, t, cond)`, predicts `pred_type`.
         guidance: scale, interval and rescaling.
-        null_cond: the condition to guide away from, with one row, or with a row for each sample.
+        null_cond: the condition to guide away from, with one row, or with a row for each sample. It
+            has the masks of the condition that it stands in for.
         pred_type: "flow", "x0" or "eps".
     """
 
@@ -64,7 +66,7 @@ class GuidedNetwork(NetworkWrapper):
         def null_x0(x_t: Tensor, t: Tensor, null_cond: Cond) -> Tensor:
             return unclipped_x0(self.network, x_t, t, null_cond, pred_type=self.pred_type)
 
-        return plain, self._guided(plain, null_x0, x_t, t)
+        return plain, self._guided(plain, null_x0, x_t, t, cond)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The guided prediction (B, ...) in `pred_type`."""
@@ -77,23 +79,30 @@ class GuidedNetwork(NetworkWrapper):
             def null(x_t: Tensor, t: Tensor, null_cond: Cond) -> Tensor:
                 return call_intact(self.network, x_t, t, null_cond)
 
-            return self._guided(plain, null, x_t, t)
+            return self._guided(plain, null, x_t, t, cond)
         return convert_prediction(self.predict_x0(x_t, t, cond), x_t, t, "x0", self.pred_type)
 
     def _guided(
-        self, plain: Tensor, null: Callable[[Tensor, Tensor, Cond], Tensor], x_t: Tensor, t: Tensor
+        self,
+        plain: Tensor,
+        null: Callable[[Tensor, Tensor, Cond], Tensor],
+        x_t: Tensor,
+        t: Tensor,
+        cond: Cond,
     ) -> Tensor:
         """`plain` (B, ...), moved away from what `null` answers for the rows that need it."""
         rows = self._rows_inside(t)
         if rows == []:
             return plain
-        null_cond = self._null(x_t)
+        null_cond = masked_like(self._null(x_t), cond)
         if rows is None:
-            return guide_x0(plain, null(x_t, t, null_cond), t, self.guidance)
+            away = null(x_t, t, null_cond)
+            return guide_x0(plain, away, t, self.guidance, mask=token_mask(cond))
         index = torch.tensor(rows, device=x_t.device)
         times = t[rows]
-        away = null(x_t[index], times, map_tensors(lambda value: value[index], null_cond))
-        guided = guide_x0(plain[index], away, times, self.guidance)
+        null_cond = take_rows(null_cond, index)
+        away = null(x_t[index], times, null_cond)
+        guided = guide_x0(plain[index], away, times, self.guidance, mask=token_mask(null_cond))
         return plain.index_copy(0, index, guided)
 
     def _rows_inside(self, t: Tensor) -> list[int] | None:

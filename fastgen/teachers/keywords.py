@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._core.masks import masks_of
 from ..networks import DECLARED, WAYS_TO_X0, Cond, NetworkWrapper
 
 __all__ = ["KeywordNetwork"]
@@ -19,7 +20,8 @@ class KeywordNetwork(NetworkWrapper):
 
     Args:
         network: called `network(**{x: x_t, t: t, cond: cond})`. A condition that is a mapping is
-            given as keywords of its own names; a condition None is left out.
+            given as keywords of its own names; a condition None is left out. Masks of padded data
+            are given as `mask` (B, T_x) and `cond_mask` (B, T_z), bool.
         x, t, cond: the network's names of the three. A network that takes no condition has cond
             None: it is given none, whatever the data hold.
         output: attribute or key of the answer that holds the prediction. Of a tuple the first entry
@@ -69,9 +71,11 @@ class KeywordNetwork(NetworkWrapper):
     def _conditions(self, cond: Cond) -> Mapping[str, Any]:
         """The condition as keywords."""
         name = self.names["cond"]
-        if cond is None or name is None:
-            return {}
-        return cond if isinstance(cond, Mapping) else {name: cond}
+        Z, mask, cond_mask = masks_of(cond)
+        masks = {key: x for key, x in (("mask", mask), ("cond_mask", cond_mask)) if x is not None}
+        if Z is None or name is None:
+            return masks
+        return {**Z, **masks} if isinstance(Z, Mapping) else {name: Z, **masks}
 
     def _output_of(self, answer: Any) -> Any:
         """What the answer holds under the name of the output, None if nothing."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._core.masks import real_only
 from .._core.seeds import generator_for
 from .._core.tensors import wide_dtype
 from ..networks import Cond
@@ -100,7 +101,7 @@ def _error(
 ) -> float:
     """Geometric mean over late times of E |x0_hat - x0|^2; infinity where that isn't finite."""
     wide = wide_dtype(x0.device)
-    noise = source.draw(x0.shape).to(x0.device, wide)
+    noise = real_only(source.draw(x0.shape).to(x0.device, wide), cond)
     logs = []
     for t in _TIMES:
         ratio = t / (1.0 - t)

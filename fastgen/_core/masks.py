@@ -1,0 +1,164 @@
+"""Masks: which tokens of samples and conditions are real, carried by the condition.
+
+Samples of unequal length are padded to one. What is real of them travels with their condition,
+through batches, losses, samplers and files, as
+
+    {"Z": Z, "mask": bool (B, T_x), "cond_mask": bool (B, T_z)},        True = real token,
+
+of which either mask may be missing, where nothing is padded. Z is what the condition is without
+masks. A mapping with other members than these three is a condition like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import at_hand
+from .tensors import expand_mask
+
+__all__ = [
+    "MASKS",
+    "check_real",
+    "cond_without_masks",
+    "is_masked",
+    "mask_of_lengths",
+    "masked_like",
+    "masks_of",
+    "packed_mask",
+    "padding_filled",
+    "real_only",
+    "token_mask",
+    "with_masks",
+]
+
+MASKS = ("mask", "cond_mask")
+
+
+def is_masked(cond: Any) -> bool:
+    """Whether a condition carries masks: a mapping of Z and one mask or both."""
+    return isinstance(cond, Mapping) and "Z" in cond and {"Z"} < set(cond) <= {"Z", *MASKS}
+
+
+def with_masks(Z: Any, mask: Tensor | None = None, cond_mask: Tensor | None = None) -> Any:
+    """The condition Z with the masks that aren't None; Z itself where both are."""
+    given = {"mask": mask, "cond_mask": cond_mask}
+    found = {name: value for name, value in given.items() if value is not None}
+    return {"Z": Z, **found} if found else Z
+
+
+def masks_of(cond: Any) -> tuple[Any, Tensor | None, Tensor | None]:
+    """(Z, mask, cond_mask) of a condition; a mask that it doesn't carry is None.
+
+    Raises:
+        ValueError: a mask of it isn't bool (B, T).
+    """
+    if not is_masked(cond):
+        return cond, None, None
+    for name in MASKS:
+        if name in cond:
+            _check_kind(name, cond[name])
+    return cond["Z"], cond.get("mask"), cond.get("cond_mask")
+
+
+def cond_without_masks(cond: Any) -> Any:
+    """Z of a condition."""
+    return masks_of(cond)[0]
+
+
+def token_mask(cond: Any) -> Tensor | None:
+    """The mask (B, T_x) of the samples that a condition belongs to; None: all tokens are real.
+    Errors as `masks_of`."""
+    return masks_of(cond)[1]
+
+
+def masked_like(Z: Any, cond: Any) -> Any:
+    """Another condition `Z` with the masks of `cond`; as it is where it has masks of its own."""
+    if is_masked(Z):
+        return Z
+    _, mask, cond_mask = masks_of(cond)
+    return with_masks(Z, mask, cond_mask)
+
+
+def real_only(x: Tensor, cond: Any) -> Tensor:
+    """Samples x (B, T, ...) with 0 at the tokens that the masks of their condition call padding;
+    `x` itself without a mask. Padding gets no gradient, whatever it holds.
+
+    Raises:
+        ValueError: a mask of another size, or one without a real token in some row.
+    """
+    mask = token_mask(cond)
+    return x if mask is None else x.masked_fill(~expand_mask(mask, x), 0.0)
+
+
+# ---- Masks by themselves -------------------------------------------------------------------------
+
+
+def check_real(name: str, mask: Any, shape: tuple[int, ...]) -> None:
+    """Refuse a mask that isn't bool of this shape (B, T), or has a row without a real token.
+
+    Raises:
+        ValueError: such as `expected mask of shape (8, 16), True = real token, got (8, 5)`.
+    """
+    _check_kind(name, mask)
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(
+            f"expected {name} of shape {tuple(shape)}, True = real token, got {tuple(mask.shape)}"
+        )
+    if at_hand(mask):
+        empty = (~mask.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(
+                f"expected {name} to have a real token (True) in each row, got none in row "
+                f"{empty[0]}; True marks what is real, not padding"
+            )
+
+
+def _check_kind(name: str, mask: Any) -> None:
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 2:
+        return
+    got = type(mask).__name__
+    if isinstance(mask, Tensor):
+        got = f"{mask.dtype} {tuple(mask.shape)}"
+    raise ValueError(
+        f"expected {name} to be a bool Tensor (B, T), True = real token, got {got}; a member of a "
+        "condition of your own needs another name"
+    )
+
+
+def mask_of_lengths(lengths: Tensor, tokens: int) -> Tensor:
+    """The mask (B, tokens) of samples whose first `lengths` (B,) tokens are real."""
+    return torch.arange(tokens, device=lengths.device) < lengths[:, None]
+
+
+def packed_mask(mask: Tensor, pack: int) -> Tensor:
+    """The mask (B, T / pack) of tokens that hold `pack` waypoints each.
+
+    Raises:
+        ValueError: a token that is real in part.
+    """
+    if pack == 1:
+        return mask
+    parts = mask.unflatten(1, (-1, pack))
+    whole = parts.all(2)
+    if not bool((whole == parts.any(2)).all()):
+        raise ValueError(
+            f"expected real waypoints in whole tokens of pack={pack}, got a token with padding "
+            "beside them; choose lengths that are multiples of it, or pack=1"
+        )
+    return whole
+
+
+def padding_filled(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, T, ...) whose padding repeats the real token before it, or the first one where there is
+    none before: one form for all that padding may hold. `x` itself without a mask."""
+    if mask is None:
+        return x
+    place = torch.arange(mask.shape[1]).expand(mask.shape)
+    last = place.masked_fill(~mask, -1).cummax(1).values
+    first = mask.int().argmax(1, keepdim=True)
+    source = torch.where(last < 0, first, last)
+    return x[torch.arange(len(x))[:, None], source]
