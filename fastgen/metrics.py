@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._core.tensors import masked_mean
+
 __all__ = [
     "coverage",
     "energy_distance",
@@ -129,7 +131,7 @@ def neighbour_radius(data: Tensor, k: int = 5) -> Tensor:
     return torch.cat(parts)
 
 
-def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
+def energy_score(samples: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """Energy score mean_k |x_k - y| - 1/2 mean_{k != l} |x_k - x_l|, a strictly proper score of K
     samples against one observation.
 
@@ -139,6 +141,7 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
     Args:
         samples: (B, K, T, d) with K >= 2.
         truth: (B, T, d). Norms are over all T d numbers.
+        mask: bool (B, T), the waypoints that count; None: all.
 
     Returns: (B,), float64.
     Raises:
@@ -150,31 +153,47 @@ def energy_score(samples: Tensor, truth: Tensor) -> Tensor:
     k = samples.shape[1]
     if k < 2:
         raise ValueError(f"expected at least 2 samples per observation, got {k}")
+    if mask is not None:
+        samples, truth = _without_padding(samples, truth, mask)
     x = samples.double().flatten(2)
     y = truth.double().flatten(1)
     to_truth = (x - y[:, None]).norm(dim=-1).mean(1)
     return to_truth - 0.5 * pairwise_distances(x, x).sum((-2, -1)) / (k * (k - 1))
 
 
-def min_ade(samples: Tensor, truth: Tensor) -> Tensor:
+def min_ade(samples: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """Least average displacement error min_k mean_t |x_{k,t} - y_t| over the K samples of each
     observation.
 
     Args:
         samples: (B, K, T, d).
         truth: (B, T, d).
+        mask: bool (B, T), the waypoints that count; None: all.
 
     Returns: (B,), float64, in the unit of the data. Raises ValueError for shapes that don't fit.
     """
     _check_fan(samples, truth)
-    return (samples.double() - truth.double()[:, None]).norm(dim=-1).mean(-1).amin(1)
+    errors = (samples.double() - truth.double()[:, None]).norm(dim=-1)
+    real = None if mask is None else mask[:, None].expand(errors.shape)
+    return masked_mean(errors, real, -1).amin(1)
 
 
-def min_fde(samples: Tensor, truth: Tensor) -> Tensor:
-    """Least final displacement error min_k |x_{k,T} - y_T| over the K samples; shapes as
-    `min_ade`."""
+def min_fde(samples: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Least final displacement error min_k |x_{k,T} - y_T| over the K samples, at the last waypoint
+    that counts; arguments as `min_ade`."""
     _check_fan(samples, truth)
-    return (samples[:, :, -1].double() - truth[:, None, -1].double()).norm(dim=-1).amin(1)
+    if mask is None:
+        return (samples[:, :, -1].double() - truth[:, None, -1].double()).norm(dim=-1).amin(1)
+    rows = torch.arange(len(mask))
+    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+    difference = samples[rows, :, last].double() - truth[rows, None, last].double()
+    return difference.norm(dim=-1).amin(1)
+
+
+def _without_padding(samples: Tensor, truth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples (B, K, T, d) and truth (B, T, d) with 0 at padding of both."""
+    padding = ~mask[..., None]
+    return samples.masked_fill(padding[:, None], 0.0), truth.masked_fill(padding, 0.0)
 
 
 def _check_fan(samples: Tensor, truth: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Networks: how one is called, what it says of itself, and what may be wrapped around it.
 
 Every network is called `net(x_t, t, cond)`, in its own dtype, with times in no less than float32.
-A condition may say which tokens are real (`_core/masks.py`): padding is 0 in what a network sees and
-in what it answers.
+A condition may say which tokens are real (`_core/masks.py`): padding is 0 in what a network sees
+and in what it answers.
 What is wrapped around one is a coat: see `NetworkWrapper`, `coats` and `unwrap`.
 """
 

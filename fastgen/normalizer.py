@@ -211,16 +211,26 @@ class Normalizer:
 
     @classmethod
     def fit_per_step(
-        cls, x: Tensor, *, blocks: Blocks | None = None, kind: str = "mean_std"
+        cls,
+        x: Tensor,
+        *,
+        blocks: Blocks | None = None,
+        kind: str = "mean_std",
+        mask: Tensor | None = None,
     ) -> Normalizer:
-        """`fit` of each time step by itself, for trajectories (N, T, d); other arguments and
-        errors as there."""
+        """`fit` of each time step by itself, for trajectories (N, T, d); other arguments and errors
+        as there. `mask`, bool (N, T), says what is real, which each step must have."""
         if not isinstance(x, Tensor) or x.ndim != 3:
             raise ValueError(
                 f"expected x as trajectories (N, T, d), got {tuple(getattr(x, 'shape', ()))}"
             )
-        x = _some(x, kind)
-        if isinstance(x, MadeRows):
+        if mask is not None:
+            if not bool(mask.any(0).all()):
+                step = int(mask.any(0).int().argmin())
+                raise ValueError(f"expected something real at each time step, got none at {step}")
+            pairs = zip(x.unbind(1), mask.unbind(1), strict=True)
+            fitted = [cls.fit(step[real], blocks=blocks, kind=kind) for step, real in pairs]
+        elif isinstance(x := _some(x, kind), MadeRows):
             fitted = [cls._fit(x, step, blocks, kind) for step in range(x.shape[1])]
         else:
             fitted = [cls.fit(step, blocks=blocks, kind=kind) for step in x.unbind(1)]

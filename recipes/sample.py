@@ -5,7 +5,8 @@
 Keys, with their defaults:
 
     z             file, .safetensors or .npz, that holds conditions as Z, in original units,
-                  (B, T_z, d_z) for trajectories; none for a student without a condition
+                  (B, T_z, d_z) for trajectories, with masks as in data to train on; none for a
+                  student without a condition
     num_samples   16 for each condition
     steps         network calls; the most that the student is trained for
     seed          0
@@ -21,11 +22,12 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastgen._core.conditions import cond_text
+from fastgen._core.masks import MASKS, cond_without_masks, masked_like, masks_of
 from fastgen._core.messages import brief
 from fastgen.config.base import MOST_SEED
 from fastgen.data.files import load_conditions
@@ -69,11 +71,13 @@ def sample(folder: Path, options: dict[str, str]) -> None:
     z = conditions(student, options.get("z"))
     generator = torch.Generator().manual_seed(seed)
     x = student.sample(z, num_samples=num_samples, steps=steps, generator=generator)
-    tensors = {"X": x[0]} if z is None else {"X": x, "Z": z}
+    Z, *masks = masks_of(z)
+    tensors = {"X": x[0]} if z is None else {"X": x, "Z": Z}
+    tensors |= {name: mask for name, mask in zip(MASKS, masks, strict=True) if mask is not None}
     write_samples(out, tensors)
     calls = max(student.steps) if steps is None else steps
     shape = tuple(tensors["X"].shape)
-    print(f"{options['out']}: X {shape} for Z {cond_text(z)}, {calls} network calls")
+    print(f"{options['out']}: X {shape} for Z {cond_text(Z)}, {calls} network calls")
 
 
 def whole_number(options: dict[str, str], key: str, most: int | None = None) -> int:
@@ -97,8 +101,8 @@ def yes_or_no(options: dict[str, str], key: str) -> bool:
     return options[key] == "true"
 
 
-def conditions(student: Student, path: str | None) -> Tensor | None:
-    """Z of the file at `path`; None for a student without a condition.
+def conditions(student: Student, path: str | None) -> Any:
+    """Z of the file at `path`, with the masks in it; None for a student without a condition.
 
     Raises:
         ValueError: a student with a condition and no file, or the other way round.
@@ -111,9 +115,11 @@ def conditions(student: Student, path: str | None) -> Tensor | None:
         raise ValueError(f"expected z=FILE with the conditions Z {wanted}, got none")
     if condition == "none":
         raise ValueError(f"expected no z for a student without a condition, got {path}")
-    z = load_conditions(path)
+    z = load_conditions(path, tokens=student.horizon[0])
+    Z = cond_without_masks(z)
     # The conditions of trajectories are real numbers, however a file holds them.
-    return z if student.cond_horizon is None or z.is_floating_point() else z.double()
+    whole = student.cond_horizon is not None and not Z.is_floating_point()
+    return masked_like(Z.double(), z) if whole else z
 
 
 if __name__ == "__main__":

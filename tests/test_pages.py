@@ -42,6 +42,7 @@ from fastgen.data import build_data
 from fastgen.data.tasks.flights import read_tracks
 from fastgen.distillation import distill
 from fastgen.export import export_student, load_network
+from fastgen.models import CondTransformerRegressor
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "recipes/README.md", "tools/BENCHMARKS.md", "fastgen/README.md")
@@ -185,6 +186,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     np.savez(folder / "trajectories.npz", **walks())
     np.savez(folder / "conditions.npz", Z=walks(3)["Z"])
+    np.savez(folder / "walks.npz", **walks(), lengths=1 + np.arange(64) % 4)
     steps = np.random.default_rng(1).normal(size=(120, 2))
     episodes = {"actions": steps, "observations": steps, "episode_ends": np.arange(20, 121, 20)}
     np.savez(folder / "episodes.npz", **episodes)
@@ -205,6 +207,10 @@ def folder(tmp_path_factory) -> Path:
     export_student(folder / "runs" / "ring" / "student", network, **shown)
     any_number = {"t_list": [0.999, 0.66, 0.33, 0.0], "steps": [1, 3], "sample_type": "sde"}
     export_student(folder / "runs" / "ring-any" / "student", network, **{**shown, **any_number})
+    sizes = {"in_dim": 2, "out_dim": 2, "cond_dim": 2, "in_horizon": 4, "cond_horizon": 2}
+    width = {"num_layers": 1, "num_attention_heads": 1, "embedding_dim": 8}
+    unequal = CondTransformerRegressor(**sizes, **width)
+    export_student(folder / "runs/walks/student", unequal, t_list=[0.9, 0.0], masks=["mask"])
     none = {"condition": "none"}
     points = folder / "runs" / "points" / "student"
     export_student(points, Own(), t_list=[0.5, 0.0], horizon=(2,), description=none)

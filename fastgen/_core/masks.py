@@ -25,6 +25,7 @@ __all__ = [
     "check_real",
     "cond_without_masks",
     "is_masked",
+    "mask_names",
     "mask_of_lengths",
     "masked_like",
     "masks_of",
@@ -62,6 +63,11 @@ def masks_of(cond: Any) -> tuple[Any, Tensor | None, Tensor | None]:
         if name in cond:
             _check_kind(name, cond[name])
     return cond["Z"], cond.get("mask"), cond.get("cond_mask")
+
+
+def mask_names(cond: Any) -> list[str]:
+    """The names of the masks that a condition carries."""
+    return [name for name in MASKS if is_masked(cond) and name in cond]
 
 
 def cond_without_masks(cond: Any) -> Any:

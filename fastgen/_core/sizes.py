@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .checks import is_count
 from .conditions import cond_text, named_tensors
+from .masks import masks_of
 
-__all__ = ["Sizes", "check_sizes", "parse_sizes", "sizes_of", "sizes_text"]
+__all__ = ["Sizes", "check_sizes", "parse_sizes", "sizes_of", "sizes_text", "trained_sizes_of"]
 
 Sizes = dict[str, list[tuple[int, int]]]
 
@@ -33,6 +34,26 @@ def sizes_of(value: Any, name: str) -> Sizes:
         member: [(size, size) for size in tensor.shape[1:]]
         for member, tensor in named_tensors(value, name).items()
     }
+
+
+def trained_sizes_of(x0: Tensor | None, cond: Any) -> Sizes:
+    """The sizes of X and Z that a network is trained with. Where they are padded, their tokens are
+    as many as are real in the row with least, up to all.
+
+    Args:
+        x0: samples (N, T, ...); None: those of Z alone.
+        cond: of N rows; masks of its own say what is real.
+    """
+    Z, *masks = masks_of(cond)
+    found: Sizes = {}
+    for (value, name), mask in zip(((x0, "X"), (Z, "Z")), masks, strict=True):
+        sizes = sizes_of(value, name)
+        if mask is not None:
+            least = int(mask.sum(1).min())
+            for axes in sizes.values():
+                axes[0] = (least, axes[0][1])
+        found |= sizes
+    return found
 
 
 def check_sizes(value: Any, name: str, sizes: Sizes, who: str) -> None:

@@ -140,6 +140,11 @@ class DataConfig(Config):
         description="episodes: actions of a window that may lie after its episode, where the last "
         "one is repeated, up to horizon - 1; null = 0",
     )
+    mask_padding: bool | None = Field(
+        default=None,
+        description="episodes: true = actions that pad_after repeats are padding, of which nothing "
+        "is learned; null = false, they are data, as for policies that hold still at the end",
+    )
     normalize: bool | NormalizeConfig | None = Field(
         default=None,
         description="file of trajectories: false for a teacher that was trained in the units of "

@@ -16,6 +16,10 @@ __all__ = ["check_arrays", "episodes_of"]
 # Parts of names that mean padding, and of names that say which rows belong together.
 _PADDING = ("mask", "pad", "length", "valid")
 _TOGETHER = ("episode", "traj", "group", "seq")
+_PADDED = (
+    "of trajectories X with Z call it mask (N, T_x), True = real, or lengths (N,), and of Z "
+    "cond_mask or cond_lengths; of other data save rows of one length without padding"
+)
 # So many names are spoken of one by one.
 _MOST_ADVICE = 3
 
@@ -48,10 +52,7 @@ def _advice(name: str, known: Collection[str]) -> str:
     if name.upper() in known:
         return f"call {brief(name)} {name.upper()}, if it is that"
     if any(part in name.lower() for part in _PADDING):
-        return (
-            f"{brief(name)} seems to mark padding, which would be learned as data; save rows of "
-            "one length without padding, and leave it out"
-        )
+        return f"{brief(name)} seems to mark padding, which would be learned as data; {_PADDED}"
     if "episode" in known and any(part in name.lower() for part in _TOGETHER):
         return (
             f"call it episode if {brief(name)} is the number of each row's episode, none of which "

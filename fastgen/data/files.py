@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._core.masks import padding_filled, with_masks
 from .._core.messages import brief
 from .arrays import check_arrays, episodes_of
 from .formats.array_files import read_tensors
@@ -16,6 +17,7 @@ from .formats.description import time_notes
 from .formats.detection import is_data_set, open_source
 from .formats.selection import read_episodes, select
 from .held_out import HeldOutTask
+from .masks import PADDING, masks_beside
 from .normalization import read_normalization
 from .precision import exact_numbers, floats
 from .samples import SampleTask, check_samples
@@ -28,21 +30,33 @@ __all__ = ["file_task", "load_conditions", "load_members"]
 # ---- Conditions ---------------------------------------------------------------------------------
 
 
-def load_conditions(path: str | Path) -> Tensor:
+def load_conditions(path: str | Path, *, tokens: int | None = None) -> Any:
     """`Z` (B, ...) of a data file with all its digits: real numbers in float32 or float64, whole
     ones as int64. Where there are `X` and `episode` beside it, as in a file to train on, they are
     passed over.
 
+    Args:
+        path: of the file.
+        tokens: T_x of the samples that are to be made; then Z carries the masks that stand beside
+            it (:mod:`fastgen.data.masks`). None: masks are passed over, beside X, too.
+
     Raises:
         FileNotFoundError, TypeError, ValueError: no file, no `Z`, other arrays, no rows, numbers
-            that aren't finite.
+            that aren't finite, a mask that doesn't fit.
     """
     tensors = read_tensors(path)
     if "Z" not in tensors:
         found = brief(sorted(tensors)) if tensors else "nothing"
         raise ValueError(f"expected Z in {path}, got {found}")
-    check_arrays(tensors, path, ("X", "Z", "episode"), "Z")
-    return _condition("Z", tensors["Z"])
+    known = ("X", "Z", "episode")
+    if tokens is not None or "X" in tensors:
+        known = (*known, *PADDING)
+    check_arrays(tensors, path, known, "Z")
+    if tokens is None:
+        return _condition("Z", tensors["Z"])
+    masks = masks_beside(tensors, path, tokens)
+    Z = _condition("Z", padding_filled(tensors["Z"], masks.cond_mask))
+    return with_masks(Z, *masks)
 
 
 def load_members(path: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -94,6 +108,7 @@ def file_task(
     actions_from: str | None = None,
     pad_before: int | None = None,
     pad_after: int | None = None,
+    mask_padding: bool | None = None,
     normalize: bool | str | Mapping[str, Any] | None = None,
     cache: str | Path | None = None,
 ) -> HeldOutTask | SampleTask:
@@ -112,8 +127,8 @@ def file_task(
         path: of the file or folder.
         actions, observations: names of columns, as in `fastgen.data.formats.selection.select`.
         pack, seed, symmetry: as in `HeldOutTask`.
-        obs_horizon, horizon, stride, actions_from, pad_before, pad_after: of windows, as in
-            `windows_of`.
+        obs_horizon, horizon, stride, actions_from, pad_before, pad_after, mask_padding: of windows,
+            as in `windows_of`.
         normalize: as in `read_normalization`; false for a teacher that was trained in the units of
             the file.
         cache: as in `fastgen.data.formats.kept_rows.kept_columns`, for rows of a data set that
@@ -142,6 +157,7 @@ def file_task(
         options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride}
         options |= {"obs_horizon": obs_horizon, "horizon": horizon}
         options |= {"pad_before": pad_before, "pad_after": pad_after, "actions_from": actions_from}
+        options |= {"mask_padding": mask_padding}
         return _sample_task(tensors, path, seed, options)
     stride = 1 if stride is None else stride
     windows = windows_of(
@@ -153,6 +169,7 @@ def file_task(
         actions_from=actions_from,
         pad_before=pad_before,
         pad_after=pad_after,
+        mask_padding=mask_padding,
     )
     if obs_horizon is not None and horizon is not None and windows.is_pad is None:
         ends = tensors["episode_ends"].tolist()
@@ -163,6 +180,7 @@ def file_task(
         windows.Z,
         windows.episodes,
         is_pad=windows.is_pad,
+        masks=windows.masks,
         primary="energy_distance",
         pack=1 if pack is None else pack,
         seed=seed,

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._core.conditions import map_tensors, take_rows
 from .._core.made_rows import part_of
+from .._core.masks import real_only, with_masks
 from .._core.seeds import generator_for
 from ..comparisons import Comparison
 from ..metrics import energy_score, min_ade, min_fde
+from .masks import UNMASKED, Masks
 from .normalization import IDENTITY, MEASURED, Pair
 from .recorded import (
     Regions,
@@ -22,14 +26,20 @@ from .recorded import (
     within_scores,
 )
 from .scoring import answered, evaluation_generator
-from .trajectories import TrajectoryData, check_pack, check_trajectories, fit_normalizers
+from .trajectories import (
+    TrajectoryData,
+    check_pack,
+    check_trajectories,
+    filled,
+    fit_normalizers,
+)
 
 __all__ = ["HeldOutTask", "split_episodes", "split_rows"]
 
 
 # Rows that are looked at at once.
 _BLOCK = 1 << 20
-# Scores that are means over windows: name -> (samples, truth) -> (B,).
+# Scores that are means over windows: name -> (samples, truth, mask) -> (B,).
 _LOSSES = {"min_ade": min_ade, "min_fde": min_fde, "energy_score": energy_score}
 
 
@@ -52,7 +62,7 @@ class HeldOutTask:
         normalize: what is done to X and Z; true: mean 0 and standard deviation 1; false: nothing,
             for networks that were trained in the units of the file.
         in_order: as in `TrajectoryData`.
-        is_pad: as in `TrajectoryData`, of all windows.
+        is_pad, masks: as in `TrajectoryData`, of all windows. Padding has no part in any score.
         notes: lines on how X and Z were made, for who is about to train on them.
     """
 
@@ -76,7 +86,10 @@ class HeldOutTask:
         in_order: bool = True,
         notes: Sequence[str] = (),
         is_pad: Tensor | None = None,
+        masks: Masks = UNMASKED,
     ) -> None:
+        X = filled("X", X, masks.mask)
+        Z = filled("Z", Z, masks.cond_mask)
         check_trajectories(X, Z)
         check_pack(pack, X.shape[1])
         if isinstance(normalize, bool):
@@ -89,6 +102,7 @@ class HeldOutTask:
         self.pack = pack
         self.symmetry = symmetry
         self._is_pad = is_pad
+        self._masks = masks
         self._X = X
         self._Z = Z
         self.episodes = episodes
@@ -97,6 +111,11 @@ class HeldOutTask:
     def split(self, part: str) -> tuple[Tensor, Tensor]:
         """X, Z of "train", "validation" or "test" windows."""
         return self._X[self.rows[part]], self._Z[self.rows[part]]
+
+    def conditions(self, part: str) -> Any:
+        """Z of the windows of a part, with their masks."""
+        rows = self.rows[part]
+        return with_masks(self._Z[rows], *self._masks.rows(rows))
 
     @property
     def train(self) -> TrajectoryData:
@@ -107,7 +126,8 @@ class HeldOutTask:
     def _train(self) -> TrajectoryData:
         rows = self.rows["train"]
         X, Z = part_of(self._X, rows), part_of(self._Z, rows)
-        normalizers = fit_normalizers(X, Z, self.symmetry, self._normalize)
+        masks = self._masks.rows(rows)
+        normalizers = fit_normalizers(X, Z, self.symmetry, self._normalize, masks)
         return TrajectoryData(
             X,
             Z,
@@ -116,6 +136,7 @@ class HeldOutTask:
             symmetry=self.symmetry,
             in_order=self._in_order,
             is_pad=None if self._is_pad is None else part_of(self._is_pad, rows),
+            masks=masks,
         )
 
     def evaluate(
@@ -124,8 +145,9 @@ class HeldOutTask:
         """Scores of a sampler on the test windows, by six samples of each.
 
         Args:
-            sample: called with Z (B, T_z, d_z) and noise (B, T_x, d_x), answers with X of the
-                noise's shape. The noise is the same for every sampler.
+            sample: called with Z (B, T_z, d_z), which carries the masks if there are any, and noise
+                (B, T_x, d_x); answers with X of the noise's shape. The noise is the same for every
+                sampler.
             quick: score on the validation windows.
 
         Returns:
@@ -141,17 +163,20 @@ class HeldOutTask:
                 narrowed modes more.
         """
         part = "validation" if quick else "test"
-        X, Z = self.split(part)
+        X, _ = self.split(part)
         k = self.SAMPLES
         n = len(X)
         noise = torch.randn(n * k, *X.shape[1:], generator=evaluation_generator(self.name, part))
-        drawn = sample(Z.repeat_interleave(k, 0), noise)
+        cond = map_tensors(lambda value: value.repeat_interleave(k, 0), self.conditions(part))
+        drawn = sample(cond, noise)
         fan = answered(drawn, noise, X.dtype).view(n, k, *X.shape[1:])
-        joint = self._joint_fan(fan, Z)
-        losses = {name: float(loss(fan, X).mean()) for name, loss in _LOSSES.items()}
+        rows = self.rows[part]
+        joint = self._joint_fan(fan, rows)
+        mask = self._masks.rows(rows).mask
+        losses = {name: float(loss(fan, X, mask).mean()) for name, loss in _LOSSES.items()}
         return {
             **losses,
-            "energy_distance": energy_of(joint, self._joint(X, Z), paired=True),
+            "energy_distance": energy_of(joint, self._joint_rows(rows), paired=True),
             **within_scores(self._regions.of(part), joint, paired=True),
         }
 
@@ -162,32 +187,36 @@ class HeldOutTask:
             the difference of their energy distances, of `outside`, of `missed` and of the primary
             score (`recorded.compare_rows`). Windows of one episode are drawn together.
         """
-        X, Z = self.split("validation")
+        X, _ = self.split("validation")
         rows = self.rows["validation"]
         fan_a, fan_b = (x.view(len(rows), self.SAMPLES, *X.shape[1:]) for x in (a, b))
         losses = {}
         if self.primary in _LOSSES:
             loss = _LOSSES[self.primary]
-            losses[self.primary] = (loss(fan_a, X), loss(fan_b, X))
+            mask = self._masks.rows(rows).mask
+            losses[self.primary] = (loss(fan_a, X, mask), loss(fan_b, X, mask))
         return compare_rows(
-            self._joint_fan(fan_a, Z),
-            self._joint_fan(fan_b, Z),
-            self._joint(X, Z),
+            self._joint_fan(fan_a, rows),
+            self._joint_fan(fan_b, rows),
+            self._joint_rows(rows),
             self._regions.of("validation"),
             paired=True,
             groups=self.episodes[rows],
             losses=losses,
         )
 
-    def _joint(self, X: Tensor, Z: Tensor) -> Tensor:
-        """X and Z as one row each, in normalised units: (N, d)."""
-        x = self.train.x_normalizer.normalize(X).flatten(1)
-        z = self.train.z_normalizer.normalize(Z).flatten(1)
-        return torch.cat([x, z], 1)
+    def _joint(self, X: Tensor, rows: Tensor) -> Tensor:
+        """X and the Z of some rows as one row each, in normalised units, with 0 at padding: (N,
+        d)."""
+        mask, cond_mask = self._masks.rows(rows)
+        x = real_only(self.train.x_normalizer.normalize(X), with_masks(None, mask))
+        z = self.train.z_normalizer.normalize(self._Z[rows])
+        z = real_only(z, with_masks(None, cond_mask))
+        return torch.cat([x.flatten(1), z.flatten(1)], 1)
 
-    def _joint_fan(self, fan: Tensor, Z: Tensor) -> Tensor:
+    def _joint_fan(self, fan: Tensor, rows: Tensor) -> Tensor:
         """Samples (N, K, T_x, d_x) as joint rows (K, N, d)."""
-        return torch.stack([self._joint(x, Z) for x in fan.unbind(1)])
+        return torch.stack([self._joint(x, rows) for x in fan.unbind(1)])
 
     @cached_property
     def _regions(self) -> Regions:
@@ -196,7 +225,7 @@ class HeldOutTask:
 
     def _joint_rows(self, rows: Tensor) -> Tensor:
         """Rows of the data as joint ones, (N, d)."""
-        return self._joint(self._X[rows], self._Z[rows])
+        return self._joint(self._X[rows], rows)
 
     def floor(self) -> dict[str, float]:
         """What `outside` and `missed` are for the data's own law; of recorded data in general no
@@ -207,11 +236,11 @@ class HeldOutTask:
         """Nothing to draw but the trajectories, with equal axes."""
         return {"obstacles": [], "limits": None, "equal": True}
 
-    def examples(self, n: int = 6) -> tuple[Tensor, Tensor]:
+    def examples(self, n: int = 6) -> tuple[Any, Tensor]:
         """Z, X of n test windows, evenly spread over the test set (fewer if it has fewer)."""
-        X, Z = self.split("test")
+        X, _ = self.split("test")
         pick = torch.linspace(0, len(X) - 1, min(n, len(X))).round().long()
-        return Z[pick], X[pick]
+        return take_rows(self.conditions("test"), pick), X[pick]
 
 
 def split_rows(episodes: Tensor, seed: int, limits: dict[str, int]) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ def _normalised_parts(data: TrajectoryData, rows: Tensor) -> list[Tensor]:
     Their unit is one for all channels of an irrep, which commutes with the group; without units,
     large channels would drown the others.
     """
-    units = fit_normalizers(data.X, data.Z, data.symmetry)
+    units = fit_normalizers(data.X, data.Z, data.symmetry, masks=data.masks)
     parts = zip(units, (data.X, data.Z), strict=True)
     return [_some_waypoints(unit.normalize(part[rows].double())) for unit, part in parts]
 

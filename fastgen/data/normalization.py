@@ -57,7 +57,13 @@ class Normalization:
     given: Given | None = None
 
     def normalizer(
-        self, name: str, x: Tensor, blocks: Blocks | None = None, matrices: Tensor | None = None
+        self,
+        name: str,
+        x: Tensor,
+        blocks: Blocks | None = None,
+        matrices: Tensor | None = None,
+        *,
+        real: Tensor | None = None,
     ) -> Normalizer:
         """The normaliser of trajectories x (N, T, d).
 
@@ -66,6 +72,7 @@ class Normalization:
             x: the training set.
             blocks: of the representation that acts on d, as in `Normalizer.fit`; None: none acts.
             matrices: of that representation (G, d, d).
+            real: which tokens of x are measured, bool (N, T); None: all.
 
         Raises:
             ValueError: limits of another number of channels, that aren't of these data, or that
@@ -75,8 +82,10 @@ class Normalization:
             return _by_limits(self.given, name, x, matrices)
         if self.kind == "identity":
             return Normalizer.identity(x.shape[-1])
-        fit = Normalizer.fit_per_step if self.per_step else Normalizer.fit
-        return fit(x, blocks=blocks, kind=self.kind)
+        if self.per_step:
+            return Normalizer.fit_per_step(x, blocks=blocks, kind=self.kind, mask=real)
+        rows = x if real is None else x[real]
+        return Normalizer.fit(rows, blocks=blocks, kind=self.kind)
 
 
 # Of X and of Z.

@@ -67,6 +67,11 @@ class SampleData:
     def __len__(self) -> int:
         return self.X.shape[0]
 
+    @property
+    def cond(self) -> Any:
+        """Z: what samplers are given."""
+        return self.Z
+
     def network_inputs(self) -> tuple[Tensor, Any]:
         """X in float32, and Z."""
         return self.X.float(), self.Z

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._core.checks import is_count
 from .._core.made_rows import MadeRows, blocks_of, mapped_rows
+from .._core.masks import check_real, packed_mask, padding_filled, real_only, with_masks
 from .._core.room import check_room
 from ..normalizer import Normalizer, pack_tokens
+from .masks import UNMASKED, Masks, in_memory
 from .normalization import IDENTITY, MEASURED, Pair
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "check_pack",
     "check_size",
     "check_trajectories",
+    "filled",
     "fit_normalizers",
 ]
 
@@ -38,7 +42,9 @@ class TrajectoryData:
         in_order: whether the order of the rows may mean something, as in a file sorted by class, so
             that a part of them has to be drawn; False where rows are independent draws.
         is_pad: which waypoints of X repeat the last one of their episode, (N, T_x) of bool; None:
-            none does. No loss reads it yet.
+            none does. They are data unless `masks` say otherwise.
+        masks: which waypoints of X and observations of Z are real. Padding repeats the real one
+            before it, whatever it held.
 
     Raises:
         ValueError, TypeError: anything above that doesn't hold; rows with NaN are named.
@@ -52,8 +58,12 @@ class TrajectoryData:
     symmetry: dict | None = None
     in_order: bool = True
     is_pad: Tensor | None = None
+    masks: Masks = UNMASKED
 
     def __post_init__(self) -> None:
+        for name, mask in zip("XZ", self.masks, strict=True):
+            # Frozen as it is: what stands in the padding was never there.
+            object.__setattr__(self, name, filled(name, getattr(self, name), mask))
         check_trajectories(self.X, self.Z)
         parts = (("X", self.X, self.x_normalizer), ("Z", self.Z, self.z_normalizer))
         for name, tensor, normalizer in parts:
@@ -74,17 +84,43 @@ class TrajectoryData:
                 f"expected is_pad of shape {tuple(self.X.shape[:2])}, got "
                 f"{tuple(self.is_pad.shape)}"
             )
+        if self.masks.mask is not None:
+            packed_mask(self.masks.mask, self.pack)
 
     def __len__(self) -> int:
         return self.X.shape[0]
 
-    def network_inputs(self) -> tuple[Tensor, Tensor]:
-        """Normalised and packed tensors (N, T_x / pack, d_x pack) and (N, T_z, d_z), float32."""
+    @property
+    def cond(self) -> Any:
+        """Z with the masks, in original units: what samplers are given."""
+        return with_masks(self.Z, *self.masks)
+
+    def network_inputs(self) -> tuple[Tensor, Any]:
+        """Normalised and packed tensors (N, T_x / pack, d_x pack) and (N, T_z, d_z), float32. Where
+        something is padded, it is 0, and the second is a condition that carries the masks of
+        tokens (`_core/masks.py`)."""
         x = mapped_rows(self.X, self._as_tokens)
-        return x, mapped_rows(self.Z, lambda Z: self.z_normalizer.normalize(Z).float())
+        z = mapped_rows(self.Z, lambda Z: self.z_normalizer.normalize(Z).float())
+        mask, cond_mask = self.masks
+        mask = None if mask is None else packed_mask(mask, self.pack)
+        z = real_only(z, with_masks(None, cond_mask))
+        cond = with_masks(z, mask, cond_mask)
+        return real_only(x, cond), cond
 
     def _as_tokens(self, X: Tensor) -> Tensor:
         return pack_tokens(self.x_normalizer.normalize(X).float(), self.pack)
+
+
+def filled(name: str, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Trajectories x (N, T, d), called X or Z, whose padding repeats the real token before it.
+
+    Raises:
+        ValueError: a mask that doesn't fit, or padded data that don't fit in memory.
+    """
+    if mask is None:
+        return x
+    check_real("mask" if name == "X" else "cond_mask", mask, tuple(x.shape[:2]))
+    return padding_filled(in_memory(name, x), mask)
 
 
 def check_dtype(name: str, tensor: Tensor) -> None:
@@ -154,7 +190,11 @@ def check_trajectories(X: Tensor, Z: Tensor) -> None:
 
 
 def fit_normalizers(
-    X: Tensor, Z: Tensor, symmetry: dict | None, how: Pair = MEASURED
+    X: Tensor,
+    Z: Tensor,
+    symmetry: dict | None,
+    how: Pair = MEASURED,
+    masks: Masks = UNMASKED,
 ) -> tuple[Normalizer, Normalizer]:
     """Normalisers of X and Z, by default to mean 0 and standard deviation 1.
 
@@ -165,13 +205,15 @@ def fit_normalizers(
         X, Z: the training set, (N, T_x, d_x) and (N, T_z, d_z).
         symmetry: as in `TrajectoryData`.
         how: what is done to X and to Z.
+        masks: of X and of Z; padding has no part in what is measured.
 
     Raises:
         ValueError: a symmetry with missing or unknown keys, representations that don't fit the
             channels, or limits that don't (`Normalization.normalizer`).
     """
     if symmetry is None or how == IDENTITY:
-        return how[0].normalizer("X", X), how[1].normalizer("Z", Z)
+        x_normalizer = how[0].normalizer("X", X, real=masks.mask)
+        return x_normalizer, how[1].normalizer("Z", Z, real=masks.cond_mask)
     keys = {"group", "in_rep", "cond_rep", "out_rep"}
     if not isinstance(symmetry, dict) or set(symmetry) != keys:
         got = sorted(symmetry) if isinstance(symmetry, dict) else repr(symmetry)
@@ -183,12 +225,13 @@ def fit_normalizers(
     group = parse_group(symmetry["group"])
     normalizers = []
     parts = (("X", X, "out_rep", how[0]), ("Z", Z, "cond_rep", how[1]))
-    for name, tensor, key, one in parts:
+    for (name, tensor, key, one), real in zip(parts, masks, strict=True):
         rep = parse_representation(group, symmetry[key])
         if rep.size != tensor.shape[-1]:
             raise ValueError(
                 f"expected {key} of dimension {tensor.shape[-1]}, the channels of {name}, got "
                 f"{rep.size}"
             )
-        normalizers.append(one.normalizer(name, tensor, irrep_blocks(rep), rep_matrices(rep)))
+        blocks = irrep_blocks(rep)
+        normalizers.append(one.normalizer(name, tensor, blocks, rep_matrices(rep), real=real))
     return normalizers[0], normalizers[1]

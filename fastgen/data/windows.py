@@ -7,7 +7,8 @@ At the current row t of an episode,
 and t moves by `stride`. The lead is 0, or obs_horizon - 1 where actions begin with the first of the
 observations, as policies of LeRobot and Diffusion Policy are trained. No window crosses the end of
 its episode, unless it may be padded: then the first observation and the last action of the episode
-(with a lead also the first action) are repeated beyond its ends.
+(with a lead also the first action) are repeated beyond its ends. Repeated actions are trained as
+data, as policies are that hold still at the end, unless they are masked.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .._core.checks import is_count
 from .._core.made_rows import MadeRows
 from .._core.messages import brief, listed
 from .arrays import check_arrays, episodes_of
+from .masks import PADDING, Masks, in_memory, without_padding
 from .places import CutRows, PadMarks, places_of
 from .precision import floats
 from .trajectories import check_finite, check_trajectories
@@ -36,13 +38,21 @@ MOST_NUMBERS = 1 << 26
 
 
 class Windows(NamedTuple):
-    """X (N, T_x, d_x), Z (N, T_z, d_z), the number of each window's episode (N,), and which of its
-    waypoints repeat the last action, (N, T_x) of bool; None where none may."""
+    """X (N, T_x, d_x), Z (N, T_z, d_z), the number of each window's episode (N,), which of its
+    waypoints repeat the last action, (N, T_x) of bool, None where none may, and what of X and Z is
+    real."""
 
     X: Tensor
     Z: Tensor
     episodes: Tensor
     is_pad: Tensor | None = None
+    mask: Tensor | None = None
+    cond_mask: Tensor | None = None
+
+    @property
+    def masks(self) -> Masks:
+        """Both masks."""
+        return Masks(self.mask, self.cond_mask)
 
 
 def windows_of(
@@ -55,13 +65,15 @@ def windows_of(
     actions_from: str | None = None,
     pad_before: int | None = None,
     pad_after: int | None = None,
+    mask_padding: bool | None = None,
 ) -> Windows:
     """The trajectories in the arrays of a file.
 
     The arrays are either `X` (N, T_x, d_x) and `Z` (N, T_z, d_z), or episodes laid end to end:
     `actions` (M, d_x), `observations` (M, d_z) and `episode_ends` (E,). An episode's end is the row
     after its last one; ends increase, the last is M. Beside X and Z, `episode` (N,) may hold the
-    number of each row's episode. Any other array is refused.
+    number of each row's episode, and what is real of each row may be said
+    (:mod:`fastgen.data.masks`). Any other array is refused.
 
     Args:
         tensors: the arrays by name.
@@ -75,6 +87,8 @@ def windows_of(
         pad_after: how many actions may lie after it, up to horizon - lead - 1; there the last one
             is repeated. None: 0. Where one of the two is given, an episode that is too short all
             the same has one window, padded further.
+        mask_padding: whether repeated actions are padding, which nothing is learned of; None:
+            False, they are data.
 
     Returns:
         X, Z in float32, or in float64 where float32 would lose digits; and for each window the
@@ -84,18 +98,20 @@ def windows_of(
         TypeError, ValueError: one line that says what was expected; rows with NaN are named.
     """
     if {"X", "Z"} <= set(tensors):
-        pads = pad_before is not None or pad_after is not None
-        cut = (obs_horizon, horizon, actions_from)
-        if any(value is not None for value in cut) or stride != 1 or pads:
+        pads = (pad_before, pad_after, mask_padding)
+        cut = (obs_horizon, horizon, actions_from, *pads)
+        if any(value is not None for value in cut) or stride != 1:
             raise ValueError(
                 "expected no obs_horizon, horizon and stride, no actions_from and no padding, for "
                 f"{path}, which holds windows X and Z already; leave them out"
             )
-        check_arrays(tensors, path, ("X", "Z", "episode"), "X and Z, and episode at most,")
+        known = ("X", "Z", "episode", *PADDING)
+        check_arrays(tensors, path, known, "X and Z, with episode and masks at most,")
+        tensors, masks = without_padding(tensors, path)
         X = floats("X", tensors["X"])
         Z = floats("Z", tensors["Z"])
         check_trajectories(X, Z)
-        return Windows(X, Z, episodes_of(tensors, X.shape[0]))
+        return Windows(X, Z, episodes_of(tensors, X.shape[0]), None, *masks)
     if not {"actions", "observations", "episode_ends"} <= set(tensors):
         raise ValueError(
             f"expected X and Z, or actions, observations and episode_ends in {path}, "
@@ -113,6 +129,7 @@ def windows_of(
         actions_from=actions_from,
         pad_before=pad_before,
         pad_after=pad_after,
+        mask_padding=bool(mask_padding),
     )
 
 
@@ -142,6 +159,7 @@ def cut_windows(
     actions_from: str | None = None,
     pad_before: int | None = None,
     pad_after: int | None = None,
+    mask_padding: bool = False,
 ) -> Windows:
     """Windows X (N, horizon, d_x), Z (N, obs_horizon, d_z), their episodes (N,) and padding.
 
@@ -186,7 +204,10 @@ def cut_windows(
     else:
         cut = [maker.take(torch.arange(len(places))) for maker in makers]
     X, Z, *is_pad = cut
-    return Windows(X, Z, places.episodes, is_pad[0] if padded else None)
+    if not padded:
+        return Windows(X, Z, places.episodes)
+    mask = ~in_memory("windows", is_pad[0]) if mask_padding else None
+    return Windows(X, Z, places.episodes, is_pad[0], mask)
 
 
 def unused_notes(

@@ -71,6 +71,7 @@ def export_student(
     horizon: Sequence[int] | None = None,
     cond_horizon: Sequence[int] | None = None,
     cond_sizes: Mapping[str, Sequence[Any]] | None = None,
+    masks: Sequence[str] = (),
     description: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a student folder: `student.safetensors` (plain dense tensors), `config.json`,
@@ -105,6 +106,8 @@ def export_student(
             leave: {"Z": one entry for each axis but the rows}, an entry a size or the least and the
             most, such as {"Z": [(1, 2), 12]}. Members are named "Z.goal" or "Z.0"; {} is a student
             without a condition. None: not said, and not checked.
+        masks: what the student was trained with of "mask" (samples of unequal length) and
+            "cond_mask" (conditions), and may be sampled with.
         description: anything JSON can hold; NaN and infinity become null. These keys also go to
             the card:
             `summary`, a text;
@@ -143,6 +146,8 @@ def export_student(
         config["range"] = box.state()
     if cond_sizes is not None:
         config["cond_sizes"] = plain_json(parse_sizes(cond_sizes), "cond_sizes")
+    if masks:
+        config["masks"] = list(masks)
     if built_in_config(network).get("class") == EQUIVARIANT:
         # Imported here because the equivariant files need escnn, which a dense student must not.
         from ..models.equivariance import fold
@@ -231,6 +236,7 @@ def load_student(
         horizon=config["horizon"],
         cond_horizon=config["cond_horizon"],
         cond_sizes=None if config.get("cond_sizes") is None else parse_sizes(config["cond_sizes"]),
+        masks=config.get("masks") or (),
         pack=config["pack"],
         box=None if config.get("range") is None else Box.from_state(config["range"]),
         x_normalizer=x_normalizer,

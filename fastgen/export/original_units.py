@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.conditions import cond_to, map_tensors, take_rows
+from .._core.masks import masks_of, packed_mask, real_only, with_masks
 from ..box import Box
 from ..networks import network_device, network_dtype
 from ..normalizer import Normalizer, pack_tokens, unpack_tokens
@@ -47,7 +48,7 @@ def sample_in_original_units(
         solve: (noise, cond) -> samples, on packed tokens of normalised channels.
         noise: (R, ...), R = B num_samples, standard normal, in the shape of the samples.
         cond: Z of B rows in original units, or what a network of your own takes; its integers stay
-            as they are.
+            as they are. With masks (`_core/masks.py`), that of X for waypoints.
         x_normalizer, z_normalizer: None changes nothing.
         pack: waypoints per token of a trajectory (R, T_x, d_x).
         box: in original units, what the samples are clamped to; None: they aren't.
@@ -57,7 +58,7 @@ def sample_in_original_units(
 
     Returns:
         X in the shape of `noise`, original units, no gradient. In the dtype of the network, or in
-        float64 where `x_normalizer` needs it.
+        float64 where `x_normalizer` needs it. Padding is 0.
     """
     place = network_device(network, torch.device("cpu"))
     dtype = network_dtype(network, torch.float32)
@@ -70,8 +71,12 @@ def sample_in_original_units(
     def repeated(z: Tensor) -> Tensor:
         return z if num_samples == 1 else z.repeat_interleave(num_samples, dim=0)
 
-    cond = cond_to(map_tensors(normalized, cond), place, dtype)
-    cond = map_tensors(repeated, cond)
+    Z, mask, cond_mask = masks_of(cond)
+    Z = map_tensors(normalized, Z)
+    if cond_mask is not None:
+        Z = map_tensors(lambda z: real_only(z, with_masks(None, cond_mask)), Z)
+    tokens = None if mask is None else packed_mask(mask, pack)
+    cond = map_tensors(repeated, cond_to(with_masks(Z, tokens, cond_mask), place, dtype))
     y_T = pack_tokens(noise, pack) if pack > 1 else noise
     # Half precision has too few digits for the state of a sampler; the network still sees its own
     # dtype.
@@ -89,4 +94,5 @@ def sample_in_original_units(
         x = x_normalizer.denormalize(x.double())
     else:
         x = x_normalizer.denormalize(x).to(dtype)
-    return x if box is None else box.clamp(x)
+    x = x if box is None else box.clamp(x)
+    return x if mask is None else real_only(x, with_masks(None, repeated(mask).to(x.device)))

@@ -18,6 +18,7 @@ from torch import nn
 from .._core.checks import PRED_TYPES, is_count
 from .._core.files import read_steadily
 from .._core.json_files import check_names, plain_json, read_json, write_json
+from .._core.masks import MASKS
 from .._core.messages import EXPORT_AGAIN, brief
 from .._core.sizes import parse_sizes
 from .._core.tensor_files import TensorFile, check_tensor_entry
@@ -74,7 +75,7 @@ _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT
 # What earlier versions did not write.
 _LATER_KEYS = {
     NETWORK_FORMAT: ("trained_sizes", "extra_state"),
-    STUDENT_FORMAT: ("cond_sizes", "extra_state", "range", "t_lists"),
+    STUDENT_FORMAT: ("cond_sizes", "extra_state", "masks", "range", "t_lists"),
 }
 
 
@@ -209,6 +210,7 @@ def check_student_config(
     _check_shapes(config, expect)
     _check_cond_sizes(config, expect)
     _check_range(config, expect)
+    _check_masks(config, expect)
     x_dim = config["horizon"][-1]
     x_steps = config["horizon"][0]
     z_steps, z_dim = config["cond_horizon"] or (None, None)
@@ -346,6 +348,15 @@ def _check_range(config: Mapping[str, Any], expect: _Expect) -> None:
         Box.from_state(config["range"]).check_channels(config["horizon"][-1])
     except ValueError as error:
         expect(False, str(error).removeprefix("expected ").partition(", got")[0], "range")
+
+
+def _check_masks(config: Mapping[str, Any], expect: _Expect) -> None:
+    """What the student was trained to be padded in, if that is said."""
+    names = config.get("masks")
+    if names is None:
+        return
+    known = isinstance(names, list) and all(name in MASKS for name in names)
+    expect(known and len(set(names)) == len(names), f"masks among {', '.join(MASKS)}", "masks")
 
 
 def _read_normalizer(

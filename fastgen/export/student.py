@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .._core.checks import at_hand, is_count, plain_int
 from .._core.conditions import tensors_in, tensors_of_arrays
+from .._core.masks import masks_of
 from .._core.room import check_room, naming_what_to_lower
 from .._core.seeds import draw_normal
 from .._core.sizes import Sizes, check_sizes, sizes_text
@@ -26,6 +27,7 @@ from ..box import Box
 from ..networks import network_device, network_dtype
 from ..normalizer import Normalizer
 from ..samplers.student import sample_student
+from .masked import masked_condition
 from .original_units import sample_in_original_units
 
 __all__ = ["Student"]
@@ -58,6 +60,8 @@ class Student:
         cond_sizes: the sizes of a condition that the student was trained with, {"Z": [(least,
             most) of each axis but the rows]}, members by name ("Z.goal"); {} is no condition. None:
             they aren't known, and not checked.
+        masks: what the student was trained with, "mask" (samples of unequal length) and
+            "cond_mask" (conditions).
         pack: waypoints per token of a trajectory.
         box: in original units, what finished samples are clamped to; None: they aren't.
         x_normalizer, z_normalizer: None changes nothing.
@@ -78,6 +82,7 @@ class Student:
         horizon: Sequence[int],
         cond_horizon: Sequence[int] | None,
         cond_sizes: Sizes | None = None,
+        masks: Sequence[str] = (),
         pack: int = 1,
         box: Box | None = None,
         x_normalizer: Normalizer | None = None,
@@ -95,6 +100,7 @@ class Student:
         self.horizon = tuple(horizon)
         self.cond_horizon = None if cond_horizon is None else (cond_horizon[0], cond_horizon[1])
         self.cond_sizes = cond_sizes
+        self.masks = tuple(masks)
         self.x_normalizer = x_normalizer
         self.z_normalizer = z_normalizer
         self.config = dict(config or {})
@@ -137,6 +143,8 @@ class Student:
         num_samples: int | None = None,
         steps: int | None = None,
         noise: Tensor | None = None,
+        mask: Tensor | None = None,
+        cond_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw samples of X given Z, or of X where there is nothing to condition on.
@@ -154,6 +162,12 @@ class Student:
                 the result's shape; None: drawn, in float32, so that students of any dtype start
                 from the same draw. Noise that is clearly of another law (uniform, scaled) is warned
                 of: the student was trained from no other.
+            mask: bool (B, T_x), True = real waypoint, for a student of trajectories of unequal
+                length: what stands elsewhere in `noise` does nothing, and samples are 0 there.
+                None: all are real.
+            cond_mask: bool (B, T_z), True = real observation, for one that was trained with
+                conditions of unequal length. `cond` may also be {"Z": Z, "mask": mask, "cond_mask":
+                cond_mask}.
             generator: of `noise`, then of the fresh noise of "sde" rungs; None: torch's global one.
                 A generator in the same state gives the same bits.
 
@@ -164,18 +178,22 @@ class Student:
 
         Raises:
             TypeError: `cond` or `noise` is not a floating-point Tensor.
-            ValueError: a shape that doesn't fit or that the student was not trained with, `steps`
-                not on offer, `num_samples` not a whole number >= 1.
+            ValueError: a shape or a mask that doesn't fit or that the student was not trained
+                with, `steps` not on offer, `num_samples` not a whole number >= 1.
         """
         num_samples = plain_int(num_samples)
         rungs = self.rungs(plain_int(steps))
-        cond = tensors_of_arrays(cond)
-        shape = self._shape_of_result(cond, num_samples, noise)
+        cond = masked_condition(
+            tensors_of_arrays(cond), mask, cond_mask, trained=self.masks, tokens=self.horizon[0]
+        )
+        Z, mask, _ = masks_of(cond)
+        shape = self._shape_of_result(Z, num_samples, noise)
         if self.z_normalizer is not None and self.z_normalizer.needs_float64:
-            _warn_of_digits(cond)
+            _warn_of_digits(Z)
         if noise is None:
             noise = draw_normal(shape, device=self.device, generator=generator)
-        else:
+        elif mask is None:
+            # Padding may hold any noise.
             _warn_of_noise(noise.reshape(-1, *self.horizon))
 
         def solve(noise: Tensor, cond: Any) -> Tensor:
@@ -248,12 +266,7 @@ class Student:
                 f"expected cond as a Tensor (B, ..., {self.z_normalizer.dim}), got {_kind(cond)}"
             )
         self._check_trained(cond)
-        rows = {value.shape[0] for value in tensors_in(cond)}
-        if len(rows) > 1:
-            raise ValueError(
-                f"expected tensors with the same number of rows in cond, got {sorted(rows)}"
-            )
-        return next(iter(rows), None)
+        return _rows_in(cond)
 
     def _check_trained(self, cond: Any) -> None:
         """ValueError for a condition of another size than the student was trained with."""
@@ -280,6 +293,16 @@ class Student:
             f"t_list={list(self.t_list)}, {self.sample_type}{group}, {type(self.network).__name__} "
             f"of {numbers:,} numbers, {dtype} on {self.device})"
         )
+
+
+def _rows_in(cond: Any) -> int | None:
+    """The number of rows that all Tensors of a condition have; None where there is none."""
+    rows = {value.shape[0] for value in tensors_in(cond)}
+    if len(rows) > 1:
+        raise ValueError(
+            f"expected tensors with the same number of rows in cond, got {sorted(rows)}"
+        )
+    return next(iter(rows), None)
 
 
 def _warn_of_digits(cond: Tensor) -> None:

@@ -185,7 +185,7 @@ def evaluate_teacher(
 def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> float:
     """Median milliseconds of sampling `batch` conditions once, after once to warm up; on a CPU with
     all threads of torch or with one, whichever is faster."""
-    z = take_rows(data.Z, torch.arange(batch) % len(data))
+    z = take_rows(getattr(data, "cond", data.Z), torch.arange(batch) % len(data))
     noise = torch.randn(batch, *data.X.shape[1:], generator=generator_for(0, "latency"))
     medians = []
     for threads in sorted({1, torch.get_num_threads()}):

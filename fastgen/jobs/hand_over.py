@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._core.conditions import cond_text, map_tensors
+from .._core.masks import cond_without_masks, mask_names, padding_filled, token_mask
 from .._core.seeds import generator_for
-from .._core.sizes import sizes_of
+from .._core.sizes import trained_sizes_of
 from .._core.timing import Stopwatch
+from ..config.schemas import DistillConfig
 from ..data import Task
 from ..export.folders import export_student
 from ..methods.registry import stage_styles
@@ -218,6 +220,7 @@ class HandOver:
         """Write ``student/``."""
         how = self.cfg.student
         data = self.task.train
+        conditions = getattr(data, "cond", data.Z)
         export_student(
             self.run_dir / "student",
             student,
@@ -231,13 +234,14 @@ class HandOver:
             pack=data.pack,
             box=self.cfg.data.box,
             horizon=tuple(data.X.shape[1:]),
-            cond_sizes=sizes_of(data.Z, "Z"),
+            cond_sizes=trained_sizes_of(None, conditions),
+            masks=mask_names(conditions),
             description={
                 "task": self.task.name,
                 "method": results["selected"],
                 "condition": "none" if data.Z is None else cond_text(data.Z, "B"),
                 "scores": results["student"],
-                **self._guidance(),
+                **_guidance(self.cfg),
             },
         )
 
@@ -263,6 +267,8 @@ class HandOver:
         if nearest is not None:
             labels["nearest"] = "nearest in training"
             drawn["nearest"] = nearest(by_student).unflatten(0, (n, samples))
+        drawn = {who: _ended(x, token_mask(z)) for who, x in drawn.items()}
+        z = cond_without_masks(z)
         return {"Z": z, "X_true": x_true, **drawn, "scene": scene, "labels": labels}
 
     def sampler(self, student: nn.Module) -> Sampler:
@@ -328,16 +334,26 @@ class HandOver:
         calls = len(self.cfg.student.judged) - 1
         return f"{calls} call" if calls == 1 else f"{calls} calls"
 
-    def _guidance(self) -> dict[str, Any]:
-        """How the teacher was guided that the student learned from, for the export."""
-        dmd = self.cfg.dmd
-        source = self.cfg.teacher.null_cond
-        if dmd.guidance_scale is None or source is None:
-            return {}
-        return {
-            "guidance_scale": dmd.guidance_scale,
-            "guidance_interval": list(dmd.guidance_interval),
-            "guidance_rescale": dmd.guidance_rescale,
-            # Where the file lay says nothing to others.
-            "guidance_null_cond": Path(source).name,
-        }
+
+def _guidance(cfg: DistillConfig) -> dict[str, Any]:
+    """How the teacher was guided that the student learned from, for the export."""
+    dmd = cfg.dmd
+    source = cfg.teacher.null_cond
+    if dmd.guidance_scale is None or source is None:
+        return {}
+    return {
+        "guidance_scale": dmd.guidance_scale,
+        "guidance_interval": list(dmd.guidance_interval),
+        "guidance_rescale": dmd.guidance_rescale,
+        # Where the file lay says nothing to others.
+        "guidance_null_cond": Path(source).name,
+    }
+
+
+def _ended(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Samples x (B, K, T, ...) that stand still after their last real waypoint, so that a picture
+    ends there; `mask` (B, T)."""
+    if mask is None:
+        return x
+    each = mask.repeat_interleave(x.shape[1], 0)
+    return padding_filled(x.flatten(0, 1), each).unflatten(0, tuple(x.shape[:2]))

@@ -67,8 +67,9 @@ def data_origin(task: Task, cfg: DataConfig, *, built: bool) -> dict[str, dict[s
     train = task.train
     x0, cond = train.network_inputs()
     exact = built and cfg.name == "file"
+    conditions = getattr(train, "cond", train.Z)
     given = {"X": train.X}
-    given |= {f"Z {i}": value for i, value in enumerate(tensors_in(train.Z))}
+    given |= {f"Z {i}": value for i, value in enumerate(tensors_in(conditions))}
     inputs = [x0, *tensors_in(cond)]
     shapes = [tuple(value.shape) for value in (*given.values(), *inputs)]
     # The rest of what is made when it is taken follows from the numbers in original units.

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from .._core.conditions import cond_text
 from .._core.copies import copied
 from .._core.json_files import read_json, write_json
+from .._core.masks import cond_without_masks
 from .._core.modules import load_state
 from .._core.processes import together
 from .._core.room import naming_what_to_lower
-from .._core.sizes import sizes_of
+from .._core.sizes import trained_sizes_of
 from .._core.streams import lasting_streams
 from .._core.threads import using_threads
 from ..config.files import validate
@@ -130,7 +131,7 @@ def hand_over(
     folder = run_dir / "teacher"
     x0, cond = task.train.network_inputs()
     trained: Any = network
-    trained.trained_sizes = sizes_of(x0, "X") | sizes_of(cond, "Z")
+    trained.trained_sizes = trained_sizes_of(x0, cond)
     description = {
         "task": task.name,
         "path": "linear",
@@ -198,6 +199,7 @@ def build_network(cfg: TrainTeacherConfig, task: Task) -> nn.Module:
         return _image_network(cfg, data)
     x0, cond = data.network_inputs()
     check_batch_room(cfg.train.batch_size, x0)
+    cond = cond_without_masks(cond)
     options |= {"in_horizon": x0.shape[1], "cond_horizon": cond.shape[1]}
     if not cfg.model.equivariant:
         dims = {"in_dim": x0.shape[2], "out_dim": x0.shape[2], "cond_dim": cond.shape[2]}

@@ -52,11 +52,9 @@ def file_task(path, **options) -> Any:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("mask", "'mask' seems to mark padding, which would be learned"),
         ("Z_mask", "'Z_mask' seems to mark padding"),
         ("is_pad", "'is_pad' seems to mark padding"),
-        ("action_is_pad", "'action_is_pad' seems to mark padding"),
-        ("lengths", "'lengths' seems to mark padding.* save rows of one length"),
+        ("action_is_pad", "'action_is_pad' seems to mark padding.* save rows of one length"),
         ("reward", "nothing reads 'reward'; leave it out of the file"),
         ("fps", "nothing reads 'fps'"),
         ("Y", "nothing reads 'Y'"),
@@ -116,6 +114,15 @@ def test_a_number_for_each_row_is_the_split_without_episodes(tmp_path):
 def test_episodes_are_one_whole_number_for_each_row(tmp_path, kind, episode):
     with pytest.raises(ValueError, match=r"expected episode as one whole number for each of the"):
         file_task(saved(tmp_path, **FILES[kind][0], episode=episode))
+
+
+@pytest.mark.parametrize("name", ["mask", "lengths", "cond_mask", "cond_lengths"])
+@pytest.mark.parametrize("kind", sorted(set(FILES) - {"trajectories"}))
+def test_padding_is_said_of_trajectories_alone(tmp_path, kind, name):
+    arrays, options = FILES[kind]
+    path = saved(tmp_path, **arrays, **{name: np.ones(N, dtype=bool)})
+    with pytest.raises(ValueError, match=f"'{name}' seems to mark padding, which would be learned"):
+        file_task(path, **options)
 
 
 def test_too_few_episodes_are_refused(tmp_path):

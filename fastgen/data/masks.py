@@ -1,0 +1,123 @@
+"""Padding of trajectories in a file: which waypoints of X, and which observations of Z, are real.
+
+A file says it by `mask` (N, T_x) of bool, True = real, or by `lengths` (N,), the number of real
+waypoints at the beginning of each row; and of Z by `cond_mask` (N, T_z) or `cond_lengths` (N,).
+What stands in the padding is never looked at: it may be NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._core.made_rows import MadeRows
+from .._core.masks import check_real, mask_of_lengths, padding_filled
+
+__all__ = ["PADDING", "UNMASKED", "Masks", "in_memory", "masks_beside", "without_padding"]
+
+# Numbers of padded data that are held in memory.
+_MOST_NUMBERS = 1 << 28
+# Arrays that say what is real of X, and of Z.
+PADDING = ("mask", "lengths", "cond_mask", "cond_lengths")
+
+
+class Masks(NamedTuple):
+    """Which waypoints of X (N, T_x, d_x) and observations of Z (N, T_z, d_z) are real: bool (N, T),
+    None where all are."""
+
+    mask: Tensor | None = None
+    cond_mask: Tensor | None = None
+
+    def rows(self, rows: Tensor) -> Masks:
+        """Those of some rows."""
+        return Masks(*(None if one is None else one[rows] for one in self))
+
+
+# Nothing is padded.
+UNMASKED = Masks()
+
+
+def without_padding(
+    tensors: Mapping[str, Tensor], path: str | Path
+) -> tuple[dict[str, Tensor], Masks]:
+    """X and Z of three axes each as a file holds them, with padding that repeats the real token
+    before it; and their masks.
+
+    Raises:
+        ValueError: a mask and lengths of the same array, a mask that isn't bool (N, T), lengths
+            that aren't whole numbers from 1 to T, a row without a real token.
+    """
+    found = {}
+    masks = []
+    for name, mask_name, lengths_name in (
+        ("X", "mask", "lengths"),
+        ("Z", "cond_mask", "cond_lengths"),
+    ):
+        value = tensors[name]
+        mask = _mask_of(tensors, tuple(value.shape[:2]), mask_name, lengths_name, path)
+        masks.append(mask)
+        found[name] = value if mask is None else padding_filled(in_memory(name, value), mask)
+    return {**tensors, **found}, Masks(*masks)
+
+
+def in_memory(name: str, x: Tensor) -> Tensor:
+    """All rows of padded data, which have to fit in memory.
+
+    Raises:
+        ValueError: they don't.
+    """
+    if not isinstance(x, MadeRows):
+        return x
+    if x.numel() > _MOST_NUMBERS:
+        raise ValueError(
+            f"expected padded {name} of at most {_MOST_NUMBERS:,} numbers, which stay in memory, "
+            f"got {tuple(x.shape)}; train on a part, or without masks"
+        )
+    return x.maker.take(torch.arange(len(x)))
+
+
+def masks_beside(tensors: Mapping[str, Tensor], path: str | Path, tokens: int) -> Masks:
+    """The masks that a file holds beside conditions Z (N, ...) of samples of so many tokens; errors
+    as `without_padding`."""
+    Z = tensors["Z"]
+    of_z = tuple(Z.shape[:2]) if Z.ndim > 1 else (len(Z), 1)
+    return Masks(
+        _mask_of(tensors, (len(Z), tokens), "mask", "lengths", path),
+        _mask_of(tensors, of_z, "cond_mask", "cond_lengths", path),
+    )
+
+
+def _mask_of(
+    tensors: Mapping[str, Tensor],
+    shape: tuple[int, ...],
+    mask_name: str,
+    lengths_name: str,
+    path: str | Path,
+) -> Tensor | None:
+    """What a file says of tokens (N, T)."""
+    if mask_name in tensors and lengths_name in tensors:
+        raise ValueError(f"expected {mask_name} or {lengths_name} in {path}, got both")
+    if mask_name in tensors:
+        check_real(mask_name, tensors[mask_name], shape)
+        return tensors[mask_name]
+    if lengths_name not in tensors:
+        return None
+    lengths = tensors[lengths_name]
+    whole = not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool)
+    rows, tokens = shape
+    if not whole or tuple(lengths.shape) != (rows,):
+        raise ValueError(
+            f"expected {lengths_name} as one whole number for each of the {rows} rows, ({rows},), "
+            f"got {lengths.dtype} {tuple(lengths.shape)}"
+        )
+    least, most = int(lengths.min()), int(lengths.max())
+    if least < 1 or most > tokens:
+        raise ValueError(
+            f"expected {lengths_name} from 1 to {tokens}, the tokens of a row, got {least} to "
+            f"{most}"
+        )
+    return mask_of_lengths(lengths, tokens)
