@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..._core.files import open_file
 from ..._core.messages import first_names
+from .csv_columns import quick_columns
 from .parts import check_part, check_unpacked, ends_of, foreign
 from .source import EPISODE_COLUMNS, Column, Source
 
@@ -100,6 +101,28 @@ def _read(path: Path) -> tuple[list[str], dict[str, Tensor]]:
         raise ValueError(f"{path}: expected one column of each name, got {first_names(repeated)}")
     # A field of two letters becomes eight bytes.
     check_unpacked(str(path), 4 * size, size)
+    quick = quick_columns(path, _delimiter(path), len(names))
+    if quick is None:
+        return names, _slowly(path, names, lines)
+    found = {name: _all_numbers(column) for name, column in zip(names, quick, strict=True)}
+    return names, {name: column for name, column in found.items() if column is not None}
+
+
+def _all_numbers(column: Tensor | list[str]) -> Tensor | None:
+    """The numbers of a column; None for one that holds anything else."""
+    if isinstance(column, Tensor):
+        return column
+    numbers = array("d")
+    for text in column:
+        value = _number(text.strip())
+        if value is None:
+            return None
+        numbers.append(value)
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def _slowly(path: Path, names: list[str], lines: Iterator[list[str]]) -> dict[str, Tensor]:
+    """The columns of numbers, line by line."""
     values = {index: array("d") for index in range(len(names))}
     for number, line in enumerate(lines, start=2):
         if len(line) != len(names):
@@ -112,10 +135,9 @@ def _read(path: Path) -> tuple[list[str], dict[str, Tensor]]:
                 del values[index]
             else:
                 values[index].append(value)
-    tensors = {
+    return {
         names[index]: torch.tensor(column, dtype=torch.float64) for index, column in values.items()
     }
-    return names, tensors
 
 
 def _number(text: str) -> float | None:
@@ -132,10 +154,14 @@ def _number(text: str) -> float | None:
 
 def _lines(path: Path) -> Iterator[list[str]]:
     """The fields of each line that isn't empty."""
-    with open_file(path) as file:
-        first = file.readline(1 << 20).decode("utf-8-sig")
-        delimiter = max(",;\t", key=first.count)
     with open(path, encoding="utf-8-sig", newline="") as file:
-        for line in csv.reader(file, delimiter=delimiter):
+        for line in csv.reader(file, delimiter=_delimiter(path)):
             if line:
                 yield [field.strip() for field in line]
+
+
+def _delimiter(path: Path) -> str:
+    """What stands between the names."""
+    with open_file(path) as file:
+        first = file.readline(1 << 20).decode("utf-8-sig")
+    return max(",;\t", key=first.count)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import random
+import sys
+
 import pytest
 import torch
 
+from fastgen.data.formats import csv_files
+from fastgen.data.formats.csv_columns import quick_columns
 from fastgen.data.formats.csv_files import open_csv, together
 
 
@@ -78,3 +84,69 @@ def test_the_number_of_an_episode_is_whole_and_was_not_rounded(tmp_path, number)
     text = f"episode,x\n{number},1\n{number},2\n"
     with pytest.raises(ValueError, match=r"whole and below 2\^53, got .* in row 0"):
         open_csv(write(tmp_path, text))
+
+
+FIELDS = (
+    *("1", "2.5", "-3", "", "nan", "NaN", "inf", "-Infinity", "1e400", "1e-400", " 4 ", "+1.5"),
+    *("1_0", "abc", "NA", "null", "true", "2020-01-01", "0x10", "9007199254740993", "'1'", "٣"),
+    *("12345678901234567890", '"7"', '""', '"a\nb"', '"1\n"', "1.", "-.5", ".", "-", "1e", "1,5"),
+    *('"1,5"', "007", "1d5", "nan(3)", "#N/A", '"a""b"', '"x', "1\0", "\ufeff1", " "),
+)
+
+
+def random_table(rng: random.Random) -> bytes:
+    """A few lines of odd fields, now and then of another length or another code."""
+    columns = rng.randint(1, 4)
+    mark = rng.choice(",;\t")
+    pool = rng.sample(FIELDS, rng.randint(1, 4)) + ["1", "2.5"] * rng.randint(0, 5)
+    quote = rng.choice(["", "", '"'])
+    lines = [mark.join(f"{quote}c{i}{quote}" for i in range(columns))]
+    for _ in range(rng.randint(0, 6)):
+        length = columns if rng.random() < 0.97 else rng.randint(0, 5)
+        lines.append(mark.join(rng.choice(pool) for _ in range(length)))
+    data = rng.choice(["\n", "\r\n"]).join(lines).encode()
+    if rng.random() < 0.05:
+        data = data[: len(data) // 2] + b"\xff" + data[len(data) // 2 :]
+    return data
+
+
+def outcome(path) -> tuple:
+    """Names and numbers of a file, or the error."""
+    try:
+        names, values = csv_files._read(path)
+    except (ValueError, csv.Error) as error:
+        return type(error), str(error)
+    numbers = {name: value.nan_to_num(9.5, 8.5, 7.5).tolist() for name, value in values.items()}
+    return names, numbers, {name: value.isnan().tolist() for name, value in values.items()}
+
+
+def test_pyarrow_reads_what_python_reads(tmp_path, monkeypatch):
+    rng = random.Random(0)
+    path = tmp_path / "a.csv"
+    quick = []
+
+    def watched(*arguments):
+        quick.append(quick_columns(*arguments) is not None)
+        return quick_columns(*arguments)
+
+    for _ in range(400):
+        path.write_bytes(random_table(rng))
+        monkeypatch.setattr(csv_files, "quick_columns", lambda *_: None)
+        expected = outcome(path)
+        monkeypatch.setattr(csv_files, "quick_columns", watched)
+        assert outcome(path) == expected, path.read_bytes()
+    assert sum(quick) > 200
+
+
+def test_without_pyarrow_the_same_is_read(tmp_path, monkeypatch):
+    path = write(tmp_path, "episode,x\n0,1.5\n0,2\n")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert quick_columns(path, ",", 2) is None
+    assert open_csv(path).read(["x"])["x"].tolist() == [1.5, 2.0]
+
+
+def test_text_further_down_than_pyarrow_looks_at_once_is_text(tmp_path):
+    lines = ["episode,x,y", *(f"0,{i},{i}.5" for i in range(200_000)), "0,late,1"]
+    source = open_csv(write(tmp_path, "\n".join(lines)))
+    assert source.columns["x"].kind == "text"
+    assert torch.equal(source.read(["y"])["y"][:-1], torch.arange(200_000).double() + 0.5)
