@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastgen.data.formats.detection import open_source
 from fastgen.data.formats.selection import read_episodes, select
@@ -24,6 +25,12 @@ from support.hostile import outcome, scrambled
 SETS = Path(__file__).parents[1] / "data" / "sets"
 # What the readers' own libraries take when they are first used is within it.
 ROOM = 1 << 30
+
+GONE = object()
+# What stands in the place of a value.
+ODD: list[Any] = [None, True, False, -1, 0, 1, 3, 7, 0.5, -0.0, 1e308, float("nan"), float("inf")]
+ODD += [1 << 20, 1 << 40, 10**400, "", "x", "../x", "MEAN_STD", [], {}, [1 << 40], [[]], {"a": 1}]
+ODD += [GONE, GONE, [[[[1.0]]]], "1", [1, 2, 3], [0.0] * 99]
 
 # A data set -> the module that reads it, and its columns of observations.
 KINDS: dict[str, tuple[str, list[str] | None]] = {
@@ -49,11 +56,32 @@ def loader(observations: list[str] | None) -> Callable[[Path], object]:
     return load
 
 
-def copy(name: str, work: Path) -> Path:
-    """A fresh copy of a data set."""
+def other_value(data: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """JSON with another value in one place, or without it."""
+    document = json.loads(data)
+    places: list[tuple[Any, Any]] = []
+
+    def walk(value: Any) -> None:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            places.append((value, key))
+            if isinstance(inner, dict | list):
+                walk(inner)
+
+    walk(document)
+    holder, key = rng.choice(places)
+    value = rng.choice(ODD)
+    if value is GONE:
+        del holder[key]
+    else:
+        holder[key] = value
+    return f"{key} = {value!r}"[:80], json.dumps(document).encode()
+
+
+def copy(good: Path, work: Path) -> Path:
+    """A fresh copy of a file or folder."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    good = SETS / name
     place = work / good.name
     if good.is_dir():
         shutil.copytree(good, place)
@@ -62,20 +90,34 @@ def copy(name: str, work: Path) -> Path:
     return place
 
 
-def run(name: str, number: int, work: Path) -> None:
-    _, observations = KINDS[name]
-    load = loader(observations)
-    load(SETS / name)
+def run(
+    name: str,
+    good: Path,
+    load: Callable[[Path], object],
+    number: int,
+    work: Path,
+    pattern: str = "*",
+    *,
+    values: bool = False,
+) -> None:
+    """Mutate the files of `good` whose names fit a pattern, and print what comes of each load;
+    `values`: most mutations of JSON leave it JSON."""
+    load(good)
     rng = random.Random(f"{name}")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     for _ in range(number):
-        place = copy(name, work)
-        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+        place = copy(good, work)
+        inside = place.rglob(pattern)
+        files = [place] if place.is_file() else sorted(p for p in inside if p.is_file())
         file = rng.choice(files)
-        way, harmed = scrambled(file.read_bytes(), rng)
+        data = file.read_bytes()
+        if values and file.suffix == ".json" and rng.random() < 0.7:
+            way, harmed = other_value(data, rng)
+        else:
+            way, harmed = scrambled(data, rng)
         if rng.random() < 0.03:
             file.unlink()
             way = "gone"
@@ -89,4 +131,5 @@ def run(name: str, number: int, work: Path) -> None:
 
 if __name__ == "__main__":
     for kind in sys.argv[3:] or KINDS:
-        run(kind, int(sys.argv[2]), Path(sys.argv[1]))
+        columns = KINDS[kind][1]
+        run(kind, SETS / kind, loader(columns), int(sys.argv[2]), Path(sys.argv[1]))

@@ -36,6 +36,8 @@ _KINDS = {
     "QUANTILES": "quantiles",
     "IDENTITY": "identity",
 }
+# What a feature of a policy may be.
+_TYPES = ("STATE", "ENV", "ACTION", "VISUAL", "REWARD", "LANGUAGE")
 _EPS = 1e-8
 # Steps of a policy's preprocessor that change no number of its states and actions.
 _HARMLESS = ("to_batch_processor", "device_processor", "tokenizer_processor")
@@ -175,10 +177,19 @@ def _file_in(folder: Path) -> Path:
 
 def _numbers(path: Path, name: str, value: Any) -> Tensor:
     """Numbers in any nesting, in a row: (d,) float64."""
+    if _holds_a_word(value):
+        raise ValueError(f"{path}: expected numbers as {name}, got {brief(value)}")
     try:
         return torch.tensor(value, dtype=torch.float64).reshape(-1)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: expected numbers as {name}, got {brief(value)}") from error
+
+
+def _holds_a_word(value: Any) -> bool:
+    """Whether there is a true or false in some nesting, which a tensor would take for a number."""
+    if isinstance(value, list):
+        return any(map(_holds_a_word, value))
+    return isinstance(value, bool)
 
 
 # ---- Policies ------------------------------------------------------------------------------------
@@ -240,8 +251,11 @@ def _kinds(path: Path, config: dict[str, Any]) -> dict[str, str]:
     kinds = {}
     for name, feature in features.items():
         kind = feature.get("type") if isinstance(feature, dict) else None
-        if not isinstance(kind, str):
-            raise ValueError(f"{path}: expected the type of {name[:80]}, got {brief(feature)}")
+        if not isinstance(kind, str) or kind not in {*_TYPES, *modes}:
+            raise ValueError(
+                f"{path}: expected the type of {name[:80]} as one of {', '.join(_TYPES)}, got "
+                f"{brief(feature)}"
+            )
         # A type that isn't named there is left as it is, and so are states that aren't listed.
         mode = modes.get(kind, "IDENTITY")
         if isinstance(only, list) and kind != "ACTION" and name not in only:

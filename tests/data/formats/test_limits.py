@@ -106,6 +106,7 @@ def test_what_a_policy_leaves_as_it_is_stays_so(folder):
         (lambda f: changed(f, features={}), "expected action among the features"),
         (lambda f: changed(f, norm_map={"ACTION": "QUANTILE10"}), "norm_map to say MEAN_STD"),
         (lambda f: changed(f, eps=0), "expected eps between 0 and 1"),
+        (lambda f: changed(f, features={"action": {"type": "ACTON"}}), "one of STATE.*ACTON"),
         (lambda f: (f / STATE).unlink(), STATE),
     ],
 )  # fmt: skip
@@ -127,6 +128,7 @@ def test_a_step_that_may_change_numbers_is_refused_by_its_name(folder):
     ("content", "words"),
     [
         ({"action": [1.0]}, "expected statistics of 'action'"),
+        ({"action": {"min": [0.0, [True]]}}, "expected numbers as action.min"),
         ({"action": {"min": ["a"], "max": [1.0]}}, "expected numbers as action.min"),
         ({"action": {"min": [0.0, 1.0], "max": [1.0]}}, "as many numbers in min and max"),
         ({"action": {"min": [2.0], "max": [1.0]}}, "expected min <= max of action"),
