@@ -279,7 +279,7 @@ def run_recipe(call: Call, folder: Path, script: str, arguments: list[str]) -> N
     config = next((word for word in arguments if word.endswith(".yaml")), "")
     arguments = [str(ROOT / word) if word.startswith("recipes/") else word for word in arguments]
     if name in TRAINING and "--help" not in arguments:
-        own = config in ("my.yaml", "mine.yaml") or "data.name=file" in arguments
+        own = config in ("my.yaml", "mine.yaml", "policy.yaml") or "data.name=file" in arguments
         if not own and not any(name in config for name in RECORDED):
             arguments = [*arguments, FEW]
         if "flights.yaml" in config:
@@ -347,8 +347,9 @@ def test_every_command_is_one_that_its_tool_takes(
     call: Call, runs, folder, monkeypatch, page, command
 ):
     for written in blocks(page, "yaml"):
-        if written.startswith("name: mine"):
-            (folder / "mine.yaml").write_text(written)
+        named = re.match(r"name: (\w+)", written)
+        if named:
+            (folder / f"{named[1]}.yaml").write_text(written)
     for part in command.split(" '&&' "):
         words = shlex.split(part)
         if words[0].startswith("tools/"):
@@ -357,7 +358,7 @@ def test_every_command_is_one_that_its_tool_takes(
         if words == [".", ".venv/bin/activate"]:
             continue
         script, *arguments = without_launcher(words)
-        of_page = page if "mine.yaml" in arguments else ""
+        of_page = page if {"mine.yaml", "policy.yaml"} & {*arguments} else ""
         if (of_page, script, *arguments) in DONE:
             continue
         if script.startswith("recipes/"):
