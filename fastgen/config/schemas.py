@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from .base import MOST_SEED, Config
 from .data import DataConfig, NormalizeConfig, SymmetryConfig
 from .dmd import DMDConfig, joined
+from .encoder import EncoderConfig
 from .matching import MatchingConfig
 from .old_spellings import respelled
 from .student import StudentConfig
@@ -88,6 +89,10 @@ class TeacherConfig(Config):
     arguments: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
     weights: str | None = Field(
         default=None, description=".safetensors that the network's weights are loaded from"
+    )
+    encoder: EncoderConfig | None = Field(
+        default=None,
+        description="the frozen network that makes Z of raw observations, once; null = none",
     )
     keywords: KeywordsConfig | None = Field(
         default=None,

@@ -12,6 +12,7 @@ from torch import Tensor
 from .._core.masks import padding_filled, with_masks
 from .._core.messages import brief
 from .arrays import check_arrays, episodes_of
+from .encoded import RowEncoder, encoded_episodes
 from .formats.array_files import read_tensors
 from .formats.description import time_notes
 from .formats.detection import is_data_set, open_source
@@ -111,6 +112,7 @@ def file_task(
     mask_padding: bool | None = None,
     normalize: bool | str | Mapping[str, Any] | None = None,
     cache: str | Path | None = None,
+    encoder: RowEncoder | None = None,
 ) -> HeldOutTask | SampleTask:
     """A user's own data as a task.
 
@@ -133,6 +135,7 @@ def file_task(
             the file.
         cache: as in `fastgen.data.formats.kept_rows.kept_columns`, for rows of a data set that
             memory doesn't hold.
+        encoder: makes the observations of raw columns, in place of `observations`.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: one line that says what was expected; rows with
@@ -144,8 +147,16 @@ def file_task(
             "file, got none"
         )
     notes: list[str] = []
-    columns = (None, None)
-    if is_data_set(path) or actions is not None or observations is not None:
+    columns: tuple[Sequence[str] | None, ...] = (None, None)
+    if encoder is not None:
+        if observations is not None:
+            raise ValueError(
+                "expected data.observations or teacher.encoder.columns, got both; the encoder "
+                "makes the observations"
+            )
+        tensors, names, notes = encoded_episodes(open_source(path), encoder, actions)
+        columns = (names, None)
+    elif is_data_set(path) or actions is not None or observations is not None:
         source = open_source(path)
         selection = select(source, actions, observations)
         notes += [*selection.notes, *time_notes(source)]

@@ -21,6 +21,7 @@ from .trajectories import TrajectoryData
 
 if TYPE_CHECKING:
     from ..config.schemas import DataConfig
+    from .encoded import RowEncoder
 
 __all__ = ["TASKS", "Data", "Task", "build_data", "build_task"]
 
@@ -102,13 +103,17 @@ class Task(Protocol):
         ...
 
 
-def build_data(cfg: DataConfig) -> Task:
+def build_data(cfg: DataConfig, encoder: RowEncoder | None = None) -> Task:
     """The task that the group `data` of a config names; errors as `build_task`, and a ValueError
-    for data outside their declared range."""
+    for data outside their declared range.
+
+    Args:
+        encoder: of the observations of a data set.
+    """
     values = cfg.model_dump(exclude={"range"})
     if values["symmetry"] is not None and values["symmetry"]["out_rep"] is None:
         values["symmetry"]["out_rep"] = values["symmetry"]["in_rep"]
-    task = build_task(SimpleNamespace(**values))
+    task = build_task(SimpleNamespace(**values, encoder=encoder))
     check_range(task, cfg.box)
     return task
 

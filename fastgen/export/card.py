@@ -126,6 +126,12 @@ def _facts(config: Mapping[str, Any], numbers: int) -> dict[str, str]:
         "network": f"{_network_name(config)}, {numbers:,} numbers in plain dense tensors",
         "group": f"{group}, folded into the weights" if group else "none declared",
     }
+    if config.get("encoder") is not None:
+        encoder = config["encoder"]
+        facts["encoder of Z"] = (
+            f"{encoder['name']}, called with {', '.join(encoder['columns'])}; with "
+            "`load_student(..., encoder=)` z is these, else what it makes of them"
+        )
     if config.get("range") is not None:
         lo, hi = config["range"]
         facts["samples clamped to"] = f"{lo} to {hi}, the range of the data"

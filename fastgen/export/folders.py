@@ -36,6 +36,14 @@ from ..teachers.conversion import check_prediction
 from ..teachers.descriptions import describe_network, wrap_network
 from .built_in import CUSTOM, EQUIVARIANT, PLAIN, built_in_config
 from .card import CARD, student_card
+from .encoders import (
+    ENCODER_FILE,
+    StudentEncoder,
+    check_encoder,
+    encoder_head,
+    load_encoder,
+    write_encoder,
+)
 from .networks import load_module, stored_dtype
 from .schema import (
     EXPORT_CONFIG,
@@ -72,6 +80,7 @@ def export_student(
     cond_horizon: Sequence[int] | None = None,
     cond_sizes: Mapping[str, Sequence[Any]] | None = None,
     masks: Sequence[str] = (),
+    encoder: StudentEncoder | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a student folder: `student.safetensors` (plain dense tensors), `config.json`,
@@ -108,6 +117,7 @@ def export_student(
             without a condition. None: not said, and not checked.
         masks: what the student was trained with of "mask" (samples of unequal length) and
             "cond_mask" (conditions), and may be sampled with.
+        encoder: what made Z of raw observations; its tensors are written to `encoder.safetensors`.
         description: anything JSON can hold; NaN and infinity become null. These keys also go to
             the card:
             `summary`, a text;
@@ -153,11 +163,15 @@ def export_student(
         from ..models.equivariance import fold
 
         network = fold(copied(network))
+    if encoder is not None:
+        config["encoder"] = encoder_head(encoder)
     config = {**config_head(STUDENT_FORMAT, network), **config}
     check_student_config(config, "export_student")
     card = student_card(config, sum(p.numel() for p in network.parameters()))
     state = state_of(network)
-    with new_folder(path, (EXPORT_CONFIG, CARD, _STUDENT), is_export) as partial:
+    with new_folder(path, (EXPORT_CONFIG, CARD, _STUDENT, ENCODER_FILE), is_export) as partial:
+        if encoder is not None:
+            config["encoder"] = write_encoder(partial, encoder)
         config["tensors"] = write_tensors(partial / _STUDENT, state, stored_dtype(network))
         write_file(partial / CARD, card.encode())
         write_config(partial, config)
@@ -199,6 +213,7 @@ def load_student(
     dtype: torch.dtype | None = None,
     *,
     network: nn.Module | None = None,
+    encoder: nn.Module | None = None,
 ) -> Student:
     """The sampler in a folder written by `export_student`, ready to call; needs torch and
     safetensors only.
@@ -210,6 +225,8 @@ def load_student(
         network: the module to load into, for a class that isn't of `fastgen.models`; it becomes the
             student's own. Give the bare one: how it was converted for training stands in
             config.json, and is done again here.
+        encoder: the module to load the encoder's tensors into, for a student that is then given raw
+            observations; None: it is given Z, what the encoder makes of them.
 
     Raises:
         ValueError: a missing, truncated, edited or foreign file, in one line that says which one
@@ -217,6 +234,7 @@ def load_student(
     """
     file, config, tensors = read_export(Path(path), STUDENT_FORMAT, _STUDENT)
     x_normalizer, z_normalizer = check_student_config(config, str(file))
+    check_encoder(config, str(file))
     # A folder from elsewhere can name the plain classes only: so nothing else is imported, and no
     # group is constructed.
     given = None if network is None else describe_network(network)[0]
@@ -241,6 +259,7 @@ def load_student(
         box=None if config.get("range") is None else Box.from_state(config["range"]),
         x_normalizer=x_normalizer,
         z_normalizer=z_normalizer,
+        encoder=load_encoder(Path(path), config, encoder, device),
         config=config,
     )
 

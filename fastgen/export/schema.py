@@ -75,7 +75,7 @@ _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT
 # What earlier versions did not write.
 _LATER_KEYS = {
     NETWORK_FORMAT: ("trained_sizes", "extra_state"),
-    STUDENT_FORMAT: ("cond_sizes", "extra_state", "masks", "range", "t_lists"),
+    STUDENT_FORMAT: ("cond_sizes", "encoder", "extra_state", "masks", "range", "t_lists"),
 }
 
 

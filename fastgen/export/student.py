@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from ..normalizer import Normalizer
 from ..samplers.student import sample_student
 from .masked import masked_condition
 from .original_units import sample_in_original_units
+
+if TYPE_CHECKING:
+    from .encoders import StudentEncoder
 
 __all__ = ["Student"]
 
@@ -65,9 +68,11 @@ class Student:
         pack: waypoints per token of a trajectory.
         box: in original units, what finished samples are clamped to; None: they aren't.
         x_normalizer, z_normalizer: None changes nothing.
+        encoder: makes Z of raw observations, which `sample` then takes; None: it takes Z.
         config: the content of config.json, for those who ask; sampling doesn't read it.
 
-    Attributes: `network`, `t_list` (tuple), `steps` (tuple), `config` (dict), `device`, `dtype`.
+    Attributes: `network`, `encoder`, `t_list` (tuple), `steps` (tuple), `config` (dict), `device`,
+    `dtype`.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Student:
         box: Box | None = None,
         x_normalizer: Normalizer | None = None,
         z_normalizer: Normalizer | None = None,
+        encoder: StudentEncoder | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -103,6 +109,7 @@ class Student:
         self.masks = tuple(masks)
         self.x_normalizer = x_normalizer
         self.z_normalizer = z_normalizer
+        self.encoder = encoder
         self.config = dict(config or {})
 
     @property
@@ -152,10 +159,11 @@ class Student:
         Args:
             cond: Z of shape (B, T_z, d_z) in original units, T_z as it was in training. A student
                 with a network of your own takes what that one does: a Tensor (labels are integers),
-                a tuple or mapping of Tensors of B rows each, or None. With None, B is the number of
-                rows of `noise`, and 1 without it. NumPy arrays are taken as Tensors. Numbers far
-                from the origin (times, places on a map) should come in float64; others are warned
-                of.
+                a tuple or mapping of Tensors of B rows each, or None. One with an `encoder` takes
+                raw observations (B, T_z, ...), by column where there are several. With None, B is
+                the number of rows of `noise`, and 1 without it. NumPy arrays are taken as Tensors.
+                Numbers far from the origin (times, places on a map) should come in float64; others
+                are warned of.
             num_samples: K samples of each condition; None: one, without the axis K.
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in
@@ -183,9 +191,10 @@ class Student:
         """
         num_samples = plain_int(num_samples)
         rungs = self.rungs(plain_int(steps))
-        cond = masked_condition(
-            tensors_of_arrays(cond), mask, cond_mask, trained=self.masks, tokens=self.horizon[0]
-        )
+        cond = tensors_of_arrays(cond)
+        if self.encoder is not None:
+            cond = self.encoder.encode(cond)
+        cond = masked_condition(cond, mask, cond_mask, trained=self.masks, tokens=self.horizon[0])
         Z, mask, _ = masks_of(cond)
         shape = self._shape_of_result(Z, num_samples, noise)
         if self.z_normalizer is not None and self.z_normalizer.needs_float64:

@@ -22,7 +22,7 @@ from ..config.files import load_config
 from ..config.groups import EMAConfig
 from ..config.schemas import DistillConfig
 from ..config.training import OptimizerConfig
-from ..data import Task, build_data
+from ..data import Task
 from ..data.checks import data_notes
 from ..data.ranges import check_range
 from ..methods.registry import stages_of
@@ -48,9 +48,10 @@ from .checks import (
     with_method,
 )
 from .decisions import AUTO, decided
+from .encoders import encoder_of, encoder_of_student, task_of
 from .evaluation import Sampler, chunk_rows
 from .hand_over import HandOver, Rows, teacher_notes
-from .origin import data_origin, student_origin, teacher_origin
+from .origin import data_origin, encoder_origin, student_origin, teacher_origin
 from .pairs import evaluations_of_a_pair, pairs_of_run
 from .setup import Setup
 from .sources import load_run_student, load_teacher
@@ -134,8 +135,15 @@ class Distillation:
         self._built = task is None
         if task is not None:
             check_range(task, cfg.data.box)
-        self.task = build_data(cfg.data) if task is None else task
+        self.encoder = encoder_of(cfg)
+        if task is not None and self.encoder is not None:
+            raise ValueError(
+                "expected teacher.encoder for the data of a config, got a task; let it hold what "
+                "the encoder makes, and leave teacher.encoder out"
+            )
+        self.task = task_of(cfg, self.encoder) if task is None else task
         self.networks = Setup(cfg, teacher.to(processes.device).eval(), self.task.train)
+        self.networks.encoder = encoder_of_student(self.encoder)
         check_plan(self.networks, processes=self.world, sharded=processes.is_fsdp2)
         if not processes.is_fsdp2:  # one process may not hold a network that several share
             try_network(self.networks, autocast=processes.autocast)
@@ -178,6 +186,7 @@ class Distillation:
     def origin(self) -> dict[str, Any]:
         """What a run that is resumed must go on with, beside its config."""
         return {
+            **encoder_origin(self.encoder),
             **data_origin(self.task, self.cfg.data, built=self._built),
             **teacher_origin(self.networks),
             **student_origin(self.networks),
@@ -314,7 +323,7 @@ def score_student(run_dir: Path, factory: str | None = None) -> Rows:
     """Scores of the exported student of a run, through the very sampler that its users call; keyed
     by network calls."""
     cfg = load_config(DistillConfig, run_dir / "config.yaml")
-    task = build_data(cfg.data)
+    task = task_of(cfg)
     student = load_run_student(run_dir / "student", factory)
 
     def sampler(steps: int) -> Sampler:

@@ -236,6 +236,7 @@ class HandOver:
             horizon=tuple(data.X.shape[1:]),
             cond_sizes=trained_sizes_of(None, conditions),
             masks=mask_names(conditions),
+            encoder=self.setup.encoder,
             description={
                 "task": self.task.name,
                 "method": results["selected"],

@@ -28,6 +28,7 @@ from .._core.modules import bare_names, state_of
 from .._core.seeds import draws_apart
 from ..config.schemas import DataConfig
 from ..data import Task
+from ..data.encoded import RowEncoder
 from ..networks import coats, network_device, time_range
 from ..records.origin import Near, digest, fingerprint, wide_numbers
 from ..teachers.answer import answer_of
@@ -35,7 +36,7 @@ from ..teachers.descriptions import describe_network
 from ..teachers.guided import GuidedNetwork
 from .setup import Setup
 
-__all__ = ["data_origin", "student_origin", "teacher_origin"]
+__all__ = ["data_origin", "encoder_origin", "student_origin", "teacher_origin"]
 
 # How far a network's answers may be off on another machine, relative to their size: where all is
 # float64, where all is float32 on a CPU, and anywhere else (half precision, TF32).
@@ -212,6 +213,11 @@ def student_origin(setup: Setup) -> dict[str, dict[str, Any]]:
     if setup.cfg.student.factory is None:
         return {}
     return {"student": _weights(setup.student())}
+
+
+def encoder_origin(encoder: RowEncoder | None) -> dict[str, dict[str, Any]]:
+    """The group "encoder" of an origin; {} without one."""
+    return {} if encoder is None else {"encoder": _weights(encoder.module)}
 
 
 def _weights(network: nn.Module) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ..training.recompute import recompute_blocks
 from .budgets import check_budget, evaluation_notes, planned_evaluations
 from .checks import check_plan, coupling_notes, fit_to_teacher, with_method
 from .decisions import foreseen
+from .encoders import encoder_of, task_of
 from .pretraining import build_network
 from .setup import Setup
 from .sources import load_teacher
@@ -54,7 +55,8 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     cfg = with_method(cfg)
     teacher = load_teacher(cfg)
     cfg, notes = fit_to_teacher(cfg, teacher)
-    task = build_data(cfg.data)
+    encoder = encoder_of(cfg)
+    task = task_of(cfg, encoder)
     launch = launch or _launch()
     setup = Setup(cfg, teacher, task.train)
     asked = cfg

@@ -24,6 +24,7 @@ from .._core.row_counts import RowCount
 from ..config.schemas import DistillConfig
 from ..data import Data
 from ..data.files import load_conditions, load_members
+from ..export.encoders import StudentEncoder
 from ..guidance import Guidance
 from ..methods.method import Batch, Networks
 from ..networks import Cond, network_dtype, parameters_to
@@ -58,6 +59,8 @@ class Setup(Networks):
         unguided: the same, counted.
         teacher: what is distilled, scored and drawn; it guides itself if asked to.
         x0, cond: the training data as networks see them, N rows each.
+        encoder: what made the condition of raw observations, which students are exported with; None
+            until it is set.
         in_order: whether the order of these rows may mean something.
 
     Raises:
@@ -67,6 +70,7 @@ class Setup(Networks):
 
     def __init__(self, cfg: DistillConfig, teacher: nn.Module, data: Data) -> None:
         self.cfg = cfg
+        self.encoder: StudentEncoder | None = None
         self.x0, cond = data.network_inputs()
         # A user's own data need not say.
         self.in_order = getattr(data, "in_order", True)

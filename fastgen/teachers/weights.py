@@ -21,9 +21,9 @@ _OTHER_SIZES = (
 )
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
+def load_weights(network: nn.Module, path: str | Path, *, key: str = "teacher.weights") -> None:
     """Load a `.safetensors` file into `network`: all tensors of the file into all of the network.
-    Names of the network that share one tensor need one entry.
+    Names of the network that share one tensor need one entry. `key` names the file in errors.
 
     Raises:
         ValueError: a file that is missing, of another kind, not whole or not finite; names or
@@ -32,12 +32,12 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(
-            f"expected teacher.weights as a .safetensors file, got {path.name}; convert it once: "
+            f"expected {key} as a .safetensors file, got {path.name}; convert it once: "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), "
             "'weights.safetensors')"
         )
     if not path.exists():
-        raise ValueError(f"expected teacher.weights at {path}, got nothing there")
+        raise ValueError(f"expected {key} at {path}, got nothing there")
     fill_network(network, read_safetensors(path), path)
 
 

@@ -16,7 +16,15 @@ from ..precision import exact_numbers
 from .kept_rows import kept_columns
 from .source import BOOKKEEPING, STATES, Column, Source
 
-__all__ = ["MOST_NUMBERS", "Selection", "first_rows", "is_large", "read_episodes", "select"]
+__all__ = [
+    "MOST_NUMBERS",
+    "Selection",
+    "chosen_actions",
+    "first_rows",
+    "is_large",
+    "read_episodes",
+    "select",
+]
 
 # Rows of more numbers than this are mapped.
 MOST_NUMBERS = 1 << 26
@@ -85,6 +93,11 @@ def first_rows(source: Source, names: Sequence[str]) -> dict[str, Tensor]:
     """The first piece of each of these columns."""
     assert source.pieces is not None
     return {name: next(source.pieces(name)) for name in names}
+
+
+def chosen_actions(source: Source, actions: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The columns of actions alone; arguments and errors as `select`."""
+    return tuple(_checked(source, "actions", actions, _default(source, _ACTIONS)))
 
 
 def read_episodes(

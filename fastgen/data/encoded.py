@@ -1,0 +1,176 @@
+"""Encoded observations: what a frozen encoder makes of the raw rows of a data set, once, kept in a
+cache beside the data.
+
+The cache is a folder `<name of the data>.encoded`, or one that is named. Each of its files holds
+the features of one batch of rows and is called after a checksum of these rows and of the encoder.
+It is written aside and renamed. So whatever is there is whole and of no other rows or weights: a
+run that was killed goes on where it was, and of data to which rows were added only these are
+encoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._core.files import expand_home, remove_unfinished
+from .._core.locks import locked_folder
+from .._core.messages import brief
+from .._core.modules import state_of
+from .._core.row_encoding import encode_rows
+from .._core.tensor_files import load_tensors, save_tensors
+from .formats.selection import Selection, chosen_actions, read_episodes
+from .formats.source import Source
+
+__all__ = ["RowEncoder", "encoded_episodes"]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """An encoder of raw rows.
+
+    Attributes:
+        module: frozen, in eval mode, where it computes; see `encode_rows`.
+        columns: that it is called with.
+        batch_size: rows that it is called with at once. A part of what it computes: kernels round
+            otherwise for other sizes.
+        cache: the folder of what was encoded; None: beside the data.
+        told: what else it was made from, such as the arguments of its factory.
+    """
+
+    module: nn.Module
+    columns: tuple[str, ...]
+    batch_size: int = 256
+    cache: str | None = None
+    told: Any = None
+
+    def checksum(self) -> str:
+        """Of all that its answers depend on but the rows."""
+        state = state_of(self.module)
+        device = next((value.device.type for value in state.values()), "cpu")
+        kind = type(self.module)
+        said = [_VERSION, kind.__module__, kind.__qualname__, self.told, self.columns]
+        digest = hashlib.sha256(json.dumps([*said, self.batch_size, device], default=str).encode())
+        _hash_tensors(digest, state)
+        return digest.hexdigest()
+
+
+def encoded_episodes(
+    source: Source, encoder: RowEncoder, actions: Sequence[str] | None
+) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]:
+    """The arrays of `fastgen.data.windows.windows_of`, whose observations are features; the names
+    of the actions' columns; what was done, a line.
+
+    Args:
+        source: the data set.
+        encoder: of its rows.
+        actions: as in `fastgen.data.formats.selection.select`.
+
+    Raises:
+        ValueError: a column that isn't there or isn't of arrays, an encoder that can't be called
+            with them, a cache that can't be written.
+    """
+    names = chosen_actions(source, actions)
+    _check_columns(source, encoder.columns)
+    arrays = read_episodes(source, Selection(names, names, ()))
+    raw = source.read(sorted(encoder.columns))
+    for name, values in raw.items():
+        if len(values) != source.rows:
+            raise ValueError(
+                f"{source.path}: expected {source.rows} rows of {name}, got {len(values)}"
+            )
+    features, made = _features(source.path, encoder, raw)
+    arrays["observations"] = features
+    note = (
+        f"note: observations are {features.shape[1]} numbers a row that the encoder made of "
+        f"{', '.join(encoder.columns)}; {made} of {source.rows} rows were encoded now"
+    )
+    return arrays, names, [*source.notes, note]
+
+
+def _check_columns(source: Source, columns: Sequence[str]) -> None:
+    """ValueError for a column that can't be read as an array."""
+    if len(set(columns)) < len(columns):
+        raise ValueError(
+            f"expected teacher.encoder.columns with each column once, got {', '.join(columns)}"
+        )
+    for name in columns:
+        column = source.columns.get(name)
+        if column is None:
+            raise ValueError(
+                f"expected teacher.encoder.columns to name columns of {source.path}, got {name!r}; "
+                f"there are {', '.join(source.columns)}"
+            )
+        packed = column.dtype in ("image", "video")
+        if packed or column.kind not in ("numbers", "image"):
+            raise ValueError(
+                f"expected teacher.encoder.columns of arrays of numbers, got {name!r}, which is "
+                f"{column.dtype or column.kind} in {source.path}; save its rows as arrays, such as "
+                "(M, height, width, 3) in a .zarr, .hdf5 or .npz file"
+            )
+
+
+def _features(path: Path, encoder: RowEncoder, raw: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+    """The features (M, d) of all rows, and of how many they were not known."""
+    home = path.with_name(f"{path.name}.encoded")
+    if encoder.cache is not None:
+        home = expand_home(encoder.cache)
+    checksum = encoder.checksum()
+    rows = len(raw[encoder.columns[0]])
+    parts = []
+    made = 0
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        # Of several processes one encodes, and the others find what it wrote.
+        with locked_folder(home):
+            remove_unfinished(home)
+            for start in range(0, rows, encoder.batch_size):
+                batch = {name: raw[name][start : start + encoder.batch_size] for name in raw}
+                file = home / f"{_checksum_of(batch, checksum)}.safetensors"
+                part = _kept(file, len(batch[encoder.columns[0]]))
+                if part is None:
+                    part = encode_rows(encoder.module, encoder.columns, batch)
+                    save_tensors(file, {"features": part})
+                    made += len(part)
+                parts.append(part)
+    except OSError as error:
+        raise ValueError(
+            f"{home}: expected a folder that can be written, for what the encoder made, got: "
+            f"{brief(error)}; teacher.encoder.cache names another one"
+        ) from error
+    if len({(part.shape[1], part.dtype) for part in parts}) > 1:
+        raise ValueError("expected an encoder that answers as many numbers to any rows")
+    return torch.cat(parts), made
+
+
+def _kept(file: Path, rows: int) -> Tensor | None:
+    """What was kept of a batch of so many rows; None if nothing or nothing whole was."""
+    if not file.exists():
+        return None
+    try:
+        found = load_tensors(file).get("features")
+    except ValueError:
+        return None
+    return found if found is not None and found.ndim == 2 and len(found) == rows else None
+
+
+def _checksum_of(batch: Mapping[str, Tensor], encoder: str) -> str:
+    digest = hashlib.sha256(encoder.encode())
+    _hash_tensors(digest, batch)
+    return digest.hexdigest()
+
+
+def _hash_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
