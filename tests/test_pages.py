@@ -29,12 +29,6 @@ from torch import Tensor, nn
 from torch.distributed.run import parse_args as parse_torchrun
 
 import bench
-import bench_backbone
-import bench_quality
-import bench_step
-import bench_teachers
-import bench_threads
-import bench_trainer
 import kill
 from fastgen.config import DataConfig, DistillConfig
 from fastgen.config.files import validate
@@ -301,21 +295,18 @@ def flights_teacher(call: Call, folder: Path) -> Path:
 
 
 BENCHMARKS = {
-    "backbone": (bench_backbone, "backbone"),
-    "quality": (bench_quality, "run_quality"),
-    "step": (bench_step, "run_step"),
-    "teachers": (bench_teachers, "run_teachers"),
-    "threads": (bench_threads, "run_threads"),
-    "trainer": (bench_trainer, "run_trainer"),
+    "backbone": "backbone",
+    **{name: f"run_{name}" for name in ("policy", "quality", "step", "teachers", "threads")},
+    "trainer": "run_trainer",
 }
 
 
 def run_bench(monkeypatch, arguments: list[str]) -> None:
     """Read the arguments of a benchmark as it does, and begin it with nothing to do."""
     begun = []
-    for name, (module, function) in BENCHMARKS.items():
+    for name, function in BENCHMARKS.items():
         stand_in = functools.partial(lambda name, *_: begun.append(name) or {}, name)
-        monkeypatch.setattr(module, function, stand_in)
+        monkeypatch.setattr(f"bench_{name}.{function}", stand_in)
     monkeypatch.setattr(sys, "argv", ["tools/bench.py", *arguments])
     bench.main()
     assert begun == arguments[:1]
@@ -347,9 +338,8 @@ def test_every_command_is_one_that_its_tool_takes(
     call: Call, runs, folder, monkeypatch, page, command
 ):
     for written in blocks(page, "yaml"):
-        named = re.match(r"name: (\w+)", written)
-        if named:
-            (folder / f"{named[1]}.yaml").write_text(written)
+        for name in re.findall(r"^name: (\w+)", written):
+            (folder / f"{name}.yaml").write_text(written)
     for part in command.split(" '&&' "):
         words = shlex.split(part)
         if words[0].startswith("tools/"):

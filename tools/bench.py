@@ -8,6 +8,7 @@
     python tools/bench.py step [--rounds 25] [--out runs/bench-step]
     python tools/bench.py trainer [--rounds 25] [--out runs/bench-trainer]
     python tools/bench.py threads [--rounds 3] [--out runs/bench-threads]
+    python tools/bench.py policy [--seeds 0] [--out runs/bench-policy]
 
 - `teachers` distils networks that were trained on other paths, predictions and clocks, and compares
   their students with those of a native one.
@@ -20,6 +21,7 @@
   bar.
 - `threads` runs one thread beside all threads, and ways in which they wait, on a quiet machine and
   beside eight busy processes.
+- `policy` distils a policy of LeRobot and compares its student with lerobot's own sampler.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import json
 from pathlib import Path
 
 import bench_backbone
+import bench_policy
 import bench_quality
 import bench_step
 import bench_teachers
@@ -50,6 +53,8 @@ def main() -> None:
         result = bench_step.run_step(args.rounds)
     elif args.benchmark == "trainer":
         result = bench_trainer.run_trainer(args.rounds)
+    elif args.benchmark == "policy":
+        result = bench_policy.run_policy(args.seeds, args.out)
     elif args.benchmark == "threads":
         result = bench_threads.run_threads(args.rounds)
     else:
@@ -66,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    for name in ("backbone", "teachers", "quality", "step", "trainer", "threads"):
+    for name in ("backbone", "teachers", "quality", "step", "trainer", "threads", "policy"):
         benchmark = benchmarks.add_parser(name)
         benchmark.add_argument("--out", type=Path, default=Path(f"runs/bench-{name}"))
         if name == "backbone":
@@ -86,6 +91,8 @@ def parse_arguments() -> argparse.Namespace:
             benchmark.add_argument("--overrides", nargs="+", default=[], help=overrides)
         if name in ("teachers", "quality"):
             benchmark.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        if name == "policy":
+            benchmark.add_argument("--seeds", type=int, nargs="+", default=[0])
         if name in ("step", "trainer"):
             benchmark.add_argument("--rounds", type=int, default=25)
         if name == "threads":

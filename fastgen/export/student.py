@@ -292,16 +292,21 @@ class Student:
         return f"(B, T_z <= {most}, {d_z})"
 
     def __repr__(self) -> str:
-        z = "cond" if self.cond_horizon is None else f"Z {self._z_text()}"
-        shape = ", ".join(map(str, self.horizon))
-        group = f", group {self.config['group']}" if self.config.get("group") else ""
-        numbers = sum(p.numel() for p in self.network.parameters())
-        dtype = str(self.dtype).removeprefix("torch.")
-        return (
-            f"Student({z} -> X (B, {shape}), steps={list(self.steps)}, "
-            f"t_list={list(self.t_list)}, {self.sample_type}{group}, {type(self.network).__name__} "
-            f"of {numbers:,} numbers, {dtype} on {self.device})"
-        )
+        return _text_of(self)
+
+
+def _text_of(student: Student) -> str:
+    """A student in one line."""
+    z = "cond" if student.cond_horizon is None else f"Z {student._z_text()}"
+    shape = ", ".join(map(str, student.horizon))
+    group = f", group {student.config['group']}" if student.config.get("group") else ""
+    numbers = sum(p.numel() for p in student.network.parameters())
+    dtype = str(student.dtype).removeprefix("torch.")
+    return (
+        f"Student({z} -> X (B, {shape}), steps={list(student.steps)}, "
+        f"t_list={list(student.t_list)}, {student.sample_type}{group}, "
+        f"{type(student.network).__name__} of {numbers:,} numbers, {dtype} on {student.device})"
+    )
 
 
 def _rows_in(cond: Any) -> int | None:

@@ -88,8 +88,9 @@ def test_other_weights_and_other_rows_are_encoded_anew(tmp_path):
     path = save_episodes(tmp_path)
     found = features(path, encoder())
     other = encoder()
+    assert isinstance(other.module, Encoder)
     with torch.no_grad():
-        other.module.head.bias += 1.0  # pyright: ignore[reportAttributeAccessIssue]
+        other.module.head.bias.add_(1.0)
     assert torch.allclose(features(path, other), found + 1.0) and calls(other) == 7
     arrays = dict(np.load(path))
     arrays["image"][20] += 1
@@ -200,7 +201,7 @@ def test_a_run_is_not_resumed_with_another_encoder(tmp_path, monkeypatch):
     def other(self: Encoder, **changes: Any) -> None:
         before(self, **changes)
         with torch.no_grad():
-            self.head.bias += 0.5
+            self.head.bias.add_(0.5)
 
     monkeypatch.setattr(Encoder, "__init__", other)
     resumed = config(tmp_path, "run").model_copy(update={"resume": True})
