@@ -124,6 +124,20 @@ def test_a_folder_with_forged_sizes_is_one_line(tmp_path, sizes):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("masks", [3, "mask", ["mask", "mask"], ["padding"], [["mask"]], {}])
+def test_a_folder_with_forged_masks_is_one_line(tmp_path, masks):
+    export_(tmp_path / "s", masks=["mask"])
+    assert load_student(tmp_path / "s").masks == ("mask",)
+    file = tmp_path / "s" / "config.json"
+    content = json.loads(file.read_text())
+    content["masks"] = masks
+    content["checksum"] = config_checksum(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="expected masks among mask, cond_mask") as caught:
+        load_student(tmp_path / "s")
+    assert "\n" not in str(caught.value)
+
+
 # ---- Teachers ------------------------------------------------------------------------------------
 
 

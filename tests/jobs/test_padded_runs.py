@@ -44,19 +44,19 @@ EVERYTHING: dict[str, Any] = {
     "guidance_scale": 1.5,
     "guidance_rescale": 0.3,
 }
-OF_SAMPLES: dict[str, Any] = {
+SETS: dict[str, Any] = {
     "fake_score_warmup_steps": 1,
-    "gan_features": "sample",
-    "gan_loss_weight_gen": 0.1,
     "set_weight": 0.5,
     "set_samples": 2,
     "set_target": "teacher",
 }
+OF_SAMPLES: dict[str, Any] = {**SETS, "gan_features": "sample", "gan_loss_weight_gen": 0.1}
 # (method, equivariant, changes of the config)
 RUNS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "kd": ("kd", False, {}),
     "dmd2": ("dmd2", False, {"dmd": EVERYTHING, "teacher": {"null_cond": "zeros"}}),
     "equivariant": ("dmd2", True, {"dmd": OF_SAMPLES, "train": {"kd_noises_per_condition": 2}}),
+    "sets": ("dmd2", True, {"dmd": SETS, "train": {"kd_noises_per_condition": 2}}),
     "drift": ("drift", False, {"dmd": {"set_conditional": False, "set_samples": 2}}),
     "consistency": ("consistency", True, {}),
 }
@@ -96,7 +96,7 @@ def sample(student: fastgen.export.Student, fill: float) -> Tensor:
     return student.sample(z, noise=noise, **options)
 
 
-SLOW = ("equivariant", "consistency")
+SLOW = ("equivariant", "consistency", "sets")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_resumed_run_is_the_whole_one(tmp_path, stage, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dmd2", "equivariant"])
+@pytest.mark.parametrize("name", ["dmd2", "sets"])
 def test_two_processes_make_the_run_of_one(tmp_path, name):
     for done in forked(Path(__file__), tmp_path / "two", name, processes=2):
         assert done.returncode == 0, done.stderr

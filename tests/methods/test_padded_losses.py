@@ -249,6 +249,30 @@ def test_a_padded_batch_has_the_mean_of_what_its_samples_have_alone(name, equiva
     torch.testing.assert_close(whole, torch.stack(parts).mean(), rtol=1e-10, atol=1e-12)
 
 
+def test_one_weight_for_a_batch_is_made_of_real_tokens(monkeypatch):
+    eps = normal(5)
+    now = [slice(0, ROWS)]
+
+    def times_and_noise(self, x, cfg, generator):
+        return T[now[0]], eps[now[0], : x.shape[1]]
+
+    monkeypatch.setattr(SharedDraws, "times_and_noise", times_and_noise)
+    config = DMDConfig(vsd_norm="batch", fake_score_rung_conditioned=False)
+    student, teacher, fake_score = (network(seed=seed).double() for seed in (1, 2, 3))
+    made = DMDPipeline(student, teacher, fake_score, config)
+
+    def size(given: Batch) -> Tensor:
+        return made.vsd_verdict(made.generate(*given), given[2]).mean_size
+
+    given = batch(50.0, torch.float64)
+    whole = size(given)
+    parts = []
+    for row in range(ROWS):
+        now[0] = slice(row, row + 1)
+        parts.append(size(alone(given, row)))
+    torch.testing.assert_close(whole, torch.stack(parts).mean(), rtol=1e-10, atol=1e-12)
+
+
 # ---- Samplers ------------------------------------------------------------------------------------
 
 
@@ -276,9 +300,12 @@ def test_samples_do_not_see_padding_and_are_zero_there(who, equivariant):
     assert (whole[~MASK] == 0).all() and whole.isfinite().all()
     assert torch.equal(whole, sample(*batch(50.0, torch.float64)[1:]))
     if who == "guided teacher":
-        return  # its null condition has the length of the padded one
+        # Its null condition has one length, and so have the conditions here.
+        cond = with_masks(cond["Z"], MASK)
+        whole = sample(noise, cond)
     for row in range(ROWS):
         _, own_noise, z = alone((noise, noise, cond), row)
+        z = cond["Z"][row : row + 1] if who == "guided teacher" else z
         torch.testing.assert_close(
             whole[row : row + 1, : own_noise.shape[1]], sample(own_noise, z), rtol=1e-9, atol=1e-9
         )
