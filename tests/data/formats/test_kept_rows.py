@@ -177,7 +177,7 @@ def test_a_copy_that_is_killed_leaves_nothing_that_is_taken_for_whole(table):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits what Linux counts")
 def test_rows_are_windowed_in_a_third_of_the_memory_that_they_take(tmp_path):
-    """384 MB of rows, and windows of 3.4 GB, in 133 MB beside what imports take."""
+    """384 MB of rows, and windows of 1.9 GB, in 133 MB beside what imports take."""
     rows, width = 1_000_000, 96
     large_rows.write(tmp_path / "a", rows, width)
     done = _child(str(TESTS / "support" / "large_rows.py"), "open", str(tmp_path / "a"), "133")
