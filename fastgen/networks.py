@@ -21,6 +21,7 @@ from ._core.masks import cond_without_masks, real_only
 from ._core.messages import brief
 from ._core.modules import as_built, inside_launcher
 from ._core.precision import computing_dtype
+from ._core.prefixes import cond_without_prefix
 from ._core.sizes import check_sizes, parse_sizes
 from ._core.tensors import time_dtype
 from .flow_matching import convert_prediction
@@ -45,6 +46,7 @@ __all__ = [
     "sampling_times",
     "teacher_x0",
     "time_range",
+    "tokens_given",
     "trusted_until",
     "unclipped_x0",
     "unwrap",
@@ -60,6 +62,7 @@ __all__ = [
 #   t_trusted          the last RF time at which its x0 is followed, whatever it predicts
 #   clip_sample        (low, high), to which its x0 is clipped; None: it isn't
 #   spacing            its `times(calls)` are RF times for a sampler; None: equal steps
+#   prefix_tokens      how many tokens it was trained to be given, clean and at t = 0
 DECLARED = (
     "t_min",
     "t_max",
@@ -71,6 +74,7 @@ DECLARED = (
     "t_trusted",
     "clip_sample",
     "spacing",
+    "prefix_tokens",
 )
 # The methods among these.
 WAYS_TO_X0 = ("predict_x0", "unclipped_x0")
@@ -147,6 +151,12 @@ def trusted_until(network: object) -> float | None:
     return _declared(network, "t_trusted", None)
 
 
+def tokens_given(network: object) -> int:
+    """How many tokens at the beginning of a sample a network says that it was trained to be given;
+    0 if it says nothing."""
+    return int(_declared(network, "prefix_tokens", 0) or 0)
+
+
 def sampling_times(network: object, calls: int) -> list[float] | None:
     """The RF times at which a network says that a sampler calls it, strictly decreasing and then 0;
     None if it says nothing."""
@@ -186,7 +196,7 @@ def check_trained_sizes(network: object, x: Tensor, cond: Cond, who: str) -> Non
         raise ValueError(f"trained_sizes of {who}: {error}") from error
     if "X" in sizes:
         check_sizes(x, "X", sizes, who)
-    check_sizes(cond_without_masks(cond), "Z", sizes, who)
+    check_sizes(cond_without_masks(cond_without_prefix(cond)), "Z", sizes, who)
 
 
 def _declared(network: object, name: str, default: Any) -> Any:

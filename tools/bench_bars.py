@@ -56,6 +56,12 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
         student = medians(rows["KD + DMD"]["kd"]["1"])
         found |= _points(student, result["teacher"]["100"])
         found["CPU seconds"] = Bar(_seconds(rows["KD + DMD"], "kd"), 60.0)
+    elif case == "ring, prefixes":
+        student = medians(rows["prefixes"]["kd"]["1"])
+        for given in ("4", "8"):
+            name = f"success with {given} waypoints given"
+            found[name] = Bar(student[f"success_{given}"], student["success"] - 0.01, True)
+            found[f"{given} waypoints kept"] = Bar(student[f"kept_{given}"], 1.0, True)
     elif case == "ring, any number":
         for calls in ("1", "2", "4"):
             alone = rows[f"{calls} alone"]["kd"][calls]["energy_ratio"]["median"]

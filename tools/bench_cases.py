@@ -310,6 +310,17 @@ CASES = {
         },
         scores=NEAR,
     ),
+    # Students that go on from given waypoints, of a teacher that was trained to.
+    "ring, prefixes": Case(
+        "ring-kd.yaml",
+        {"prefixes": ["train.prefix_max=8", "train.kd_steps=2000"]},
+        (
+            "ring-teacher.yaml",
+            ["train.prefix_max=8", "train.steps=3000", "train.ema_decay=0.995", *FEW_CALLS],
+        ),
+        ("energy_ratio", "success", "success_4", "success_8", "kept_4", "kept_8"),
+        measure="prefixes",
+    ),
     # Two ways to join the rungs. `keep=dmd`: students by DMD are compared, better than KD or not.
     "ring, 4 calls": Case(
         "ring.yaml",

@@ -32,6 +32,7 @@ import torch
 
 import bench_guided
 import bench_peer
+import bench_prefix
 import bench_weights
 from bench_bars import Bar, bars_of
 from bench_budget_bars import budget_bars
@@ -65,6 +66,7 @@ class Options(NamedTuple):
 
 # What is measured of exported students, by the name that a case gives.
 MEASURES = {
+    "prefixes": Measure(bench_prefix.of_student),
     "turned": Measure(lambda folder: {"kept": kept_when_turned(folder)}),
     "guided": Measure(bench_guided.of_student, bench_guided.prepare, bench_guided.of_teacher),
     "weights": Measure(

@@ -143,13 +143,11 @@ def rungs_of(
     union of theirs.
 
     Raises:
-        ValueError: for several numbers, a `t_list` that isn't theirs; a shift that moves rungs
+        ValueError: for several numbers, a `t_list` that isn't theirs, or a shift that moves rungs
             beyond `t_max`.
     """
-    if isinstance(calls, int) and t_list:
-        return t_list
     if isinstance(calls, int):
-        return _falling(default_rungs(calls, t_max, shift), shift)
+        return t_list or default_rungs(calls, t_max, shift)
     t_lists = [_falling(own, shift) for own in _default_t_lists(calls, t_max, shift).values()]
     joint = tuple(sorted({t for own in t_lists for t in own}, reverse=True))
     if t_list and t_list != joint:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from .base import Config
 from .groups import SampleTimestepConfig, TimeLaw
+from .prefix import PrefixKeys
 
 __all__ = ["DistillTrainConfig", "LoopConfig", "OptimizerConfig", "TeacherTrainConfig"]
 
@@ -51,7 +52,7 @@ class OptimizerConfig(Config):
         return last + share * (lr - last)
 
 
-class LoopConfig(Config):
+class LoopConfig(PrefixKeys):
     """Keys that every training loop has."""
 
     batch_size: int = Field(default=128, gt=0, description="global batch, shared by all processes")

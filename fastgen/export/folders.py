@@ -75,6 +75,7 @@ def export_student(
     x_normalizer: Normalizer | None = None,
     z_normalizer: Normalizer | None = None,
     pack: int = 1,
+    prefix_max: int = 0,
     box: Box | None = None,
     horizon: Sequence[int] | None = None,
     cond_horizon: Sequence[int] | None = None,
@@ -103,6 +104,8 @@ def export_student(
         x_normalizer, z_normalizer: of unpacked channels; None: the network speaks original
             units.
         pack: waypoints per token of a trajectory.
+        prefix_max: most waypoints at the beginning of a trajectory that the student was trained to
+            be given; the network then takes t of shape (B, T_x) as well.
         box: in original units, what finished samples are clamped to (`range` in config.json);
             None: they aren't.
         horizon: the shape of a sample, (T_x, d_x) of a trajectory; None: the network's
@@ -149,6 +152,8 @@ def export_student(
         "description": plain_json(dict(description or {}), "description"),
     }
     # Only where there is one: folders without it stay readable by earlier versions.
+    if prefix_max:
+        config["prefix_max"] = prefix_max
     if t_lists is not None:
         config["t_lists"] = {str(k): [float(t) for t in own] for k, own in t_lists.items()}
     if box is not None:
@@ -256,6 +261,7 @@ def load_student(
         cond_sizes=None if config.get("cond_sizes") is None else parse_sizes(config["cond_sizes"]),
         masks=config.get("masks") or (),
         pack=config["pack"],
+        prefix_max=config.get("prefix_max", 0),
         box=None if config.get("range") is None else Box.from_state(config["range"]),
         x_normalizer=x_normalizer,
         z_normalizer=z_normalizer,

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from .._core.caches import renew_caches
+from .._core.checks import is_count
 from .._core.files import new_folder
 from .._core.json_files import plain_json
+from .._core.messages import brief
 from .._core.modules import as_built, fit_buffers, load_state, state_of
 from .._core.precision import accept_any_dtype, is_uniform
 from .._core.sizes import Sizes, parse_sizes
 from .._core.tensor_files import TensorFile, write_tensors
-from ..networks import cast
+from ..networks import cast, tokens_given
 from .built_in import DENSE, EQUIVARIANT, NETWORKS, build_network, built_in_config
 from .card import CARD
 from .extra_state import load_extra_state
@@ -75,6 +77,8 @@ def save_network(
     trained = getattr(network, "trained_sizes", None)
     if trained is not None:
         config["trained_sizes"] = plain_json(parse_sizes(trained), "trained_sizes")
+    if tokens_given(network):
+        config["prefix_tokens"] = tokens_given(network)
     state = state_of(network)
     with new_folder(folder, (EXPORT_CONFIG, CARD, _MODEL, SCORES_FILE), is_export) as partial:
         config["tensors"] = write_tensors(partial / _MODEL, state, stored_dtype(network))
@@ -102,7 +106,18 @@ def load_network(
     sizes = _trained_sizes(config, loaded, str(file))
     if sizes is not None:
         loaded.trained_sizes = sizes
+    if "prefix_tokens" in config:
+        loaded.prefix_tokens = _prefix_tokens(config["prefix_tokens"], str(file))
     return loaded, config["description"]
+
+
+def _prefix_tokens(tokens: Any, where: str) -> int:
+    """How many tokens a network was trained to be given, of which its folder speaks."""
+    if not is_count(tokens):
+        raise ValueError(
+            f"{where}: expected prefix_tokens as a whole number >= 1, got {brief(tokens)}"
+        )
+    return tokens
 
 
 def _trained_sizes(config: Mapping[str, Any], network: Any, where: str) -> Sizes | None:

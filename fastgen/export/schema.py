@@ -74,8 +74,10 @@ _HEAD_BYTES = 1 << 16
 _KEYS = {NETWORK_FORMAT: _COMMON_KEYS, STUDENT_FORMAT: (*_COMMON_KEYS, *_STUDENT_KEYS)}
 # What earlier versions did not write.
 _LATER_KEYS = {
-    NETWORK_FORMAT: ("trained_sizes", "extra_state"),
-    STUDENT_FORMAT: ("cond_sizes", "encoder", "extra_state", "masks", "range", "t_lists"),
+    NETWORK_FORMAT: ("trained_sizes", "extra_state", "prefix_tokens"),
+    STUDENT_FORMAT: (
+        *("cond_sizes", "encoder", "extra_state", "masks", "prefix_max", "range", "t_lists"),
+    ),
 }
 
 
@@ -209,6 +211,12 @@ def check_student_config(
     expect(is_count(config["pack"]), "pack as a whole number >= 1", "pack")
     _check_shapes(config, expect)
     _check_cond_sizes(config, expect)
+    if "prefix_max" in config:
+        most = config["prefix_max"]
+        pack = config["pack"]
+        fits = is_count(most) and len(config["horizon"]) == 2 and most % pack == 0
+        fits = fits and most < config["horizon"][0]
+        expect(fits, f"prefix_max below T_x, a multiple of pack = {pack}", "prefix_max")
     _check_range(config, expect)
     _check_masks(config, expect)
     x_dim = config["horizon"][-1]

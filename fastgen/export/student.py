@@ -29,6 +29,7 @@ from ..normalizer import Normalizer
 from ..samplers.student import sample_student
 from .masked import masked_condition
 from .original_units import sample_in_original_units
+from .prefixes import PrefixLaw
 
 if TYPE_CHECKING:
     from .encoders import StudentEncoder
@@ -66,13 +67,14 @@ class Student:
         masks: what the student was trained with, "mask" (samples of unequal length) and
             "cond_mask" (conditions).
         pack: waypoints per token of a trajectory.
+        prefix_max: most waypoints at the beginning of a trajectory that it was trained to be given.
         box: in original units, what finished samples are clamped to; None: they aren't.
         x_normalizer, z_normalizer: None changes nothing.
         encoder: makes Z of raw observations, which `sample` then takes; None: it takes Z.
         config: the content of config.json, for those who ask; sampling doesn't read it.
 
-    Attributes: `network`, `encoder`, `t_list` (tuple), `steps` (tuple), `config` (dict), `device`,
-    `dtype`.
+    Attributes: `network`, `encoder`, `t_list` (tuple), `steps` (tuple), `prefix_max`, `config`
+    (dict), `device`, `dtype`.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Student:
         cond_sizes: Sizes | None = None,
         masks: Sequence[str] = (),
         pack: int = 1,
+        prefix_max: int = 0,
         box: Box | None = None,
         x_normalizer: Normalizer | None = None,
         z_normalizer: Normalizer | None = None,
@@ -102,6 +105,7 @@ class Student:
         self.sample_type = sample_type
         self.pred_type = pred_type
         self.pack = pack
+        self.prefix_max = prefix_max
         self.box = box
         self.horizon = tuple(horizon)
         self.cond_horizon = None if cond_horizon is None else (cond_horizon[0], cond_horizon[1])
@@ -152,6 +156,7 @@ class Student:
         noise: Tensor | None = None,
         mask: Tensor | None = None,
         cond_mask: Tensor | None = None,
+        prefix: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw samples of X given Z, or of X where there is nothing to condition on.
@@ -176,6 +181,9 @@ class Student:
             cond_mask: bool (B, T_z), True = real observation, for one that was trained with
                 conditions of unequal length. `cond` may also be {"Z": Z, "mask": mask, "cond_mask":
                 cond_mask}.
+            prefix: (B, k, d_x) in original units, the first k waypoints of each row's samples, for
+                a student that was trained to be given them (`.prefix_max`): samples begin with
+                these very numbers and go on from them.
             generator: of `noise`, then of the fresh noise of "sde" rungs; None: torch's global one.
                 A generator in the same state gives the same bits.
 
@@ -185,7 +193,7 @@ class Student:
             original units, such as times of today in seconds.
 
         Raises:
-            TypeError: `cond` or `noise` is not a floating-point Tensor.
+            TypeError: `cond`, `noise` or `prefix` is not a floating-point Tensor.
             ValueError: a shape or a mask that doesn't fit or that the student was not trained
                 with, `steps` not on offer, `num_samples` not a whole number >= 1.
         """
@@ -204,10 +212,13 @@ class Student:
         elif mask is None:
             # Padding may hold any noise.
             _warn_of_noise(noise.reshape(-1, *self.horizon))
+        law = PrefixLaw(self.prefix_max, self.horizon, self.pack, self.pred_type, self.x_normalizer)
+        given = law.parse(prefix, shape[0], num_samples or 1)
 
         def solve(noise: Tensor, cond: Any) -> Tensor:
+            network, cond = given.around(self.network, cond)
             y = sample_student(
-                self.network,
+                network,
                 noise,
                 rungs,
                 cond,
@@ -229,7 +240,7 @@ class Student:
             box=self.box,
             num_samples=num_samples or 1,
         )
-        return x.reshape(shape)
+        return given.beginning(x).reshape(shape)
 
     def _shape_of_result(
         self, cond: Any, num_samples: int | None, noise: Tensor | None
@@ -267,29 +278,16 @@ class Student:
                     "see torch.as_tensor"
                 )
             if cond.ndim != 3 or not 1 <= cond.shape[1] <= most or cond.shape[2] != d_z:
-                raise ValueError(f"expected Z of shape {self._z_text()}, got {tuple(cond.shape)}")
-            self._check_trained(cond)
+                expected = _z_text(self.cond_horizon, self.cond_sizes)
+                raise ValueError(f"expected Z of shape {expected}, got {tuple(cond.shape)}")
+            _check_trained(cond, self.cond_sizes)
             return cond.shape[0]
         if self.z_normalizer is not None and not isinstance(cond, Tensor):
             raise TypeError(
                 f"expected cond as a Tensor (B, ..., {self.z_normalizer.dim}), got {_kind(cond)}"
             )
-        self._check_trained(cond)
+        _check_trained(cond, self.cond_sizes)
         return _rows_in(cond)
-
-    def _check_trained(self, cond: Any) -> None:
-        """ValueError for a condition of another size than the student was trained with."""
-        if self.cond_sizes is not None:
-            check_sizes(cond, "Z", self.cond_sizes, "the student")
-
-    def _z_text(self) -> str:
-        """The shape of a condition with a `cond_horizon`: as it was trained, or up to the network's
-        horizon."""
-        assert self.cond_horizon is not None
-        if self.cond_sizes is not None:
-            return sizes_text(self.cond_sizes["Z"])
-        most, d_z = self.cond_horizon
-        return f"(B, T_z <= {most}, {d_z})"
 
     def __repr__(self) -> str:
         return _text_of(self)
@@ -297,7 +295,9 @@ class Student:
 
 def _text_of(student: Student) -> str:
     """A student in one line."""
-    z = "cond" if student.cond_horizon is None else f"Z {student._z_text()}"
+    z = "cond"
+    if student.cond_horizon is not None:
+        z = f"Z {_z_text(student.cond_horizon, student.cond_sizes)}"
     shape = ", ".join(map(str, student.horizon))
     group = f", group {student.config['group']}" if student.config.get("group") else ""
     numbers = sum(p.numel() for p in student.network.parameters())
@@ -317,6 +317,20 @@ def _rows_in(cond: Any) -> int | None:
             f"expected tensors with the same number of rows in cond, got {sorted(rows)}"
         )
     return next(iter(rows), None)
+
+
+def _check_trained(cond: Any, sizes: Sizes | None) -> None:
+    """ValueError for a condition of another size than a student was trained with."""
+    if sizes is not None:
+        check_sizes(cond, "Z", sizes, "the student")
+
+
+def _z_text(horizon: tuple[int, int], sizes: Sizes | None) -> str:
+    """The shape of a condition with a `cond_horizon`: as it was trained, or up to the network's
+    horizon."""
+    if sizes is not None:
+        return sizes_text(sizes["Z"])
+    return f"(B, T_z <= {horizon[0]}, {horizon[1]})"
 
 
 def _warn_of_digits(cond: Tensor) -> None:

@@ -28,6 +28,7 @@ from ..networks import check_trained_sizes, time_range
 from ..samplers.teacher import trusted_time
 from ..teachers.answer import answer_of, telling_rows
 from ..teachers.conversion import RectifiedFlow, loss_space, translated
+from ..teachers.descriptions import describe_network
 from ..teachers.guided import GuidedNetwork
 from ..training.draws import check_batch_room, check_shares, row_bytes
 from .setup import Setup
@@ -133,12 +134,31 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
         # The states of a pair: one for each rung, and the data.
         states = len(cfg.student.t_list) * row_bytes(setup.x0, None)
         check_room("train.kd_pairs", train.kd_pairs, states + row_bytes(setup.x0[:0], setup.cond))
+    _check_prefix(setup)
     check_trained_sizes(setup.source, setup.x0, setup.cond, "the teacher")
     setup.prediction_at(0.5)
     setup.check_student()
     _check_range(setup)
     _check_answers(setup)
     stages_of(cfg)[-1].check(setup, processes=processes, sharded=sharded)
+
+
+def _check_prefix(setup: Setup) -> None:
+    """Refuse what a run with given waypoints can't serve: losses of samples whose given tokens they
+    don't know, a null condition without them, networks whose conversion has one time a row."""
+    cfg = setup.cfg
+    if not cfg.train.prefix_max:
+        return
+    asked = "with train.prefix_max"
+    if cfg.method != WARM_START:
+        raise ValueError(f"expected method={WARM_START} {asked}, got {cfg.method}")
+    if cfg.dmd.guidance_scale is not None:
+        raise ValueError(f"expected dmd.guidance_scale=null {asked}, got {cfg.dmd.guidance_scale}")
+    if describe_network(setup.source)[1] is not None:
+        raise ValueError(
+            f"expected a rectified flow called net(x_t, t, cond) {asked}, got a converted teacher, "
+            "whose copy can't take a time for each token"
+        )
 
 
 def _check_range(setup: Setup) -> None:

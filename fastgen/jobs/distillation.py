@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._core.copies import copied
 from .._core.modules import load_state
+from .._core.prefixes import cond_without_prefix
 from .._core.processes import together
 from .._core.room import naming_what_to_lower
 from .._core.seeds import generator_for
@@ -161,7 +162,7 @@ class Distillation:
         found += declaration_notes(
             self.networks.unguided,
             self.networks.x0,
-            self.networks.cond,
+            cond_without_prefix(self.networks.cond),
             pred_type=self.cfg.student.pred_type,
             search=False,
             coupled=self.networks.coupled,

@@ -15,6 +15,7 @@ from .._core.seeds import generator_for
 from .._core.sizes import trained_sizes_of
 from .._core.timing import Stopwatch
 from ..config.schemas import DistillConfig
+from ..config.student import StudentConfig
 from ..data import Task
 from ..export.folders import export_student
 from ..methods.registry import stage_styles
@@ -232,6 +233,7 @@ class HandOver:
             x_normalizer=data.x_normalizer,
             z_normalizer=data.z_normalizer,
             pack=data.pack,
+            prefix_max=self.cfg.train.prefix_max,
             box=self.cfg.data.box,
             horizon=tuple(data.X.shape[1:]),
             cond_sizes=trained_sizes_of(None, conditions),
@@ -259,7 +261,10 @@ class HandOver:
         calls = self.cfg.train.kd_teacher_calls
         by_teacher = self.teacher_sampler(calls, "ab2")(repeated, noise)
         by_student = self.sampler(student)(repeated, noise)
-        labels = {"teacher": f"teacher, AB2 {calls}", "student": f"student, {self._calls()}"}
+        labels = {
+            "teacher": f"teacher, AB2 {calls}",
+            "student": f"student, {_calls_text(self.cfg.student)}",
+        }
         drawn = {
             "teacher": by_teacher.unflatten(0, (n, samples)),
             "student": by_student.unflatten(0, (n, samples)),
@@ -321,7 +326,7 @@ class HandOver:
         calls of the teacher are 25 times as long as four."""
         found = {}
         samplers = (
-            (f"student {self._calls()}", self.sampler(student), 15, 1),
+            (f"student {_calls_text(self.cfg.student)}", self.sampler(student), 15, 1),
             ("teacher 100 calls", self.teacher_sampler(_TIMED_CALLS), 3, 100 // _TIMED_CALLS),
         )
         for who, sampler, repeats, factor in samplers:
@@ -329,11 +334,6 @@ class HandOver:
                 time = latency_ms(sampler, self.task.train, batch, repeats=repeats)
                 found[f"{who}, batch {batch}, ms"] = factor * time
         return found
-
-    def _calls(self) -> str:
-        """The student's calls for people: "1 call", "4 calls"."""
-        calls = len(self.cfg.student.judged) - 1
-        return f"{calls} call" if calls == 1 else f"{calls} calls"
 
 
 def _guidance(cfg: DistillConfig) -> dict[str, Any]:
@@ -358,3 +358,9 @@ def _ended(x: Tensor, mask: Tensor | None) -> Tensor:
         return x
     each = mask.repeat_interleave(x.shape[1], 0)
     return padding_filled(x.flatten(0, 1), each).unflatten(0, tuple(x.shape[:2]))
+
+
+def _calls_text(how: StudentConfig) -> str:
+    """The student's calls for people: "1 call", "4 calls"."""
+    calls = len(how.judged) - 1
+    return f"{calls} call" if calls == 1 else f"{calls} calls"

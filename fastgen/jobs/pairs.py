@@ -48,7 +48,7 @@ def pairs_of_run(
             teacher's answer is not finite at some time for some row.
     """
     n = setup.cfg.train.kd_pairs
-    cond = take_rows(setup.cond, _rows(setup))
+    cond = setup.with_prefixes(take_rows(setup.cond, _rows(setup)), PAIRS)
     path = run_dir / PAIRS
     owner = run_stamp(run_dir)
     if path.exists():

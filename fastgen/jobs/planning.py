@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._core.conditions import take_rows, tensors_in
 from .._core.made_rows import MadeRows
+from .._core.prefixes import cond_without_prefix
 from .._core.room import naming_what_to_lower
 from ..config.files import dump_yaml
 from ..config.groups import EMAConfig
@@ -69,7 +70,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     notes += declaration_notes(
         setup.unguided,
         setup.x0,
-        setup.cond,
+        cond_without_prefix(setup.cond),
         pred_type=cfg.student.pred_type,
         search=True,
         coupled=setup.coupled,

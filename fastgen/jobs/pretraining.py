@@ -24,6 +24,7 @@ from .._core.streams import lasting_streams
 from .._core.threads import using_threads
 from ..config.files import validate
 from ..config.groups import EMAConfig
+from ..config.prefix import prefix_tokens
 from ..config.schemas import DataConfig, TrainTeacherConfig
 from ..data import Task, build_data
 from ..data.checks import data_notes
@@ -58,6 +59,7 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
     with open_run(cfg, main_process=processes.is_main_process) as run_dir:
         task = build_data(cfg.data)
         torch.manual_seed(cfg.seed)
+        prefix_tokens(cfg.train.prefix_max, task.train)
         initial = build_network(cfg, task)
         parts = cfg.train.gradient_accumulation_steps
         draws = Draws(cfg.seed, "teacher", processes, cfg.train.batch_size, accumulation=parts)
@@ -82,7 +84,8 @@ def train_teacher(cfg: TrainTeacherConfig) -> Path:
                 ema_on_cpu=train.ema_on_cpu,
                 compiled=train.compile,
             )
-            return FlowMatchingTraining(trained, x0, cond, cfg.train, draws)
+            tokens = prefix_tokens(train.prefix_max, task.train)
+            return FlowMatchingTraining(trained, x0, cond, cfg.train, draws, prefix_tokens=tokens)
 
         def evaluate(network: nn.Module) -> Validation:
             sampler = teacher_sampler(network, task.train, _CALLS, "ab2", box=cfg.data.box)
@@ -132,6 +135,8 @@ def hand_over(
     x0, cond = task.train.network_inputs()
     trained: Any = network
     trained.trained_sizes = trained_sizes_of(x0, cond)
+    if cfg.train.prefix_max:
+        trained.prefix_tokens = prefix_tokens(cfg.train.prefix_max, task.train)
     description = {
         "task": task.name,
         "path": "linear",

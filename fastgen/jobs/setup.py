@@ -20,19 +20,23 @@ from .._core.copies import copied
 from .._core.masks import cond_without_masks
 from .._core.messages import first_names
 from .._core.precision import in_full_precision, is_uniform, trainable
+from .._core.prefixes import cond_without_prefix, prefix_of, with_prefix
 from .._core.row_counts import RowCount
+from .._core.seeds import generator_for
+from ..config.prefix import prefix_tokens
 from ..config.schemas import DistillConfig
 from ..data import Data
 from ..data.files import load_conditions, load_members
 from ..export.encoders import StudentEncoder
 from ..guidance import Guidance
 from ..methods.method import Batch, Networks
-from ..networks import Cond, network_dtype, parameters_to
+from ..networks import Cond, network_dtype, parameters_to, tokens_given
 from ..teachers.answer import answer_of
 from ..teachers.counted import CountedNetwork
 from ..teachers.couplings import Coupling, coupling_of
 from ..teachers.guided import GuidedNetwork
 from ..teachers.half import Bfloat16Network, in_own_precision
+from ..teachers.prefixed import PrefixedNetwork
 from ..training.recompute import recompute_blocks
 from .students import OwnNetwork, give_layers, network_note
 
@@ -93,6 +97,13 @@ class Setup(Networks):
             self.uncounted = Bfloat16Network(teacher).eval()
         else:
             self.uncounted = in_own_precision(teacher, self.x0, self.cond)
+        self._prefix_tokens = prefix_tokens(cfg.train.prefix_max, data)
+        if self._prefix_tokens:
+            told = tokens_given(teacher) >= self._prefix_tokens
+            way = "times" if told else "replacement"
+            self.uncounted = PrefixedNetwork(self.uncounted, way, cfg.student.pred_type).eval()
+            Z = self.cond
+            self.cond = self.with_prefixes(with_prefix(Z, self.x0, torch.zeros(len(self.x0))))
         self.rows = RowCount()
         self.unguided = CountedNetwork(self.uncounted, self.rows)
         self.unguided.training = self.uncounted.training
@@ -108,11 +119,24 @@ class Setup(Networks):
         """
         how = self.cfg.student
         if self._own is not None:
-            return trainable(self._own.copy(), self._own.network)
-        network = self.teacher_copy()
-        if how.layers is not None:
+            network = trainable(self._own.copy(), self._own.network)
+        else:
+            network = self.teacher_copy()
+        if self._own is None and how.layers is not None:
             give_layers(network, how.layers, self.cfg.seed)
+        if self._prefix_tokens:
+            return PrefixedNetwork(network, pred_type=how.pred_type)
         return network
+
+    def with_prefixes(self, cond: Cond, name: str = "data") -> Cond:
+        """A condition whose prefixes, if it has any, are of lengths drawn anew, for each row one in
+        0..`train.prefix_max`; `name` tells the draws apart."""
+        Z, prefix, _ = prefix_of(cond)
+        if prefix is None:
+            return cond
+        generator = generator_for(self.cfg.seed, "prefix", name)
+        lengths = torch.randint(self._prefix_tokens + 1, (len(prefix),), generator=generator)
+        return with_prefix(Z, prefix, lengths)
 
     @functools.cached_property
     def _own(self) -> OwnNetwork | None:
@@ -143,6 +167,10 @@ class Setup(Networks):
         if how.layers is not None or self._own is not None:
             taken = 0 if self._own is None else self._own.taken
             found.append(network_note(how, self.student(), self.source, taken))
+        if isinstance(self.uncounted, PrefixedNetwork):
+            told = "times of their own" if self.uncounted.way == "times" else "replacement"
+            most = self.cfg.train.prefix_max
+            found.append(f"up to {most} waypoints are given; the teacher is told them by {told}")
         parameters = dict(self.source.named_parameters())
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
         if frozen and len(frozen) < len(parameters):
@@ -194,7 +222,8 @@ class Setup(Networks):
     def coupling(self) -> Coupling | None:
         """How far the teacher's data and noise were coupled, None where it can't be told."""
         pred_type = self.cfg.student.pred_type
-        return coupling_of(self.unguided, self.x0, self.cond, pred_type=pred_type)
+        cond = cond_without_prefix(self.cond)
+        return coupling_of(self.unguided, self.x0, cond, pred_type=pred_type)
 
     @property
     def coupled(self) -> bool:

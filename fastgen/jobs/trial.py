@@ -19,12 +19,14 @@ from .._core.conditions import cond_to
 from .._core.copies import copied
 from .._core.messages import brief, first_names
 from .._core.modules import evaluating, load_state, state_of
+from .._core.prefixes import has_prefix
 from .._core.seeds import draws_apart
 from ..config.groups import EMAConfig
 from ..config.training import OptimizerConfig
 from ..export.extra_state import extra_state_of
 from ..export.folders import export_student, has_custom_network, load_student
 from ..networks import Cond, call_network, network_device, network_dtype, predict_x0, time_range
+from ..teachers.prefixed import PrefixedNetwork
 from ..training.processes import OneProcess
 from ..training.trained_network import TrainedNetwork
 from .setup import Setup
@@ -201,10 +203,12 @@ class _Trial:
             if has_custom_network(folder):
                 given = network_to_load(cfg, self.setup.source)
             dtype = network_dtype(averaged, torch.float32)
-            loaded = load_student(folder, self.device, dtype, network=given)
+            loaded = load_student(folder, self.device, dtype, network=given).network
+        if has_prefix(self.cond):
+            loaded = PrefixedNetwork(loaded, pred_type=self.pred_type)
         self.check_same(
             "its export",
-            self.answer(loaded.network),
+            self.answer(loaded),
             self.answer(averaged),
             before,
             "is there a buffer, attribute or extra state that its state_dict() doesn't hold as "

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .._core.checks import check_choice
 from .._core.conditions import cond_to, take_rows
 from .._core.masks import real_only, token_mask
+from .._core.prefixes import over_open_tokens
 from .._core.seeds import draw_rows, generator_for
 from .._core.tensors import expand_like, wide_dtype
 from ..config.dmd import DMDConfig
@@ -133,7 +134,8 @@ def kd_loss(
     The target is what the student's sampler needs at that rung. `sde` re-noises the predicted x0,
     so the target is the end of the trajectory, states[:, -1]. `ode` moves in a straight line to the
     next rung s, so the target is the x0 for which that move lands on the next state,
-    x_t - t (x_t - x_s) / (t - s). At the last rung both are the end of the trajectory.
+    x_t - t (x_t - x_s) / (t - s). At the last rung both are the end of the trajectory. The mean
+    over d is that of the tokens that the condition does not give.
 
     Args:
         student: called `student(x_t, t, cond)`.
@@ -177,7 +179,8 @@ def kd_loss(
         s = all_times[rungs + 1]
         x_s = states[row, rungs + 1]
         target = (x_t - expand_like(t / (t - s), x_t) * (x_t - x_s)).to(states.dtype)
-    return pseudo_huber(x0 - target, huber_c, mask=token_mask(cond))
+    residual = over_open_tokens(x0 - target, cond)
+    return pseudo_huber(residual, huber_c, mask=token_mask(cond))
 
 
 class KnowledgeDistillation(Stage):

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from .._core.calls import call_intact
 from .._core.conditions import cond_to, map_tensors, take_rows
 from .._core.masks import cond_without_masks, masked_like, real_only, token_mask
+from .._core.prefixes import open_share, with_prefix
 from .._core.tensors import expand_like
 from ..config.training import TeacherTrainConfig
 from ..flow_matching import add_noise, sample_timesteps
 from ..losses import dsm_loss
 from ..networks import Cond, Network
+from ..teachers.prefixed import PrefixedNetwork
 from ..training.draws import Draws
 from ..training.stage import Stage, one_update
 from ..training.trained_network import TrainedNetwork
@@ -26,7 +28,7 @@ def flow_matching_loss(
     network: Network, x0: Tensor, eps: Tensor, t: Tensor, cond: Cond = None
 ) -> Tensor:
     """Mean square of v(x_t, t, cond) - (eps - x0), at x_t = (1 - t) x0 + t eps; of each sample over
-    its real tokens, where the condition carries masks.
+    its real tokens, where the condition carries masks, and over those that it does not give.
 
     Args:
         network: called `network(x_t, t, cond)`, predicts the flow.
@@ -36,16 +38,29 @@ def flow_matching_loss(
         Lipman et al., Flow Matching for Generative Modeling, 2023, arXiv:2210.02747.
     """
     pred = call_intact(network, real_only(add_noise(x0, eps, t), cond), t, cond)
-    return dsm_loss("flow", pred, x0=x0, eps=eps, t=t, mask=token_mask(cond))
+    share = open_share(cond)
+    if share is None:
+        return dsm_loss("flow", pred, x0=x0, eps=eps, t=t, mask=token_mask(cond))
+    # At given tokens the flow is known, but for the rounding of a division by a small t.
+    pred = torch.where(cond["given"][..., None], (eps - x0).to(pred.dtype), pred)
+    return dsm_loss("flow", pred, x0=x0, eps=eps, t=t, weight=1.0 / share)
 
 
 class FlowMatchingTraining(Stage):
-    """Flow matching on data; the formula stands at `flow_matching_loss`."""
+    """Flow matching on data; the formula stands at `flow_matching_loss`. Of each sample the first k
+    tokens are given, k uniform in 0..`prefix_tokens`."""
 
     name = "flow_matching"
 
     def __init__(
-        self, network: TrainedNetwork, x0: Tensor, cond: Any, cfg: TeacherTrainConfig, draws: Draws
+        self,
+        network: TrainedNetwork,
+        x0: Tensor,
+        cond: Any,
+        cfg: TeacherTrainConfig,
+        draws: Draws,
+        *,
+        prefix_tokens: int = 0,
     ) -> None:
         self.network = network
         self.x0 = x0
@@ -53,6 +68,7 @@ class FlowMatchingTraining(Stage):
         self.cfg = cfg
         self.draws = draws
         self.updates = cfg.steps
+        self.prefix_tokens = prefix_tokens
 
     def update(self, step: int) -> dict[str, Tensor | float]:
         with self.clock.phase("data"):
@@ -61,7 +77,10 @@ class FlowMatchingTraining(Stage):
             return one_update(self.network, step, self._losses, self.draws, x0, eps, t, cond)
 
     def _losses(self, x0: Tensor, eps: Tensor, t: Tensor, cond: Any) -> dict[str, Tensor]:
-        return {"loss": flow_matching_loss(self.network.network, x0, eps, t, cond)}
+        network = self.network.network
+        if self.prefix_tokens:
+            network = PrefixedNetwork(network)
+        return {"loss": flow_matching_loss(network, x0, eps, t, cond)}
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Any]:
         """x0, noise, times and cond of update `step`."""
@@ -76,6 +95,9 @@ class FlowMatchingTraining(Stage):
                 lambda value: value * expand_like(kept.to(value), value), cond_without_masks(cond)
             )
             cond = masked_like(Z, cond)
+        if self.prefix_tokens:
+            lengths = self.draws.integers(step, "prefix", self.prefix_tokens + 1)
+            cond = with_prefix(cond, x0, lengths)
         return x0, eps, t, cond
 
     def _times(self, step: int) -> Tensor:

@@ -113,15 +113,21 @@ def check_seen(mask: Tensor) -> None:
 
 
 def batch_of_times(
-    opt_step: Tensor | float | int, batch: int, *, device: torch.device, dtype: torch.dtype
+    opt_step: Tensor | float | int,
+    batch: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int | None = None,
 ) -> Tensor:
-    """Bring a time to shape (batch,).
+    """Bring a time to shape (batch,), or leave a time for each token in shape (batch, tokens).
 
     Args:
-        opt_step: Python int or float, 0-d tensor, or tensor of shape (batch,).
+        opt_step: Python int or float, 0-d tensor, or tensor of shape (batch,) or (batch, tokens).
         batch: B.
         device: where the result lives.
         dtype: of the result, float32 or float64. Half precision would round 0.999 to 1.
+        tokens: T, where each token may have a time of its own.
 
     Raises:
         TypeError: not a number and not a real tensor.
@@ -139,8 +145,10 @@ def batch_of_times(
         raise TypeError(f"expected opt_step to be an int or floating tensor, got {opt_step.dtype}")
     if opt_step.ndim == 0:
         return opt_step.to(device=device, dtype=dtype).expand(batch)
-    if opt_step.shape != (batch,):
+    if opt_step.shape != (batch,) and (tokens is None or opt_step.shape != (batch, tokens)):
+        each = "" if tokens is None else f"; each token's own time has ({batch}, {tokens})"
         raise ValueError(
-            f"expected opt_step to be a scalar or of shape ({batch},), got {tuple(opt_step.shape)}"
+            f"expected opt_step to be a scalar or of shape ({batch},), got "
+            f"{tuple(opt_step.shape)}{each}"
         )
     return opt_step.to(device=device, dtype=dtype)

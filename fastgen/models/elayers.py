@@ -80,7 +80,9 @@ class eTransformerDecoderLayer(TransformerDecoderLayer):
         if not isinstance(stack, FourierStack):
             return super().modulation_at(time)
         lift = self.modulation
-        numbers = F.linear(time, lift.weight, lift.bias)[:, None].unflatten(-1, (9, -1))
+        numbers = F.linear(time, lift.weight, lift.bias).unflatten(-1, (9, -1))
+        if time.ndim == 2:
+            numbers = numbers[:, None]
         modulation = []
         for i, number in enumerate(numbers.unbind(2)):
             is_shift = i % 3 == 1

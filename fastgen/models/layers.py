@@ -118,7 +118,8 @@ class TransformerDecoderLayer(nn.Module):
             x: tokens.
             memory: tokens (B, S, D) to read. They are read as they are: who makes them normalises
                 them.
-            time: time features (B, time_dim); None if `time_dim` is 0.
+            time: time features (B, time_dim), or each token's own (B, T, time_dim); None if
+                `time_dim` is 0.
             is_causal: token i sees tokens <= i of x.
             mask: bool (B, T), the tokens of x that others may see.
             memory_mask: bool (B, S), the tokens of the memory that are read.
@@ -173,5 +174,7 @@ class TransformerDecoderLayer(nn.Module):
         return [self.self_attention.out, self.cross_attention.out, self.mlp.down]
 
     def modulation_at(self, time: Tensor) -> tuple[Tensor, ...]:
-        """Scale, shift and gate of the three branches: nine tensors (B, 1, D)."""
-        return self.modulation(time)[:, None].chunk(9, dim=-1)
+        """Scale, shift and gate of the three branches: nine tensors (B, 1, D), or (B, T, D) of
+        features of each token."""
+        numbers = self.modulation(time)
+        return (numbers if time.ndim == 3 else numbers[:, None]).chunk(9, dim=-1)

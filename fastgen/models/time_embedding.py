@@ -15,8 +15,8 @@ __all__ = ["TimeEmbedding"]
 
 
 class TimeEmbedding(nn.Module):
-    """Features of the time t in [0, 1], (B,) -> (B, dim): sinusoids of `time_scale` * t, then
-    Linear, SiLU, Linear, SiLU.
+    """Features of the time t in [0, 1], (B,) -> (B, dim) or (B, T) -> (B, T, dim): sinusoids of
+    `time_scale` * t, then Linear, SiLU, Linear, SiLU.
 
     The dim / 2 frequencies are spaced geometrically from 1/1000 to 1/16. At `time_scale` = 1000 the
     phases therefore turn by 1 to 62 rad over [0, 1]: every channel tells t = 0.90 from 0.95, and
@@ -48,10 +48,11 @@ class TimeEmbedding(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        """Features (B, dim), in the dtype of the weights, of times t (B,) in float32 or float64."""
+        """Features (..., dim), in the dtype of the weights, of times t (...) in float32 or
+        float64."""
         frequencies = torch.logspace(
             -3.0, -math.log10(16.0), self.num_frequencies, device=t.device, dtype=t.dtype
         )
-        phase = self.time_scale * t[:, None] * frequencies
+        phase = self.time_scale * t[..., None] * frequencies
         features = torch.cat([phase.cos(), phase.sin()], dim=-1).to(self.hidden.weight.dtype)
         return F.silu(self.out(F.silu(self.hidden(features))))

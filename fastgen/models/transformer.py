@@ -143,7 +143,8 @@ class CondTransformerBase(GenCondRegressor):
             X: noisy trajectory, shape (B, T_x <= in_horizon, d_x); cast to the dtype of the
                 weights.
             opt_step: time t, in [0, 1] for a rectified flow: an int, a float, a 0-d tensor or a
-                tensor of shape (B,).
+                tensor of shape (B,); or of shape (B, T_x), each token's own, of which the condition
+                is told the latest. The same time for all tokens of a row is its time.
             Z: condition, shape (B, T_z <= cond_horizon, d_z); cast likewise. Or {"Z": Z, "mask":
                 bool (B, T_x), "cond_mask": bool (B, T_z)}, True = real token, where either mask may
                 be missing: no token sees padding, whatever it holds, and V is 0 there.
@@ -168,11 +169,11 @@ class CondTransformerBase(GenCondRegressor):
             check_mask(mask, (X.shape[0], X.shape[1]))
         dtype = self.time_emb.hidden.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
-        times = batch_of_times(opt_step, X.shape[0], device=X.device, dtype=wide)
+        times = batch_of_times(opt_step, X.shape[0], device=X.device, dtype=wide, tokens=X.shape[1])
         features = self.time_emb(times)
-        time = self.time_token(features)[:, None]
+        time, latest = self._time_tokens(times, features)
         x = self.drop(self.input_emb(X.to(dtype)) + self.pos_emb(X.shape[1]) + time)
-        cond = torch.cat([time, self.cond_emb(Z.to(dtype))], dim=1)
+        cond = torch.cat([latest, self.cond_emb(Z.to(dtype))], dim=1)
         cond = self.drop(cond + self.cond_pos_emb(cond.shape[1]))
         seen: dict[str, Tensor] = {}
         if cond_mask is not None:
@@ -191,6 +192,16 @@ class CondTransformerBase(GenCondRegressor):
         for layer in self.encoder:
             cond = layer(cond, mask=seen)
         return cond
+
+    def _time_tokens(self, times: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The time as it is added to tokens, (B, 1, D) or (B, T_x, D), and as a token of the
+        condition, (B, 1, D): the latest of a row, where noise is that isn't given."""
+        if times.ndim == 1:
+            time = self.time_token(features)[:, None]
+            return time, time
+        time = self.time_token(features)
+        row = torch.arange(len(times), device=times.device)
+        return time, time[row, times.argmax(1)][:, None]
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
         """Two optimiser groups that hold every parameter once.

@@ -15,6 +15,7 @@ from .._core.messages import brief
 from .._core.modules import as_built
 from .conversion import RectifiedFlow, as_rectified_flow
 from .keywords import KeywordNetwork
+from .prefixed import PrefixedNetwork
 
 __all__ = ["describe_network", "wrap_network"]
 
@@ -29,6 +30,9 @@ def describe_network(network: nn.Module) -> tuple[nn.Module, dict[str, Any] | No
     flow = None
     names = None
     network = as_built(network)
+    if isinstance(network, PrefixedNetwork):
+        # Not a part of it: whoever gives tokens puts it around the network.
+        network = as_built(network.network)
     if isinstance(network, RectifiedFlow):
         flow = network.describe()
         network = as_built(network.network)

@@ -13,7 +13,9 @@ from fastgen.methods.consistency import ConsistencyDistillation
 from fastgen.methods.kd import KnowledgeDistillation
 from fastgen.methods.matching import DistributionMatching
 from fastgen.methods.pretraining import FlowMatchingTraining
+from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.training.stage import Stage
+from support.networks import shaken
 from support.stages import EVERY_BRANCH, Recorder, gradients, in_micro_batches, trained
 from support.toy import ToyTask, ToyTeacher
 from support.updates import BATCH, draws
@@ -115,8 +117,19 @@ def matching_of_several(rank: int = 0, world: int = 1) -> tuple[Stage, list[Reco
     return stage, [student, fake_score]
 
 
+def flow_matching_with_prefixes(rank: int = 0, world: int = 1) -> tuple[Stage, list[Recorder]]:
+    """Flow matching of trajectories whose first token may be given."""
+    torch.manual_seed(0)
+    network = Recorder(shaken(CondTransformerRegressor(4, 4, 2, 2, 1, 1, 2, 8)))
+    cfg = TeacherTrainConfig(steps=5, batch_size=BATCH)
+    inputs = TASK.train.network_inputs()
+    stage = FlowMatchingTraining(network, *inputs, cfg, draws(rank, world), prefix_tokens=1)
+    return stage, [network]
+
+
 STAGES = {
     "flow matching": flow_matching,
+    "flow matching, prefixes": flow_matching_with_prefixes,
     "KD": distillation,
     "KD, several numbers of calls": distillation_of_several,
     "DMD": matching,

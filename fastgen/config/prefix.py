@@ -1,0 +1,55 @@
+"""Prefixes: how many waypoints a trajectory may be given at its beginning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from .._core.masks import is_masked
+from .base import Config
+
+__all__ = ["PrefixKeys", "prefix_tokens"]
+
+
+class PrefixKeys(Config):
+    """The keys of a loop that trains with prefixes."""
+
+    prefix_max: int = Field(
+        default=0,
+        ge=0,
+        description="trajectories: most waypoints that are given at the beginning, as many as are "
+        "drawn for each sample, in whole tokens of data.pack; 0 = none",
+    )
+
+
+def prefix_tokens(prefix_max: int, data: Any) -> int:
+    """The most tokens that are given of trajectories `data`.
+
+    Args:
+        prefix_max: in waypoints.
+        data: the training set, with `X` (N, T_x, d_x) and waypoints per token `pack`.
+
+    Raises:
+        ValueError: samples that are no trajectories or have masks, tokens given in part, or all of
+            them.
+    """
+    if not prefix_max:
+        return 0
+    if data.X.ndim != 3:
+        raise ValueError(
+            "expected trajectories X (N, T_x, d_x) with train.prefix_max, got X "
+            f"{tuple(data.X.shape)}; leave it out"
+        )
+    if is_masked(data.network_inputs()[1]):
+        raise ValueError(
+            "expected trajectories of equal length with train.prefix_max, got masks; leave one out"
+        )
+    pack = getattr(data, "pack", 1)
+    waypoints = data.X.shape[1]
+    if prefix_max % pack or prefix_max >= waypoints:
+        raise ValueError(
+            f"expected train.prefix_max below the {waypoints} waypoints, a multiple of data.pack="
+            f"{pack}, got {prefix_max}"
+        )
+    return prefix_max // pack

@@ -1,0 +1,113 @@
+"""The prefix of `Student.sample`: waypoints in original units that a sample goes on from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._core.prefixes import with_prefix
+from ..normalizer import Normalizer, pack_tokens
+from ..teachers.prefixed import PrefixedNetwork
+
+__all__ = ["Given", "PrefixLaw"]
+
+
+class Given(NamedTuple):
+    """Waypoints that are given of each sample, or none.
+
+    Attributes:
+        waypoints: (R, k, d_x), in original units; None: nothing is given.
+        tokens: (R, T_x / pack, d_x pack), as networks see them, and anything beyond k.
+        pack: waypoints per token.
+        pred_type: what the student predicts.
+    """
+
+    waypoints: Tensor | None = None
+    tokens: Tensor | None = None
+    pack: int = 1
+    pred_type: str = "flow"
+
+    def around(self, network: nn.Module, cond: Any) -> tuple[nn.Module, Any]:
+        """What a sampler calls in place of `network`, and with which condition."""
+        if self.waypoints is None or self.tokens is None:
+            return network, cond
+        rows, given = self.waypoints.shape[:2]
+        lengths = torch.full((rows,), given // self.pack)
+        coat = PrefixedNetwork(network, pred_type=self.pred_type)
+        return coat, with_prefix(cond, self.tokens, lengths)
+
+    def beginning(self, x: Tensor) -> Tensor:
+        """Samples x (R, T_x, d_x) with the very waypoints that were given at their beginning."""
+        if self.waypoints is None:
+            return x
+        given = self.waypoints.to(x)
+        return torch.cat([given, x[:, given.shape[1] :]], dim=1)
+
+
+class PrefixLaw(NamedTuple):
+    """What a student may be given.
+
+    Attributes:
+        most: waypoints that it was trained to be given; 0: none.
+        horizon: the shape of a sample, (T_x, d_x) of a trajectory.
+        pack: waypoints per token, which k is a multiple of.
+        pred_type: what it predicts.
+        x_normalizer: None changes nothing.
+    """
+
+    most: int
+    horizon: tuple[int, ...]
+    pack: int
+    pred_type: str
+    x_normalizer: Normalizer | None
+
+    def parse(self, prefix: Any, rows: int, num_samples: int) -> Given:
+        """A prefix as a user gives it, checked, and as networks see it.
+
+        Args:
+            prefix: (B, k, d_x), original units; None: nothing is given.
+            rows: B.
+            num_samples: samples of each condition, all of which begin so.
+
+        Raises:
+            TypeError: no floating-point Tensor.
+            ValueError: another shape, a student that wasn't trained for it, tokens given in part.
+        """
+        if prefix is None:
+            return Given()
+        self._check(prefix, rows)
+        whole = prefix.new_zeros(rows, *self.horizon)
+        whole[:, : prefix.shape[1]] = prefix
+        # In float64: waypoints far from the origin must not lose their digits before the mean is
+        # taken off.
+        seen = whole.double()
+        if self.x_normalizer is not None:
+            seen = self.x_normalizer.normalize(seen)
+        tokens = pack_tokens(seen, self.pack) if self.pack > 1 else seen
+        return Given(
+            prefix.repeat_interleave(num_samples, 0),
+            tokens.repeat_interleave(num_samples, 0),
+            self.pack,
+            self.pred_type,
+        )
+
+    def _check(self, prefix: Any, rows: int) -> None:
+        if not isinstance(prefix, Tensor) or not prefix.is_floating_point():
+            kind = type(prefix).__name__
+            got = f"a Tensor of {prefix.dtype}" if isinstance(prefix, Tensor) else kind
+            raise TypeError(f"expected prefix as a floating-point Tensor (B, k, d_x), got {got}")
+        if not self.most:
+            raise ValueError(
+                "expected no prefix for a student that was not trained with one, got "
+                f"{tuple(prefix.shape)}; distil with train.prefix_max"
+            )
+        d_x = self.horizon[1]
+        fits = prefix.ndim == 3 and prefix.shape[0] == rows and prefix.shape[2] == d_x
+        if not fits or not 1 <= prefix.shape[1] <= self.most or prefix.shape[1] % self.pack:
+            whole = f", a multiple of {self.pack}" if self.pack > 1 else ""
+            raise ValueError(
+                f"expected prefix of shape ({rows}, 1 <= k <= {self.most}{whole}, {d_x}), got "
+                f"{tuple(prefix.shape)}"
+            )
