@@ -62,11 +62,12 @@ def bars_of(case: str, result: dict[str, Any]) -> dict[str, Bar]:
             name = f"success with {given} waypoints given"
             found[name] = Bar(student[f"success_{given}"], student["success"] - 0.01, True)
             found[f"{given} waypoints kept"] = Bar(student[f"kept_{given}"], 1.0, True)
-    elif case == "ring, any number":
+    elif case in ("ring, any number", "fashion, any number"):
+        score = "energy_ratio" if case.startswith("ring") else "frechet"
         for calls in ("1", "2", "4"):
-            alone = rows[f"{calls} alone"]["kd"][calls]["energy_ratio"]["median"]
-            got = rows["any"]["kd"][calls]["energy_ratio"]["median"]
-            found[f"{calls} calls, energy ratio within 2 % of a student of its own"] = Bar(
+            alone = rows[f"{calls} alone"]["kd"][calls][score]["median"]
+            got = rows["any"]["kd"][calls][score]["median"]
+            found[f"{calls} calls, {score} within 2 % of a student of its own"] = Bar(
                 got, 1.02 * alone
             )
     elif case == "ring":

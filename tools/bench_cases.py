@@ -310,6 +310,15 @@ CASES = {
         },
         scores=NEAR,
     ),
+    "fashion, any number": Case(
+        "fashion.yaml",
+        {
+            f"{k} alone": [f"student.steps={k}", "train.kd_steps=1000", *IMAGES_ALONE]
+            for k in (1, 2, 4)
+        }
+        | {"any": ["student.steps=any", "train.kd_steps=1500", *IMAGES_ALONE]},
+        scores=IMAGES,
+    ),
     # Students that go on from given waypoints, of a teacher that was trained to.
     "ring, prefixes": Case(
         "ring-kd.yaml",

@@ -46,7 +46,7 @@ def again(monkeypatch, tmp_path) -> DistillConfig:
 
 def test_a_new_method_is_planned_trained_chosen_exported_and_reported(again, monkeypatch):
     monkeypatch.setattr(planning, "load_teacher", lambda cfg: ToyTeacher())
-    monkeypatch.setattr(planning, "build_data", lambda cfg: ToyTask())
+    monkeypatch.setattr(planning, "task_of", lambda cfg, encoder: ToyTask())
     plan = plan_distillation(again)
     assert "method: again" in plan and "again: memory, MB" in plan
     assert plan.count("teacher pairs") == 2
