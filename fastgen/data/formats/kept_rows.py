@@ -3,8 +3,8 @@ is mapped.
 
 The arrays lie beside the data set, `<its name>.rows/<state>/<column>.npy`. The state is a checksum
 of the sizes and times of its files, so that data which change are copied anew; what was kept of an
-earlier state is removed. An array is written aside and renamed, under a lock: a copy that is killed
-leaves nothing that is taken for whole.
+earlier state is removed, and nothing else that lies there. An array is written aside and renamed,
+under a lock: a copy that is killed leaves nothing that is taken for whole.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ __all__ = ["kept_columns"]
 
 _VERSION = 1
 _MOST_NAME = 120
+# Of a checksum, in the name of a state's folder.
+_DIGITS = 16
 _ELSEWHERE = "data.cache names another folder for them"
 
 
@@ -51,19 +54,20 @@ def kept_columns(
             one another.
     """
     home = _home(source.path, cache)
-    folder = home / _state(source)[:16]
+    folder = home / _state(source)[:_DIGITS]
     with _writing(home):
         folder.mkdir(parents=True, exist_ok=True)
         with locked_folder(home):
             remove_unfinished(folder)
             for other in home.iterdir():
-                if other.name != folder.name:
+                if other.name != folder.name and _is_state(other):
                     shutil.rmtree(other, ignore_errors=True)
             for name in names:
                 path = folder / _file_of(name)
                 if not _is_kept(path, source.rows):
                     _keep(source, name, path)
-    return {name: map_npy(folder / _file_of(name)) for name in names}
+            # Under the lock, since who finds other data here removes these files.
+            return {name: map_npy(folder / _file_of(name)) for name in names}
 
 
 def _home(path: Path, cache: str | Path | None) -> Path:
@@ -81,6 +85,12 @@ def _state(source: Source) -> str:
         files.append([str(file.relative_to(source.path)), found.st_size, found.st_mtime_ns])
     said = [_VERSION, source.format, source.rows, sorted(files)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _is_state(folder: Path) -> bool:
+    """Whether it is a folder of copies by its name and all that it holds: others aren't ours."""
+    named = re.fullmatch(f"[0-9a-f]{{{_DIGITS}}}", folder.name) is not None
+    return named and folder.is_dir() and all(".npy" in path.name for path in folder.iterdir())
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -88,6 +88,15 @@ def test_data_that_change_are_copied_anew_and_the_old_copy_goes(table):
     assert new.name != old.name
 
 
+@pytest.mark.parametrize("place", ["notes", "0123456789abcdef"])
+def test_what_else_lies_in_a_folder_of_that_name_stays(table, place):
+    own = table.parent / "a.parquet.rows" / place / "own.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("kept")
+    kept_columns(open_source(table), ["action"])
+    assert own.read_text() == "kept"
+
+
 @pytest.mark.parametrize("harm", ["cut", "empty", "other"])
 def test_a_copy_that_is_damaged_is_made_anew(table, harm):
     kept_columns(open_source(table), ["action"])
