@@ -20,6 +20,7 @@ __all__ = [
     "in_float64",
     "masked_mean",
     "mean_of_samples",
+    "mean_square_of_real",
     "mean_square_of_samples",
     "rows_of_samples",
     "time_dtype",
@@ -120,6 +121,15 @@ def masked_mean(x: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     if mask is None:
         return x.mean(dim)
     return x.masked_fill(~mask, 0.0).sum(dim) / mask.sum(dim)
+
+
+def mean_square_of_real(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean square of x (B, T, ...), of all its real tokens together; `mask` as `expand_mask` takes
+    it, None: all are."""
+    if mask is None:
+        return x.square().mean()
+    real = expand_mask(mask, x)
+    return masked_mean(x.square().flatten(), real.flatten(), 0)
 
 
 def rows_of_samples(x: Tensor) -> Tensor:

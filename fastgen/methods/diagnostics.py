@@ -31,7 +31,7 @@ from .._core.checks import check_count, check_shape
 from .._core.masks import real_only, token_mask
 from .._core.modules import as_built, evaluating
 from .._core.seeds import draw_normal, draw_uniform
-from .._core.tensors import expand_mask, masked_mean, time_dtype
+from .._core.tensors import mean_square_of_real, time_dtype
 from ..flow_matching import add_noise
 from ..losses import discriminator_accuracy
 from ..networks import Cond, teacher_x0
@@ -190,17 +190,11 @@ def _squared_errors(
             ).double()
             fake = pipeline.fake_x0(x_t, t, cond, rung).double()
             differences = (fake - teacher, x - teacher, x - fake)
-            squares = [_mean_square(difference, token_mask(cond)) for difference in differences]
+            squares = [
+                mean_square_of_real(difference, token_mask(cond)) for difference in differences
+            ]
             rows.append(torch.stack(squares))
     return torch.stack(rows).cpu()
-
-
-def _mean_square(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean square of x (B, ...), of its real tokens."""
-    if mask is None:
-        return x.square().mean()
-    real = expand_mask(mask, x)
-    return masked_mean(x.square().flatten(), real.flatten(), 0)
 
 
 def _binned(

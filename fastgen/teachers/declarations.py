@@ -17,11 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from .._core.calls import call_intact
-from .._core.masks import real_only
+from .._core.masks import real_only, token_mask
 from .._core.messages import brief
 from .._core.modules import evaluating
 from .._core.seeds import generator_for
-from .._core.tensors import time_dtype, wide_dtype
+from .._core.tensors import (
+    expand_mask,
+    masked_mean,
+    mean_square_of_real,
+    time_dtype,
+    wide_dtype,
+)
 from ..flow_matching import add_noise
 from ..networks import Cond, coats, network_device, network_dtype, teacher_x0, time_range
 from .clocks import parse_clock
@@ -60,7 +66,9 @@ def denoising_errors(
         pred_type: what the teacher predicts.
     """
     x0, eps, cond = _probe(x0, cond, teacher)
-    variance = (x0 - x0.mean(0)).square().mean().clamp(min=1e-12)
+    mask = token_mask(cond)
+    real = None if mask is None else expand_mask(mask, x0)
+    variance = mean_square_of_real(x0 - masked_mean(x0, real, 0), mask).clamp(min=1e-12)
     low, high = time_range(teacher)
     errors = []
     with torch.no_grad(), evaluating(teacher):
@@ -69,7 +77,7 @@ def denoising_errors(
             x_t = add_noise(x0, eps, t)
             times_t = torch.full((len(x_t),), t, dtype=wide_dtype(x_t.device), device=x_t.device)
             x0_hat = teacher_x0(teacher, x_t, times_t, cond, pred_type=pred_type)
-            error = float((x0_hat - x0).square().mean() / variance)
+            error = float(mean_square_of_real(x0_hat - x0, mask) / variance)
             errors.append(error if math.isfinite(error) else math.inf)
     return errors
 

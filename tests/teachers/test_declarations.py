@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgen._core.masks import mask_of_lengths
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.interpolants import BaseInterpolant
 from fastgen.teachers import as_rectified_flow
@@ -240,6 +241,17 @@ def test_the_mean_of_the_data_has_an_error_of_one_and_modes_are_kept():
     assert mean.training and mean.dropout.training
     nothing = denoising_errors(Mean(few.mean(0) * math.nan), few, None, pred_type="x0")
     assert nothing == [math.inf] * 3
+
+
+def test_the_mean_of_what_is_real_has_an_error_of_one_beside_padding():
+    """Far from zero, which padding holds: were it counted, the mean would seem to lie elsewhere."""
+    few = 1000.0 + POINTS.flatten()[:96].double().reshape(16, 3, 2)
+    mask = mask_of_lengths(torch.arange(16) % 3 + 1, 3)
+    cond = {"Z": torch.zeros(16, 1, 1), "mask": mask}
+    mean = torch.stack([few[mask[:, k], k].mean(0) for k in range(3)])
+    few = few.masked_fill(~mask[..., None], 0.0)
+    errors = denoising_errors(Mean(mean), few, cond, pred_type="x0")
+    assert errors == pytest.approx([1.0] * 3, rel=1e-9)
 
 
 def test_errors_are_the_same_whatever_a_network_predicts():
