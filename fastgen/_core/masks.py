@@ -82,11 +82,12 @@ def token_mask(cond: Any) -> Tensor | None:
 
 
 def masked_like(Z: Any, cond: Any) -> Any:
-    """Another condition `Z` with the masks of `cond`; as it is where it has masks of its own."""
-    if is_masked(Z):
-        return Z
+    """Another condition `Z` of the same samples, with the masks of `cond`. Where it has masks of its
+    own, only that of the samples is added, if it lacks one."""
     _, mask, cond_mask = masks_of(cond)
-    return with_masks(Z, mask, cond_mask)
+    if not is_masked(Z):
+        return with_masks(Z, mask, cond_mask)
+    return Z if mask is None or "mask" in Z else {**Z, "mask": mask}
 
 
 def real_only(x: Tensor, cond: Any) -> Tensor:

@@ -29,6 +29,10 @@ def test_a_condition_carries_its_masks_and_gives_them_back():
     assert token_mask(with_masks(Z, MASK)) is MASK
     assert masked_like(2 * Z, with_masks(Z, MASK, COND_MASK))["cond_mask"] is COND_MASK
     assert masked_like(with_masks(Z, MASK), with_masks(Z, ~MASK))["mask"] is MASK
+    # The samples are the same; the other condition may be shorter than the first.
+    own = masked_like(with_masks(Z, None, COND_MASK), with_masks(Z, MASK, ~COND_MASK))
+    assert own["mask"] is MASK and own["cond_mask"] is COND_MASK
+    assert set(masked_like(with_masks(Z, MASK), with_masks(Z, MASK, COND_MASK))) == {"Z", "mask"}
 
 
 @pytest.mark.parametrize(

@@ -277,12 +277,17 @@ def test_one_weight_for_a_batch_is_made_of_real_tokens(monkeypatch):
 
 
 @pytest.mark.parametrize("equivariant", [False, True])
-@pytest.mark.parametrize("who", ["student", "ode student", "teacher", "guided teacher"])
+@pytest.mark.parametrize(
+    "who", ["student", "ode student", "teacher", "guided teacher", "guided teacher, masked null"]
+)
 def test_samples_do_not_see_padding_and_are_zero_there(who, equivariant):
     net: nn.Module = network(equivariant=equivariant).double()
-    if who == "guided teacher":
+    if "guided" in who:
         guidance = Guidance(2.0, (0.2, 0.8), 0.5)
-        net = GuidedNetwork(net, guidance, torch.zeros(1, COND_MASK.shape[1], 2).double())
+        null = torch.zeros(1, COND_MASK.shape[1], 2).double()
+        seen = torch.arange(COND_MASK.shape[1])[None] < 1
+        null = {"Z": null, "cond_mask": seen} if "masked" in who else null
+        net = GuidedNetwork(net, guidance, null)
 
     def sample(noise: Tensor, cond: Any) -> Tensor:
         if "teacher" in who:
