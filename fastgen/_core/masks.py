@@ -82,8 +82,8 @@ def token_mask(cond: Any) -> Tensor | None:
 
 
 def masked_like(Z: Any, cond: Any) -> Any:
-    """Another condition `Z` of the same samples, with the masks of `cond`. Where it has masks of its
-    own, only that of the samples is added, if it lacks one."""
+    """Another condition `Z` of the same samples, with the masks of `cond`; where it has masks of
+    its own, with that of the samples alone, if it lacks one."""
     _, mask, cond_mask = masks_of(cond)
     if not is_masked(Z):
         return with_masks(Z, mask, cond_mask)

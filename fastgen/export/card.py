@@ -132,6 +132,8 @@ def _facts(config: Mapping[str, Any], numbers: int) -> dict[str, str]:
             f"{encoder['name']}, called with {', '.join(encoder['columns'])}; with "
             "`load_student(..., encoder=)` z is these, else what it makes of them"
         )
+    if config.get("masks"):
+        facts["lengths"] = f"unequal, by {_masks(config)}, bool, True = real"
     if config.get("range") is not None:
         lo, hi = config["range"]
         facts["samples clamped to"] = f"{lo} to {hi}, the range of the data"
@@ -143,6 +145,12 @@ def _facts(config: Mapping[str, Any], numbers: int) -> dict[str, str]:
         facts["guidance trained in"] = guidance
     facts["written by"] = f"fastgen-distill {config['package_version']}"
     return facts
+
+
+def _masks(config: Mapping[str, Any]) -> str:
+    """The masks that the student may be sampled with, as arguments."""
+    axes = {"mask": f"(B, {config['horizon'][0]})", "cond_mask": "(B, T_z)"}
+    return " and ".join(f"`{name}=` {axes[name]}" for name in config["masks"])
 
 
 def _trained_as(parameterization: Mapping[str, Any] | None) -> str:

@@ -205,6 +205,15 @@ def test_the_card_says_what_is_known_of_guidance(tmp_path):
         }
 
 
+def test_the_card_says_which_masks_a_student_takes(tmp_path):
+    export_(tmp_path / "plain", equivariant())
+    assert "| lengths |" not in (tmp_path / "plain" / "README.md").read_text()
+    export_(tmp_path / "padded", equivariant(), masks=["mask", "cond_mask"])
+    tokens = load_student(tmp_path / "padded").horizon[0]
+    said = f"unequal, by `mask=` (B, {tokens}) and `cond_mask=` (B, T_z), bool, True = real"
+    assert f"| lengths | {said} |" in (tmp_path / "padded" / "README.md").read_text()
+
+
 def test_the_card_says_how_to_load_it(tmp_path):
     scores = {"1": {"success": 0.99, "energy_ratio": 1.1}, "2": {"success": 0.999}}
     export_(
