@@ -54,7 +54,7 @@ def kept_columns(
             one another.
     """
     home = _home(source.path, cache)
-    folder = home / _state(source)[:_DIGITS]
+    folder = home / _state(source, home)[:_DIGITS]
     with _writing(home):
         folder.mkdir(parents=True, exist_ok=True)
         with locked_folder(home):
@@ -71,16 +71,19 @@ def kept_columns(
 
 
 def _home(path: Path, cache: str | Path | None) -> Path:
+    # `.` has no name of its own.
+    path = Path(os.path.abspath(path))
     if cache is None:
         return path.with_name(f"{path.name}.rows")
     where = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     return expand_home(cache) / f"{path.name}-{where}.rows"
 
 
-def _state(source: Source) -> str:
-    """A checksum of the sizes and times of a data set's files."""
+def _state(source: Source, home: Path) -> str:
+    """A checksum of the sizes and times of a data set's files, without the copies, which may lie
+    among them."""
     files = []
-    for file in _files(source.path):
+    for file in _files(source.path, home.resolve()):
         found = file.stat()
         files.append([str(file.relative_to(source.path)), found.st_size, found.st_mtime_ns])
     said = [_VERSION, source.format, source.rows, sorted(files)]
@@ -93,11 +96,13 @@ def _is_state(folder: Path) -> bool:
     return named and folder.is_dir() and all(".npy" in path.name for path in folder.iterdir())
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Path, copies: Path) -> Iterator[Path]:
+    """The file, or those of the folder but for what lies in `copies`."""
     if not path.is_dir():
         yield path
         return
-    for folder, _, names in os.walk(path):
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if (Path(folder) / name).resolve() != copies]
         yield from (Path(folder) / name for name in names)
 
 

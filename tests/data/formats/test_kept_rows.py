@@ -88,6 +88,25 @@ def test_data_that_change_are_copied_anew_and_the_old_copy_goes(table):
     assert new.name != old.name
 
 
+@pytest.mark.parametrize("said", [".", "data/.."])
+def test_a_folder_that_is_said_from_within_has_its_copies_beside_it(
+    said, no_memory, tmp_path, monkeypatch
+):
+    folder = Path(shutil.copytree(SETS / "lerobot21", tmp_path / "a"))
+    monkeypatch.chdir(folder)
+    kept = kept_columns(open_source(Path(said)), ["action"])["action"]
+    assert torch.equal(kept, open_source(folder).read(["action"])["action"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.rows"]
+
+
+def test_copies_among_the_data_are_no_part_of_them(tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(SETS / "lerobot21", tmp_path / "a"))
+    cache = folder / "cache"
+    kept = kept_columns(open_source(folder), ["action"], cache)["action"]
+    monkeypatch.setattr(kept_rows, "_keep", None)
+    assert torch.equal(kept_columns(open_source(folder), ["action"], cache)["action"], kept)
+
+
 @pytest.mark.parametrize("place", ["notes", "0123456789abcdef"])
 def test_what_else_lies_in_a_folder_of_that_name_stays(table, place):
     own = table.parent / "a.parquet.rows" / place / "own.txt"
