@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.files import expand_home, remove_unfinished
+from .._core.files import expand_home, named_path, remove_unfinished
 from .._core.locks import locked_folder
 from .._core.messages import brief
 from .._core.modules import state_of
@@ -121,6 +121,7 @@ def _check_columns(source: Source, columns: Sequence[str]) -> None:
 
 def _features(path: Path, encoder: RowEncoder, raw: Mapping[str, Tensor]) -> tuple[Tensor, int]:
     """The features (M, d) of all rows, and of how many they were not known."""
+    path = named_path(path)  # `.` has no name of its own
     home = path.with_name(f"{path.name}.encoded")
     if encoder.cache is not None:
         home = expand_home(encoder.cache)

@@ -5,6 +5,7 @@ observations."""
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ def test_other_weights_and_other_rows_are_encoded_anew(tmp_path):
     changed = (features(path, third) != found).any(1)
     # The rows of one batch.
     assert calls(third) == 1 and changed.nonzero().flatten().tolist() == [20]
+
+
+def test_a_folder_that_is_said_from_within_has_its_cache_beside_it(tmp_path, monkeypatch):
+    source = open_source(save_episodes(tmp_path))
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path / "set")
+    encoded_episodes(replace(source, path=Path(".")), encoder(), None)
+    assert len(list((tmp_path / "set.encoded").iterdir())) == -(-source.rows // BATCH)
+    assert not list((tmp_path / "set").iterdir())
 
 
 def test_what_is_damaged_is_made_again(tmp_path):

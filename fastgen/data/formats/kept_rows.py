@@ -24,7 +24,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
-from ..._core.files import expand_home, new_file, remove_unfinished
+from ..._core.files import expand_home, named_path, new_file, remove_unfinished
 from ..._core.locks import locked_folder
 from ..._core.mapped import map_npy
 from ..._core.messages import brief
@@ -71,8 +71,7 @@ def kept_columns(
 
 
 def _home(path: Path, cache: str | Path | None) -> Path:
-    # `.` has no name of its own.
-    path = Path(os.path.abspath(path))
+    path = named_path(path)  # `.` has no name of its own
     if cache is None:
         return path.with_name(f"{path.name}.rows")
     where = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
