@@ -35,6 +35,13 @@ def test_along_common_axes_it_is_the_distance_of_means_and_of_standard_deviation
     assert float(frechet_distance(x, y)) == pytest.approx(float(expected), rel=1e-10)
 
 
+def test_more_features_than_rows_add_no_rounding():
+    """Twice the features: |m|^2 + tr S, of a covariance whose other eigenvalues are zero."""
+    x = normal(5, 24)
+    expected = x.mean(0).square().sum() + x.var(0).sum()
+    assert float(frechet_distance(x, 2 * x)) == pytest.approx(float(expected), rel=1e-12)
+
+
 def test_of_covariances_with_other_axes_it_is_the_formula_with_a_plain_matrix_root():
     first = normal(3, 3)
     second = normal(3, 3, seed=1)
