@@ -45,12 +45,17 @@ TRAINING = ("distill.py", "train_teacher.py")
 # Fewer demonstrations of an embedded task, smaller batches to measure memory with: seconds less.
 FEW = "data.size=64"
 SMALL = "train.batch_size=16"
-# Data sets of a reader -> those of the tests.
-SETS = {
-    "my-dataset": "lerobot3",
-    "pusht.zarr.zip": "buffer.zarr.zip",
-    "low_dim.hdf5": "low_dim.hdf5",
+# What a reader has of others -> what the tests have.
+BROUGHT = {
+    "my-dataset": "sets/lerobot3",
+    "pusht.zarr.zip": "sets/buffer.zarr.zip",
+    "low_dim.hdf5": "sets/low_dim.hdf5",
+    "my-policy": "policies/drive",
+    "estimator.safetensors": "posterior/weights.safetensors",
+    "simulations.safetensors": "posterior/simulations.safetensors",
 }
+# Configs of the pages that say what the data are.
+OWN = ("my.yaml", "mine.yaml", "policy.yaml", "posterior.yaml")
 # Tasks whose data are what they are.
 RECORDED = ("flights", "fashion")
 TINY = {
@@ -184,11 +189,11 @@ def folder(tmp_path_factory) -> Path:
     steps = np.random.default_rng(1).normal(size=(120, 2))
     episodes = {"actions": steps, "observations": steps, "episode_ends": np.arange(20, 121, 20)}
     np.savez(folder / "episodes.npz", **episodes)
-    for name, written in SETS.items():
-        (folder / name).symlink_to(ROOT / "tests" / "data" / "sets" / written)
-    (folder / "my-policy").symlink_to(ROOT / "tests" / "data" / "policies" / "drive")
+    for name, written in BROUGHT.items():
+        (folder / name).symlink_to(ROOT / "tests" / "data" / written)
     save_file(Own().state_dict(), folder / "weights.safetensors")
     (folder / "my_package").mkdir()
+    (folder / "my_package" / "estimator.py").symlink_to(ROOT / "tests/support/posterior.py")
     (folder / "my_package" / "my_module.py").write_text(MODULE)
     data = {"name": "file", "path": "trajectories.npz"}
     teacher = {"folder": "runs/mine-teacher/teacher"}
@@ -273,7 +278,7 @@ def run_recipe(call: Call, folder: Path, script: str, arguments: list[str]) -> N
     config = next((word for word in arguments if word.endswith(".yaml")), "")
     arguments = [str(ROOT / word) if word.startswith("recipes/") else word for word in arguments]
     if name in TRAINING and "--help" not in arguments:
-        own = config in ("my.yaml", "mine.yaml", "policy.yaml") or "data.name=file" in arguments
+        own = config in OWN or "data.name=file" in arguments
         if not own and not any(name in config for name in RECORDED):
             arguments = [*arguments, FEW]
         if "flights.yaml" in config:
