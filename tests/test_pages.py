@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import os
 import re
 import runpy
@@ -19,24 +18,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from safetensors.torch import save_file
-from torch import Tensor, nn
 from torch.distributed.run import parse_args as parse_torchrun
 
 import bench
 import kill
-from fastgen.config import DataConfig, DistillConfig
+from fastgen.config import DistillConfig
 from fastgen.config.files import validate
-from fastgen.data import build_data
 from fastgen.data.tasks.flights import read_tracks
 from fastgen.distillation import distill
-from fastgen.export import export_student, load_network
-from fastgen.models import CondTransformerRegressor
+from support.reader import bring, export_runs
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "recipes/README.md", "tools/BENCHMARKS.md", "fastgen/README.md")
@@ -45,15 +38,6 @@ TRAINING = ("distill.py", "train_teacher.py")
 # Fewer demonstrations of an embedded task, smaller batches to measure memory with: seconds less.
 FEW = "data.size=64"
 SMALL = "train.batch_size=16"
-# What a reader has of others -> what the tests have.
-BROUGHT = {
-    "my-dataset": "sets/lerobot3",
-    "pusht.zarr.zip": "sets/buffer.zarr.zip",
-    "low_dim.hdf5": "sets/low_dim.hdf5",
-    "my-policy": "policies/drive",
-    "estimator.safetensors": "posterior/weights.safetensors",
-    "simulations.safetensors": "posterior/simulations.safetensors",
-}
 # Configs of the pages that say what the data are.
 OWN = ("my.yaml", "mine.yaml", "policy.yaml", "posterior.yaml")
 # Tasks whose data are what they are.
@@ -143,38 +127,6 @@ def test_the_map_names_what_its_files_define():
 # ---- The folder of a reader ----------------------------------------------------------------------
 
 
-class Own(nn.Module):
-    """A network of a reader's own: any shape that ends in two channels, any condition or none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        rows = (len(x), *[1] * (x.ndim - 1))
-        z = torch.zeros(len(x)) if cond is None else cond.flatten(1).mean(1)
-        about = [value.to(x).view(rows).expand(*x.shape[:-1], 1) for value in (t, z)]
-        return self.last(torch.cat([x, *about], -1))
-
-
-MODULE = f"""
-import torch
-from torch import Tensor, nn
-
-{inspect.getsource(Own)}
-
-def build():
-    return Own()
-"""
-
-
-def walks(rows: int = 64, points: int = 4) -> dict[str, np.ndarray]:
-    """Random walks that start at the last of two observed points."""
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(rows, 2, 2))
-    return {"X": z[:, -1:] + 0.3 * rng.normal(size=(rows, points, 2)).cumsum(1), "Z": z}
-
-
 Call = Callable[..., tuple[object, str, str]]
 read_once = functools.cache(read_tracks)  # 66 MB of JSON
 
@@ -183,36 +135,8 @@ read_once = functools.cache(read_tracks)  # 66 MB of JSON
 def folder(tmp_path_factory) -> Path:
     """What the pages speak of: data, configs, a network of one's own, and runs."""
     folder = tmp_path_factory.mktemp("reader")
-    np.savez(folder / "trajectories.npz", **walks())
-    np.savez(folder / "conditions.npz", Z=walks(3)["Z"])
-    np.savez(folder / "walks.npz", **walks(), lengths=1 + np.arange(64) % 4)
-    steps = np.random.default_rng(1).normal(size=(120, 2))
-    episodes = {"actions": steps, "observations": steps, "episode_ends": np.arange(20, 121, 20)}
-    np.savez(folder / "episodes.npz", **episodes)
-    for name, written in BROUGHT.items():
-        (folder / name).symlink_to(ROOT / "tests" / "data" / written)
-    save_file(Own().state_dict(), folder / "weights.safetensors")
-    (folder / "my_package").mkdir()
-    (folder / "my_package" / "estimator.py").symlink_to(ROOT / "tests/support/posterior.py")
-    (folder / "my_package" / "my_module.py").write_text(MODULE)
-    data = {"name": "file", "path": "trajectories.npz"}
-    teacher = {"folder": "runs/mine-teacher/teacher"}
-    mine = {"name": "mine", "data": data, "teacher": teacher}
-    (folder / "my.yaml").write_text(yaml.safe_dump(mine))
-    ring = build_data(DataConfig(name="ring", size=64)).train
-    shown: dict[str, Any] = {"t_list": [0.999, 0.0], "pack": ring.pack, "horizon": ring.X.shape[1:]}
-    shown |= {"x_normalizer": ring.x_normalizer, "z_normalizer": ring.z_normalizer}
-    network, _ = load_network(ROOT / "recipes" / "teachers" / "ring")
-    export_student(folder / "runs" / "ring" / "student", network, **shown)
-    any_number = {"t_list": [0.999, 0.66, 0.33, 0.0], "steps": [1, 3], "sample_type": "sde"}
-    export_student(folder / "runs" / "ring-any" / "student", network, **{**shown, **any_number})
-    sizes = {"in_dim": 2, "out_dim": 2, "cond_dim": 2, "in_horizon": 4, "cond_horizon": 2}
-    width = {"num_layers": 1, "num_attention_heads": 1, "embedding_dim": 8}
-    unequal = CondTransformerRegressor(**sizes, **width)
-    export_student(folder / "runs/walks/student", unequal, t_list=[0.9, 0.0], masks=["mask"])
-    none = {"condition": "none"}
-    points = folder / "runs" / "points" / "student"
-    export_student(points, Own(), t_list=[0.5, 0.0], horizon=(2,), description=none)
+    bring(folder)
+    export_runs(folder / "runs")
     return folder
 
 
