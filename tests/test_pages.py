@@ -29,6 +29,7 @@ from fastgen.config import DistillConfig
 from fastgen.config.files import validate
 from fastgen.data.tasks.flights import read_tracks
 from fastgen.distillation import distill
+from support.maze_pages import run_maze, run_record
 from support.reader import bring, export_runs
 
 ROOT = Path(__file__).parents[1]
@@ -201,6 +202,9 @@ def run_recipe(call: Call, folder: Path, script: str, arguments: list[str]) -> N
     name = Path(script).name
     config = next((word for word in arguments if word.endswith(".yaml")), "")
     arguments = [str(ROOT / word) if word.startswith("recipes/") else word for word in arguments]
+    if "name=maze" in arguments or "runs/maze" in arguments:
+        typed = [shlex.split(line) for line in commands("recipes/README.md") if "maze" in line]
+        run_maze(call, folder, [without_launcher(words) for words in typed])
     if name in TRAINING and "--help" not in arguments:
         own = config in OWN or "data.name=file" in arguments
         if not own and not any(name in config for name in RECORDED):
@@ -286,6 +290,8 @@ def test_every_command_is_one_that_its_tool_takes(
             run_bench(monkeypatch, arguments)
         elif script == "tools/kill.py":
             run_kill(monkeypatch, arguments)
+        elif script == "tools/record_maze.py":
+            run_record(monkeypatch, arguments)
         else:
             raise AssertionError(f"a command that no test knows: {part}")
         DONE.add((of_page, script, *arguments))

@@ -25,6 +25,7 @@ BROUGHT = {
     "my-dataset": "sets/lerobot3",
     "pusht.zarr.zip": "sets/buffer.zarr.zip",
     "low_dim.hdf5": "sets/low_dim.hdf5",
+    "point-maze-v0": "sets/maze-v0",
     "my-policy": "policies/drive",
     "estimator.safetensors": "posterior/weights.safetensors",
     "simulations.safetensors": "posterior/simulations.safetensors",
