@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def write_plain(folder: Path) -> None:
     state = joined("state")
     place = joined("place")
     action = joined("action")
-    arrays = {
+    arrays: dict[str, Any] = {
         "actions": action,
         "observations": np.concatenate([state, place], 1),
         "episode_ends": ends(),

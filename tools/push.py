@@ -11,6 +11,7 @@ its way. The controller walks around the disc, on either side, and pushes from b
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def episodes(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
     return [_episode(rng) for _ in range(count)]
 
 
-def arrays(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def arrays(found: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     """Episodes end to end: `actions`, `observations` (M, 2), (M, 4) and `episode_ends`."""
     seen = [np.concatenate([episode["state"], episode["place"]], 1) for episode in found]
     return {
