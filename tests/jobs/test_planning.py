@@ -84,7 +84,7 @@ def tables(plan: str) -> dict[str, dict[str, list[str]]]:
 def toy(monkeypatch) -> None:
     """The toy problem in place of what a config names."""
     monkeypatch.setattr(planning, "load_teacher", lambda cfg: ToyTeacher())
-    monkeypatch.setattr(planning, "build_data", lambda cfg: ToyTask())
+    monkeypatch.setattr(planning, "task_of", lambda cfg, encoder: ToyTask())
 
 
 @pytest.mark.slow

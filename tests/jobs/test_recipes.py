@@ -262,6 +262,7 @@ class Plain:
     folder alone."""
 
     cond_horizon, steps = None, (1,)
+    horizon = (3, 4, 4)
 
     def __init__(self, condition: str) -> None:
         self.config = {"description": {"condition": condition}}
