@@ -19,8 +19,6 @@ Keys, with their defaults:
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,18 @@ import torch
 
 from fastgen._core.conditions import cond_text
 from fastgen._core.masks import MASKS, cond_without_masks, masked_like, masks_of
-from fastgen._core.messages import brief
 from fastgen.config.base import MOST_SEED
 from fastgen.data.files import load_conditions
 from fastgen.data.sample_files import check_sample_file, write_samples
 from fastgen.export.student import Student
-from fastgen.jobs.command_line import parse_options, user_errors
+from fastgen.jobs.command_line import (
+    parse_path_and_options,
+    user_errors,
+    whole_number,
+    yes_or_no,
+)
 from fastgen.jobs.sources import load_run_student
 
-POWER = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 OPTIONS = ("z", "num_samples", "steps", "seed", "out", "overwrite", "factory")
 DEFAULTS = {
     "num_samples": "16",
@@ -48,11 +49,8 @@ DEFAULTS = {
 
 def main() -> None:
     with user_errors():
-        arguments = sys.argv[1:]
-        if not arguments or "--help" in arguments:
-            print(__doc__)
-            raise SystemExit(0 if "--help" in arguments else 2)
-        sample(Path(arguments[0]), DEFAULTS | parse_options(arguments[1:], OPTIONS))
+        folder, options = parse_path_and_options(__doc__, OPTIONS)
+        sample(Path(folder), DEFAULTS | options)
 
 
 def sample(folder: Path, options: dict[str, str]) -> None:
@@ -78,27 +76,6 @@ def sample(folder: Path, options: dict[str, str]) -> None:
     calls = max(student.steps) if steps is None else steps
     shape = tuple(tensors["X"].shape)
     print(f"{options['out']}: X {shape} for Z {cond_text(Z)}, {calls} network calls")
-
-
-def whole_number(options: dict[str, str], key: str, most: int | None = None) -> int:
-    """The number that an option holds, such as 16 or 1e3; ValueError for what is none, or more than
-    `most`."""
-    text = options[key]
-    number = text if text.isdecimal() and text.isascii() and len(text) <= 30 else None
-    if number is None and POWER.fullmatch(text) and float(text).is_integer():
-        number = float(text)
-    if number is None:
-        raise ValueError(f"expected {key} as a whole number, got {brief(text)}")
-    if most is not None and int(number) > most:
-        raise ValueError(f"expected {key} <= {most}, got {brief(text)}")
-    return int(number)
-
-
-def yes_or_no(options: dict[str, str], key: str) -> bool:
-    """What an option says; ValueError for anything but true and false."""
-    if options[key] not in ("true", "false"):
-        raise ValueError(f"expected {key} as true or false, got {options[key]!r}")
-    return options[key] == "true"
 
 
 def conditions(student: Student, path: str | None) -> Any:

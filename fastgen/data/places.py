@@ -140,12 +140,18 @@ class CutRows(RowMaker):
         if self.chosen is not None:
             yield self.chosen
 
-    def _places(self, windows: Tensor) -> Tensor:
-        """The rows that windows are made of, (n, T)."""
+    def reach(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows that windows would be made of if episodes had no end, (n, T); first and last row
+        of their episodes, (n, 1) each."""
         chosen = windows if self.chosen is None else self.chosen[windows]
         t, first, last = self.places.at(chosen)
         steps = torch.arange(self.offset, self.offset + self.length)
-        return (t[:, None] + steps).clamp(min=first[:, None], max=last[:, None])
+        return t[:, None] + steps, first[:, None], last[:, None]
+
+    def _places(self, windows: Tensor) -> Tensor:
+        """The rows that windows are made of, (n, T)."""
+        rows, first, last = self.reach(windows)
+        return rows.clamp(min=first, max=last)
 
     def _counts(self, step: int | None) -> Tensor:
         """How many windows hold each row of the episodes, at one step or at any: (M,)."""
@@ -169,8 +175,5 @@ class PadMarks(RowMaker):
         self.dtype = torch.bool
 
     def take(self, rows: Tensor) -> Tensor:
-        windows = self.windows
-        chosen = rows if windows.chosen is None else windows.chosen[rows]
-        t, first, last = windows.places.at(chosen)
-        places = t[:, None] + torch.arange(windows.offset, windows.offset + windows.length)
-        return (places > last[:, None]) | (places < first[:, None])
+        reached, first, last = self.windows.reach(rows)
+        return (reached > last) | (reached < first)

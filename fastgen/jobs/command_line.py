@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core.launcher import watch_launcher
+from .._core.messages import brief
 from .._core.processes import leave, leave_together
 from .._core.streams import lasting_streams
 from ..config.base import OldSpelling
@@ -26,7 +28,11 @@ __all__ = [
     "parse_options",
     "parse_path_and_options",
     "user_errors",
+    "whole_number",
+    "yes_or_no",
 ]
+
+_POWER = re.compile(r"\d+(\.\d*)?[eE]\+?\d{1,2}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,27 @@ def parse_path_and_options(doc: str | None, known: Sequence[str]) -> tuple[str, 
         print(doc)
         raise SystemExit(0 if asked else 2)
     return arguments[0], parse_options(arguments[1:], known)
+
+
+def whole_number(options: dict[str, str], key: str, most: int | None = None) -> int:
+    """The number that an option holds, such as 16 or 1e3; ValueError for what is none, or more than
+    `most`."""
+    text = options[key]
+    number = text if text.isdecimal() and text.isascii() and len(text) <= 30 else None
+    if number is None and _POWER.fullmatch(text) and float(text).is_integer():
+        number = float(text)
+    if number is None:
+        raise ValueError(f"expected {key} as a whole number, got {brief(text)}")
+    if most is not None and int(number) > most:
+        raise ValueError(f"expected {key} <= {most}, got {brief(text)}")
+    return int(number)
+
+
+def yes_or_no(options: dict[str, str], key: str) -> bool:
+    """What an option says; ValueError for anything but true and false."""
+    if options[key] not in ("true", "false"):
+        raise ValueError(f"expected {key} as true or false, got {options[key]!r}")
+    return options[key] == "true"
 
 
 @contextlib.contextmanager
