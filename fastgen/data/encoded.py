@@ -26,6 +26,7 @@ from .._core.messages import brief
 from .._core.modules import state_of
 from .._core.row_encoding import encode_rows
 from .._core.tensor_files import load_tensors, save_tensors
+from ..records.origin import digest
 from .formats.selection import Selection, chosen_actions, read_episodes
 from .formats.source import Source
 
@@ -59,9 +60,8 @@ class RowEncoder:
         device = next((value.device.type for value in state.values()), "cpu")
         kind = type(self.module)
         said = [_VERSION, kind.__module__, kind.__qualname__, self.told, self.columns]
-        digest = hashlib.sha256(json.dumps([*said, self.batch_size, device], default=str).encode())
-        _hash_tensors(digest, state)
-        return digest.hexdigest()
+        said += [self.batch_size, device, _said_of(state)]
+        return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()
 
 
 def encoded_episodes(
@@ -165,13 +165,10 @@ def _kept(file: Path, rows: int) -> Tensor | None:
 
 
 def _checksum_of(batch: Mapping[str, Tensor], encoder: str) -> str:
-    digest = hashlib.sha256(encoder.encode())
-    _hash_tensors(digest, batch)
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps([encoder, _said_of(batch)]).encode()).hexdigest()
 
 
-def _hash_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+def _said_of(tensors: Mapping[str, Tensor]) -> list[Any]:
+    """The names of tensors, sorted, and a checksum of them in this order."""
+    names = sorted(tensors)
+    return [names, digest(tensors[name] for name in names)]
