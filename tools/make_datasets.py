@@ -4,8 +4,9 @@ that people use; what it wrote lies in tests/data/sets.
     python tools/make_datasets.py WRITER FOLDER
 
 WRITER is one of `plain` (npz, safetensors, CSV, Parquet), `lerobot3` (lerobot 0.4), `lerobot21`
-(lerobot 0.3), `zarr2`, `zarr3`, `hdf5` (h5py, in robomimic's layout), `minari` and `policies` (what
-lerobot 0.4 saves of the normalisation of a policy, and what that makes of the rows). Each needs its
+(lerobot 0.3), `zarr2`, `zarr3`, `hdf5` (h5py, in robomimic's layout), `minari`, `minari_pictures`
+(three short episodes with pictures large enough for it to pack) and `policies` (what lerobot 0.4
+saves of the normalisation of a policy, and what that makes of the rows). Each needs its
 own packages, in an environment of its own; tests/data/sets/README.md names the versions.
 """
 
@@ -262,6 +263,47 @@ def write_minari(folder: Path) -> None:
         )
 
 
+def write_minari_pictures(folder: Path) -> None:
+    import os
+
+    os.environ["MINARI_DATASETS_PATH"] = str(folder.resolve())
+    import minari
+    from gymnasium import spaces
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+
+    bounds = {"low": -np.inf, "high": np.inf, "dtype": np.float32}
+    picture = spaces.Box(0, 255, (32, 32, 3), np.uint8)
+    state = spaces.Box(shape=(2,), **bounds)
+    for kind in ("hdf5", "arrow", "parquet"):
+        buffers = []
+        for index, length in enumerate((4, 6, 5)):
+            place = np.linspace(index, index + 3, length + 1, dtype=np.float32)
+            rows, columns = np.indices((32, 32)) / 8
+            level = np.cos(rows + place[:, None, None]) + np.sin(columns * (index + 1))
+            level = (64 * level + 127).astype(np.uint8)
+            pictures = np.stack([level, level[:, ::-1], 255 - level], -1)
+            buffers.append(
+                EpisodeBuffer(
+                    id=index,
+                    observations={
+                        "picture": list(pictures),
+                        "state": np.stack([place, -place], 1),
+                    },
+                    actions=np.stack([place, place**2], 1)[:length],
+                    rewards=[0.0] * length,
+                    terminations=[t == length - 1 for t in range(length)],
+                    truncations=[False] * length,
+                )
+            )
+        minari.create_dataset_from_buffers(
+            f"pictures/{kind}-v0",
+            buffers,
+            observation_space=spaces.Dict({"picture": picture, "state": state}),
+            action_space=spaces.Box(shape=(2,), **bounds),
+            data_format=kind,
+        )
+
+
 def write_policies(folder: Path) -> None:
     """The preprocessors of policies for `lerobot3`, which must lie in the folder, and the rows as
     they see them: one by least and largest number, as LeRobot's Diffusion Policy, one by others."""
@@ -317,6 +359,7 @@ WRITERS = {
     "zarr3": write_zarr3,
     "hdf5": write_hdf5,
     "minari": write_minari,
+    "minari_pictures": write_minari_pictures,
     "policies": write_policies,
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from .._core.modules import state_of
 from .._core.row_encoding import encode_rows
 from .._core.tensor_files import load_tensors, save_tensors
 from ..records.origin import digest
+from .formats.batches import row_batches
 from .formats.selection import Selection, chosen_actions, read_episodes
-from .formats.source import Source
+from .formats.source import VIDEO, Source
 
 __all__ = ["RowEncoder", "encoded_episodes"]
 
@@ -82,13 +83,8 @@ def encoded_episodes(
     names = chosen_actions(source, actions)
     _check_columns(source, encoder.columns)
     arrays = read_episodes(source, Selection(names, names, ()))
-    raw = source.read(sorted(encoder.columns))
-    for name, values in raw.items():
-        if len(values) != source.rows:
-            raise ValueError(
-                f"{source.path}: expected {source.rows} rows of {name}, got {len(values)}"
-            )
-    features, made = _features(source.path, encoder, raw)
+    batches = row_batches(source, sorted(encoder.columns), encoder.batch_size)
+    features, made = _features(source.path, encoder, batches)
     arrays["observations"] = features
     note = (
         f"note: observations are {features.shape[1]} numbers a row that the encoder made of "
@@ -110,23 +106,30 @@ def _check_columns(source: Source, columns: Sequence[str]) -> None:
                 f"expected teacher.encoder.columns to name columns of {source.path}, got {name!r}; "
                 f"there are {', '.join(source.columns)}"
             )
-        packed = column.dtype in ("image", "video")
-        if packed or column.kind not in ("numbers", "image"):
+        if column.dtype == VIDEO:
             raise ValueError(
-                f"expected teacher.encoder.columns of arrays of numbers, got {name!r}, which is "
-                f"{column.dtype or column.kind} in {source.path}; save its rows as arrays, such as "
-                "(M, height, width, 3) in a .zarr, .hdf5 or .npz file"
+                f"expected teacher.encoder.columns of arrays or pictures, got {name!r}, whose rows "
+                f"are frames of videos in {source.path}; record it with pictures in place of "
+                "videos (use_videos=False of lerobot), or unpack the frames and save them as an "
+                "array (M, height, width, 3) of uint8 in a .zarr, .hdf5 or .npz file"
+            )
+        if not column.is_array:
+            raise ValueError(
+                f"expected teacher.encoder.columns of arrays or pictures, got {name!r}, which is "
+                f"{column.dtype or column.kind} in {source.path}; save its rows as an array, such "
+                "as (M, height, width, 3) of uint8 in a .zarr, .hdf5 or .npz file"
             )
 
 
-def _features(path: Path, encoder: RowEncoder, raw: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+def _features(
+    path: Path, encoder: RowEncoder, batches: Iterable[Mapping[str, Tensor]]
+) -> tuple[Tensor, int]:
     """The features (M, d) of all rows, and of how many they were not known."""
     path = named_path(path)  # `.` has no name of its own
     home = path.with_name(f"{path.name}.encoded")
     if encoder.cache is not None:
         home = expand_home(encoder.cache)
     checksum = encoder.checksum()
-    rows = len(raw[encoder.columns[0]])
     parts = []
     made = 0
     try:
@@ -134,8 +137,7 @@ def _features(path: Path, encoder: RowEncoder, raw: Mapping[str, Tensor]) -> tup
         # Of several processes one encodes, and the others find what it wrote.
         with locked_folder(home):
             remove_unfinished(home)
-            for start in range(0, rows, encoder.batch_size):
-                batch = {name: raw[name][start : start + encoder.batch_size] for name in raw}
+            for batch in batches:
                 file = home / f"{_checksum_of(batch, checksum)}.safetensors"
                 part = _kept(file, len(batch[encoder.columns[0]]))
                 if part is None:

@@ -16,6 +16,7 @@ from .._core.launcher import watch_launcher
 from .._core.messages import brief
 from .._core.processes import leave, leave_together
 from .._core.streams import lasting_streams
+from .._core.yaml_files import parse_yaml
 from ..config.base import OldSpelling
 from ..config.files import C, describe, load_config
 from ..records.folder import run_folder
@@ -24,6 +25,7 @@ from ..training.signals import stopped_by_signals
 
 __all__ = [
     "CommandLine",
+    "column_names",
     "parse_command_line",
     "parse_options",
     "parse_path_and_options",
@@ -110,6 +112,25 @@ def parse_path_and_options(doc: str | None, known: Sequence[str]) -> tuple[str, 
         print(doc)
         raise SystemExit(0 if asked else 2)
     return arguments[0], parse_options(arguments[1:], known)
+
+
+def column_names(options: dict[str, str], key: str) -> list[str] | None:
+    """The names that an option holds, `a,b` or, as in a config, `[a, b]`; None where it has none.
+
+    Raises:
+        ValueError: something else than names.
+    """
+    if key not in options:
+        return None
+    text = options[key]
+    names: Any = text.split(",")
+    if text.startswith("["):
+        names = parse_yaml(text, key)
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(
+            f"expected {key} as names, such as {key}=a,b or {key}='[a, b]', got {text!r}"
+        )
+    return names
 
 
 def whole_number(options: dict[str, str], key: str, most: int | None = None) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastgen.data.formats.batches import row_batches
 from fastgen.data.formats.detection import open_source
 from fastgen.data.formats.selection import read_episodes, select
 from support.hostile import outcome, scrambled
@@ -46,12 +47,30 @@ KINDS: dict[str, tuple[str, list[str] | None]] = {
     "drive/arrow-v0": ("pyarrow", ["observations/state"]),
     "drive/parquet-v0": ("pyarrow", ["observations/state"]),
 }
+# A data set -> its column of packed pictures.
+PICTURES = {
+    "lerobot3": "observation.image",
+    "lerobot21": "observation.image",
+    "pictures/hdf5-v0": "observations/picture",
+    "pictures/arrow-v0": "observations/picture",
+    "pictures/parquet-v0": "observations/picture",
+}
 
 
 def loader(observations: list[str] | None) -> Callable[[Path], object]:
     def load(path: Path) -> object:
         source = open_source(path)
         return read_episodes(source, select(source, None, observations))
+
+    return load
+
+
+def picture_loader(column: str) -> Callable[[Path], object]:
+    def load(path: Path) -> object:
+        source = open_source(path)
+        if column not in source.columns or not source.columns[column].is_array:
+            raise ValueError(f"no pictures {column}")
+        return sum(len(batch[column]) for batch in row_batches(source, [column], 8))
 
     return load
 
@@ -130,6 +149,10 @@ def run(
 
 
 if __name__ == "__main__":
-    for kind in sys.argv[3:] or KINDS:
+    asked = sys.argv[3:]
+    for kind in [kind for kind in KINDS if not asked or kind in asked]:
         columns = KINDS[kind][1]
         run(kind, SETS / kind, loader(columns), int(sys.argv[2]), Path(sys.argv[1]))
+    for kind in [kind for kind in PICTURES if not asked or f"{kind}:pictures" in asked]:
+        load = picture_loader(PICTURES[kind])
+        run(f"{kind}:pictures", SETS / kind, load, int(sys.argv[2]), Path(sys.argv[1]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from .parts import kept_numbers, needed
 from .source import Column, kind_of_rows
 
-__all__ = ["columns_of", "numbers_of"]
+__all__ = ["columns_of", "files_of", "numbers_of"]
 
 _MOST_DEPTH = 8
 
@@ -33,7 +33,7 @@ def _describe(name: str, kind: Any, found: dict[str, Column], depth: int) -> Non
     if pa.types.is_struct(kind):
         members = {field.name for field in kind}
         if members == {"bytes", "path"}:  # a picture as the package datasets keeps it
-            found[name] = Column("image", (), "image")
+            found[name] = Column("image", (), "image", packed=True)
         elif depth < _MOST_DEPTH:
             for field in kind:
                 _describe(f"{name}/{field.name}", field.type, found, depth + 1)
@@ -43,6 +43,8 @@ def _describe(name: str, kind: Any, found: dict[str, Column], depth: int) -> Non
         found[name] = Column(kind_of_rows(shape), shape, str(inner))
     elif pa.types.is_string(inner) or pa.types.is_large_string(inner):
         found[name] = Column("text", shape, str(inner))
+    elif not shape and (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        found[name] = Column("other", (), "binary", packed=True)  # as pictures of Minari
     else:
         found[name] = Column("other", shape, str(kind)[:40])
 
@@ -63,6 +65,18 @@ def _shape(kind: Any) -> tuple[tuple[int, ...], Any]:
             break
         kind = kind.value_type
     return tuple(shape), kind
+
+
+def files_of(values: Any) -> list[bytes | None]:
+    """The bytes of each row of an Arrow array of binary values, or of structs with a field of them,
+    `bytes`; None where there are none."""
+    pa = needed("pyarrow", "parquet", "Arrow columns")
+
+    if pa.types.is_struct(values.type):
+        missing = values.is_null().to_pylist()
+        files = values.field("bytes").to_pylist()
+        return [None if gone else file for gone, file in zip(missing, files, strict=True)]
+    return values.to_pylist()
 
 
 def numbers_of(values: Any, where: str) -> Tensor:

@@ -15,7 +15,7 @@ from ..._core.files import expand_home
 from ..._core.messages import listed
 from .array_files import READERS, read_tensors
 from .detection import open_source
-from .selection import Selection, first_rows, is_large, select
+from .selection import Selection, first_rows, for_an_encoder, is_large, select
 from .source import Column, Source
 
 __all__ = ["describe_data", "time_notes"]
@@ -55,7 +55,8 @@ def describe_data(
     except ValueError as error:
         if actions is not None and observations is not None:
             raise
-        return [*_head(source), *_table(source, {}, {}), *source.notes, f"to choose: {error}"]
+        notes = [*source.notes, *for_an_encoder(source.columns)]
+        return [*_head(source), *_table(source, {}, {}), *notes, f"to choose: {error}"]
     used = {**dict.fromkeys(selection.observations, "observations")}
     used |= dict.fromkeys(selection.actions, "actions")
     large = is_large(source, sorted(used)) and source.pieces is not None
@@ -119,7 +120,8 @@ def _range(numbers: Tensor) -> str:
 
 def _said(column: Column) -> str:
     if column.kind != "numbers":
-        return column.kind
+        shape = "x".join(map(str, column.shape))
+        return " ".join(filter(None, [column.kind, shape, column.dtype.replace(column.kind, "")]))
     if not column.width:
         return f"lists of {column.dtype}"
     shape = "x".join(map(str, column.shape)) or "1"

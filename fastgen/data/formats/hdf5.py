@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..._core.messages import brief, first_names
 from .parts import check_part, check_unpacked, foreign, kept_dtype, kept_numbers, needed
+from .pictures import PICTURES_AT_ONCE, unpacked
 from .source import Column, Source, kind_of_rows
 
 __all__ = ["open_hdf5", "open_minari_hdf5"]
@@ -154,7 +155,8 @@ def _open(path: Path, kind: _Kind) -> Source:
         return _read(path, kind, columns, ends, names)
 
     def pieces(name: str) -> Iterator[Tensor]:
-        return _pieces(path, kind, columns[name], ends, name)
+        read_pieces = _pictures if columns[name].packed else _pieces
+        return read_pieces(path, kind, columns[name], ends, name)
 
     return Source(kind.name, path, columns, ends, read, pieces, notes=tuple(notes))
 
@@ -208,7 +210,8 @@ def _column(dataset: Any) -> Column:
         return Column("text", shape, "text")
     if dtype.kind not in "fiub":
         # What Minari keeps pictures in are lists of bytes of different length.
-        return Column("other", shape, str(dtype)[:40])
+        is_bytes = h5py.check_vlen_dtype(dtype) == "uint8" and not shape
+        return Column("other", shape, "binary" if is_bytes else str(dtype)[:40], packed=is_bytes)
     return Column(kind_of_rows(shape), shape, str(dtype))
 
 
@@ -223,7 +226,7 @@ def _read(
         values = {}
         for name in names:
             column = columns[name]
-            parts = [_dataset(path, episode, group, name) for episode, group in groups.items()]
+            parts = [_dataset(path, e, group, name, column) for e, group in groups.items()]
             dtype = _common_dtype(parts)
             wanted = ends[-1] * column.width * dtype.itemsize
             check_unpacked(f"{path}, {name}", wanted, _stored(parts))
@@ -242,7 +245,7 @@ def _pieces(
     most = max(1, _PIECE // max(1, column.width))
     with _opened(path) as file:
         groups = kind.groups(file)
-        parts = [_dataset(path, episode, group, name) for episode, group in groups.items()]
+        parts = [_dataset(path, e, group, name, column) for e, group in groups.items()]
         dtype = _common_dtype(parts)
         wanted = ends[-1] * column.width * dtype.itemsize
         check_unpacked(f"{path}, {name}", wanted, _stored(parts), whole=False)
@@ -252,6 +255,22 @@ def _pieces(
                 numbers = part[at : min(at + most, stop - start)]
                 kept = kept_numbers(numbers, f"{path}, {part.name}")
                 yield torch.from_numpy(kept.astype(dtype, copy=False))
+
+
+def _pictures(
+    path: Path, kind: _Kind, column: Column, ends: Sequence[int], name: str
+) -> Iterator[Tensor]:
+    """The pictures of all episodes, some rows at a time."""
+    with _opened(path) as file:
+        starts = [0, *ends[:-1]]
+        for (episode, group), start, stop in zip(
+            kind.groups(file).items(), starts, ends, strict=True
+        ):
+            part = _dataset(path, episode, group, name, column)
+            _check_part(path, part, stop - start, column, kind)
+            for at in range(0, stop - start, PICTURES_AT_ONCE):
+                files = list(part[at : min(at + PICTURES_AT_ONCE, stop - start)])
+                yield from unpacked(files, f"{path}, {part.name}")
 
 
 def _common_dtype(parts: Sequence[Any]) -> Any:
@@ -269,13 +288,16 @@ def _stored(parts: Sequence[Any]) -> int:
 def _check_part(path: Path, part: Any, length: int, column: Column, kind: _Kind) -> None:
     """ValueError unless a column of an episode has rows of its shape, and as many as steps."""
     extra = part.shape[0] - length if part.shape else -1
-    if tuple(part.shape[1:]) != column.shape or not 0 <= extra <= kind.spare:
+    # Files of pictures that happen to be of one length are an array of two axes.
+    is_files = column.packed and part.dtype == "uint8" and len(part.shape) == 2
+    fits = is_files or tuple(part.shape[1:]) == column.shape
+    if not fits or not 0 <= extra <= kind.spare:
         raise ValueError(
             f"{path}: expected {part.name} of shape {(length, *column.shape)}, got {part.shape}"
         )
 
 
-def _dataset(path: Path, episode: str, group: Any, name: str) -> Any:
+def _dataset(path: Path, episode: str, group: Any, name: str, column: Column) -> Any:
     """A column of one episode, whose numbers lie in this file."""
     h5py = needed("h5py", "hdf5", "HDF5 files")
 
@@ -291,7 +313,8 @@ def _dataset(path: Path, episode: str, group: Any, name: str) -> Any:
         raise ValueError(f"{path}: expected {name} of {episode} to be numbers, got a group")
     if found.external or found.is_virtual:
         raise ValueError(f"{path}: expected {name} of {episode} in this file, got one elsewhere")
-    if found.dtype.kind not in "fiub":
+    is_bytes = column.packed and h5py.check_vlen_dtype(found.dtype) == "uint8"
+    if found.dtype.kind not in "fiub" and not is_bytes:
         raise ValueError(
             f"{path}: expected numbers in {name} of {episode}, got {brief(found.dtype)}"
         )

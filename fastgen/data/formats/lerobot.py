@@ -3,8 +3,9 @@ Parquet files.
 
 Up to 2.1 each episode is a file, `data/chunk-000/episode_000000.parquet`, and
 `meta/episodes.jsonl` lists them. In 3.0 a file holds many episodes,
-`data/chunk-000/file-000.parquet`, and so do the tables in `meta/episodes`. Images and videos are
-left out. Written by https://github.com/huggingface/lerobot (Apache-2.0).
+`data/chunk-000/file-000.parquet`, and so do the tables in `meta/episodes`. Images lie there, too,
+packed as PNG; videos lie in files of their own and are not read. Written by
+https://github.com/huggingface/lerobot (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torch import Tensor
 from ..._core.files import read_text
 from ..._core.json_files import parse_json, read_json
 from ..._core.messages import brief, first_names
-from .parquet import column_pieces, parquet_columns, read_columns
+from .parquet import column_pieces, parquet_columns, picture_pieces, read_columns
 from .parts import check_part
-from .source import Column, Source, kind_of_rows
+from .source import VIDEO, Column, Source, kind_of_rows
 
 __all__ = ["open_lerobot"]
 
@@ -78,6 +79,9 @@ def open_lerobot(path: Path) -> Source:
 
     def pieces(name: str) -> Iterator[Tensor]:
         _check_order(path, read_columns(layout.files, order), layout.lengths)
+        if columns[name].packed:
+            yield from picture_pieces(layout.files, name, columns[name].shape)
+            return
         for values in column_pieces(layout.files, [name]):
             yield _shaped(path, name, values[name], columns[name])
 
@@ -96,7 +100,7 @@ def _columns(path: Path, features: dict[str, Any], file: Path) -> dict[str, Colu
     columns = {}
     for name, feature in features.items():
         column = _column(name, feature, path)
-        if column.kind == "numbers" and name not in found:
+        if (column.kind == "numbers" or column.packed) and name not in found:
             raise ValueError(
                 f"{file}: expected the column {name} of meta/info.json, got {first_names(found)}"
             )
@@ -113,8 +117,8 @@ def _column(name: str, feature: Any, path: Path) -> Column:
     if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
         raise ValueError(f"{where}: expected a shape of whole numbers, got {brief(shape)}")
     shape = tuple(shape)
-    if dtype in ("image", "video"):
-        return Column("image", shape, dtype)
+    if dtype in ("image", VIDEO):
+        return Column("image", shape, dtype, packed=dtype == "image")
     if not dtype.startswith(_NUMBERS):
         return Column("text" if dtype == "string" else "other", shape, dtype)
     found = Column(kind_of_rows(shape), shape, dtype)

@@ -2,7 +2,8 @@
 each of Arrow or Parquet files.
 
 An episode has one observation more than actions; the last one, which no action follows, is left
-out. Members of an observation that is a dict are columns of their own, `observations/goal`.
+out. Members of an observation that is a dict are columns of their own, `observations/goal`. What
+Minari takes for pictures it packs as JPEG.
 Written by https://github.com/Farama-Foundation/Minari (MIT).
 """
 
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from ..._core.json_files import read_json
 from ..._core.messages import brief
-from .arrow import columns_of, numbers_of
+from .arrow import columns_of, files_of, numbers_of
 from .hdf5 import open_minari_hdf5
-from .parquet import parquet_columns, read_columns
+from .parquet import parquet_columns, picture_pieces, read_columns
 from .parts import check_part, check_unpacked, foreign, needed
+from .pictures import PICTURES_AT_ONCE, unpacked
 from .source import Column, Source
 
 __all__ = ["open_minari"]
@@ -88,6 +90,9 @@ def _open_tables(folder: Path, kind: str, metadata: dict[str, Any]) -> Source:
         return _read(files, lengths, kind, names)
 
     def pieces(name: str) -> Iterator[Tensor]:
+        if columns[name].packed:
+            yield from _pictures(files, lengths, kind, name)
+            return
         for values in _episodes(files, lengths, kind, [name]):
             yield values[name]
 
@@ -106,14 +111,20 @@ def _numbers(path: Path, kind: str, names: Sequence[str]) -> dict[str, Tensor]:
     """Some columns of an episode, (n, *shape) each."""
     if kind == "parquet":
         return read_columns([path], names)
-    whole = {name.partition("/")[0] for name in names}
-    with _arrow(path) as file:
-        # Other columns, which may be packed, are not unpacked.
-        table = _reader(file, whole).read_all()
-        table.validate(full=True)
+    with _table(path, names) as table:
         # Bytes become whole numbers of eight.
         check_unpacked(str(path), 8 * table.nbytes, path.stat().st_size)
         return {name: numbers_of(_member(table, name), f"{path}, {name}") for name in names}
+
+
+@contextmanager
+def _table(path: Path, names: Sequence[str]) -> Iterator[Any]:
+    """Some columns of an Arrow file; others, which may be packed, are not unpacked."""
+    whole = {name.partition("/")[0] for name in names}
+    with _arrow(path) as file:
+        table = _reader(file, whole).read_all()
+        table.validate(full=True)
+        yield table
 
 
 @contextmanager
@@ -155,6 +166,32 @@ def _read(
     return {name: torch.cat(parts) for name, parts in pieces.items()}
 
 
+def _pictures(
+    files: Sequence[Path], lengths: Sequence[int], kind: str, name: str
+) -> Iterator[Tensor]:
+    """The pictures of one episode after another, without the last one of each."""
+    for path, length in zip(files, lengths, strict=True):
+        left = length
+        for piece in _pictures_in(path, kind, name):
+            yield piece[: max(left, 0)]
+            left -= len(piece)
+        if left != -1:
+            raise _other_rows(path, length, length - left)
+
+
+def _pictures_in(path: Path, kind: str, name: str) -> Iterator[Tensor]:
+    """All pictures of an episode, some at a time."""
+    if kind == "parquet":
+        yield from picture_pieces([path], name)
+        return
+    with _table(path, [name]) as table:
+        check_unpacked(str(path), table.nbytes, path.stat().st_size)
+        values = _member(table, name)
+        for start in range(0, len(values), PICTURES_AT_ONCE):
+            part = values.slice(start, PICTURES_AT_ONCE)
+            yield from unpacked(files_of(part), f"{path}, {name}")
+
+
 def _episodes(
     files: Sequence[Path], lengths: Sequence[int], kind: str, names: Sequence[str]
 ) -> Iterator[dict[str, Tensor]]:
@@ -164,11 +201,15 @@ def _episodes(
         for name in names:
             # Actions have one row more, as observations, which is padding.
             if len(values[name]) != length + 1:
-                raise ValueError(
-                    f"{path}: expected {length + 1} rows, one more than steps, got "
-                    f"{len(values[name])}; copy the data set anew"
-                )
+                raise _other_rows(path, length, len(values[name]))
         yield {name: values[name][:length] for name in names}
+
+
+def _other_rows(path: Path, length: int, found: int) -> ValueError:
+    return ValueError(
+        f"{path}: expected {length + 1} rows, one more than steps, got {found}; copy the data set "
+        "anew"
+    )
 
 
 def _member(table: Any, name: str) -> Any:

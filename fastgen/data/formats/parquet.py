@@ -11,12 +11,20 @@ import torch
 from torch import Tensor
 
 from ..._core.messages import first_names
-from .arrow import columns_of, numbers_of
+from .arrow import columns_of, files_of, numbers_of
 from .csv_files import together
 from .parts import check_part, check_unpacked, ends_of, foreign, needed
+from .pictures import PICTURES_AT_ONCE, unpacked
 from .source import EPISODE_COLUMNS, Column, Source
 
-__all__ = ["column_pieces", "open_parquet", "opened", "parquet_columns", "read_columns"]
+__all__ = [
+    "column_pieces",
+    "open_parquet",
+    "opened",
+    "parquet_columns",
+    "picture_pieces",
+    "read_columns",
+]
 
 # Rows that are unpacked at once, and numbers in them.
 _BATCH = 1 << 16
@@ -88,6 +96,32 @@ def column_pieces(
                 raise ValueError(f"{path}: expected {file.metadata.num_rows} rows, got {rows}")
 
 
+def picture_pieces(
+    paths: Sequence[Path], name: str, shape: Sequence[int] | None = None
+) -> Iterator[Tensor]:
+    """The pictures of a column of several files, (n, height, width, channels), some at a time.
+
+    Args:
+        shape: as in `unpacked`.
+
+    Raises:
+        ValueError: as `opened` and `unpacked`; or a column that is missing or of something else.
+    """
+    for path in paths:
+        with opened(path) as file:
+            column = columns_of(file.schema_arrow).get(name)
+            if column is None or not column.packed:
+                raise ValueError(
+                    f"{path}: expected the column {name} of bytes of pictures, got "
+                    f"{'none' if column is None else column.dtype}"
+                )
+            wanted, stored = _bytes_in(file.metadata, name)
+            check_unpacked(f"{path}, {name}", wanted, min(stored, path.stat().st_size), whole=False)
+            first = name if name in file.schema_arrow.names else name.partition("/")[0]
+            for batch in file.iter_batches(PICTURES_AT_ONCE, columns=[first], use_threads=False):
+                yield from unpacked(files_of(_member(batch, name)), f"{path}, {name}", shape)
+
+
 def _joined(name: str, parts: list[Tensor]) -> Tensor:
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
@@ -133,6 +167,21 @@ def _numbers_in(metadata: Any, names: Sequence[str]) -> int:
     return max(count, metadata.num_rows)
 
 
+def _bytes_in(metadata: Any, name: str) -> tuple[int, int]:
+    """How many bytes of a column a file says it holds, unpacked and as they are stored; of
+    pictures these are the bytes of their files."""
+    start = name.replace("/", ".")
+    unpacked_bytes = stored = 0
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for index in range(row_group.num_columns):
+            column = row_group.column(index)
+            if column.path_in_schema == start or column.path_in_schema.startswith(f"{start}."):
+                unpacked_bytes += column.total_uncompressed_size
+                stored += column.total_compressed_size
+    return unpacked_bytes, stored
+
+
 def open_parquet(path: Path) -> Source:
     """The rows of one Parquet file. Columns `x_0`, `x_1`, ... are one column `x`, as in CSV.
 
@@ -157,6 +206,9 @@ def open_parquet(path: Path) -> Source:
         return {name: _assembled(name, groups, values) for name in names}
 
     def pieces(name: str) -> Iterator[Tensor]:
+        if columns[name].packed:
+            yield from picture_pieces([path], name)
+            return
         for values in column_pieces([path], groups[name]):
             yield _assembled(name, groups, values)
 

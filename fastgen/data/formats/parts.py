@@ -169,6 +169,8 @@ def kept_dtype(dtype: Any) -> Any:
 
     if dtype.kind == "f":
         return np.dtype(np.float64 if dtype.itemsize >= 8 else np.float32)
+    if dtype == np.uint8:  # pixels, which are too many to be held in more
+        return dtype
     return np.dtype(np.bool_ if dtype.kind == "b" else np.int64)
 
 

@@ -14,13 +14,14 @@ from ..._core.made_rows import MadeRows, RowMaker
 from ..._core.messages import first_names, listed
 from ..precision import exact_numbers
 from .kept_rows import kept_columns
-from .source import BOOKKEEPING, STATES, Column, Source
+from .source import BOOKKEEPING, STATES, VIDEO, Column, Source
 
 __all__ = [
     "MOST_NUMBERS",
     "Selection",
     "chosen_actions",
     "first_rows",
+    "for_an_encoder",
     "is_large",
     "read_episodes",
     "select",
@@ -204,7 +205,8 @@ def _left_out(columns: Mapping[str, Column], used: Collection[str]) -> list[str]
         if by_kind[kind]
     ]
     if foreign:
-        notes.append(f"note: left out, since they can't be used: {'; '.join(foreign)}")
+        notes.append(f"note: left out, since they aren't columns of numbers: {'; '.join(foreign)}")
+    notes += for_an_encoder(unused)
     if by_kind["numbers"]:
         notes.append(f"note: left out, not chosen: {listed(by_kind['numbers'], 8)}")
     padding = [n for n in by_kind["numbers"] if any(part in n.lower() for part in _PADDING)]
@@ -212,6 +214,25 @@ def _left_out(columns: Mapping[str, Column], used: Collection[str]) -> list[str]
         notes.append(
             f"warning: {', '.join(padding[:3])} may mark padding, which is learned as data here; "
             "save episodes without padded rows"
+        )
+    return notes
+
+
+def for_an_encoder(columns: Mapping[str, Column]) -> list[str]:
+    """A line on the pictures among some columns: how they would be used."""
+    notes = []
+    pictures = [name for name, column in columns.items() if column.kind != "numbers"]
+    usable = [name for name in pictures if columns[name].is_array]
+    if usable:
+        notes.append(
+            "note: an encoder makes observations of pictures: teacher.encoder.columns="
+            f"'[{', '.join(usable[:6])}]'"
+        )
+    videos = [name for name in pictures if columns[name].dtype == VIDEO]
+    if videos:
+        notes.append(
+            f"note: {', '.join(videos[:6])}: no videos are read; record pictures in their place "
+            "(use_videos=False of lerobot), or save the frames as an array of uint8"
         )
     return notes
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["BOOKKEEPING", "EPISODE_COLUMNS", "STATES", "Column", "Source", "kind_of_rows"]
+__all__ = ["BOOKKEEPING", "EPISODE_COLUMNS", "STATES", "VIDEO", "Column", "Source", "kind_of_rows"]
 
 # Columns that count rows and episodes, or say when a row was recorded.
 BOOKKEEPING = frozenset(
@@ -30,6 +30,8 @@ BOOKKEEPING = frozenset(
 )
 # Columns that may hold the number of each row's episode; the first that is there does.
 EPISODE_COLUMNS = ("episode_index", "episode", "episode_id")
+# The dtype of a column whose rows are frames of videos.
+VIDEO = "video"
 # Columns of numbers that LeRobot's policies see.
 STATES = ("observation.state", "observation.environment_state")
 
@@ -43,12 +45,20 @@ class Column:
         shape: of one row; () for a single number.
         dtype: as the file says it, for people.
         channels: names of the numbers of a row, where the file gives them.
+        packed: whether a row is the bytes of a picture's file, PNG or JPEG, which is unpacked when
+            it is read, to (height, width, channels).
     """
 
     kind: str
     shape: tuple[int, ...] = ()
     dtype: str = ""
     channels: tuple[str, ...] = ()
+    packed: bool = False
+
+    @property
+    def is_array(self) -> bool:
+        """Whether its rows can be read as arrays of numbers, of whatever shape."""
+        return self.packed or (self.kind in ("numbers", "image") and self.dtype != VIDEO)
 
     @property
     def width(self) -> int:
@@ -70,8 +80,9 @@ class Source:
         ends: for each episode the row after its last one; they increase from above 0 to M, the
             number of rows.
         read: names of number columns -> {name: (M, *shape)}, in the dtype of the file.
-        pieces: name of a number column -> its rows in order, (m, *shape) at a time, for columns
-            that memory doesn't hold; None where `read` answers with mapped arrays.
+        pieces: name of a column that is an array (`Column.is_array`) -> its rows in order,
+            (m, *shape) at a time, for columns that memory doesn't hold; None where `read` answers
+            with any array, mapped if it is large.
         rate: rows per second; None where the data set doesn't say.
         notes: what is odd about it, a line each.
     """

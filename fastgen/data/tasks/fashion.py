@@ -66,7 +66,7 @@ def images(part: str) -> tuple[Tensor, Tensor]:
     """
     arrays = read_tensors(EMBEDDED / "fashion.npz")
     X = arrays[f"{part}_images"][:, None].float() / 127.5 - 1.0
-    return X, arrays[f"{part}_classes"] + 1
+    return X, arrays[f"{part}_classes"].long() + 1
 
 
 @cache

@@ -63,7 +63,7 @@ def test_arrays_are_read_as_they_were_written(tmp_path, codec, dtype):
     for order in "CF":
         folder = buffer(tmp_path / order, values, codec=codec, order=order)
         x = open_source(folder).read(["x"])["x"]
-        assert x.dtype in (torch.float32, torch.float64, torch.int64, torch.bool)
+        assert x.dtype in (torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
         assert np.array_equal(x.numpy(), values.astype(x.numpy().dtype))
 
 
