@@ -35,7 +35,7 @@ from fastgen.metrics import energy_distance
 from fastgen.models import TimeEmbedding
 from fastgen.samplers import sample_student, sample_teacher
 from fastgen.teachers import as_rectified_flow
-from fastgen.teachers.clocks import parse_clock
+from fastgen.teachers.paths import parse_clock
 
 DECLARATIONS: dict[str, dict[str, Any]] = {
     "native flow": {"path": "linear", "prediction": "flow"},

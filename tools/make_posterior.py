@@ -1,9 +1,10 @@
-"""Writes a small posterior estimator of sbi, and what sbi's own code answers with it; what it wrote
-lies in tests/data/posterior.
+"""Writes small posterior estimators of sbi, and what sbi's own code answers with them; what it
+wrote lies in tests/data/posterior.
 
-    python tools/make_posterior.py FOLDER
+    python tools/make_posterior.py {fmpe,ve,vp,subvp} FOLDER
 
-It needs sbi 0.27, in an environment of its own; tests/data/posterior/README.md names the versions.
+`fmpe` is a flow, the others are scores (NPSE) on the path of that name. It needs sbi 0.27, in an
+environment of its own; tests/data/posterior/README.md names the versions.
 """
 
 # The writer is not in the environment of this package.
@@ -21,11 +22,13 @@ from torch import Tensor
 SIMULATIONS = 4000
 OBSERVATIONS = 8
 SAMPLES = 32
+EPOCHS = 150
 # Where the prior is uniform: parameters of other sizes and places.
 LOW = (-2.0, 5.0)
 HIGH = (2.0, 15.0)
-# The sizes of the estimator's network.
+# The sizes of the estimators' networks.
 SIZES = {"hidden_features": 32, "num_layers": 3, "t_embedding_dim": 16}
+KINDS = ("fmpe", "ve", "vp", "subvp")
 
 
 def simulate(theta: Tensor) -> Tensor:
@@ -36,45 +39,58 @@ def simulate(theta: Tensor) -> Tensor:
     return 50.0 + seen + torch.randn(seen.shape)
 
 
-def main(folder: Path) -> None:
-    from sbi.inference import FMPE
-    from sbi.neural_nets import posterior_flow_nn
+def trainer_of(kind: str, prior):
+    """The trainer of an estimator, and what says how its posterior is sampled."""
+    from sbi.inference import FMPE, NPSE
+    from sbi.neural_nets import posterior_flow_nn, posterior_score_nn
+
+    if kind == "fmpe":
+        network = posterior_flow_nn(**SIZES)
+        return FMPE(prior, vf_estimator=network, show_progress_bars=False), {}
+    network = posterior_score_nn(sde_type=kind, compose_standardization=True, **SIZES)
+    trainer = NPSE(prior, vf_estimator=network, show_progress_bars=False)
+    return trainer, {"sample_with": "ode"}
+
+
+def main(kind: str, folder: Path) -> None:
     from sbi.utils import BoxUniform
 
     torch.manual_seed(0)
     prior = BoxUniform(torch.tensor(LOW), torch.tensor(HIGH))
     theta = prior.sample((SIMULATIONS,))
     x = simulate(theta)
-    trainer = FMPE(prior, vf_estimator=posterior_flow_nn(**SIZES), show_progress_bars=False)
+    trainer, sampling = trainer_of(kind, prior)
     trainer.append_simulations(theta, x)
-    estimator = trainer.train(learning_rate=2e-3, max_num_epochs=150)
-    posterior = trainer.build_posterior(estimator)
+    estimator = trainer.train(learning_rate=2e-3, max_num_epochs=EPOCHS)
+    posterior = trainer.build_posterior(estimator, **sampling)
 
     observed = simulate(prior.sample((OBSERVATIONS,)))
     drawn = [samples_of(posterior, row, seed) for seed, row in enumerate(observed)]
     noise, samples = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     conditions = observed.repeat_interleave(SAMPLES, 0)
     times = torch.rand(len(noise))
-    theta_t = torch.lerp(samples, noise, times[:, None])
-    answers = {
-        "x": conditions,
-        "noise": noise,
-        "samples": samples,
-        "times": times,
-        "theta_t": theta_t,
-        "field": estimator.ode_fn(theta_t, conditions, times).detach(),
-    }
+    answers = {"x": conditions, "noise": noise, "samples": samples, "times": times}
+    if kind == "fmpe":
+        answers["theta_t"] = torch.lerp(samples, noise, times[:, None])
+        field = estimator.ode_fn(answers["theta_t"], conditions, times)
+    else:
+        times.clamp_(min=estimator.t_min)
+        eps = torch.randn(samples.shape)
+        answers["theta_t"] = estimator.mean_fn(samples, times) + estimator.std_fn(times) * eps
+        field = estimator.score(answers["theta_t"], conditions, times)
+    answers["field"] = field.detach()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(estimator.state_dict(), str(folder / "weights.safetensors"))
     save_file(answers, str(folder / "answers.safetensors"))
-    rows = slice(0, 512)
-    simulations = {"X": theta[rows].contiguous(), "Z": x[rows].contiguous()}
-    save_file(simulations, str(folder / "simulations.safetensors"))
+    if kind == "fmpe":
+        rows = slice(0, 512)
+        simulations = {"X": theta[rows].contiguous(), "Z": x[rows].contiguous()}
+        save_file(simulations, str(folder / "simulations.safetensors"))
 
 
 def samples_of(posterior, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Noise and what the posterior's own sampler makes of it, (SAMPLES, 2) each. It rejects
-    nothing, so that each row of noise has its sample."""
+    """Where the posterior's own sampler starts and what it makes of it, (SAMPLES, 2) each, in the
+    units of the estimator. It rejects nothing, so that each row of noise has its sample."""
     torch.manual_seed(seed)
     samples = posterior.sample(
         (SAMPLES,), x=x, reject_outside_prior=False, show_progress_bars=False
@@ -83,11 +99,14 @@ def samples_of(posterior, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(seed)
     noise = flow.base.sample((SAMPLES,)).view(SAMPLES, -1)
     again = flow.transform.inv(noise.view(SAMPLES, 1, -1)).view_as(samples)
-    torch.testing.assert_close(again, samples, rtol=0.0, atol=0.0)
-    return noise, samples
+    estimator = posterior.vector_field_estimator
+    torch.testing.assert_close(estimator.from_z(again), samples, rtol=0.0, atol=0.0)
+    return noise, again
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("folder", type=Path)
-    main(parser.parse_args().folder)
+    given = parser.parse_args()
+    main(given.kind, given.folder)

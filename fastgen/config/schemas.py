@@ -101,8 +101,9 @@ class TeacherConfig(Config):
     )
     path: str | dict[str, Any] | None = Field(
         default=None,
-        description="path it was trained on: linear, cosine, vp, edm, or {name: ..., arguments} "
-        "such as {name: betas, schedule: scaled_linear, beta_start: 0.00085, beta_end: 0.012}; "
+        description="path it was trained on: linear, cosine, vp, subvp, ve, edm, or "
+        "{name: ..., arguments} such as {name: betas, schedule: scaled_linear, "
+        "beta_start: 0.00085, beta_end: 0.012}; "
         "null = as teacher.scheduler says, else linear",
     )
     scheduler: str | None = Field(

@@ -11,6 +11,10 @@ sample x_t at t = sigma / (alpha + sigma).
 | PathClock  | [0, 1], data at 0 or at 1   | the interpolant's | the interpolant's |
 | TableClock | row 0 .. N-1, data at row 0 | sqrt(abar_s)      | sqrt(1 - abar_s)  |
 | SigmaClock | sigma_min .. sigma_max      | 1                 | s                 |
+| VeClock    | [0, 1], data at 0           | 1                 | lo (hi / lo)^s    |
+| SubVpClock | [0, 1], data at 0 or at 1   | that of VP        | 1 - alpha(s)^2    |
+
+with lo and hi for sigma_min and sigma_max.
 
 All arithmetic is float64.
 
@@ -18,14 +22,15 @@ References:
     Ho et al., DDPM, 2020, arXiv:2006.11239 (linear betas). Nichol & Dhariwal, Improved DDPM, 2021,
     arXiv:2102.09672 (squared cosine). Rombach et al., Latent Diffusion, 2021, arXiv:2112.10752
     (scaled-linear betas). Karras et al., EDM, 2022, arXiv:2206.00364 (sigma as the clock). Kingma
-    et al., Variational Diffusion Models, 2021, arXiv:2107.00630 (log-SNR).
+    et al., Variational Diffusion Models, 2021, arXiv:2107.00630 (log-SNR). Song et al., Score-based
+    generative modeling, 2021, arXiv:2011.13456 (VE and sub-VP).
 """
 
 from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,32 +49,20 @@ __all__ = [
     "BETA_SCHEDULES",
     "Clock",
     "PathClock",
+    "SCHEDULES_ELSEWHERE",
     "SigmaClock",
+    "SubVpClock",
     "TableClock",
+    "VeClock",
     "beta_table",
-    "parse_clock",
 ]
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squared_cosine", "sigmoid")
-# What others call them. As a path's name "linear" is the straight path, though.
-_SCHEDULES_ELSEWHERE = {"squaredcos_cap_v2": "squared_cosine"}
-_ARGUMENTS_ELSEWHERE = {
-    "beta_schedule": "schedule",
-    "num_train_timesteps": "rows",
-    "trained_betas": "betas",
-}
-PATHS = ("linear", "cosine", "vp", "edm", "betas")
-# Names of schedules that are paths by themselves.
-_SCHEDULES_OF_BETAS = ("scaled_linear", "squared_cosine", "squaredcos_cap_v2")
+# What others call them.
+SCHEDULES_ELSEWHERE = {"squaredcos_cap_v2": "squared_cosine"}
 # alpha^2 of a last row that is pure noise: 0 would put a row at a log-SNR of minus infinity.
 _LAST_ALPHA_BAR = 1e-10
 _MOST_ROWS = 100_000
-_ARGUMENTS = {
-    "linear": "noise_std",
-    "vp": "beta_min, beta_max",
-    "edm": "sigma_min, sigma_max",
-    "betas": "betas, schedule, rows, beta_start, beta_end, nearest",
-}
 
 
 class Clock(abc.ABC):
@@ -100,8 +93,8 @@ class Clock(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The path as JSON with the key "name". `parse_clock` builds this clock again from it and
-        `data_at`."""
+        """The path as JSON with the key "name", from which and `data_at`
+        :func:`fastgen.teachers.paths.parse_clock` builds this clock again."""
 
 
 class PathClock(Clock):
@@ -248,6 +241,55 @@ class SigmaClock(Clock):
         return {"name": "edm", "sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
 
 
+class VeClock(Clock):
+    """Variance exploding, x = x0 + sigma eps, of a network that is told s in [0, 1]: the logarithm
+    of sigma = sigma_min (sigma_max / sigma_min)^s is linear in it."""
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+        self.inner = SigmaClock(sigma_min, sigma_max)
+        self.ratios = self.inner.ratios
+        self._growth = math.log(self.inner.sigma_max / self.inner.sigma_min)
+
+    def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(s), self.inner.sigma_min * torch.exp(self._growth * s)
+
+    def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(s), self._growth * self.coefficients(s)[1]
+
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        return (ratio / self.inner.sigma_min).log() / self._growth
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.inner.describe(), "name": "ve"}
+
+
+class SubVpClock(PathClock):
+    """Sub-VP: alpha of the VP path, and for sigma the square of its sigma, 1 - alpha^2."""
+
+    def __init__(self, interpolant: VariancePreservingInterpolant, data_at: int) -> None:
+        super().__init__(interpolant, data_at)
+        _, high = self.ratios
+        # r of VP has alpha = 1 / sqrt(1 + r^2) and sigma^2 = r^2 / (1 + r^2).
+        self.ratios = (0.0, high**2 / math.hypot(1.0, high))
+
+    def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = super().coefficients(s)
+        return alpha, sigma**2
+
+    def derivatives(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, _ = super().coefficients(s)
+        d_alpha, _ = super().derivatives(s)
+        return d_alpha, -2.0 * alpha * d_alpha
+
+    def time_of_ratio(self, ratio: Tensor) -> Tensor:
+        # The r of VP at the same time: r^2 / sqrt(1 + r^2) = ratio.
+        square = ratio * (ratio + torch.hypot(ratio, torch.full_like(ratio, 2.0))) / 2.0
+        return super().time_of_ratio(square.sqrt())
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "name": "subvp"}
+
+
 def beta_table(
     schedule: str, rows: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Tensor:
@@ -266,7 +308,7 @@ def beta_table(
     Raises:
         ValueError: an unknown schedule, fewer than 2 rows, betas outside (0, 1).
     """
-    schedule = _SCHEDULES_ELSEWHERE.get(schedule, schedule)
+    schedule = SCHEDULES_ELSEWHERE.get(schedule, schedule)
     check_choice("schedule", schedule, BETA_SCHEDULES)
     if check_count("rows", rows) < 2 or rows > _MOST_ROWS:
         raise ValueError(f"expected rows in 2..{_MOST_ROWS}, got {rows}")
@@ -285,116 +327,3 @@ def beta_table(
     first = beta_start ** (1 / power)
     last = beta_end ** (1 / power)
     return torch.linspace(first, last, rows, dtype=torch.float64) ** power
-
-
-def _table_clock(
-    betas: Any = None, schedule: str | None = None, nearest: bool = False, **arguments: Any
-) -> TableClock:
-    """A table by its betas, or by its schedule and the arguments of `beta_table`."""
-    if (betas is None) == (schedule is None):
-        raise ValueError("expected betas (a list of numbers) or schedule, one of the two")
-    if not isinstance(nearest, bool):
-        raise ValueError(f"expected nearest: true or false, got {nearest!r}")
-    if isinstance(schedule, str):
-        schedule = _SCHEDULES_ELSEWHERE.get(schedule, schedule)
-    if schedule == "squared_cosine" and arguments.keys() & {"beta_start", "beta_end"}:
-        raise ValueError(
-            "expected no beta_start and beta_end for the schedule squared_cosine, which has its own"
-        )
-    if schedule is not None:
-        betas = beta_table(schedule, **arguments)
-    elif arguments:
-        first = sorted(arguments)[0]
-        raise ValueError(f"expected no {first} beside betas, got {arguments[first]!r}")
-    return TableClock(betas, nearest=nearest)
-
-
-def _vp_path(
-    *,
-    beta_min: float | None = None,
-    beta_max: float | None = None,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-) -> VariancePreservingInterpolant:
-    """The VP path of the ends of its beta, by the names that score-SDE gives them or by those of
-    the interpolant."""
-    ends = {}
-    both = {"sigma_min": (beta_min, sigma_min), "sigma_max": (beta_max, sigma_max)}
-    for name, (beta, sigma) in both.items():
-        if None not in (beta, sigma):
-            said = name.replace("sigma", "beta")
-            raise ValueError(f"expected {said} of the path 'vp', or {name}, got both")
-        given = sigma if beta is None else beta
-        if given is not None:
-            ends[name] = given
-    if beta_min is not None or beta_max is not None:
-        low = ends.get("sigma_min", 0.1)
-        high = ends.get("sigma_max", 20.0)
-        if not 0 < low <= high < math.inf:
-            said = f"got beta_min={low}, beta_max={high}"
-            raise ValueError(f"expected 0 < beta_min <= beta_max, {said}")
-    return VariancePreservingInterpolant(**ends)
-
-
-def parse_clock(path: object, data_at: int = 0) -> Clock:
-    """The clock that a path means.
-
-    Args:
-        path: "linear", "cosine", "vp" or "edm"; an interpolant; betas (N,) as a Tensor or list; a
-            clock, which stays as it is; or a mapping with the path's `name` and its arguments.
-            "linear" has `noise_std`, of the noise it was trained from, 1 if left out. "vp" has
-            `beta_min` and `beta_max`, which may also be spelt `sigma_min` and `sigma_max`; "edm"
-            has `sigma_min` and `sigma_max`. "betas" has `nearest`, and either `betas` or
-            `schedule` (of `BETA_SCHEDULES`) with `rows`, `beta_start` and `beta_end`. The name of
-            such a schedule but "linear" is a path, too, also as diffusers spells it:
-            "squaredcos_cap_v2", {"name": "squaredcos_cap_v2", "num_train_timesteps": 100}.
-        data_at: the end of the network's clock where the data are, 0 or 1; 0 for "edm" and betas,
-            which count noise.
-
-    Raises:
-        ValueError: an unknown name, arguments that the path doesn't have or refuses, `data_at` not
-            0 or 1.
-        TypeError: anything else as a path.
-    """
-    if isinstance(data_at, bool) or data_at not in (0, 1):
-        raise ValueError(f"expected data_at to be 0 or 1, got {data_at!r}")
-    if isinstance(path, Tensor | list | tuple):
-        path = {"name": "betas", "betas": path}
-    if isinstance(path, str):
-        path = {"name": path}
-    if isinstance(path, Clock):
-        return path
-    if isinstance(path, BaseInterpolant):
-        return PathClock(path, data_at)
-    if not isinstance(path, Mapping):
-        raise TypeError(
-            f"expected path as one of {', '.join(PATHS)}, an interpolant, betas or a mapping with "
-            f"a name, got {type(path).__name__}"
-        )
-    arguments: dict[str, Any] = dict(path)
-    name = str(arguments.pop("name", None))
-    if name in _SCHEDULES_OF_BETAS:
-        arguments["schedule"] = name
-        name = "betas"
-    if name == "betas":
-        arguments = {_ARGUMENTS_ELSEWHERE.get(key, key): arguments[key] for key in arguments}
-    check_choice("path", name, PATHS)
-    if name in ("edm", "betas") and data_at != 0:
-        raise ValueError(
-            f"expected data_at=0 for the path {name!r}, which counts from the data, got {data_at}"
-        )
-    builders: dict[str, Callable[..., Any]] = {
-        "linear": LinearInterpolant,
-        "cosine": CosineInterpolant,
-        "vp": _vp_path,
-        "edm": SigmaClock,
-        "betas": _table_clock,
-    }
-    try:
-        built = builders[name](**arguments)
-    except (TypeError, OverflowError) as error:
-        raise ValueError(
-            f"expected arguments of the path {name!r} among: {_ARGUMENTS.get(name, 'none')}; got "
-            f"{arguments}"
-        ) from error
-    return PathClock(built, data_at) if isinstance(built, BaseInterpolant) else built

@@ -10,7 +10,7 @@ a combination of the two ends, answer = a x0 + b eps. Its prediction says which:
 | velocity   | dx_s / ds              | alpha'(s)  | sigma'(s) |              | flow         |
 | v          | alpha eps - sigma x0   | -sigma     | alpha     |              | flow         |
 | eps        | eps                    | 0          | 1         | pure noise   | eps          |
-| score      | -eps / sigma           | 0          | -1/sigma  | pure noise   | eps          |
+| score      | -eps / sigma           | 0          | -1/sigma  | both ends    | eps          |
 | x0         | x0                     | 1          | 0         | data         | x0           |
 
 To be asked at RF time t, the sample x_t is moved to the s of the same noise ratio, sigma(s) /
@@ -48,7 +48,8 @@ from .._core.calls import call_intact
 from .._core.checks import check_choice, check_shape, check_time
 from .._core.tensors import EPSILON, expand_like, time_dtype, wide_dtype
 from ..networks import Cond, Network, NetworkWrapper, clipped_x0, coats, network_dtype, unwrap
-from .clocks import Clock, SigmaClock, TableClock, parse_clock
+from .clocks import Clock, SigmaClock, TableClock, VeClock
+from .paths import parse_clock
 from .spacings import parse_spacing
 
 __all__ = [
@@ -102,13 +103,15 @@ class RectifiedFlow(NetworkWrapper):
         self.time_scale = time_scale
         self.clip_sample = clip_sample
         self.declared_spacing = spacing
-        # On a clock of sigma dx/ds is eps itself.
-        velocity_is_eps = prediction == "velocity" and isinstance(clock, SigmaClock)
+        # Where alpha stays 1, dx/ds is eps up to a factor.
+        velocity_is_eps = prediction == "velocity" and isinstance(clock, SigmaClock | VeClock)
         self.predicts_noise = prediction in ("eps", "score") or velocity_is_eps
         low, high = (_time_of_ratio(ratio) for ratio in clock.ratios)
         if low <= _ROUNDING:
             low = 0.0
-        self.t_min = max(low, SINGULAR_MARGIN) if prediction == "x0" else low
+        if prediction == "x0" or (prediction == "score" and low == 0.0):
+            low = max(low, SINGULAR_MARGIN)
+        self.t_min = low
         clipped = clip_sample is not None
         self.spacing = parse_spacing(
             spacing, clock, predicts_noise=self.predicts_noise, clipped=clipped
@@ -254,13 +257,13 @@ def as_rectified_flow(
     Args:
         network: called `network(x_s, time, cond)` with `time` of shape (B,). A module, or a plain
             function (which can teach, but not be copied into a student).
-        path: "linear", "cosine", "vp", "edm", an interpolant of :mod:`fastgen.interpolants`, the
-            betas (N,) of a DDPM table, or a mapping with a name and arguments (see
-            :func:`fastgen.teachers.clocks.parse_clock`).
+        path: "linear", "cosine", "vp", "subvp", "ve", "edm", an interpolant of
+            :mod:`fastgen.interpolants`, the betas (N,) of a DDPM table, or a mapping with a name
+            and arguments (see :func:`fastgen.teachers.paths.parse_clock`).
         prediction: "flow", "velocity", "eps", "x0", "v" or "score". A velocity is the derivative by
             the network's own clock, so its sign follows `data_at`.
-        data_at: the end of the network's clock, 0 or 1, where the data are. It is 0 for "edm" and
-            betas, which count noise.
+        data_at: the end of the network's clock, 0 or 1, where the data are. It is 0 for "ve", "edm"
+            and betas, which count noise.
         time_scale: the clock is multiplied by it before the network is called. The clock of "edm"
             is sigma, that of betas the row 0 .. N-1.
         nearest: of betas only: the network is called with the nearest row, a whole number.

@@ -30,10 +30,10 @@ from .._core.tensors import (
 )
 from ..flow_matching import add_noise
 from ..networks import Cond, coats, network_device, network_dtype, teacher_x0, time_range
-from .clocks import parse_clock
 from .conversion import PREDICTIONS, RectifiedFlow, as_rectified_flow
 from .half import HalfNetwork
 from .noise_sources import Source, likely_source
+from .paths import parse_clock
 from .probes import probe_rows
 
 __all__ = ["TIMES", "best_declaration", "denoising_errors", "declaration_notes"]

@@ -1,7 +1,8 @@
-"""The network of sbi's flow-matching posterior estimator (FMPE), in plain torch.
+"""The networks of sbi's posterior estimators, flows (FMPE) and scores (NPSE), in plain torch.
 
-`build()` has the sizes and the names of weights of tests/data/posterior, as sbi 0.27 saved them.
-It is called by sbi's keywords, `network(input=theta_t, condition=x, time=t)`.
+`build()` and `build_score(path)` have the sizes and the names of weights of tests/data/posterior,
+as sbi 0.27 saved them. They are called by sbi's keywords, `network(input=theta_t, condition=x,
+time=t)`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["PosteriorEstimator", "build"]
+__all__ = ["PosteriorEstimator", "ScoreEstimator", "build", "build_score"]
+
+# The ends of beta (VP and sub-VP) and of sigma (VE), as sbi has them unless told otherwise.
+BETAS = (0.01, 10.0)
+SIGMAS = (1e-4, 10.0)
+SIZES = {"theta": 2, "x": 3, "hidden": 32, "layers": 3, "times": 16}
 
 
 class Standardise(nn.Module):
@@ -93,6 +99,45 @@ class PosteriorEstimator(nn.Module):
         return answer * (1.0 + self.std_0**2).sqrt() - self.mean_0
 
 
+class ScoreEstimator(PosteriorEstimator):
+    """The score of theta_s = alpha theta + sigma eps given x, on a path of score-SDE; theta as
+    `standardised` makes it.
+
+    The network sees theta_s as above, and sigma in place of the time. What it adds to the score of
+    N(mean, std^2) is in units of alpha / sigma.
+    """
+
+    def __init__(self, path: str, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.path = path
+
+    def forward(self, input: Tensor, condition: Tensor, time: Tensor) -> Tensor:
+        alpha, sigma = (value[:, None] for value in self.coefficients(time))
+        std = (alpha**2 * self.std_0**2 + sigma**2).sqrt()
+        seen = (input - alpha * self.mean_0) / std
+        answer = self.net(seen, self._embedding_net(condition), sigma.flatten())
+        return -alpha / sigma * answer - seen / std
+
+    def coefficients(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) of the path at times (B,)."""
+        if self.path == "ve":
+            low, high = SIGMAS
+            return torch.ones_like(time), low * (high / low) ** time
+        low, high = BETAS
+        integral = low * time + (high - low) * time**2 / 2
+        variance = 1.0 - torch.exp(-integral)
+        return torch.exp(-integral / 2), variance if self.path == "subvp" else variance.sqrt()
+
+    def standardised(self, theta: Tensor) -> Tensor:
+        """theta (B, theta) less its mean, in units of its standard deviation; `to_z` of sbi."""
+        return (theta - self._theta_shift) / self._theta_scale
+
+
 def build() -> PosteriorEstimator:
-    """The estimator of tests/data/posterior, untrained."""
-    return PosteriorEstimator(theta=2, x=3, hidden=32, layers=3, times=16)
+    """The flow of tests/data/posterior, untrained."""
+    return PosteriorEstimator(**SIZES)
+
+
+def build_score(path: str) -> ScoreEstimator:
+    """A score of tests/data/posterior, untrained: that on the path ve, vp or subvp."""
+    return ScoreEstimator(path, **SIZES)

@@ -23,10 +23,10 @@ from fastgen.teachers.clocks import (
     PathClock,
     SigmaClock,
     TableClock,
+    VeClock,
     beta_table,
-    parse_clock,
 )
-from support.exact import normal
+from fastgen.teachers.paths import parse_clock
 
 F64 = torch.float64
 STABLE_DIFFUSION = {"schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -34,10 +34,13 @@ STABLE_DIFFUSION = {"schedule": "scaled_linear", "beta_start": 0.00085, "beta_en
 CLOCKS: dict[str, tuple[Any, int]] = {
     **{
         f"{path} from {data_at}": (path, data_at)
-        for path in ("linear", "cosine", "vp")
+        for path in ("linear", "cosine", "vp", "subvp")
         for data_at in (0, 1)
     },
     "slow vp": ({"name": "vp", "sigma_min": 0.2, "sigma_max": 9.0}, 1),
+    "slow subvp": ({"name": "subvp", "beta_min": 0.01, "beta_max": 10.0}, 0),
+    "ve": ("ve", 0),
+    "wide ve": ({"name": "ve", "sigma_min": 1e-4, "sigma_max": 10.0}, 0),
     "edm": ("edm", 0),
     "wide edm": ({"name": "edm", "sigma_min": 1e-4, "sigma_max": 500.0}, 0),
     **{
@@ -63,9 +66,9 @@ class Quadratic(BaseInterpolant):
 
 def times(clock: Clock, count: int = 1001) -> Tensor:
     """From the data to the noise, both ends included."""
-    if isinstance(clock, PathClock):
+    if isinstance(clock, PathClock | VeClock):
         s = torch.linspace(0, 1, count, dtype=F64)
-        return 1 - s if clock.data_at == 1 else s
+        return 1 - s if getattr(clock, "data_at", 0) == 1 else s
     if isinstance(clock, SigmaClock):
         return torch.logspace(
             math.log10(clock.sigma_min), math.log10(clock.sigma_max), count, dtype=F64
@@ -112,10 +115,10 @@ def test_the_time_of_a_ratio_is_where_the_clock_has_it(path, data_at):
     assert clock.time_of_ratio(ratios.reshape(2, -1)).shape == (2, 249)
 
 
-@pytest.mark.parametrize("path", ["linear", "cosine", "vp", "edm"])
+@pytest.mark.parametrize("path", ["linear", "cosine", "vp", "subvp", "ve", "edm"])
 @pytest.mark.parametrize("data_at", [0, 1])
 def test_derivatives_are_those_of_autograd(path, data_at):
-    clock = parse_clock(path, data_at if path != "edm" else 0)
+    clock = parse_clock(path, data_at if path not in ("ve", "edm") else 0)
     s = times(clock)[1:].clone().requires_grad_()  # sigma of VP has no slope at the data
     for value, slope in zip(clock.coefficients(s), clock.derivatives(s), strict=True):
         expected = (
@@ -177,6 +180,28 @@ def test_the_ranges_are_those_of_the_paths():
     assert parse_clock(betas).ratios == pytest.approx(
         ((1 - abar) / abar).sqrt().tolist(), rel=1e-10
     )
+
+
+def test_ve_is_the_path_of_edm_told_the_logarithm_of_sigma():
+    clock = parse_clock({"name": "ve", "sigma_min": 0.25, "sigma_max": 4.0})
+    s = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=F64)
+    sigma = torch.tensor([0.25, 0.5, 1.0, 4.0], dtype=F64)
+    alpha, found = clock.coefficients(s)
+    assert torch.equal(alpha, torch.ones_like(s))
+    torch.testing.assert_close(found, sigma, rtol=1e-14, atol=0)
+    assert clock.ratios == parse_clock({"name": "edm", "sigma_min": 0.25, "sigma_max": 4}).ratios
+
+
+def test_the_variance_of_subvp_is_that_of_vp_squared():
+    """Song et al., 2021: beta(s) = .01 + 9.99 s, alpha = exp(-B / 2), sigma = 1 - exp(-B), with B
+    the integral of beta."""
+    s = torch.linspace(0, 1, 7, dtype=F64)
+    integral = 0.01 * s + 9.99 * s**2 / 2
+    for data_at in (0, 1):
+        path = {"name": "subvp", "beta_min": 0.01, "beta_max": 10.0}
+        alpha, sigma = parse_clock(path, data_at).coefficients(1 - s if data_at == 1 else s)
+        torch.testing.assert_close(alpha, torch.exp(-integral / 2), rtol=1e-13, atol=0)
+        torch.testing.assert_close(sigma, -torch.expm1(-integral), rtol=1e-13, atol=1e-15)
 
 
 # ---- Tables --------------------------------------------------------------------------------------
@@ -261,140 +286,3 @@ def test_nearest_asks_for_whole_rows_and_betas_are_a_copy():
     assert not parse_clock([0.1, 0.2]).whole and not clock.smooth
     with pytest.raises(TypeError, match="a table of betas has no velocity"):
         clock.derivatives(torch.zeros(1, dtype=F64))
-
-
-# ---- What is refused -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("path", "data_at", "message"),
-    [
-        ("ddpm", 0, "unknown path 'ddpm', expected one of: linear, cosine, vp, edm, betas"),
-        ({"sigma_min": 0.1}, 0, "unknown path 'None', expected one of"),
-        ("linear", 2, "expected data_at to be 0 or 1, got 2"),
-        ("linear", True, "expected data_at to be 0 or 1, got True"),
-        ("edm", 1, "expected data_at=0 for the path 'edm', which counts from the data, got 1"),
-        (
-            [0.1, 0.2],
-            1,
-            "expected data_at=0 for the path 'betas', which counts from the data, got 1",
-        ),
-        (
-            {"name": "cosine", "power": 2},
-            0,
-            r"expected arguments of the path 'cosine' among: none; got {'power': 2}",
-        ),
-        (
-            {"name": "vp", "beta": 0.1},
-            0,
-            "of the path 'vp' among: beta_min, beta_max; got {'beta': 0.1}",
-        ),
-        (
-            {"name": "vp", "beta_min": 0.1, "sigma_min": 0.1},
-            0,
-            "expected beta_min of the path 'vp', or sigma_min, got both",
-        ),
-        (
-            {"name": "vp", "beta_min": 2, "beta_max": 1},
-            0,
-            "expected 0 < beta_min <= beta_max, got beta_min=2, beta_max=1",
-        ),
-        ({"name": "vp", "sigma_min": 2, "sigma_max": 1}, 0, "expected 0 < sigma_min <= sigma_max"),
-        (
-            {"name": "edm", "rho": 7},
-            0,
-            "of the path 'edm' among: sigma_min, sigma_max; got {'rho': 7}",
-        ),
-        (
-            {"name": "edm", "sigma_min": 80},
-            0,
-            "expected 0 < sigma_min < sigma_max, got sigma_min=80, sigma_max=80.0",
-        ),
-        ({"name": "edm", "sigma_max": math.inf}, 0, "expected 0 < sigma_min < sigma_max"),
-        ("betas", 0, r"expected betas \(a list of numbers\) or schedule, one of the two"),
-        (
-            {"name": "betas", "betas": [0.1, 0.2], "schedule": "linear"},
-            0,
-            "or schedule, one of the two",
-        ),
-        (
-            {"name": "betas", "betas": [0.1, 0.2], "rows": 2},
-            0,
-            "expected no rows beside betas, got 2",
-        ),
-        (
-            {"name": "betas", "schedule": "linear", "step": 2},
-            0,
-            "among: betas, schedule, rows, beta_start, beta_end",
-        ),
-        ({"name": "betas", "betas": "many"}, 0, "expected arguments of the path 'betas' among"),
-        (
-            {"name": "betas", "schedule": "cosine"},
-            0,
-            "unknown schedule 'cosine', expected one of: linear, scaled_",
-        ),
-        (
-            {"name": "betas", "schedule": "linear", "rows": 1},
-            0,
-            r"expected rows in 2..100000, got 1",
-        ),
-        (
-            {"name": "betas", "schedule": "linear", "rows": 10**9},
-            0,
-            r"expected rows in 2..100000, got 1000000000",
-        ),
-        (
-            {"name": "betas", "schedule": "linear", "rows": 2.5},
-            0,
-            "expected rows to be an int >= 1, got 2.5",
-        ),
-        (
-            {"name": "betas", "schedule": "linear", "beta_end": 1},
-            0,
-            "expected 0 < beta_start <= beta_end < 1, got 0.0",
-        ),
-        (
-            {"name": "betas", "schedule": "scaled_linear", "beta_start": 0.5},
-            0,
-            "<= beta_end < 1, got 0.5 and 0.02",
-        ),
-        ([0.1], 0, r"expected betas of shape \(N,\) with 2 <= N <= 100000, got \(1,\)"),
-        (normal(3, 2), 0, r"expected betas of shape \(N,\) .* got \(3, 2\)"),
-        (torch.full((100_001,), 0.5), 0, r"got \(100001,\)"),
-        (
-            [0.1, 0.0, 0.2],
-            0,
-            r"expected every beta in \(0, 1\), got 0 in row 1; alphas_cumprod is not betas: betas",
-        ),
-        ([0.1, 1.0, 0.2], 0, "got 1 in row 1"),
-        ([0.1, 0.2, 1.5], 0, "got 1.5 in row 2"),
-        ([math.nan, 0.2], 0, "got nan in row 0"),
-    ],
-)
-def test_paths_that_are_none_are_refused(path, data_at, message):
-    with pytest.raises(ValueError, match=message):
-        parse_clock(path, data_at)
-
-
-def test_alphas_cumprod_gives_its_betas_as_the_message_says():
-    betas = beta_table("linear", 100)
-    abar = (1 - betas).cumprod(0)
-    recovered = torch.cat([1 - abar[:1], 1 - abar[1:] / abar[:-1]])
-    torch.testing.assert_close(recovered, betas, rtol=1e-10, atol=0)
-
-
-@pytest.mark.parametrize("path", [None, 3, LinearInterpolant, b"linear"])
-def test_what_is_no_path_at_all_is_a_type_error(path):
-    with pytest.raises(
-        TypeError, match="expected path as one of linear, cosine, vp, edm, betas, an interpolant"
-    ):
-        parse_clock(path)
-
-
-@pytest.mark.parametrize("low", ["beta_min", "sigma_min"])
-@pytest.mark.parametrize("high", ["beta_max", "sigma_max"])
-def test_the_betas_of_vp_go_by_the_names_of_score_sde_and_by_their_earlier_ones(low, high):
-    clock = parse_clock({"name": "vp", low: 0.2, high: 9.0})
-    known = {"name": "vp", "sigma_min": 0.2, "sigma_max": 9.0}
-    assert clock.describe() == known and parse_clock(known).describe() == known
-    assert parse_clock({"name": "vp", low: 0.2}).describe()["sigma_max"] == 20.0

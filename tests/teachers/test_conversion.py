@@ -21,7 +21,8 @@ from fastgen.teachers import (
     as_rectified_flow,
     loss_space,
 )
-from fastgen.teachers.clocks import BETA_SCHEDULES, beta_table, parse_clock
+from fastgen.teachers.clocks import BETA_SCHEDULES, beta_table
+from fastgen.teachers.paths import parse_clock
 from support.exact import normal
 from support.exact_mixture import ExactTeacher
 
@@ -142,7 +143,7 @@ def test_data_follow_from_the_flow_and_times_beyond_the_range_are_its_ends(decla
         assert torch.equal(teacher(x_t, beyond), teacher(x_t, end)) and bool(
             teacher(x_t, beyond).isfinite().all()
         )
-    singular = {"x0": (0.001, 1.0), "eps": (0.0, 0.999), "score": (0.0, 0.999)}
+    singular = {"x0": (0.001, 1.0), "eps": (0.0, 0.999), "score": (0.001, 0.999)}
     low, high = singular.get(declaration["prediction"], (0.0, 1.0))
     ratio_low, ratio_high = parse_clock(PATHS[declaration["path"]], declaration["data_at"]).ratios
     assert teacher.t_min == pytest.approx(max(low, ratio_low / (1 + ratio_low)), abs=1e-12)

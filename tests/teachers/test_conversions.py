@@ -145,7 +145,10 @@ def test_descriptions_that_are_none_are_refused(description, message):
             {"prediction": "noise"},
             "unknown prediction 'noise', expected one of: flow, velocity, eps, x0, v, score",
         ),
-        ({"path": "ddpm"}, "unknown path 'ddpm', expected one of: linear, cosine, vp, edm, betas"),
+        (
+            {"path": "ddpm"},
+            "unknown path 'ddpm', expected one of: linear, cosine, vp, subvp, ve, edm, b",
+        ),
         ({"data_at": 0.5}, "expected data_at to be 0 or 1, got 0.5"),
         (
             {"path": CosineInterpolant(), "nearest": True},

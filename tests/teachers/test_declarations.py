@@ -14,13 +14,14 @@ from fastgen._core.masks import mask_of_lengths
 from fastgen.data.mixtures import GaussianMixture
 from fastgen.interpolants import BaseInterpolant
 from fastgen.teachers import as_rectified_flow
-from fastgen.teachers.clocks import beta_table, parse_clock
+from fastgen.teachers.clocks import beta_table
 from fastgen.teachers.declarations import (
     TIMES,
     best_declaration,
     declaration_notes,
     denoising_errors,
 )
+from fastgen.teachers.paths import parse_clock
 from support.exact import normal
 from support.exact_mixture import ExactTeacher
 

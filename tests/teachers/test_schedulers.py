@@ -14,7 +14,8 @@ from fastgen.config import DistillConfig
 from fastgen.config.files import dump_anywhere, load_config
 from fastgen.jobs.sources import is_changed, load_teacher
 from fastgen.teachers import RectifiedFlow, as_rectified_flow, read_scheduler
-from fastgen.teachers.clocks import TableClock, beta_table, parse_clock
+from fastgen.teachers.clocks import TableClock, beta_table
+from fastgen.teachers.paths import parse_clock
 from support.converted import Bare
 
 DDPM = {"_class_name": "DDPMScheduler", "_diffusers_version": "0.30.0"}

@@ -16,8 +16,9 @@ from fastgen.samplers import TRUSTED_NOISE_TIME, sample_teacher
 from fastgen.samplers.student import sample_student
 from fastgen.samplers.teacher import teacher_grid, trusted_time
 from fastgen.teachers import RectifiedFlow, as_rectified_flow
-from fastgen.teachers.clocks import TableClock, parse_clock
+from fastgen.teachers.clocks import TableClock
 from fastgen.teachers.guided import GuidedNetwork
+from fastgen.teachers.paths import parse_clock
 from fastgen.teachers.spacings import SPACINGS
 from support.converted import Bare
 from support.exact import normal
