@@ -96,6 +96,7 @@ def parse_json(text: bytes, where: str, *, only_finite: bool = True) -> Any:
             object_pairs_hook=unique_keys,
             parse_constant=_no_constant if only_finite else float,
             parse_float=_finite if only_finite else float,
+            parse_int=_whole if only_finite else _whole_or_infinite,
         )
     # RecursionError: a few thousand opening brackets are enough for it.
     except (ValueError, RecursionError) as error:
@@ -121,6 +122,18 @@ def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"the number {text}")
     return value
+
+
+def _whole(text: str) -> int:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"the number {text}")
+    return int(text)
+
+
+def _whole_or_infinite(text: str) -> int | float:
+    """A whole number; infinity, as 1e999 is, for one that no float holds."""
+    value = float(text)
+    return int(text) if math.isfinite(value) else value
 
 
 def check_names(value: Any, names: Collection[str], where: str) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "NETWORKS",
     "PATCHES",
     "PLAIN",
+    "TRAJECTORIES",
     "UNET",
     "build_network",
     "built_in_config",
@@ -60,9 +61,10 @@ DENSE = "CondTransformerRegressor"
 EQUIVARIANT = "eCondTransformerRegressor"
 PATCHES = "PatchTransformer"
 UNET = "TrajectoryUnet"
+TRAJECTORIES = "TrajectoryTransformer"
 CUSTOM = "custom"
 # The classes that need no group: those of students.
-PLAIN = (DENSE, PATCHES, UNET)
+PLAIN = (DENSE, PATCHES, UNET, TRAJECTORIES)
 NETWORKS: dict[str, dict[str, Any]] = {
     DENSE: {"in_dim": int, "out_dim": int, "cond_dim": int, **_ARGUMENTS},
     EQUIVARIANT: {
@@ -92,6 +94,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "num_groups": int,
         "time_dim": int,
         "scales": bool,
+    },
+    TRAJECTORIES: {
+        "in_dim": int,
+        "cond_dim": int,
+        "embedding_dim": "width",
+        "num_layers": "layers",
+        "num_attention_heads": int,
+        "time_dim": int,
+        "rotary": bool,
+        "rotary_base": float,
+        "positions": int,
     },
 }
 

@@ -26,7 +26,7 @@ from .._core.versions import package_version
 from ..box import Box
 from ..normalizer import Normalizer
 from ..samplers.student import SAMPLE_TYPES
-from .built_in import CUSTOM, DENSE, PATCHES, UNET, built_in_config
+from .built_in import CUSTOM, DENSE, PATCHES, TRAJECTORIES, UNET, built_in_config
 from .extra_state import extra_state_of
 
 __all__ = [
@@ -293,8 +293,8 @@ def _check_shapes(config: Mapping[str, Any], expect: _Expect) -> None:
         size = network.get("image_size")
         own = [network.get("channels"), size, size]
         expect(horizon == own, f"horizon {brief(own)}, the network's", "horizon")
-    if isinstance(network, dict) and network.get("class") == UNET:
-        _check_unet(network, horizon, pack, expect)
+    if isinstance(network, dict) and network.get("class") in (UNET, TRAJECTORIES):
+        _check_waypoints(network, horizon, pack, expect)
     if not dense:
         return
     most, in_dim, out_dim = (network.get(key) for key in ("in_horizon", "in_dim", "out_dim"))
@@ -312,16 +312,18 @@ def _check_shapes(config: Mapping[str, Any], expect: _Expect) -> None:
     expect(cond_horizon == own, f"cond_horizon {brief(own)}, the network's", "cond_horizon")
 
 
-def _check_unet(network: Mapping[str, Any], horizon: Any, pack: int, expect: _Expect) -> None:
-    """A sample of waypoints that the network's stages halve."""
+def _check_waypoints(network: Mapping[str, Any], horizon: Any, pack: int, expect: _Expect) -> None:
+    """A sample of waypoints that the network's stages halve, within its positions."""
     stages = network.get("down_dims")
     halved = 2 ** (len(stages) - 1) if isinstance(stages, list) and 0 < len(stages) < 64 else 1
     fits = _is_pair(horizon) and horizon[0] % (pack * halved) == 0
     fits = fits and horizon[1] * pack == network.get("in_dim")
+    most = network.get("positions")
+    fits = fits and (not is_count(most) or horizon[0] // pack <= most)
     expect(
         fits,
         f"horizon [T_x, d_x] with T_x / {pack} a multiple of {halved}, which the network's stages "
-        f"halve, and d_x * {pack} its in_dim",
+        f"halve, within its positions, and d_x * {pack} its in_dim",
         "horizon",
     )
 

@@ -1,6 +1,6 @@
 """Backbones: the abstract regressor, the dense conditional transformer, and their equivariant
-twins, which are loaded on first use; the patch transformer of images, the U-Net of Diffusion
-Policy."""
+twins, which are loaded on first use; the patch transformer of images; the U-Net of Diffusion Policy
+and the transformer of LeRobot's multi-task DiT."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .mlp import MLP
 from .patches import PatchTransformer
 from .regressor import GenCondRegressor
 from .time_embedding import TimeEmbedding
+from .trajectory_transformer import TrajectoryTransformer
 from .transformer import CondTransformerRegressor
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "MultiheadAttention",
     "PatchTransformer",
     "TimeEmbedding",
+    "TrajectoryTransformer",
     "TrajectoryUnet",
     "TransformerDecoderLayer",
     "TransformerEncoderLayer",
@@ -101,9 +103,9 @@ def build_model(config: dict[str, Any]) -> nn.Module:
 
     Args:
         config: `{"class": "CondTransformerRegressor" | "eCondTransformerRegressor" |
-            "PatchTransformer" | "TrajectoryUnet", ...}` with the constructor's arguments, as in the
-            attribute `config` of these models. Representations are JSON descriptions beside the key
-            `group`.
+            "PatchTransformer" | "TrajectoryUnet" | "TrajectoryTransformer", ...}` with the
+            constructor's arguments, as in the attribute `config` of these models. Representations
+            are JSON descriptions beside the key `group`.
 
     Raises:
         ValueError: unknown class, or constructor arguments that are missing, unknown or out of
@@ -117,6 +119,8 @@ def build_model(config: dict[str, Any]) -> nn.Module:
         model_class = PatchTransformer
     elif name == "TrajectoryUnet":
         model_class = TrajectoryUnet
+    elif name == "TrajectoryTransformer":
+        model_class = TrajectoryTransformer
     elif name == "eCondTransformerRegressor":
         from .etransformer import eCondTransformerRegressor as model_class
         from .specs import parse_group, parse_representation
@@ -128,7 +132,7 @@ def build_model(config: dict[str, Any]) -> nn.Module:
     else:
         raise ValueError(
             f"unknown model class {name!r}, expected one of: CondTransformerRegressor, "
-            "eCondTransformerRegressor, PatchTransformer, TrajectoryUnet"
+            "eCondTransformerRegressor, PatchTransformer, TrajectoryUnet, TrajectoryTransformer"
         )
     try:
         return model_class(**arguments)

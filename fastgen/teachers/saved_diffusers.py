@@ -21,7 +21,7 @@ from torch import nn
 from .._core.json_files import read_json
 from .._core.messages import brief
 from ..data.formats.parts import needed
-from .saved_teacher import CONFIG, SavedTeacher, fill_from, tensors_of
+from .saved_teacher import CONFIG, SavedTeacher, built_within, fill_from, tensors_of
 from .schedulers import read_scheduler
 
 __all__ = ["PIPELINE", "blank_diffusers", "read_diffusers"]
@@ -30,6 +30,8 @@ PIPELINE = "model_index.json"
 _SCHEDULER = "scheduler_config.json"
 _PARTS = ("unet", "transformer")
 _STEM = "diffusion_pytorch_model"
+# Layers, blocks or rows of a picture; those of known models are below a tenth of it.
+_MOST_PARTS = 4096
 # Networks and their name of the sample. What calls its network otherwise (times of its own, packed
 # latents, further arguments) isn't here.
 _SAMPLE = {
@@ -49,10 +51,11 @@ def read_diffusers(folder: Path) -> SavedTeacher:
     """
     part = _part(folder)
     config = _config(part)
-    network = _built(part, config)
     name = config["_class_name"]
     save_again = f"{name}.from_pretrained(folder).save_pretrained(folder)"
-    network = fill_from(network, tensors_of(part, _STEM, save_again), part)
+    tensors = tensors_of(part, _STEM, save_again)
+    network = built_within(lambda: _built(part, config), tensors, part)
+    network = fill_from(network, tensors, part)
     keywords = {"x": _SAMPLE[name], "t": "timestep", "cond": _condition(name, config)}
     return SavedTeacher(network, keywords, _declaration(part, config))
 
@@ -101,6 +104,7 @@ def _config(part: Path) -> dict[str, Any]:
             "teacher.scheduler, if it takes (x, t, cond)"
         )
     _check_call(file, config)
+    _check_sizes(file, config)
     return config
 
 
@@ -127,6 +131,25 @@ def _check_call(file: Path, config: Mapping[str, Any]) -> None:
             f"{brief(given)}; give teacher.factory, which drops what isn't the prediction, such as "
             "a learned variance"
         )
+
+
+def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
+    """ValueError for what would take long to build, or much memory beside the weights: layers,
+    blocks, the places of a picture."""
+    for key, value in config.items():
+        sizes = [value]
+        while sizes:
+            size = sizes.pop()
+            if isinstance(size, list):
+                sizes.extend(size[: _MOST_PARTS + 1])
+                size = len(size)
+            elif "layers" not in key and key != "sample_size":
+                continue
+            if isinstance(size, int | float) and size > _MOST_PARTS:
+                raise ValueError(
+                    f"{file}: expected {key} of at most {_MOST_PARTS}, got {brief(value)}; copy "
+                    "the folder anew"
+                )
 
 
 def _built(part: Path, config: Mapping[str, Any]) -> nn.Module:

@@ -4,7 +4,7 @@ folders share."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from .._core.tensor_files import read_safetensors
 from ..data.formats.parts import check_part
 from .weights import fill_network
 
-__all__ = ["CONFIG", "SavedTeacher", "fill_from", "tensors_of"]
+__all__ = ["CONFIG", "SavedTeacher", "built_within", "fill_from", "tensors_of"]
 
 CONFIG = "config.json"
 _AGAIN = "copy the folder anew"
+# So many numbers may be built in any case, so that it is said which of them don't fit.
+_NEXT_TO_NOTHING = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,26 @@ def _shards(index: Path) -> list[Path]:
                 f"{index}: expected names of .safetensors files beside it, got {brief(name)}"
             )
     return [index.parent / name for name in sorted(files)]
+
+
+def built_within(
+    build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], folder: Path
+) -> nn.Module:
+    """What `build` makes, once it is known to take no more memory than the tensors, or next to
+    none: it is built without numbers first.
+
+    Raises:
+        ValueError: it would take more.
+    """
+    with torch.device("meta"):
+        needed = sum(value.numel() for value in build().parameters())
+    held = sum(value.numel() for value in tensors.values())
+    if needed > max(held, _NEXT_TO_NOTHING):
+        raise ValueError(
+            f"{folder / CONFIG}: expected a network of the {held} numbers in {folder}, got one of "
+            f"{needed}; {CONFIG} is of another network; {_AGAIN}"
+        )
+    return build()
 
 
 def fill_from(network: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> nn.Module:

@@ -42,6 +42,8 @@ def test_plain_json_speaks_of_what_it_cannot_hold():
         b"[1]",
         b'{"a": NaN}',
         b'{"a": 1e999}',
+        b'{"a": 1' + b"0" * 400 + b"}",
+        b'{"a": -1' + b"0" * 9000 + b"}",
         b'{"a": 1, "a": 2}',
         b"\xff\xfe",
         b"[" * 100_000,
@@ -54,6 +56,14 @@ def test_what_is_not_json_is_refused(tmp_path, text):
     with pytest.raises(ValueError, match="x.json: expected") as caught:
         read_json(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_whole_number_that_no_float_holds_is_infinity_where_infinity_is_read(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"a": 1{"0" * 400}, "b": -1{"0" * 9000}, "c": 1{"0" * 30}, "d": 1e999}}')
+    read = read_json(path, only_finite=False)
+    assert read == {"a": float("inf"), "b": -float("inf"), "c": 10**30, "d": float("inf")}
+    assert type(read["c"]) is int
 
 
 def test_only_plain_files_of_a_sane_size_are_read(tmp_path):

@@ -103,6 +103,23 @@ def test_a_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
     assert contents(policy) == before and (run / MEASURED).exists()
 
 
+def test_a_flow_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
+    """Z is what the policy's own encoder made of states and instruction."""
+    policy = shutil.copytree(DATA / "policies" / "flow", tmp_path / "policy")
+    answers = load_file(policy / "answers.safetensors")
+    actions = answers["train.action"]
+    seen = answers["train.Z"]
+    np.savez(tmp_path / "data.npz", X=actions.numpy(), Z=seen.numpy())
+    data = {"path": str(tmp_path / "data.npz"), "normalize": False}
+    with without_pictures():
+        run = distill(config_of(policy, data, tmp_path / "run"))
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert all(math.isfinite(value) for value in report["student"]["1"].values())
+    student = fastgen.load_student(run / "student")
+    x = student.sample(seen[:3], generator=torch.Generator().manual_seed(0))
+    assert x.shape[-2:] == (8, 2) and bool(torch.isfinite(x).all())
+
+
 def test_a_policy_is_distilled_on_the_data_set_that_it_was_trained_on(tmp_path):
     """In the units of the data: windows, statistics and post-processing are the policy's own."""
     drive = DATA / "policies" / "drive"

@@ -53,6 +53,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], str]] = {
     "policy limits": (lambda _: DATA / "sets" / "policy", limits(None), "policy_*"),
     "policy moments": (lambda _: DATA / "sets" / "policy_moments", limits(None), "policy_*"),
     "policy": (lambda _: DATA / "policies" / "drive" / "pretrained_model", teacher, "*"),
+    "flow policy": (lambda _: DATA / "policies" / "flow" / "pretrained_model", teacher, "*"),
     "unet": (lambda work: pipeline("UNet2DModel", work / "unet"), teacher, "*"),
     "dit": (lambda work: pipeline("DiTTransformer2DModel", work / "dit"), teacher, "*"),
 }

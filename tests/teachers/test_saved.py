@@ -236,6 +236,22 @@ HARM: dict[str, Harm] = {
         with_values(MODEL, num_class_embeds=5),
         "another shape: class_embedding.weight .*; config.json is of another network",
     ),
+    "a giant": (
+        with_values(MODEL, block_out_channels=[4, 1 << 20]),
+        "expected a network of the .* numbers in .*, got one of .*; config.json is of another net",
+    ),
+    "a tower": (
+        with_values(MODEL, layers_per_block=1 << 20),
+        "expected layers_per_block of at most 4096, got 1048576; copy the folder anew",
+    ),
+    "a town": (
+        with_values(MODEL, down_block_types=["DownBlock2D"] * 5000),
+        r"expected down_block_types of at most 4096, got \['DownBlock2D', ",
+    ),
+    "a number that no float holds": (
+        with_values(SCHEDULER, clip_sample_range=10**400),
+        "expected clip_sample_range as a finite number, got clip_sample_range=inf",
+    ),
     "another scheduler": (
         with_values(SCHEDULER, _class_name="EDMEulerScheduler"),
         "expected a network that is preconditioned itself",

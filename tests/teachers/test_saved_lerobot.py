@@ -96,7 +96,7 @@ SEEN = {"type": "STATE", "shape": [3]}
 HARM: dict[str, Harm] = {
     "a policy of another kind": (
         with_config(type="act"),
-        "expected type diffusion .*, got type='a",
+        r"expected type diffusion \(DiffusionPolicy\) or multi_task_dit .*, got type='act'; give",
     ),
     "a camera": (
         with_config(input_features={STATE: SEEN, "observation.image": CAMERA}),
@@ -122,6 +122,10 @@ HARM: dict[str, Harm] = {
     "a giant's eye": (
         with_config(n_obs_steps=10**9),
         "expected features that the tensors allow",
+    ),
+    "a giant of many stages": (
+        with_config(down_dims=[32] * 90, kernel_size=31),
+        "expected a network of the .* numbers in .*, got one of .*; config.json is of another net",
     ),
     "other stages": (
         with_config(down_dims=[8, 24]),
