@@ -7,6 +7,10 @@ Keys, with their defaults:
     z             file, .safetensors or .npz, that holds conditions as Z, in original units,
                   (B, T_z, d_z) for trajectories, with masks as in data to train on; none for a
                   student without a condition
+    observations  in place of z for a student with an encoder: raw observations (B, T_z, ...), by
+                  column, in .safetensors or .npz; or pictures, the T_z frames of one row, as
+                  a.png,b.png; or both, as state.npz,a.png,b.png
+    encoder       package.module:callable that builds its encoder, beside observations
     num_samples   16 for each condition
     steps         network calls; the most that the student is trained for
     seed          0
@@ -28,9 +32,11 @@ from fastgen._core.conditions import cond_text
 from fastgen._core.masks import MASKS, cond_without_masks, masked_like, masks_of
 from fastgen.config.base import MOST_SEED
 from fastgen.data.files import load_conditions
+from fastgen.data.observations import load_observations
 from fastgen.data.sample_files import check_sample_file, write_samples
 from fastgen.export.student import Student
 from fastgen.jobs.command_line import (
+    column_names,
     parse_path_and_options,
     user_errors,
     whole_number,
@@ -38,7 +44,17 @@ from fastgen.jobs.command_line import (
 )
 from fastgen.jobs.sources import load_run_student
 
-OPTIONS = ("z", "num_samples", "steps", "seed", "out", "overwrite", "factory")
+OPTIONS = (
+    "z",
+    "observations",
+    "encoder",
+    "num_samples",
+    "steps",
+    "seed",
+    "out",
+    "overwrite",
+    "factory",
+)
 DEFAULTS = {
     "num_samples": "16",
     "seed": "0",
@@ -63,12 +79,20 @@ def sample(folder: Path, options: dict[str, str]) -> None:
     seed = whole_number(options, "seed", most=MOST_SEED)
     steps = whole_number(options, "steps") if "steps" in options else None
     overwrite = yes_or_no(options, "overwrite")
-    inputs = [options["z"]] if "z" in options else []
+    check_observations(options)
+    observed = column_names(options, "observations") or []
+    inputs = [*observed, *([options["z"]] if "z" in options else [])]
     out = check_sample_file(options["out"], inputs=inputs, overwrite=overwrite)
-    student = load_run_student(folder, options.get("factory"))
-    z = conditions(student, options.get("z"))
+    student = load_run_student(folder, options.get("factory"), options.get("encoder"))
     generator = torch.Generator().manual_seed(seed)
-    x = student.sample(z, num_samples=num_samples, steps=steps, generator=generator)
+    how = {"num_samples": num_samples, "steps": steps, "generator": generator}
+    if student.encoder is not None:
+        seen = load_observations(observed, student.encoder.columns)
+        z = student.encoder.encode(seen)
+        x = student.sample(seen, **how)
+    else:
+        z = conditions(student, options.get("z"))
+        x = student.sample(z, **how)
     Z, *masks = masks_of(z)
     tensors = {"X": x[0]} if z is None else {"X": x, "Z": Z}
     tensors |= {name: mask for name, mask in zip(MASKS, masks, strict=True) if mask is not None}
@@ -76,6 +100,17 @@ def sample(folder: Path, options: dict[str, str]) -> None:
     calls = max(student.steps) if steps is None else steps
     shape = tuple(tensors["X"].shape)
     print(f"{options['out']}: X {shape} for Z {cond_text(Z)}, {calls} network calls")
+
+
+def check_observations(options: dict[str, str]) -> None:
+    """ValueError unless raw observations come with their encoder, and without Z."""
+    if ("observations" in options) != ("encoder" in options):
+        given, missing = ("observations", "encoder")
+        if "encoder" in options:
+            given, missing = missing, given
+        raise ValueError(f"expected {missing}=... beside {given}, got none")
+    if "observations" in options and "z" in options:
+        raise ValueError("expected z or observations, from which the encoder makes z, got both")
 
 
 def conditions(student: Student, path: str | None) -> Any:

@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .messages import brief
 
-__all__ = ["encode_rows"]
+__all__ = ["RowKind", "encode_rows", "rows_of_kind"]
+
+
+class RowKind(NamedTuple):
+    """What rows an encoder is called with: the shape of one, and their dtype."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def rows_of_kind(name: str, rows: Tensor, kind: RowKind) -> Tensor:
+    """Rows (B, T, ...) of a column in the dtype that its encoder is called with.
+
+    Raises:
+        ValueError: rows of another shape.
+        TypeError: other numbers, such as pixels from 0 to 1 in place of uint8.
+    """
+    if rows.ndim < 2 or tuple(rows.shape[2:]) != kind.shape:
+        sizes = "".join(f", {size}" for size in kind.shape)
+        raise ValueError(
+            f"expected raw observations {name} of shape (B, T_z{sizes}), got {tuple(rows.shape)}"
+        )
+    if _family(rows.dtype) != _family(kind.dtype):
+        raise TypeError(
+            f"expected raw observations {name} in {_said(kind.dtype)}, as the encoder was given "
+            f"them in training, got {_said(rows.dtype)}"
+        )
+    return rows.to(kind.dtype)
+
+
+def _family(dtype: torch.dtype) -> str:
+    """Dtypes of one family hold the same numbers, but for their digits."""
+    if dtype.is_floating_point:
+        return "real"
+    return _said(dtype) if dtype in (torch.uint8, torch.bool) else "whole"
+
+
+def _said(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .._core.files import expand_home, named_path, remove_unfinished
 from .._core.locks import locked_folder
 from .._core.messages import brief
 from .._core.modules import state_of
-from .._core.row_encoding import encode_rows
+from .._core.row_encoding import RowKind, encode_rows
 from .._core.tensor_files import load_tensors, save_tensors
 from ..records.origin import digest
 from .formats.batches import row_batches
@@ -47,6 +48,7 @@ class RowEncoder:
             otherwise for other sizes.
         cache: the folder of what was encoded; None: beside the data.
         told: what else it was made from, such as the arguments of its factory.
+        rows: what it was called with, by column, once it was (`encoded_episodes`).
     """
 
     module: nn.Module
@@ -54,6 +56,13 @@ class RowEncoder:
     batch_size: int = 256
     cache: str | None = None
     told: Any = None
+    rows: dict[str, RowKind] = field(default_factory=dict, compare=False)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the rows that it is called with at once."""
+        each = (math.prod(kind.shape) * kind.dtype.itemsize for kind in self.rows.values())
+        return self.batch_size * sum(each)
 
     def checksum(self) -> str:
         """Of all that its answers depend on but the rows."""
@@ -138,6 +147,8 @@ def _features(
         with locked_folder(home):
             remove_unfinished(home)
             for batch in batches:
+                for name, values in batch.items():
+                    encoder.rows[name] = RowKind(tuple(values.shape[1:]), values.dtype)
                 file = home / f"{_checksum_of(batch, checksum)}.safetensors"
                 part = _kept(file, len(batch[encoder.columns[0]]))
                 if part is None:

@@ -3,24 +3,26 @@ so that it can be given these.
 
     student.safetensors    encoder.safetensors    config.json    README.md
 
-Of the encoder the folder holds the tensors and the names of the columns that it is called with, in
-this order. Its class is somebody's own: whoever loads the student builds it and gives it.
+Of the encoder the folder holds the tensors, and the columns that it is called with: their names, in
+this order, and what their rows are. Its class is somebody's own: whoever loads the student builds
+it and gives it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._core.checks import is_count
 from .._core.json_files import check_names
 from .._core.messages import brief
 from .._core.modules import load_state, state_of
-from .._core.row_encoding import encode_rows
+from .._core.row_encoding import RowKind, encode_rows, rows_of_kind
 from .._core.tensor_files import TensorFile, check_tensor_entry, write_tensors
 from ..networks import cast
 from .networks import stored_dtype
@@ -35,6 +37,22 @@ __all__ = [
 ]
 
 ENCODER_FILE = "encoder.safetensors"
+# Of rows, by the name that config.json has.
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.bool,
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -44,17 +62,19 @@ class StudentEncoder:
     Attributes:
         module: frozen; called with the rows of one column, or with a dict of those of several.
         columns: their names.
+        rows: what it was called with, by column; {}: it isn't known, and not checked.
     """
 
     module: nn.Module
     columns: tuple[str, ...]
+    rows: Mapping[str, RowKind] = field(default_factory=dict)
 
     def encode(self, observed: Any) -> Tensor:
         """Z (B, T_z, d_z) of observations (B, T_z, ...), a Tensor of the only column or a mapping
         of all of them by name.
 
         Raises:
-            TypeError: neither of them.
+            TypeError: neither of them, or other numbers than in training.
             ValueError: other names, or shapes that don't fit.
         """
         columns = self.columns
@@ -70,6 +90,10 @@ class StudentEncoder:
             raise ValueError(
                 f"expected raw observations {', '.join(columns)}, got {', '.join(map(str, given))}"
             )
+        given = {
+            name: rows_of_kind(name, value, self.rows[name]) if name in self.rows else value
+            for name, value in given.items()
+        }
         sizes = {tuple(value.shape[:2]) for value in given.values() if isinstance(value, Tensor)}
         if len(sizes) != 1 or len(next(iter(sizes))) != 2:
             raise ValueError(
@@ -82,7 +106,15 @@ class StudentEncoder:
 
 def encoder_head(encoder: StudentEncoder) -> dict[str, Any]:
     """What config.json says of an encoder, but for its tensors."""
-    return {"name": type(encoder.module).__name__, "columns": list(encoder.columns)}
+    rows = {
+        name: {"shape": list(kind.shape), "dtype": str(kind.dtype).removeprefix("torch.")}
+        for name, kind in encoder.rows.items()
+    }
+    return {
+        "name": type(encoder.module).__name__,
+        "columns": list(encoder.columns),
+        **({"rows": rows} if rows else {}),
+    }
 
 
 def write_encoder(folder: Path, encoder: StudentEncoder) -> dict[str, Any]:
@@ -102,7 +134,9 @@ def check_encoder(config: Mapping[str, Any], where: str) -> None:
     entry = config.get("encoder")
     if entry is None:
         return
-    check_names(entry, ("name", "columns", "tensors"), f"{where}: encoder")
+    known = isinstance(entry, dict) and "rows" in entry
+    names = ("name", "columns", *(["rows"] if known else []), "tensors")
+    check_names(entry, names, f"{where}: encoder")
     columns = entry["columns"]
     named = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
     if not named or not columns or len(set(columns)) < len(columns):
@@ -111,7 +145,33 @@ def check_encoder(config: Mapping[str, Any], where: str) -> None:
         )
     if not isinstance(entry["name"], str):
         raise ValueError(f"{where}: expected encoder.name as text, got {brief(entry['name'])}")
+    if known:
+        _rows_of(entry, where)
     check_tensor_entry(entry["tensors"], ENCODER_FILE, f"{where}: encoder")
+
+
+def _rows_of(entry: Mapping[str, Any], where: str) -> dict[str, RowKind]:
+    """What an entry says of the rows of its columns; {} where it says nothing.
+
+    Raises:
+        ValueError: other columns than its own, or what is no shape and dtype.
+    """
+    if "rows" not in entry:
+        return {}
+    rows = entry["rows"]
+    check_names(rows, entry["columns"], f"{where}: encoder.rows")
+    found = {}
+    for name, kind in rows.items():
+        check_names(kind, ("shape", "dtype"), f"{where}: encoder.rows.{name[:80]}")
+        shape, dtype = kind["shape"], kind["dtype"]
+        sizes = isinstance(shape, list) and all(is_count(size, 0) for size in shape)
+        if not sizes or not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise ValueError(
+                f"{where}: expected a shape and a dtype of {', '.join(_DTYPES)} in encoder.rows."
+                f"{name[:80]}, got {brief(kind)}"
+            )
+        found[name] = RowKind(tuple(shape), _DTYPES[dtype])
+    return found
 
 
 def load_encoder(
@@ -137,4 +197,5 @@ def load_encoder(
     tensors = TensorFile(folder, entry["tensors"])
     cast(module.eval().requires_grad_(False), tensors.dtype)
     load_state(module, tensors.read(state_of(module)))
-    return StudentEncoder(module.to(device), tuple(entry["columns"]))
+    rows = _rows_of(entry, str(folder))
+    return StudentEncoder(module.to(device), tuple(entry["columns"]), rows)

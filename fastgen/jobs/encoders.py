@@ -61,4 +61,6 @@ def task_of(cfg: DistillConfig, encoder: RowEncoder | None = None) -> Task:
 
 def encoder_of_student(encoder: RowEncoder | None) -> StudentEncoder | None:
     """The same, as a student's folder holds it."""
-    return None if encoder is None else StudentEncoder(encoder.module, encoder.columns)
+    if encoder is None:
+        return None
+    return StudentEncoder(encoder.module, encoder.columns, encoder.rows)

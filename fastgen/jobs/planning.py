@@ -17,6 +17,7 @@ from ..config.schemas import DistillConfig, TrainTeacherConfig
 from ..config.training import LoopConfig
 from ..data import build_data
 from ..data.checks import data_notes
+from ..data.encoded import RowEncoder
 from ..ema import SHADOW_DTYPES
 from ..methods.pretraining import flow_matching_loss
 from ..methods.registry import stages_of
@@ -28,7 +29,7 @@ from ..training.recompute import recompute_blocks
 from .budgets import check_budget, evaluation_notes, planned_evaluations
 from .checks import check_plan, coupling_notes, fit_to_teacher, with_method
 from .decisions import foreseen
-from .encoders import encoder_of, task_of
+from .encoders import encoder_of, encoder_of_student, task_of
 from .pretraining import build_network
 from .setup import Setup
 from .sources import load_teacher
@@ -36,6 +37,7 @@ from .trial import try_network
 
 __all__ = [
     "distillation_footprints",
+    "encoder_memory",
     "pair_bytes",
     "plan_distillation",
     "plan_teacher",
@@ -60,6 +62,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     task = task_of(cfg, encoder)
     launch = launch or _launch()
     setup = Setup(cfg, teacher, task.train)
+    setup.encoder = encoder_of_student(encoder)
     asked = cfg
     cfg, decisions, _ = foreseen(setup, task)
     setup.cfg = cfg
@@ -81,7 +84,7 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
     check_budget(setup, planned)
     notes += evaluation_notes(setup, planned)
     footprints = distillation_footprints(setup, launch=launch)
-    tables: list[str] = []
+    tables = [] if encoder is None else [encoder_memory(encoder, setup.cond, launch)]
     for method in stages_of(cfg):
         tensors = {"data": _bytes(setup.x0, setup.cond)}
         if method.uses_pairs(cfg):
@@ -90,6 +93,16 @@ def plan_distillation(cfg: DistillConfig, *, launch: Launch | None = None) -> st
         tables.append(memory_table(rows, tensors, title=method.stage, device=launch.device))
     parts = [dump_yaml(asked) + "\n".join(tables), _process_note(cfg.train, launch), "", *notes]
     return "\n".join(parts)
+
+
+def encoder_memory(encoder: RowEncoder, cond: Cond, launch: Launch) -> str:
+    """The table of the memory that observations are encoded in, before the first stage: weights,
+    the rows of a batch and, of all rows, what is made of them."""
+    rows = encoder.batch_bytes
+    on_device = 0 if launch.device == "cpu" else rows
+    row = footprint("encoder", encoder.module, trained=False, activations=on_device)
+    held = {f"{encoder.batch_size} raw rows": rows, "observations": _bytes(torch.empty(0), cond)}
+    return memory_table([row], held, title="encoder", device=launch.device)
 
 
 def pair_bytes(setup: Setup) -> int:
@@ -114,6 +127,10 @@ def distillation_footprints(
         planned = method.plan(setup, batch)
         networks = [setup.teacher, *(row.network for row in planned)]
         found[method.stage] = [footprint("teacher", setup.teacher, trained=False)]
+        if setup.encoder is not None:
+            # It stays where it is until the student is exported.
+            module = setup.encoder.module
+            found[method.stage].append(footprint("encoder", module, trained=False))
         for row in planned:
             found[method.stage].append(
                 footprint(

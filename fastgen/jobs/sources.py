@@ -117,9 +117,11 @@ def _set_keys(source: TeacherConfig) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def load_run_student(folder: Path, factory: str | None = None) -> Student:
+def load_run_student(
+    folder: Path, factory: str | None = None, encoder: str | None = None
+) -> Student:
     """The student in `folder`, with the network that `factory` builds if it isn't of
-    `fastgen.models`.
+    `fastgen.models`, and the encoder that `encoder` builds, if it is to be given raw observations.
 
     A factory is code, so it is never taken from a folder, which may come from anywhere. Its
     arguments are taken from the run's config, if that names this very factory. A network that the
@@ -128,18 +130,20 @@ def load_run_student(folder: Path, factory: str | None = None) -> Student:
     Raises:
         ValueError: a folder that can't be read, or a network of the user's own without a factory.
     """
-    if not has_custom_network(folder):
-        return load_student(folder)
-    source: TeacherConfig | StudentConfig
     try:
         cfg = load_config(DistillConfig, folder.parent / RUN_CONFIG)
-        source = cfg.teacher if cfg.student.factory is None else cfg.student
     except ValueError:  # the student doesn't lie in a run's folder
-        source = TeacherConfig()
+        cfg = None
+    module = None if encoder is None else _encoder_of_run(cfg, encoder)
+    if not has_custom_network(folder):
+        return load_student(folder, encoder=module)
+    source: TeacherConfig | StudentConfig = TeacherConfig()
+    if cfg is not None:
+        source = cfg.teacher if cfg.student.factory is None else cfg.student
     if factory is None and isinstance(source, TeacherConfig) and source.folder is not None:
         network = blank_network(source.folder)
         if network is not None:
-            return load_student(folder, network=network)
+            return load_student(folder, network=network, encoder=module)
     if factory is None:
         said = f" (its run was made with {source.factory})" if source.factory else ""
         raise ValueError(
@@ -147,7 +151,14 @@ def load_run_student(folder: Path, factory: str | None = None) -> Student:
             f"fastgen's{said}"
         )
     arguments = source.arguments if source.factory == factory else {}
-    return load_student(folder, network=built_by(factory, arguments))
+    return load_student(folder, network=built_by(factory, arguments), encoder=module)
+
+
+def _encoder_of_run(cfg: DistillConfig | None, factory: str) -> nn.Module:
+    """What a factory builds, with the arguments that the run's config has for it."""
+    how = None if cfg is None else cfg.teacher.encoder
+    arguments = how.arguments if how is not None and how.factory == factory else {}
+    return built_by(factory, arguments, key="encoder")
 
 
 def _from_folder(cfg: DistillConfig, folder: str) -> nn.Module:

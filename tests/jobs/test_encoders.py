@@ -16,18 +16,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fastgen
-from fastgen.config import DistillConfig
-from fastgen.config.files import validate
 from fastgen.data.encoded import RowEncoder, encoded_episodes
 from fastgen.data.formats.detection import open_source
 from fastgen.distillation import distill
 from fastgen.jobs.encoders import encoder_of, task_of
 from fastgen.jobs.planning import plan_distillation
-from support.pictures import Encoder, Judge, build_encoder, save_episodes
-from support.toy import toy_config, without_pictures
-
-COLUMNS = ("image", "speed")
-BATCH = 16
+from support.pictures import (
+    BATCH,
+    COLUMNS,
+    Encoder,
+    Judge,
+    build_encoder,
+    config,
+    save_episodes,
+)
+from support.toy import without_pictures
 
 
 def encoder(**changes: Any) -> RowEncoder:
@@ -49,23 +52,6 @@ def cache(path: Path) -> dict[str, bytes]:
     """What was kept, by the name of its file. The order of a header isn't told."""
     folder = path.with_name(f"{path.name}.encoded")
     return {file.name: load_file(file)["features"].numpy().tobytes() for file in folder.iterdir()}
-
-
-def config(folder: Path, run: str, **changes: Any) -> DistillConfig:
-    base = toy_config(folder / run, kd_steps=6, kd_pairs=16, batch_size=4)
-    values = base.model_dump(exclude_unset=True)
-    values["method"] = "kd"
-    del values["train"]["steps"]
-    path = str(folder / "pictures.npz")
-    values["data"] = {"name": "file", "path": path, "obs_horizon": 2, "horizon": 4}
-    how = {"factory": "support.pictures:build_encoder", "columns": list(COLUMNS)}
-    values["teacher"] = {
-        "factory": "support.pictures:build_judge",
-        "encoder": {**how, "batch_size": BATCH, **changes},
-        "calls": [1],
-        "ab2_calls": [2],
-    }
-    return validate(DistillConfig, values)
 
 
 # ---- The cache -----------------------------------------------------------------------------------
@@ -200,6 +186,16 @@ def test_the_exported_student_takes_raw_observations(tmp_path, capsys):
         student.sample({"image": seen["image"]}, noise=noise)
     with pytest.raises(TypeError, match="expected raw observations by name, image, speed, got Te"):
         student.sample(z, noise=noise)
+    real = {**seen, "image": seen["image"] / 255}
+    with pytest.raises(TypeError, match="image in uint8, as the encoder .* got float32"):
+        student.sample(real, noise=noise)
+    cut = {**seen, "image": seen["image"][:, :, 1:]}
+    with pytest.raises(
+        ValueError, match=r"image of shape \(B, T_z, 6, 6, 1\), got \(2, 2, 5, 6, 1"
+    ):
+        student.sample(cut, noise=noise)
+    wide = {**seen, "speed": seen["speed"].double()}
+    assert torch.equal(student.sample(wide, noise=noise, steps=1), x)
 
 
 def test_a_run_is_not_resumed_with_another_encoder(tmp_path, monkeypatch):
@@ -223,6 +219,13 @@ def test_a_dry_run_says_what_was_encoded(tmp_path):
     save_episodes(tmp_path)
     plan = plan_distillation(config(tmp_path, "run"))
     assert "observations are 3 numbers a row that the encoder made of image, speed" in plan
+    # Weights and running statistics of the encoder; a batch of 36 pixels and one float32 each row.
+    weights = sum(value.nbytes for value in Encoder().state_dict().values())
+    lines = [line.split() for line in plan.splitlines()]
+    held = [line for line in lines if line[:1] == ["encoder"] and len(line) == 8]
+    assert [line[2] for line in held] == [f"{weights / 1e6:.2f}"] * 2
+    (rows,) = [line for line in lines if line[:3] == [str(BATCH), "raw", "rows"]]
+    assert rows[-1] == f"{BATCH * (36 + 4) / 1e6:.2f}"
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,30 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "Judge", "build_encoder", "build_judge", "save_episodes"]
+from fastgen.config import DistillConfig
+from fastgen.config.files import validate
+from support.toy import toy_config
+
+__all__ = [
+    "BATCH",
+    "COLUMNS",
+    "Encoder",
+    "Judge",
+    "build_encoder",
+    "build_judge",
+    "config",
+    "save_episodes",
+]
 
 FEATURES = 3
+COLUMNS = ("image", "speed")
+BATCH = 16
 
 
 def save_episodes(folder: Path, episodes: int = 12, rows: int = 9) -> Path:
@@ -82,3 +98,21 @@ class Judge(nn.Module):
 
 def build_judge() -> nn.Module:
     return Judge()
+
+
+def config(folder: Path, run: str, **changes: Any) -> DistillConfig:
+    """A small distillation of the judge, by what the encoder makes; `changes` are of its group."""
+    base = toy_config(folder / run, kd_steps=6, kd_pairs=16, batch_size=4)
+    values = base.model_dump(exclude_unset=True)
+    values["method"] = "kd"
+    del values["train"]["steps"]
+    path = str(folder / "pictures.npz")
+    values["data"] = {"name": "file", "path": path, "obs_horizon": 2, "horizon": 4}
+    how = {"factory": "support.pictures:build_encoder", "columns": list(COLUMNS)}
+    values["teacher"] = {
+        "factory": "support.pictures:build_judge",
+        "encoder": {**how, "batch_size": BATCH, **changes},
+        "calls": [1],
+        "ab2_calls": [2],
+    }
+    return validate(DistillConfig, values)

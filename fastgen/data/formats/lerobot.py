@@ -100,7 +100,9 @@ def _columns(path: Path, features: dict[str, Any], file: Path) -> dict[str, Colu
     columns = {}
     for name, feature in features.items():
         column = _column(name, feature, path)
-        if (column.kind == "numbers" or column.packed) and name not in found:
+        if column.packed and name not in found:
+            column = Column("other", column.shape, "pictures in other files")
+        if column.kind == "numbers" and name not in found:
             raise ValueError(
                 f"{file}: expected the column {name} of meta/info.json, got {first_names(found)}"
             )
