@@ -3,9 +3,10 @@
     accelerate launch recipes/distill.py [config.yaml] [key.sub=value ...] [--resume] [--dry-run]
     [--help]
 
-Without a config: the embedded task `ring` with the teacher in recipes/teachers/ring, by KD and then
-DMD2, of which the better student is kept; minutes on a laptop CPU. The run folder (run_dir=...,
-default runs/<name>) holds config.yaml, metrics.jsonl, checkpoints/, student/ and report/.
+Without a config: the embedded task `weave` with the teacher in recipes/teachers/weave, by KD and
+then DMD2, of which the better student is kept; minutes on a laptop CPU. The run folder
+(run_dir=..., default runs/<name>) holds config.yaml, metrics.jsonl, checkpoints/, student/ and
+report/.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fastgen.jobs.command_line import parse_command_line, user_errors
 from fastgen.jobs.planning import plan_distillation
 from fastgen.training.launching import is_first_process
 
-DEFAULT = Path(__file__).parent / "configs" / "ring.yaml"
+DEFAULT = Path(__file__).parent / "configs" / "weave.yaml"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Draw samples from an exported student.
 
-    python recipes/sample.py runs/ring/student z=conditions.safetensors [key=value ...]
+    python recipes/sample.py runs/weave/student z=conditions.safetensors [key=value ...]
 
 Keys, with their defaults:
 

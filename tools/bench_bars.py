@@ -16,7 +16,7 @@ _BETTER = {
     "mode_error": -1.0,
     "share_error": -1.0,
 }
-_BEST_AT_ONE = ("spread", "spread_near", "clearance")
+_BEST_AT_ONE = ("spread", "spread_near", "clearance", "amplitude")
 # By how much two runs of one recipe may differ at least, however few seeds there are.
 NOISE = {
     "success": 0.003,
@@ -29,6 +29,7 @@ NOISE_OF_PATHS = {
     "mode_error": 0.004,
     "share_error": 0.01,
     "clearance": 0.01,
+    "amplitude": 0.005,
     "spread": 0.04,
     "spread_near": 0.06,
 }

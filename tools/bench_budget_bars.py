@@ -30,7 +30,7 @@ def budget_bars(case: str, equal: dict[str, str], result: dict[str, Any]) -> dic
     found: dict[str, Bar] = {}
     if case == "fashion":
         found |= _images(result)
-    elif case in ("ring auto", "two rings auto"):
+    elif case in ("weave", "ring auto", "two rings auto"):
         kd = chosen(rows["KD alone"])
         found |= gain_bars("auto", gains(kd, chosen(rows["auto"]), NOISE | NOISE_OF_PATHS))
         found["auto: teacher evaluations"] = Bar(evaluations(rows["auto"]), MOST_EVALUATIONS)

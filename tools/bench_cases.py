@@ -87,6 +87,7 @@ class Case(NamedTuple):
 
 
 NEAR = (*PATHS, "success_near", "spread_near")
+WEAVES = ("success", "energy_ratio", "amplitude", "spread", "off_sine", "off_seam")
 IMAGES = ("frechet", "coverage", "precision", "recall", "class_accuracy", "spread")
 POINTS = ("energy_distance", "success", "coverage", "spread", "mode_error")
 # The scores of a weak teacher that its students' tables need, and no more: each takes thousands of
@@ -287,7 +288,13 @@ CASES = {
             "KD, 4 calls": "4 calls",
         },
     ),
-    # What the default chooses, beside KD alone with as much.
+    # What `auto` chooses, beside KD alone with as much.
+    "weave": Case(
+        "weave.yaml",
+        {"auto": [], "KD alone": ALONE},
+        scores=WEAVES,
+        equal={"KD alone": "auto"},
+    ),
     "ring auto": Case(
         "ring.yaml",
         {"auto": [], "KD alone": ALONE},

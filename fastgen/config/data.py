@@ -97,8 +97,8 @@ class DataConfig(Config):
     size: int | None = Field(
         default=None,
         gt=0,
-        description="ring, two_rings: number of demonstrations; null = 4000; modes: of points; "
-        "null = 20000",
+        description="ring, two_rings, weave: number of demonstrations; null = 4000; modes: of "
+        "points; null = 20000",
     )
     seed: int = Field(
         default=0,
@@ -109,7 +109,8 @@ class DataConfig(Config):
     pack: int | None = Field(
         default=None,
         ge=1,
-        description="waypoints per token; null = the task's own (ring, two_rings, flights 4)",
+        description="waypoints per token; null = the task's own (ring, two_rings, weave, flights: "
+        "4)",
     )
     symmetry: SymmetryConfig | None = Field(
         default=None, description="symmetry of the data; null = the embedded task's own"

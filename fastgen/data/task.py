@@ -17,6 +17,7 @@ from .tasks.flights import FlightsTask
 from .tasks.modes import ModesTask
 from .tasks.ring import RingTask
 from .tasks.two_rings import TwoRingsTask
+from .tasks.weave import WeaveTask
 from .trajectories import TrajectoryData
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "ring": RingTask,
     "modes": ModesTask,
     "two_rings": TwoRingsTask,
+    "weave": WeaveTask,
     "flights": FlightsTask,
     "fashion": FashionTask,
     "file": file_task,
@@ -92,6 +94,7 @@ class Task(Protocol):
             `equal`: whether both axes have one scale.
             `discs`, a radius, where Z is start, goal and the centres of discs: obstacles that move
                 with the condition.
+            `goal`: True where Z is start and goal and nothing stands in the way.
             `kind`, where X aren't trajectories: "points" (2,) or (1, 2), "images" (C, H, W) or
                 "values".
             `samples`, how many to draw of each example; 16 where it is missing.

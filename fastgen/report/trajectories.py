@@ -30,8 +30,9 @@ def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
     One condition is a column, with the teacher above and the student below. Where tracks are much
     longer than wide, a condition is a pair, with the teacher left and the student right.
 
-    The condition Z is drawn as start and goal where there are obstacles and Z is two points, and
-    where there are discs, whose centres are the other points of Z; else it is the past track. Of
+    The condition Z is drawn as start and goal where the scene says that it has one ("goal") or has
+    obstacles and Z is two points, and where there are discs, whose centres are the other points of
+    Z; else it is the past track. Of
     more than two channels the first two are drawn; a single one is drawn against time.
 
     Args:
@@ -45,7 +46,7 @@ def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
     paths = {who: _xy_points(examples[who]) for who in ("teacher", "student")}
     n = len(truth)
     equal = bool(scene.get("equal", True))
-    has_goal = "discs" in scene or (bool(scene.get("obstacles")) and len(z[0]) == 2)
+    has_goal = _has_goal(scene, len(z[0]))
 
     limits: Box | None = scene.get("limits")
     boxes = [
@@ -72,6 +73,13 @@ def trajectory_figure(examples: Mapping[str, Any]) -> Figure:
     figure.suptitle(text, fontsize=12, color=GREY)
     add_legend(figure, axes[0], 6, ("start", "goal", "obstacle", "past (given)"))
     return figure
+
+
+def _has_goal(scene: Mapping[str, Any], points: int) -> bool:
+    """Whether conditions of so many points begin with start and goal."""
+    if "discs" in scene or scene.get("goal"):
+        return True
+    return bool(scene.get("obstacles")) and points == 2
 
 
 def _pairs(n: int) -> tuple[Figure, list[Any]]:

@@ -172,7 +172,7 @@ def test_demonstrations_of_one_condition_are_one_draw():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ring", "two_rings", "modes", "flights"])
+@pytest.mark.parametrize("name", ["ring", "two_rings", "weave", "modes", "flights"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_embedded_tasks_are_without_fault(name, seed):
     try:

@@ -209,20 +209,21 @@ def test_help_says_how_to_call_it(call, tmp_path, recipe):
 
 
 @pytest.mark.slow
-def test_no_arguments_mean_the_ring_and_the_teacher_that_is_shipped(call, tmp_path):
+def test_no_arguments_mean_the_weave_and_the_teacher_that_is_shipped(call, tmp_path):
     code, out, err = call(
         "distill.py", "--dry-run", "data.size=64"
     )  # fewer demonstrations: seconds less
     assert (code, err) == (0, "") and os.listdir(tmp_path) == []
     values = yaml.safe_load(out.partition("\n\n")[0])
     assert (values["name"], values["data"]["name"], values["student"]["steps"]) == (
-        "ring",
-        "ring",
+        "weave",
+        "weave",
         1,
     )
     assert values["method"] == "auto"
-    assert Path(values["teacher"]["folder"]) == RECIPES / "teachers" / "ring"
-    code, out, err = call("train_teacher.py", "--dry-run", "data.size=64")
+    assert Path(values["teacher"]["folder"]) == RECIPES / "teachers" / "weave"
+    config = RECIPES / "configs" / "weave-teacher.yaml"
+    code, out, err = call("train_teacher.py", config, "--dry-run", "data.size=64")
     assert (code, err) == (0, "")
     # The same data, so that the scores beside the shipped teacher hold for its student.
     assert yaml.safe_load(out.partition("\n\n")[0])["data"] == values["data"]

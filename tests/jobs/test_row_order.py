@@ -152,6 +152,6 @@ def test_all_rows_take_their_turn(pairs, rows):
     assert torch.equal(pair_rows(pairs, rows, 0, False), torch.arange(pairs) % rows)
 
 
-@pytest.mark.parametrize("name", ["ring", "two_rings", "modes"])
+@pytest.mark.parametrize("name", ["ring", "two_rings", "weave", "modes"])
 def test_the_rows_of_embedded_tasks_are_independent_draws(name):
     assert not build_task(SimpleNamespace(name=name, size=60)).train.in_order

@@ -33,6 +33,15 @@ def test_the_scene_shows_every_sample_over_start_goal_and_block():
     assert [grid[0].get_ylabel(), grid[6].get_ylabel()] == ["teacher, 100 calls", "student, 1 call"]
 
 
+def test_a_scene_with_a_goal_and_nothing_in_the_way_shows_start_and_goal():
+    given = examples(scene={"obstacles": [], "limits": None, "equal": True, "goal": True})
+    ax = trajectory_figure(given).axes[0]
+    (start,), (goal,) = lines(ax, "start"), lines(ax, "goal")
+    assert start.get_xydata()[0].tolist() == given["Z"][0, 0].double().tolist()
+    assert goal.get_xydata()[0].tolist() == given["Z"][0, 1].double().tolist()
+    assert len(ax.patches) == 0 and not lines(ax, "past (given)")
+
+
 def test_long_tracks_are_shown_as_fans_with_past_and_future():
     given = examples(scene={"obstacles": [], "limits": None, "equal": True}, length=3)
     for name in ("Z", "X_true", "teacher", "student"):

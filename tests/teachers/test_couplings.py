@@ -170,7 +170,7 @@ def test_no_exact_teacher_is_taken_for_a_coupled_one(path, prediction, scale):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ring", "two_rings", "modes"])
+@pytest.mark.parametrize("name", ["ring", "two_rings", "weave", "modes"])
 def test_no_shipped_teacher_is_taken_for_a_coupled_one(name):
     network, _ = load_network(TEACHERS / name)
     x0, cond = build_data(DataConfig(name=name, size=200)).train.network_inputs()

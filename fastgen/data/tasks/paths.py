@@ -1,8 +1,9 @@
 """Paths: what tasks of generated paths share.
 
 A condition Z (T_z, 2) is a few points of the plane, the first a start and the second a goal. A path
-X is 16 waypoints from the start (excluded) to the end, equally spaced in arc length. This file
-holds the geometry of paths, references to score samples by, and the base of such tasks.
+X is 16 waypoints from the start (excluded) to the end, equally spaced in arc length where the task
+doesn't say otherwise. This file holds the geometry of paths, references to score samples by, and
+the base of such tasks.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class References:
         X: M demonstrations of each, (C, M, 16, 2).
         p: probabilities of the modes, (C,) of two or (C, modes).
         distance: (C,), mean distance |y - y'| of two different demonstrations of a condition.
-        clearance: mean least distance of the demonstrations to what stands in the way.
+        clearance: mean least distance of the demonstrations to what stands in the way; NaN where
+            nothing does.
         spread: `within_mode_spread` of the demonstrations.
     """
 
@@ -165,6 +167,14 @@ class References:
         flat = X.flatten(2)
         distance = pairwise_distances(flat, flat).sum((1, 2)) / (size * (size - 1))
         return cls(Z, X, p, distance, float(clearance.mean()), within_mode_spread(X, modes))
+
+    @classmethod
+    def of_one_mode(cls, Z: Tensor, X: Tensor) -> References:
+        """The pool of X (C, M, 16, 2), M >= 2, of a task with one mode and nothing in the way."""
+        rows = X.shape[:2]
+        nowhere = torch.full((rows.numel(),), math.nan, dtype=torch.float64)
+        one = torch.ones(rows[0], dtype=torch.float64)
+        return cls.of(Z, X, one, torch.zeros(rows, dtype=torch.bool), nowhere)
 
     def energy(self, X: Tensor) -> Tensor:
         """Energy distance (V-statistic) between K samples and K demonstrations of each condition.

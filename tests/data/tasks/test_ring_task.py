@@ -138,7 +138,7 @@ def test_build_task_makes_the_ring_with_its_options():
     [
         (
             {"name": "rings"},
-            "expected one of: ring, modes, two_rings, flights, fashion, file",
+            "expected one of: ring, modes, two_rings, weave, flights, fashion, file",
         ),
         ({"name": "ring", "path": "x.npz"}, "no data.path for the task ring, got 'x.npz'"),
         ({"name": "flights", "horizon": 8}, "no data.horizon for the task flights"),
