@@ -30,8 +30,9 @@ PIPELINE = "model_index.json"
 _SCHEDULER = "scheduler_config.json"
 _PARTS = ("unet", "transformer")
 _STEM = "diffusion_pytorch_model"
-# Layers, blocks or rows of a picture; those of known models are below a tenth of it.
+# Layers or blocks, and rows of a picture; those of known models are far below.
 _MOST_PARTS = 4096
+_MOST_ROWS = 1024
 # Networks and their name of the sample. What calls its network otherwise (times of its own, packed
 # latents, further arguments) isn't here.
 _SAMPLE = {
@@ -136,18 +137,23 @@ def _check_call(file: Path, config: Mapping[str, Any]) -> None:
 def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
     """ValueError for what would take long to build, or much memory beside the weights: layers,
     blocks, the places of a picture."""
+    # Of a transformer alone a picture's rows make a table.
+    has_table = _SAMPLE[config["_class_name"]] == "hidden_states"
     for key, value in config.items():
+        in_table = has_table and key == "sample_size"
+        counts = "layers" in key or in_table
+        most = _MOST_ROWS if in_table else _MOST_PARTS
         sizes = [value]
         while sizes:
             size = sizes.pop()
             if isinstance(size, list):
-                sizes.extend(size[: _MOST_PARTS + 1])
+                sizes.extend(size[: most + 1])
                 size = len(size)
-            elif "layers" not in key and key != "sample_size":
+            elif not counts:
                 continue
-            if isinstance(size, int | float) and size > _MOST_PARTS:
+            if isinstance(size, int | float) and size > most:
                 raise ValueError(
-                    f"{file}: expected {key} of at most {_MOST_PARTS}, got {brief(value)}; copy "
+                    f"{file}: expected {key} of at most {most}, got {brief(value)}; copy "
                     "the folder anew"
                 )
 

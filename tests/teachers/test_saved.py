@@ -272,6 +272,25 @@ def test_what_cannot_be_read_is_said_in_one_line(copied, name):
     check_refused(copied, HARM[name])
 
 
+def test_the_length_of_a_sound_is_no_giant(diffusers, tmp_path):
+    sizes = {"block_out_channels": [8, 8], "layers_per_block": 1, "sample_size": 65536}
+    blocks = {
+        "down_block_types": ["DownBlock1DNoSkip", "DownBlock1D"],
+        "up_block_types": ["UpBlock1D", "UpBlock1DNoSkip"],
+    }
+    network = network_of(diffusers, "UNet1DModel", **sizes, **blocks, extra_in_channels=16)
+    network.save_pretrained(tmp_path)
+    found = read_saved(tmp_path)
+    assert found is not None and type(found.network) is type(network)
+
+
+def test_a_table_of_a_giant_picture_is_refused(diffusers, tmp_path):
+    network_of(diffusers, "DiTTransformer2DModel", **DIT).save_pretrained(tmp_path)
+    with_values("config.json", sample_size=1 << 20)(tmp_path)
+    with pytest.raises(ValueError, match="expected sample_size of at most 1024, got 1048576"):
+        read_saved(tmp_path)
+
+
 def test_a_library_that_is_missing_is_named(unets, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ValueError, match=r"expected the package diffusers .*\[interop\]"):
