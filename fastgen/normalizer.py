@@ -23,7 +23,14 @@ from torch import Tensor
 from ._core.checks import is_count
 from ._core.json_kinds import listed, number
 from ._core.made_rows import MadeRows, evenly
-from ._core.measures import Counted, between, counted_extremes, counted_moments, moments
+from ._core.measures import (
+    Counted,
+    between,
+    checked_blocks,
+    counted_extremes,
+    counted_moments,
+    moments,
+)
 
 __all__ = [
     "KINDS",
@@ -130,6 +137,12 @@ class Normalizer:
         return self.mean.shape[-1]
 
     @property
+    def network_dim(self) -> int:
+        """Number of channels that a network sees; another one where some are angles or rotations
+        (:mod:`fastgen.channel_kinds`)."""
+        return self.mean.shape[-1]
+
+    @property
     def steps(self) -> int | None:
         """Number of time steps T, each with a mean and a scale of its own; None: one for all."""
         return self.mean.shape[0] if self.mean.ndim == 2 else None
@@ -190,7 +203,7 @@ class Normalizer:
             basis = torch.eye(d, dtype=torch.float64)
             spans = [(i, i + 1, True) for i in range(d)]
         else:
-            basis, spans = _check_blocks(blocks, d)
+            basis, spans = checked_blocks(_as_float64("blocks[0]", blocks[0], 2), blocks[1], d)
         limits = KINDS[kind]
         share = constant_share(x.dtype)
         if isinstance(rows, MadeRows):
@@ -243,13 +256,13 @@ class Normalizer:
     def normalize(self, x: Tensor) -> Tensor:
         """y = scale^-1 (x - mean), for x (..., d); same shape, dtype and device."""
         x64, mean, inverse = self._prepare("x", x, self._inverse)
-        return _apply(inverse, x64 - mean).to(x.dtype)
+        return self._apply(inverse, x64 - mean).to(x.dtype)
 
     def denormalize(self, y: Tensor) -> Tensor:
         """x = mean + scale y, for y (..., d); same shape, dtype and device. Inverse of
         `normalize`."""
         y64, mean, scale = self._prepare("y", y, self.scale)
-        return (mean + _apply(scale, y64)).to(y.dtype)
+        return (mean + self._apply(scale, y64)).to(y.dtype)
 
     def state(self) -> dict[str, Any]:
         """JSON-able `{"mean": [...], "scale": [[...]]}`, with `needs_float64` where mean and scale
@@ -271,31 +284,36 @@ class Normalizer:
             raise ValueError(wrong)
         return cls(state["mean"], state["scale"], needs_float64=state.get("needs_float64"))
 
-    def _prepare(self, name: str, x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _prepare(
+        self, name: str, x: Tensor, matrix: Tensor, dim: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x in float64, the mean and a matrix beside it, after the `dim` channels of x are checked;
+        None: they are `self.dim`."""
+        dim = self.dim if dim is None else dim
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(
                 f"expected {name} to be a floating-point Tensor, got "
                 f"{getattr(x, 'dtype', type(x).__name__)}"
             )
-        if x.ndim == 0 or x.shape[-1] != self.dim:
-            raise ValueError(f"expected {name} of shape (..., {self.dim}), got {tuple(x.shape)}")
-        if self.steps is not None and tuple(x.shape[-2:]) != tuple(self.mean.shape):
+        if x.ndim == 0 or x.shape[-1] != dim:
+            raise ValueError(f"expected {name} of shape (..., {dim}), got {tuple(x.shape)}")
+        if self.steps is not None and tuple(x.shape[-2:]) != (self.steps, dim):
             raise ValueError(
-                f"expected {name} of shape (..., {self.steps}, {self.dim}), since each time step "
+                f"expected {name} of shape (..., {self.steps}, {dim}), since each time step "
                 f"is normalised by itself, got {tuple(x.shape)}"
             )
         return x.double(), self.mean.to(x.device), matrix.to(x.device)
 
+    @staticmethod
+    def _apply(matrix: Tensor, x: Tensor) -> Tensor:
+        """matrix x, for vectors x (..., d) and a matrix (d, d), or x (..., T, d) and one for each
+        step, (T, d, d)."""
+        if matrix.ndim == 2:
+            return x @ matrix.T
+        return (matrix @ x[..., None])[..., 0]
+
     def __repr__(self) -> str:
         return f"Normalizer(mean={self.mean.tolist()}, scale={self.scale.tolist()})"
-
-
-def _apply(matrix: Tensor, x: Tensor) -> Tensor:
-    """matrix x, for vectors x (..., d) and a matrix (d, d), or x (..., T, d) and one for each step,
-    (T, d, d)."""
-    if matrix.ndim == 2:
-        return x @ matrix.T
-    return (matrix @ x[..., None])[..., 0]
 
 
 def _wrong_numbers(mean: Any, scale: Any) -> str | None:
@@ -346,30 +364,6 @@ def is_constant(rows: Tensor) -> Tensor:
         sd = (wide - wide.mean()).square().mean().sqrt()
         found.append(sd <= constant_share(rows.dtype) * wide.abs().amax())
     return torch.stack(found)
-
-
-def _check_blocks(blocks: Blocks, d: int) -> tuple[Tensor, list[tuple[int, int, bool]]]:
-    """The basis in float64 and the spans as a list, after checking that they split R^d
-    orthogonally."""
-    basis = _as_float64("blocks[0]", blocks[0], 2)
-    spans = [(int(start), int(stop), bool(trivial)) for start, stop, trivial in blocks[1]]
-    if tuple(basis.shape) != (d, d):
-        raise ValueError(
-            f"expected a representation of dimension {d}, the number of channels, got "
-            f"{tuple(basis.shape)}"
-        )
-    if not torch.allclose(basis.T @ basis, torch.eye(d, dtype=torch.float64), atol=1e-6):
-        raise ValueError(
-            "expected an orthogonal change of basis in blocks, got one that isn't; use an "
-            "orthogonal representation"
-        )
-    covered = [i for start, stop, _ in sorted(spans) for i in range(start, stop)]
-    if covered != list(range(d)):
-        raise ValueError(
-            f"expected blocks that cover 0..{d} once, got "
-            f"{[(start, stop) for start, stop, _ in spans]}"
-        )
-    return basis, spans
 
 
 def pack_tokens(x: Tensor, pack: int) -> Tensor:

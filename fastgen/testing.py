@@ -21,8 +21,10 @@ from ._core.copies import copied
 from ._core.messages import first_names
 from ._core.modules import evaluating
 from ._core.precision import in_full_precision, trainable
+from .channel_kinds import KindNormalizer
 from .config.dmd import DMDConfig
 from .export.folders import export_student, has_custom_network, load_student
+from .export.normalizers import more_channels
 from .export.student import Student
 from .methods.dmd import DMDPipeline
 from .methods.fake_scores import create_fake_score
@@ -125,8 +127,9 @@ class _SampledByStudent(nn.Module):
                 f"{student.horizon} and cond_horizon {student.cond_horizon}"
             )
         group = parse_group(group_name)
-        self.in_horizon, channels = student.horizon
+        self.in_horizon, channels = student.noise_shape
         self.cond_horizon, cond_channels = student.cond_horizon
+        cond_channels += more_channels(student.z_normalizer)
         self.in_rep = _acting_on(group, "in_rep", in_rep, channels)
         self.out_rep = self.in_rep
         self.cond_rep = _acting_on(group, "cond_rep", cond_rep, cond_channels)
@@ -135,7 +138,12 @@ class _SampledByStudent(nn.Module):
         self.student.sample_type = "ode"
 
     def forward(self, noise: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return self.student.sample(cond, noise=noise)
+        # The group acts on angles and rotations as networks see them.
+        x_normalizer, z_normalizer = self.student.x_normalizer, self.student.z_normalizer
+        if isinstance(z_normalizer, KindNormalizer):
+            cond = z_normalizer.kinds.collapse(cond)
+        x = self.student.sample(cond, noise=noise)
+        return x_normalizer.kinds.expand(x) if isinstance(x_normalizer, KindNormalizer) else x
 
 
 def _acting_on(group: Any, name: str, spec: Any, channels: int) -> Any:

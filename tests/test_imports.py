@@ -15,7 +15,7 @@ samplers teachers discriminators
 training report losses two_sample set_losses networks
 data records flow_matching ema
 config models guidance interpolants vsd
-_core solvers metrics frechet neighbours comparisons normalizer box
+_core solvers metrics frechet neighbours comparisons normalizer channel_kinds box
 """
 FLOOR_OF = {
     wing: height

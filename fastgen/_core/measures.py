@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Counted", "between", "counted_extremes", "counted_moments", "moments", "quantile"]
+__all__ = [
+    "Counted",
+    "between",
+    "checked_blocks",
+    "counted_extremes",
+    "counted_moments",
+    "moments",
+    "quantile",
+]
 
 Spans = Sequence[tuple[int, int, bool]]
 # Blocks of rows (n, d) in float64 with how often each is there (n,), from the first again at each
@@ -118,3 +126,28 @@ def counted_extremes(rows: Counted, spans: Spans, constant_share: float) -> tupl
         size = float(torch.maximum(low[start:stop].abs(), high[start:stop].abs()).max())
         spread[start:stop] = 1.0 if half <= constant_share * size else half
     return centre, spread
+
+
+def checked_blocks(
+    basis: Tensor, spans: Spans, d: int
+) -> tuple[Tensor, list[tuple[int, int, bool]]]:
+    """The basis (d, d) in float64 and the spans as a list, after checking that they split R^d
+    orthogonally."""
+    spans = [(int(start), int(stop), bool(trivial)) for start, stop, trivial in spans]
+    if tuple(basis.shape) != (d, d):
+        raise ValueError(
+            f"expected a representation of dimension {d}, the number of channels, got "
+            f"{tuple(basis.shape)}"
+        )
+    if not torch.allclose(basis.T @ basis, torch.eye(d, dtype=torch.float64), atol=1e-6):
+        raise ValueError(
+            "expected an orthogonal change of basis in blocks, got one that isn't; use an "
+            "orthogonal representation"
+        )
+    covered = [i for start, stop, _ in sorted(spans) for i in range(start, stop)]
+    if covered != list(range(d)):
+        raise ValueError(
+            f"expected blocks that cover 0..{d} once, got "
+            f"{[(start, stop) for start, stop, _ in spans]}"
+        )
+    return basis, spans

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from ..box import Box
 from .base import MOST_SEED, Config
 
-__all__ = ["DataConfig", "NormalizeConfig", "SymmetryConfig"]
+__all__ = ["ChannelsConfig", "DataConfig", "NormalizeConfig", "SymmetryConfig"]
 
 
 class SymmetryConfig(Config):
@@ -34,6 +34,32 @@ class SymmetryConfig(Config):
 
 
 _Kind = Literal["mean_std", "min_max", "quantiles", "identity"]
+
+
+# A channel by its number, or by the name that the data give it.
+_Channels = list[int | str | list[int | str]]
+
+
+class ChannelsConfig(Config):
+    """Which channels are angles or rotations; the others are plain numbers."""
+
+    angle: _Channels | None = Field(
+        default=None,
+        description="angles in radians, by number or name: networks see cosine and sine",
+    )
+    quaternion: _Channels | None = Field(
+        default=None,
+        description="rotations, [x, y, z, w] or a list of such: networks see six numbers",
+    )
+    rotation_6d: _Channels | None = Field(
+        default=None,
+        description="rotations by six numbers, two columns of a matrix, or a list of such",
+    )
+
+    @field_validator("angle", "quaternion", "rotation_6d", mode="before")
+    @classmethod
+    def _one(cls, channels: Any) -> Any:
+        return [channels] if isinstance(channels, int | str) else channels
 
 
 class NormalizeConfig(Config):
@@ -61,6 +87,13 @@ class NormalizeConfig(Config):
         default=None,
         description="names in limits; null = data.observations, or observation.state and "
         "observation.environment_state",
+    )
+
+    action_channels: ChannelsConfig | None = Field(
+        default=None, description="channels of actions, X, that are angles or rotations"
+    )
+    observation_channels: ChannelsConfig | None = Field(
+        default=None, description="the same for observations, Z"
     )
 
     @field_validator("action_keys", "observation_keys", mode="before")

@@ -17,6 +17,7 @@ from torch import Tensor
 from .._core.conditions import named_tensors, tensors_in
 from .._core.made_rows import MadeRows, even_rows
 from .._core.messages import listed
+from ..channel_kinds import KindNormalizer
 from ..normalizer import is_constant
 from .held_out import HeldOutTask
 from .invariance import Violation, moment_violations
@@ -31,6 +32,8 @@ __all__ = ["constant_channels", "data_notes", "repeated_rows"]
 _MOST_CHANNELS = 3
 # Numbers of windows that are looked at of data that memory doesn't hold.
 _MOST_LOOKED_AT = 1 << 21
+# Larger angles look like degrees.
+_MOST_RADIANS = 100.0
 
 
 def data_notes(task: Any, batch_size: int) -> list[str]:
@@ -64,6 +67,7 @@ def data_notes(task: Any, batch_size: int) -> list[str]:
         *_outliers(task, data),
         *_repeated(data, rows),
         *_unfaithful(data),
+        *_degrees(data),
         *_broken_symmetry(task, data, rows),
     ]
 
@@ -99,6 +103,24 @@ def _lost_digits(data: TrajectoryData | SampleData) -> list[str]:
                 f"warning: {name} loses digits in {_channels(lost)}, whose numbers are far from "
                 "zero for their spread, since networks see them in float32 and nothing takes their "
                 "mean off; take it off in the data, with a teacher trained so"
+            )
+    return lines
+
+
+def _degrees(data: TrajectoryData | SampleData) -> list[str]:
+    """Angles that are so large that they may be no radians."""
+    lines = []
+    for name, normalizer in (("X", data.x_normalizer), ("Z", data.z_normalizer)):
+        if not isinstance(normalizer, KindNormalizer):
+            continue
+        at = [channel for (channel,) in normalizer.kinds.kinds.get("angle", ())]
+        sizes = getattr(data, name)[..., at].abs().flatten(0, 1).amax(0).tolist()
+        large = [channel for channel, size in zip(at, sizes, strict=True) if size > _MOST_RADIANS]
+        if large:
+            lines.append(
+                f"note: {name} looks like degrees in {_channels(large)}, with angles up to "
+                f"{max(sizes):.4g}; angles are in radians: turn them into such, unless they count "
+                "whole turns, of which a network sees none"
             )
     return lines
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from .._core.masks import padding_filled, with_masks
 from .._core.messages import brief
 from .arrays import check_arrays, episodes_of
+from .channel_names import Names
 from .encoded import RowEncoder, encoded_episodes
 from .formats.array_files import read_tensors
 from .formats.description import time_notes
 from .formats.detection import is_data_set, open_source
-from .formats.selection import read_episodes, select
+from .formats.selection import channel_names, read_episodes, select
 from .held_out import HeldOutTask
 from .masks import PADDING, masks_beside
 from .normalization import read_normalization
@@ -146,24 +147,7 @@ def file_task(
             "expected data.path, an .npz or .safetensors file or another data set, for the task "
             "file, got none"
         )
-    notes: list[str] = []
-    columns: tuple[Sequence[str] | None, ...] = (None, None)
-    if encoder is not None:
-        if observations is not None:
-            raise ValueError(
-                "expected data.observations or teacher.encoder.columns, got both; the encoder "
-                "makes the observations"
-            )
-        tensors, names, notes = encoded_episodes(open_source(path), encoder, actions)
-        columns = (names, None)
-    elif is_data_set(path) or actions is not None or observations is not None:
-        source = open_source(path)
-        selection = select(source, actions, observations)
-        notes += [*selection.notes, *time_notes(source)]
-        tensors = read_episodes(source, selection, cache)
-        columns = (selection.actions, selection.observations)
-    else:
-        tensors = read_tensors(path, mapped=True)
+    tensors, columns, names, notes = _read(path, actions, observations, cache, encoder)
     if _holds_samples(tensors):
         options = {"pack": pack, "symmetry": symmetry, "normalize": normalize, "stride": stride}
         options |= {"obs_horizon": obs_horizon, "horizon": horizon}
@@ -196,9 +180,37 @@ def file_task(
         pack=1 if pack is None else pack,
         seed=seed,
         symmetry=symmetry,
-        normalize=read_normalization(normalize, *columns),
+        normalize=read_normalization(normalize, *columns, names=names),
         notes=notes,
     )
+
+
+def _read(
+    path: str | Path,
+    actions: Sequence[str] | None,
+    observations: Sequence[str] | None,
+    cache: str | Path | None,
+    encoder: RowEncoder | None,
+) -> tuple[dict[str, Tensor], tuple[Sequence[str] | None, ...], Names, list[str]]:
+    """The arrays of a file, the columns of actions and of observations, the names of their channels
+    and what is said of all that; arguments as `file_task`."""
+    if encoder is not None:
+        if observations is not None:
+            raise ValueError(
+                "expected data.observations or teacher.encoder.columns, got both; the encoder "
+                "makes the observations"
+            )
+        source = open_source(path)
+        tensors, chosen, notes = encoded_episodes(source, encoder, actions)
+        return tensors, (chosen, None), (channel_names(source, chosen), None), notes
+    if not is_data_set(path) and actions is None and observations is None:
+        return read_tensors(path, mapped=True), (None, None), (None, None), []
+    source = open_source(path)
+    selection = select(source, actions, observations)
+    columns = (selection.actions, selection.observations)
+    names = (channel_names(source, columns[0]), channel_names(source, columns[1]))
+    notes = [*selection.notes, *time_notes(source)]
+    return read_episodes(source, selection, cache), columns, names, notes
 
 
 def _holds_samples(tensors: dict[str, Tensor]) -> bool:

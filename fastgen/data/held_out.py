@@ -14,6 +14,7 @@ from .._core.conditions import map_tensors, take_rows
 from .._core.made_rows import part_of
 from .._core.masks import real_only, with_masks
 from .._core.seeds import generator_for
+from ..channel_kinds import KindNormalizer
 from ..comparisons import Comparison
 from ..metrics import energy_score, min_ade, min_fde
 from .masks import UNMASKED, Masks
@@ -146,13 +147,14 @@ class HeldOutTask:
 
         Args:
             sample: called with Z (B, T_z, d_z), which carries the masks if there are any, and noise
-                (B, T_x, d_x); answers with X of the noise's shape. The noise is the same for every
-                sampler.
+                (B, T_x, d_x), with d_x as networks see it; answers with X. The noise is the same
+                for every sampler.
             quick: score on the validation windows.
 
         Returns:
             min_ade, min_fde: displacement errors of the best of the six, mean over windows; in the
-                unit of the data.
+                unit of the data. Here and in energy_score an angle counts as cosine and sine, and a
+                rotation as two columns.
             energy_score: strictly proper, so that it rewards the right spread, too
                 (`metrics.energy_score`); mean over windows, in the unit of the data.
             energy_distance: between (X, Z) of the samples and of the data, in normalised units,
@@ -166,13 +168,16 @@ class HeldOutTask:
         X, _ = self.split(part)
         k = self.SAMPLES
         n = len(X)
-        noise = torch.randn(n * k, *X.shape[1:], generator=evaluation_generator(self.name, part))
+        shape = self.train.noise_shape
+        noise = torch.randn(n * k, *shape, generator=evaluation_generator(self.name, part))
         cond = map_tensors(lambda value: value.repeat_interleave(k, 0), self.conditions(part))
         drawn = sample(cond, noise)
-        fan = answered(drawn, noise, X.dtype).view(n, k, *X.shape[1:])
+        own = tuple(X.shape[1:])
+        fan = answered(drawn, noise, X.dtype, shape=own).view(n, k, *own)
         rows = self.rows[part]
         joint = self._joint_fan(fan, rows)
         mask = self._masks.rows(rows).mask
+        fan, X = self._continuous(fan), self._continuous(X)
         losses = {name: float(loss(fan, X, mask).mean()) for name, loss in _LOSSES.items()}
         return {
             **losses,
@@ -194,7 +199,8 @@ class HeldOutTask:
         if self.primary in _LOSSES:
             loss = _LOSSES[self.primary]
             mask = self._masks.rows(rows).mask
-            losses[self.primary] = (loss(fan_a, X, mask), loss(fan_b, X, mask))
+            truth, by_a, by_b = map(self._continuous, (X, fan_a, fan_b))
+            losses[self.primary] = (loss(by_a, truth, mask), loss(by_b, truth, mask))
         return compare_rows(
             self._joint_fan(fan_a, rows),
             self._joint_fan(fan_b, rows),
@@ -204,6 +210,12 @@ class HeldOutTask:
             groups=self.episodes[rows],
             losses=losses,
         )
+
+    def _continuous(self, X: Tensor) -> Tensor:
+        """X (..., d_x) in its own units, but for angles and rotations, which are as networks see
+        them, so that an angle of pi is beside one of -pi."""
+        normalizer = self.train.x_normalizer
+        return normalizer.kinds.expand(X) if isinstance(normalizer, KindNormalizer) else X
 
     def _joint(self, X: Tensor, rows: Tensor) -> Tensor:
         """X and the Z of some rows as one row each, in normalised units, with 0 at padding: (N,

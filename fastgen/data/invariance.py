@@ -27,6 +27,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..channel_kinds import KindNormalizer
+from ..normalizer import Normalizer
+from .channel_names import Channels
+from .normalization import Normalization
 from .trajectories import TrajectoryData, fit_normalizers
 
 __all__ = ["FALSE_ALARMS", "LEAST_CHANGE", "Violation", "moment_violations"]
@@ -96,13 +100,13 @@ def moment_violations(data: TrajectoryData, episodes: Tensor | None = None) -> l
         return []
     group = parse_group(symmetry["group"])
     reps = [parse_representation(group, symmetry[key]) for key in ("out_rep", "cond_rep")]
-    if [rep.size for rep in reps] != [data.X.shape[-1], data.Z.shape[-1]]:
+    if [rep.size for rep in reps] != [one.network_dim for one in _normalizers(data)]:
         return []  # the task has a stand-in for its condition
 
     rows = torch.linspace(0, len(data.X) - 1, min(len(data.X), _MOST_ROWS)).round().long()
     draws = _draws(data, rows, episodes)
     parts = _normalised_parts(data, rows)
-    names = _names(parts)
+    names = _names(parts, _normalizers(data))
     generators = list(group.generators)
     least_p_value = FALSE_ALARMS / (2 * len(generators))
     found = []
@@ -125,15 +129,25 @@ def _draws(data: TrajectoryData, rows: Tensor, episodes: Tensor | None) -> Tenso
     return torch.arange(len(rows)) if int(scenes.max()) == 0 else scenes
 
 
+def _normalizers(data: TrajectoryData) -> tuple[Normalizer, Normalizer]:
+    return data.x_normalizer, data.z_normalizer
+
+
 def _normalised_parts(data: TrajectoryData, rows: Tensor) -> list[Tensor]:
     """X and Z of the rows, (n, T, d) float64.
 
     Their unit is one for all channels of an irrep, which commutes with the group; without units,
     large channels would drown the others.
     """
-    units = fit_normalizers(data.X, data.Z, data.symmetry, masks=data.masks)
+    x, z = (Normalization(channels=_channels(one)) for one in _normalizers(data))
+    units = fit_normalizers(data.X, data.Z, data.symmetry, (x, z), masks=data.masks)
     parts = zip(units, (data.X, data.Z), strict=True)
     return [_some_waypoints(unit.normalize(part[rows].double())) for unit, part in parts]
+
+
+def _channels(normalizer: Normalizer) -> Channels | None:
+    """Those that are angles or rotations."""
+    return Channels.like(normalizer.kinds) if isinstance(normalizer, KindNormalizer) else None
 
 
 def _some_waypoints(part: Tensor) -> Tensor:
@@ -142,14 +156,21 @@ def _some_waypoints(part: Tensor) -> Tensor:
     return part[:, torch.linspace(0, part.shape[1] - 1, min(most, part.shape[1])).round().long()]
 
 
-def _names(parts: Sequence[Tensor]) -> list[str]:
+def _names(parts: Sequence[Tensor], normalizers: Sequence[Normalizer]) -> list[str]:
     """The channel of each number of a row, such as "X 0"."""
     return [
         f"{name} {channel}"
-        for name, part in zip("XZ", parts, strict=True)
+        for name, part, one in zip("XZ", parts, normalizers, strict=True)
         for _ in range(part.shape[1])
-        for channel in range(part.shape[2])
+        for channel in _channel_names(one)
     ]
+
+
+def _channel_names(normalizer: Normalizer) -> list[str]:
+    """The channels that networks see, as people call those of the data."""
+    if isinstance(normalizer, KindNormalizer):
+        return normalizer.kinds.seen_names()
+    return [str(channel) for channel in range(normalizer.dim)]
 
 
 def _changes(parts: Sequence[Tensor], matrices: Sequence[Tensor]) -> dict[str, _Change]:

@@ -4,15 +4,17 @@ set, or by limits that were saved with a teacher or its data."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._core.made_rows import extremes
+from .._core.made_rows import blocks_of, extremes, mapped_rows
 from .._core.messages import first_names, listed
+from ..channel_kinds import ChannelKinds, KindNormalizer
 from ..normalizer import KINDS, Blocks, Normalizer
+from .channel_names import Channels, Names, read_channels
 from .formats.limits import Limits, read_limits
 from .formats.source import STATES
 
@@ -26,6 +28,8 @@ _KEYS = (
     "limits",
     "action_keys",
     "observation_keys",
+    "action_channels",
+    "observation_channels",
 )
 # Normalised numbers beyond this mean that the limits are not of these data, or have no width.
 _FAR = 1e5
@@ -41,6 +45,10 @@ class Given:
     scale: Tensor
     where: str
 
+    def of(self, channels: Sequence[int]) -> Given:
+        """Those of some channels."""
+        return replace(self, mean=self.mean[channels], scale=self.scale[channels])
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -50,11 +58,13 @@ class Normalization:
         kind: one of `fastgen.normalizer.KINDS`, measured on the training set.
         per_step: whether each time step is measured by itself.
         given: limits that are used in place of measured ones; None: there are none.
+        channels: which are angles or rotations; None: all are plain numbers.
     """
 
     kind: str = "mean_std"
     per_step: bool = False
     given: Given | None = None
+    channels: Channels | None = None
 
     def normalizer(
         self,
@@ -70,14 +80,48 @@ class Normalization:
         Args:
             name: "X" or "Z", for messages.
             x: the training set.
-            blocks: of the representation that acts on d, as in `Normalizer.fit`; None: none acts.
+            blocks: of the representation that acts on the channels as networks see them, as in
+                `Normalizer.fit`; None: none acts.
             matrices: of that representation (G, d, d).
             real: which tokens of x are measured, bool (N, T); None: all.
 
         Raises:
             ValueError: limits of another number of channels, that aren't of these data, or that
-                the group changes.
+                the group changes; angles or rotations that the data don't have, or that the group
+                mixes with other channels.
         """
+        kinds = self.kinds(name, x.shape[-1])
+        if kinds is None:
+            return self._plain(name, x, blocks, matrices, real)
+        if kinds.has_rotations:
+            for rows in blocks_of(x):
+                kinds.check(name, rows)
+        if self.given is not None:
+            _check_count(self.given, name, kinds.dim)
+        if not kinds.plain:
+            return KindNormalizer.around(kinds, None)
+        plain = replace(self, given=None if self.given is None else self.given.of(kinds.plain))
+        blocks, matrices = _plain_part(kinds, name, blocks, matrices)
+        some = mapped_rows(x, lambda rows: rows[..., kinds.plain])
+        return KindNormalizer.around(kinds, plain._plain(name, some, blocks, matrices, real))
+
+    def kinds(self, name: str, dim: int) -> ChannelKinds | None:
+        """Which of `dim` channels are angles or rotations; None: all are plain numbers.
+
+        Raises:
+            ValueError: a channel that isn't there or is named twice, or too few for a rotation.
+        """
+        return None if self.channels is None else self.channels.of(name, dim)
+
+    def _plain(
+        self,
+        name: str,
+        x: Tensor,
+        blocks: Blocks | None,
+        matrices: Tensor | None,
+        real: Tensor | None,
+    ) -> Normalizer:
+        """The normaliser of channels that are plain numbers."""
         if self.given is not None:
             return _by_limits(self.given, name, x, matrices)
         if self.kind == "identity":
@@ -94,13 +138,43 @@ MEASURED: Pair = (Normalization(), Normalization())
 IDENTITY: Pair = (Normalization("identity"), Normalization("identity"))
 
 
-def _by_limits(given: Given, name: str, x: Tensor, matrices: Tensor | None) -> Normalizer:
-    d = x.shape[-1]
+def _check_count(given: Given, name: str, d: int) -> None:
     if len(given.mean) != d:
         raise ValueError(
             f"expected limits for the {d} channels of {name}, got {len(given.mean)} of "
             f"{given.where}; data.normalize.action_keys and observation_keys name others"
         )
+
+
+def _plain_part(
+    kinds: ChannelKinds, name: str, blocks: Blocks | None, matrices: Tensor | None
+) -> tuple[Blocks | None, Tensor | None]:
+    """Blocks and matrices of the representation on the channels that are plain numbers.
+
+    Raises:
+        ValueError: the group mixes them with angles or rotations.
+    """
+    if blocks is None or matrices is None:
+        return None, None
+    at = torch.tensor(kinds.plain_seen)
+    basis, spans = blocks
+    share = basis.double()[at].square().sum(0)
+    kept = share > 0.5
+    whole = all(bool(kept[start:stop].all()) for start, stop, _ in spans if kept[start])
+    if int(kept.sum()) != len(at) or not whole or float((share - kept.double()).abs().max()) > 1e-6:
+        raise ValueError(
+            f"expected a representation that acts on angles and rotations of {name} by themselves, "
+            "got one that mixes them with other channels; write it as a sum in the order of the "
+            "channels as networks see them, an angle as cosine and sine, a rotation as two columns"
+        )
+    # Where each column of the basis comes to stand.
+    place = kept.long().cumsum(0) - 1
+    own = [(int(place[a]), int(place[b - 1]) + 1, trivial) for a, b, trivial in spans if kept[a]]
+    return (basis.double()[at][:, kept], own), matrices[:, at[:, None], at]
+
+
+def _by_limits(given: Given, name: str, x: Tensor, matrices: Tensor | None) -> Normalizer:
+    _check_count(given, name, x.shape[-1])
     farthest = ((extremes(x).double() - given.mean) / given.scale).abs().amax(0)
     far = (farthest > _FAR).nonzero().flatten().tolist()
     if far:
@@ -139,6 +213,8 @@ def read_normalization(
     asked: bool | str | Mapping[str, Any] | None,
     actions: Sequence[str] | None = None,
     observations: Sequence[str] | None = None,
+    *,
+    names: Names = (None, None),
 ) -> Pair:
     """How X and Z are normalised.
 
@@ -147,6 +223,7 @@ def read_normalization(
             kind, or a mapping with the keys of `fastgen.config.NormalizeConfig`.
         actions, observations: the columns of X and Z, in the order of their channels; None: they
             have no names.
+        names: of the channels of X and of Z, as the data give them.
 
     Raises:
         FileNotFoundError, ValueError: unknown keys or kinds, or limits that can't be read
@@ -162,6 +239,20 @@ def read_normalization(
         raise ValueError(
             f"expected data.normalize with the keys {', '.join(_KEYS)}, got {first_names(unknown)}"
         )
+    x, z = _measured_or_given(options, actions, observations)
+    x_channels, z_channels = (
+        read_channels(f"data.normalize.{key}", options.get(key), own)
+        for key, own in zip(("action_channels", "observation_channels"), names, strict=True)
+    )
+    return replace(x, channels=x_channels), replace(z, channels=z_channels)
+
+
+def _measured_or_given(
+    options: Mapping[str, Any],
+    actions: Sequence[str] | None,
+    observations: Sequence[str] | None,
+) -> Pair:
+    """What is done to plain channels of X and Z; arguments and errors as `read_normalization`."""
     kinds = []
     for key in ("actions", "observations"):
         kind = options.get(key) or options.get("kind")

@@ -72,6 +72,11 @@ class SampleData:
         """Z: what samplers are given."""
         return self.Z
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the noise that a sample is made of, its own."""
+        return tuple(self.X.shape[1:])
+
     def network_inputs(self) -> tuple[Tensor, Any]:
         """X in float32, and Z."""
         return self.X.float(), self.Z

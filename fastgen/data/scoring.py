@@ -6,6 +6,8 @@ is scored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,15 +24,23 @@ def evaluation_generator(task: str, part: str) -> torch.Generator:
     return generator_for(EVALUATION_SEED, task, part)
 
 
-def answered(drawn: Tensor, noise: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def answered(
+    drawn: Tensor,
+    noise: Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    shape: Sequence[int] | None = None,
+) -> Tensor:
     """What a sampler answered to `noise`, on the CPU and in the `dtype` of the data.
 
     Raises:
-        ValueError: another shape than that of the noise, NaN or infinity.
+        ValueError: another shape of a sample than `shape`, or where that is None than that of the
+            noise; NaN or infinity.
     """
-    if drawn.shape != noise.shape:
+    expected = tuple(noise.shape) if shape is None else (len(noise), *shape)
+    if tuple(drawn.shape) != expected:
         raise ValueError(
-            f"expected sample(Z, noise) to return {tuple(noise.shape)}, got {tuple(drawn.shape)}"
+            f"expected sample(Z, noise) to return {expected}, got {tuple(drawn.shape)}"
         )
     if not bool(torch.isfinite(drawn).all()):
         raise ValueError(

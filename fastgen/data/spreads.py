@@ -13,12 +13,13 @@ with the quantiles of the channel's numbers; r = s for a normal law.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .._core.seeds import draw_rows, generator_for
+from ..channel_kinds import KindNormalizer
 from ..normalizer import Normalizer, is_constant
 from .precision import channels
 
@@ -124,6 +125,11 @@ def _bound(own: _Spread, beside: Sequence[_Spread]) -> float:
 
 def near_constants(data: Tensor, normalizer: Normalizer) -> list[NearConstant]:
     """The channels of trajectories (N, T, d) that hardly change and are normalised all the same."""
+    if isinstance(normalizer, KindNormalizer):
+        # Angles and rotations are not scaled.
+        at, plain = normalizer.kinds.plain, normalizer.plain
+        found = [] if plain is None else near_constants(data[..., at], plain)
+        return [replace(one, channel=at[one.channel]) for one in found]
     scales = normalizer.scale.norm(dim=-1)
     has_mean = normalizer.mean != 0
     if normalizer.steps is not None:

@@ -95,8 +95,14 @@ class TrajectoryData:
         """Z with the masks, in original units: what samplers are given."""
         return with_masks(self.Z, *self.masks)
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the noise that a sample is made of: (T_x, d_x), with d_x as networks see it."""
+        return (self.X.shape[1], self.x_normalizer.network_dim)
+
     def network_inputs(self) -> tuple[Tensor, Any]:
-        """Normalised and packed tensors (N, T_x / pack, d_x pack) and (N, T_z, d_z), float32. Where
+        """Normalised and packed tensors (N, T_x / pack, d_x pack) and (N, T_z, d_z), float32, with
+        angles and rotations as networks see them (:mod:`fastgen.channel_kinds`). Where
         something is padded, it is 0, and the second is a condition that carries the masks of
         tokens (`_core/masks.py`)."""
         x = mapped_rows(self.X, self._as_tokens)
@@ -227,10 +233,12 @@ def fit_normalizers(
     parts = (("X", X, "out_rep", how[0]), ("Z", Z, "cond_rep", how[1]))
     for (name, tensor, key, one), real in zip(parts, masks, strict=True):
         rep = parse_representation(group, symmetry[key])
-        if rep.size != tensor.shape[-1]:
+        kinds = one.kinds(name, tensor.shape[-1])
+        dim = tensor.shape[-1] if kinds is None else kinds.network_dim
+        if rep.size != dim:
+            seen = "" if kinds is None else " as networks see them"
             raise ValueError(
-                f"expected {key} of dimension {tensor.shape[-1]}, the channels of {name}, got "
-                f"{rep.size}"
+                f"expected {key} of dimension {dim}, the channels of {name}{seen}, got {rep.size}"
             )
         blocks = irrep_blocks(rep)
         normalizers.append(one.normalizer(name, tensor, blocks, rep_matrices(rep), real=real))

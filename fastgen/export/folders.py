@@ -29,6 +29,7 @@ from .._core.modules import state_of
 from .._core.sizes import parse_sizes
 from .._core.tensor_files import write_tensors
 from ..box import Box
+from ..channel_kinds import KindNormalizer
 from ..networks import cast, unwrap
 from ..normalizer import Normalizer
 from ..samplers.student import served_steps
@@ -45,6 +46,7 @@ from .encoders import (
     write_encoder,
 )
 from .networks import load_module, stored_dtype
+from .normalizers import more_channels
 from .schema import (
     EXPORT_CONFIG,
     STUDENT_FORMAT,
@@ -102,7 +104,7 @@ def export_student(
         sample_type: "ode" (a rung reuses the implied noise) or "sde" (it draws fresh noise).
         pred_type: "flow", "x0" or "eps".
         x_normalizer, z_normalizer: of unpacked channels; None: the network speaks original
-            units.
+            units. Of angles and rotations, `fastgen.channel_kinds.KindNormalizer`.
         pack: waypoints per token of a trajectory.
         prefix_max: most waypoints at the beginning of a trajectory that the student was trained to
             be given; the network then takes t of shape (B, T_x) as well.
@@ -143,8 +145,10 @@ def export_student(
         "steps": sorted(_served(t_list, t_lists, sample_type) if steps is None else steps),
         "sample_type": sample_type,
         "pred_type": pred_type,
-        "horizon": _horizon(horizon, network, "in_horizon", "in_dim", pack),
-        "cond_horizon": _horizon(cond_horizon, network, "cond_horizon", "cond_dim", 1),
+        "horizon": _horizon(horizon, network, ("in_horizon", "in_dim"), pack, x_normalizer),
+        "cond_horizon": _horizon(
+            cond_horizon, network, ("cond_horizon", "cond_dim"), 1, z_normalizer
+        ),
         "pack": pack,
         "x_normalizer": None if x_normalizer is None else x_normalizer.state(),
         "z_normalizer": None if z_normalizer is None else z_normalizer.state(),
@@ -157,7 +161,7 @@ def export_student(
     if t_lists is not None:
         config["t_lists"] = {str(k): [float(t) for t in own] for k, own in t_lists.items()}
     if box is not None:
-        check_box(box, network)
+        check_box(box, network, x_normalizer)
         config["range"] = box.state()
     if cond_sizes is not None:
         config["cond_sizes"] = plain_json(parse_sizes(cond_sizes), "cond_sizes")
@@ -191,17 +195,28 @@ def _served(
     return served_steps(len(t_list) - 1, sample_type)
 
 
-def check_box(box: Box | None, network: nn.Module) -> None:
+def check_box(box: Box | None, network: nn.Module, normalizer: Normalizer | None = None) -> None:
     """Refuse a range whose clamp breaks the equivariance that a network declares by its `out_rep`
     (as those of `fastgen.models` do): unless every element permutes channels and changes their
     signs, and maps the range to itself, clamp(rho x) isn't rho clamp(x).
 
+    Args:
+        box: the range; None: there is none.
+        network: that may declare an `out_rep`.
+        normalizer: of samples.
+
     Raises:
-        ValueError: an element that does something else.
+        ValueError: an element that does something else; angles or rotations, on which a group acts
+            as networks see them.
     """
     rep: Any = getattr(unwrap(network), "out_rep", None)
     if box is None or rep is None:
         return
+    if isinstance(normalizer, KindNormalizer):
+        raise ValueError(
+            f"expected no range beside angles or rotations that {rep.group} acts on, got "
+            f"{box.state()}; leave the range out"
+        )
     for element in rep.group.generators:
         if not box.is_kept_by(torch.as_tensor(rep(element))):
             raise ValueError(
@@ -282,19 +297,22 @@ def has_custom_network(path: str | Path) -> bool:
 
 
 def _horizon(
-    given: Sequence[int] | None, network: nn.Module, length: str, dim: str, pack: Any
+    given: Sequence[int] | None,
+    network: nn.Module,
+    names: tuple[str, str],
+    pack: Any,
+    normalizer: Normalizer | None,
 ) -> list[int] | None:
-    """[tokens, channels] as given, or as the network's attributes `length` and `dim` say, with
-    `pack` undone; None if it lacks one of them."""
+    """[tokens, channels] in original units as given, or as the network's attributes of these names
+    say, with `pack` undone; None if it lacks one of them."""
     if given is not None:
         return list(given)
-    tokens = getattr(network, length, None)
-    channels = getattr(network, dim, None)
+    tokens, channels = (getattr(network, name, None) for name in names)
     if tokens is None or channels is None:
         return None
     if not is_count(pack) or channels % pack:
         raise ValueError(
-            f"expected pack as a whole number >= 1 that divides the network's {dim} = {channels}, "
-            f"got {pack!r}"
+            f"expected pack as a whole number >= 1 that divides the network's {names[1]} = "
+            f"{channels}, got {pack!r}"
         )
-    return [tokens * pack, channels // pack]
+    return [tokens * pack, channels // pack - more_channels(normalizer)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.prefixes import with_prefix
+from ..channel_kinds import KindNormalizer
 from ..normalizer import Normalizer, pack_tokens
 from ..teachers.prefixed import PrefixedNetwork
 
@@ -73,11 +74,14 @@ class PrefixLaw(NamedTuple):
 
         Raises:
             TypeError: no floating-point Tensor.
-            ValueError: another shape, a student that wasn't trained for it, tokens given in part.
+            ValueError: another shape, a student that wasn't trained for it, tokens given in part,
+                numbers that are no rotation.
         """
         if prefix is None:
             return Given()
         self._check(prefix, rows)
+        if isinstance(self.x_normalizer, KindNormalizer):
+            self.x_normalizer.kinds.check("prefix", prefix)
         whole = prefix.new_zeros(rows, *self.horizon)
         whole[:, : prefix.shape[1]] = prefix
         # In float64: waypoints far from the origin must not lose their digits before the mean is

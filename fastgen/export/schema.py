@@ -24,10 +24,10 @@ from .._core.sizes import parse_sizes
 from .._core.tensor_files import TensorFile, check_tensor_entry
 from .._core.versions import package_version
 from ..box import Box
-from ..normalizer import Normalizer
 from ..samplers.student import SAMPLE_TYPES
 from .built_in import CUSTOM, DENSE, PATCHES, TRAJECTORIES, UNET, built_in_config
 from .extra_state import extra_state_of
+from .normalizers import Normalizers, more_channels, read_normalizers
 
 __all__ = [
     "EXPORT_CONFIG",
@@ -182,9 +182,7 @@ def read_export(
 _Expect = Callable[[bool, str, str], None]
 
 
-def check_student_config(
-    config: Mapping[str, Any], where: str
-) -> tuple[Normalizer | None, Normalizer | None]:
+def check_student_config(config: Mapping[str, Any], where: str) -> Normalizers:
     """Check every value that only students have.
 
     Args:
@@ -209,7 +207,8 @@ def check_student_config(
     is_group = config["group"] is None or isinstance(config["group"], str)
     expect(is_group, "group as text or null", "group")
     expect(is_count(config["pack"]), "pack as a whole number >= 1", "pack")
-    _check_shapes(config, expect)
+    normalizers = read_normalizers(config, where)
+    _check_shapes(config, normalizers, expect)
     _check_cond_sizes(config, expect)
     if "prefix_max" in config:
         most = config["prefix_max"]
@@ -219,13 +218,8 @@ def check_student_config(
         expect(fits, f"prefix_max below T_x, a multiple of pack = {pack}", "prefix_max")
     _check_range(config, expect)
     _check_masks(config, expect)
-    x_dim = config["horizon"][-1]
-    x_steps = config["horizon"][0]
-    z_steps, z_dim = config["cond_horizon"] or (None, None)
-    return (
-        _read_normalizer(config, "x_normalizer", (x_steps, x_dim), where),
-        _read_normalizer(config, "z_normalizer", (z_steps, z_dim), where),
-    )
+    normalizers.check(config["horizon"], config["cond_horizon"], where)
+    return normalizers
 
 
 def _check_rungs(config: Mapping[str, Any], expect: _Expect) -> None:
@@ -275,7 +269,7 @@ def read_t_lists(config: Mapping[str, Any]) -> dict[int, list[float]] | None:
     return None if own is None else {k: own[str(k)] for k in config["steps"]}
 
 
-def _check_shapes(config: Mapping[str, Any], expect: _Expect) -> None:
+def _check_shapes(config: Mapping[str, Any], normalizers: Normalizers, expect: _Expect) -> None:
     """The shapes of a sample and of a condition, and that the network has them."""
     horizon = config["horizon"]
     cond_horizon = config["cond_horizon"]
@@ -294,12 +288,12 @@ def _check_shapes(config: Mapping[str, Any], expect: _Expect) -> None:
         own = [network.get("channels"), size, size]
         expect(horizon == own, f"horizon {brief(own)}, the network's", "horizon")
     if isinstance(network, dict) and network.get("class") in (UNET, TRAJECTORIES):
-        _check_waypoints(network, horizon, pack, expect)
+        _check_waypoints(network, horizon, pack, more_channels(normalizers.x), expect)
     if not dense:
         return
     most, in_dim, out_dim = (network.get(key) for key in ("in_horizon", "in_dim", "out_dim"))
     tokens = horizon[0] // pack
-    width = horizon[1] * pack
+    width = (horizon[1] + more_channels(normalizers.x)) * pack
     # A network may be made for longer samples than these.
     fits = is_count(most) and tokens <= most and in_dim == width and out_dim == width
     expect(
@@ -308,16 +302,20 @@ def _check_shapes(config: Mapping[str, Any], expect: _Expect) -> None:
         f"{brief([most, in_dim, out_dim])}",
         "horizon",
     )
-    own = [network.get(key) for key in ("cond_horizon", "cond_dim")]
+    most, d_z = (network.get(key) for key in ("cond_horizon", "cond_dim"))
+    own = [most, d_z - more_channels(normalizers.z) if is_count(d_z) else d_z]
     expect(cond_horizon == own, f"cond_horizon {brief(own)}, the network's", "cond_horizon")
 
 
-def _check_waypoints(network: Mapping[str, Any], horizon: Any, pack: int, expect: _Expect) -> None:
-    """A sample of waypoints that the network's stages halve, within its positions."""
+def _check_waypoints(
+    network: Mapping[str, Any], horizon: Any, pack: int, more: int, expect: _Expect
+) -> None:
+    """A sample of waypoints that the network's stages halve, within its positions. The network sees
+    `more` channels than there are in original units."""
     stages = network.get("down_dims")
     halved = 2 ** (len(stages) - 1) if isinstance(stages, list) and 0 < len(stages) < 64 else 1
     fits = _is_pair(horizon) and horizon[0] % (pack * halved) == 0
-    fits = fits and horizon[1] * pack == network.get("in_dim")
+    fits = fits and (horizon[1] + more) * pack == network.get("in_dim")
     most = network.get("positions")
     fits = fits and (not is_count(most) or horizon[0] // pack <= most)
     expect(
@@ -367,26 +365,6 @@ def _check_masks(config: Mapping[str, Any], expect: _Expect) -> None:
         return
     known = isinstance(names, list) and all(name in MASKS for name in names)
     expect(known and len(set(names)) == len(names), f"masks among {', '.join(MASKS)}", "masks")
-
-
-def _read_normalizer(
-    config: Mapping[str, Any], key: str, shape: tuple[int | None, int | None], where: str
-) -> Normalizer | None:
-    """The normalizer at `key`, of so many time steps and channels where they are known; None if
-    there is none."""
-    state = config[key]
-    if state is None:
-        return None
-    try:
-        normalizer = Normalizer.from_state(state)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{where}: {key}: {brief(error)}") from error
-    steps, dim = shape
-    if dim is not None and normalizer.dim != dim:
-        raise ValueError(f"{where}: expected {key} of {dim} channels, got {normalizer.dim}")
-    if steps is not None and normalizer.steps not in (None, steps):
-        raise ValueError(f"{where}: expected {key} of {steps} steps, got {normalizer.steps}")
-    return normalizer
 
 
 def _is_shape(value: Any) -> bool:

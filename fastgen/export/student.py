@@ -24,10 +24,12 @@ from .._core.room import check_room, naming_what_to_lower
 from .._core.seeds import draw_normal
 from .._core.sizes import Sizes, check_sizes, sizes_text
 from ..box import Box
+from ..channel_kinds import KindNormalizer
 from ..networks import network_device, network_dtype
 from ..normalizer import Normalizer
 from ..samplers.student import sample_student
 from .masked import masked_condition
+from .normalizers import more_channels
 from .original_units import sample_in_original_units
 from .prefixes import PrefixLaw
 
@@ -102,6 +104,7 @@ class Student:
         self.t_list = tuple(t_list)
         self.steps = tuple(sorted(steps))
         self._t_lists = t_lists
+        self._more = more_channels(x_normalizer)
         self.sample_type = sample_type
         self.pred_type = pred_type
         self.pack = pack
@@ -125,6 +128,11 @@ class Student:
     def dtype(self) -> torch.dtype:
         """The dtype of the network. Samples have it too, unless they need float64 (`sample`)."""
         return network_dtype(self.network, torch.float32)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the noise of a sample: `horizon`, with the channels that the network sees."""
+        return (*self.horizon[:-1], self.horizon[-1] + self._more)
 
     def rungs(self, steps: int | None = None) -> tuple[float, ...]:
         """The steps + 1 times of a sampling run: every (K / steps)-th of `t_list`, or those that
@@ -172,7 +180,8 @@ class Student:
             num_samples: K samples of each condition; None: one, without the axis K.
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in
-                the result's shape; None: drawn, in float32, so that students of any dtype start
+                the result's shape, but with the channels of `.noise_shape` where some are angles
+                or rotations; None: drawn, in float32, so that students of any dtype start
                 from the same draw. Noise that is clearly of another law (uniform, scaled) is warned
                 of: the student was trained from no other.
             mask: bool (B, T_x), True = real waypoint, for a student of trajectories of unequal
@@ -195,7 +204,8 @@ class Student:
         Raises:
             TypeError: `cond`, `noise` or `prefix` is not a floating-point Tensor.
             ValueError: a shape or a mask that doesn't fit or that the student was not trained
-                with, `steps` not on offer, `num_samples` not a whole number >= 1.
+                with, numbers that are no rotation, `steps` not on offer, `num_samples` not a whole
+                number >= 1.
         """
         num_samples = plain_int(num_samples)
         rungs = self.rungs(plain_int(steps))
@@ -203,15 +213,15 @@ class Student:
         if self.encoder is not None:
             cond = self.encoder.encode(cond)
         cond = masked_condition(cond, mask, cond_mask, trained=self.masks, tokens=self.horizon[0])
-        Z, mask, _ = masks_of(cond)
+        Z, mask, cond_mask = masks_of(cond)
         shape = self._shape_of_result(Z, num_samples, noise)
-        if self.z_normalizer is not None and self.z_normalizer.needs_float64:
-            _warn_of_digits(Z)
+        _check_numbers(Z, cond_mask, self.z_normalizer)
         if noise is None:
-            noise = draw_normal(shape, device=self.device, generator=generator)
+            shape_of_noise = (*shape[: -len(self.horizon)], *self.noise_shape)
+            noise = draw_normal(shape_of_noise, device=self.device, generator=generator)
         elif mask is None:
             # Padding may hold any noise.
-            _warn_of_noise(noise.reshape(-1, *self.horizon))
+            _warn_of_noise(noise.reshape(-1, *self.noise_shape))
         law = PrefixLaw(self.prefix_max, self.horizon, self.pack, self.pred_type, self.x_normalizer)
         given = law.parse(prefix, shape[0], num_samples or 1)
 
@@ -232,7 +242,7 @@ class Student:
         x = sample_in_original_units(
             self.network,
             solve,
-            noise.reshape(-1, *self.horizon),
+            noise.reshape(-1, *self.noise_shape),
             cond,
             x_normalizer=self.x_normalizer,
             z_normalizer=self.z_normalizer,
@@ -261,10 +271,7 @@ class Student:
             check_room("num_samples", num_samples, 3 * 4 * rows * math.prod(self.horizon))
         samples = () if num_samples is None else (num_samples,)
         shape = (rows, *samples, *self.horizon)
-        if noise is not None and tuple(noise.shape) != shape:
-            raise ValueError(
-                f"expected noise of shape {shape}, that of the result, got {tuple(noise.shape)}"
-            )
+        _check_noise(noise, shape, (rows, *samples, *self.noise_shape))
         return shape
 
     def _rows_of(self, cond: Any) -> int | None:
@@ -333,9 +340,23 @@ def _z_text(horizon: tuple[int, int], sizes: Sizes | None) -> str:
     return f"(B, T_z <= {horizon[0]}, {horizon[1]})"
 
 
-def _warn_of_digits(cond: Tensor) -> None:
-    """Warn of conditions Z, whose numbers need float64, in a dtype with fewer digits."""
-    if cond.dtype != torch.float64:
+def _check_noise(noise: Tensor | None, shape: tuple[int, ...], seen: tuple[int, ...]) -> None:
+    """ValueError for noise of another shape than `seen`, where samples are of `shape`."""
+    if noise is not None and tuple(noise.shape) != seen:
+        what = "that of the result"
+        if seen != shape:
+            what = "with angles and rotations as the network sees them"
+        raise ValueError(f"expected noise of shape {seen}, {what}, got {tuple(noise.shape)}")
+
+
+def _check_numbers(cond: Any, mask: Tensor | None, normalizer: Normalizer | None) -> None:
+    """Refuse conditions Z with real numbers that are no rotation, and warn of those that need
+    float64, in a dtype with fewer digits."""
+    if normalizer is None:
+        return
+    if isinstance(normalizer, KindNormalizer):
+        normalizer.kinds.check("Z", cond if mask is None else cond[mask])
+    if normalizer.needs_float64 and cond.dtype != torch.float64:
         warnings.warn(
             f"expected Z in float64, got {cond.dtype}, which is too coarse for numbers so far from "
             "zero: what it rounds off may be all that the student goes by; make Z in float64 from "

@@ -167,10 +167,10 @@ def _check_range(setup: Setup) -> None:
     if box is None:
         return
     try:
-        check_box(box, setup.source)
+        check_box(box, setup.source, setup.x_normalizer)
         # Any other student acts as the teacher does.
         if setup.cfg.student.factory is not None:
-            check_box(box, setup.student())
+            check_box(box, setup.student(), setup.x_normalizer)
     except ValueError as error:
         raise ValueError(f"data.range: {error}") from error
 

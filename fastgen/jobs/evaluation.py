@@ -36,6 +36,7 @@ __all__ = [
     "evaluate_teacher",
     "latency_ms",
     "nested_t_lists",
+    "noise_shape",
     "served_t_lists",
     "student_sampler",
     "teacher_sampler",
@@ -186,7 +187,7 @@ def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> 
     """Median milliseconds of sampling `batch` conditions once, after once to warm up; on a CPU with
     all threads of torch or with one, whichever is faster."""
     z = take_rows(getattr(data, "cond", data.Z), torch.arange(batch) % len(data))
-    noise = torch.randn(batch, *data.X.shape[1:], generator=generator_for(0, "latency"))
+    noise = torch.randn(batch, *noise_shape(data), generator=generator_for(0, "latency"))
     medians = []
     for threads in sorted({1, torch.get_num_threads()}):
         seconds = []
@@ -197,6 +198,11 @@ def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> 
                 seconds.append(time.perf_counter() - started)
         medians.append(statistics.median(seconds[1:]))
     return 1e3 * min(medians)
+
+
+def noise_shape(data: Data) -> tuple[int, ...]:
+    """The shape of the noise that a sample is made of. A user's own data need not say."""
+    return getattr(data, "noise_shape", tuple(data.X.shape[1:]))
 
 
 def chunk_rows(data: Data, most: int) -> int:

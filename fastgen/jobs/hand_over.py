@@ -29,6 +29,7 @@ from .evaluation import (
     Sampler,
     evaluate_student,
     latency_ms,
+    noise_shape,
     served_t_lists,
     student_sampler,
     teacher_sampler,
@@ -255,7 +256,7 @@ class HandOver:
         samples = scene.get("samples", 16)
         n = len(x_true)
         generator = generator_for(self.cfg.seed, "examples")
-        noise = torch.randn(n * samples, *x_true.shape[1:], generator=generator)
+        noise = torch.randn(n * samples, *noise_shape(self.task.train), generator=generator)
         repeated = map_tensors(lambda value: value.repeat_interleave(samples, 0), z)
         # As the pairs of KD are made; a hundred Euler steps would cost six times that.
         calls = self.cfg.train.kd_teacher_calls

@@ -66,6 +66,7 @@ class Setup(Networks):
         encoder: what made the condition of raw observations, which students are exported with; None
             until it is set.
         in_order: whether the order of these rows may mean something.
+        x_normalizer: of the data; None: they are seen as they are.
 
     Raises:
         ValueError: a teacher in float64 that is to be in bfloat16; no blocks to compute twice; a
@@ -78,6 +79,7 @@ class Setup(Networks):
         self.x0, cond = data.network_inputs()
         # A user's own data need not say.
         self.in_order = getattr(data, "in_order", True)
+        self.x_normalizer = getattr(data, "x_normalizer", None)
         # As students take it; a teacher in half precision casts it for itself.
         dtype = torch.promote_types(network_dtype(teacher, self.x0.dtype), torch.float32)
         self.cond = cond_to(cond, dtype=dtype)

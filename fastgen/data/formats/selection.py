@@ -19,6 +19,7 @@ from .source import BOOKKEEPING, STATES, VIDEO, Column, Source
 __all__ = [
     "MOST_NUMBERS",
     "Selection",
+    "channel_names",
     "chosen_actions",
     "first_rows",
     "for_an_encoder",
@@ -148,6 +149,21 @@ class _SideBySide(RowMaker):
 
     def contents(self) -> Iterator[Tensor]:
         yield from self._parts
+
+
+def channel_names(source: Source, columns: Sequence[str]) -> list[str]:
+    """The names of the channels of joined columns, as the file gives them. A column of one number
+    without a name gives it its own, any other its name and a number, such as action_2."""
+    found: list[str] = []
+    for name in columns:
+        column = source.columns[name]
+        if column.channels and len(column.channels) == column.width:
+            found += column.channels
+        elif column.width == 1:
+            found.append(name)
+        else:
+            found += [f"{name}_{index}" for index in range(column.width)]
+    return found
 
 
 def _default(source: Source, names: Sequence[str]) -> list[str]:
