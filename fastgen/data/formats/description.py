@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..._core.files import expand_home
 from ..._core.messages import listed
+from .angle_jumps import angle_like_channels
 from .array_files import READERS, read_tensors
 from .detection import open_source
 from .selection import Selection, first_rows, for_an_encoder, is_large, select
@@ -133,7 +134,7 @@ def _oddities(source: Source, selection: Selection, values: dict[str, Tensor]) -
     """What who trains on it should look at."""
     lines = []
     for name in (*selection.actions, *selection.observations):
-        rows = values[name].reshape(len(values[name]), -1).double()
+        rows = _flat(values[name])
         bad = int((~torch.isfinite(rows)).any(1).sum())
         if bad:
             lines.append(f"warning: NaN or infinity in {bad} rows of {name}: remove them")
@@ -141,7 +142,39 @@ def _oddities(source: Source, selection: Selection, values: dict[str, Tensor]) -
         still = (rows == rows[0]).all(0).nonzero().flatten().tolist()
         if still:
             lines.append(f"warning: constant channels of {name}: {listed(still)}")
+    lines += _angles(source, "action_channels", selection.actions, values)
+    lines += _angles(source, "observation_channels", selection.observations, values)
     return [*lines, *time_notes(source)]
+
+
+def _flat(column: Tensor) -> Tensor:
+    """The numbers of each row, (N, d) float64."""
+    return column.reshape(len(column), -1).double()
+
+
+def _angles(
+    source: Source, key: str, columns: Sequence[str], values: dict[str, Tensor]
+) -> list[str]:
+    """A line for each channel of the joined columns that looks like an angle, with what to say of
+    it under a key of `data.normalize`."""
+    lines = []
+    first = 0
+    for name in columns:
+        rows = _flat(values[name])
+        found = angle_like_channels(rows, source.ends) if bool(rows.isfinite().all()) else []
+        names = source.columns[name].channels
+        for channel, unit, jumps in found:
+            called = names[channel] if len(names) == rows.shape[1] else f"channel {channel}"
+            turn = {"radians": "2 pi", "degrees": "360"}[unit]
+            first_turned = "" if unit == "radians" else "turn it into radians, then "
+            lines.append(
+                f"note: {called} of {name} looks like an angle in {unit}, with {jumps} jumps of "
+                f"{turn}, which a network would learn; {first_turned}name it in "
+                f"data.normalize.{key}: {{angle: [{first + channel}]}}, of which networks see "
+                "cosine and sine"
+            )
+        first += rows.shape[1]
+    return lines
 
 
 def time_notes(source: Source) -> list[str]:
