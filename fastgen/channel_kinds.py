@@ -25,7 +25,12 @@ from torch import Tensor
 
 from ._core.checks import is_count
 from ._core.messages import brief, listed
-from ._core.rotations import columns_of_quaternion, orthonormal_columns, quaternion_of_columns
+from ._core.rotations import (
+    columns_of_quaternion,
+    orthonormal_columns,
+    quaternion_of_columns,
+    where_finite,
+)
 from .normalizer import Normalizer
 
 __all__ = ["WIDTHS", "ChannelKinds", "KindNormalizer", "read_normalizer"]
@@ -109,13 +114,14 @@ class ChannelKinds:
         return seen
 
     def collapse(self, seen: Tensor) -> Tensor:
-        """The inverse of `expand`, of any numbers that a network may answer."""
+        """The inverse of `expand`, of any numbers that a network may answer. An angle or a rotation
+        is NaN where one of its numbers isn't finite."""
         x = seen.new_empty(*seen.shape[:-1], self.dim)
         x[..., self.plain] = seen[..., self.plain_seen]
         for kind, given, at in self._parts:
             part = seen[..., at]
             if kind == "angle":
-                part = torch.atan2(part[..., 1:], part[..., :1])
+                part = where_finite(part, torch.atan2(part[..., 1:], part[..., :1]))
             else:
                 part = orthonormal_columns(part)
                 part = quaternion_of_columns(part) if kind == "quaternion" else part

@@ -94,6 +94,58 @@ def test_any_numbers_become_angles_and_rotations():
     assert torch.allclose(six.collapse(columns.flatten(1)), columns.flatten(1), atol=32 * EPS)
 
 
+SIX = ChannelKinds(6, {"rotation_6d": [range(6)]})
+TURN = ChannelKinds(4, {"quaternion": [range(4)]})
+ANGLE = ChannelKinds(1, {"angle": [[0]]})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kinds", [SIX, TURN, ANGLE], ids=["six", "quaternion", "angle"])
+def test_what_a_broken_network_answers_is_no_angle_and_no_rotation(kinds, value):
+    for broken in [*range(kinds.network_dim), slice(None)]:
+        y = normal(3, kinds.network_dim)
+        y[1, broken] = value
+        x = kinds.collapse(y)
+        assert bool(torch.isnan(x[1]).all())
+        assert bool(torch.isfinite(x[[0, 2]]).all())
+        found = KindNormalizer.around(kinds, None).denormalize(y)
+        assert bool(torch.isnan(found[1]).all()) and bool(torch.isfinite(found[[0, 2]]).all())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_quaternion_that_is_not_finite_is_no_rotation(value):
+    for broken in range(4):
+        q = normal(3, 4)
+        q[1, broken] = value
+        seen = TURN.expand(q)
+        assert bool(torch.isnan(seen[1]).all()) and bool(torch.isfinite(seen[[0, 2]]).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_of_any_size_have_a_direction(dtype):
+    eps = torch.finfo(dtype).eps
+    six, q = normal(50, 6).to(dtype), normal(50, 4).to(dtype)
+    six, q = six / six.abs().amax(), q / q.abs().amax()
+    # A power of two, so that scaling rounds nothing.
+    large = 2.0 ** (math.frexp(torch.finfo(dtype).max)[1] - 1)
+    for size in (large, 2.0**-20):
+        for part in (slice(0, 3), slice(3, 6), slice(0, 6)):
+            scaled = six.clone()
+            scaled[:, part] *= size
+            assert (SIX.collapse(scaled) - SIX.collapse(six)).abs().max() < 64 * eps
+        assert (TURN.expand(size * q) - TURN.expand(q)).abs().max() < 64 * eps
+
+
+def test_a_group_turns_columns_as_vectors():
+    """R becomes g R: each column v becomes g v, and g turns what is made orthonormal, too."""
+    y = normal(40, 6)
+    g = matrix(torch.tensor([0.5, -0.5, 0.1, 0.7], dtype=torch.float64))
+    assert (g @ g.T - torch.eye(3)).abs().max() < 8 * EPS
+    turned = (y.unflatten(1, (2, 3)) @ g.T).flatten(1)
+    expected = (SIX.collapse(y).unflatten(1, (2, 3)) @ g.T).flatten(1)
+    assert (SIX.collapse(turned) - expected).abs().max() < 256 * EPS
+
+
 def test_a_half_turn_about_any_axis_comes_back():
     # w = 0, where the trace of the matrix says nothing of the axis.
     axes = torch.cat([torch.eye(3), normal(20, 3).float()]).double()

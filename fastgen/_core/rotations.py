@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["columns_of_quaternion", "orthonormal_columns", "quaternion_of_columns"]
+__all__ = ["columns_of_quaternion", "orthonormal_columns", "quaternion_of_columns", "where_finite"]
 
 # Shorter vectors have no direction.
 _SHORT = 1e-12
@@ -18,31 +18,38 @@ _SHORT = 1e-12
 
 def columns_of_quaternion(q: Tensor) -> Tensor:
     """The first two columns (..., 6) of the rotation by q (..., 4) = (x, y, z, w), which is made to
-    have the length 1 first. That of length 0 is no rotation, and counts as the identity."""
-    x, y, z, w = q.unbind(-1)
-    square = q.square().sum(-1)
-    s = 2 / torch.where(square > 0, square, 1.0)
-    first = (1 - s * (y * y + z * z), s * (x * y + z * w), s * (x * z - y * w))
-    second = (s * (x * y - z * w), 1 - s * (x * x + z * z), s * (y * z + x * w))
-    return torch.stack([*first, *second], -1)
+    have the length 1 first.
+
+    One that is too short to have a direction is no rotation, and counts as the identity. NaN where
+    q isn't finite.
+    """
+    x, y, z, w = _direction(q, _axis(q, 3)).unbind(-1)
+    first = (1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w))
+    second = (2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w))
+    return where_finite(q, torch.stack([*first, *second], -1))
 
 
 def orthonormal_columns(columns: Tensor) -> Tensor:
     """Two columns (..., 6), made orthonormal by Gram-Schmidt, the first one first.
 
     Where they have no directions that differ, axes stand in, so that the answer is a rotation
-    whatever the numbers are.
+    whatever the finite numbers are. It is NaN where one of the six isn't finite.
     """
     a, b = columns.unflatten(-1, (2, 3)).unbind(-2)
     a = _direction(a, _axis(a, 0))
-    b = b - (a * b).sum(-1, keepdim=True) * a
     # The axis that is farthest from a.
     axis = torch.nn.functional.one_hot(a.abs().argmin(-1), 3).to(a)
-    axis = axis - (a * axis).sum(-1, keepdim=True) * a
-    b = _direction(b, axis / axis.norm(dim=-1, keepdim=True))
+    b = _direction(b, axis)
+    b = b - (a * b).sum(-1, keepdim=True) * a
+    b = _direction(b, axis - (a * axis).sum(-1, keepdim=True) * a)
     # Once more: of nearly parallel columns rounding is left of a in b.
     b = b - (a * b).sum(-1, keepdim=True) * a
-    return torch.cat([a, b / b.norm(dim=-1, keepdim=True)], -1)
+    return where_finite(columns, torch.cat([a, b / b.norm(dim=-1, keepdim=True)], -1))
+
+
+def where_finite(numbers: Tensor, answer: Tensor) -> Tensor:
+    """What was made of some numbers (..., n), (..., m), and NaN where one of them isn't finite."""
+    return torch.where(torch.isfinite(numbers).all(-1, keepdim=True), answer, torch.nan)
 
 
 def quaternion_of_columns(columns: Tensor) -> Tensor:
@@ -72,9 +79,13 @@ def quaternion_of_columns(columns: Tensor) -> Tensor:
 
 
 def _direction(v: Tensor, otherwise: Tensor) -> Tensor:
-    """v (..., 3) of length 1; `otherwise` where it has no direction."""
-    length = v.norm(dim=-1, keepdim=True)
-    return torch.where(length > _SHORT, v / length.clamp(min=_SHORT), otherwise)
+    """v (..., n) of length 1, or `otherwise` where it has no direction.
+
+    It is divided by its largest number first, since the square of a large one is infinite.
+    """
+    largest = v.abs().amax(-1, keepdim=True)
+    v = torch.where(largest > _SHORT, v / largest.clamp(min=_SHORT), otherwise)
+    return v / v.norm(dim=-1, keepdim=True)
 
 
 def _axis(like: Tensor, index: int) -> Tensor:

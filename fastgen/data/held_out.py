@@ -95,6 +95,9 @@ class HeldOutTask:
         check_pack(pack, X.shape[1])
         if isinstance(normalize, bool):
             normalize = MEASURED if normalize else IDENTITY
+        # Of all parts, so that none is refused when training is over.
+        for key, tensor, how in (("X", X, normalize[0]), ("Z", Z, normalize[1])):
+            how.check(key, tensor)
         self._normalize = normalize
         self._in_order = in_order
         self.notes = tuple(notes)

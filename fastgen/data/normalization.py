@@ -87,15 +87,12 @@ class Normalization:
 
         Raises:
             ValueError: limits of another number of channels, that aren't of these data, or that
-                the group changes; angles or rotations that the data don't have, or that the group
-                mixes with other channels.
+                the group changes; angles or rotations whose channels aren't there, or that the
+                group mixes with other channels.
         """
         kinds = self.kinds(name, x.shape[-1])
         if kinds is None:
             return self._plain(name, x, blocks, matrices, real)
-        if kinds.has_rotations:
-            for rows in blocks_of(x):
-                kinds.check(name, rows)
         if self.given is not None:
             _check_count(self.given, name, kinds.dim)
         if not kinds.plain:
@@ -104,6 +101,14 @@ class Normalization:
         blocks, matrices = _plain_part(kinds, name, blocks, matrices)
         some = mapped_rows(x, lambda rows: rows[..., kinds.plain])
         return KindNormalizer.around(kinds, plain._plain(name, some, blocks, matrices, real))
+
+    def check(self, name: str, x: Tensor) -> None:
+        """ValueError for trajectories x (N, T, d) with numbers that are called a rotation and are
+        none."""
+        kinds = self.kinds(name, x.shape[-1])
+        if kinds is not None and kinds.has_rotations:
+            for rows in blocks_of(x):
+                kinds.check(name, rows)
 
     def kinds(self, name: str, dim: int) -> ChannelKinds | None:
         """Which of `dim` channels are angles or rotations; None: all are plain numbers.

@@ -14,6 +14,8 @@ from fastgen.channel_kinds import KindNormalizer
 from fastgen.config import DataConfig
 from fastgen.data import build_data
 from fastgen.data.checks import data_notes
+from fastgen.data.held_out import HeldOutTask
+from fastgen.data.masks import Masks
 from fastgen.data.normalization import read_normalization
 from fastgen.data.trajectories import fit_normalizers
 from fastgen.models.representations import rep_matrices
@@ -122,13 +124,48 @@ def test_limits_are_of_the_other_channels(tmp_path):
         ({"angle": [1, 1]}, "expected each channel in one kind, once"),
         ({"quaternion": [1, 2, 3]}, "expected 4 channels for each quaternion"),
         ({"quaternion": [[1, 2, 3, 4], 0]}, "channels of one rotation or a list of such"),
-        ({"quaternion": [1, 2, 3, 4]}, "expected a unit quaternion x, y, z, w in channels 1, 2"),
     ],
 )
 def test_what_does_not_fit_is_refused(asked, message):
     X = normal(50, 4, 5)
     with pytest.raises(ValueError, match=message):
         fit_normalizers(X, X, None, read_normalization({"action_channels": asked}))
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test", "all"])
+@pytest.mark.parametrize("name", ["X", "Z"])
+def test_what_is_no_rotation_is_refused_in_every_part(name, part):
+    """Before training, wherever it lies."""
+    tensors = {"X": normal(60, 4, 5), "Z": normal(60, 2, 5, seed=1)}
+    for x in tensors.values():
+        x[..., 1:] /= x[..., 1:].norm(dim=-1, keepdim=True)
+    asked = {f"{key}_channels": {"quaternion": [1, 2, 3, 4]} for key in ("action", "observation")}
+
+    def task() -> HeldOutTask:
+        how = read_normalization(asked)
+        episodes = torch.arange(60)
+        return HeldOutTask("turns", **tensors, episodes=episodes, primary="min_ade", normalize=how)
+
+    rows = task().rows
+    tensors[name][rows[part][1] if part != "all" else slice(None), 1, 1:] = 0
+    message = f"expected a unit quaternion x, y, z, w in channels 1, 2, 3, 4 of {name}, .* of 0;"
+    with pytest.raises(ValueError, match=message):
+        task()
+
+
+def test_padding_is_no_rotation_that_is_refused():
+    X, Z = normal(60, 4, 4), normal(60, 2, 4, seed=1)
+    X, Z = (x / x.norm(dim=-1, keepdim=True) for x in (X, Z))
+    mask = torch.ones(60, 4, dtype=torch.bool)
+    mask[:, 2:] = False
+    X[:, 2:] = 0
+    how = read_normalization({"action_channels": {"quaternion": [0, 1, 2, 3]}})
+    episodes = torch.arange(60)
+    options: dict[str, Any] = {"primary": "min_ade", "normalize": how}
+    task = HeldOutTask("turns", X, Z, episodes, masks=Masks(mask), **options)
+    assert bool(torch.isfinite(task.train.network_inputs()[0]).all())
+    with pytest.raises(ValueError, match="expected a unit quaternion"):
+        HeldOutTask("turns", X, Z, episodes, **options)
 
 
 def test_degrees_are_noticed(tmp_path):
