@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from typing import Any
 
 import pytest
 import torch
@@ -195,6 +197,32 @@ def test_a_state_is_read_back_and_checked():
     for key in ("channels", "kinds"):
         with pytest.raises(ValueError, match=f"expected {key} as"):
             read_normalizer({name: value for name, value in state.items() if name != key})
+
+
+def mutated(value: Any, draw: random.Random) -> Any:
+    """A JSON value with something in it replaced, left out or repeated."""
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        key = draw.choice(sorted(value))
+        rest = {name: one for name, one in value.items() if name != key}
+        return rest if draw.random() < 0.1 else {**rest, key: mutated(value[key], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.9:
+        at = draw.randrange(len(value))
+        middle = draw.choice([[], [value[at]] * 2, [mutated(value[at], draw)]])
+        return [*value[:at], *middle, *value[at + 1 :]]
+    return draw.choice([None, True, -1, 0, 1, 2, 7, 1e400, 1 << 70, 0.5, "angle", [], {}, [[0]]])
+
+
+def test_a_hostile_state_is_refused_or_read_whole():
+    state = KindNormalizer.around(KINDS, Normalizer.fit(rows()[:, KINDS.plain])).state()
+    draw = random.Random(0)
+    for _ in range(1000):
+        changed = mutated(state, draw)
+        try:
+            found = read_normalizer(changed)
+        except (ValueError, TypeError, RuntimeError, OverflowError):
+            continue
+        x = found.denormalize(torch.ones(1, found.network_dim, dtype=torch.float64))
+        assert x.shape == (1, found.dim)
 
 
 def test_numbers_that_are_no_rotation_are_refused():

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from .._core.sizes import parse_sizes, sizes_text
+from ..channel_kinds import KindNormalizer, read_normalizer
 
 __all__ = ["CARD", "student_card"]
 
@@ -65,6 +68,16 @@ def _shape(config: Mapping[str, Any]) -> str:
     return ", ".join(map(str, config["horizon"]))
 
 
+def _tokens(config: Mapping[str, Any], t_z: int, d_z: int) -> str:
+    """Code of a condition: zeros, but for rotations, of which zeros are none."""
+    state = config["z_normalizer"]
+    normalizer = None if state is None else read_normalizer(state)
+    if not isinstance(normalizer, KindNormalizer) or not normalizer.kinds.has_rotations:
+        return f"torch.zeros(1, {t_z}, {d_z})"
+    row = normalizer.kinds.collapse(torch.zeros(normalizer.network_dim))
+    return f"torch.tensor({row.tolist()}).repeat(1, {t_z}, 1)"
+
+
 def _condition(config: Mapping[str, Any]) -> tuple[str, str]:
     """(what is conditioned on, the code of an example of it)."""
     condition = config["description"].get("condition")
@@ -75,7 +88,7 @@ def _condition(config: Mapping[str, Any]) -> tuple[str, str]:
             axes = parse_sizes(config["cond_sizes"])["Z"]
             t_z = axes[0][1]
             shape = sizes_text(axes)
-        code = f"torch.zeros(1, {t_z}, {d_z})  # conditions, original units"
+        code = f"{_tokens(config, t_z, d_z)}  # conditions, original units"
         return f"z {shape}", code
     if condition == "none":
         return "no condition", "None  # nothing to condition on"

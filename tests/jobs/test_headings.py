@@ -186,6 +186,9 @@ def test_rotations_are_checked_where_they_are_given(tmp_path):
     Z = torch.randn(3, 2, 4)
     Z /= Z.norm(dim=-1, keepdim=True)
     assert (student.sample(Z).norm(dim=-1) - 1).abs().max() < 1e-5
+    # What the card shows can be typed: zeros would be no rotation.
+    card = (tmp_path / "s" / "README.md").read_text()
+    assert "torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(1, 2, 1)" in card
     Z[0, 1] = 0
     with pytest.raises(ValueError, match="unit quaternion .* of Z, got a length of 0"):
         student.sample(Z)
