@@ -1,9 +1,9 @@
 """Score what a run made.
 
-python recipes/evaluate.py runs/ring               the exported student, as its users sample it
+python recipes/evaluate.py runs/weave              the exported student, as its users sample it
 python recipes/evaluate.py runs/mine factory=package.module:callable
                                                    one with a network of your own
-python recipes/evaluate.py recipes/teachers/ring   a teacher, at every number of calls; this
+python recipes/evaluate.py recipes/teachers/weave  a teacher, at every number of calls; this
                                                    rewrites its scores.json
 """
 

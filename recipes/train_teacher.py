@@ -3,9 +3,9 @@
     accelerate launch recipes/train_teacher.py [config.yaml] [key.sub=value ...] [--resume]
     [--dry-run] [--help]
 
-Without a config: the D4-equivariant teacher of the task `ring`. The run folder (run_dir=...,
-default runs/<name>) holds config.yaml, metrics.jsonl, checkpoints/ and teacher/ (model.safetensors,
-config.json, scores.json).
+Without a config: the D4-equivariant teacher of the task `ring`, recipes/configs/ring-teacher.yaml.
+The run folder (run_dir=..., default runs/<name>) holds config.yaml, metrics.jsonl, checkpoints/ and
+teacher/ (model.safetensors, config.json, scores.json).
 """
 
 from __future__ import annotations

@@ -15,8 +15,17 @@ _BETTER = {
     "coverage": 1.0,
     "mode_error": -1.0,
     "share_error": -1.0,
+    "off_sine": -1.0,
+    "off_seam": -1.0,
 }
-_BEST_AT_ONE = ("spread", "spread_near", "clearance", "amplitude")
+_BEST_AT_ONE = (
+    "spread",
+    "spread_near",
+    "clearance",
+    "amplitude",
+    "amplitude_spread",
+    "periods_spread",
+)
 # By how much two runs of one recipe may differ at least, however few seeds there are.
 NOISE = {
     "success": 0.003,
@@ -30,6 +39,10 @@ NOISE_OF_PATHS = {
     "share_error": 0.01,
     "clearance": 0.01,
     "amplitude": 0.005,
+    "amplitude_spread": 0.01,
+    "periods_spread": 0.005,
+    "off_sine": 0.0005,
+    "off_seam": 0.001,
     "spread": 0.04,
     "spread_near": 0.06,
 }

@@ -87,7 +87,16 @@ class Case(NamedTuple):
 
 
 NEAR = (*PATHS, "success_near", "spread_near")
-WEAVES = ("success", "energy_ratio", "amplitude", "spread", "off_sine", "off_seam")
+WEAVES = (
+    "success",
+    "energy_ratio",
+    "amplitude",
+    "amplitude_spread",
+    "periods_spread",
+    "spread",
+    "off_sine",
+    "off_seam",
+)
 IMAGES = ("frechet", "coverage", "precision", "recall", "class_accuracy", "spread")
 POINTS = ("energy_distance", "success", "coverage", "spread", "mode_error")
 # The scores of a weak teacher that its students' tables need, and no more: each takes thousands of

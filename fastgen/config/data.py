@@ -130,8 +130,8 @@ class DataConfig(Config):
     size: int | None = Field(
         default=None,
         gt=0,
-        description="ring, two_rings, weave: number of demonstrations; null = 4000; modes: of "
-        "points; null = 20000",
+        description="ring, two_rings: number of demonstrations; null = 4000; weave: the same, "
+        "modes: of points; null = 20000",
     )
     seed: int = Field(
         default=0,

@@ -99,6 +99,8 @@ SCORES = {
     "clearance": ScoreStyle("clearance / that of the data", "1 = demonstrations", "linear"),
     "spread": ScoreStyle("spread within a mode / data's", "1 = demonstrations", "linear"),
     "amplitude": ScoreStyle("amplitude / data's", "1 = demonstrations", "linear"),
+    "amplitude_spread": ScoreStyle("spread of amplitudes / data's", "1 = demonstrations", "linear"),
+    "periods_spread": ScoreStyle("spread of frequencies / data's", "1 = demonstrations", "linear"),
     "off_sine": ScoreStyle("what a sine leaves of a weave", "lower is better", "log"),
     "off_seam": ScoreStyle("most distance ahead or behind", "lower is better", "log"),
     "share_error": ScoreStyle("error of class shares", "lower is better", "log"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -227,6 +228,26 @@ def test_no_arguments_mean_the_weave_and_the_teacher_that_is_shipped(call, tmp_p
     assert (code, err) == (0, "")
     # The same data, so that the scores beside the shipped teacher hold for its student.
     assert yaml.safe_load(out.partition("\n\n")[0])["data"] == values["data"]
+
+
+def test_training_a_teacher_without_a_config_is_that_of_the_ring(call):
+    code, out, err = call("train_teacher.py", "--dry-run", "data.size=64")
+    assert (code, err) == (0, "")
+    values = yaml.safe_load(out.partition("\n\n")[0])
+    assert (values["name"], values["data"]["name"]) == ("ring-teacher", "ring")
+
+
+@pytest.mark.parametrize("name", ["weave", "ring", "two_rings", "modes", "fashion"])
+def test_the_scores_beside_a_shipped_teacher_are_of_its_student_s_data(name):
+    """Keys that a later version has added are none of theirs."""
+    config = name.replace("_", "-")
+    configs = RECIPES / "configs"
+    of_student = load_config(DistillConfig, configs / f"{config}.yaml").data
+    of_teacher = load_config(TrainTeacherConfig, configs / f"{config}-teacher.yaml").data
+    student = of_student.model_dump(mode="json")
+    scores = json.loads((RECIPES / "teachers" / name / "scores.json").read_text())["data"]
+    assert of_student == of_teacher
+    assert {key: student[key] for key in scores} == scores
 
 
 @pytest.mark.slow

@@ -90,7 +90,10 @@ def export_runs(runs: Path) -> None:
     shown: dict[str, Any] = {"t_list": [0.999, 0.0], "pack": ring.pack, "horizon": ring.X.shape[1:]}
     shown |= {"x_normalizer": ring.x_normalizer, "z_normalizer": ring.z_normalizer}
     network, description = load_network(ROOT / "recipes" / "teachers" / "ring")
-    export_student(runs / "weave" / "student", network, **shown)
+    weave = build_data(DataConfig(name="weave", size=64)).train
+    weaver, _ = load_network(ROOT / "recipes" / "teachers" / "weave")
+    normalizers = {"x_normalizer": weave.x_normalizer, "z_normalizer": weave.z_normalizer}
+    export_student(runs / "weave" / "student", weaver, **{**shown, **normalizers})
     any_number = {"t_list": [0.999, 0.66, 0.33, 0.0], "steps": [1, 3], "sample_type": "sde"}
     export_student(runs / "ring-any" / "student", network, **{**shown, **any_number})
     export_student(runs / "ring-prefix" / "student", network, **shown, prefix_max=8)

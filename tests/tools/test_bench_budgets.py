@@ -188,6 +188,16 @@ def test_auto_has_to_be_better_in_one_score_and_worse_in_none():
     assert missed("ring auto", auto_rows(spread_near=0.95, energy_ratio=1.05)) == set()
 
 
+def test_weaves_are_held_against_kd_by_every_score_of_theirs():
+    better, worse = "auto: scores better than KD's", "auto: scores worse than KD's"
+    kd = {"success": 0.94, "energy_ratio": 1.01, "amplitude": 0.973, "off_seam": 0.009}
+    flat = {"KD alone": row(kd), "auto": row(kd)}
+    assert missed("weave", flat) == {better}
+    assert missed("weave", {**flat, "auto": row(kd | {"amplitude": 0.989})}) == set()
+    late = row(kd | {"amplitude": 0.989, "off_seam": 0.015})
+    assert missed("weave", {**flat, "auto": late}) == {worse}
+
+
 def test_seeds_that_differ_say_how_much_noise_is():
     rows = auto_rows()
     rows["auto"] = row(*(PATHS | {"energy_ratio": e} for e in (0.9, 1.05, 1.2)), dmd=1)

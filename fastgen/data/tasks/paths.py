@@ -320,8 +320,8 @@ class PathTask(ABC):
 
         Returns:
             the difference of the energy ratio, and that of the share of paths that fail, both over
-            the validation conditions. The ratio is of unbiased distances here: its own ones are
-            less for samples that are narrower than the data.
+            the validation conditions. The ratio is of unbiased distances here: where a task scores
+            by others, these are less for samples that are narrower than the data.
         """
         references, _ = self.references("validation")
         own = references.own_energy(self.SAMPLES).mean()

@@ -96,6 +96,43 @@ def test_what_isnt_a_regular_weave_fails(drawn):
         assert float(succeeds(bad, Z).double().mean()) < 0.1
 
 
+@pytest.mark.parametrize(("off", "succeeded"), [(0.076, True), (0.084, False)])
+@pytest.mark.parametrize("kind", ["along", "end", "wide", "irregular"])
+def test_each_threshold_of_a_success(drawn, kind, off, succeeded):
+    """A path that is just within each of them succeeds, and one that is just beyond fails."""
+    Z = torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]], dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    amplitude = 0.25 * one
+    X = weave(Z, amplitude, 1.75 * one, 0.3 * one)
+    if kind == "along":
+        X[:, 7, 0] += off
+    elif kind == "end":
+        X[:, -1, 1] += off
+    elif kind == "wide":
+        X = weave(Z, 0.24 * one + off, 1.75 * one, 0.3 * one)
+    else:
+        # What sign changes from waypoint to waypoint no sine of up to 2.75 periods follows.
+        sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(8)
+        X[..., 1] += 0.5 * off * sign
+    assert bool(succeeds(X, Z)) == succeeded
+
+
+def test_scores_turn_with_the_scene(drawn):
+    """What is asked of a path doesn't depend on where the scene is turned to."""
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    Z = drawn["Z"]
+    X = weave(**drawn) + 0.02 * torch.randn(64, 16, 2, generator=generator_for(2)).double()
+    for g in (turn, torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))):
+        assert torch.equal(succeeds(X @ g.T, Z @ g.T), succeeds(X, Z))
+        for of_turned, of_own in zip(fit_weave(X @ g.T, Z @ g.T), fit_weave(X, Z), strict=True):
+            torch.testing.assert_close(of_turned, of_own, rtol=0, atol=1e-12)
+
+
+def test_elements_of_d4_keep_the_square_of_the_middles():
+    middle = sample_conditions(4000, generator_for(3)).mean(1)
+    assert float(middle.abs().max()) <= 0.3 and float(middle.norm(dim=1).max()) > 0.36
+
+
 @pytest.mark.slow
 def test_demonstrations_score_like_the_floor_and_narrow_ones_don_t(task):
     good = task.evaluate(demonstrator)
@@ -124,8 +161,26 @@ def test_a_shuffled_condition_fails_the_scores(task):
     def shuffled(Z: Tensor, noise: Tensor) -> Tensor:
         return demonstrator(Z[torch.randperm(len(Z), generator=generator_for(1))], noise)
 
+    good = task.evaluate(demonstrator, quick=True)
     bad = task.evaluate(shuffled, quick=True)
-    assert bad["success"] < 0.05 and bad["energy_ratio"] > 2 and bad["off_seam"] > 0.5
+    assert good.keys() == bad.keys() and bad["success"] < 0.05
+    for name in ("energy_ratio", "amplitude", "amplitude_spread", "spread"):
+        assert bad[name] > 1.5 * good[name], name
+    assert bad["off_sine"] > 0.1 and bad["off_seam"] > 0.5
+
+
+@pytest.mark.slow
+def test_paths_of_one_amplitude_and_frequency_are_seen(task):
+    """They succeed, and have the right mean amplitude: what they lack is variety."""
+
+    def same(Z: Tensor, noise: Tensor) -> Tensor:
+        one = torch.ones(len(Z), dtype=torch.float64)
+        phase = 2 * math.pi * torch.rand(len(Z), generator=generator_for(4), dtype=torch.float64)
+        return weave(Z.double(), 0.25 * one, 1.75 * one, phase).float()
+
+    found = task.evaluate(same)
+    assert found["success"] == 1.0 and found["amplitude"] == pytest.approx(1, abs=0.02)
+    assert found["amplitude_spread"] < 0.1 and found["periods_spread"] < 0.1
 
 
 @pytest.mark.slow
