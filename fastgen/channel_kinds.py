@@ -31,7 +31,7 @@ from ._core.rotations import (
     quaternion_of_columns,
     where_finite,
 )
-from .normalizer import Normalizer
+from .normalizer import Normalizer, matrix_times
 
 __all__ = ["WIDTHS", "ChannelKinds", "KindNormalizer", "read_normalizer"]
 
@@ -259,13 +259,13 @@ class KindNormalizer(Normalizer):
     def normalize(self, x: Tensor) -> Tensor:
         """What networks see (..., network_dim) of x (..., d)."""
         x64, mean, inverse = self._prepare("x", x, self._inverse, self.dim)
-        return self._apply(inverse, self.kinds.expand(x64) - mean).to(x.dtype)
+        return matrix_times(inverse, self.kinds.expand(x64) - mean).to(x.dtype)
 
     def denormalize(self, y: Tensor) -> Tensor:
         """x (..., d) of what a network answers, y (..., network_dim). Inverse of `normalize`, but
         for turns of an angle and the sign of a quaternion."""
         y64, mean, scale = self._prepare("y", y, self.scale, self.kinds.network_dim)
-        return self.kinds.collapse(mean + self._apply(scale, y64)).to(y.dtype)
+        return self.kinds.collapse(mean + matrix_times(scale, y64)).to(y.dtype)
 
     def state(self) -> dict[str, Any]:
         """That of a `Normalizer`, with the `channels` d and the `kinds`."""

@@ -20,17 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._core.checks import is_count
 from ._core.json_kinds import listed, number
-from ._core.made_rows import MadeRows, evenly
+from ._core.made_rows import MadeRows, blocks_of
 from ._core.measures import (
-    Counted,
     between,
     checked_blocks,
     counted_extremes,
     counted_moments,
+    counted_vectors,
     moments,
+    some_rows,
 )
+from ._core.packing import pack_tokens, unpack_tokens
 
 __all__ = [
     "KINDS",
@@ -38,6 +39,7 @@ __all__ = [
     "Normalizer",
     "constant_share",
     "is_constant",
+    "matrix_times",
     "outgrows_float32",
     "pack_tokens",
     "unpack_tokens",
@@ -61,8 +63,6 @@ _CONSTANT_SHARE_FLOAT64 = 1e-12
 # numbers, which a network sees in float32, have up to half of it; what is coarser loses digits that
 # the network would have seen.
 _COARSEST = 1e-6
-# Numbers that quantiles are taken of, of data that memory doesn't hold.
-_QUANTILE_NUMBERS = 1 << 24
 
 Blocks = tuple[Tensor, Sequence[tuple[int, int, bool]]]
 
@@ -153,7 +153,14 @@ class Normalizer:
         return cls(torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64))
 
     @classmethod
-    def fit(cls, x: Tensor, *, blocks: Blocks | None = None, kind: str = "mean_std") -> Normalizer:
+    def fit(
+        cls,
+        x: Tensor,
+        *,
+        blocks: Blocks | None = None,
+        kind: str = "mean_std",
+        mask: Tensor | None = None,
+    ) -> Normalizer:
         """Normalise data: by default to zero mean and unit spread of every channel, or of every
         irrep block.
 
@@ -169,6 +176,7 @@ class Normalizer:
                 beyond them stay beyond). In a block that isn't trivial the ball about the origin
                 that holds as many rows, all or 98 %, becomes the unit ball. `identity` changes
                 nothing.
+            mask: bool (...), which rows are measured; None: all.
 
         From a channel or block without spread only its mean is taken off. Data whose rows are made
         as they are taken (`MadeRows`) are gone through in blocks, with the same result but for the
@@ -189,11 +197,21 @@ class Normalizer:
             )
         if kind not in KINDS:
             raise ValueError(f"expected kind as one of {', '.join(KINDS)}, got {kind!r}")
-        return cls._fit(_some(x, kind), None, blocks, kind)
+        x, mask = some_rows(x, mask, kind)
+        if mask is not None and not isinstance(x, MadeRows):
+            x, mask = x[mask], None
+        return cls._fit(x, None, blocks, kind, mask)
 
     @classmethod
-    def _fit(cls, x: Tensor, step: int | None, blocks: Blocks | None, kind: str) -> Normalizer:
-        """`fit` of one time step of `MadeRows`, or of all."""
+    def _fit(
+        cls,
+        x: Tensor,
+        step: int | None,
+        blocks: Blocks | None,
+        kind: str,
+        mask: Tensor | None = None,
+    ) -> Normalizer:
+        """`fit` of one time step of `MadeRows`, or of all; a mask is of `MadeRows`."""
         d = x.shape[-1]
         # First, so that NaN is refused whatever the kind.
         rows = x if isinstance(x, MadeRows) else _as_float64("x", x.reshape(-1, d), 2)
@@ -208,7 +226,7 @@ class Normalizer:
         share = constant_share(x.dtype)
         if isinstance(rows, MadeRows):
             measure = counted_moments if limits is None else counted_extremes
-            centre, spread = measure(_counted(rows, step, basis), spans, share)
+            centre, spread = measure(counted_vectors(rows, mask, step, basis), spans, share)
         elif limits is None:
             centre, spread = moments(rows @ basis, spans, share)
         else:
@@ -237,14 +255,17 @@ class Normalizer:
             raise ValueError(
                 f"expected x as trajectories (N, T, d), got {tuple(getattr(x, 'shape', ()))}"
             )
+        x, mask = some_rows(x, mask, kind)
         if mask is not None:
-            if not bool(mask.any(0).all()):
-                step = int(mask.any(0).int().argmin())
+            seen = torch.stack([part.any(0) for part in blocks_of(mask)]).any(0)
+            if not bool(seen.all()):
+                step = int(seen.int().argmin())
                 raise ValueError(f"expected something real at each time step, got none at {step}")
+        if isinstance(x, MadeRows):
+            fitted = [cls._fit(x, step, blocks, kind, mask) for step in range(x.shape[1])]
+        elif mask is not None:
             pairs = zip(x.unbind(1), mask.unbind(1), strict=True)
             fitted = [cls.fit(step[real], blocks=blocks, kind=kind) for step, real in pairs]
-        elif isinstance(x := _some(x, kind), MadeRows):
-            fitted = [cls._fit(x, step, blocks, kind) for step in range(x.shape[1])]
         else:
             fitted = [cls.fit(step, blocks=blocks, kind=kind) for step in x.unbind(1)]
         return cls(
@@ -256,13 +277,13 @@ class Normalizer:
     def normalize(self, x: Tensor) -> Tensor:
         """y = scale^-1 (x - mean), for x (..., d); same shape, dtype and device."""
         x64, mean, inverse = self._prepare("x", x, self._inverse)
-        return self._apply(inverse, x64 - mean).to(x.dtype)
+        return matrix_times(inverse, x64 - mean).to(x.dtype)
 
     def denormalize(self, y: Tensor) -> Tensor:
         """x = mean + scale y, for y (..., d); same shape, dtype and device. Inverse of
         `normalize`."""
         y64, mean, scale = self._prepare("y", y, self.scale)
-        return (mean + self._apply(scale, y64)).to(y.dtype)
+        return (mean + matrix_times(scale, y64)).to(y.dtype)
 
     def state(self) -> dict[str, Any]:
         """JSON-able `{"mean": [...], "scale": [[...]]}`, with `needs_float64` where mean and scale
@@ -304,16 +325,16 @@ class Normalizer:
             )
         return x.double(), self.mean.to(x.device), matrix.to(x.device)
 
-    @staticmethod
-    def _apply(matrix: Tensor, x: Tensor) -> Tensor:
-        """matrix x, for vectors x (..., d) and a matrix (d, d), or x (..., T, d) and one for each
-        step, (T, d, d)."""
-        if matrix.ndim == 2:
-            return x @ matrix.T
-        return (matrix @ x[..., None])[..., 0]
-
     def __repr__(self) -> str:
         return f"Normalizer(mean={self.mean.tolist()}, scale={self.scale.tolist()})"
+
+
+def matrix_times(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix x, for vectors x (..., d) and a matrix (d, d), or x (..., T, d) and one for each step,
+    (T, d, d)."""
+    if matrix.ndim == 2:
+        return x @ matrix.T
+    return (matrix @ x[..., None])[..., 0]
 
 
 def _wrong_numbers(mean: Any, scale: Any) -> str | None:
@@ -337,18 +358,6 @@ def outgrows_float32(mean: Tensor, spread: Tensor) -> Tensor:
     return (spread > 0) & (too_large | (spacing > _COARSEST * spread))
 
 
-def _some(x: Tensor, kind: str) -> Tensor:
-    """What a kind is measured on: of `MadeRows` some, for quantiles, which need all at once."""
-    if kind != "quantiles" or not isinstance(x, MadeRows):
-        return x
-    return evenly(x, max(1, _QUANTILE_NUMBERS // x[0].numel()))
-
-
-def _counted(x: MadeRows, step: int | None, basis: Tensor) -> Counted:
-    """The rows of x in a basis, in blocks, as often as they are asked for."""
-    return lambda: ((y.double() @ basis, counts) for y, counts in x.maker.vectors(step))
-
-
 def constant_share(dtype: torch.dtype) -> float:
     """The share of the largest magnitude below which a spread is the rounding of a constant."""
     return _CONSTANT_SHARE_FLOAT64 if dtype == torch.float64 else _CONSTANT_SHARE
@@ -364,31 +373,3 @@ def is_constant(rows: Tensor) -> Tensor:
         sd = (wide - wide.mean()).square().mean().sqrt()
         found.append(sd <= constant_share(rows.dtype) * wide.abs().amax())
     return torch.stack(found)
-
-
-def pack_tokens(x: Tensor, pack: int) -> Tensor:
-    """(B, T, d) -> (B, T / pack, pack d): `pack` consecutive waypoints become one token.
-
-    A group that acts on waypoints by rho acts on a token by `pack` copies of rho. ValueError if T
-    is not a multiple of `pack`.
-    """
-    _check_pack(pack)
-    if x.ndim != 3 or x.shape[1] % pack:
-        raise ValueError(
-            f"expected x of shape (B, T, d) with T a multiple of pack = {pack}, got "
-            f"{tuple(x.shape)}"
-        )
-    return x.reshape(x.shape[0], x.shape[1] // pack, pack * x.shape[2])
-
-
-def unpack_tokens(x: Tensor, pack: int) -> Tensor:
-    """(B, T, pack d) -> (B, T pack, d), the inverse of `pack_tokens`."""
-    _check_pack(pack)
-    if x.ndim != 3 or x.shape[2] % pack:
-        raise ValueError(f"expected x of shape (B, T, {pack} d), got {tuple(x.shape)}")
-    return x.reshape(x.shape[0], x.shape[1] * pack, x.shape[2] // pack)
-
-
-def _check_pack(pack: int) -> None:
-    if not is_count(pack):
-        raise ValueError(f"expected pack to be a whole number >= 1, got {pack!r}")

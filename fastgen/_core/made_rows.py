@@ -9,7 +9,7 @@ where they are few, and is refused where they are not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,11 @@ __all__ = [
     "even_rows",
     "evenly",
     "extremes",
+    "made_of",
     "mapped_rows",
     "part_of",
+    "real_vectors",
+    "zipped_rows",
 ]
 
 # Numbers that are made at once when rows are taken, and when an operation needs all rows.
@@ -116,6 +119,43 @@ class _Converted(_Mapped):
         return self.whole.contents()
 
 
+class _Held(RowMaker):
+    """The rows of a tensor that is there."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.shape = tuple(rows.shape)
+        self.dtype = rows.dtype
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.rows[rows]
+
+    def contents(self) -> Iterator[Tensor]:
+        yield self.rows
+
+
+class _Zipped(RowMaker):
+    """A function of the same rows of several tensors."""
+
+    def __init__(self, function: Callable[..., Tensor], parts: Sequence[RowMaker]) -> None:
+        self.function = function
+        self.parts = parts
+        rows = parts[0].shape[0]
+        like = self.take(torch.arange(min(1, rows)))
+        self.shape = (rows, *like.shape[1:])
+        self.dtype = like.dtype
+
+    def take(self, rows: Tensor) -> Tensor:
+        return self.function(*(part.take(rows) for part in self.parts))
+
+    def part(self, rows: Tensor) -> RowMaker:
+        return _Zipped(self.function, [part.part(rows) for part in self.parts])
+
+    def contents(self) -> Iterator[Tensor]:
+        for part in self.parts:
+            yield from part.contents()
+
+
 class MadeRows(Tensor):
     """A tensor whose rows are made by a :class:`RowMaker`, on the CPU and without a gradient."""
 
@@ -156,6 +196,34 @@ def mapped_rows(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """`function` of rows (n, ...), which answers with as many, of all rows of `x`: now, or of a
     `MadeRows` when they are taken."""
     return MadeRows(_Mapped(x.maker, function)) if isinstance(x, MadeRows) else function(x)
+
+
+def made_of(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+    """`function` of the same rows of some tensors (N, ...), which answers with as many, made when
+    they are taken."""
+    makers = [part.maker if isinstance(part, MadeRows) else _Held(part) for part in parts]
+    return MadeRows(_Zipped(function, makers))
+
+
+def zipped_rows(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+    """The same: now, or when rows are taken, where one of the tensors is a `MadeRows`."""
+    if any(isinstance(part, MadeRows) for part in parts):
+        return made_of(function, *parts)
+    return function(*parts)
+
+
+def real_vectors(
+    x: Tensor, mask: Tensor, step: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As `RowMaker.vectors`, the vectors of trajectories x (N, T, d) that a mask (N, T) calls
+    real."""
+    for start, stop in _spans(tuple(x.shape)):
+        made, real = x[start:stop], mask[start:stop]
+        if step is not None:
+            made, real = made[:, step], real[:, step]
+        made = made[real]
+        if len(made):
+            yield made, torch.ones(len(made), dtype=torch.int64)
 
 
 def part_of(x: Tensor, rows: Tensor) -> Tensor:

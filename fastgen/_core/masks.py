@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import at_hand
+from .made_rows import MadeRows, blocks_of, mapped_rows
 from .tensors import expand_mask
 
 __all__ = [
@@ -116,7 +117,8 @@ def check_real(name: str, mask: Any, shape: tuple[int, ...]) -> None:
             f"expected {name} of shape {tuple(shape)}, True = real token, got {tuple(mask.shape)}"
         )
     if at_hand(mask):
-        empty = (~mask.any(1)).nonzero().flatten().tolist()
+        parts = blocks_of(mask) if isinstance(mask, MadeRows) else [mask]
+        empty = torch.cat([~part.any(1) for part in parts]).nonzero().flatten().tolist()
         if empty:
             raise ValueError(
                 f"expected {name} to have a real token (True) in each row, got none in row "
@@ -149,6 +151,10 @@ def packed_mask(mask: Tensor, pack: int) -> Tensor:
     """
     if pack == 1:
         return mask
+    if isinstance(mask, MadeRows):
+        for block in blocks_of(mask):
+            packed_mask(block, pack)  # refused here, before rows are taken
+        return mapped_rows(mask, lambda rows: packed_mask(rows, pack))
     parts = mask.unflatten(1, (-1, pack))
     whole = parts.all(2)
     if not bool((whole == parts.any(2)).all()):

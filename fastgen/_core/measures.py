@@ -7,10 +7,12 @@ of a group changes them. A span without spread has the spread 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from .made_rows import MadeRows, even_rows, real_vectors
 
 __all__ = [
     "Counted",
@@ -18,14 +20,39 @@ __all__ = [
     "checked_blocks",
     "counted_extremes",
     "counted_moments",
+    "counted_vectors",
     "moments",
     "quantile",
+    "some_rows",
 ]
+
+# Numbers that quantiles are taken of, of data that memory doesn't hold.
+_QUANTILE_NUMBERS = 1 << 24
 
 Spans = Sequence[tuple[int, int, bool]]
 # Blocks of rows (n, d) in float64 with how often each is there (n,), from the first again at each
 # call: data that memory doesn't hold.
 Counted = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+def some_rows(x: Tensor, mask: Tensor | None, kind: str) -> tuple[Tensor, Tensor | None]:
+    """What a kind is measured on, with its mask: of `MadeRows` some, for quantiles, which need all
+    at once."""
+    if kind != "quantiles" or not isinstance(x, MadeRows):
+        return x, mask
+    rows = even_rows(len(x), max(1, _QUANTILE_NUMBERS // x[0].numel()))
+    return x[rows], None if mask is None else mask[rows]
+
+
+def counted_vectors(x: MadeRows, mask: Tensor | None, step: int | None, basis: Tensor) -> Counted:
+    """The rows of x in a basis, in blocks, as often as they are asked for."""
+
+    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+        real = x.maker.vectors(step) if mask is None else real_vectors(x, mask, step)
+        for y, counts in real:
+            yield y.double() @ basis, counts
+
+    return counted
 
 
 def moments(y: Tensor, spans: Spans, constant_share: float) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,8 @@ def data_notes(task: Any, batch_size: int) -> list[str]:
             f"note: {len(pick)} of {len(data)} training windows, evenly spread, are looked at for "
             "what is odd, since they are cut when they are taken"
         )
-        data = replace(data, X=data.X[pick], Z=data.Z[pick], is_pad=None)
+        masks = data.masks.rows(pick)
+        data = replace(data, X=data.X[pick], Z=data.Z[pick], is_pad=None, masks=masks)
         rows = rows[pick]
     return [
         *notes,

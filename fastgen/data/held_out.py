@@ -130,7 +130,7 @@ class HeldOutTask:
     def _train(self) -> TrajectoryData:
         rows = self.rows["train"]
         X, Z = part_of(self._X, rows), part_of(self._Z, rows)
-        masks = self._masks.rows(rows)
+        masks = self._masks.part(rows)
         normalizers = fit_normalizers(X, Z, self.symmetry, self._normalize, masks)
         return TrajectoryData(
             X,

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._core.made_rows import MadeRows
+from .._core.made_rows import MadeRows, made_of, part_of, zipped_rows
 from .._core.masks import check_real, mask_of_lengths, padding_filled
 
-__all__ = ["PADDING", "UNMASKED", "Masks", "in_memory", "masks_beside", "without_padding"]
+__all__ = ["PADDING", "UNMASKED", "Masks", "filled_rows", "masks_beside", "without_padding"]
 
-# Numbers of padded data that are held in memory.
-_MOST_NUMBERS = 1 << 28
+# Padded data of more numbers than this are filled when they are taken.
+MOST_NUMBERS = 1 << 26
 # Arrays that say what is real of X, and of Z.
 PADDING = ("mask", "lengths", "cond_mask", "cond_lengths")
 
@@ -35,6 +35,10 @@ class Masks(NamedTuple):
     def rows(self, rows: Tensor) -> Masks:
         """Those of some rows."""
         return Masks(*(None if one is None else one[rows] for one in self))
+
+    def part(self, rows: Tensor) -> Masks:
+        """The same; what is made when it is taken stays so, however few rows they are."""
+        return Masks(*(None if one is None else part_of(one, rows) for one in self))
 
 
 # Nothing is padded.
@@ -60,24 +64,16 @@ def without_padding(
         value = tensors[name]
         mask = _mask_of(tensors, tuple(value.shape[:2]), mask_name, lengths_name, path)
         masks.append(mask)
-        found[name] = value if mask is None else padding_filled(in_memory(name, value), mask)
+        found[name] = value if mask is None else filled_rows(value, mask)
     return {**tensors, **found}, Masks(*masks)
 
 
-def in_memory(name: str, x: Tensor) -> Tensor:
-    """All rows of padded data, which have to fit in memory.
-
-    Raises:
-        ValueError: they don't.
-    """
-    if not isinstance(x, MadeRows):
-        return x
-    if x.numel() > _MOST_NUMBERS:
-        raise ValueError(
-            f"expected padded {name} of at most {_MOST_NUMBERS:,} numbers, which stay in memory, "
-            f"got {tuple(x.shape)}; train on a part, or without masks"
-        )
-    return x.maker.take(torch.arange(len(x)))
+def filled_rows(x: Tensor, mask: Tensor) -> Tensor:
+    """`padding_filled` of trajectories x (N, T, d): now, or, of more than memory should hold, when
+    rows are taken."""
+    if x.numel() > MOST_NUMBERS and not isinstance(x, MadeRows):
+        return made_of(padding_filled, x, mask)
+    return zipped_rows(padding_filled, x, mask)
 
 
 def masks_beside(tensors: Mapping[str, Tensor], path: str | Path, tokens: int) -> Masks:
@@ -120,4 +116,6 @@ def _mask_of(
             f"expected {lengths_name} from 1 to {tokens}, the tokens of a row, got {least} to "
             f"{most}"
         )
+    if rows * tokens > MOST_NUMBERS:
+        return made_of(lambda lengths: mask_of_lengths(lengths, tokens), lengths)
     return mask_of_lengths(lengths, tokens)

@@ -133,8 +133,7 @@ class Normalization:
             return Normalizer.identity(x.shape[-1])
         if self.per_step:
             return Normalizer.fit_per_step(x, blocks=blocks, kind=self.kind, mask=real)
-        rows = x if real is None else x[real]
-        return Normalizer.fit(rows, blocks=blocks, kind=self.kind)
+        return Normalizer.fit(x, blocks=blocks, kind=self.kind, mask=real)
 
 
 # Of X and of Z.

@@ -115,7 +115,7 @@ class CutRows(RowMaker):
     def take(self, rows: Tensor) -> Tensor:
         return self.rows[self._places(rows)]
 
-    def part(self, rows: Tensor) -> RowMaker:
+    def part(self, rows: Tensor) -> CutRows:
         return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])
 
     def vectors(self, step: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -177,3 +177,9 @@ class PadMarks(RowMaker):
     def take(self, rows: Tensor) -> Tensor:
         reached, first, last = self.windows.reach(rows)
         return (reached > last) | (reached < first)
+
+    def part(self, rows: Tensor) -> RowMaker:
+        return PadMarks(self.windows.part(rows))
+
+    def contents(self) -> Iterator[Tensor]:
+        return self.windows.contents()

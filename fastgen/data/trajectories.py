@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .._core.checks import is_count
-from .._core.made_rows import MadeRows, blocks_of, mapped_rows
-from .._core.masks import check_real, packed_mask, padding_filled, real_only, with_masks
+from .._core.made_rows import MadeRows, blocks_of, mapped_rows, zipped_rows
+from .._core.masks import check_real, packed_mask, real_only, with_masks
 from .._core.room import check_room
 from ..normalizer import Normalizer, pack_tokens
-from .masks import UNMASKED, Masks, in_memory
+from .masks import UNMASKED, Masks, filled_rows
 from .normalization import IDENTITY, MEASURED, Pair
 
 __all__ = [
@@ -109,24 +109,29 @@ class TrajectoryData:
         z = mapped_rows(self.Z, lambda Z: self.z_normalizer.normalize(Z).float())
         mask, cond_mask = self.masks
         mask = None if mask is None else packed_mask(mask, self.pack)
-        z = real_only(z, with_masks(None, cond_mask))
-        cond = with_masks(z, mask, cond_mask)
-        return real_only(x, cond), cond
+        return _zeroed(x, mask), with_masks(_zeroed(z, cond_mask), mask, cond_mask)
 
     def _as_tokens(self, X: Tensor) -> Tensor:
         return pack_tokens(self.x_normalizer.normalize(X).float(), self.pack)
+
+
+def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens x (N, T, d) with 0 where a mask (N, T) says padding."""
+    if mask is None:
+        return x
+    return zipped_rows(lambda x, mask: real_only(x, with_masks(None, mask)), x, mask)
 
 
 def filled(name: str, x: Tensor, mask: Tensor | None) -> Tensor:
     """Trajectories x (N, T, d), called X or Z, whose padding repeats the real token before it.
 
     Raises:
-        ValueError: a mask that doesn't fit, or padded data that don't fit in memory.
+        ValueError: a mask that doesn't fit.
     """
     if mask is None:
         return x
     check_real("mask" if name == "X" else "cond_mask", mask, tuple(x.shape[:2]))
-    return padding_filled(in_memory(name, x), mask)
+    return filled_rows(x, mask)
 
 
 def check_dtype(name: str, tensor: Tensor) -> None:

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from .._core.checks import is_count
-from .._core.made_rows import MadeRows
+from .._core.made_rows import MadeRows, zipped_rows
 from .._core.messages import brief, listed
 from .arrays import check_arrays, episodes_of
-from .masks import PADDING, Masks, in_memory, without_padding
+from .masks import PADDING, Masks, without_padding
 from .places import CutRows, PadMarks, places_of
 from .precision import floats
 from .trajectories import check_finite, check_trajectories
@@ -111,6 +111,9 @@ def windows_of(
         X = floats("X", tensors["X"])
         Z = floats("Z", tensors["Z"])
         check_trajectories(X, Z)
+        for name, value in (("X", X), ("Z", Z)):
+            if isinstance(value, MadeRows):  # filled when it is taken
+                check_finite(name, value)
         return Windows(X, Z, episodes_of(tensors, X.shape[0]), None, *masks)
     if not {"actions", "observations", "episode_ends"} <= set(tensors):
         raise ValueError(
@@ -206,7 +209,7 @@ def cut_windows(
     X, Z, *is_pad = cut
     if not padded:
         return Windows(X, Z, places.episodes)
-    mask = ~in_memory("windows", is_pad[0]) if mask_padding else None
+    mask = zipped_rows(torch.logical_not, is_pad[0]) if mask_padding else None
     return Windows(X, Z, places.episodes, is_pad[0], mask)
 
 

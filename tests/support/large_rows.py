@@ -1,7 +1,8 @@
 """A data set of more rows than memory, opened in a process whose memory is limited.
 
     python large_rows.py write FOLDER ROWS WIDTH     a LeRobotDataset of WIDTH numbers a row
-    python large_rows.py open FOLDER MEGABYTES       what training begins with, within a limit
+    python large_rows.py open FOLDER MEGABYTES [HORIZON]     what training begins with, within a
+                                                     limit; with a horizon, padded and masked
 
 The limit is on what a process holds beyond its imports (RLIMIT_DATA): files that are mapped don't
 count, since the system takes their pages back when it wants memory.
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgen._core.conditions import take_rows
 from fastgen.config import DataConfig
 from fastgen.data import build_data
 from fastgen.data.checks import data_notes
@@ -101,13 +103,15 @@ def held() -> int:
     raise AssertionError("no VmData")
 
 
-def begin(folder: Path, megabytes: int) -> dict[str, Any]:
-    """What training begins with: windows, normalisers, notes, origin and a batch."""
+def begin(folder: Path, megabytes: int, padded: int | None = None) -> dict[str, Any]:
+    """What training begins with: windows, normalisers, notes, origin and a batch; of windows of
+    `padded` actions, those that lie after an episode are masked."""
     import pyarrow.parquet  # noqa: F401  (its own memory is no part of what is measured)
 
-    cfg = DataConfig(
-        name="file", path=str(folder), obs_horizon=OBS_HORIZON, horizon=HORIZON, stride=1
-    )
+    how: dict[str, Any] = {"obs_horizon": OBS_HORIZON, "horizon": padded or HORIZON, "stride": 1}
+    if padded is not None:
+        how |= {"pad_before": OBS_HORIZON - 1, "pad_after": padded - 1, "mask_padding": True}
+    cfg = DataConfig(name="file", path=str(folder), **how)
     base = held()
     limit = base + megabytes * 1_000_000
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -120,7 +124,9 @@ def begin(folder: Path, megabytes: int) -> dict[str, Any]:
     origin = data_origin(task, cfg, built=True)
     ready = time.process_time()
     rows = torch.randperm(len(x0), generator=torch.Generator().manual_seed(0))[:BATCH]
-    batch = {"x0": x0[rows], "cond": cond[rows], "X": data.X[rows], "Z": data.Z[rows]}
+    batch = {"x0": x0[rows], "X": data.X[rows], "Z": data.Z[rows]}
+    given = take_rows(cond, rows)
+    batch |= {"cond": given} if padded is None else {"cond": given["Z"], "mask": given["mask"]}
     windows = task.rows["train"][rows]
     moments = [data.x_normalizer.mean, data.x_normalizer.scale.diagonal()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -135,9 +141,9 @@ def _bytes(value: Tensor) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[5]) if len(sys.argv) > 5 else 1)
+    torch.set_num_threads(1)
     place = Path(sys.argv[2])
     if sys.argv[1] == "write":
         write(place, int(sys.argv[3]), int(sys.argv[4]))
     else:
-        print(json.dumps(begin(place, int(sys.argv[3]))))
+        print(json.dumps(begin(place, *map(int, sys.argv[3:]))))

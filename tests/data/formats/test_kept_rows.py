@@ -229,3 +229,31 @@ def test_rows_are_windowed_in_a_third_of_the_memory_that_they_take(tmp_path):
     assert np.abs(mean / scale - 0.2).max() < 0.01 and np.abs(sd / scale - 12**-0.5).max() < 0.01
     x0 = np.frombuffer(bytes.fromhex(said["x0"]), np.float32).reshape(np.stack(X).shape)
     assert np.abs(x0 - (np.stack(X) - mean) / sd).max() < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits what Linux counts")
+def test_padded_windows_and_their_masks_need_no_memory(tmp_path):
+    """5 MB of rows, and padded windows of 307 MB with 19 MB of masks, in 150 MB."""
+    rows, width, horizon = 150_000, 8, 128
+    large_rows.write(tmp_path / "a", rows, width)
+    script = str(TESTS / "support" / "large_rows.py")
+    done = _child(script, "open", str(tmp_path / "a"), "150", str(horizon))
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout)
+    # Each row is the current one of a window.
+    assert said["train"] == round(0.7 * rows / large_rows.EPISODE) * large_rows.EPISODE
+    X, masks = [], []
+    for t in said["windows"]:
+        end = (t // large_rows.EPISODE + 1) * large_rows.EPISODE
+        coming = np.arange(t, t + horizon)
+        made = large_rows.rows_of(t, end, width)[:, : width // 2]
+        X.append(made[np.minimum(coming, end - 1) - t])
+        masks.append(coming < end)
+    assert bytes.fromhex(said["X"]) == np.stack(X)[:, :horizon].tobytes()
+    assert bytes.fromhex(said["mask"]) == np.stack(masks).tobytes()
+    assert not np.stack(masks).all()
+    x0 = np.frombuffer(bytes.fromhex(said["x0"]), np.float32).reshape(np.stack(X).shape)
+    mean, sd = map(np.array, said["moments"])
+    expected = np.where(np.stack(masks)[..., None], (np.stack(X) - mean) / sd, 0)
+    assert np.abs(x0 - expected).max() < 1e-6
