@@ -3,7 +3,6 @@ scale and shift in every layer."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,27 +12,9 @@ from torch import Tensor, nn
 from .._core.checks import check_count
 from .._core.tensors import time_dtype
 from .arguments import batch_of_times
+from .time_embedding import Waves
 
 __all__ = ["TrajectoryUnet"]
-
-
-class Waves(nn.Module):
-    """Time t (B,) as D / 2 sines and as many cosines, of periods 2 pi .. 20000 pi.
-
-    Args:
-        dim: D, even, at least 4.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Map (B,) to (B, D)."""
-        half = self.dim // 2
-        exponent = torch.arange(half, device=t.device) * -(math.log(10000.0) / (half - 1))
-        angle = t[:, None] * exponent.exp()[None]
-        return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 class ConvBlock(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .._core.checks import check_count
 from .arguments import check_positive
 
-__all__ = ["TimeEmbedding"]
+__all__ = ["TimeEmbedding", "Waves"]
 
 
 class TimeEmbedding(nn.Module):
@@ -56,3 +56,22 @@ class TimeEmbedding(nn.Module):
         phase = self.time_scale * t[..., None] * frequencies
         features = torch.cat([phase.cos(), phase.sin()], dim=-1).to(self.hidden.weight.dtype)
         return F.silu(self.out(F.silu(self.hidden(features))))
+
+
+class Waves(nn.Module):
+    """Time t (B,) as D / 2 sines and as many cosines, of periods 2 pi .. 20000 pi.
+
+    Args:
+        dim: D, even, at least 4.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map (B,) to (B, D)."""
+        half = self.dim // 2
+        exponent = torch.arange(half, device=t.device) * -(math.log(10000.0) / (half - 1))
+        angle = t[:, None] * exponent.exp()[None]
+        return torch.cat([angle.sin(), angle.cos()], -1)

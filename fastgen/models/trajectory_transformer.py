@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._core.checks import check_count
 from .._core.tensors import time_dtype
 from .arguments import batch_of_times, check_positive
-from .conv_unet import Waves
+from .time_embedding import Waves
 
 __all__ = ["TrajectoryTransformer"]
 
