@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._core.carried import bare
 from ._core.conditions import cond_text, cond_to, take_rows
-from ._core.masks import cond_without_masks
 from ._core.seeds import generator_for
 from .models.discriminators import (
     FeatureHeads,
@@ -238,7 +238,7 @@ def discriminator_for(
 
 def _sample_discriminator(network: nn.Module, x0: Tensor, cond: Cond) -> nn.Module:
     """A discriminator that sees the noised sample itself, for data like `x0` and `cond`."""
-    cond = cond_without_masks(cond)
+    cond = bare(cond)
     has_tokens = isinstance(cond, Tensor) and cond.ndim == 3
     if x0.ndim not in (2, 3) or not (cond is None or has_tokens):
         raise ValueError(

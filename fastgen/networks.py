@@ -1,8 +1,8 @@
 """Networks: how one is called, what it says of itself, and what may be wrapped around it.
 
 Every network is called `net(x_t, t, cond)`, in its own dtype, with times in no less than float32.
-A condition may say which tokens are real (`_core/masks.py`): padding is 0 in what a network sees
-and in what it answers.
+A condition may say which tokens are real and which are given (`_core/carried.py`): padding is 0 in
+what a network sees and in what it answers.
 What is wrapped around one is a coat: see `NetworkWrapper`, `coats` and `unwrap`.
 """
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ._core.calls import call_intact
+from ._core.carried import bare
 from ._core.checks import check_shape
 from ._core.conditions import named_tensors
-from ._core.masks import cond_without_masks, real_only
+from ._core.masks import real_only
 from ._core.messages import brief
 from ._core.modules import as_built, inside_launcher
 from ._core.precision import computing_dtype
-from ._core.prefixes import cond_without_prefix
 from ._core.sizes import check_sizes, parse_sizes
 from ._core.tensors import time_dtype
 from .flow_matching import convert_prediction
@@ -196,7 +196,7 @@ def check_trained_sizes(network: object, x: Tensor, cond: Cond, who: str) -> Non
         raise ValueError(f"trained_sizes of {who}: {error}") from error
     if "X" in sizes:
         check_sizes(x, "X", sizes, who)
-    check_sizes(cond_without_masks(cond_without_prefix(cond)), "Z", sizes, who)
+    check_sizes(bare(cond), "Z", sizes, who)
 
 
 def _declared(network: object, name: str, default: Any) -> Any:

@@ -28,8 +28,9 @@ from typing import Any
 
 import torch
 
+from fastgen._core.carried import carried_like
 from fastgen._core.conditions import cond_text
-from fastgen._core.masks import MASKS, cond_without_masks, masked_like, masks_of
+from fastgen._core.masks import MASKS, cond_without_masks, masks_of
 from fastgen.config.base import MOST_SEED
 from fastgen.data.files import load_conditions
 from fastgen.data.observations import load_observations
@@ -131,7 +132,7 @@ def conditions(student: Student, path: str | None) -> Any:
     Z = cond_without_masks(z)
     # The conditions of trajectories are real numbers, however a file holds them.
     whole = student.cond_horizon is not None and not Z.is_floating_point()
-    return masked_like(Z.double(), z) if whole else z
+    return carried_like(Z.double(), z) if whole else z
 
 
 if __name__ == "__main__":

@@ -1,22 +1,18 @@
 """Masks: which tokens of samples and conditions are real, carried by the condition.
 
-Samples of unequal length are padded to one. What is real of them travels with their condition,
-through batches, losses, samplers and files, as
-
-    {"Z": Z, "mask": bool (B, T_x), "cond_mask": bool (B, T_z)},        True = real token,
-
-of which either mask may be missing, where nothing is padded. Z is what the condition is without
-masks. A mapping with other members than these three is a condition like any other.
+Samples of unequal length are padded to one. What is real of them travels with their condition
+(:mod:`fastgen._core.carried`) as `mask` (B, T_x) and `cond_mask` (B, T_z), True = real token, of
+which either may be missing, where nothing is padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .carried import MASKS, Carried, carried_by, check_kind, members_of
 from .checks import at_hand
 from .made_rows import MadeRows, blocks_of, mapped_rows
 from .tensors import expand_mask
@@ -28,7 +24,6 @@ __all__ = [
     "is_masked",
     "mask_names",
     "mask_of_lengths",
-    "masked_like",
     "masks_of",
     "packed_mask",
     "padding_filled",
@@ -37,58 +32,42 @@ __all__ = [
     "with_masks",
 ]
 
-MASKS = ("mask", "cond_mask")
-
 
 def is_masked(cond: Any) -> bool:
-    """Whether a condition carries masks: a mapping of Z and one mask or both."""
-    return isinstance(cond, Mapping) and "Z" in cond and {"Z"} < set(cond) <= {"Z", *MASKS}
+    """Whether a condition carries one mask or both."""
+    return bool(mask_names(cond))
 
 
 def with_masks(Z: Any, mask: Tensor | None = None, cond_mask: Tensor | None = None) -> Any:
     """The condition Z with the masks that aren't None; Z itself where both are."""
-    given = {"mask": mask, "cond_mask": cond_mask}
-    found = {name: value for name, value in given.items() if value is not None}
-    return {"Z": Z, **found} if found else Z
+    return Carried(Z, mask, cond_mask).condition()
 
 
 def masks_of(cond: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-    """(Z, mask, cond_mask) of a condition; a mask that it doesn't carry is None.
+    """(the condition without its masks, mask, cond_mask); a mask that it doesn't carry is None.
 
     Raises:
         ValueError: a mask of it isn't bool (B, T).
     """
-    if not is_masked(cond):
-        return cond, None, None
-    for name in MASKS:
-        if name in cond:
-            _check_kind(name, cond[name])
-    return cond["Z"], cond.get("mask"), cond.get("cond_mask")
+    found = carried_by(cond)
+    rest = found._replace(mask=None, cond_mask=None)
+    return rest.condition(), found.mask, found.cond_mask
 
 
 def mask_names(cond: Any) -> list[str]:
     """The names of the masks that a condition carries."""
-    return [name for name in MASKS if is_masked(cond) and name in cond]
+    return [name for name in MASKS if name in members_of(cond)]
 
 
 def cond_without_masks(cond: Any) -> Any:
-    """Z of a condition."""
+    """A condition without its masks."""
     return masks_of(cond)[0]
 
 
 def token_mask(cond: Any) -> Tensor | None:
     """The mask (B, T_x) of the samples that a condition belongs to; None: all tokens are real.
     Errors as `masks_of`."""
-    return masks_of(cond)[1]
-
-
-def masked_like(Z: Any, cond: Any) -> Any:
-    """Another condition `Z` of the same samples, with the masks of `cond`; where it has masks of
-    its own, with that of the samples alone, if it lacks one."""
-    _, mask, cond_mask = masks_of(cond)
-    if not is_masked(Z):
-        return with_masks(Z, mask, cond_mask)
-    return Z if mask is None or "mask" in Z else {**Z, "mask": mask}
+    return carried_by(cond).mask
 
 
 def real_only(x: Tensor, cond: Any) -> Tensor:
@@ -111,7 +90,7 @@ def check_real(name: str, mask: Any, shape: tuple[int, ...]) -> None:
     Raises:
         ValueError: such as `expected mask of shape (8, 16), True = real token, got (8, 5)`.
     """
-    _check_kind(name, mask)
+    check_kind(name, mask)
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(
             f"expected {name} of shape {tuple(shape)}, True = real token, got {tuple(mask.shape)}"
@@ -124,18 +103,6 @@ def check_real(name: str, mask: Any, shape: tuple[int, ...]) -> None:
                 f"expected {name} to have a real token (True) in each row, got none in row "
                 f"{empty[0]}; True marks what is real, not padding"
             )
-
-
-def _check_kind(name: str, mask: Any) -> None:
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 2:
-        return
-    got = type(mask).__name__
-    if isinstance(mask, Tensor):
-        got = f"{mask.dtype} {tuple(mask.shape)}"
-    raise ValueError(
-        f"expected {name} to be a bool Tensor (B, T), True = real token, got {got}; a member of a "
-        "condition of your own needs another name"
-    )
 
 
 def mask_of_lengths(lengths: Tensor, tokens: int) -> Tensor:

@@ -1,72 +1,116 @@
 """Prefixes: tokens of a sample that are given, carried by its condition.
 
 The first k tokens of a trajectory may be known: what a robot is about to do, a path to go on. They
-travel with the condition, through batches, losses and samplers, as
-
-    {"Z": Z, "prefix": x (B, T, d), "given": bool (B, T)},        True = given,
-
-x as networks see it; what stands in it beyond the given tokens is not looked at. Z is what the
-condition is without a prefix. A mapping with other members than these three is a condition like any
-other.
+travel with the condition (:mod:`fastgen._core.carried`) as `prefix` x (B, T, d), as networks see
+samples, and `given` (B, T), True = given; what stands in the prefix beyond the given tokens is not
+looked at. Of a padded sample the first k real tokens are given. The other real tokens are open:
+what is sampled, and what losses are means over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .carried import carried_by, members_of
 from .tensors import expand_like
 
 __all__ = [
     "cond_without_prefix",
+    "drawn_lengths",
     "has_prefix",
     "open_share",
+    "open_tokens",
     "over_open_tokens",
+    "pinned",
     "prefix_of",
     "with_prefix",
 ]
 
-_MEMBERS = {"Z", "prefix", "given"}
-
 
 def has_prefix(cond: Any) -> bool:
     """Whether a condition carries a prefix."""
-    return isinstance(cond, Mapping) and set(cond) == _MEMBERS
+    return "prefix" in members_of(cond)
 
 
-def with_prefix(Z: Any, prefix: Tensor, lengths: Tensor) -> dict[str, Any]:
-    """The condition Z with the first `lengths` (B,) tokens of `prefix` (B, T, d) given."""
-    tokens = torch.arange(prefix.shape[1], device=prefix.device)
-    given = tokens < lengths.to(prefix.device)[:, None]
-    return {"Z": Z, "prefix": prefix, "given": given}
+def with_prefix(cond: Any, prefix: Tensor, lengths: Tensor) -> dict[str, Any]:
+    """A condition with the first `lengths` (B,) tokens of `prefix` (B, T, d) given; with masks, the
+    first real ones."""
+    found = carried_by(cond)
+    lengths = lengths.to(prefix.device)[:, None]
+    if found.mask is None:
+        given = torch.arange(prefix.shape[1], device=prefix.device) < lengths
+    else:
+        given = found.mask & (found.mask.cumsum(1) <= lengths)
+    return found._replace(prefix=prefix, given=given).condition()
 
 
 def prefix_of(cond: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-    """(Z, prefix, given) of a condition; None for both where it carries none."""
-    if not has_prefix(cond):
+    """(the condition without its prefix, prefix, given); None for both where it carries none."""
+    found = carried_by(cond)
+    if found.prefix is None:
         return cond, None, None
-    return cond["Z"], cond["prefix"], cond["given"]
+    return found._replace(prefix=None, given=None).condition(), found.prefix, found.given
 
 
 def cond_without_prefix(cond: Any) -> Any:
-    """Z of a condition."""
+    """A condition without its prefix."""
     return prefix_of(cond)[0]
 
 
+def drawn_lengths(uniform: Tensor, most: int, mask: Tensor) -> Tensor:
+    """Whole numbers (B,) of tokens to be given, all in 0..min(most, real tokens - 1) equally often.
+
+    Args:
+        uniform: uniform in [0, 1), (B,).
+        most: of a sample without padding.
+        mask: bool (B, T), True = real token.
+    """
+    limits = (mask.sum(1).to(uniform.device) - 1).clamp(0, most)
+    return (uniform.double() * (limits + 1)).long().clamp(max=limits)
+
+
+def pinned(x: Tensor, cond: Any) -> Tensor:
+    """Samples x (B, T, ...) with the very prefix of their condition at its given tokens, which get
+    no gradient; `x` itself without a prefix."""
+    found = carried_by(cond)
+    if found.prefix is None or found.given is None:
+        return x
+    return torch.where(found.given[..., None], found.prefix.to(x), x)
+
+
+# ---- Means over open tokens ----------------------------------------------------------------------
+
+
+def open_tokens(cond: Any, mask: Tensor | None = None) -> Tensor | None:
+    """Which tokens (B, T) of samples are real and not given: what losses are means over; None: all.
+
+    Args:
+        cond: condition of the samples.
+        mask: of the real ones, in place of that of the condition; None: that one.
+    """
+    found = carried_by(cond)
+    mask = found.mask if mask is None else mask
+    if found.given is None:
+        return mask
+    return ~found.given if mask is None else mask & ~found.given
+
+
 def open_share(cond: Any) -> Tensor | None:
-    """The share (B,) of tokens that are not given, > 0; None without a prefix."""
-    given = prefix_of(cond)[2]
-    if given is None:
+    """The share (B,) of real tokens that are not given, > 0; None without a prefix."""
+    found = carried_by(cond)
+    if found.given is None:
         return None
-    return 1.0 - given.double().mean(1)
+    if found.mask is None:
+        return 1.0 - found.given.double().mean(1)
+    return 1.0 - found.given.double().sum(1) / found.mask.double().sum(1)
 
 
 def over_open_tokens(residual: Tensor, cond: Any) -> Tensor:
-    """r sqrt(T / (T - k)), whose mean square over all tokens is that of r (B, T, d) over those that
-    are not given, where r is 0 at the k given ones; r itself without a prefix."""
+    """r sqrt(T / (T - k)), whose mean square over all T real tokens is that of r (B, T, d) over
+    those that are not given, where r is 0 at the k given ones; r itself without a prefix."""
     share = open_share(cond)
     if share is None:
         return residual

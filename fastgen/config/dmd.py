@@ -9,7 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from .._core.checks import check_pred_type
 from .groups import EMAConfig
 from .matching import MatchingConfig
-from .rungs import check_decreasing, check_start, rungs_of, t_lists_of, with_calls
+from .rungs import (
+    check_decreasing,
+    check_one_way,
+    check_start,
+    rungs_of,
+    t_lists_of,
+    with_calls,
+)
 from .student import Calls, StudentConfig
 
 __all__ = ["STUDENT_KEYS", "DMDConfig", "joined"]
@@ -31,8 +38,8 @@ class DMDConfig(MatchingConfig):
     :class:`fastgen.dmd.DMDPipeline`. In YAML the keys that it adds stand under `student:`.
 
     Raises:
-        ValueError: rungs that no student can walk, or that contradict `student_steps`; and as
-            `MatchingConfig`.
+        ValueError: rungs that no student can walk, or that contradict `student_steps`; several
+            numbers of calls under "ode"; and as `MatchingConfig`.
     """
 
     pred_type: Literal["flow", "x0", "eps"] = Field(
@@ -88,6 +95,7 @@ class DMDConfig(MatchingConfig):
         # Frozen models are still filled in during validation, through the base class' setter.
         object.__setattr__(self, "t_list", rungs)
         check_start(self.pred_type, self.t_list)
+        check_one_way(self.student_sample_type, self.t_lists, "student_sample_type")
         self.check_for_rungs(len(self.t_list) - 1, several=len(self.t_lists) > 1)
         return self
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from .._core.masks import is_masked
+from .._core.masks import token_mask
 from .base import Config
 
 __all__ = ["PrefixKeys", "prefix_tokens"]
@@ -19,7 +19,7 @@ class PrefixKeys(Config):
         default=0,
         ge=0,
         description="trajectories: most waypoints that are given at the beginning, as many as are "
-        "drawn for each sample, in whole tokens of data.pack; 0 = none",
+        "drawn for each sample, in whole tokens of data.pack and fewer than are real; 0 = none",
     )
 
 
@@ -31,8 +31,8 @@ def prefix_tokens(prefix_max: int, data: Any) -> int:
         data: the training set, with `X` (N, T_x, d_x) and waypoints per token `pack`.
 
     Raises:
-        ValueError: samples that are no trajectories or have masks, tokens given in part, or all of
-            them.
+        ValueError: samples that are no trajectories, tokens given in part, or all real ones of the
+            longest of them.
     """
     if not prefix_max:
         return 0
@@ -41,15 +41,13 @@ def prefix_tokens(prefix_max: int, data: Any) -> int:
             "expected trajectories X (N, T_x, d_x) with train.prefix_max, got X "
             f"{tuple(data.X.shape)}; leave it out"
         )
-    if is_masked(data.network_inputs()[1]):
-        raise ValueError(
-            "expected trajectories of equal length with train.prefix_max, got masks; leave one out"
-        )
     pack = getattr(data, "pack", 1)
-    waypoints = data.X.shape[1]
+    mask = token_mask(data.network_inputs()[1])
+    waypoints = data.X.shape[1] if mask is None else int(mask.sum(1).max()) * pack
     if prefix_max % pack or prefix_max >= waypoints:
+        of = "" if mask is None else " of the longest trajectory"
         raise ValueError(
-            f"expected train.prefix_max below the {waypoints} waypoints, a multiple of data.pack="
-            f"{pack}, got {prefix_max}"
+            f"expected train.prefix_max below the {waypoints} waypoints{of}, a multiple of "
+            f"data.pack={pack}, got {prefix_max}"
         )
     return prefix_max // pack

@@ -17,6 +17,7 @@ from .._core.messages import brief
 __all__ = [
     "ANY_CALLS",
     "check_decreasing",
+    "check_one_way",
     "check_start",
     "default_rungs",
     "parse_calls",
@@ -122,6 +123,18 @@ def check_start(pred_type: str, t_list: tuple[float, ...]) -> None:
     if pred_type == "eps" and t_list[0] >= 1.0:
         raise ValueError(
             f"expected t_list[0] < 1 for pred_type='eps' (x0 needs 1/(1-t)), got {t_list[0]}"
+        )
+
+
+def check_one_way(
+    sample_type: str, t_lists: Mapping[int, tuple[float, ...]], key: str = "sample_type"
+) -> None:
+    """Raise ValueError for a student of several numbers of calls, {calls: rungs}, whose rungs are
+    joined by the ODE; `key` is the name of `sample_type`."""
+    if len(t_lists) > 1 and sample_type == "ode":
+        raise ValueError(
+            f"expected {key}=sde with several numbers of calls, got ode: there a rung is trained "
+            "to reach the next one, which differs between them"
         )
 
 

@@ -9,7 +9,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from .._core.checks import check_pred_type
 from .base import Config
 from .groups import EMAConfig
-from .rungs import check_decreasing, check_start, parse_calls, rungs_of, t_lists_of, with_calls
+from .rungs import (
+    check_decreasing,
+    check_one_way,
+    check_start,
+    parse_calls,
+    rungs_of,
+    t_lists_of,
+    with_calls,
+)
 
 __all__ = ["Calls", "StudentConfig"]
 
@@ -90,11 +98,7 @@ class StudentConfig(Config):
 
     @model_validator(mode="after")
     def _one_way(self) -> StudentConfig:
-        if len(self.t_lists) > 1 and self.sample_type == "ode":
-            raise ValueError(
-                "expected sample_type=sde with several numbers of calls, got ode: there a rung is "
-                "trained to reach the next one, which differs between them"
-            )
+        check_one_way(self.sample_type, self.t_lists)
         return self
 
     @property

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .._core.prefixes import with_prefix
+from .._core.tensors import wide_dtype
 from ..channel_kinds import KindNormalizer
+from ..networks import network_device
 from ..normalizer import Normalizer, pack_tokens
 from ..teachers.prefixed import PrefixedNetwork
 
@@ -36,8 +38,10 @@ class Given(NamedTuple):
             return network, cond
         rows, given = self.waypoints.shape[:2]
         lengths = torch.full((rows,), given // self.pack)
+        place = network_device(network, self.tokens.device)
+        tokens = self.tokens.to(wide_dtype(place)).to(place)
         coat = PrefixedNetwork(network, pred_type=self.pred_type)
-        return coat, with_prefix(cond, self.tokens, lengths)
+        return coat, with_prefix(cond, tokens, lengths)
 
     def beginning(self, x: Tensor) -> Tensor:
         """Samples x (R, T_x, d_x) with the very waypoints that were given at their beginning."""
@@ -64,24 +68,27 @@ class PrefixLaw(NamedTuple):
     pred_type: str
     x_normalizer: Normalizer | None
 
-    def parse(self, prefix: Any, rows: int, num_samples: int) -> Given:
+    def parse(self, prefix: Any, rows: int, num_samples: int, mask: Tensor | None = None) -> Given:
         """A prefix as a user gives it, checked, and as networks see it.
 
         Args:
             prefix: (B, k, d_x), original units; None: nothing is given.
             rows: B.
             num_samples: samples of each condition, all of which begin so.
+            mask: bool (B, T_x), True = real waypoint; None: all are.
 
         Raises:
             TypeError: no floating-point Tensor.
             ValueError: another shape, a student that wasn't trained for it, tokens given in part,
-                numbers that are no rotation.
+                padding or all real waypoints of a row given, numbers that are no rotation.
         """
         if prefix is None:
             return Given()
         self._check(prefix, rows)
         if isinstance(self.x_normalizer, KindNormalizer):
             self.x_normalizer.kinds.check("prefix", prefix)
+        if mask is not None:
+            _check_open(mask, prefix.shape[1])
         whole = prefix.new_zeros(rows, *self.horizon)
         whole[:, : prefix.shape[1]] = prefix
         # In float64: waypoints far from the origin must not lose their digits before the mean is
@@ -115,3 +122,16 @@ class PrefixLaw(NamedTuple):
                 f"expected prefix of shape ({rows}, 1 <= k <= {self.most}{whole}, {d_x}), got "
                 f"{tuple(prefix.shape)}"
             )
+
+
+def _check_open(mask: Tensor, k: int) -> None:
+    """Refuse k waypoints that are given where a row of `mask` (B, T_x) has padding among them, or
+    nothing real after them."""
+    fits = mask[:, :k].all(1) & mask[:, k:].any(1)
+    if not bool(fits.all()):
+        row = int((~fits).nonzero()[0])
+        raise ValueError(
+            f"expected the first {k} waypoints of mask to be real, since prefix gives them, and "
+            f"more after them, got {int(mask[row].sum())} real ones in row {row}; sample rows of "
+            "other lengths by themselves, with a shorter prefix"
+        )

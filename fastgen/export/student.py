@@ -192,7 +192,7 @@ class Student:
                 cond_mask}.
             prefix: (B, k, d_x) in original units, the first k waypoints of each row's samples, for
                 a student that was trained to be given them (`.prefix_max`): samples begin with
-                these very numbers and go on from them.
+                these very numbers and go on from them. With a mask, fewer than are real.
             generator: of `noise`, then of the fresh noise of "sde" rungs; None: torch's global one.
                 A generator in the same state gives the same bits.
 
@@ -223,7 +223,7 @@ class Student:
             # Padding may hold any noise.
             _warn_of_noise(noise.reshape(-1, *self.noise_shape))
         law = PrefixLaw(self.prefix_max, self.horizon, self.pack, self.pred_type, self.x_normalizer)
-        given = law.parse(prefix, shape[0], num_samples or 1)
+        given = law.parse(prefix, shape[0], num_samples or 1, mask)
 
         def solve(noise: Tensor, cond: Any) -> Tensor:
             network, cond = given.around(self.network, cond)

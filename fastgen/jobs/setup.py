@@ -17,10 +17,10 @@ from .._core.conditions import (
     tensors_in,
 )
 from .._core.copies import copied
-from .._core.masks import cond_without_masks
+from .._core.masks import cond_without_masks, token_mask
 from .._core.messages import first_names
 from .._core.precision import in_full_precision, is_uniform, trainable
-from .._core.prefixes import cond_without_prefix, prefix_of, with_prefix
+from .._core.prefixes import cond_without_prefix, drawn_lengths, prefix_of, with_prefix
 from .._core.row_counts import RowCount
 from .._core.seeds import generator_for
 from ..config.prefix import prefix_tokens
@@ -104,8 +104,8 @@ class Setup(Networks):
             told = tokens_given(teacher) >= self._prefix_tokens
             way = "times" if told else "replacement"
             self.uncounted = PrefixedNetwork(self.uncounted, way, cfg.student.pred_type).eval()
-            Z = self.cond
-            self.cond = self.with_prefixes(with_prefix(Z, self.x0, torch.zeros(len(self.x0))))
+            none = torch.zeros(len(self.x0))
+            self.cond = self.with_prefixes(with_prefix(self.cond, self.x0, none))
         self.rows = RowCount()
         self.unguided = CountedNetwork(self.uncounted, self.rows)
         self.unguided.training = self.uncounted.training
@@ -132,13 +132,18 @@ class Setup(Networks):
 
     def with_prefixes(self, cond: Cond, name: str = "data") -> Cond:
         """A condition whose prefixes, if it has any, are of lengths drawn anew, for each row one in
-        0..`train.prefix_max`; `name` tells the draws apart."""
-        Z, prefix, _ = prefix_of(cond)
+        0..`train.prefix_max` that is below its real waypoints; `name` tells the draws apart."""
+        rest, prefix, _ = prefix_of(cond)
         if prefix is None:
             return cond
         generator = generator_for(self.cfg.seed, "prefix", name)
-        lengths = torch.randint(self._prefix_tokens + 1, (len(prefix),), generator=generator)
-        return with_prefix(Z, prefix, lengths)
+        most = self._prefix_tokens
+        mask = token_mask(rest)
+        if mask is None:
+            lengths = torch.randint(most + 1, (len(prefix),), generator=generator)
+        else:
+            lengths = drawn_lengths(torch.rand(len(prefix), generator=generator), most, mask)
+        return with_prefix(rest, prefix, lengths)
 
     @functools.cached_property
     def _own(self) -> OwnNetwork | None:

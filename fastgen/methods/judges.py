@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from .._core.carried import carried_like
 from .._core.checks import check_choice, check_pred_type
-from .._core.masks import masked_like, token_mask
+from .._core.masks import token_mask
 from .._core.modules import as_built, evaluating, frozen
 from ..discriminators import Features, block_features, sample_features
 from ..flow_matching import convert_prediction
@@ -122,7 +123,7 @@ class Judges:
         """x0 (B, ...) of the teacher without the guidance that the config asks for, and with it."""
         config = self.config
         assert config.guidance_scale is not None
-        negative_cond = masked_like(negative_cond, cond)
+        negative_cond = carried_like(negative_cond, cond)
         with evaluating(self.teacher):
             x0 = unclipped_x0(self.teacher, x_t, t, cond, pred_type=config.pred_type)
             negative = unclipped_x0(self.teacher, x_t, t, negative_cond, pred_type=config.pred_type)

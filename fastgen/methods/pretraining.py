@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .._core.calls import call_intact
+from .._core.carried import bare, carried_like
 from .._core.conditions import cond_to, map_tensors, take_rows
-from .._core.masks import cond_without_masks, masked_like, real_only, token_mask
-from .._core.prefixes import open_share, with_prefix
+from .._core.masks import real_only, token_mask
+from .._core.prefixes import drawn_lengths, open_share, with_prefix
 from .._core.tensors import expand_like
 from ..config.training import TeacherTrainConfig
 from ..flow_matching import add_noise, sample_timesteps
@@ -43,12 +44,13 @@ def flow_matching_loss(
         return dsm_loss("flow", pred, x0=x0, eps=eps, t=t, mask=token_mask(cond))
     # At given tokens the flow is known, but for the rounding of a division by a small t.
     pred = torch.where(cond["given"][..., None], (eps - x0).to(pred.dtype), pred)
-    return dsm_loss("flow", pred, x0=x0, eps=eps, t=t, weight=1.0 / share)
+    return dsm_loss("flow", pred, x0=x0, eps=eps, t=t, weight=1.0 / share, mask=token_mask(cond))
 
 
 class FlowMatchingTraining(Stage):
     """Flow matching on data; the formula stands at `flow_matching_loss`. Of each sample the first k
-    tokens are given, k uniform in 0..`prefix_tokens`."""
+    tokens are given, k uniform in 0..`prefix_tokens`, and below its real tokens where some are
+    padding."""
 
     name = "flow_matching"
 
@@ -91,14 +93,17 @@ class FlowMatchingTraining(Stage):
         t = self._times(step).to(x0.device)
         if self.cfg.cond_dropout:
             kept = self.draws.uniform(step, "cond") >= self.cfg.cond_dropout
-            Z = map_tensors(
-                lambda value: value * expand_like(kept.to(value), value), cond_without_masks(cond)
-            )
-            cond = masked_like(Z, cond)
+            Z = map_tensors(lambda value: value * expand_like(kept.to(value), value), bare(cond))
+            cond = carried_like(Z, cond)
         if self.prefix_tokens:
-            lengths = self.draws.integers(step, "prefix", self.prefix_tokens + 1)
-            cond = with_prefix(cond, x0, lengths)
+            cond = with_prefix(cond, x0, self._lengths(step, token_mask(cond)))
         return x0, eps, t, cond
+
+    def _lengths(self, step: int, mask: Tensor | None) -> Tensor:
+        """How many tokens of each sample are given, (B,)."""
+        if mask is None:
+            return self.draws.integers(step, "prefix", self.prefix_tokens + 1)
+        return drawn_lengths(self.draws.uniform(step, "prefix"), self.prefix_tokens, mask)
 
     def _times(self, step: int) -> Tensor:
         draws = self.draws

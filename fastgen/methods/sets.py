@@ -19,8 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._core.carried import bare
 from .._core.conditions import cond_text, cond_to, take_rows, tensors_in
-from .._core.masks import cond_without_masks, masks_of, real_only, token_mask, with_masks
+from .._core.masks import masks_of, real_only, token_mask, with_masks
 from ..networks import Cond
 from ..set_losses import set_loss
 from ..training.draws import Draws
@@ -66,7 +67,7 @@ def check_sets(networks: Networks) -> None:
         n = len(rows)
     if cfg.dmd.set_conditional:
         _rows_in_company(condition_numbers(cond, n), cfg.dmd.set_samples)
-    elif any(not value.is_floating_point() for value in tensors_in(cond_without_masks(cond))):
+    elif any(not value.is_floating_point() for value in tensors_in(bare(cond))):
         raise ValueError(
             "expected a condition of real numbers with dmd.set_conditional=false, got "
             f"{cond_text(cond)}; labels are shared by rows: leave it out"

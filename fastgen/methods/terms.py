@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._core.carried import bare
 from .._core.checks import check_shape
 from .._core.conditions import map_tensors
-from .._core.masks import cond_without_masks, token_mask
+from .._core.masks import token_mask
 from ..flow_matching import add_noise, convert_prediction
 from ..losses import (
     dsm_loss,
@@ -193,7 +194,7 @@ def real_data_term(
     groups = len(x0) // m
     x = made.x0
     real = x0
-    if config.real_data_conditional and cond_without_masks(cond) is not None:
+    if config.real_data_conditional and bare(cond) is not None:
         x = _samples_by_condition(rollouts, x0, noise, cond, m, generator)
         real = x0[::m]
         mask = None if mask is None else mask[::m]

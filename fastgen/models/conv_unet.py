@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._core.checks import check_count
+from .._core.conditions import cond_text
 from .._core.tensors import time_dtype
 from .arguments import batch_of_times
 from .time_embedding import Waves
@@ -170,8 +171,15 @@ class TrajectoryUnet(nn.Module):
         given `cond` (B, ...) of `cond_dim` numbers a row.
 
         Raises:
-            ValueError: waypoints or conditions of another number.
+            ValueError: waypoints or conditions of another number, or a condition that isn't one
+                Tensor, as where samples are padded.
         """
+        if not isinstance(cond, Tensor):
+            raise ValueError(
+                "expected a Tensor as the condition of a network that mixes neighbours and can't "
+                f"leave padding out, got {cond_text(cond)}; give trajectories and conditions of "
+                "one length, without masks"
+            )
         given = cond.flatten(1)
         if given.shape[1] != self.cond_dim:
             raise ValueError(

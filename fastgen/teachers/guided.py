@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .._core.calls import call_intact
+from .._core.carried import carried_like
 from .._core.checks import at_hand
 from .._core.conditions import cond_to, map_tensors, take_rows
-from .._core.masks import masked_like, token_mask
+from .._core.masks import token_mask
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
 from ..networks import Cond, NetworkWrapper, clip_limits, clipped_x0, network_dtype, unclipped_x0
@@ -94,7 +95,7 @@ class GuidedNetwork(NetworkWrapper):
         rows = self._rows_inside(t)
         if rows == []:
             return plain
-        null_cond = masked_like(self._null(x_t), cond)
+        null_cond = carried_like(self._null(x_t), cond)
         if rows is None:
             away = null(x_t, t, null_cond)
             return guide_x0(plain, away, t, self.guidance, mask=token_mask(cond))

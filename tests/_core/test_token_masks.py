@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from fastgen._core.carried import carried_like
 from fastgen._core.masks import (
     check_real,
     is_masked,
     mask_of_lengths,
-    masked_like,
     masks_of,
     packed_mask,
     padding_filled,
@@ -27,12 +27,12 @@ def test_a_condition_carries_its_masks_and_gives_them_back():
         cond = with_masks(Z, *masks)
         assert is_masked(cond) and masks_of(cond) == (Z, *masks)
     assert token_mask(with_masks(Z, MASK)) is MASK
-    assert masked_like(2 * Z, with_masks(Z, MASK, COND_MASK))["cond_mask"] is COND_MASK
-    assert masked_like(with_masks(Z, MASK), with_masks(Z, ~MASK))["mask"] is MASK
+    assert carried_like(2 * Z, with_masks(Z, MASK, COND_MASK))["cond_mask"] is COND_MASK
+    assert carried_like(with_masks(Z, MASK), with_masks(Z, ~MASK))["mask"] is MASK
     # The samples are the same; the other condition may be shorter than the first.
-    own = masked_like(with_masks(Z, None, COND_MASK), with_masks(Z, MASK, ~COND_MASK))
+    own = carried_like(with_masks(Z, None, COND_MASK), with_masks(Z, MASK, ~COND_MASK))
     assert own["mask"] is MASK and own["cond_mask"] is COND_MASK
-    assert set(masked_like(with_masks(Z, MASK), with_masks(Z, MASK, COND_MASK))) == {"Z", "mask"}
+    assert set(carried_like(with_masks(Z, MASK), with_masks(Z, MASK, COND_MASK))) == {"Z", "mask"}
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def test_what_several_numbers_exclude_is_refused():
         StudentConfig(steps=[500, 600])
     with pytest.raises(ValueError, match="expected sample_type=sde with several numbers of calls"):
         StudentConfig(steps="any", sample_type="ode")
+    with pytest.raises(ValueError, match="expected student_sample_type=sde with several numbers"):
+        DMDConfig(student_steps=[1, 2], student_sample_type="ode")
     with pytest.raises(ValueError, match="expected no t_list beside several numbers of calls"):
         StudentConfig(steps=[1, 2], t_list=(0.9, 0.5, 0.0))
     of_one = {

@@ -54,6 +54,7 @@ OF_SAMPLES: dict[str, Any] = {**SETS, "gan_features": "sample", "gan_loss_weight
 # (method, equivariant, changes of the config)
 RUNS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "kd": ("kd", False, {}),
+    "prefixes": ("kd", True, {"train": {"prefix_max": 2}}),
     "dmd2": ("dmd2", False, {"dmd": EVERYTHING, "teacher": {"null_cond": "zeros"}}),
     "equivariant": ("dmd2", True, {"dmd": OF_SAMPLES, "train": {"kd_noises_per_condition": 2}}),
     "sets": ("dmd2", True, {"dmd": SETS, "train": {"kd_noises_per_condition": 2}}),
@@ -132,7 +133,7 @@ def test_a_resumed_run_is_the_whole_one(tmp_path, stage, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dmd2", "sets"])
+@pytest.mark.parametrize("name", ["dmd2", "sets", "prefixes"])
 def test_two_processes_make_the_run_of_one(tmp_path, name):
     for done in forked(Path(__file__), tmp_path / "two", name, processes=2):
         assert done.returncode == 0, done.stderr
@@ -175,6 +176,27 @@ def test_from_a_file_of_lengths_to_samples(tmp_path):
         assert scores.keys() == {"1", "2"}
         samples.append((sample(student, fill), scores))
     assert torch.equal(samples[0][0], samples[1][0]) and samples[0][1] == samples[1][1]
+
+
+def test_a_padded_sample_goes_on_from_given_waypoints(tmp_path):
+    student = fastgen.load_student(run(tmp_path / "run", "prefixes", 0.0) / "student")
+    mask, cond_mask = masks()
+    rows = mask.sum(1) >= 3
+    X, Z = (value[rows] for value in walks(0.0))
+    options: dict[str, Any] = {"mask": mask[rows], "cond_mask": cond_mask[rows]}
+    samples = []
+    for fill in (0.0, 1e6):
+        noise = torch.randn(len(X), 4, 2, generator=torch.Generator().manual_seed(1))
+        noise = noise.masked_fill(~options["mask"][..., None], fill)
+        generator = torch.Generator().manual_seed(2)
+        made = student.sample(Z, noise=noise, prefix=X[:, :2], generator=generator, **options)
+        samples.append(made)
+    assert torch.equal(*samples) and torch.equal(samples[0][:, :2], X[:, :2].float())
+    assert (samples[0][~options["mask"]] == 0).all()
+    for k, row in ((1, 1), (2, 2)):
+        short = mask[mask.sum(1) == row][:1]
+        with pytest.raises(ValueError, match=f"the first {k} waypoints .* {row} real ones in row"):
+            student.sample(Z[:1], prefix=X[:1, :k], mask=short)
 
 
 class Unmasked(nn.Module):
