@@ -18,6 +18,7 @@ from .carried import carried_by, members_of
 from .tensors import expand_like
 
 __all__ = [
+    "check_no_prefix",
     "cond_without_prefix",
     "drawn_lengths",
     "has_prefix",
@@ -79,6 +80,19 @@ def pinned(x: Tensor, cond: Any) -> Tensor:
     if found.prefix is None or found.given is None:
         return x
     return torch.where(found.given[..., None], found.prefix.to(x), x)
+
+
+def check_no_prefix(cond: Any, what: str) -> None:
+    """Refuse given tokens in a loss that doesn't know them; `what` it is of, for people.
+
+    Raises:
+        ValueError: the condition carries a prefix.
+    """
+    if has_prefix(cond):
+        raise ValueError(
+            f"expected a condition without a prefix for {what}, got one; VSD, KD and flow "
+            "matching know given tokens"
+        )
 
 
 # ---- Means over open tokens ----------------------------------------------------------------------

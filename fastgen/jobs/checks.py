@@ -22,7 +22,7 @@ from ..config.training import DistillTrainConfig
 from ..export.folders import check_box
 from ..export.networks import SCORES_FILE
 from ..export.schema import is_export
-from ..methods.registry import WARM_START, method_named, stages_of
+from ..methods.registry import METHODS, WARM_START, method_named, stages_of
 from ..methods.time_grids import rung_grid
 from ..networks import check_trained_sizes, time_range
 from ..samplers.teacher import trusted_time
@@ -144,16 +144,15 @@ def check_plan(setup: Setup, *, processes: int = 1, sharded: bool = False) -> No
 
 
 def _check_prefix(setup: Setup) -> None:
-    """Refuse what a run with given waypoints can't serve: losses of samples whose given tokens they
-    don't know, a null condition without them, networks whose conversion has one time a row."""
+    """Refuse what a run with given waypoints can't serve: methods whose losses don't know given
+    tokens, networks whose conversion has one time a row."""
     cfg = setup.cfg
     if not cfg.train.prefix_max:
         return
     asked = "with train.prefix_max"
-    if cfg.method != WARM_START:
-        raise ValueError(f"expected method={WARM_START} {asked}, got {cfg.method}")
-    if cfg.dmd.guidance_scale is not None:
-        raise ValueError(f"expected dmd.guidance_scale=null {asked}, got {cfg.dmd.guidance_scale}")
+    served = [name for name, method in METHODS.items() if method.serves_prefixes]
+    if cfg.method not in served:
+        raise ValueError(f"expected method {' or '.join(served)} {asked}, got {cfg.method}")
     if describe_network(setup.source)[1] is not None:
         raise ValueError(
             f"expected a rectified flow called net(x_t, t, cond) {asked}, got a converted teacher, "

@@ -65,6 +65,7 @@ class Setup(Networks):
         x0, cond: the training data as networks see them, N rows each.
         encoder: what made the condition of raw observations, which students are exported with; None
             until it is set.
+        prefix_tokens: most tokens of a sample that its condition gives; 0: none are.
         in_order: whether the order of these rows may mean something.
         x_normalizer: of the data; None: they are seen as they are.
 
@@ -99,9 +100,9 @@ class Setup(Networks):
             self.uncounted = Bfloat16Network(teacher).eval()
         else:
             self.uncounted = in_own_precision(teacher, self.x0, self.cond)
-        self._prefix_tokens = prefix_tokens(cfg.train.prefix_max, data)
-        if self._prefix_tokens:
-            told = tokens_given(teacher) >= self._prefix_tokens
+        self.prefix_tokens = prefix_tokens(cfg.train.prefix_max, data)
+        if self.prefix_tokens:
+            told = tokens_given(teacher) >= self.prefix_tokens
             way = "times" if told else "replacement"
             self.uncounted = PrefixedNetwork(self.uncounted, way, cfg.student.pred_type).eval()
             none = torch.zeros(len(self.x0))
@@ -126,7 +127,7 @@ class Setup(Networks):
             network = self.teacher_copy()
         if self._own is None and how.layers is not None:
             give_layers(network, how.layers, self.cfg.seed)
-        if self._prefix_tokens:
+        if self.prefix_tokens:
             return PrefixedNetwork(network, pred_type=how.pred_type)
         return network
 
@@ -137,7 +138,7 @@ class Setup(Networks):
         if prefix is None:
             return cond
         generator = generator_for(self.cfg.seed, "prefix", name)
-        most = self._prefix_tokens
+        most = self.prefix_tokens
         mask = token_mask(rest)
         if mask is None:
             lengths = torch.randint(most + 1, (len(prefix),), generator=generator)

@@ -90,6 +90,9 @@ _NOT_WEIGHED = (
 class Auto(DMD2):
     """DMD2, or what the measurements ask for in its place."""
 
+    # What they ask for may be losses of whole samples.
+    serves_prefixes = False
+
 
 class Findings(NamedTuple):
     """What was measured of a teacher and of the data.

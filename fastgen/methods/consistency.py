@@ -45,6 +45,7 @@ from .._core.checks import check_pred_type, check_shape, check_time
 from .._core.conditions import cond_to, take_rows
 from .._core.masks import real_only, token_mask
 from .._core.modules import as_built, evaluating
+from .._core.prefixes import check_no_prefix
 from .._core.tensors import EPSILON, expand_like, wide_dtype
 from ..config.dmd import DMDConfig
 from ..flow_matching import add_noise
@@ -121,6 +122,7 @@ def consistency_loss(
             `teacher_step` refuses.
         TypeError: for times below float32.
     """
+    check_no_prefix(cond, "consistency")
     batch = x0.shape[:1]
     wide = wide_dtype(x0.device)
     check_shape("noise", noise, x0.shape)

@@ -28,8 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.checks import check_count, check_shape
-from .._core.masks import real_only, token_mask
+from .._core.masks import real_only
 from .._core.modules import as_built, evaluating
+from .._core.prefixes import open_tokens
 from .._core.seeds import draw_normal, draw_uniform
 from .._core.tensors import mean_square_of_real, time_dtype
 from ..flow_matching import add_noise
@@ -191,7 +192,7 @@ def _squared_errors(
             fake = pipeline.fake_x0(x_t, t, cond, rung).double()
             differences = (fake - teacher, x - teacher, x - fake)
             squares = [
-                mean_square_of_real(difference, token_mask(cond)) for difference in differences
+                mean_square_of_real(difference, open_tokens(cond)) for difference in differences
             ]
             rows.append(torch.stack(squares))
     return torch.stack(rows).cpu()

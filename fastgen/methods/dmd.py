@@ -23,6 +23,11 @@ nothing. A `mask` by itself says nothing to student, teacher and fake score, who
 tell them (or whose attention is causal), and padding must be finite. A discriminator is called with
 `mask=` either way.
 
+Tokens that a condition gives (`_core/prefixes.py`) are in all samples what they are given as. All
+networks are told of them (:class:`fastgen.teachers.prefixed.PrefixedNetwork`); VSD and the fake
+score's loss are means over real tokens that are not given, and have no gradient elsewhere.
+Discriminators and distances to real data compare whole samples, and are refused.
+
 References:
     Yin et al., One-step Diffusion with Distribution Matching Distillation, 2023, arXiv:2311.18828.
     Yin et al., Improved Distribution Matching Distillation, 2024, arXiv:2405.14867.

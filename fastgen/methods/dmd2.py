@@ -18,6 +18,7 @@ from ..config.dmd import DMDConfig
 from ..config.matching import MatchingConfig
 from ..config.schemas import DistillConfig
 from ..discriminators import discriminator_for
+from ..teachers.prefixed import PrefixedNetwork
 from ..training.stage import Stage
 from .dmd import DMDPipeline
 from .fake_scores import check_pull, create_fake_score
@@ -48,7 +49,13 @@ def new_fake_score(networks: Networks) -> nn.Module | None:
         return None
     rank = cfg.train.fake_score_rank
     # Corrections of low rank lie on the teacher's own weights.
-    source = networks.teacher_copy() if rank is None else networks.uncounted
+    source = networks.uncounted
+    if rank is None:
+        source = networks.teacher_copy()
+        if isinstance(networks.uncounted, PrefixedNetwork):
+            # Told of given tokens as the teacher is, so that both judge the same law.
+            way = networks.uncounted.way
+            source = PrefixedNetwork(source, way, cfg.student.pred_type)
     rungs = len(cfg.student.t_list) - 1 if cfg.dmd.fake_score_rung_conditioned else 1
     return create_fake_score(source, num_rungs=rungs, rank=rank, seed=cfg.seed)
 
@@ -81,6 +88,7 @@ class DMD2(Method):
 
     stage = "dmd"
     title = "DMD"
+    serves_prefixes = True
     remedy = (
         "stop earlier, lower train.student_optimizer.lr, or raise dmd.fake_steps_per_student_step"
     )
@@ -114,6 +122,8 @@ class DMD2(Method):
             )
         if dmd.fake_score_pull and (fake_score := new_fake_score(networks)) is not None:
             check_pull(fake_score, networks.student())
+        if networks.prefix_tokens:
+            _refuse_whole_samples(cfg)
         _check_groups(cfg, processes)
         check_sets(networks)
         if sharded:
@@ -171,6 +181,7 @@ class DMD2(Method):
             discriminator=discriminator,
             pairs=pairs,
             sets=sets_of(run, pairs, draws),
+            prefix_tokens=run.networks.prefix_tokens,
             name=self.stage,
         )
 
@@ -221,6 +232,7 @@ class LADD(DMD2):
     stage = "ladd"
     title = "LADD"
     remedy = Method.remedy
+    serves_prefixes = False
 
     def complete(self, cfg: DistillConfig) -> DistillConfig:
         """Without VSD; the GAN has weight 1 unless said otherwise."""
@@ -255,6 +267,27 @@ def _check_groups(cfg: DistillConfig, processes: int) -> None:
             raise ValueError(
                 f"expected dmd.{key} to divide the {size} samples of {of}, got {samples}"
             )
+
+
+def _refuse_whole_samples(cfg: DistillConfig) -> None:
+    """Refuse losses that compare whole samples where tokens of them are given: they would judge
+    what the student has no part in."""
+    for key, name in (
+        ("gan_loss_weight_gen", "a discriminator"),
+        ("real_data_weight", "a distance to real data"),
+        ("set_weight", "a distance of sets"),
+    ):
+        if weight := getattr(cfg.dmd, key):
+            raise ValueError(
+                f"expected dmd.{key}=0 with train.prefix_max: {name} sees whole samples, given "
+                f"tokens too, got {weight}; VSD (dmd.vsd_weight) and pairs (dmd.kd_weight) serve "
+                "prefixes"
+            )
+    if cfg.dmd.f_divergence != "reverse_kl":
+        raise ValueError(
+            "expected dmd.f_divergence=reverse_kl with train.prefix_max, since another one needs a "
+            f"discriminator, which sees whole samples, got {cfg.dmd.f_divergence}"
+        )
 
 
 def _refuse_shards(cfg: DistillConfig) -> None:

@@ -26,6 +26,7 @@ class Drift(DMD2):
     title = "Drift"
     colour = "#CC79A7"
     remedy = Method.remedy
+    serves_prefixes = False
 
     def complete(self, cfg: DistillConfig) -> DistillConfig:
         """Without VSD; sets of data, compared by drift with weight 1 unless said otherwise."""

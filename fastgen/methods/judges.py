@@ -15,6 +15,7 @@ from .._core.carried import carried_like
 from .._core.checks import check_choice, check_pred_type
 from .._core.masks import token_mask
 from .._core.modules import as_built, evaluating, frozen
+from .._core.prefixes import check_no_prefix, open_tokens, pinned
 from ..discriminators import Features, block_features, sample_features
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
@@ -81,7 +82,8 @@ class Judges:
         config = self.config
         if config.guidance_scale is None or config.guidance_scale == 1.0:
             with evaluating(self.teacher):
-                return teacher_x0(self.teacher, x_t, t, cond, pred_type=config.pred_type)
+                x0 = teacher_x0(self.teacher, x_t, t, cond, pred_type=config.pred_type)
+            return pinned(x0, cond)
         return self._guided_by_config(x_t, t, cond, negative_cond, mask)[1]
 
     def plain_and_guided_x0(
@@ -105,7 +107,8 @@ class Judges:
             return x0, x0
         with evaluating(teacher):
             plain, guided = teacher.plain_and_guided(x_t, t, cond)
-        return clipped_x0(teacher, plain), clipped_x0(teacher, guided)
+        plain, guided = (clipped_x0(teacher, value) for value in (plain, guided))
+        return pinned(plain, cond), pinned(guided, cond)
 
     def _check_mask(self, mask: Tensor | None, cond: Cond) -> None:
         """Refuse a mask that is not the condition's with a teacher that rescales by itself."""
@@ -130,9 +133,9 @@ class Judges:
         guidance = Guidance(
             config.guidance_scale, config.guidance_interval, config.guidance_rescale
         )
-        mask = token_mask(cond) if mask is None else mask
-        guided = guide_x0(x0, negative, t, guidance, mask=mask)
-        return clipped_x0(self.teacher, x0), clipped_x0(self.teacher, guided)
+        guided = guide_x0(x0, negative, t, guidance, mask=open_tokens(cond, mask))
+        plain, guided = (clipped_x0(self.teacher, value) for value in (x0, guided))
+        return pinned(plain, cond), pinned(guided, cond)
 
     # ---- Fake score ------------------------------------------------------------------------------
 
@@ -140,7 +143,7 @@ class Judges:
         """The fake score's x0 (B, ...)."""
         with evaluating(self.fake_score):
             pred = self.fake_prediction(x_t, t, cond, rung)
-        return convert_prediction(pred, x_t, t, self.config.pred_type, "x0")
+        return pinned(convert_prediction(pred, x_t, t, self.config.pred_type, "x0"), cond)
 
     def fake_prediction(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> Tensor:
         """The fake score's prediction (B, ...) in `config.pred_type`. Its mode is left alone: in
@@ -182,7 +185,12 @@ class Judges:
             return self.logits(discriminator, self.seen(x_t, t, cond, rung), t, cond, mask)
 
     def seen(self, x_t: Tensor, t: Tensor, cond: Cond, rung: int | Tensor) -> list[Tensor]:
-        """The features that the discriminator sees."""
+        """The features that the discriminator sees.
+
+        Raises:
+            ValueError: a condition with a prefix.
+        """
+        check_no_prefix(cond, "a discriminator")
         assert self.features is not None  # whoever has a discriminator has its features
         asked = t + rung if self.features_by_rung else t
         with evaluating(self.teacher, self.fake_score):

@@ -312,6 +312,7 @@ class KD(Method):
     title = "KD"
     colour = "#E69F00"
     heading = "KD: regression on teacher pairs"
+    serves_prefixes = True
     remedy = "stop earlier, lower train.kd_optimizer.lr, or raise train.kd_pairs"
 
     def updates(self, cfg: DistillConfig) -> int:

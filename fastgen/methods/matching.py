@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .._core.conditions import cond_to, take_rows
+from .._core.masks import token_mask
+from .._core.prefixes import with_prefix
 from ..config.dmd import DMDConfig
 from ..teachers.answer import first_gap
 from ..training.draws import Draws
@@ -77,6 +79,8 @@ class DistributionMatching(Stage):
         pairs: KD on teacher pairs, whose loss is added with `kd_weight`; None, or a weight of 0:
             there is none.
         sets: of one condition, whose distance is added with `set_weight`; None: there is none.
+        prefix_tokens: most tokens of a sample that are given, k of them drawn anew for each batch;
+            0: the condition carries no prefix.
         name: of the stage.
     """
 
@@ -94,12 +98,14 @@ class DistributionMatching(Stage):
         discriminator: TrainedNetwork | None = None,
         pairs: KnowledgeDistillation | None = None,
         sets: ConditionSets | None = None,
+        prefix_tokens: int = 0,
         name: str = "dmd",
     ) -> None:
         self.student = student
         self.pipeline = pipeline
         self.pairs = pairs if dmd.kd_weight > 0 else None
         self.sets = sets
+        self.prefix_tokens = prefix_tokens
         self.name = name
         self.x0 = x0
         self.cond = cond
@@ -261,7 +267,16 @@ class DistributionMatching(Stage):
             rows = self.draws.rows(step if index is None else index, len(self.x0))
             x0 = cond_to(self.x0[rows], self.draws.device)
             cond = cond_to(take_rows(self.cond, rows), self.draws.device)
+            if self.prefix_tokens:
+                cond = self._with_prefix(cond, x0, step, name)
             return x0, self.draws.normal(step, f"noise-{name}", tuple(x0.shape[1:])), cond
+
+    def _with_prefix(self, cond: Any, x0: Tensor, step: int, name: str) -> Any:
+        """The condition of a batch whose rows are given the beginning of their own data."""
+        lengths = self.draws.prefix_lengths(
+            step, f"prefix-{name}", self.prefix_tokens, token_mask(cond)
+        )
+        return with_prefix(cond, x0, lengths)
 
     def cause(self, step: int, part: str) -> str | None:
         asked: dict[str, nn.Module] = {"the teacher": self.pipeline.teacher}

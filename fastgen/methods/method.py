@@ -66,6 +66,7 @@ class Networks(Protocol):
         uncounted: the same, whose evaluations aren't counted: for networks made of the teacher's
             own weights, which are no teacher.
         x0, cond: the training data as networks see them, N rows each.
+        prefix_tokens: most tokens of a sample that its condition gives; 0: none are.
     """
 
     cfg: DistillConfig
@@ -74,6 +75,7 @@ class Networks(Protocol):
     uncounted: nn.Module
     x0: Tensor
     cond: Cond
+    prefix_tokens: int
 
     def student(self) -> nn.Module:
         """What is trained, in full precision: a copy of the teacher, deeper or shallower if the
@@ -173,6 +175,7 @@ class Method(ABC):
         colour: of its curves and pictures, as matplotlib reads colours.
         heading: over the panel of its losses; "" for the title.
         remedy: what a warning of its stage advises.
+        serves_prefixes: whether its losses know tokens that a condition gives.
     """
 
     stage: str
@@ -180,6 +183,7 @@ class Method(ABC):
     colour: str = "#009E73"
     heading: str = ""
     remedy: str = "stop earlier, or lower the learning rate"
+    serves_prefixes: bool = False
 
     def updates(self, cfg: DistillConfig) -> int:
         """Updates of the student; a stage of 0 is not run."""

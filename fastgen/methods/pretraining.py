@@ -11,7 +11,7 @@ from .._core.calls import call_intact
 from .._core.carried import bare, carried_like
 from .._core.conditions import cond_to, map_tensors, take_rows
 from .._core.masks import real_only, token_mask
-from .._core.prefixes import drawn_lengths, open_share, with_prefix
+from .._core.prefixes import open_share, with_prefix
 from .._core.tensors import expand_like
 from ..config.training import TeacherTrainConfig
 from ..flow_matching import add_noise, sample_timesteps
@@ -96,14 +96,11 @@ class FlowMatchingTraining(Stage):
             Z = map_tensors(lambda value: value * expand_like(kept.to(value), value), bare(cond))
             cond = carried_like(Z, cond)
         if self.prefix_tokens:
-            cond = with_prefix(cond, x0, self._lengths(step, token_mask(cond)))
+            lengths = self.draws.prefix_lengths(
+                step, "prefix", self.prefix_tokens, token_mask(cond)
+            )
+            cond = with_prefix(cond, x0, lengths)
         return x0, eps, t, cond
-
-    def _lengths(self, step: int, mask: Tensor | None) -> Tensor:
-        """How many tokens of each sample are given, (B,)."""
-        if mask is None:
-            return self.draws.integers(step, "prefix", self.prefix_tokens + 1)
-        return drawn_lengths(self.draws.uniform(step, "prefix"), self.prefix_tokens, mask)
 
     def _times(self, step: int) -> Tensor:
         draws = self.draws

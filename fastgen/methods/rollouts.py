@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .._core.checks import check_shape
 from .._core.modules import as_built, evaluating
+from .._core.prefixes import pinned
 from .._core.seeds import draw_normal
 from .._core.tensors import wide_dtype
 from ..flow_matching import add_noise, sample_timesteps
@@ -202,7 +203,8 @@ class Rollouts:
         *,
         generator: torch.Generator | None = None,
     ) -> Generated:
-        """The student's x0 at one rung, in the dtype of `noise`, with its gradient.
+        """The student's x0 at one rung, in the dtype of `noise`, with its gradient; the very prefix
+        at tokens that the condition gives, without one.
 
         Arguments and errors are those of `student_input`.
         """
@@ -211,7 +213,7 @@ class Rollouts:
             made = predict_x0(
                 self.student, x_t, t, cond, pred_type=self.config.pred_type, dtype=noise.dtype
             )
-        return Generated(made.to(noise.dtype), rung)
+        return Generated(pinned(made.to(noise.dtype), cond), rung)
 
     def _state_of_rollout(
         self, noise: Tensor, cond: Cond, generator: torch.Generator | None

@@ -22,6 +22,7 @@ from torch import Tensor
 from .._core.carried import bare
 from .._core.conditions import cond_text, cond_to, take_rows, tensors_in
 from .._core.masks import masks_of, real_only, token_mask, with_masks
+from .._core.prefixes import check_no_prefix
 from ..networks import Cond
 from ..set_losses import set_loss
 from ..training.draws import Draws
@@ -174,8 +175,9 @@ def set_term(
         scalar; its gradient reaches the student.
 
     Raises:
-        ValueError: a batch that m doesn't divide.
+        ValueError: a batch that m doesn't divide, or a condition with a prefix.
     """
+    check_no_prefix(cond, "sets of samples")
     config = rollouts.config
     m = config.set_samples
     if len(target) % m:

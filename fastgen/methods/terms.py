@@ -14,6 +14,7 @@ from .._core.carried import bare
 from .._core.checks import check_shape
 from .._core.conditions import map_tensors
 from .._core.masks import token_mask
+from .._core.prefixes import check_no_prefix, open_tokens
 from ..flow_matching import add_noise, convert_prediction
 from ..losses import (
     dsm_loss,
@@ -95,7 +96,7 @@ def vsd_term(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The VSD loss of samples, see :func:`fastgen.vsd.vsd_loss`; its weight has the factors that
-    `f_divergence` and `vsd_alpha_factor` ask for.
+    `f_divergence` and `vsd_alpha_factor` ask for. Means are over what is real and not given.
 
     Draws t, then eps.
 
@@ -104,7 +105,7 @@ def vsd_term(
             they are asked.
     """
     config = judges.config
-    mask = token_mask(cond) if mask is None else mask
+    mask = open_tokens(cond, mask)
     if verdict is None:
         verdict = vsd_verdict(
             judges, draws, made, cond, negative_cond=negative_cond, mask=mask, generator=generator
@@ -177,10 +178,11 @@ def real_data_term(
     Draws the new samples' noise, then what `Rollouts.generate` draws.
 
     Raises:
-        ValueError: for missing data, a batch that m doesn't divide, or a mask where groups are
-            compared.
+        ValueError: for missing data, a batch that m doesn't divide, a mask where groups are
+            compared, or a prefix.
     """
     config = rollouts.config
+    check_no_prefix(cond, "a distance to real data")
     mask = token_mask(cond) if mask is None else mask
     m = config.real_data_samples
     if x0 is None:
@@ -246,12 +248,13 @@ def fake_score_term(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Denoising score matching on samples, in `space` ("flow", "x0" or "eps"), weighted over t by
-    `fake_score_weight`; see :func:`fastgen.losses.dsm_loss`.
+    `fake_score_weight`; see :func:`fastgen.losses.dsm_loss`. The mean is over what is real and not
+    given.
 
     Draws t, then eps.
     """
     config = judges.config
-    mask = token_mask(cond) if mask is None else mask
+    mask = open_tokens(cond, mask)
     with torch.no_grad():
         t, eps = draws.times_and_noise(made.x0, config.fake_score_t, generator)
         x_t = add_noise(made.x0, eps, t)

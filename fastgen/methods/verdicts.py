@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .._core.masks import token_mask
+from .._core.prefixes import open_tokens
 from .._core.tensors import at_least_float32, expand_like
 from ..flow_matching import add_noise
 from ..networks import Cond
@@ -60,7 +60,7 @@ def vsd_verdict(
     that of all parts.
     """
     config = judges.config
-    mask = token_mask(cond) if mask is None else mask
+    open_ = open_tokens(cond, mask)
     x0 = made.x0.detach()
     t, eps = draws.times_and_noise(x0, config.vsd_t, generator)
     x_t = add_noise(x0, eps, t)
@@ -80,7 +80,7 @@ def vsd_verdict(
         scale = alpha_t if scale is None else alpha_t * scale
     mean_size: Tensor | None = None
     if config.vsd_norm == "batch":
-        mean_size = draws.mean(vsd_size(x0, teacher_x0, mask=mask).mean())
+        mean_size = draws.mean(vsd_size(x0, teacher_x0, mask=open_).mean())
     return Verdict(teacher_x0, fake_x0, scale, mean_size)
 
 

@@ -12,7 +12,7 @@ from .._core.calls import call_intact
 from .._core.carried import carried_like
 from .._core.checks import at_hand
 from .._core.conditions import cond_to, map_tensors, take_rows
-from .._core.masks import token_mask
+from .._core.prefixes import open_tokens, pinned
 from ..flow_matching import convert_prediction
 from ..guidance import Guidance, guide_x0
 from ..networks import Cond, NetworkWrapper, clip_limits, clipped_x0, network_dtype, unclipped_x0
@@ -35,7 +35,8 @@ class GuidedNetwork(NetworkWrapper):
         network: called `network(x_t, t, cond)`, predicts `pred_type`.
         guidance: scale, interval and rescaling.
         null_cond: the condition to guide away from, with one row, or with a row for each sample. It
-            has the masks of the condition that it stands in for.
+            has the masks and the prefix of the condition that it stands in for, so that given
+            tokens are known on both sides and stay what they are.
         pred_type: "flow", "x0" or "eps".
     """
 
@@ -53,7 +54,7 @@ class GuidedNetwork(NetworkWrapper):
     def predict_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The guided x0 (B, ...), in the dtype of `x_t`; clipped where the network's is, once, as
         the samplers of diffusers do."""
-        return clipped_x0(self, self.unclipped_x0(x_t, t, cond))
+        return pinned(clipped_x0(self, self.unclipped_x0(x_t, t, cond)), cond)
 
     def unclipped_x0(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """As `predict_x0`, before it is clipped."""
@@ -98,12 +99,12 @@ class GuidedNetwork(NetworkWrapper):
         null_cond = carried_like(self._null(x_t), cond)
         if rows is None:
             away = null(x_t, t, null_cond)
-            return guide_x0(plain, away, t, self.guidance, mask=token_mask(cond))
+            return guide_x0(plain, away, t, self.guidance, mask=open_tokens(cond))
         index = torch.tensor(rows, device=x_t.device)
         times = t[rows]
         null_cond = take_rows(null_cond, index)
         away = null(x_t[index], times, null_cond)
-        guided = guide_x0(plain[index], away, times, self.guidance, mask=token_mask(null_cond))
+        guided = guide_x0(plain[index], away, times, self.guidance, mask=open_tokens(null_cond))
         return plain.index_copy(0, index, guided)
 
     def _rows_inside(self, t: Tensor) -> list[int] | None:

@@ -71,5 +71,11 @@ class PrefixedNetwork(NetworkWrapper):
             pred = call_intact(self.network, seen, each, Z)
         else:
             pred = call_intact(self.network, x_t, t, Z)
-        known = convert_prediction(prefix, x_t, t, "x0", self.pred_type)
+        known = convert_prediction(prefix, x_t, _own_time(t), "x0", self.pred_type)
         return torch.where(is_given, known.to(pred.dtype), pred)
+
+
+def _own_time(t: Tensor) -> Tensor:
+    """The time in [0, 1] of one beyond it: a fake score that is told its rung r is called at t + r
+    (:class:`fastgen.methods.fake_scores.RungConditioned`), t > 0."""
+    return t - (t.ceil() - 1.0).clamp(min=0.0)

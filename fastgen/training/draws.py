@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._core.conditions import cond_to, map_tensors, tensors_in
+from .._core.prefixes import drawn_lengths
 from .._core.room import check_room
 from .._core.seeds import generator_for
 from .processes import Processes
@@ -113,6 +114,13 @@ class Draws:
         """This process' share of B uniform integers in [0, high), on the CPU."""
         size = (self.batch_size,)
         return torch.randint(high, size, generator=self.generator(step, name))[self.slice]
+
+    def prefix_lengths(self, step: int, name: str, most: int, mask: Tensor | None) -> Tensor:
+        """This process' share of B numbers of given tokens, each uniform in 0..`most`; where `mask`
+        (B, T) says which tokens are real, below their number."""
+        if mask is None:
+            return self.integers(step, name, most + 1)
+        return drawn_lengths(self.uniform(step, name), most, mask)
 
     def strata(self, step: int, name: str, shares: Sequence[float]) -> Tensor:
         """This process' share of B integers in [0, len(shares)), in random order, on the CPU. Of

@@ -54,7 +54,15 @@ OF_SAMPLES: dict[str, Any] = {**SETS, "gan_features": "sample", "gan_loss_weight
 # (method, equivariant, changes of the config)
 RUNS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "kd": ("kd", False, {}),
-    "prefixes": ("kd", True, {"train": {"prefix_max": 2}}),
+    "prefixes": (
+        "dmd2",
+        True,
+        {
+            "dmd": {"fake_score_warmup_steps": 1, "guidance_scale": 1.5, "kd_weight": 0.2},
+            "teacher": {"null_cond": "zeros"},
+            "train": {"prefix_max": 2},
+        },
+    ),
     "dmd2": ("dmd2", False, {"dmd": EVERYTHING, "teacher": {"null_cond": "zeros"}}),
     "equivariant": ("dmd2", True, {"dmd": OF_SAMPLES, "train": {"kd_noises_per_condition": 2}}),
     "sets": ("dmd2", True, {"dmd": SETS, "train": {"kd_noises_per_condition": 2}}),

@@ -15,6 +15,7 @@ from fastgen.jobs.checks import check_plan
 from fastgen.jobs.distillation import Distillation
 from fastgen.jobs.setup import Setup
 from fastgen.methods.kd import KnowledgeDistillation
+from fastgen.methods.matching import DistributionMatching
 from fastgen.models.transformer import CondTransformerRegressor
 from fastgen.networks import tokens_given
 from fastgen.pretraining import train_teacher
@@ -35,11 +36,24 @@ def teacher(tokens: int = 0) -> CondTransformerRegressor:
     return network
 
 
+# Times of a discriminator whose ratio weighs VSD.
+COVERING = {"time_dist_type": "uniform", "min_t": 0.02, "max_t": 0.98}
+
+
 def config(run_dir, *, resume: bool = False, **train) -> DistillConfig:
     values = toy_config(run_dir, prefix_max=2, **train).model_dump()
     values |= {"method": "kd", "resume": resume}
     values["train"]["steps"] = 0
     values["dmd"] = {}
+    return DistillConfig.model_validate(values)
+
+
+def matching(run_dir, *, resume: bool = False) -> DistillConfig:
+    """DMD2 of a guided teacher."""
+    values = config(run_dir, resume=resume).model_dump() | {"method": "dmd2"}
+    values["dmd"] = {"fake_score_warmup_steps": 2, "guidance_scale": 2.0, "kd_weight": 0.2}
+    values["teacher"]["null_cond"] = "zeros"
+    values["train"]["steps"] = 3
     return DistillConfig.model_validate(values)
 
 
@@ -60,7 +74,11 @@ def test_the_student_goes_on_from_given_waypoints(run):
     assert set(report["student"]) == {"1", "2"}
 
 
-def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize(
+    ("made", "stage", "step"),
+    [(config, KnowledgeDistillation, 4), (matching, DistributionMatching, 4)],
+)
+def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, made, stage, step):
     def train(cfg: DistillConfig) -> None:
         with open_run(cfg) as run_dir:
             job = Distillation(
@@ -69,10 +87,10 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
             claim_run(run_dir, cfg)
             job.train()
 
-    train(config(tmp_path / "whole"))
-    with plug_pulled(KnowledgeDistillation, 4):
-        train(config(tmp_path / "stopped"))
-    train(config(tmp_path / "stopped", resume=True))
+    train(made(tmp_path / "whole"))
+    with plug_pulled(stage, step):
+        train(made(tmp_path / "stopped"))
+    train(made(tmp_path / "stopped", resume=True))
     whole = weights(tmp_path / "whole")
     resumed = weights(tmp_path / "stopped")
     assert whole.keys() == resumed.keys()
@@ -112,11 +130,26 @@ def test_without_prefixes_nothing_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "network", "message"),
     [
-        ({"method": "dmd2"}, teacher(), "expected method=kd with train.prefix_max, got dmd2"),
+        *(
+            (
+                {"method": method},
+                teacher(),
+                f"expected method kd or dmd2 with train.prefix_max, got {method}",
+            )
+            for method in ("auto", "consistency", "drift", "ladd")
+        ),
+        *(
+            (
+                {"method": "dmd2", "dmd": {key: 0.5}},
+                teacher(),
+                f"expected dmd.{key}=0 with train.prefix_max: .* sees whole samples.*, got 0.5",
+            )
+            for key in ("gan_loss_weight_gen", "real_data_weight", "set_weight")
+        ),
         (
-            {"dmd": {"guidance_scale": 2.0}, "teacher": {"null_cond": "zeros"}},
+            {"method": "dmd2", "dmd": {"f_divergence": "js", "gan_t": COVERING}},
             teacher(),
-            "dmd.guidance_scale=null with train.prefix_max, got 2.0",
+            "expected dmd.f_divergence=reverse_kl with train.prefix_max",
         ),
         ({}, as_rectified_flow(teacher(), path="cosine"), "got a converted teacher"),
     ],
