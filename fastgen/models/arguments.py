@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from .._core.checks import at_hand
+from .._core.conditions import cond_text
 
 __all__ = [
     "batch_of_times",
@@ -18,7 +19,30 @@ __all__ = [
     "check_probability",
     "check_seen",
     "check_sequence",
+    "flat_condition",
 ]
+
+
+def flat_condition(cond: Any, dim: int) -> Tensor:
+    """A condition (B, ...) as (B, dim), for a network that is conditioned on one vector.
+
+    Raises:
+        ValueError: another number, or a condition that isn't one Tensor, as where samples are
+            padded.
+    """
+    if not isinstance(cond, Tensor):
+        raise ValueError(
+            "expected a Tensor as the condition of a network that sees all waypoints and can't "
+            f"leave padding out, got {cond_text(cond)}; give trajectories and conditions of one "
+            "length, without masks"
+        )
+    flat = cond.flatten(1)
+    if flat.shape[1] != dim:
+        raise ValueError(
+            f"expected {dim} numbers of Z a row, got {flat.shape[1]} {tuple(cond.shape[1:])}; "
+            "observations are those it was trained with, in their order, with data.obs_horizon rows"
+        )
+    return flat
 
 
 def check_probability(name: str, value: object) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .._core.checks import check_count
-from .._core.conditions import cond_text
 from .._core.tensors import time_dtype
-from .arguments import batch_of_times
+from .arguments import batch_of_times, flat_condition
 from .time_embedding import Waves
 
 __all__ = ["TrajectoryUnet"]
@@ -174,19 +173,7 @@ class TrajectoryUnet(nn.Module):
             ValueError: waypoints or conditions of another number, or a condition that isn't one
                 Tensor, as where samples are padded.
         """
-        if not isinstance(cond, Tensor):
-            raise ValueError(
-                "expected a Tensor as the condition of a network that mixes neighbours and can't "
-                f"leave padding out, got {cond_text(cond)}; give trajectories and conditions of "
-                "one length, without masks"
-            )
-        given = cond.flatten(1)
-        if given.shape[1] != self.cond_dim:
-            raise ValueError(
-                f"expected {self.cond_dim} numbers of Z a row, got {given.shape[1]} "
-                f"{tuple(cond.shape[1:])}; observations are those it was trained with, in their "
-                "order, with data.obs_horizon rows"
-            )
+        given = flat_condition(cond, self.cond_dim)
         if x_t.shape[1] % self.multiple:
             raise ValueError(
                 f"expected a multiple of {self.multiple} waypoints, got {x_t.shape[1]}; set "

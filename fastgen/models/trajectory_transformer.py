@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._core.checks import check_count
 from .._core.tensors import time_dtype
-from .arguments import batch_of_times, check_positive
+from .arguments import batch_of_times, check_positive, flat_condition
 from .time_embedding import Waves
 
 __all__ = ["TrajectoryTransformer"]
@@ -184,15 +184,10 @@ class TrajectoryTransformer(nn.Module):
         given `cond` (B, ...) of `cond_dim` numbers a row.
 
         Raises:
-            ValueError: conditions of another number, more waypoints than there are positions.
+            ValueError: conditions of another number or that carry masks, more waypoints than there
+                are positions.
         """
-        given = cond.flatten(1)
-        if given.shape[1] != self.cond_dim:
-            raise ValueError(
-                f"expected {self.cond_dim} numbers of Z a row, got {given.shape[1]} "
-                f"{tuple(cond.shape[1:])}; observations are those it was trained with, in their "
-                "order, with data.obs_horizon rows"
-            )
+        given = flat_condition(cond, self.cond_dim)
         x = self.input_proj(x_t)
         if self.pos_embedding is not None:
             if x_t.shape[1] > self.positions:

@@ -10,6 +10,7 @@ from fastgen.models.arguments import (
     batch_of_times,
     check_probability,
     check_sequence,
+    flat_condition,
 )
 
 CPU = torch.device("cpu")
@@ -93,3 +94,13 @@ def test_the_ends_of_the_allowed_ranges_are_allowed():
         check_probability("p", value)
     check_count("n", 1)
     check_count("n", 0, least=0)
+
+
+def test_a_condition_of_one_vector_is_one_tensor_of_its_size():
+    z = torch.arange(12.0).view(3, 2, 2)
+    assert torch.equal(flat_condition(z, 4), z.view(3, 4))
+    with pytest.raises(ValueError, match=r"expected 5 numbers of Z a row, got 4 \(2, 2\)"):
+        flat_condition(z, 5)
+    for cond in ({"Z": z, "mask": torch.ones(3, 8, dtype=torch.bool)}, {"a": z}, (z, z), None):
+        with pytest.raises(ValueError, match="expected a Tensor as the condition .* without masks"):
+            flat_condition(cond, 4)

@@ -52,12 +52,6 @@ def test_it_is_built_again_from_its_config(tmp_path, scales):
     assert same_bits(loaded(x, 0.3, z), network(x, 0.3, z))
 
 
-def test_a_condition_with_masks_is_refused():
-    masks = {"mask": torch.ones(3, 8, dtype=torch.bool)}
-    with pytest.raises(ValueError, match="expected a Tensor as the condition of .* without masks"):
-        model().double()(X, 0.5, {"Z": Z, **masks})
-
-
 def test_rows_do_not_see_each_other_and_every_input_counts():
     network = model().double()
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
