@@ -127,6 +127,19 @@ def test_without_prefixes_nothing_is_drawn(tmp_path):
     assert not isinstance(setup.student(), PrefixedNetwork)
 
 
+def test_a_student_of_several_numbers_of_calls_goes_on_with_each(tmp_path):
+    values = config(tmp_path / "run").model_dump()
+    values["student"] |= {"steps": [1, 2, 3], "t_list": None, "sample_type": "sde"}
+    with without_pictures():
+        run = distill(DistillConfig.model_validate(values), teacher=teacher(), task=ToyTask())
+    student = load_student(run / "student")
+    data = ToyTask().train
+    assert student.steps == (1, 2, 3) and student.prefix_max == 2
+    for steps in student.steps:
+        x = student.sample(data.Z, prefix=data.X[:, :2], steps=steps)
+        assert torch.equal(x[:, :2], data.X[:, :2]) and bool(x.isfinite().all())
+
+
 @pytest.mark.parametrize(
     ("changes", "network", "message"),
     [
