@@ -263,6 +263,7 @@ class Plain:
 
     cond_horizon, steps = None, (1,)
     horizon = (3, 4, 4)
+    encoder = None
 
     def __init__(self, condition: str) -> None:
         self.config = {"description": {"condition": condition}}
@@ -275,7 +276,8 @@ class Plain:
 
 def test_samples_without_a_condition_and_of_any_shape(call, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "fastgen.jobs.sources.load_run_student", lambda folder, factory: Plain(condition)
+        "fastgen.jobs.sources.load_run_student",
+        lambda folder, factory, encoder: Plain(condition),
     )
     condition = "none"
     code, out, err = call("sample.py", "student", "num_samples=5")

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fastgen._core.seeds import generator_for
 from fastgen.config import DMDConfig
-from fastgen.dmd import DMDPipeline
 from fastgen.methods.kd import KnowledgeDistillation, teacher_pairs
 from fastgen.methods.rollouts import student_rungs
 from fastgen.methods.time_grids import rung_grid, rung_shares
@@ -108,21 +107,6 @@ def test_dmd_trains_on_the_very_states_of_each_numbers_sampler():
         assert torch.equal(x_t, xs[:, own]) and t == ts[own] == pipeline.t_list[rung]
         seen.add((calls, own))
     assert seen == {(k, j) for k in CALLS for j in range(k)}
-
-
-def test_inputs_of_dmd_have_the_samplers_law_under_ode_too():
-    config = DMDConfig(
-        student_steps=(1, 2), student_sample_type="ode", fake_score_rung_conditioned=False
-    )
-    teacher = GaussianTeacher()
-    pipeline = DMDPipeline(teacher, teacher, teacher, config)
-    noise = normal(50, 1)
-    xs = sample_student(teacher, noise, config.t_lists[2], return_all_steps=True)[0]
-    inputs = [
-        pipeline.student_input(None, noise, generator=generator_for(seed)) for seed in range(20)
-    ]
-    assert {rung for _, _, rung in inputs} == {0, 1}
-    assert all(torch.equal(x_t, xs[:, rung]) for x_t, _, rung in inputs)
 
 
 def test_noised_data_is_of_every_rung():
