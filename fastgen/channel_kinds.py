@@ -48,6 +48,9 @@ WIDTHS = {"angle": _Widths(1, 2), "quaternion": _Widths(4, 6), "rotation_6d": _W
 # How far lengths and products of a rotation's numbers may be from those of one: data are rounded.
 _ROTATION_SLACK = 0.05
 _MOST_CHANNELS = 1 << 16
+# Rows by which matrices are tried, and how far rounding may take them from angles and rotations.
+_TRIED_ROWS = 8
+_KEPT = 1e-6
 
 
 class ChannelKinds:
@@ -127,6 +130,14 @@ class ChannelKinds:
                 part = quaternion_of_columns(part) if kind == "quaternion" else part
             x[..., given] = part
         return x
+
+    def kept_by(self, matrices: Tensor) -> bool:
+        """Whether matrices (G, n, n) that act on what networks see, n = `network_dim`, take angles
+        and rotations to such: whether y M^T is its own `expand(collapse(y M^T))`, of random y."""
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(_TRIED_ROWS, self.network_dim, dtype=torch.float64, generator=generator)
+        moved = self.expand(self.collapse(rows)) @ matrices.double().mT
+        return float((self.expand(self.collapse(moved)) - moved).abs().max()) <= _KEPT
 
     def check(self, name: str, x: Tensor) -> None:
         """ValueError for rows x (..., d), called `name`, with numbers that are no rotation."""

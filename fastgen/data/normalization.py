@@ -88,13 +88,15 @@ class Normalization:
         Raises:
             ValueError: limits of another number of channels, that aren't of these data, or that
                 the group changes; angles or rotations whose channels aren't there, or that the
-                group mixes with other channels.
+                group doesn't take to angles or rotations.
         """
         kinds = self.kinds(name, x.shape[-1])
         if kinds is None:
             return self._plain(name, x, blocks, matrices, real)
         if self.given is not None:
             _check_count(self.given, name, kinds.dim)
+        if matrices is not None and not kinds.kept_by(matrices):
+            raise _mixed(name)
         if not kinds.plain:
             return KindNormalizer.around(kinds, None)
         plain = replace(self, given=None if self.given is None else self.given.of(kinds.plain))
@@ -164,17 +166,22 @@ def _plain_part(
     basis, spans = blocks
     share = basis.double()[at].square().sum(0)
     kept = share > 0.5
-    whole = all(bool(kept[start:stop].all()) for start, stop, _ in spans if kept[start])
+    whole = all(bool((kept[start:stop] == kept[start]).all()) for start, stop, _ in spans)
     if int(kept.sum()) != len(at) or not whole or float((share - kept.double()).abs().max()) > 1e-6:
-        raise ValueError(
-            f"expected a representation that acts on angles and rotations of {name} by themselves, "
-            "got one that mixes them with other channels; write it as a sum in the order of the "
-            "channels as networks see them, an angle as cosine and sine, a rotation as two columns"
-        )
+        raise _mixed(name)
     # Where each column of the basis comes to stand.
     place = kept.long().cumsum(0) - 1
     own = [(int(place[a]), int(place[b - 1]) + 1, trivial) for a, b, trivial in spans if kept[a]]
     return (basis.double()[at][:, kept], own), matrices[:, at[:, None], at]
+
+
+def _mixed(name: str) -> ValueError:
+    return ValueError(
+        f"expected a representation that acts on angles and rotations of {name} by themselves, "
+        "got one that mixes them with other channels, or their numbers; write it as a sum in the "
+        "order of the channels as networks see them, an angle as cosine and sine, a rotation as "
+        "two columns"
+    )
 
 
 def _by_limits(given: Given, name: str, x: Tensor, matrices: Tensor | None) -> Normalizer:

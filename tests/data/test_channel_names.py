@@ -82,6 +82,46 @@ def test_a_group_that_mixes_them_with_others_is_refused():
         fit_normalizers(X, Z, symmetry, read_normalization(HEADING))
 
 
+TURN = {"action_channels": {"rotation_6d": [0, 1, 2, 3, 4, 5]}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "channels", "reps"),
+    [
+        # The representation of a group permutes the cosines and sines of two angles.
+        ({"action_channels": {"angle": [0, 1]}}, 2, ["regular"]),
+        ({"action_channels": {"angle": [0, 1]}}, 3, ["regular", "trivial"]),
+        # It turns a sine and a plain channel.
+        ({"action_channels": {"angle": 0}}, 2, ["trivial", "standard"]),
+        ({"action_channels": {"angle": 0}, "kind": "identity"}, 2, ["trivial", "standard"]),
+        # It turns x and y of the first column, and not of the second.
+        (TURN, 6, ["standard", *["trivial"] * 4]),
+        ({**TURN, "kind": "identity"}, 7, ["standard", *["trivial"] * 5]),
+    ],
+)
+def test_a_group_that_takes_them_to_what_is_none_is_refused(asked, channels, reps):
+    X, Z = normal(50, 4, channels), normal(50, 2, 2, seed=1)
+    symmetry = {"group": "C4", "in_rep": reps, "cond_rep": ["standard"], "out_rep": reps}
+    with pytest.raises(ValueError, match="acts on angles and rotations of X by themselves"):
+        fit_normalizers(X, Z, symmetry, read_normalization(asked))
+
+
+@pytest.mark.parametrize(
+    ("asked", "channels", "reps"),
+    [
+        ({"action_channels": {"angle": [0, 1]}}, 2, ["standard", "standard"]),
+        ({"action_channels": {"angle": [0, 1]}}, 3, ["standard", "trivial", "trivial", "trivial"]),
+        (TURN, 7, [*["standard", "trivial"] * 2, "trivial"]),
+        ({"action_channels": {"quaternion": [0, 1, 2, 3]}}, 4, ["standard", "trivial"] * 2),
+    ],
+)
+def test_a_group_that_acts_on_each_as_on_a_vector_is_taken(asked, channels, reps):
+    X, Z = normal(50, 4, channels), normal(50, 2, 2, seed=1)
+    symmetry = {"group": "C4", "in_rep": reps, "cond_rep": ["standard"], "out_rep": reps}
+    found, _ = fit_normalizers(X, Z, symmetry, read_normalization(asked))
+    assert isinstance(found, KindNormalizer)
+
+
 def test_channels_are_named_as_the_data_name_them():
     X, Z = normal(50, 4, 3), normal(50, 2, 3, seed=1)
     names = (["x", "y", "heading"], None)
