@@ -105,7 +105,6 @@ def vsd_term(
             they are asked.
     """
     config = judges.config
-    mask = open_tokens(cond, mask)
     if verdict is None:
         verdict = vsd_verdict(
             judges, draws, made, cond, negative_cond=negative_cond, mask=mask, generator=generator
@@ -122,7 +121,7 @@ def vsd_term(
         norm_min=config.vsd_norm_min,
         mean_size=verdict.mean_size,
         clamp=config.vsd_clamp,
-        mask=mask,
+        mask=open_tokens(cond, mask),
     )
 
 

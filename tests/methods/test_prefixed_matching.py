@@ -37,8 +37,15 @@ WHOLE = with_prefix(Z, X, LENGTHS)
 LOSSES = ("student", "fake_score")
 
 
-def matching(way: str = "times", *, equivariant: bool = False, **changes: Any) -> DMDPipeline:
-    """Three networks that are told of given tokens, or with `way="none"` not."""
+def matching(
+    way: str = "times",
+    *,
+    equivariant: bool = False,
+    guidance: Guidance | None = None,
+    **changes: Any,
+) -> DMDPipeline:
+    """Three networks that are told of given tokens, or with `way="none"` not; the teacher guides
+    itself if asked to."""
     values: dict[str, Any] = {"student_steps": 2, "student_sample_type": "sde", "vsd_norm": "rms"}
     config = DMDConfig(**{**values, **changes})
     student, teacher, fake_score = (
@@ -47,6 +54,8 @@ def matching(way: str = "times", *, equivariant: bool = False, **changes: Any) -
     if way != "none":
         student = PrefixedNetwork(student)
         teacher, fake_score = (PrefixedNetwork(one, way) for one in (teacher, fake_score))
+    if guidance is not None:
+        teacher = GuidedNetwork(teacher, guidance, torch.zeros_like(Z[:1]))
     rungs = len(config.t_list) - 1 if config.fake_score_rung_conditioned else 1
     judge = create_fake_score(fake_score, num_rungs=rungs)
     return DMDPipeline(student, teacher, judge, config)
@@ -171,6 +180,21 @@ def test_a_guided_teacher_keeps_what_is_given_on_both_sides(way, rescale):
     moved = teacher(NOISE, t, PADDED) - plain(NOISE, t, PADDED)
     assert not moved.masked_select(PADDED["given"][..., None]).abs().gt(1e-12).any()
     assert moved.masked_select(open_ & inside[:, None, None]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("vsd_norm", ["rms", "batch"])
+@pytest.mark.parametrize("cond", [PADDED, WHOLE], ids=["padded", "whole"])
+@pytest.mark.parametrize("way", PREFIX_WAYS)
+def test_a_teacher_that_rescales_by_itself_is_guided_as_by_the_config(way, cond, vsd_norm):
+    """Without masks, too: which tokens are given is no padding that it couldn't tell."""
+    own = matching(way, guidance=Guidance(3.0, (0.0, 1.0), 0.7), vsd_norm=vsd_norm)
+    asked = {"guidance_scale": 3.0, "guidance_rescale": 0.7, "vsd_norm": vsd_norm}
+    asked_of = matching(way, **asked)
+    options: dict[str, Any] = {"generator": generator_for(0)}
+    found = own.compute_student_loss(X, NOISE, cond, **options)["total"]
+    options = {"generator": generator_for(0), "negative_cond": torch.zeros_like(Z)}
+    expected = asked_of.compute_student_loss(X, NOISE, cond, **options)["total"]
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
 
 
 def test_the_gap_of_the_judges_is_that_of_open_tokens():
