@@ -7,6 +7,7 @@ or not with all of its elements.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,8 +33,8 @@ __all__ = ["constant_channels", "data_notes", "repeated_rows"]
 _MOST_CHANNELS = 3
 # Numbers of windows that are looked at of data that memory doesn't hold.
 _MOST_LOOKED_AT = 1 << 21
-# Larger angles look like degrees.
-_MOST_RADIANS = 100.0
+# Larger angles are turns or degrees; a whole turn may be rounded up.
+_MOST_RADIANS = 2 * math.pi * (1 + 1e-3)
 
 
 def data_notes(task: Any, batch_size: int) -> list[str]:
@@ -109,7 +110,7 @@ def _lost_digits(data: TrajectoryData | SampleData) -> list[str]:
 
 
 def _degrees(data: TrajectoryData | SampleData) -> list[str]:
-    """Angles that are so large that they may be no radians."""
+    """Angles beyond a whole turn, which may be no radians."""
     lines = []
     for name, normalizer in (("X", data.x_normalizer), ("Z", data.z_normalizer)):
         if not isinstance(normalizer, KindNormalizer):
@@ -120,8 +121,8 @@ def _degrees(data: TrajectoryData | SampleData) -> list[str]:
         if large:
             lines.append(
                 f"note: {name} looks like degrees in {_channels(large)}, with angles up to "
-                f"{max(sizes):.4g}; angles are in radians: turn them into such, unless they count "
-                "whole turns, of which a network sees none"
+                f"{max(sizes):.4g}; angles are in radians, and those of samples within [-pi, pi]: "
+                "turn degrees into radians; whole turns that are counted are lost"
             )
     return lines
 

@@ -208,10 +208,17 @@ def test_padding_is_no_rotation_that_is_refused():
         HeldOutTask("turns", X, Z, episodes, **options)
 
 
-def test_degrees_are_noticed(tmp_path):
-    X, Z = 150 * normal(60, 4, 3).numpy(), normal(60, 2, 3).numpy()
-    np.savez(tmp_path / "a.npz", X=X, Z=Z)
+@pytest.mark.parametrize(
+    ("largest", "noticed"),
+    [(math.pi, False), (2 * math.pi, False), (6.5, True), (90.0, True), (360.0, True)],
+)
+def test_degrees_and_turns_are_noticed(tmp_path, largest, noticed):
+    """Where an angle goes beyond a whole turn."""
+    X, Z = normal(60, 4, 3), normal(60, 2, 3)
+    X[..., 2] *= largest / X[..., 2].abs().max()
+    np.savez(tmp_path / "a.npz", X=X.numpy(), Z=Z.numpy())
     asked: Any = {"name": "file", "path": str(tmp_path / "a.npz"), "normalize": HEADING}
-    cfg = DataConfig(**asked)
-    notes = data_notes(build_data(cfg), 1)
-    assert any("X looks like degrees in channel 2" in note for note in notes)
+    notes = data_notes(build_data(DataConfig(**asked)), 1)
+    found = [note for note in notes if "X looks like degrees in channel 2" in note]
+    assert bool(found) == noticed
+    assert all("within [-pi, pi]" in note for note in found)
