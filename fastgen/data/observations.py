@@ -94,4 +94,9 @@ def _frames(paths: Sequence[Path]) -> Tensor:
                 f"{path}: expected pictures of one size, got {tuple(frames[0].shape[1:])} and "
                 f"{tuple(frames[-1].shape[1:])}"
             )
+        if frames[-1].dtype != frames[0].dtype:
+            raise ValueError(
+                f"{path}: expected pictures of one depth, got some of 8 bits and some of 16; save "
+                "all of them with as many"
+            )
     return torch.cat(frames)[None]

@@ -22,7 +22,8 @@ def row_batches(source: Source, names: Sequence[str], size: int) -> Iterator[dic
         size: rows of a batch.
 
     Raises:
-        ValueError: a column of another number of rows, or with rows of several shapes.
+        ValueError: a column of another number of rows, with rows of several shapes, or with
+            pictures of several depths.
     """
     streams = [_Stream(source, name) for name in names]
     for start in range(0, source.rows, size):
@@ -74,6 +75,13 @@ class _Stream:
             shapes = sorted({tuple(piece.shape[1:]), tuple(self._rest.shape[1:])})
             raise ValueError(
                 f"{self._source.path}: expected {self.name} with rows of one shape, got {shapes}"
+            )
+        # Numbers that are wider in some files are the same numbers; a picture's levels are not.
+        packed = self._source.columns[self.name].packed
+        if packed and self._rest is not None and piece.dtype != self._rest.dtype:
+            raise ValueError(
+                f"{self._source.path}: expected pictures of one depth in {self.name}, got some of "
+                "8 bits and some of 16; save all of them with as many"
             )
         return piece
 

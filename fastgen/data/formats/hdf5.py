@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..._core.messages import brief, first_names
 from .parts import check_part, check_unpacked, foreign, kept_dtype, kept_numbers, needed
-from .pictures import PICTURES_AT_ONCE, unpacked
+from .pictures import MOST_BYTES, PICTURES_AT_ONCE, unpacked
 from .source import Column, Source, kind_of_rows
 
 __all__ = ["open_hdf5", "open_minari_hdf5"]
@@ -268,9 +268,21 @@ def _pictures(
         ):
             part = _dataset(path, episode, group, name, column)
             _check_part(path, part, stop - start, column, kind)
+            if len(part.shape) == 2:
+                _check_files(f"{path}, {part.name}", part)
             for at in range(0, stop - start, PICTURES_AT_ONCE):
                 files = list(part[at : min(at + PICTURES_AT_ONCE, stop - start)])
                 yield from unpacked(files, f"{path}, {part.name}")
+
+
+def _check_files(where: str, part: Any) -> None:
+    """ValueError for files of one length, (rows, bytes), of which some at once are too much."""
+    check_unpacked(where, part.size, part.id.get_storage_size(), whole=False)
+    if part.shape[1] > MOST_BYTES:
+        raise ValueError(
+            f"{where}: expected files of pictures of at most {MOST_BYTES:,} bytes, got "
+            f"{part.shape[1]:,}; save them smaller"
+        )
 
 
 def _common_dtype(parts: Sequence[Any]) -> Any:

@@ -43,23 +43,32 @@ def unpacked(
 
     Raises:
         ValueError: bytes that are missing, neither PNG nor JPEG, damaged or cut; pixels of a
-            palette or of more than four numbers; a picture of another shape, or of another than
-            those beside it, or one that is too large; or there is no Pillow.
+            palette or of more than four numbers; a picture of another shape, or of another shape
+            or depth than those before it, or one that is too large; or there is no Pillow.
     """
     pictures: list[Any] = []
+    before: tuple[tuple[int, ...], Any] | None = None
     for file in files:
         picture = _picture(file, where, shape)
-        if pictures and picture.shape != pictures[0].shape:
-            raise ValueError(
-                f"{where}: expected pictures of one size, got {pictures[0].shape} and "
-                f"{picture.shape}"
-            )
+        if before is not None and (picture.shape, picture.dtype) != before:
+            raise _other_picture(where, picture, *before)
+        before = (picture.shape, picture.dtype)
         pictures.append(picture)
         if len(pictures) * picture.nbytes >= _PIECE_BYTES:
             yield _stacked(pictures, where)
             pictures.clear()
     if pictures:
         yield _stacked(pictures, where)
+
+
+def _other_picture(where: str, found: Any, shape: tuple[int, ...], dtype: Any) -> ValueError:
+    if found.shape != shape:
+        return ValueError(f"{where}: expected pictures of one size, got {shape} and {found.shape}")
+    bits = sorted(8 * one.itemsize for one in (dtype, found.dtype))
+    return ValueError(
+        f"{where}: expected pictures of one depth, got {bits[0]} and {bits[1]} bits; save all of "
+        "them with as many"
+    )
 
 
 def _stacked(pictures: Sequence[Any], where: str) -> Tensor:

@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from fastgen.data.formats.description import describe_data
 from fastgen.data.formats.detection import open_source
 from fastgen.data.formats.pictures import MOST_BYTES, unpacked
 from fastgen.data.formats.selection import select
+from fastgen.data.observations import load_observations
 
 SETS = Path(__file__).parents[1] / "sets"
 # A data set -> its column of pictures.
@@ -135,6 +137,101 @@ def test_a_palette_is_refused_and_grey_has_one_channel():
     deep = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000
     (found,) = unpacked([png(deep)], "here")
     assert found.dtype == torch.int64 and np.array_equal(found[0, ..., 0], deep)
+
+
+DEEP = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000
+GREY = DEEP.astype(np.uint8)
+
+
+@pytest.mark.parametrize("files", [(GREY, DEEP), (DEEP, GREY)])
+def test_pictures_of_two_depths_are_refused(files):
+    packed = [png(pixels) for pixels in files]
+    with pytest.raises(ValueError, match="here: expected pictures of one depth, got 8 and 16 bits"):
+        list(unpacked(packed, "here"))
+
+
+def test_a_depth_may_not_change_after_a_piece():
+    """Pictures that are handed on are compared with the next one, too."""
+    large = np.zeros((1500, 1500), np.uint16)
+    with pytest.raises(ValueError, match="expected pictures of one depth"):
+        list(unpacked([png(large), png(large.astype(np.uint8))], "here"))
+
+
+def test_pictures_of_two_depths_in_two_files_are_refused(tmp_path):
+    """Whatever lies between them: an episode, or more rows than are read at once."""
+    rows = [png(GREY)] * 20 + [png(DEEP)] * 20
+    table = {"episode_index": np.repeat([0, 1], 20), "action": np.arange(40.0)}
+    pq.write_table(pa.table({**table, "img": pa.array(rows, pa.binary())}), tmp_path / "t.parquet")
+    write_episodes(tmp_path / "t.hdf5", [packed_files(rows[:20]), packed_files(rows[20:])])
+    for name in ("t.parquet", "t.hdf5"):
+        with pytest.raises(ValueError, match="expected pictures of one depth"):
+            list(row_batches(open_source(tmp_path / name), ["img"], 8))
+
+
+def test_frames_of_two_depths_are_refused(tmp_path):
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file, pixels in zip(files, (GREY, DEEP), strict=True):
+        file.write_bytes(png(pixels))
+    with pytest.raises(ValueError, match="b.png: expected pictures of one depth"):
+        load_observations(files, ["image"])
+
+
+def test_wider_numbers_of_some_files_are_taken(tmp_path):
+    np.savez(tmp_path / "a.npz", action=np.ones((6, 1)), episode_ends=[3, 6])
+    source = open_source(tmp_path / "a.npz")
+    mixed = [torch.ones(3, 1, dtype=torch.int64), torch.ones(3, 1)]
+    other = type(source)(**{**vars(source), "pieces": lambda name: iter(mixed)})
+    (batch,) = row_batches(other, ["action"], 6)
+    assert torch.equal(batch["action"], torch.ones(6, 1))
+
+
+def packed_files(rows: list[bytes]) -> np.ndarray:
+    """Files of different length, as HDF5 takes them."""
+    found = np.empty(len(rows), object)
+    found[:] = [np.frombuffer(row, np.uint8) for row in rows]
+    return found
+
+
+def write_episodes(path: Path, files: list[np.ndarray]) -> None:
+    """A robomimic file with a column of packed pictures."""
+    with h5py.File(path, "w") as file:
+        for episode, rows in enumerate(files):
+            group = file.create_group(f"data/demo_{episode}")
+            group["actions"] = np.ones((len(rows), 2))
+            if rows.ndim == 1:
+                group.create_dataset("img", data=rows, dtype=h5py.vlen_dtype(np.uint8))
+            else:
+                group.create_dataset("img", data=rows)
+
+
+def test_files_of_one_length_are_pictures_as_well(tmp_path):
+    rows = [png(GREY)] * 5
+    same = np.stack([np.frombuffer(row, np.uint8) for row in rows])
+    write_episodes(tmp_path / "t.hdf5", [packed_files(rows), same])
+    (batch,) = row_batches(open_source(tmp_path / "t.hdf5"), ["img"], 10)
+    assert np.array_equal(batch["img"][..., 0], np.stack([GREY] * 10))
+
+
+def test_files_of_one_length_are_bounded_before_they_are_read(tmp_path):
+    path = tmp_path / "t.hdf5"
+    write_episodes(path, [packed_files([png(GREY)] * 4)])
+    with h5py.File(path, "a") as file:
+        group = file.create_group("data/demo_1")
+        group["actions"] = np.ones((4, 2))
+        # Chunks that are never written take no room on the disk.
+        group.create_dataset("img", (4, 1 << 23), np.uint8, chunks=(1, 1 << 16))
+    with pytest.raises(ValueError, match="expected at most 200 times the .* bytes that are stored"):
+        list(row_batches(open_source(path), ["img"], 4))
+
+
+def test_a_file_of_a_picture_is_no_larger_than_a_picture(tmp_path, monkeypatch):
+    path = tmp_path / "t.hdf5"
+    rows = [png(GREY)] * 4
+    same = np.stack([np.frombuffer(row, np.uint8) for row in rows])
+    write_episodes(path, [packed_files(rows), same])
+    monkeypatch.setattr("fastgen.data.formats.hdf5.MOST_BYTES", same.shape[1] - 1)
+    with pytest.raises(ValueError, match="expected files of pictures of at most"):
+        list(row_batches(open_source(path), ["img"], 4))
 
 
 def test_a_declared_shape_may_have_its_channels_first_and_no_other():
