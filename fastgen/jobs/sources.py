@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from .._core.messages import brief
+from .._core.tensor_files import map_safetensors
 from ..config.files import load_config
 from ..config.schemas import DistillConfig, TeacherConfig
 from ..config.student import StudentConfig
@@ -38,6 +39,7 @@ __all__ = [
     "load_teacher",
 ]
 
+_STUDENT = "student.safetensors"
 _DECLARATION = ("path", "prediction", "data_at", "time_scale", "clip_sample", "spacing")
 # How such a key says what needs no conversion.
 _PLAIN = {
@@ -141,7 +143,7 @@ def load_run_student(
     if cfg is not None:
         source = cfg.teacher if cfg.student.factory is None else cfg.student
     if factory is None and isinstance(source, TeacherConfig) and source.folder is not None:
-        network = blank_network(source.folder)
+        network = blank_network(source.folder, map_safetensors(folder / _STUDENT))
         if network is not None:
             return load_student(folder, network=network, encoder=module)
     if factory is None:

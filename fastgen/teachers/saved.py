@@ -12,9 +12,10 @@ Their weights are read from `.safetensors` alone; nothing is unpickled and nothi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._core.json_files import read_json
 from .saved_diffusers import PIPELINE, blank_diffusers, read_diffusers
@@ -46,18 +47,22 @@ def read_saved(folder: str | Path) -> SavedTeacher | None:
     return None
 
 
-def blank_network(folder: str | Path) -> nn.Module | None:
+def blank_network(folder: str | Path, tensors: Mapping[str, Tensor]) -> nn.Module | None:
     """The network of `read_saved` with any numbers, to load others into; its weights need not be
     there.
+
+    Args:
+        folder: as in `read_saved`.
+        tensors: those that are to be loaded; a network that takes more memory isn't built.
 
     Raises:
         ValueError: as `read_saved`, but for weights and scheduler.
     """
     library, found = _told(Path(folder))
     if library == "diffusers":
-        return blank_diffusers(found)
+        return blank_diffusers(found, tensors)
     if library == "lerobot":
-        return blank_lerobot(found)
+        return blank_lerobot(found, tensors)
     return None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._core.json_files import read_json
 from .._core.messages import brief
@@ -61,14 +61,15 @@ def read_diffusers(folder: Path) -> SavedTeacher:
     return SavedTeacher(network, keywords, _declaration(part, config))
 
 
-def blank_diffusers(folder: Path) -> nn.Module:
-    """The network of `read_diffusers` with any numbers.
+def blank_diffusers(folder: Path, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network of `read_diffusers` with any numbers, no larger than these tensors.
 
     Raises:
         ValueError: as there, but for weights and scheduler.
     """
     part = _part(folder)
-    return _built(part, _config(part))
+    config = _config(part)
+    return built_within(lambda: _built(part, config), tensors, part)
 
 
 def _part(folder: Path) -> Path:

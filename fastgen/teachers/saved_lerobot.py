@@ -75,13 +75,15 @@ def read_lerobot(folder: Path) -> SavedTeacher:
     )
 
 
-def blank_lerobot(folder: Path) -> nn.Module:
-    """The network of `read_lerobot` with any numbers.
+def blank_lerobot(folder: Path, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network of `read_lerobot` with any numbers, no larger than these tensors.
 
     Raises:
         ValueError: as there, but for weights and schedule.
     """
-    return _policy(folder).network()
+    policy = _policy(folder)
+    policy.check_within(tensors)
+    return built_within(policy.network, tensors, folder)
 
 
 def _policy(folder: Path) -> _Policy:
@@ -142,6 +144,11 @@ class _Policy(abc.ABC):
             if str(error).startswith(str(self.file)):
                 raise
             raise ValueError(f"{self.file}: {error}") from error
+        # What torch says of sizes that it can't count.
+        except (TypeError, OverflowError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.file}: expected sizes of a network, got: {brief(error)}; {_AGAIN}"
+            ) from error
 
     # ---- Values of a kind ------------------------------------------------------------------------
 
@@ -294,6 +301,8 @@ class _MultiTaskPolicy(_Policy):
     def check_within(self, tensors: Mapping[str, Tensor]) -> None:
         self.at_most(len(tensors), "num_layers")
         self.at_most(_longest(tensors), "hidden_dim", "num_heads", "timestep_embed_dim")
+        if self.flag("use_positional_encoding"):
+            self.at_most(_longest(tensors), "horizon")
         sizes = (
             self.width("output_features", _ACTION),
             self.count("n_obs_steps") * self._seen(),

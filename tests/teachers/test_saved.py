@@ -153,10 +153,19 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_a_blank_network_needs_no_weights(unets, copied):
+    tensors = read(unets).network.state_dict()
     (copied / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    blank = blank_network(copied)
+    blank = blank_network(copied, tensors)
     assert isinstance(blank, nn.Module)
-    assert blank.state_dict().keys() == read(unets).network.state_dict().keys()
+    assert blank.state_dict().keys() == tensors.keys()
+
+
+def test_a_blank_network_is_no_larger_than_what_is_loaded_into_it(unets, copied):
+    tensors = read(unets).network.state_dict()
+    file = copied / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "block_out_channels": [4, 8192]}))
+    with pytest.raises(ValueError, match="expected a network of the .* numbers in .*, got one of"):
+        blank_network(copied, tensors)
 
 
 def test_the_generator_of_the_caller_stays_as_it_is(unets):

@@ -50,12 +50,16 @@ def test_samples_are_those_of_their_sampler(answers, method):
     torch.testing.assert_close(ours, answers[f"samples_{method}"], rtol=1e-4, atol=1e-4)
 
 
+def weights() -> dict[str, Tensor]:
+    return load_file(FOLDER / "model.safetensors")
+
+
 def test_a_checkpoint_around_the_policy_is_read_as_well():
     inner = read_saved(FOLDER)
     outer = read_saved(POLICY)
     assert inner is not None and outer is not None
     assert inner.declaration == outer.declaration and inner.keywords is None
-    assert type(blank_network(POLICY)) is TrajectoryTransformer
+    assert type(blank_network(POLICY, weights())) is TrajectoryTransformer
 
 
 def test_the_network_says_what_it_is_called_with(answers):
@@ -90,7 +94,7 @@ HARM: dict[str, Harm] = {
     "a tower": (with_config(num_layers=10**6), r"expected num_layers within 1\.\."),
     "a long table": (
         with_config(use_positional_encoding=True, horizon=10**8),
-        "expected a network of the .* numbers in .*, got one of .*; config.json is of another net",
+        r"expected horizon within 1\.\.96, which the tensors allow",
     ),
     "another width": (with_config(hidden_dim=32), "another shape: .*is of another network"),
     "no places": (with_config(use_rope=False), "doesn't fit the network: .* missing"),
@@ -98,6 +102,34 @@ HARM: dict[str, Harm] = {
     "no number": (with_config(rope_base="high"), "expected rotary_base to be a finite number > 0"),
     "no flag": (with_config(use_rope="yes"), "expected use_rope as true or false, got use_rope="),
 }
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"use_positional_encoding": True, "horizon": 6_000_000}, r"expected horizon within 1\.\."),
+        ({"use_positional_encoding": True, "horizon": 10**15}, r"expected horizon within 1\.\."),
+        ({"use_positional_encoding": True, "horizon": 10**20}, r"expected horizon within 1\.\."),
+        ({"n_obs_steps": 10**30}, "expected features that the tensors allow"),
+        ({"hidden_dim": 10**9}, r"expected hidden_dim within 1\.\."),
+    ],
+)
+@pytest.mark.parametrize("blank", [False, True])
+def test_a_giant_is_not_built(copied, sizes, message, blank):
+    """Neither to be filled with the folder's own weights, nor with a student's."""
+    with_config(**sizes)(copied)
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        if blank:
+            blank_network(copied, weights())
+        else:
+            read_saved(copied)
+
+
+def test_sizes_that_cannot_be_counted_are_said_in_one_line(copied):
+    """Whatever the tensors allow: one without numbers may have an axis of any length."""
+    with_config(use_positional_encoding=True, horizon=10**18)(copied)
+    with pytest.raises(ValueError, match="config.json: expected sizes of a network, got: "):
+        blank_network(copied, {**weights(), "empty": torch.empty(10**18, 0)})
 
 
 @pytest.mark.parametrize("name", HARM)

@@ -59,13 +59,17 @@ def test_euler_steps_are_those_of_their_sampler(answers):
     torch.testing.assert_close(ours, answers["clipped_samples"], rtol=1e-4, atol=1e-4)
 
 
+def weights() -> dict[str, Tensor]:
+    return load_file(FOLDER / "model.safetensors")
+
+
 def test_a_checkpoint_around_the_policy_is_read_as_well():
     inner = read_saved(FOLDER)
     outer = read_saved(POLICY)
     assert inner is not None and outer is not None
     assert inner.declaration == outer.declaration
     assert inner.statistics == outer.statistics == FOLDER / "policy_preprocessor.json"
-    assert type(blank_network(POLICY)) is TrajectoryUnet
+    assert type(blank_network(POLICY, weights())) is TrajectoryUnet
 
 
 def test_the_network_says_what_it_is_called_with(answers):
