@@ -110,6 +110,8 @@ def _mask_of(
             f"expected {lengths_name} as one whole number for each of the {rows} rows, ({rows},), "
             f"got {lengths.dtype} {tuple(lengths.shape)}"
         )
+    if not rows:
+        raise ValueError(f"expected {lengths_name} of one row or more in {path}, got none")
     least, most = int(lengths.min()), int(lengths.max())
     if least < 1 or most > tokens:
         raise ValueError(

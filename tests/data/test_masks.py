@@ -72,6 +72,19 @@ def test_masks_that_do_not_fit_are_refused(tmp_path, arrays, message):
         file_task(tmp_path / "bad.npz")
 
 
+@pytest.mark.parametrize("name", ["mask", "lengths", "cond_mask", "cond_lengths"])
+def test_a_file_without_rows_is_refused_by_name(tmp_path, name):
+    tokens = 3 if name.startswith("cond") else 4
+    of_none = np.ones((0, tokens), bool) if name.endswith("mask") else np.ones(0, int)
+    Z = np.zeros((0, 3, 2))
+    np.savez(tmp_path / "none.npz", X=np.zeros((0, 4, 2)), Z=Z, **{name: of_none})
+    with pytest.raises(ValueError, match="expected .*, got (an empty|none)"):
+        file_task(tmp_path / "none.npz")
+    np.savez(tmp_path / "conditions.npz", Z=Z, **{name: of_none})
+    with pytest.raises(ValueError, match="expected .*, got"):
+        load_conditions(tmp_path / "conditions.npz", tokens=4)
+
+
 def test_numbers_in_the_real_part_are_still_looked_at(tmp_path):
     X, Z = (value.numpy() for value in walks(0.0))
     X[7, 0, 0] = np.nan
