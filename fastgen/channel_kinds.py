@@ -103,6 +103,12 @@ class ChannelKinds:
         """Whether some are rotations, of which not all numbers are one."""
         return any(kind != "angle" for kind in self.kinds)
 
+    @property
+    def rotation_channels(self) -> list[int]:
+        """Indices of the channels of rotations, in original units."""
+        parts = [given for kind, given, _ in self._parts if kind != "angle"]
+        return sorted(channel for given in parts for channel in given)
+
     def expand(self, x: Tensor) -> Tensor:
         """Channels (..., d) in original units as networks see them, (..., network_dim)."""
         seen = x.new_empty(*x.shape[:-1], self.network_dim)

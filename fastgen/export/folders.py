@@ -25,11 +25,12 @@ from .._core.checks import is_count
 from .._core.copies import copied
 from .._core.files import new_folder, write_file
 from .._core.json_files import plain_json
+from .._core.messages import listed
 from .._core.modules import state_of
 from .._core.sizes import parse_sizes
 from .._core.tensor_files import write_tensors
 from ..box import Box
-from ..channel_kinds import KindNormalizer
+from ..channel_kinds import ChannelKinds, KindNormalizer
 from ..networks import cast, unwrap
 from ..normalizer import Normalizer
 from ..samplers.student import served_steps
@@ -196,7 +197,10 @@ def _served(
 
 
 def check_box(box: Box | None, network: nn.Module, normalizer: Normalizer | None = None) -> None:
-    """Refuse a range whose clamp breaks the equivariance that a network declares by its `out_rep`
+    """Refuse a range whose clamp makes something else of samples.
+
+    Of a rotation one number can't be clamped alone: what is left is no rotation, unless the range
+    holds all of [-1, 1]. And it breaks the equivariance that a network declares by its `out_rep`
     (as those of `fastgen.models` do): unless every element permutes channels and changes their
     signs, and maps the range to itself, clamp(rho x) isn't rho clamp(x).
 
@@ -206,11 +210,15 @@ def check_box(box: Box | None, network: nn.Module, normalizer: Normalizer | None
         normalizer: of samples.
 
     Raises:
-        ValueError: an element that does something else; angles or rotations, on which a group acts
-            as networks see them.
+        ValueError: rotations that the range cuts; an element that does something else; angles or
+            rotations, on which a group acts as networks see them.
     """
     rep: Any = getattr(unwrap(network), "out_rep", None)
-    if box is None or rep is None:
+    if box is None:
+        return
+    if isinstance(normalizer, KindNormalizer):
+        _check_rotations_whole(box, normalizer.kinds)
+    if rep is None:
         return
     if isinstance(normalizer, KindNormalizer):
         raise ValueError(
@@ -225,6 +233,18 @@ def check_box(box: Box | None, network: nn.Module, normalizer: Normalizer | None
                 "itself, or the clamped student isn't equivariant; leave the range out, or make "
                 "it symmetric ([-1, 1]) where only signs change"
             )
+
+
+def _check_rotations_whole(box: Box, kinds: ChannelKinds) -> None:
+    """ValueError for a range that is narrower than [-1, 1] in a channel of a rotation."""
+    cut = (box.lo > -1.0) | (box.hi < 1.0)
+    found = [channel for channel in kinds.rotation_channels if cut[channel % len(cut)]]
+    if found:
+        raise ValueError(
+            f"expected a range that holds [-1, 1] in the channels of rotations, got {box.state()} "
+            f"for channel {listed(found)}: a rotation of which one number is clamped is none; "
+            "widen the range there, or leave it out"
+        )
 
 
 def load_student(

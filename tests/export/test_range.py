@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from fastgen.box import Box
+from fastgen.channel_kinds import ChannelKinds, KindNormalizer
 from fastgen.export import load_student
+from fastgen.export.folders import check_box
 from fastgen.export.schema import config_checksum
 from fastgen.models import build_model
+from fastgen.models.transformer import CondTransformerRegressor
+from fastgen.normalizer import Normalizer
 from support.folders import conditions, export_, seeded
-from support.networks import equivariant
+from support.networks import dense, equivariant
 
 PLAIN = {"x_normalizer": None, "z_normalizer": None}
 BOX = Box([2.5, -2.25], [3.5, -1.75])
@@ -73,3 +77,40 @@ def test_a_group_that_turns_by_less_than_a_right_angle_keeps_no_range(tmp_path):
     )
     with pytest.raises(ValueError, match=r"expected a range that C8 keeps"):
         export_(tmp_path / "s", network, box=Box(-1, 1), **PLAIN)
+
+
+@pytest.mark.parametrize("kind", ["quaternion", "rotation_6d"])
+def test_a_range_that_cuts_rotations_is_refused_without_a_group_too(kind):
+    count = {"quaternion": 4, "rotation_6d": 6}[kind]
+    kinds = ChannelKinds(1 + count, {kind: [list(range(1, 1 + count))]})
+    normalizer = KindNormalizer.around(kinds, Normalizer.identity(1))
+    lo, hi = [[0.0] + [end] * count for end in (-1.0, 1.0)]
+    for cut in (Box(-0.5, 1), Box(-1, 0.5), Box(lo, [1.0, *hi[1:-1], 0.5])):
+        with pytest.raises(ValueError, match=r"range that holds \[-1, 1\] in the channels of rot"):
+            check_box(cut, dense(), normalizer)
+    with pytest.raises(ValueError, match=rf"for channel {count}: a rotation of which one number"):
+        check_box(Box(lo, [1.0, *hi[1:-1], 0.5]), dense(), normalizer)
+    # What holds every rotation leaves them as they are.
+    whole = Box(lo, [0.5, *hi[1:]])
+    seen = torch.randn(200, 1 + 6, generator=seeded(), dtype=torch.float64)
+    x = kinds.collapse(seen)
+    for box in (whole, Box(-1, 1)):
+        check_box(box, dense(), normalizer)
+        kinds.check("X", box.clamp(x))
+        torch.testing.assert_close(box.clamp(x)[:, 1:], x[:, 1:], rtol=0, atol=1e-14)
+
+
+def test_angles_may_be_clamped():
+    kinds = ChannelKinds(2, {"angle": [[1]]})
+    normalizer = KindNormalizer.around(kinds, Normalizer.identity(1))
+    check_box(Box(-0.5, 0.5), dense(), normalizer)
+
+
+def test_a_student_of_rotations_is_not_exported_with_a_range_that_cuts_them(tmp_path):
+    kinds = ChannelKinds(4, {"quaternion": [[0, 1, 2, 3]]})
+    network = CondTransformerRegressor(6, 6, 2, 2, 1, 1, 2, 8)
+    made: dict[str, Any] = {"pack": 1, **PLAIN, "x_normalizer": KindNormalizer.around(kinds, None)}
+    with pytest.raises(ValueError, match="range that holds"):
+        export_(tmp_path / "cut", network, box=Box(-0.5, 0.5), **made)
+    assert not (tmp_path / "cut").exists()
+    assert load_student(export_(tmp_path / "whole", network, box=Box(-1, 1), **made)).box
