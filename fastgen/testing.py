@@ -24,6 +24,7 @@ from ._core.precision import in_full_precision, trainable
 from .channel_kinds import KindNormalizer
 from .config.dmd import DMDConfig
 from .export.folders import export_student, has_custom_network, load_student
+from .export.group_action import acting_on, group_of
 from .export.normalizers import more_channels
 from .export.student import Student
 from .methods.dmd import DMDPipeline
@@ -112,27 +113,15 @@ class _SampledByStudent(nn.Module):
     """A student's samples as a map of noise and condition, with the representations of both."""
 
     def __init__(self, student: Student, in_rep: Any, cond_rep: Any) -> None:
-        from .models.specs import parse_group
-
         super().__init__()
-        group_name = student.config.get("group")
-        if group_name is None:
-            raise ValueError(
-                "expected a student with a group in its config, got one whose network declared "
-                "none when it was exported"
-            )
-        if student.cond_horizon is None or len(student.horizon) != 2:
-            raise ValueError(
-                "expected a student of trajectories with a condition of fixed size, got horizon "
-                f"{student.horizon} and cond_horizon {student.cond_horizon}"
-            )
-        group = parse_group(group_name)
+        group = group_of(student)
+        assert student.cond_horizon is not None
         self.in_horizon, channels = student.noise_shape
         self.cond_horizon, cond_channels = student.cond_horizon
         cond_channels += more_channels(student.z_normalizer)
-        self.in_rep = _acting_on(group, "in_rep", in_rep, channels)
+        self.in_rep = acting_on(group, "in_rep", in_rep, channels)
         self.out_rep = self.in_rep
-        self.cond_rep = _acting_on(group, "cond_rep", cond_rep, cond_channels)
+        self.cond_rep = acting_on(group, "cond_rep", cond_rep, cond_channels)
         self.network = student.network
         self.student = copy.copy(student)
         self.student.sample_type = "ode"
@@ -144,30 +133,6 @@ class _SampledByStudent(nn.Module):
             cond = z_normalizer.kinds.collapse(cond)
         x = self.student.sample(cond, noise=noise)
         return x_normalizer.kinds.expand(x) if isinstance(x_normalizer, KindNormalizer) else x
-
-
-def _acting_on(group: Any, name: str, spec: Any, channels: int) -> Any:
-    """The representation that `spec` describes, or the usual one, of so many channels."""
-    from .models.specs import parse_representation
-
-    hint = f"give {name}, such as {name}=['standard'], by which {group.name} acts on these channels"
-    if spec is None and channels == 1:
-        spec = ["trivial"]
-    elif spec is None:
-        try:
-            size = parse_representation(group, "standard").size
-        except ValueError as error:
-            raise ValueError(
-                f"expected {name} for {channels} channels, got none; {hint}"
-            ) from error
-        spec = ["standard"] * max(1, channels // size)
-    rep = parse_representation(group, spec)
-    if rep.size != channels:
-        raise ValueError(
-            f"expected {name} of size {channels}, the student's channels, got {rep.size} of "
-            f"{spec!r}; {hint}"
-        )
-    return rep
 
 
 # ---- Distillation --------------------------------------------------------------------------------

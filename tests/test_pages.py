@@ -30,6 +30,7 @@ from fastgen.config.files import validate
 from fastgen.data.tasks.flights import read_tracks
 from fastgen.distillation import distill
 from support.maze_pages import run_maze, run_record
+from support.packages import installed
 from support.reader import bring, export_runs
 
 ROOT = Path(__file__).parents[1]
@@ -212,6 +213,11 @@ def run_recipe(call: Call, folder: Path, script: str, arguments: list[str]) -> N
         if "flights.yaml" in config:
             arguments = [*arguments, f"teacher.folder={flights_teacher(call, folder)}"]
         arguments = [*arguments, SMALL, "--dry-run"]
+    if "onnx" in " ".join([name, *arguments]):
+        installed("onnxruntime", since=(3, 11))
+    if name == "sample_onnx.py":
+        code, _, err = call("recipes/export.py", "runs/ring/student", "--to", "onnx")
+        assert code == 0, err
     code, out, err = call(script, *arguments)
     assert code == 0, err
     assert out

@@ -22,6 +22,7 @@ __all__ = [
     "mean_of_samples",
     "mean_square_of_real",
     "mean_square_of_samples",
+    "rows_below",
     "rows_of_samples",
     "time_dtype",
     "wide_dtype",
@@ -199,3 +200,11 @@ def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` itself, or in float32 if its dtype has fewer digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rows_below(table: Tensor, level: Tensor) -> Tensor:
+    """How many rows of an increasing table (N,) lie below each level (B,)."""
+    if torch.compiler.is_exporting():
+        # ONNX has no search.
+        return (table[:, None] < level).sum(0)
+    return torch.searchsorted(table, level)

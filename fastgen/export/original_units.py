@@ -82,9 +82,11 @@ def sample_in_original_units(
     # dtype.
     y_T = y_T.to(place, torch.promote_types(dtype, torch.float32))
 
-    rows = len(y_T) if rows is None else rows
-    chunks = [slice(start, start + rows) for start in range(0, len(y_T), rows)]
-    y = torch.cat([solve(y_T[chunk], take_rows(cond, chunk)) for chunk in chunks])
+    if rows is None:
+        y = solve(y_T, cond)
+    else:
+        chunks = [slice(start, start + rows) for start in range(0, len(y_T), rows)]
+        y = torch.cat([solve(y_T[chunk], take_rows(cond, chunk)) for chunk in chunks])
 
     x = unpack_tokens(y, pack) if pack > 1 else y
     x = x.to(place if device is None else device)

@@ -99,7 +99,8 @@ def parse_options(arguments: Sequence[str], known: Sequence[str]) -> dict[str, s
 
 
 def parse_path_and_options(doc: str | None, known: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Read ``PATH [key=value ...] [--help]``: the path, and the values by key.
+    """Read ``PATH [key=value ...] [--help]``: the path, and the values by key. ``--key value`` is
+    ``key=value``, too.
 
     Without a path, or asked for help, the recipe's docstring is printed and the process ends.
 
@@ -111,7 +112,19 @@ def parse_path_and_options(doc: str | None, known: Sequence[str]) -> tuple[str, 
     if asked or not arguments or arguments[0].startswith("-"):
         print(doc)
         raise SystemExit(0 if asked else 2)
-    return arguments[0], parse_options(arguments[1:], known)
+    return arguments[0], parse_options(_with_equals(arguments[1:]), known)
+
+
+def _with_equals(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which ``--key value`` and ``--key=value`` are spelt ``key=value``."""
+    spelt = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("--") and "=" not in argument:
+            spelt.append(f"{argument[2:]}={next(rest, '')}")
+        else:
+            spelt.append(argument.removeprefix("--"))
+    return spelt
 
 
 def column_names(options: dict[str, str], key: str) -> list[str] | None:

@@ -180,7 +180,7 @@ class TrajectoryUnet(nn.Module):
                 "data.horizon to the one it was trained with"
             )
         dtype = time_dtype(x_t.dtype)
-        times = batch_of_times(t, len(x_t), device=x_t.device, dtype=dtype)
+        times = batch_of_times(t, x_t.shape[0], device=x_t.device, dtype=dtype)
         waves = self.diffusion_step_encoder[0](times).to(x_t.dtype)
         c = torch.cat([self.diffusion_step_encoder[1:](waves), given], -1)
         x = x_t.transpose(1, 2)

@@ -197,28 +197,28 @@ class PatchTransformer(nn.Module):
             if Z is not None:
                 raise ValueError("expected no Z: this network has no labels; give Z=None")
             return
-        labels = f"expected Z as integer labels (B,) = ({len(X)},), 0 for none"
+        labels = f"expected Z as integer labels (B,) = ({X.shape[0]},), 0 for none"
         if not isinstance(Z, Tensor):
             raise TypeError(f"{labels}, got {type(Z).__name__}")
         if Z.is_floating_point() or Z.is_complex() or Z.dtype == torch.bool:
             raise TypeError(f"{labels}, got {Z.dtype}")
-        if tuple(Z.shape) != (len(X),):
+        if tuple(Z.shape) != (X.shape[0],):
             raise ValueError(f"{labels}, got shape {tuple(Z.shape)}")
 
     def _patches(self, x: Tensor) -> Tensor:
         """Images (B, C, S, S) -> tokens (B, (S / p)^2, C p^2), row by row."""
         p = self.patch_size
         rows = self.image_size // p
-        cut = x.reshape(len(x), self.channels, rows, p, rows, p)
+        cut = x.reshape(x.shape[0], self.channels, rows, p, rows, p)
         return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def _image(self, tokens: Tensor) -> Tensor:
         """The inverse of `_patches`."""
         p = self.patch_size
         rows = self.image_size // p
-        cut = tokens.reshape(len(tokens), rows, rows, self.channels, p, p)
+        cut = tokens.reshape(tokens.shape[0], rows, rows, self.channels, p, p)
         return cut.permute(0, 3, 1, 4, 2, 5).reshape(
-            len(tokens), self.channels, self.image_size, self.image_size
+            tokens.shape[0], self.channels, self.image_size, self.image_size
         )
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:

@@ -200,7 +200,7 @@ class CondTransformerBase(GenCondRegressor):
             time = self.time_token(features)[:, None]
             return time, time
         time = self.time_token(features)
-        row = torch.arange(len(times), device=times.device)
+        row = torch.arange(times.shape[0], device=times.device)
         return time, time[row, times.argmax(1)][:, None]
 
     def get_optim_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from .._core.checks import check_choice, check_count
-from .._core.tensors import wide_dtype
+from .._core.tensors import rows_below, wide_dtype
 from ..interpolants import (
     BaseInterpolant,
     CosineInterpolant,
@@ -203,7 +203,7 @@ class TableClock(Clock):
     def time_of_ratio(self, ratio: Tensor) -> Tensor:
         table = self._table(ratio.device)
         level = (2.0 * ratio.log()).clamp(table[0], table[-1])
-        high = torch.searchsorted(table, level).clamp(1, len(table) - 1)
+        high = rows_below(table, level).clamp(1, len(table) - 1)
         start = table[high - 1]
         end = table[high]
         # A beta too small for float64 makes two rows equal.

@@ -1,0 +1,180 @@
+"""The whole sampler of a student as one module of tensors, for programs without this package.
+
+    noise, Z, ...  ->  X        normalisers, packing, all network calls, the last clamp
+
+What `Student.sample` decides anew at each call is fixed here: the number of calls, and with it the
+rungs. What it draws is given here: the noise, and under "sde" that of each later rung. The formulas
+are those of `sample_in_original_units` and `unroll`; nothing is computed in a second way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._core.masks import with_masks
+from .._core.prefixes import with_prefix
+from ..normalizer import pack_tokens
+from ..samplers.student import unroll
+from ..teachers.prefixed import PrefixedNetwork
+from .original_units import sample_in_original_units
+from .sampler_inputs import later_noises, sampler_inputs
+from .student import Student
+
+__all__ = ["WholeSampler"]
+
+
+class WholeSampler(nn.Module):
+    """X (B, *horizon) in original units, of the tensors that `inputs` names, in this order.
+
+    Args:
+        student: without an encoder, in float32 or float64.
+        steps: network calls, among the student's; None: the most of them.
+        cond: some rows of a condition as `Student.sample` takes it, which tells what a network of
+            one's own takes; None: what the student's config says.
+
+    Attributes:
+        student: of which it was made.
+        rungs: (t_1, ..., t_K, 0).
+        inputs: what it is called with.
+
+    Raises:
+        ValueError: `steps` that aren't on offer, a student that carries its encoder, one in half
+            precision, or one of whose condition nothing is known.
+    """
+
+    def __init__(self, student: Student, steps: int | None = None, cond: Any = None) -> None:
+        super().__init__()
+        if student.encoder is not None:
+            raise ValueError(
+                "expected a student that takes Z, got one that carries its encoder; load it "
+                "without encoder=, and export the encoder by itself"
+            )
+        if student.dtype.itemsize < 4:
+            raise ValueError(
+                f"expected a student in float32 or float64, got {student.dtype}; load it with "
+                "dtype=torch.float32, and choose weights='float16' for a small file"
+            )
+        self.network = student.network
+        self.student = student
+        self.rungs = student.rungs(steps)
+        self.inputs = sampler_inputs(student, self.rungs, cond)
+        self._later = later_noises(student, self.rungs)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        student = self.student
+        names = [each.name for each in self.inputs]
+        given = dict(zip(names, tensors, strict=True))
+        prefix = _Prefix.of(student, given)
+        later = iter([self._packed(given[name]) for name in self._later])
+
+        def solve(noise: Tensor, cond: Any) -> Tensor:
+            network, cond = prefix.around(self.network, cond)
+            states = unroll(
+                network,
+                noise,
+                self.rungs,
+                cond,
+                sample_type=student.sample_type,
+                pred_type=student.pred_type,
+                draw_noise=lambda: next(later).to(noise.dtype),
+            )
+            return [*states][-1].to(noise.dtype)
+
+        x = sample_in_original_units(
+            self.network,
+            solve,
+            given["noise"],
+            condition_of(given),
+            x_normalizer=student.x_normalizer,
+            z_normalizer=student.z_normalizer,
+            pack=student.pack,
+            box=student.box,
+        )
+        return prefix.beginning(x)
+
+    def _packed(self, noise: Tensor) -> Tensor:
+        return pack_tokens(noise, self.student.pack) if self.student.pack > 1 else noise
+
+    def sampled(self, tensors: list[Tensor], seed: int = 0) -> Tensor:
+        """What `Student.sample` answers to these tensors of `example_inputs(..., seed=seed)`."""
+        names = [each.name for each in self.inputs]
+        given = dict(zip(names, tensors, strict=True))
+        prefix = None
+        if "prefix" in given and int(given["prefix_length"][0]):
+            prefix = given["prefix"][:, : int(given["prefix_length"][0])]
+        return self.student.sample(
+            condition_of(given),
+            steps=len(self.rungs) - 1,
+            noise=given["noise"],
+            prefix=prefix,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+
+def condition_of(given: Mapping[str, Tensor]) -> Any:
+    """The condition as `Student.sample` takes it, of tensors by name."""
+    members = {name: value for name, value in given.items() if name.split(".")[0] == "cond"}
+    Z = _nested(members, "cond")
+    return with_masks(Z, given.get("mask"), given.get("cond_mask"))
+
+
+def _nested(members: Mapping[str, Tensor], name: str) -> Any:
+    """The tensor of this name, or the tuple or mapping of the members below it: "cond.0",
+    "cond.goal"; None where there is neither."""
+    if name in members:
+        return members[name]
+    below = [member[len(name) + 1 :] for member in members if member.startswith(f"{name}.")]
+    keys = list(dict.fromkeys(rest.split(".")[0] for rest in below))
+    if not keys:
+        return None
+    values = {key: _nested(members, f"{name}.{key}") for key in keys}
+    return tuple(values.values()) if all(key.isdecimal() for key in keys) else values
+
+
+class _Prefix(NamedTuple):
+    """Waypoints that are given, another number in each row, or none.
+
+    Attributes:
+        whole: (B, T_x, d_x) in original units, with anything beyond those given.
+        tokens: (B, T_x / pack, d_x pack), as networks see them.
+        lengths: (B,), waypoints that are given.
+        pack: waypoints per token.
+        pred_type: what the student predicts.
+    """
+
+    whole: Tensor | None = None
+    tokens: Tensor | None = None
+    lengths: Tensor | None = None
+    pack: int = 1
+    pred_type: str = "flow"
+
+    @classmethod
+    def of(cls, student: Student, given: Mapping[str, Tensor]) -> _Prefix:
+        if "prefix" not in given:
+            return cls()
+        prefix = given["prefix"]
+        whole = F.pad(prefix, (0, 0, 0, student.horizon[0] - student.prefix_max))
+        seen = whole.double()
+        if student.x_normalizer is not None:
+            seen = student.x_normalizer.normalize(seen)
+        tokens = pack_tokens(seen, student.pack) if student.pack > 1 else seen
+        return cls(whole, tokens, given["prefix_length"], student.pack, student.pred_type)
+
+    def around(self, network: nn.Module, cond: Any) -> tuple[nn.Module, Any]:
+        """What the sampler calls in place of `network`, and with which condition."""
+        if self.tokens is None or self.lengths is None:
+            return network, cond
+        coat = PrefixedNetwork(network, pred_type=self.pred_type)
+        return coat, with_prefix(cond, self.tokens, self.lengths // self.pack)
+
+    def beginning(self, x: Tensor) -> Tensor:
+        """Samples x (B, T_x, d_x) with the very waypoints that were given."""
+        if self.whole is None or self.lengths is None:
+            return x
+        given = torch.arange(x.shape[1], device=x.device) < self.lengths[:, None]
+        return torch.where(given[..., None], self.whole.to(x), x)

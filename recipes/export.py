@@ -1,0 +1,66 @@
+"""Write an exported student for programs without fastgen.
+
+    python recipes/export.py runs/ring/student to=onnx [key=value ...]
+
+Keys, with their defaults (`--to onnx` means `to=onnx`):
+
+    to            onnx: model.onnx, for onnxruntime (needs the extra `onnx`);
+                  pt2: model.pt2, for torch.export.load
+    steps         network calls, fixed in the file; the most that the student is trained for
+    weights       float32; float16, stored so and computed with in float32; int8 (onnx alone),
+                  quantised by onnxruntime, its error in manifest.json
+    out           the student's folder with -onnx or -pt2 behind its name, a new folder
+    z             file that holds some conditions as Z, for a network of your own whose folder
+                  doesn't say what they look like
+    factory       package.module:callable that builds a network of your own
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastgen.data.files import load_conditions
+from fastgen.export.onnx_graph import export_onnx
+from fastgen.export.pt2 import export_pt2
+from fastgen.jobs.command_line import parse_path_and_options, user_errors, whole_number
+from fastgen.jobs.sources import load_run_student
+
+OPTIONS = ("to", "steps", "weights", "out", "z", "factory")
+FORMATS = {"onnx": export_onnx, "pt2": export_pt2}
+
+
+def main() -> None:
+    with user_errors():
+        folder, options = parse_path_and_options(__doc__, OPTIONS)
+        export(Path(folder), options)
+
+
+def export(folder: Path, options: dict[str, str]) -> None:
+    """Write the export, and print what was measured of it.
+
+    Raises:
+        ValueError: an option that can't be used, or a student that can't be exported.
+    """
+    kind = options.get("to")
+    if kind not in FORMATS:
+        raise ValueError(f"expected to=FORMAT, one of: {', '.join(FORMATS)}, got {kind}")
+    steps = whole_number(options, "steps") if "steps" in options else None
+    weights = options.get("weights", "float32")
+    suffix = kind if weights == "float32" else f"{kind}-{weights}"
+    out = Path(options.get("out", folder.with_name(f"{folder.name}-{suffix}")))
+    student = load_run_student(folder, options.get("factory"))
+    tokens = student.horizon[0]
+    cond = load_conditions(options["z"], tokens=tokens) if "z" in options else None
+    manifest = FORMATS[kind](student, out, steps=steps, weights=weights, cond=cond)
+    names = ", ".join(each["name"] for each in manifest["inputs"])
+    size = manifest["file"]["bytes"]
+    calls = manifest["steps"]
+    print(f"{out}: {names} -> x in {calls} network call{'s' if calls > 1 else ''}, {size:,} bytes")
+    print(f"largest difference from the student: {manifest['error']['largest']:.2g} of a deviation")
+    errors = (manifest["equivariance"] or {}).get("errors")
+    if errors:
+        print(f"largest equivariance error: {max(errors.values()):.2g}, of {len(errors)} elements")
+
+
+if __name__ == "__main__":
+    main()
