@@ -1,6 +1,6 @@
 """Write an exported student for programs without fastgen.
 
-    python recipes/export.py runs/ring/student to=onnx [key=value ...]
+    python recipes/export.py runs/weave/student to=onnx [key=value ...]
 
 Keys, with their defaults (`--to onnx` means `to=onnx`):
 

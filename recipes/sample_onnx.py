@@ -1,6 +1,6 @@
 """Sample a student that recipes/export.py has written: numpy and onnxruntime alone.
 
-python recipes/sample_onnx.py runs/ring/student-onnx
+python recipes/sample_onnx.py runs/weave/student-onnx
 """
 
 import json

@@ -216,7 +216,7 @@ def run_recipe(call: Call, folder: Path, script: str, arguments: list[str]) -> N
     if "onnx" in " ".join([name, *arguments]):
         installed("onnxruntime", since=(3, 11))
     if name == "sample_onnx.py":
-        code, _, err = call("recipes/export.py", "runs/ring/student", "--to", "onnx")
+        code, _, err = call("recipes/export.py", "runs/weave/student", "--to", "onnx")
         assert code == 0, err
     code, out, err = call(script, *arguments)
     assert code == 0, err

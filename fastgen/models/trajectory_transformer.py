@@ -197,7 +197,7 @@ class TrajectoryTransformer(nn.Module):
                 )
             x = x + self.pos_embedding[:, : x_t.shape[1]]
         dtype = time_dtype(x_t.dtype)
-        times = batch_of_times(t, len(x_t), device=x_t.device, dtype=dtype)
+        times = batch_of_times(t, x_t.shape[0], device=x_t.device, dtype=dtype)
         waves = self.time_mlp[0](times).to(x_t.dtype)
         c = torch.cat([self.time_mlp[1:](waves), given], -1)
         for block in self.transformer_blocks:

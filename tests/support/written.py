@@ -12,6 +12,7 @@ from fastgen.box import Box
 from fastgen.export.student import Student
 from fastgen.models import CondTransformerRegressor, PatchTransformer
 from fastgen.models.conv_unet import TrajectoryUnet
+from fastgen.models.trajectory_transformer import TrajectoryTransformer
 from fastgen.normalizer import Normalizer
 from fastgen.teachers import as_rectified_flow
 
@@ -64,6 +65,11 @@ def tokens(**changes: Any) -> Any:
 def unet() -> Any:
     sizes: dict[str, Any] = {"down_dims": [8, 16], "kernel_size": 3, "num_groups": 8}
     return randomised(TrajectoryUnet(2, 4, **sizes, time_dim=8, scales=True))
+
+
+def rotary() -> Any:
+    sizes: dict[str, Any] = {"embedding_dim": 8, "num_layers": 1, "num_attention_heads": 2}
+    return randomised(TrajectoryTransformer(2, 4, **sizes, time_dim=8))
 
 
 def patches() -> Any:
@@ -153,6 +159,15 @@ STUDENTS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     ),
     "unet": (
         unet,
+        {
+            **ONE_CALL,
+            "horizon": (4, 2),
+            "cond_horizon": (2, 2),
+            "cond_sizes": {"Z": [(2, 2), (2, 2)]},
+        },
+    ),
+    "rotary": (
+        rotary,
         {
             **ONE_CALL,
             "horizon": (4, 2),
