@@ -21,5 +21,5 @@ for each in manifest["inputs"]:
     shape = [(sizes | most)[axis] if isinstance(axis, str) else axis for axis in each["shape"]]
     drawn = rng.standard_normal(shape) if each["name"].startswith("noise") else np.ones(shape)
     given[each["name"]] = drawn.astype(each["dtype"])  # put your conditions in place of the ones
-x = session.run(["x"], given)[0]
+x = np.asarray(session.run(["x"], given)[0])
 print(x.shape, x.mean(axis=0))

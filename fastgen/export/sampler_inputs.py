@@ -154,7 +154,10 @@ def _prefix_inputs(student: Student) -> list[SamplerInput]:
     wide = student.x_normalizer is not None and student.x_normalizer.needs_float64
     dtype = torch.float64 if wide else state_dtype(student)
     whole = f", a multiple of {student.pack}" if student.pack > 1 else ""
-    units = f"waypoints that are given, 0 to {most}{whole}; what stands beyond them does nothing"
+    fewer = ", fewer than are real" if "mask" in student.masks else ""
+    units = (
+        f"waypoints that are given, 0 to {most}{whole}{fewer}; what stands beyond them does nothing"
+    )
     return [
         SamplerInput("prefix", (ROWS, most, student.horizon[1]), dtype, "original"),
         SamplerInput("prefix_length", (ROWS,), torch.int64, units),
@@ -214,7 +217,9 @@ def _drawn(
     """Random numbers of one input."""
     if each.dtype == torch.bool:
         mask = torch.ones(shape, dtype=torch.bool)
-        mask[:, -student.pack :] = shape[1] <= student.pack
+        # Of a trajectory more is real than is given.
+        real = student.prefix_max if each.name == "mask" else 0
+        mask[:, -student.pack :] = shape[1] <= student.pack + real
         return mask
     if not each.dtype.is_floating_point:
         labels = getattr(unwrap(student.network), "num_labels", 0)

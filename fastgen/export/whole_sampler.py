@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._core.masks import with_masks
 from .._core.prefixes import with_prefix
+from ..channel_kinds import KindNormalizer
 from ..normalizer import pack_tokens
 from ..samplers.student import unroll
 from ..teachers.prefixed import PrefixedNetwork
@@ -44,11 +45,12 @@ class WholeSampler(nn.Module):
 
     Raises:
         ValueError: `steps` that aren't on offer, a student that carries its encoder, one in half
-            precision, or one of whose condition nothing is known.
+            precision, one of angles or rotations, or one of whose condition nothing is known.
     """
 
     def __init__(self, student: Student, steps: int | None = None, cond: Any = None) -> None:
         super().__init__()
+        _check_plain(student)
         if student.encoder is not None:
             raise ValueError(
                 "expected a student that takes Z, got one that carries its encoder; load it "
@@ -114,6 +116,20 @@ class WholeSampler(nn.Module):
             prefix=prefix,
             generator=torch.Generator().manual_seed(seed),
         )
+
+
+def _check_plain(student: Student) -> None:
+    """ValueError for angles and rotations: ONNX has no atan2 to make an angle of what a network
+    answers."""
+    found = {"action": student.x_normalizer, "observation": student.z_normalizer}
+    for name, normalizer in found.items():
+        if isinstance(normalizer, KindNormalizer):
+            kinds = " and ".join(normalizer.kinds.kinds)
+            raise ValueError(
+                f"expected a student of plain numbers, got one with {name} channels of kind "
+                f"{kinds}, which can't be written for other programs yet; use Student.sample, or "
+                f"distil without data.normalize.{name}_channels"
+            )
 
 
 def condition_of(given: Mapping[str, Tensor]) -> Any:

@@ -146,6 +146,10 @@ STUDENTS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     ),
     "tokens with a prefix": (tokens, {**TOKENS, **SDE, "prefix_max": 4}),
     "tokens with masks": (tokens, {**TOKENS, **ONE_CALL, "masks": ("mask", "cond_mask")}),
+    "tokens with masks and a prefix": (
+        tokens,
+        {**TOKENS, **SDE, "masks": ("mask", "cond_mask"), "prefix_max": 2},
+    ),
     "tokens that predict x0": (tokens, {**TOKENS, **ODE, "pred_type": "x0"}),
     "tokens that predict eps": (tokens, {**TOKENS, **ODE, "pred_type": "eps"}),
     "times of today": (
