@@ -204,7 +204,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def rows_below(table: Tensor, level: Tensor) -> Tensor:
     """How many rows of an increasing table (N,) lie below each level (B,)."""
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         # ONNX has no search.
         return (table[:, None] < level).sum(0)
     return torch.searchsorted(table, level)

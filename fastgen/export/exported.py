@@ -29,7 +29,7 @@ from .sampler_inputs import ROWS, SamplerInput, example_inputs
 from .student import Student
 from .whole_sampler import WholeSampler
 
-__all__ = ["MANIFEST", "WEIGHTS", "FileFormat", "dynamic_shapes", "write_exported"]
+__all__ = ["MANIFEST", "WEIGHTS", "FileFormat", "Run", "dynamic_shapes", "write_exported"]
 
 MANIFEST = "manifest.json"
 WEIGHTS = ("float32", "float16", "int8")
