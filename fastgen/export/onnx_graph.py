@@ -9,7 +9,6 @@ it needs onnxruntime and numpy.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import warnings
@@ -95,14 +94,15 @@ def export_onnx(
 
 
 def _check_installed() -> None:
-    for name in _NEEDED:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(
-                f"expected {name} for an export to ONNX, got {error}; install the extra: "
-                'pip install -e ".[onnx]"'
-            ) from error
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"expected {error.name or 'onnx'} for an export to ONNX, got {error}; install the "
+            'extra: pip install -e ".[onnx]"'
+        ) from error
 
 
 def _write(sampler: WholeSampler, example: list[Tensor], file: Path, weights: str) -> Run:
