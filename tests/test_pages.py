@@ -30,7 +30,7 @@ from fastgen.config.files import validate
 from fastgen.data.tasks.flights import read_tracks
 from fastgen.distillation import distill
 from support.maze_pages import run_maze, run_record
-from support.packages import of_extra
+from support.packages import installed
 from support.reader import bring, export_runs
 
 ROOT = Path(__file__).parents[1]
@@ -214,7 +214,7 @@ def run_recipe(call: Call, folder: Path, script: str, arguments: list[str]) -> N
             arguments = [*arguments, f"teacher.folder={flights_teacher(call, folder)}"]
         arguments = [*arguments, SMALL, "--dry-run"]
     if "onnx" in " ".join([name, *arguments]):
-        of_extra("onnx", "onnx", "onnxscript", "onnxruntime")
+        installed("onnxruntime", since=(3, 11))
     if name == "sample_onnx.py":
         code, _, err = call("recipes/export.py", "runs/weave/student", "--to", "onnx")
         assert code == 0, err

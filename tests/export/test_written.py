@@ -18,7 +18,7 @@ from fastgen.export.sampler_inputs import example_inputs
 from fastgen.export.whole_sampler import WholeSampler
 from fastgen.normalizer import Normalizer
 from support.networks import equivariant
-from support.packages import of_extra
+from support.packages import installed
 from support.written import CONDITIONS, STUDENTS, written_student
 
 # Writing a file takes seconds; that the module samples as the student is asked of all of them.
@@ -28,7 +28,8 @@ PT2 = ["tokens of three sde calls"]
 
 
 def onnxruntime():
-    return of_extra("onnx", "onnx", "onnxscript", "onnxruntime")
+    """Runs ONNX files; torch writes them with onnx and onnxscript."""
+    return installed("onnxruntime", since=(3, 11))
 
 
 def inputs_of(student, sampler, rows, **options):

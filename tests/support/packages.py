@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-__all__ = ["installed", "of_extra"]
+__all__ = ["installed"]
 
 
 def installed(name: str, since: tuple[int, int] = (3, 10)) -> ModuleType:
@@ -26,9 +26,3 @@ def installed(name: str, since: tuple[int, int] = (3, 10)) -> ModuleType:
     if sys.version_info < since:
         pytest.skip(f"{name} is installed from Python {since[0]}.{since[1]} on")
     return importlib.import_module(name)
-
-
-def of_extra(extra: str, *names: str) -> ModuleType:
-    """The last of some packages of an extra; the test is skipped where one of them is missing."""
-    reason = f'needs pip install -e ".[{extra}]"'
-    return [pytest.importorskip(name, reason=reason) for name in names][-1]
