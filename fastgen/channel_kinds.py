@@ -152,20 +152,22 @@ class ChannelKinds:
                 continue
             part = x[..., given].double()
             if kind == "quaternion":
-                off = (part.norm(dim=-1) - 1).abs()
-                what = "a unit quaternion x, y, z, w, a length of"
                 found = part.norm(dim=-1)
+                off = (found - 1).abs()
+                expected = "a unit quaternion x, y, z, w"
+                measured = "a length of"
             else:
                 columns = part.unflatten(-1, (2, 3))
                 products = columns @ columns.mT - torch.eye(2, dtype=x.dtype, device=x.device)
                 off = found = products.abs().amax((-2, -1))
-                what = "two orthonormal columns, products off by"
+                expected = "two orthonormal columns"
+                measured = "products off by"
             if not bool((off <= _ROTATION_SLACK).all()):
                 worst = float(found.flatten()[off.flatten().argmax()])
                 raise ValueError(
-                    f"expected {what.rpartition(', ')[0]} in channels {listed(given)} of {name}, "
-                    f"got {what.rpartition(', ')[2]} {worst:.3g}; name the channels of the "
-                    "rotation in this order, or leave them plain"
+                    f"expected {expected} in channels {listed(given)} of {name}, got {measured} "
+                    f"{worst:.3g}; name the channels of the rotation in this order, or leave them "
+                    "plain"
                 )
 
     def seen_names(self) -> list[str]:

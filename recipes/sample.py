@@ -35,6 +35,7 @@ from fastgen.config.base import MOST_SEED
 from fastgen.data.files import load_conditions
 from fastgen.data.observations import load_observations
 from fastgen.data.sample_files import check_sample_file, write_samples
+from fastgen.export.encoders import without_encoder
 from fastgen.export.student import Student
 from fastgen.jobs.command_line import (
     column_names,
@@ -88,12 +89,11 @@ def sample(folder: Path, options: dict[str, str]) -> None:
     generator = torch.Generator().manual_seed(seed)
     how = {"num_samples": num_samples, "steps": steps, "generator": generator}
     if student.encoder is not None:
-        seen = load_observations(observed, student.encoder.columns)
-        z = student.encoder.encode(seen)
-        x = student.sample(seen, **how)
+        z = student.encoder.encode(load_observations(observed, student.encoder.columns))
+        student = without_encoder(student)
     else:
         z = conditions(student, options.get("z"))
-        x = student.sample(z, **how)
+    x = student.sample(z, **how)
     Z, *masks = masks_of(z)
     tensors = {"X": x[0]} if z is None else {"X": x, "Z": Z}
     tensors |= {name: mask for name, mask in zip(MASKS, masks, strict=True) if mask is not None}

@@ -10,10 +10,11 @@ it and gives it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,16 @@ from .._core.tensor_files import TensorFile, check_tensor_entry, write_tensors
 from ..networks import cast
 from .networks import stored_dtype
 
+if TYPE_CHECKING:
+    from .student import Student
+
 __all__ = [
     "ENCODER_FILE",
     "StudentEncoder",
     "check_encoder",
     "encoder_head",
     "load_encoder",
+    "without_encoder",
     "write_encoder",
 ]
 
@@ -199,3 +204,11 @@ def load_encoder(
     load_state(module, tensors.read(state_of(module)))
     rows = _rows_of(entry, str(folder))
     return StudentEncoder(module.to(device), tuple(entry["columns"]), rows)
+
+
+def without_encoder(student: Student) -> Student:
+    """The same student, which is given Z in place of the raw observations that Z is made of. Both
+    share the network."""
+    found = copy.copy(student)
+    found.encoder = None
+    return found

@@ -24,6 +24,7 @@ from .._core.json_files import write_json
 from .._core.messages import brief
 from .._core.tensor_files import sha256
 from .._core.versions import versions
+from .folders import load_student
 from .group_action import equivariance_of
 from .sampler_inputs import ROWS, SamplerInput, example_inputs
 from .student import Student
@@ -71,7 +72,7 @@ class _Error(NamedTuple):
 
 def write_exported(
     kind: FileFormat,
-    student: Student,
+    student: Student | str | Path,
     path: str | Path,
     *,
     steps: int | None = None,
@@ -83,7 +84,7 @@ def write_exported(
     """Write a folder of this format; returns its manifest.
 
     Args:
-        student: on the CPU.
+        student: on the CPU; or its folder.
         path: new, empty, or an earlier export of this format, which is replaced whole.
         steps: network calls, among the student's; None: the most of them.
         weights: how the network's numbers are stored; it computes in float32 all the same, but for
@@ -98,6 +99,8 @@ def write_exported(
         OSError: the folder can't be written.
     """
     check_choice(f"weights of {kind.name}", weights, kind.weights)
+    if not isinstance(student, Student):
+        student = load_student(student)
     if student.device.type != "cpu":
         raise ValueError(
             f"expected a student on the CPU, got one on {student.device}; load it with device='cpu'"

@@ -61,9 +61,9 @@ from .schema import (
 )
 from .student import Student
 
-__all__ = ["check_box", "export_student", "has_custom_network", "load_student"]
+__all__ = ["STUDENT_FILE", "check_box", "export_student", "has_custom_network", "load_student"]
 
-_STUDENT = "student.safetensors"
+STUDENT_FILE = "student.safetensors"
 
 
 def export_student(
@@ -179,10 +179,10 @@ def export_student(
     check_student_config(config, "export_student")
     card = student_card(config, sum(p.numel() for p in network.parameters()))
     state = state_of(network)
-    with new_folder(path, (EXPORT_CONFIG, CARD, _STUDENT, ENCODER_FILE), is_export) as partial:
+    with new_folder(path, (EXPORT_CONFIG, CARD, STUDENT_FILE, ENCODER_FILE), is_export) as partial:
         if encoder is not None:
             config["encoder"] = write_encoder(partial, encoder)
-        config["tensors"] = write_tensors(partial / _STUDENT, state, stored_dtype(network))
+        config["tensors"] = write_tensors(partial / STUDENT_FILE, state, stored_dtype(network))
         write_file(partial / CARD, card.encode())
         write_config(partial, config)
 
@@ -272,7 +272,7 @@ def load_student(
         ValueError: a missing, truncated, edited or foreign file, in one line that says which one
             and what to do.
     """
-    file, config, tensors = read_export(Path(path), STUDENT_FORMAT, _STUDENT)
+    file, config, tensors = read_export(Path(path), STUDENT_FORMAT, STUDENT_FILE)
     x_normalizer, z_normalizer = check_student_config(config, str(file))
     check_encoder(config, str(file))
     # A folder from elsewhere can name the plain classes only: so nothing else is imported, and no
@@ -312,7 +312,7 @@ def has_custom_network(path: str | Path) -> bool:
     Raises:
         ValueError: as `load_student`.
     """
-    network = read_config(Path(path), STUDENT_FORMAT, _STUDENT)[1]["network"]
+    network = read_config(Path(path), STUDENT_FORMAT, STUDENT_FILE)[1]["network"]
     return isinstance(network, dict) and network.get("class") == CUSTOM
 
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from .exported import WEIGHTS, FileFormat, Run, dynamic_shapes, write_exported
-from .folders import load_student
 from .student import Student
 from .whole_sampler import WholeSampler
 
@@ -70,8 +69,6 @@ def export_onnx(
         OSError: the folder can't be written.
     """
     _check_installed()
-    if not isinstance(student, Student):
-        student = load_student(student)
     own = {name: metadata.version(name) for name in _NEEDED}
     kind = FileFormat(
         "onnx",

@@ -1,10 +1,11 @@
-"""The prefix of `Student.sample`: waypoints in original units that a sample goes on from."""
+"""The prefix of a student's samples: waypoints in original units that they go on from."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._core.prefixes import with_prefix
@@ -14,41 +15,56 @@ from ..networks import network_device
 from ..normalizer import Normalizer, pack_tokens
 from ..teachers.prefixed import PrefixedNetwork
 
-__all__ = ["Given", "PrefixLaw"]
+if TYPE_CHECKING:
+    from .student import Student
+
+__all__ = ["Given", "PrefixLaw", "prefix_law"]
 
 
 class Given(NamedTuple):
     """Waypoints that are given of each sample, or none.
 
     Attributes:
-        waypoints: (R, k, d_x), in original units; None: nothing is given.
-        tokens: (R, T_x / pack, d_x pack), as networks see them, and anything beyond k.
+        waypoints: (R, T_x, d_x), in original units, with anything beyond those given; None: nothing
+            is given.
+        tokens: (R, T_x / pack, d_x pack), the same as networks see them.
+        lengths: (R,), how many waypoints are given.
         pack: waypoints per token.
         pred_type: what the student predicts.
     """
 
     waypoints: Tensor | None = None
     tokens: Tensor | None = None
+    lengths: Tensor | None = None
     pack: int = 1
     pred_type: str = "flow"
 
+    def repeated(self, num_samples: int) -> Given:
+        """The same of so many samples of each row, one after the other."""
+        if self.waypoints is None or self.tokens is None or self.lengths is None:
+            return self
+        return self._replace(
+            waypoints=self.waypoints.repeat_interleave(num_samples, 0),
+            tokens=self.tokens.repeat_interleave(num_samples, 0),
+            lengths=self.lengths.repeat_interleave(num_samples, 0),
+        )
+
     def around(self, network: nn.Module, cond: Any) -> tuple[nn.Module, Any]:
         """What a sampler calls in place of `network`, and with which condition."""
-        if self.waypoints is None or self.tokens is None:
+        if self.tokens is None or self.lengths is None:
             return network, cond
-        rows, given = self.waypoints.shape[:2]
-        lengths = torch.full((rows,), given // self.pack)
         place = network_device(network, self.tokens.device)
         tokens = self.tokens.to(wide_dtype(place)).to(place)
         coat = PrefixedNetwork(network, pred_type=self.pred_type)
-        return coat, with_prefix(cond, tokens, lengths)
+        return coat, with_prefix(cond, tokens, self.lengths // self.pack)
 
     def beginning(self, x: Tensor) -> Tensor:
         """Samples x (R, T_x, d_x) with the very waypoints that were given at their beginning."""
-        if self.waypoints is None:
+        if self.waypoints is None or self.lengths is None:
             return x
-        given = self.waypoints.to(x)
-        return torch.cat([given, x[:, given.shape[1] :]], dim=1)
+        places = torch.arange(x.shape[1], device=x.device)
+        is_given = places < self.lengths.to(x.device)[:, None]
+        return torch.where(is_given[..., None], self.waypoints.to(x), x)
 
 
 class PrefixLaw(NamedTuple):
@@ -89,20 +105,20 @@ class PrefixLaw(NamedTuple):
             self.x_normalizer.kinds.check("prefix", prefix)
         if mask is not None:
             _check_open(mask, prefix.shape[1])
-        whole = prefix.new_zeros(rows, *self.horizon)
-        whole[:, : prefix.shape[1]] = prefix
+        found = self.given(prefix, torch.full((rows,), prefix.shape[1]))
+        return found.repeated(num_samples)
+
+    def given(self, prefix: Tensor, lengths: Tensor) -> Given:
+        """The first `lengths` (R,) waypoints of prefix (R, k, d_x), in original units, as networks
+        see them; nothing is checked."""
+        whole = F.pad(prefix, (0, 0, 0, self.horizon[0] - prefix.shape[1]))
         # In float64: waypoints far from the origin must not lose their digits before the mean is
         # taken off.
         seen = whole.double()
         if self.x_normalizer is not None:
             seen = self.x_normalizer.normalize(seen)
         tokens = pack_tokens(seen, self.pack) if self.pack > 1 else seen
-        return Given(
-            prefix.repeat_interleave(num_samples, 0),
-            tokens.repeat_interleave(num_samples, 0),
-            self.pack,
-            self.pred_type,
-        )
+        return Given(whole, tokens, lengths, self.pack, self.pred_type)
 
     def _check(self, prefix: Any, rows: int) -> None:
         if not isinstance(prefix, Tensor) or not prefix.is_floating_point():
@@ -122,6 +138,17 @@ class PrefixLaw(NamedTuple):
                 f"expected prefix of shape ({rows}, 1 <= k <= {self.most}{whole}, {d_x}), got "
                 f"{tuple(prefix.shape)}"
             )
+
+
+def prefix_law(student: Student) -> PrefixLaw:
+    """What may be given of a student's samples, and how its network sees it."""
+    return PrefixLaw(
+        student.prefix_max,
+        student.horizon,
+        student.pack,
+        student.pred_type,
+        student.x_normalizer,
+    )
 
 
 def _check_open(mask: Tensor, k: int) -> None:

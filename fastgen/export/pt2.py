@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from .exported import FileFormat, Run, dynamic_shapes, write_exported
-from .folders import load_student
 from .student import Student
 from .whole_sampler import WholeSampler
 
@@ -37,8 +36,6 @@ def export_pt2(
     which this format doesn't have. The program takes its inputs by position, in the order of the
     manifest.
     """
-    if not isinstance(student, Student):
-        student = load_student(student)
     kind = FileFormat("pt2", "model.pt2", ("float32", "float16"), _write, {})
     return write_exported(
         kind,

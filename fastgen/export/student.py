@@ -31,7 +31,7 @@ from ..samplers.student import sample_student
 from .masked import masked_condition
 from .normalizers import more_channels
 from .original_units import sample_in_original_units
-from .prefixes import PrefixLaw
+from .prefixes import prefix_law
 
 if TYPE_CHECKING:
     from .encoders import StudentEncoder
@@ -222,8 +222,7 @@ class Student:
         elif mask is None:
             # Padding may hold any noise.
             _warn_of_noise(noise.reshape(-1, *self.noise_shape))
-        law = PrefixLaw(self.prefix_max, self.horizon, self.pack, self.pred_type, self.x_normalizer)
-        given = law.parse(prefix, shape[0], num_samples or 1, mask)
+        given = prefix_law(self).parse(prefix, shape[0], num_samples or 1, mask)
 
         def solve(noise: Tensor, cond: Any) -> Tensor:
             network, cond = given.around(self.network, cond)

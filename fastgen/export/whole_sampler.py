@@ -10,19 +10,17 @@ are those of `sample_in_original_units` and `unroll`; nothing is computed in a s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._core.masks import with_masks
-from .._core.prefixes import with_prefix
 from ..channel_kinds import KindNormalizer
 from ..normalizer import pack_tokens
 from ..samplers.student import unroll
-from ..teachers.prefixed import PrefixedNetwork
 from .original_units import sample_in_original_units
+from .prefixes import Given, prefix_law
 from .sampler_inputs import later_noises, sampler_inputs
 from .student import Student
 
@@ -71,7 +69,9 @@ class WholeSampler(nn.Module):
         student = self.student
         names = [each.name for each in self.inputs]
         given = dict(zip(names, tensors, strict=True))
-        prefix = _Prefix.of(student, given)
+        prefix = Given()
+        if "prefix" in given:
+            prefix = prefix_law(student).given(given["prefix"], given["prefix_length"])
         later = iter([self._packed(given[name]) for name in self._later])
 
         def solve(noise: Tensor, cond: Any) -> Tensor:
@@ -150,47 +150,3 @@ def _nested(members: Mapping[str, Tensor], name: str) -> Any:
         return None
     values = {key: _nested(members, f"{name}.{key}") for key in keys}
     return tuple(values.values()) if all(key.isdecimal() for key in keys) else values
-
-
-class _Prefix(NamedTuple):
-    """Waypoints that are given, another number in each row, or none.
-
-    Attributes:
-        whole: (B, T_x, d_x) in original units, with anything beyond those given.
-        tokens: (B, T_x / pack, d_x pack), as networks see them.
-        lengths: (B,), waypoints that are given.
-        pack: waypoints per token.
-        pred_type: what the student predicts.
-    """
-
-    whole: Tensor | None = None
-    tokens: Tensor | None = None
-    lengths: Tensor | None = None
-    pack: int = 1
-    pred_type: str = "flow"
-
-    @classmethod
-    def of(cls, student: Student, given: Mapping[str, Tensor]) -> _Prefix:
-        if "prefix" not in given:
-            return cls()
-        prefix = given["prefix"]
-        whole = F.pad(prefix, (0, 0, 0, student.horizon[0] - student.prefix_max))
-        seen = whole.double()
-        if student.x_normalizer is not None:
-            seen = student.x_normalizer.normalize(seen)
-        tokens = pack_tokens(seen, student.pack) if student.pack > 1 else seen
-        return cls(whole, tokens, given["prefix_length"], student.pack, student.pred_type)
-
-    def around(self, network: nn.Module, cond: Any) -> tuple[nn.Module, Any]:
-        """What the sampler calls in place of `network`, and with which condition."""
-        if self.tokens is None or self.lengths is None:
-            return network, cond
-        coat = PrefixedNetwork(network, pred_type=self.pred_type)
-        return coat, with_prefix(cond, self.tokens, self.lengths // self.pack)
-
-    def beginning(self, x: Tensor) -> Tensor:
-        """Samples x (B, T_x, d_x) with the very waypoints that were given."""
-        if self.whole is None or self.lengths is None:
-            return x
-        given = torch.arange(x.shape[1], device=x.device) < self.lengths[:, None]
-        return torch.where(given[..., None], self.whole.to(x), x)

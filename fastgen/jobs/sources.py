@@ -21,7 +21,7 @@ from .._core.tensor_files import map_safetensors
 from ..config.files import load_config
 from ..config.schemas import DistillConfig, TeacherConfig
 from ..config.student import StudentConfig
-from ..export.folders import has_custom_network, load_student
+from ..export.folders import STUDENT_FILE, has_custom_network, load_student
 from ..export.networks import load_network
 from ..export.student import Student
 from ..records.folder import RUN_CONFIG
@@ -39,7 +39,6 @@ __all__ = [
     "load_teacher",
 ]
 
-_STUDENT = "student.safetensors"
 _DECLARATION = ("path", "prediction", "data_at", "time_scale", "clip_sample", "spacing")
 # How such a key says what needs no conversion.
 _PLAIN = {
@@ -143,7 +142,7 @@ def load_run_student(
     if cfg is not None:
         source = cfg.teacher if cfg.student.factory is None else cfg.student
     if factory is None and isinstance(source, TeacherConfig) and source.folder is not None:
-        network = blank_network(source.folder, map_safetensors(folder / _STUDENT))
+        network = blank_network(source.folder, map_safetensors(folder / STUDENT_FILE))
         if network is not None:
             return load_student(folder, network=network, encoder=module)
     if factory is None:

@@ -134,6 +134,23 @@ class _Policy(abc.ABC):
     def check_within(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse sizes beyond those of the tensors, before anything is built."""
 
+    @abc.abstractmethod
+    def seen(self) -> int:
+        """The numbers of Z in one observation."""
+
+    def in_dim(self) -> int:
+        """The numbers of an action."""
+        return self.width("output_features", _ACTION)
+
+    def cond_dim(self) -> int:
+        """The numbers of Z in all observations."""
+        return self.count("n_obs_steps") * self.seen()
+
+    def check_features(self, most: int) -> None:
+        """Refuse actions or observations of more numbers than the tensors allow."""
+        if max(self.in_dim(), self.cond_dim()) > most:
+            self.refuse("input_features", "features that the tensors allow", _AGAIN)
+
     def network(self) -> nn.Module:
         """The network with random numbers, in eval mode."""
         try:
@@ -224,8 +241,8 @@ class _DiffusionPolicy(_Policy):
 
     def _build(self) -> nn.Module:
         return TrajectoryUnet(
-            in_dim=self.width("output_features", _ACTION),
-            cond_dim=self.count("n_obs_steps") * self._seen(),
+            in_dim=self.in_dim(),
+            cond_dim=self.cond_dim(),
             down_dims=self._stages(),
             kernel_size=self.count("kernel_size"),
             num_groups=self.count("n_groups"),
@@ -239,14 +256,9 @@ class _DiffusionPolicy(_Policy):
         stages = self._stages()
         if len(stages) > len(tensors) or max(stages, default=0) > most:
             self.refuse("down_dims", f"down_dims within 1..{most}, which the tensors allow", _AGAIN)
-        sizes = (
-            self.width("output_features", _ACTION),
-            self.count("n_obs_steps") * self._seen(),
-        )
-        if max(sizes) > most:
-            self.refuse("input_features", "features that the tensors allow", _AGAIN)
+        self.check_features(most)
 
-    def _seen(self) -> int:
+    def seen(self) -> int:
         """The numbers of one observation: the state's and, if it sees one, the place's."""
         found = self.observed(_STATE, _PLACE)
         seen = self.width("input_features", _STATE)
@@ -287,8 +299,8 @@ class _MultiTaskPolicy(_Policy):
 
     def _build(self) -> nn.Module:
         return TrajectoryTransformer(
-            in_dim=self.width("output_features", _ACTION),
-            cond_dim=self.count("n_obs_steps") * self._seen(),
+            in_dim=self.in_dim(),
+            cond_dim=self.cond_dim(),
             embedding_dim=self.count("hidden_dim"),
             num_layers=self.count("num_layers"),
             num_attention_heads=self.count("num_heads"),
@@ -303,14 +315,9 @@ class _MultiTaskPolicy(_Policy):
         self.at_most(_longest(tensors), "hidden_dim", "num_heads", "timestep_embed_dim")
         if self.flag("use_positional_encoding"):
             self.at_most(_longest(tensors), "horizon")
-        sizes = (
-            self.width("output_features", _ACTION),
-            self.count("n_obs_steps") * self._seen(),
-        )
-        if max(sizes) > _longest(tensors):
-            self.refuse("input_features", "features that the tensors allow", _AGAIN)
+        self.check_features(_longest(tensors))
 
-    def _seen(self) -> int:
+    def seen(self) -> int:
         """The numbers of one observation: the state's, and the features of the instruction, which
         are as many as a token's channels."""
         self.observed(_STATE)

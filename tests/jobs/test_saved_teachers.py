@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import fastgen
 from fastgen.config import DistillConfig
@@ -81,6 +82,17 @@ def test_a_network_of_diffusers_is_distilled_by_its_folder(
         load_run_student(run / "student")
 
 
+def distilled(policy: Path, actions: Tensor, seen: Tensor, folder: Path) -> Path:
+    """The run that distils a policy on these windows, whose scores are finite."""
+    np.savez(folder / "data.npz", X=actions.numpy(), Z=seen.numpy())
+    data = {"path": str(folder / "data.npz"), "normalize": False}
+    with without_pictures():
+        run = distill(config_of(policy, data, folder / "run"))
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert all(math.isfinite(value) for value in report["student"]["1"].values())
+    return run
+
+
 def test_a_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
     """Numbers as the policy's own normalisation makes them: what is tried here is the way there."""
     policy = shutil.copytree(DATA / "policies" / "drive", tmp_path / "policy")
@@ -88,12 +100,7 @@ def test_a_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
     generator = torch.Generator().manual_seed(0)
     actions = 2 * torch.rand(60, 8, 2, generator=generator) - 1
     seen = 2 * torch.rand(60, 2, 5, generator=generator) - 1
-    np.savez(tmp_path / "data.npz", X=actions.numpy(), Z=seen.numpy())
-    data = {"path": str(tmp_path / "data.npz"), "normalize": False}
-    with without_pictures():
-        run = distill(config_of(policy, data, tmp_path / "run"))
-    report = json.loads((run / "report" / "report.json").read_text())
-    assert all(math.isfinite(value) for value in report["student"]["1"].values())
+    run = distilled(policy, actions, seen, tmp_path)
     # It needs neither a factory nor the folder.
     student = fastgen.load_student(run / "student")
     z = torch.zeros(3, 2, 5)
@@ -109,12 +116,7 @@ def test_a_flow_policy_of_lerobot_is_distilled_by_its_folder(tmp_path):
     answers = load_file(policy / "answers.safetensors")
     actions = answers["train.action"]
     seen = answers["train.Z"]
-    np.savez(tmp_path / "data.npz", X=actions.numpy(), Z=seen.numpy())
-    data = {"path": str(tmp_path / "data.npz"), "normalize": False}
-    with without_pictures():
-        run = distill(config_of(policy, data, tmp_path / "run"))
-    report = json.loads((run / "report" / "report.json").read_text())
-    assert all(math.isfinite(value) for value in report["student"]["1"].values())
+    run = distilled(policy, actions, seen, tmp_path)
     student = fastgen.load_student(run / "student")
     x = student.sample(seen[:3], generator=torch.Generator().manual_seed(0))
     assert x.shape[-2:] == (8, 2) and bool(torch.isfinite(x).all())

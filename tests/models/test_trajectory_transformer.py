@@ -3,24 +3,25 @@ other, every input counts, places do as they are said to, and a student of it co
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
-from fastgen.export import load_network, load_student, save_network
-from fastgen.export.schema import config_checksum
-from fastgen.models import TrajectoryTransformer, build_model
+from fastgen.models import TrajectoryTransformer
 from fastgen.models.trajectory_transformer import RotaryAttention, turned
 from fastgen.normalizer import Normalizer
-from support.bits import same_bits
-from support.folders import conditions, export_, seeded
+from support.folders import seeded
 from support.networks import shaken
+from support.waypoints import (
+    X,
+    Z,
+    check_built_again,
+    check_comes_back,
+    check_forged_size,
+    check_rows_and_inputs,
+    exported,
+)
 
-X = torch.randn(3, 8, 4, generator=seeded(2), dtype=torch.float64)
-Z = torch.randn(3, 2, 2, generator=seeded(3), dtype=torch.float64)
 KINDS = {
     "rotary": {},
     "a table": {"rotary": False, "positions": 8},
@@ -38,36 +39,14 @@ def model(**changes) -> TrajectoryTransformer:
     return network
 
 
-def exported(folder: Path, network: nn.Module, **changes) -> Path:
-    sizes = {"horizon": (16, 2), "cond_sizes": {"Z": [2, 2]}}
-    return export_(folder, network, **{**sizes, **changes})
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_built_again_from_its_config(tmp_path, kind):
-    network = model(**KINDS[kind])
-    config = json.loads(json.dumps(network.config))
-    again = build_model(config)
-    assert isinstance(again, TrajectoryTransformer) and again.config == network.config
-    keys = ("task", "path", "prediction", "data", "seed", "steps")
-    save_network(tmp_path / "t", network, description=dict.fromkeys(keys, 0))
-    loaded, _ = load_network(tmp_path / "t")
-    x = X.float()
-    z = Z.float()
-    assert same_bits(loaded(x, 0.3, z), network(x, 0.3, z))
+    check_built_again(tmp_path / "t", model(**KINDS[kind]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_do_not_see_each_other_and_every_input_counts(kind):
-    network = model(**KINDS[kind]).double()
-    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    out = network(X, t, Z)
-    alone = torch.cat([network(X[i : i + 1], t[i : i + 1], Z[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(out, alone, rtol=1e-12, atol=1e-12)
-    inputs = [value.clone().requires_grad_() for value in (X, t, Z)]
-    weights = torch.randn(out.shape, generator=seeded(4), dtype=torch.float64)
-    grads = torch.autograd.grad((network(*inputs) * weights).sum(), inputs)
-    assert all(float(grad.abs().min()) > 0 for grad in grads)
+    check_rows_and_inputs(model(**KINDS[kind]).double())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,13 +115,7 @@ def test_other_numbers_than_it_was_made_for_are_refused():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_comes_back_bit_for_bit_without_a_factory(tmp_path, kind, dtype):
-    network = model(**KINDS[kind]).to(dtype)
-    student = load_student(exported(tmp_path / "s", network))
-    assert type(student.network) is TrajectoryTransformer and student.dtype == dtype
-    found = student.network.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
-    x = student.sample(conditions(), num_samples=2, steps=2, generator=seeded())
-    assert x.shape == (3, 2, 16, 2) and bool(torch.isfinite(x).all())
+    check_comes_back(tmp_path / "s", model(**KINDS[kind]).to(dtype), dtype)
 
 
 @pytest.mark.parametrize(("horizon", "positions"), [((16, 4), 0), ((16, 2), 7)])
@@ -169,22 +142,4 @@ FORGED = [
 
 @pytest.mark.parametrize(("key", "value"), FORGED)
 def test_a_forged_size_is_refused_before_memory_is_allocated(tmp_path, monkeypatch, key, value):
-    folder = exported(tmp_path / "s", model())
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config["network"][key] = value
-    file.write_text(json.dumps({**config, "checksum": config_checksum(config)}))
-    taken = [0]
-    empty = torch.empty
-
-    def watched(*args, **kwargs) -> torch.Tensor:
-        made = empty(*args, **kwargs)
-        if not made.is_meta:
-            taken[0] += made.numel()
-        return made
-
-    monkeypatch.setattr(torch, "empty", watched)
-    with pytest.raises(ValueError, match=r"config.json|student.safetensors") as caught:
-        load_student(folder)
-    assert "\n" not in str(caught.value)
-    assert taken[0] < 10**5
+    check_forged_size(tmp_path / "s", model(), key, value, monkeypatch)

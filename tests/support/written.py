@@ -16,6 +16,8 @@ from fastgen.models.trajectory_transformer import TrajectoryTransformer
 from fastgen.normalizer import Normalizer
 from fastgen.teachers import as_rectified_flow
 
+from .saved import DIT, UNET, network_of
+
 __all__ = ["CONDITIONS", "STUDENTS", "Vectors", "randomised", "written_student"]
 
 MEAN, SCALE = torch.tensor([3.0, -2.0]), torch.tensor([[2.0, 0.5], [0.0, 0.25]])
@@ -83,18 +85,7 @@ def diffusers_unet() -> Any:
 
     from fastgen.teachers import KeywordNetwork
 
-    network = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=4,
-        num_class_embeds=4,
-    )
+    network = network_of(diffusers, "UNet2DModel", **UNET)
     named = KeywordNetwork(network, x="sample", t="timestep", cond="class_labels")
     return as_rectified_flow(named, path={**BETAS, "rows": 1000}, prediction="eps")
 
@@ -104,16 +95,7 @@ def dit() -> Any:
 
     from fastgen.teachers import KeywordNetwork
 
-    network = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=1,
-        num_layers=1,
-        sample_size=4,
-        patch_size=2,
-        num_embeds_ada_norm=5,
-        norm_num_groups=2,
-    )
+    network = network_of(diffusers, "DiTTransformer2DModel", **DIT)
     named = KeywordNetwork(network, x="hidden_states", t="timestep", cond="class_labels")
     return as_rectified_flow(named, path={**BETAS, "nearest": True}, prediction="eps")
 
@@ -128,6 +110,11 @@ TOKENS: dict[str, Any] = {
     "pack": 2,
     "x_normalizer": X_NORMALIZER,
     "z_normalizer": Z_NORMALIZER,
+}
+WAYPOINTS: dict[str, Any] = {
+    "horizon": (4, 2),
+    "cond_horizon": (2, 2),
+    "cond_sizes": {"Z": [(2, 2), (2, 2)]},
 }
 ONE_CALL: dict[str, Any] = {"t_list": (0.999, 0.0), "steps": [1]}
 SDE: dict[str, Any] = {"t_list": (0.999, 0.6, 0.3, 0.0), "steps": [1, 3], "sample_type": "sde"}
@@ -161,24 +148,8 @@ STUDENTS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
             "z_normalizer": Normalizer([1.7e9, 0.0], torch.eye(2)),
         },
     ),
-    "unet": (
-        unet,
-        {
-            **ONE_CALL,
-            "horizon": (4, 2),
-            "cond_horizon": (2, 2),
-            "cond_sizes": {"Z": [(2, 2), (2, 2)]},
-        },
-    ),
-    "rotary": (
-        rotary,
-        {
-            **ONE_CALL,
-            "horizon": (4, 2),
-            "cond_horizon": (2, 2),
-            "cond_sizes": {"Z": [(2, 2), (2, 2)]},
-        },
-    ),
+    "unet": (unet, {**WAYPOINTS, **ONE_CALL}),
+    "rotary": (rotary, {**WAYPOINTS, **ONE_CALL}),
     "patches": (patches, {**ODE, **LABELS, "horizon": (1, 4, 4), "box": Box(-1.0, 1.0)}),
     "vectors": (lambda: randomised(Vectors()), {**SDE, **NO_CONDITION, "horizon": (3,)}),
     "members": (lambda: randomised(Vectors()), {**ONE_CALL, "horizon": (3,)}),
@@ -199,8 +170,8 @@ STUDENTS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         lambda: converted(path={**BETAS, "nearest": True}, prediction="v"),
         {**SDE, **LABELS, "horizon": (3,)},
     ),
-    "diffusers": (diffusers_unet, {**ONE_CALL, **LABELS, "horizon": (1, 8, 8)}),
-    "dit of diffusers": (dit, {**ONE_CALL, **LABELS, "horizon": (1, 4, 4)}),
+    "diffusers": (diffusers_unet, {**ONE_CALL, **LABELS, "horizon": (2, 8, 8)}),
+    "dit of diffusers": (dit, {**ONE_CALL, **LABELS, "horizon": (2, 8, 8)}),
 }
 
 

@@ -3,9 +3,6 @@ of its sampler are those of our ODE, and a student of it is trained, exported an
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import fastgen
-from fastgen.config import DistillConfig
-from fastgen.config.files import validate
-from fastgen.distillation import distill
 from fastgen.networks import unwrap
 from fastgen.samplers import sample_teacher
 from fastgen.teachers import KeywordNetwork, as_rectified_flow
 from fastgen.teachers.conversion import RectifiedFlow
 from support.posterior import PosteriorEstimator, build
-from support.toy import without_pictures
+from support.posterior_runs import KEYWORDS, SAVED, distilled
 
-SAVED = Path(__file__).parents[1] / "data" / "posterior"
-KEYWORDS: dict[str, Any] = {"x": "input", "t": "time", "cond": "condition"}
 DECLARED: dict[str, Any] = {"path": "linear", "prediction": "flow", "data_at": 0}
 
 
@@ -63,40 +55,15 @@ def test_samples_of_our_ode_are_those_of_sbi(answers):
     torch.testing.assert_close(samples, answers["samples"].double(), rtol=1e-5, atol=1e-5)
 
 
-def config_of(run: Path) -> DistillConfig:
-    given = {
-        "name": "posterior",
-        "method": "dmd2",
-        "run_dir": str(run),
-        "data": {"name": "file", "path": str(SAVED / "simulations.safetensors")},
-        "teacher": {
-            "factory": "support.posterior:build",
-            "weights": str(SAVED / "weights.safetensors"),
-            "keywords": KEYWORDS,
-            **DECLARED,
-            "calls": [1],
-            "ab2_calls": [2],
-        },
-        "dmd": {"fake_score_warmup_steps": 5},
-        "train": {
-            "batch_size": 16,
-            "kd_steps": 30,
-            "kd_pairs": 64,
-            "kd_teacher_calls": 4,
-            "steps": 30,
-            "threads": 1,
-        },
-    }
-    return validate(DistillConfig, given)
-
-
 @pytest.mark.slow
 def test_an_estimator_is_distilled_and_its_student_is_sampled_given_x(tmp_path, answers):
-    with without_pictures():
-        run = distill(config_of(tmp_path / "run"))
-    report = json.loads((run / "report" / "report.json").read_text())
-    assert all(math.isfinite(value) for value in report["student"]["1"].values())
-
+    run = distilled(
+        tmp_path / "run",
+        SAVED / "simulations.safetensors",
+        factory="support.posterior:build",
+        weights=str(SAVED / "weights.safetensors"),
+        **DECLARED,
+    )
     student = fastgen.load_student(run / "student", network=build())
     x = answers["x"][::32]
     theta = student.sample(x, num_samples=5, generator=torch.Generator().manual_seed(0))

@@ -4,10 +4,7 @@ student of it is trained, exported and loaded."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import fastgen
-from fastgen.config import DistillConfig
-from fastgen.config.files import validate
-from fastgen.distillation import distill
 from fastgen.samplers import teacher_velocity
 from fastgen.solvers import integrate
 from fastgen.teachers import KeywordNetwork, as_rectified_flow
 from fastgen.teachers.conversion import RectifiedFlow
 from support.posterior import ScoreEstimator, build_score
-from support.toy import without_pictures
+from support.posterior_runs import KEYWORDS, SAVED, distilled
 
-SAVED = Path(__file__).parents[1] / "data" / "posterior"
-KEYWORDS: dict[str, Any] = {"x": "input", "t": "time", "cond": "condition"}
 PATHS: dict[str, dict[str, Any]] = {
     "ve": {"name": "ve", "sigma_min": 1e-4, "sigma_max": 10},
     "vp": {"name": "vp", "beta_min": 0.01, "beta_max": 10},
@@ -93,44 +85,20 @@ def test_our_ode_is_that_of_sbi(path):
     torch.testing.assert_close(found, answers["samples"].double(), rtol=2e-4, atol=2e-4)
 
 
-def config_of(run: Path, data: Path, path: str) -> DistillConfig:
-    given = {
-        "name": "posterior",
-        "method": "dmd2",
-        "run_dir": str(run),
-        "data": {"name": "file", "path": str(data)},
-        "teacher": {
-            "factory": "support.posterior:build_score",
-            "arguments": {"path": path},
-            "weights": str(SAVED / path / "weights.safetensors"),
-            "keywords": KEYWORDS,
-            **declared(path),
-            "calls": [1],
-            "ab2_calls": [2],
-        },
-        "dmd": {"fake_score_warmup_steps": 5},
-        "train": {
-            "batch_size": 16,
-            "kd_steps": 30,
-            "kd_pairs": 64,
-            "kd_teacher_calls": 4,
-            "steps": 30,
-            "threads": 1,
-        },
-    }
-    return validate(DistillConfig, given)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_a_score_is_distilled_and_its_student_is_sampled_given_x(tmp_path, path):
     simulations: dict[str, Tensor] = load_file(SAVED / "simulations.safetensors")
     theta = estimator(path).standardised(simulations["X"])
     np.savez(tmp_path / "data.npz", X=theta.numpy(), Z=simulations["Z"].numpy())
-    with without_pictures():
-        run = distill(config_of(tmp_path / "run", tmp_path / "data.npz", path))
-    report = json.loads((run / "report" / "report.json").read_text())
-    assert all(math.isfinite(value) for value in report["student"]["1"].values())
+    run = distilled(
+        tmp_path / "run",
+        tmp_path / "data.npz",
+        factory="support.posterior:build_score",
+        arguments={"path": path},
+        weights=str(SAVED / path / "weights.safetensors"),
+        **declared(path),
+    )
     student = fastgen.load_student(run / "student", network=build_score(path))
     x = simulations["Z"][:8]
     found = student.sample(x, num_samples=5, generator=torch.Generator().manual_seed(0))

@@ -176,6 +176,17 @@ class References:
         one = torch.ones(rows[0], dtype=torch.float64)
         return cls.of(Z, X, one, torch.zeros(rows, dtype=torch.bool), nowhere)
 
+    def checked(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """K samples X (C, K, 16, 2) of each condition in float64, the same one after the other
+        (C K, 16, 2), and the condition of each of these, (C K, T_z, 2).
+
+        Raises:
+            ValueError: samples of another shape or with NaN.
+        """
+        check_samples(X, self.Z.shape[0])
+        X = X.double()
+        return X, X.flatten(0, 1), self.Z.repeat_interleave(X.shape[1], 0)
+
     def energy(self, X: Tensor) -> Tensor:
         """Energy distance (V-statistic) between K samples and K demonstrations of each condition.
 
@@ -339,6 +350,12 @@ class PathTask(ABC):
             name: compare_means(of_a, losses["b"][name], level=level)
             for name, of_a in losses["a"].items()
         }
+
+    def examples(self, n: int = 6) -> tuple[Tensor, Tensor]:
+        """Z (n, T_z, 2) and a demonstration X (n, 16, 2) of each, float32."""
+        generator = evaluation_generator(self.name, "examples")
+        Z = self.conditions(n, generator, "all")
+        return Z.float(), self.demonstrate(Z, generator).float()
 
     def floor(self) -> dict[str, float]:
         """Full scores of one more set of demonstrations."""

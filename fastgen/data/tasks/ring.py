@@ -28,7 +28,6 @@ from .paths import (
     HORIZON,
     PathTask,
     References,
-    check_samples,
     clears_and_arrives,
     mode_error_floor,
     polyline,
@@ -269,13 +268,9 @@ def score(X: Tensor, references: References) -> dict[str, float]:
     Raises:
         ValueError: samples of another shape or with NaN.
     """
-    conditions = references.Z.shape[0]
-    check_samples(X, conditions)
+    X, flat, tiled = references.checked(X)
     samples = X.shape[1]
-    X = X.double()
-    flat = X.flatten(0, 1)
-    tiled = references.Z.repeat_interleave(samples, 0)
-    ccw = goes_ccw(flat, tiled).view(conditions, samples)
+    ccw = goes_ccw(flat, tiled).view(-1, samples)
     least = clearance(flat, tiled)
     return {
         "success": float(clears_and_arrives(flat, tiled, least).double().mean()),

@@ -33,12 +33,10 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from ..scoring import evaluation_generator
 from .paths import (
     HORIZON,
     PathTask,
     References,
-    check_samples,
     clears_and_arrives,
     mode_error_floor,
     polyline,
@@ -249,13 +247,9 @@ def score(X: Tensor, references: References) -> dict[str, float]:
     Raises:
         ValueError: samples of another shape or with NaN.
     """
-    conditions = references.Z.shape[0]
-    check_samples(X, conditions)
+    X, flat, tiled = references.checked(X)
     samples = X.shape[1]
-    X = X.double()
-    flat = X.flatten(0, 1)
-    tiled = references.Z.repeat_interleave(samples, 0)
-    found = class_of(flat, tiled).view(conditions, samples)
+    found = class_of(flat, tiled).view(-1, samples)
     least = clearance(flat, tiled)
     shares = torch.nn.functional.one_hot(found, len(SIDES)).double().mean(1)
     error = shares - references.p
@@ -301,9 +295,3 @@ class TwoRingsTask(PathTask):
         """What to draw around trajectories: discs at the points of Z after start and goal, equal
         axes."""
         return {"obstacles": [], "discs": POST, "limits": (-2.1, 2.1, -2.1, 2.1), "equal": True}
-
-    def examples(self, n: int = 6) -> tuple[Tensor, Tensor]:
-        """Z (n, 4, 2) and a demonstration X (n, 16, 2) of each, float32."""
-        generator = evaluation_generator("two_rings", "examples")
-        Z = sample_conditions(n, generator)
-        return Z.float(), demonstrate(Z, generator).float()

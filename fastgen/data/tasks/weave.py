@@ -27,14 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from ..scoring import evaluation_generator
-from .paths import (
-    HORIZON,
-    PathTask,
-    References,
-    check_samples,
-    within_mode_spread,
-)
+from .paths import HORIZON, PathTask, References, within_mode_spread
 
 __all__ = [
     "Weave",
@@ -212,12 +205,10 @@ def score(X: Tensor, references: References) -> dict[str, float]:
     Raises:
         ValueError: samples of another shape or with NaN.
     """
-    conditions = references.Z.shape[0]
-    check_samples(X, conditions)
+    X, flat, tiled = references.checked(X)
     samples = X.shape[1]
-    X = X.double()
-    found = fit_weave(X.flatten(0, 1), references.Z.repeat_interleave(samples, 0))
-    one_mode = torch.zeros(conditions, samples, dtype=torch.bool)
+    found = fit_weave(flat, tiled)
+    one_mode = torch.zeros(X.shape[:2], dtype=torch.bool)
     distance = references.unbiased_energy(X).mean() / references.own_energy(samples).mean()
     return {
         "success": float(_is_regular(found).double().mean()),
@@ -265,9 +256,3 @@ class WeaveTask(PathTask):
         samples, since their phases differ."""
         limits = (-LIMIT, LIMIT, -LIMIT, LIMIT)
         return {"obstacles": [], "limits": limits, "equal": True, "goal": True, "samples": DRAWN}
-
-    def examples(self, n: int = 6) -> tuple[Tensor, Tensor]:
-        """Z (n, 2, 2) and a demonstration X (n, 16, 2) of each, float32."""
-        generator = evaluation_generator(self.name, "examples")
-        Z = self.conditions(n, generator, "all")
-        return Z.float(), self.demonstrate(Z, generator).float()
