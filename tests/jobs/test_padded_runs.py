@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fastgen.pretraining import train_teacher
 from support.agreement import assert_equal_runs, tensors_of
 from support.launching import forked
 from support.padded import SYMMETRY, distillation, masks, network, task, walks, write
+from support.recipes import once
 from support.runs import weights
 from support.toy import plug_pulled, without_pictures
 
@@ -36,6 +38,7 @@ EVERYTHING: dict[str, Any] = {
     "vsd_norm": "batch",
     "f_divergence": "forward_kl",
     "gan_loss_weight_gen": 0.1,
+    "gan_disc_warmup_steps": 2,
     "gan_t": UNIFORM,
     "gan_r1_reg_weight": 0.1,
     "gan_r2_reg_weight": 0.1,
@@ -50,7 +53,12 @@ SETS: dict[str, Any] = {
     "set_samples": 2,
     "set_target": "teacher",
 }
-OF_SAMPLES: dict[str, Any] = {**SETS, "gan_features": "sample", "gan_loss_weight_gen": 0.1}
+OF_SAMPLES: dict[str, Any] = {
+    **SETS,
+    "gan_features": "sample",
+    "gan_loss_weight_gen": 0.1,
+    "gan_disc_warmup_steps": 2,
+}
 # (method, equivariant, changes of the config)
 RUNS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "kd": ("kd", False, {}),
@@ -105,22 +113,35 @@ def sample(student: fastgen.export.Student, fill: float) -> Tensor:
     return student.sample(z, noise=noise, **options)
 
 
+@pytest.fixture
+def plain(tmp_path_factory) -> Callable[[str], Path]:
+    """One of `RUNS` on data whose padding holds 0, made once for all tests."""
+
+    def made(name: str) -> Path:
+        def make(folder: Path) -> None:
+            run(folder / "run", name, 0.0)
+
+        return once(tmp_path_factory, f"padded-{name}", make) / "run"
+
+    return made
+
+
 SLOW = ("equivariant", "consistency", "sets")
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RUNS]
 )
-def test_what_stands_in_the_padding_changes_no_run(tmp_path, name):
-    plain = run(tmp_path / "plain", name, 0.0)
+def test_what_stands_in_the_padding_changes_no_run(tmp_path, plain, name):
+    empty = plain(name)
     filled = run(tmp_path / "filled", name, float("nan"))
-    expected = tensors_of(plain)
+    expected = tensors_of(empty)
     found = tensors_of(filled)
     assert expected.keys() == found.keys() and any("student" in key for key in expected)
     for key, value in expected.items():
         assert torch.equal(value, found[key]), key
-    assert report(plain) == report(filled)
-    students = [fastgen.load_student(folder / "student") for folder in (plain, filled)]
+    assert report(empty) == report(filled)
+    students = [fastgen.load_student(folder / "student") for folder in (empty, filled)]
     x = sample(students[0], 0.0)
     assert torch.equal(x, sample(students[1], 1e6))
     assert (x[~masks().mask] == 0).all() and x[masks().mask].abs().min() > 0
@@ -128,12 +149,11 @@ def test_what_stands_in_the_padding_changes_no_run(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "step"), [(KnowledgeDistillation, 3), (DistributionMatching, 4)])
-def test_a_resumed_run_is_the_whole_one(tmp_path, stage, step):
-    whole = run(tmp_path / "whole", "dmd2", 0.0)
+def test_a_resumed_run_is_the_whole_one(tmp_path, plain, stage, step):
     with plug_pulled(stage, step):
         run(tmp_path / "halved", "dmd2", 0.0)
     resumed = run(tmp_path / "halved", "dmd2", 5.0, resume=True)
-    expected = weights(whole)
+    expected = weights(plain("dmd2"))
     found = weights(resumed)
     assert expected.keys() == found.keys()
     for key, value in expected.items():
@@ -186,8 +206,8 @@ def test_from_a_file_of_lengths_to_samples(tmp_path):
     assert torch.equal(samples[0][0], samples[1][0]) and samples[0][1] == samples[1][1]
 
 
-def test_a_padded_sample_goes_on_from_given_waypoints(tmp_path):
-    student = fastgen.load_student(run(tmp_path / "run", "prefixes", 0.0) / "student")
+def test_a_padded_sample_goes_on_from_given_waypoints(plain):
+    student = fastgen.load_student(plain("prefixes") / "student")
     mask, cond_mask = masks()
     rows = mask.sum(1) >= 3
     X, Z = (value[rows] for value in walks(0.0))
@@ -254,9 +274,9 @@ def test_a_network_that_reads_the_masks_is_distilled(tmp_path):
 # ---- Masks of a student -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> fastgen.export.Student:
-    return fastgen.load_student(run(tmp_path_factory.mktemp("run"), "kd", 0.0) / "student")
+@pytest.fixture
+def student(plain) -> fastgen.export.Student:
+    return fastgen.load_student(plain("kd") / "student")
 
 
 def test_masks_may_come_in_the_condition_or_beside_it(student):
