@@ -5,11 +5,12 @@
 Keys, with their defaults (`--to onnx` means `to=onnx`):
 
     to            onnx: model.onnx, for onnxruntime (needs the extra `onnx`);
+                  policy: the same in the layout of LeRobot's policy packages, with its own names;
                   pt2: model.pt2, for torch.export.load
     steps         network calls, fixed in the file; the most that the student is trained for
-    weights       float32; float16, stored so and computed with in float32; int8 (onnx alone),
+    weights       float32; float16, stored so and computed with in float32; int8 (not pt2),
                   quantised by onnxruntime, its error in manifest.json
-    out           the student's folder with -onnx or -pt2 behind its name, a new folder
+    out           the student's folder with -onnx, -policy or -pt2 behind its name, a new folder
     z             file that holds some conditions as Z, for a network of your own whose folder
                   doesn't say what they look like
     factory       package.module:callable that builds a network of your own
@@ -21,12 +22,13 @@ from pathlib import Path
 
 from fastgen.data.files import load_conditions
 from fastgen.export.onnx_graph import export_onnx
+from fastgen.export.policy import export_policy
 from fastgen.export.pt2 import export_pt2
 from fastgen.jobs.command_line import parse_path_and_options, user_errors, whole_number
 from fastgen.jobs.sources import load_run_student
 
 OPTIONS = ("to", "steps", "weights", "out", "z", "factory")
-FORMATS = {"onnx": export_onnx, "pt2": export_pt2}
+FORMATS = {"onnx": export_onnx, "policy": export_policy, "pt2": export_pt2}
 
 
 def main() -> None:
@@ -52,10 +54,13 @@ def export(folder: Path, options: dict[str, str]) -> None:
     tokens = student.horizon[0]
     cond = load_conditions(options["z"], tokens=tokens) if "z" in options else None
     manifest = FORMATS[kind](student, out, steps=steps, weights=weights, cond=cond)
+    manifest = manifest.get("fastgen", manifest)  # a policy package has ours as one section
     names = ", ".join(each["name"] for each in manifest["inputs"])
     size = manifest["file"]["bytes"]
     calls = manifest["steps"]
-    print(f"{out}: {names} -> x in {calls} network call{'s' if calls > 1 else ''}, {size:,} bytes")
+    output = manifest["outputs"][0]["name"]
+    network = f"{calls} network call{'s' if calls > 1 else ''}"
+    print(f"{out}: {names} -> {output} in {network}, {size:,} bytes")
     print(f"largest difference from the student: {manifest['error']['largest']:.2g} of a deviation")
     errors = (manifest["equivariance"] or {}).get("errors")
     if errors:

@@ -7,5 +7,6 @@ from .folders import (
 )
 from .networks import load_network as load_network, save_network as save_network
 from .onnx_graph import export_onnx as export_onnx
+from .policy import export_policy as export_policy
 from .pt2 import export_pt2 as export_pt2
 from .student import Student as Student

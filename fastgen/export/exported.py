@@ -53,6 +53,9 @@ class FileFormat(NamedTuple):
         write: (sampler, example, file, weights) -> a function that runs the written file.
         facts: what the manifest says of it besides, such as its version.
         owned: names of other files that may lie beside it.
+        named: how the file calls the sampler's inputs and its output x.
+        finish: (sampler, folder, manifest) -> the manifest in the layout of this format, after
+            what else lies in the folder was written; None: the manifest as it is.
     """
 
     name: str
@@ -61,6 +64,8 @@ class FileFormat(NamedTuple):
     write: Callable[[WholeSampler, list[Tensor], Path, str], Run]
     facts: dict[str, Any]
     owned: tuple[str, ...] = ()
+    named: Callable[[str], str] = str
+    finish: Callable[[WholeSampler, Path, dict[str, Any]], dict[str, Any]] | None = None
 
 
 class _Error(NamedTuple):
@@ -124,6 +129,8 @@ def write_exported(
         own = WholeSampler(student, plain_int(steps), cond)
         manifest["error"] = _compared(own, run, cond)._asdict()
         manifest["equivariance"] = equivariance_of(sampler, run, in_rep=in_rep, cond_rep=cond_rep)
+        if kind.finish is not None:
+            manifest = kind.finish(sampler, partial, manifest)
         write_json(partial / MANIFEST, manifest)
     return manifest
 
@@ -253,11 +260,11 @@ def _head(kind: FileFormat, sampler: WholeSampler, weights: str) -> dict[str, An
     student = sampler.student
     wide = student.x_normalizer is not None and student.x_normalizer.needs_float64
     dtype = torch.float64 if wide else student.dtype
-    output = {"name": "x", "shape": [ROWS, *student.horizon], "dtype": _name(dtype)}
+    output = {"name": kind.named("x"), "shape": [ROWS, *student.horizon], "dtype": _name(dtype)}
     head = {
         "format": f"fastgen-{kind.name}",
         "format_version": 1,
-        "inputs": [_described(each) for each in sampler.inputs],
+        "inputs": [_described(each, kind.named) for each in sampler.inputs],
         "outputs": [{**output, "units": "original"}],
         "steps": len(sampler.rungs) - 1,
         "rungs": list(sampler.rungs),
@@ -276,9 +283,9 @@ def _head(kind: FileFormat, sampler: WholeSampler, weights: str) -> dict[str, An
     return head
 
 
-def _described(each: SamplerInput) -> dict[str, Any]:
+def _described(each: SamplerInput, named: Callable[[str], str]) -> dict[str, Any]:
     described = {
-        "name": each.name,
+        "name": named(each.name),
         "shape": list(each.shape),
         "dtype": _name(each.dtype),
         "units": each.units,

@@ -12,7 +12,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .exported import WEIGHTS, FileFormat, Run, dynamic_shapes, write_exported
 from .student import Student
 from .whole_sampler import WholeSampler
 
-__all__ = ["OPSET", "export_onnx"]
+__all__ = ["OPSET", "check_installed", "export_onnx", "runner", "versions_of_onnx", "write_graph"]
 
 # Of onnxruntime 1.14 and later.
 OPSET = 18
@@ -68,14 +68,13 @@ def export_onnx(
             of rounded weights).
         OSError: the folder can't be written.
     """
-    _check_installed()
-    own = {name: metadata.version(name) for name in _NEEDED}
+    check_installed()
     kind = FileFormat(
         "onnx",
         "model.onnx",
         WEIGHTS,
         _write,
-        {"opset": OPSET, "versions": own},
+        {"opset": OPSET, "versions": versions_of_onnx()},
         owned=("model.onnx.data",),
     )
     return write_exported(
@@ -90,7 +89,8 @@ def export_onnx(
     )
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """ImportError, which names the extra, where a package to write or check ONNX is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -102,7 +102,24 @@ def _check_installed() -> None:
         ) from error
 
 
+def versions_of_onnx() -> dict[str, str]:
+    """Version by package, of those that write and check."""
+    return {name: metadata.version(name) for name in _NEEDED}
+
+
 def _write(sampler: WholeSampler, example: list[Tensor], file: Path, weights: str) -> Run:
+    write_graph(sampler, example, file, weights)
+    return runner(file, [each.name for each in sampler.inputs], "x")
+
+
+def write_graph(
+    sampler: WholeSampler,
+    example: list[Tensor],
+    file: Path,
+    weights: str,
+    named: Callable[[str], str] = str,
+) -> None:
+    """Write the graph; `named`: how it calls the sampler's inputs and its output x."""
     with _quiet():
         program = torch.export.export(
             sampler, tuple(example), dynamic_shapes=(dynamic_shapes(sampler.inputs),)
@@ -110,28 +127,27 @@ def _write(sampler: WholeSampler, example: list[Tensor], file: Path, weights: st
         graph = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=[each.name for each in sampler.inputs],
-            output_names=["x"],
+            input_names=[named(each.name) for each in sampler.inputs],
+            output_names=[named("x")],
             opset_version=OPSET,
             verbose=False,
         )
         assert graph is not None  # it is None only where a file was named
         graph.save(str(file))
-        _name_axes(sampler, file)
+        _name_axes(sampler, file, named)
         if weights == "float16":
             _store_half(file)
         if weights == "int8":
             _quantize(file)
-    return _runner(file, [each.name for each in sampler.inputs])
 
 
-def _name_axes(sampler: WholeSampler, file: Path) -> None:
+def _name_axes(sampler: WholeSampler, file: Path, named: Callable[[str], str]) -> None:
     """Call the free axes of inputs and output B and T_z, as the manifest does."""
     import onnx
 
     model = onnx.load(file)
-    shapes = {each.name: each.shape for each in sampler.inputs}
-    shapes["x"] = ("B", *sampler.student.horizon)
+    shapes = {named(each.name): each.shape for each in sampler.inputs}
+    shapes[named("x")] = ("B", *sampler.student.horizon)
     for value in [*model.graph.input, *model.graph.output]:
         for place, axis in enumerate(shapes[value.name]):
             if isinstance(axis, str):
@@ -174,15 +190,17 @@ def _quantize(file: Path) -> None:
     whole.unlink()
 
 
-def _runner(file: Path, names: list[str]) -> Run:
-    """A function that runs the written file."""
+def runner(file: Path, names: list[str], output: str) -> Run:
+    """A function that runs the written file, by the names of its inputs and of its output."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; a warning says that inputs may be left out
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(tensors: list[Tensor]) -> Tensor:
         given = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-        return torch.from_numpy(session.run(["x"], given)[0])
+        return torch.from_numpy(session.run([output], given)[0])
 
     return run
 
