@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from .carried import carried_by, members_of
+from .made_rows import MadeRows, made_of, zipped_rows
+from .masks import mask_of_lengths
 from .tensors import expand_like
 
 __all__ = [
@@ -38,14 +40,21 @@ def has_prefix(cond: Any) -> bool:
 
 def with_prefix(cond: Any, prefix: Tensor, lengths: Tensor) -> dict[str, Any]:
     """A condition with the first `lengths` (B,) tokens of `prefix` (B, T, d) given; with masks, the
-    first real ones."""
+    first real ones. Of rows that are made when they are taken, so is what is given."""
     found = carried_by(cond)
-    lengths = lengths.to(prefix.device)[:, None]
-    if found.mask is None:
-        given = torch.arange(prefix.shape[1], device=prefix.device) < lengths
+    lengths = lengths.to(prefix.device)
+    if found.mask is not None:
+        given = zipped_rows(_first_real, found.mask, lengths)
     else:
-        given = found.mask & (found.mask.cumsum(1) <= lengths)
+        tokens = prefix.shape[1]
+        of_rows = made_of if isinstance(prefix, MadeRows) else zipped_rows
+        given = of_rows(lambda lengths: mask_of_lengths(lengths, tokens), lengths)
     return found._replace(prefix=prefix, given=given).condition()
+
+
+def _first_real(mask: Tensor, lengths: Tensor) -> Tensor:
+    """The first `lengths` (B,) tokens that a mask (B, T) calls real: bool (B, T)."""
+    return mask & (mask.cumsum(1) <= lengths[:, None])
 
 
 def prefix_of(cond: Any) -> tuple[Any, Tensor | None, Tensor | None]:
@@ -62,15 +71,20 @@ def cond_without_prefix(cond: Any) -> Any:
 
 
 def drawn_lengths(uniform: Tensor, most: int, mask: Tensor) -> Tensor:
-    """Whole numbers (B,) of tokens to be given, all in 0..min(most, real tokens - 1) equally often.
+    """Whole numbers (B,) of tokens to be given, all in 0..min(most, real tokens - 1) equally often;
+    of a mask whose rows are made when they are taken, numbers that are, too.
 
     Args:
         uniform: uniform in [0, 1), (B,).
         most: of a sample without padding.
         mask: bool (B, T), True = real token.
     """
-    limits = (mask.sum(1).to(uniform.device) - 1).clamp(0, most)
-    return (uniform.double() * (limits + 1)).long().clamp(max=limits)
+
+    def drawn(uniform: Tensor, mask: Tensor) -> Tensor:
+        limits = (mask.sum(1).to(uniform.device) - 1).clamp(0, most)
+        return (uniform.double() * (limits + 1)).long().clamp(max=limits)
+
+    return zipped_rows(drawn, uniform, mask)
 
 
 def pinned(x: Tensor, cond: Any) -> Tensor:

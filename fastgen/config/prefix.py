@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from .._core.made_rows import blocks_of
 from .._core.masks import token_mask
 from .base import Config
 
@@ -43,7 +44,10 @@ def prefix_tokens(prefix_max: int, data: Any) -> int:
         )
     pack = getattr(data, "pack", 1)
     mask = token_mask(data.network_inputs()[1])
-    waypoints = data.X.shape[1] if mask is None else int(mask.sum(1).max()) * pack
+    if mask is None:
+        waypoints = data.X.shape[1]
+    else:
+        waypoints = max(int(block.sum(1).max()) for block in blocks_of(mask)) * pack
     if prefix_max % pack or prefix_max >= waypoints:
         of = "" if mask is None else " of the longest trajectory"
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._core.calls import call_intact
 from .._core.conditions import cond_text, cond_to, named_tensors, take_rows
+from .._core.made_rows import blocks_of
 from .._core.masks import is_masked
 from .._core.messages import brief
 from .._core.modules import evaluating
@@ -88,12 +89,19 @@ def telling_rows(cond: Cond) -> list[int]:
     for value in named_tensors(cond).values():
         if value.is_floating_point() or not value.numel():
             continue
-        numbers = value.reshape(len(value), -1)
-        if value.dtype == torch.bool:
-            numbers = numbers.sum(1, keepdim=True)
-        rows.add(int(numbers.amin(1).argmin()))
-        rows.add(int(numbers.amax(1).argmax()))
+        # In blocks, since masks may be made when they are taken.
+        least, greatest = zip(*map(_row_ends, blocks_of(value)), strict=True)
+        rows.add(int(torch.cat(least).argmin()))
+        rows.add(int(torch.cat(greatest).argmax()))
     return sorted(rows)
+
+
+def _row_ends(value: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest number of each row, (B,); of a mask how many it shows, twice."""
+    numbers = value.reshape(len(value), -1)
+    if value.dtype == torch.bool:
+        numbers = numbers.sum(1, keepdim=True)
+    return numbers.amin(1), numbers.amax(1)
 
 
 class Watched(NetworkWrapper):

@@ -16,10 +16,11 @@ from fastgen._core.conditions import take_rows
 from fastgen._core.made_rows import MadeRows
 from fastgen._core.masks import packed_mask
 from fastgen.config import DataConfig
-from fastgen.data import build_data, masks, windows
+from fastgen.data import build_data
 from fastgen.data.checks import data_notes
 from fastgen.jobs.origin import data_origin
 from support import padded
+from support.padded import lazily
 
 SETS = Path(__file__).parent / "sets"
 WINDOWS = {"obs_horizon": 2, "horizon": 4, "pad_before": 1, "pad_after": 3, "mask_padding": True}
@@ -28,15 +29,6 @@ WINDOWS = {"obs_horizon": 2, "horizon": 4, "pad_before": 1, "pad_after": 3, "mas
 def config(path: Path, **more: Any) -> DataConfig:
     kind = {} if path.name.startswith("walks") else WINDOWS
     return DataConfig(name="file", path=str(path), **kind, **more)
-
-
-def lazily(monkeypatch: pytest.MonkeyPatch, most: int = 0) -> None:
-    """From here on windows, and padded data of more numbers, are made when they are taken, and no
-    operation may need all rows."""
-    monkeypatch.setattr(windows, "MOST_NUMBERS", 0)
-    monkeypatch.setattr(masks, "MOST_NUMBERS", most)
-    monkeypatch.setattr(made_rows, "_MOST_WHOLE", 0)
-    monkeypatch.setattr(made_rows, "_BLOCK", 100)
 
 
 @pytest.fixture(params=["walks.npz", "walks-lengths.npz", "episodes.npz"])

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgen._core import made_rows
 from fastgen._core.masks import mask_of_lengths
 from fastgen.config import DistillConfig
+from fastgen.data import masks as padding, windows
 from fastgen.data.held_out import HeldOutTask
 from fastgen.data.masks import Masks
 from fastgen.data.trajectories import TrajectoryData
@@ -22,6 +25,7 @@ __all__ = [
     "LENGTHS",
     "SYMMETRY",
     "distillation",
+    "lazily",
     "masks",
     "network",
     "task",
@@ -118,3 +122,12 @@ def distillation(run_dir: Path, method: str, **changes: Any) -> DistillConfig:
     if method == "kd":
         del values["train"]["steps"]
     return DistillConfig.model_validate(values)
+
+
+def lazily(monkeypatch: pytest.MonkeyPatch, most: int = 0) -> None:
+    """From here on windows, and padded data of more numbers, are made when they are taken, and no
+    operation may need all rows."""
+    monkeypatch.setattr(windows, "MOST_NUMBERS", 0)
+    monkeypatch.setattr(padding, "MOST_NUMBERS", most)
+    monkeypatch.setattr(made_rows, "_MOST_WHOLE", 0)
+    monkeypatch.setattr(made_rows, "_BLOCK", 100)
