@@ -197,6 +197,8 @@ def convert_prediction(
     check_shape("pred", pred, x_t.shape)
     if source == target:
         return pred
+    if source == "flow" and not isinstance(t, Tensor):
+        return x_t - t * pred if target == "x0" else x_t + (1.0 - t) * pred
     t = expand_like(t, x_t)
     match source, target:
         case "flow", "x0":

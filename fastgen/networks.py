@@ -21,7 +21,7 @@ from ._core.conditions import named_tensors
 from ._core.masks import real_only
 from ._core.messages import brief
 from ._core.modules import as_built, inside_launcher
-from ._core.precision import computing_dtype
+from ._core.precision import computing_dtype, parameters_in
 from ._core.sizes import check_sizes, parse_sizes
 from ._core.tensors import time_dtype
 from .flow_matching import convert_prediction
@@ -238,7 +238,7 @@ def network_dtype(network: object, default: torch.dtype) -> torch.dtype:
 
 def network_device(network: nn.Module, default: torch.device) -> torch.device:
     """Where a network is called: the device of its first parameter, else `default`."""
-    return next((parameter.device for parameter in network.parameters()), default)
+    return next((parameter.device for parameter in parameters_in(network)), default)
 
 
 def call_network(

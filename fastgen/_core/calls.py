@@ -8,6 +8,7 @@ on, and so are copies of it; any other is called directly.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["call_intact"]
 _WATCHED = "_fastgen_calls_to_watch"
 _CALLS = 16  # some edit at some times only
 _EDITS = -1
+_NOTES = threading.Lock()
 
 
 def call_intact(network: Callable[..., Any], x_t: Tensor, t: Any, cond: Any) -> Any:
@@ -48,8 +50,17 @@ def call_intact(network: Callable[..., Any], x_t: Tensor, t: Any, cond: Any) -> 
     answer = network(*given)
     if left > 0:
         edited = _differ(_tensors((x_t, t, cond)), handed, _tensors(given))
-        attributes[_WATCHED] = _EDITS if edited else left - 1
+        _note(attributes, edited)
     return answer
+
+
+def _note(attributes: dict[str, Any], edited: bool) -> None:
+    """Count a call that was watched. Of threads that call one network at once none takes back what
+    another has found."""
+    with _NOTES:
+        left = attributes.get(_WATCHED, _CALLS)
+        if left > 0:
+            attributes[_WATCHED] = _EDITS if edited else left - 1
 
 
 def _copies(x_t: Tensor, t: Any, cond: Any) -> tuple[Any, Any, Any]:
@@ -113,10 +124,10 @@ def _checked(network: Callable[..., Any], bare: nn.Module, x_t: Tensor, t: Any, 
         bare: the module that is called, for its name.
     """
     in_cond = _tensors(cond)
-    given = [*_tensors(x_t), *_tensors(t), *in_cond]
+    given = [x for x in (x_t, t, *in_cond) if isinstance(x, Tensor)]
     before = [_changes_of(x) for x in given]
     answer = network(x_t, t, cond)
-    same = cond is None or _are_the_same(in_cond, _tensors(cond))
+    same = isinstance(cond, Tensor) or _are_the_same(in_cond, _tensors(cond))
     if not same or before != [_changes_of(x) for x in given]:
         raise ValueError(
             f"expected {type(bare).__name__} to leave x_t, t and cond as they are, got one of them "

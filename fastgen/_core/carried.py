@@ -65,7 +65,7 @@ def carried_by(cond: Any) -> Carried:
     Raises:
         ValueError: a mask that isn't bool (B, T), or a prefix that isn't floating (B, T, d).
     """
-    if not _is_carrier(cond):
+    if isinstance(cond, Tensor) or not _is_carrier(cond):
         return Carried(cond)
     for name in members_of(cond):
         check_kind(name, cond[name])

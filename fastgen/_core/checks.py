@@ -49,6 +49,8 @@ def check_shape(name: str, x: Tensor, expected: Sequence[int | str]) -> None:
     Raises:
         ValueError: such as `expected Z of shape (B, T_z <= 2, 2), got (8, 3, 2)`.
     """
+    if isinstance(expected, torch.Size) and isinstance(x, Tensor) and x.shape == expected:
+        return
     fits = isinstance(x, Tensor) and x.ndim == len(expected)
     if fits:
         for size, want in zip(x.shape, expected, strict=True):

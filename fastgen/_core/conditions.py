@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "array_of",
     "cond_text",
     "cond_to",
     "map_tensors",
@@ -90,6 +91,12 @@ def tensors_of_arrays(cond: Any) -> Any:
         return type(cond)(tensors_of_arrays(value) for value in cond)
     # NumPy may be missing; its arrays tell themselves.
     return torch.tensor(cond) if hasattr(cond, "__array_interface__") else cond
+
+
+def array_of(x: Tensor) -> Any:
+    """x as a NumPy array; in float32 where it is in bfloat16, which NumPy hasn't."""
+    x = x.detach().cpu()
+    return x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
 def take_rows(cond: Any, rows: Tensor | slice) -> Any:

@@ -40,6 +40,8 @@ def is_masked(cond: Any) -> bool:
 
 def with_masks(Z: Any, mask: Tensor | None = None, cond_mask: Tensor | None = None) -> Any:
     """The condition Z with the masks that aren't None; Z itself where both are."""
+    if mask is None and cond_mask is None:
+        return Z
     return Carried(Z, mask, cond_mask).condition()
 
 
@@ -49,6 +51,8 @@ def masks_of(cond: Any) -> tuple[Any, Tensor | None, Tensor | None]:
     Raises:
         ValueError: a mask of it isn't bool (B, T).
     """
+    if isinstance(cond, Tensor):
+        return cond, None, None
     found = carried_by(cond)
     rest = found._replace(mask=None, cond_mask=None)
     return rest.condition(), found.mask, found.cond_mask
@@ -67,7 +71,7 @@ def cond_without_masks(cond: Any) -> Any:
 def token_mask(cond: Any) -> Tensor | None:
     """The mask (B, T_x) of the samples that a condition belongs to; None: all tokens are real.
     Errors as `masks_of`."""
-    return carried_by(cond).mask
+    return None if isinstance(cond, Tensor) else carried_by(cond).mask
 
 
 def real_only(x: Tensor, cond: Any) -> Tensor:

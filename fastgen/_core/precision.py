@@ -10,7 +10,7 @@ tensor is looked at alone:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "in_full_precision",
     "is_narrow",
     "is_uniform",
+    "parameters_in",
     "trainable",
 ]
 
@@ -34,10 +35,25 @@ def computing_dtype(network: nn.Module, default: torch.dtype) -> torch.dtype:
 
     Integers are passed over, and so are quantised parameters, such as those in float8.
     """
-    for parameter in network.parameters():
+    for parameter in parameters_in(network):
         if parameter.dtype in _COMPUTED:
             return parameter.dtype
     return default
+
+
+def parameters_in(network: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of a network in the order of `network.parameters()`, where one that is shared
+    comes again. The first ones are found without a walk through all modules: each call of a network
+    asks for its dtype."""
+    waiting: list[nn.Module | None] = [network]
+    while waiting:
+        module = waiting.pop()
+        if module is None:
+            continue
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                yield parameter
+        waiting.extend(reversed(module._modules.values()))
 
 
 def is_narrow(x: Tensor) -> bool:

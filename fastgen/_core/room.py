@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from pathlib import Path
 
 from .messages import brief
@@ -56,23 +56,30 @@ def check_room(key: str, count: int, each: float) -> None:
     )
 
 
-@contextmanager
-def naming_what_to_lower(*keys: str) -> Iterator[None]:
-    """Inside, an allocation that fails is a MemoryError that names the keys to lower.
+class naming_what_to_lower(ContextDecorator):  # noqa: N801  (read as a verb)
+    """Inside, an allocation that fails is a MemoryError that names the keys to lower. No generator:
+    each call of a sampler goes through it.
 
     Raises:
         MemoryError: such as `out of memory (... you tried to allocate 800 bytes): lower
             train.batch_size`.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError, OverflowError, TypeError) as error:
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        if not isinstance(error, MemoryError | RuntimeError | OverflowError | TypeError):
+            return
         failed = isinstance(error, MemoryError) or any(words in str(error) for words in _SAID)
-        if not failed:
-            raise
-        if getattr(error, "keys_are_named", False):
-            raise
-        named = MemoryError(f"out of memory ({brief(error)}): lower {' or '.join(keys)}")
+        if not failed or getattr(error, "keys_are_named", False):
+            return
+        named = MemoryError(f"out of memory ({brief(error)}): lower {' or '.join(self.keys)}")
         named.keys_are_named = True  # pyright: ignore[reportAttributeAccessIssue]
         raise named from error
 

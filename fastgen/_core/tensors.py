@@ -26,6 +26,7 @@ __all__ = [
     "rows_of_samples",
     "time_dtype",
     "wide_dtype",
+    "without_gradients",
 ]
 
 # Denominators that vanish at an end of [0, 1] are clamped at this.
@@ -166,11 +167,14 @@ def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
+        names = tuple(signature.parameters)
 
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = signature.bind(*args, **kwargs)
-            reference = bound.arguments[like]
+            given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
+            if like not in given or len(given) < len(args) + len(kwargs):
+                signature.bind(*args, **kwargs)  # a TypeError that says what is missing or too much
+            reference = given[like]
             if isinstance(reference, Tensor):
                 if not reference.is_floating_point():
                     raise TypeError(
@@ -180,12 +184,12 @@ def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 raise TypeError(
                     f"expected {like} to be a floating point tensor, got {type(reference).__name__}"
                 )
-            if "t" in bound.arguments:
-                check_time(bound.arguments["t"])
-            for name, value in bound.arguments.items():
+            if "t" in given:
+                check_time(given["t"])
+            for name, value in given.items():
                 if isinstance(value, Tensor) and value.is_floating_point():
-                    bound.arguments[name] = value.to(wide_dtype(value.device))
-            result: Any = function(*bound.args, **bound.kwargs)
+                    given[name] = value.to(wide_dtype(value.device))
+            result: Any = function(**given)  # pyright: ignore[reportCallIssue]
             if not isinstance(reference, Tensor):
                 return result
             if isinstance(result, tuple):
@@ -195,6 +199,19 @@ def in_float64(*, like: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return wrapped
 
     return decorate
+
+
+def without_gradients(function: Callable[P, R]) -> Callable[P, R]:
+    """As `torch.no_grad()` does to a function, but a call inside of another costs nothing more."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from .._core.conditions import array_of
 from .._core.files import expand_home, new_file
 from .._core.messages import brief
 from .._core.tensor_files import read_metadata, save_tensors
@@ -41,7 +40,7 @@ def _write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     with new_file(path) as partial:
         with open(partial, "wb") as file:
-            np.savez(file, **{name: _numbers(value) for name, value in tensors.items()})
+            np.savez(file, **{name: array_of(value) for name, value in tensors.items()})
         with zipfile.ZipFile(partial, "a") as archive:
             archive.comment = _MARK.encode()
 
@@ -50,11 +49,11 @@ def _write_npy(path: Path, tensors: Mapping[str, Tensor]) -> None:
     import numpy as np
 
     with new_file(path) as partial, open(partial, "wb") as file:
-        np.save(file, _numbers(tensors["X"]))
+        np.save(file, array_of(tensors["X"]))
 
 
 def _write_csv(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    x = _numbers(tensors["X"])
+    x = array_of(tensors["X"])
     *axes, last = x.shape
     # So many digits tell any two numbers of a dtype apart.
     form = "%.9g" if x.dtype.itemsize <= 4 else "%.17g"
@@ -70,12 +69,6 @@ def _axis_names(axes: Sequence[int], *, has_conditions: bool) -> list[str]:
     names = ["condition", "sample"] if has_conditions else ["sample"]
     rest = len(axes) - len(names)
     return names + (["step"] if rest == 1 else [f"axis_{i}" for i in range(rest)])
-
-
-def _numbers(x: Tensor) -> Any:
-    """`x` as a NumPy array, which has no bfloat16."""
-    x = x.detach().cpu()
-    return x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
 
 
 # How a file's name ends -> the function that writes X and Z to it.

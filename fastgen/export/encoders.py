@@ -74,6 +74,19 @@ class StudentEncoder:
     columns: tuple[str, ...]
     rows: Mapping[str, RowKind] = field(default_factory=dict)
 
+    def is_one(self, observed: Any) -> bool:
+        """Whether raw observations are those of one scene, (T_z, ...) without the axis of rows.
+        False where it isn't known what rows look like."""
+        given = observed
+        if isinstance(observed, Tensor) and len(self.columns) == 1:
+            given = {self.columns[0]: observed}
+        if not self.rows or not isinstance(given, Mapping) or set(given) != set(self.rows):
+            return False
+        return all(
+            isinstance(given[name], Tensor) and given[name].ndim == 1 + len(kind.shape)
+            for name, kind in self.rows.items()
+        )
+
     def encode(self, observed: Any) -> Tensor:
         """Z (B, T_z, d_z) of observations (B, T_z, ...), a Tensor of the only column or a mapping
         of all of them by name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from .._core.conditions import tensors_in, tensors_of_arrays
+from .._core.conditions import tensors_in
 from .._core.masks import MASKS, check_real, masks_of, with_masks
 
 __all__ = ["masked_condition"]
@@ -21,8 +21,8 @@ def masked_condition(
 
     Args:
         cond: Z, or Z with its masks.
-        mask, cond_mask: bool (B, tokens) and (B, T_z), Tensors or arrays, for a `cond` without
-            them; None: nothing is padded.
+        mask, cond_mask: bool (B, tokens) and (B, T_z), for a `cond` without them; None: nothing
+            is padded.
         trained: the masks that the student was trained with.
         tokens: T_x.
 
@@ -31,7 +31,9 @@ def masked_condition(
             doesn't fit.
     """
     Z, *own = masks_of(cond)
-    given = tensors_of_arrays((mask, cond_mask))
+    given = (mask, cond_mask)
+    if all(one is None for one in (*own, *given)):
+        return Z
     found = {}
     for name, inside, beside in zip(MASKS, own, given, strict=True):
         if inside is not None and beside is not None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._core.conditions import cond_to, map_tensors, take_rows
 from .._core.masks import masks_of, packed_mask, real_only, with_masks
+from .._core.tensors import without_gradients
 from ..box import Box
 from ..networks import network_device, network_dtype
 from ..normalizer import Normalizer, pack_tokens, unpack_tokens
@@ -25,7 +26,7 @@ from ..normalizer import Normalizer, pack_tokens, unpack_tokens
 __all__ = ["sample_in_original_units"]
 
 
-@torch.no_grad()
+@without_gradients
 def sample_in_original_units(
     network: nn.Module,
     solve: Callable[[Tensor, Any], Tensor],

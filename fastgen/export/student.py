@@ -10,25 +10,25 @@ The file needs torch alone.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .._core.checks import at_hand, is_count, plain_int
-from .._core.conditions import tensors_in, tensors_of_arrays
+from .._core.checks import is_count, plain_int
 from .._core.masks import masks_of
 from .._core.room import check_room, naming_what_to_lower
 from .._core.seeds import draw_normal
-from .._core.sizes import Sizes, check_sizes, sizes_text
+from .._core.sizes import Sizes
 from ..box import Box
-from ..channel_kinds import KindNormalizer
 from ..networks import network_device, network_dtype
 from ..normalizer import Normalizer
 from ..samplers.student import sample_student
+from .arguments import arguments_of
+from .conditions import check_numbers, kind_of, rows_of, z_text
 from .masked import masked_condition
+from .noise import check_noise, warn_of_noise
 from .normalizers import more_channels
 from .original_units import sample_in_original_units
 from .prefixes import prefix_law
@@ -38,13 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Student"]
 
-
-# Rows, and numbers of each, that tell whether noise is standard normal.
-_TELLING_ROWS = 256
-_TELLING_NUMBERS = 4096
-# Noise that is less likely than exp(-18), as six standard errors are, is of another law.
-_SURPRISE = 18.0
-
+# Where the call of `Student.sample` stands, as `warnings.warn` counts: beyond what decorates it.
+_CALLER = 4
+# Bytes that no machine lacks, whose room isn't worth a look.
+_FEW_BYTES = 1 << 26
 
 # ---- Student -------------------------------------------------------------------------------------
 
@@ -161,22 +158,27 @@ class Student:
         *,
         num_samples: int | None = None,
         steps: int | None = None,
-        noise: Tensor | None = None,
-        mask: Tensor | None = None,
-        cond_mask: Tensor | None = None,
-        prefix: Tensor | None = None,
+        noise: Any = None,
+        mask: Any = None,
+        cond_mask: Any = None,
+        prefix: Any = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """Draw samples of X given Z, or of X where there is nothing to condition on.
+
+        Threads may call one student at once: what each of them gets depends on its own arguments
+        alone, `generator` among them.
 
         Args:
             cond: Z of shape (B, T_z, d_z) in original units, T_z as it was in training. A student
                 with a network of your own takes what that one does: a Tensor (labels are integers),
                 a tuple or mapping of Tensors of B rows each, or None. One with an `encoder` takes
                 raw observations (B, T_z, ...), by column where there are several. With None, B is
-                the number of rows of `noise`, and 1 without it. NumPy arrays are taken as Tensors.
-                Numbers far from the origin (times, places on a map) should come in float64; others
-                are warned of.
+                the number of rows of `noise`, and 1 without it. One scene may come without the axis
+                B, as (T_z, d_z), where `cond_horizon` is known, and so may raw observations; then
+                `noise`, `prefix` and masks come without it, too, and so does the sample. Numbers
+                far from the origin (times, places on a map) should come in float64; others are
+                warned of.
             num_samples: K samples of each condition; None: one, without the axis K.
             steps: network calls, among `.steps`; None: the most of them.
             noise: the pure noise to start from, standard normal in the model's normalised space, in
@@ -199,33 +201,45 @@ class Student:
         Returns:
             (B, *horizon), or (B, K, *horizon) with `num_samples=K`: original units, the student's
             dtype and device, no gradient. In float64 where float32 is too coarse for the student's
-            original units, such as times of today in seconds.
+            original units, such as times of today in seconds. NumPy arrays where `cond` holds
+            arrays (without one, where `noise` is one); in float32 of a student in bfloat16.
 
         Raises:
-            TypeError: `cond`, `noise` or `prefix` is not a floating-point Tensor.
+            TypeError: `cond`, `noise` or `prefix` is no floating-point Tensor or array.
             ValueError: a shape or a mask that doesn't fit or that the student was not trained
                 with, numbers that are no rotation, `steps` not on offer, `num_samples` not a whole
                 number >= 1.
         """
         num_samples = plain_int(num_samples)
         rungs = self.rungs(plain_int(steps))
-        cond = tensors_of_arrays(cond)
+        given = arguments_of(
+            self,
+            cond,
+            mask=mask,
+            cond_mask=cond_mask,
+            noise=noise,
+            prefix=prefix,
+            num_samples=num_samples,
+        )
+        cond, noise = given.cond, given.noise
         if self.encoder is not None:
             cond = self.encoder.encode(cond)
-        cond = masked_condition(cond, mask, cond_mask, trained=self.masks, tokens=self.horizon[0])
+        cond = masked_condition(
+            cond, given.mask, given.cond_mask, trained=self.masks, tokens=self.horizon[0]
+        )
         Z, mask, cond_mask = masks_of(cond)
         shape = self._shape_of_result(Z, num_samples, noise)
-        _check_numbers(Z, cond_mask, self.z_normalizer)
+        check_numbers(Z, cond_mask, self.z_normalizer, stacklevel=_CALLER)
         if noise is None:
             shape_of_noise = (*shape[: -len(self.horizon)], *self.noise_shape)
             noise = draw_normal(shape_of_noise, device=self.device, generator=generator)
         elif mask is None:
             # Padding may hold any noise.
-            _warn_of_noise(noise.reshape(-1, *self.noise_shape))
-        given = prefix_law(self).parse(prefix, shape[0], num_samples or 1, mask)
+            warn_of_noise(noise.reshape(-1, *self.noise_shape), stacklevel=_CALLER)
+        begun = prefix_law(self).parse(given.prefix, shape[0], num_samples or 1, mask)
 
         def solve(noise: Tensor, cond: Any) -> Tensor:
-            network, cond = given.around(self.network, cond)
+            network, cond = begun.around(self.network, cond)
             y = sample_student(
                 network,
                 noise,
@@ -249,7 +263,7 @@ class Student:
             box=self.box,
             num_samples=num_samples or 1,
         )
-        return given.beginning(x).reshape(shape)
+        return given.answer(begun.beginning(x).reshape(shape))
 
     def _shape_of_result(
         self, cond: Any, num_samples: int | None, noise: Tensor | None
@@ -260,40 +274,21 @@ class Student:
                 f"expected num_samples as a whole number >= 1 or None, got {num_samples!r}"
             )
         if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):
-            raise TypeError(f"expected noise as a floating-point Tensor, got {_kind(noise)}")
-        rows = self._rows_of(cond)
+            raise TypeError(f"expected noise as a floating-point Tensor, got {kind_of(noise)}")
+        rows = rows_of(cond, self)
         if rows is None:
             # Without a condition the rows can only be those of the noise.
             rows = 1 if noise is None else noise.shape[0]
         if num_samples is not None:
             # Noise, state and samples; what the network keeps comes on top.
-            check_room("num_samples", num_samples, 3 * 4 * rows * math.prod(self.horizon))
+            each = 3 * 4 * rows * math.prod(self.horizon)
+            if num_samples * each > _FEW_BYTES:
+                check_room("num_samples", num_samples, each)
         samples = () if num_samples is None else (num_samples,)
         shape = (rows, *samples, *self.horizon)
-        _check_noise(noise, shape, (rows, *samples, *self.noise_shape))
+        if noise is not None:
+            check_noise(noise, shape, (rows, *samples, *self.noise_shape))
         return shape
-
-    def _rows_of(self, cond: Any) -> int | None:
-        """B, the rows of a condition, after what can be checked is checked; None if it holds no
-        Tensor."""
-        if self.cond_horizon is not None:
-            most, d_z = self.cond_horizon
-            if not (isinstance(cond, Tensor) and cond.is_floating_point()):
-                raise TypeError(
-                    f"expected cond as a floating-point Tensor (B, T_z, d_z), got {_kind(cond)}; "
-                    "see torch.as_tensor"
-                )
-            if cond.ndim != 3 or not 1 <= cond.shape[1] <= most or cond.shape[2] != d_z:
-                expected = _z_text(self.cond_horizon, self.cond_sizes)
-                raise ValueError(f"expected Z of shape {expected}, got {tuple(cond.shape)}")
-            _check_trained(cond, self.cond_sizes)
-            return cond.shape[0]
-        if self.z_normalizer is not None and not isinstance(cond, Tensor):
-            raise TypeError(
-                f"expected cond as a Tensor (B, ..., {self.z_normalizer.dim}), got {_kind(cond)}"
-            )
-        _check_trained(cond, self.cond_sizes)
-        return _rows_in(cond)
 
     def __repr__(self) -> str:
         return _text_of(self)
@@ -303,7 +298,7 @@ def _text_of(student: Student) -> str:
     """A student in one line."""
     z = "cond"
     if student.cond_horizon is not None:
-        z = f"Z {_z_text(student.cond_horizon, student.cond_sizes)}"
+        z = f"Z {z_text(student.cond_horizon, student.cond_sizes)}"
     shape = ", ".join(map(str, student.horizon))
     group = f", group {student.config['group']}" if student.config.get("group") else ""
     numbers = sum(p.numel() for p in student.network.parameters())
@@ -313,83 +308,3 @@ def _text_of(student: Student) -> str:
         f"t_list={list(student.t_list)}, {student.sample_type}{group}, "
         f"{type(student.network).__name__} of {numbers:,} numbers, {dtype} on {student.device})"
     )
-
-
-def _rows_in(cond: Any) -> int | None:
-    """The number of rows that all Tensors of a condition have; None where there is none."""
-    rows = {value.shape[0] for value in tensors_in(cond)}
-    if len(rows) > 1:
-        raise ValueError(
-            f"expected tensors with the same number of rows in cond, got {sorted(rows)}"
-        )
-    return next(iter(rows), None)
-
-
-def _check_trained(cond: Any, sizes: Sizes | None) -> None:
-    """ValueError for a condition of another size than a student was trained with."""
-    if sizes is not None:
-        check_sizes(cond, "Z", sizes, "the student")
-
-
-def _z_text(horizon: tuple[int, int], sizes: Sizes | None) -> str:
-    """The shape of a condition with a `cond_horizon`: as it was trained, or up to the network's
-    horizon."""
-    if sizes is not None:
-        return sizes_text(sizes["Z"])
-    return f"(B, T_z <= {horizon[0]}, {horizon[1]})"
-
-
-def _check_noise(noise: Tensor | None, shape: tuple[int, ...], seen: tuple[int, ...]) -> None:
-    """ValueError for noise of another shape than `seen`, where samples are of `shape`."""
-    if noise is not None and tuple(noise.shape) != seen:
-        what = "that of the result"
-        if seen != shape:
-            what = "with angles and rotations as the network sees them"
-        raise ValueError(f"expected noise of shape {seen}, {what}, got {tuple(noise.shape)}")
-
-
-def _check_numbers(cond: Any, mask: Tensor | None, normalizer: Normalizer | None) -> None:
-    """Refuse conditions Z with real numbers that are no rotation, and warn of those that need
-    float64, in a dtype with fewer digits."""
-    if normalizer is None:
-        return
-    if isinstance(normalizer, KindNormalizer):
-        normalizer.kinds.check("Z", cond if mask is None else cond[mask])
-    if normalizer.needs_float64 and cond.dtype != torch.float64:
-        warnings.warn(
-            f"expected Z in float64, got {cond.dtype}, which is too coarse for numbers so far from "
-            "zero: what it rounds off may be all that the student goes by; make Z in float64 from "
-            "the beginning",
-            stacklevel=3,
-        )
-
-
-def _warn_of_noise(noise: Tensor) -> None:
-    """Warn of noise (R, ...) whose mean or mean square no seed of N(0, 1) has.
-
-    Chernoff's bounds say how likely those of m numbers are to be as far off:
-    exp(-m mean^2 / 2) and exp(-m (square - 1 - log square) / 2).
-
-    Rows may repeat one another, or lie between two of them. They count as the n that are
-    independent: of n such rows of d numbers the Gram matrix G has |G|^2 / (tr G)^2 = 1/n + 1/d.
-    Some hundred rows and numbers tell enough.
-    """
-    if not at_hand(noise) or not noise.numel():
-        return
-    numbers = noise[:_TELLING_ROWS].detach().flatten(1)[:, :_TELLING_NUMBERS].double()
-    mean = float(numbers.mean())
-    square = float(numbers.square().mean())
-    gram = (numbers - mean) @ (numbers - mean).T
-    alike = float(gram.square().sum() / gram.trace().square().clamp(min=1e-300))
-    rows = 1.0 / max(alike - 1.0 / numbers.shape[1], 1.0 / len(numbers))
-    off = max(mean**2, square - 1.0 - math.log(max(square, 1e-300)))
-    if not rows * numbers.shape[1] * off / 2 <= _SURPRISE:
-        warnings.warn(
-            f"expected standard normal noise, N(0, 1), got numbers of mean {mean:.3g} and mean "
-            f"square {square:.3g}: the samples will be of another law than the student's",
-            stacklevel=3,
-        )
-
-
-def _kind(value: Any) -> str:
-    return f"a Tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

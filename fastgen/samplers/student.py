@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._core.checks import check_choice, check_pred_type
 from .._core.seeds import draw_normal
-from .._core.tensors import wide_dtype
+from .._core.tensors import wide_dtype, without_gradients
 from ..flow_matching import add_noise, check_t_list, x0_to_eps
 from ..networks import Cond, Network, check_trained_sizes, predict_x0
 from ..solvers import collect
@@ -87,7 +87,7 @@ def unroll(
         yield x_t
 
 
-@torch.no_grad()
+@without_gradients
 def sample_student(
     net: Network,
     noise: Tensor,

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen._core.precision import in_full_precision, is_uniform, trainable
+from fastgen._core.precision import (
+    in_full_precision,
+    is_uniform,
+    parameters_in,
+    trainable,
+)
 from fastgen.networks import cast
 
 NARROW = [torch.bfloat16, torch.float16, torch.float8_e4m3fn]
@@ -100,3 +105,12 @@ def test_a_copy_is_trained_whole_or_as_its_original_is_frozen():
     # Also a copy that lost the flags, as one of a network's own making may.
     assert flags(trainable(Net(), network)) == flags(network)
     assert [name for name, flag in flags(network).items() if flag] == ["body.bias"]
+
+
+def test_parameters_come_in_the_order_of_torch():
+    network = nn.Sequential(Net(), nn.Sequential(nn.Linear(2, 3), nn.ReLU()), Net())
+    network[1].register_module("none", None)
+    network[1].register_parameter("nothing", None)
+    assert list(map(id, parameters_in(network))) == list(map(id, network.parameters()))
+    network.append(network[0])
+    assert set(map(id, parameters_in(network))) == set(map(id, network.parameters()))

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from fastgen._core.modules import as_built, evaluating, frozen
-from fastgen._core.tensors import expand_like, expand_mask, in_float64, masked_mean
+from fastgen._core.tensors import (
+    expand_like,
+    expand_mask,
+    in_float64,
+    masked_mean,
+    without_gradients,
+)
 from support.exact import normal
 
 
@@ -67,6 +73,29 @@ def test_in_float64_computes_wide_and_answers_in_the_dtype_named():
         TypeError, match="expected x to be a floating point tensor, got torch.int64"
     ):
         halve(torch.ones(2, dtype=torch.int64), torch.ones(2))
+
+
+def test_in_float64_names_arguments_that_are_missing_or_too_many():
+    @in_float64(like="x")
+    def product(x, t):
+        return x * t
+
+    x = torch.ones(2)
+    assert torch.equal(product(x, t=0.5), product(t=0.5, x=x))
+    for args, kwargs in (((), {"t": 0.5}), ((x, 0.5, 1), {}), ((x,), {"x": x}), ((x,), {})):
+        with pytest.raises(TypeError, match="argument"):
+            product(*args, **kwargs)
+
+
+def test_without_gradients_is_no_grad_inside_and_outside_of_another():
+    @without_gradients
+    def twice(x):
+        return 2 * x
+
+    x = torch.ones(2, requires_grad=True)
+    assert not twice(x).requires_grad and torch.is_grad_enabled()
+    with torch.no_grad():
+        assert not twice(x).requires_grad
 
 
 def test_in_float64_lets_gradients_through_the_casts():
