@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._core.checks import is_count, plain_int
 from .._core.masks import masks_of
+from .._core.modules import as_built
 from .._core.room import check_room, naming_what_to_lower
 from .._core.seeds import draw_normal
 from .._core.sizes import Sizes
@@ -32,6 +33,7 @@ from .noise import check_noise, warn_of_noise
 from .normalizers import more_channels
 from .original_units import sample_in_original_units
 from .prefixes import prefix_law
+from .receding_horizon import RecedingHorizon
 
 if TYPE_CHECKING:
     from .encoders import StudentEncoder
@@ -98,6 +100,7 @@ class Student:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
+        self._called: nn.Module = self.network
         self.t_list = tuple(t_list)
         self.steps = tuple(sorted(steps))
         self._t_lists = t_lists
@@ -228,7 +231,7 @@ class Student:
             cond, given.mask, given.cond_mask, trained=self.masks, tokens=self.horizon[0]
         )
         Z, mask, cond_mask = masks_of(cond)
-        shape = self._shape_of_result(Z, num_samples, noise)
+        shape = _shape_of_result(self, Z, num_samples, noise)
         check_numbers(Z, cond_mask, self.z_normalizer, stacklevel=_CALLER)
         if noise is None:
             shape_of_noise = (*shape[: -len(self.horizon)], *self.noise_shape)
@@ -236,10 +239,12 @@ class Student:
         elif mask is None:
             # Padding may hold any noise.
             warn_of_noise(noise.reshape(-1, *self.noise_shape), stacklevel=_CALLER)
+        # In a copy of the student another network may stand in place of the one that was compiled.
+        called = self._called if as_built(self._called) is self.network else self.network
         begun = prefix_law(self).parse(given.prefix, shape[0], num_samples or 1, mask)
 
         def solve(noise: Tensor, cond: Any) -> Tensor:
-            network, cond = begun.around(self.network, cond)
+            network, cond = begun.around(called, cond)
             y = sample_student(
                 network,
                 noise,
@@ -265,33 +270,56 @@ class Student:
         )
         return given.answer(begun.beginning(x).reshape(shape))
 
-    def _shape_of_result(
-        self, cond: Any, num_samples: int | None, noise: Tensor | None
-    ) -> tuple[int, ...]:
-        """(B, *horizon) or (B, K, *horizon), after the arguments of `sample` are checked."""
-        if num_samples is not None and not is_count(num_samples):
-            raise ValueError(
-                f"expected num_samples as a whole number >= 1 or None, got {num_samples!r}"
-            )
-        if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):
-            raise TypeError(f"expected noise as a floating-point Tensor, got {kind_of(noise)}")
-        rows = rows_of(cond, self)
-        if rows is None:
-            # Without a condition the rows can only be those of the noise.
-            rows = 1 if noise is None else noise.shape[0]
-        if num_samples is not None:
-            # Noise, state and samples; what the network keeps comes on top.
-            each = 3 * 4 * rows * math.prod(self.horizon)
-            if num_samples * each > _FEW_BYTES:
-                check_room("num_samples", num_samples, each)
-        samples = () if num_samples is None else (num_samples,)
-        shape = (rows, *samples, *self.horizon)
-        if noise is not None:
-            check_noise(noise, shape, (rows, *samples, *self.noise_shape))
-        return shape
+    def compile(self, **options: Any) -> Student:
+        """Sample through `torch.compile(network, **options)` from now on; the student itself.
+
+        The first call of each shape takes seconds. Samples are the same up to the rounding of the
+        student's dtype. `network` stays what it is, and so does what is exported of it.
+        """
+        compiled: Any = torch.compile(self.network, **options)
+        self._called = compiled
+        return self
+
+    def policy(
+        self,
+        execute: int | None = None,
+        *,
+        steps: int | None = None,
+        prefix: int | None = None,
+        seed: int = 0,
+    ) -> RecedingHorizon:
+        """Actions one at a time, of plans of which `execute` waypoints are executed; arguments and
+        errors as :class:`fastgen.export.receding_horizon.RecedingHorizon`."""
+        return RecedingHorizon(self, execute=execute, steps=steps, prefix=prefix, seed=seed)
 
     def __repr__(self) -> str:
         return _text_of(self)
+
+
+def _shape_of_result(
+    student: Student, cond: Any, num_samples: int | None, noise: Tensor | None
+) -> tuple[int, ...]:
+    """(B, *horizon) or (B, K, *horizon), after the arguments of `sample` are checked."""
+    if num_samples is not None and not is_count(num_samples):
+        raise ValueError(
+            f"expected num_samples as a whole number >= 1 or None, got {num_samples!r}"
+        )
+    if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):
+        raise TypeError(f"expected noise as a floating-point Tensor, got {kind_of(noise)}")
+    rows = rows_of(cond, student)
+    if rows is None:
+        # Without a condition the rows can only be those of the noise.
+        rows = 1 if noise is None else noise.shape[0]
+    if num_samples is not None:
+        # Noise, state and samples; what the network keeps comes on top.
+        each = 3 * 4 * rows * math.prod(student.horizon)
+        if num_samples * each > _FEW_BYTES:
+            check_room("num_samples", num_samples, each)
+    samples = () if num_samples is None else (num_samples,)
+    shape = (rows, *samples, *student.horizon)
+    if noise is not None:
+        check_noise(noise, shape, (rows, *samples, *student.noise_shape))
+    return shape
 
 
 def _text_of(student: Student) -> str:
