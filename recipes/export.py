@@ -6,13 +6,16 @@ Keys, with their defaults (`--to onnx` means `to=onnx`):
 
     to            onnx: model.onnx, for onnxruntime (needs the extra `onnx`);
                   policy: the same in the layout of LeRobot's policy packages, with its own names;
-                  pt2: model.pt2, for torch.export.load
+                  pt2: model.pt2, for torch.export.load;
+                  lerobot: a policy for the plugin in plugins/lerobot_policy_fastgen
     steps         network calls, fixed in the file; the most that the student is trained for
     weights       float32; float16, stored so and computed with in float32; int8 (not pt2),
                   quantised by onnxruntime, its error in manifest.json
-    out           the student's folder with -onnx, -policy or -pt2 behind its name, a new folder
+    out           the student's folder with -onnx (-policy, ...) behind its name, a new folder
     z             file that holds some conditions as Z, for a network of your own whose folder
                   doesn't say what they look like
+    execute       lerobot: actions of a chunk that are executed before the next one; all that come
+    lead          lerobot: place in a chunk of the action of the newest observation; 0
     factory       package.module:callable that builds a network of your own
 """
 
@@ -21,13 +24,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastgen.data.files import load_conditions
+from fastgen.export.lerobot import export_lerobot
 from fastgen.export.onnx_graph import export_onnx
 from fastgen.export.policy import export_policy
 from fastgen.export.pt2 import export_pt2
 from fastgen.jobs.command_line import parse_path_and_options, user_errors, whole_number
 from fastgen.jobs.sources import load_run_student
 
-OPTIONS = ("to", "steps", "weights", "out", "z", "factory")
+OPTIONS = ("to", "steps", "weights", "out", "z", "execute", "lead", "factory")
 FORMATS = {"onnx": export_onnx, "policy": export_policy, "pt2": export_pt2}
 
 
@@ -44,9 +48,13 @@ def export(folder: Path, options: dict[str, str]) -> None:
         ValueError: an option that can't be used, or a student that can't be exported.
     """
     kind = options.get("to")
-    if kind not in FORMATS:
-        raise ValueError(f"expected to=FORMAT, one of: {', '.join(FORMATS)}, got {kind}")
+    known = [*FORMATS, "lerobot"]
+    if kind not in known:
+        raise ValueError(f"expected to=FORMAT, one of: {', '.join(known)}, got {kind}")
     steps = whole_number(options, "steps") if "steps" in options else None
+    if kind == "lerobot":
+        export_for_lerobot(folder, options, steps)
+        return
     weights = options.get("weights", "float32")
     suffix = kind if weights == "float32" else f"{kind}-{weights}"
     out = Path(options.get("out", folder.with_name(f"{folder.name}-{suffix}")))
@@ -65,6 +73,18 @@ def export(folder: Path, options: dict[str, str]) -> None:
     errors = (manifest["equivariance"] or {}).get("errors")
     if errors:
         print(f"largest equivariance error: {max(errors.values()):.2g}, of {len(errors)} elements")
+
+
+def export_for_lerobot(folder: Path, options: dict[str, str], steps: int | None) -> None:
+    """Write a policy for the plugin."""
+    unused = [name for name in ("weights", "z", "factory") if name in options]
+    if unused:
+        raise ValueError(f"to=lerobot takes the student's folder as it is: leave out {unused[0]}=")
+    out = Path(options.get("out", folder.with_name(f"{folder.name}-lerobot")))
+    execute = whole_number(options, "execute") if "execute" in options else None
+    lead = whole_number(options, "lead") if "lead" in options else 0
+    config = export_lerobot(folder, out, steps=steps, execute=execute, lead=lead)
+    print(f"{out}: {config['n_action_steps']} of {config['chunk_size']} actions are executed")
 
 
 if __name__ == "__main__":

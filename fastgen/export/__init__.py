@@ -5,6 +5,7 @@ from .folders import (
     has_custom_network as has_custom_network,
     load_student as load_student,
 )
+from .lerobot import export_lerobot as export_lerobot
 from .networks import load_network as load_network, save_network as save_network
 from .onnx_graph import export_onnx as export_onnx
 from .policy import export_policy as export_policy
