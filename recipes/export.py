@@ -1,6 +1,6 @@
 """Write an exported student for programs without fastgen.
 
-    python recipes/export.py runs/weave/student to=onnx [key=value ...]
+    python recipes/export.py runs/weave to=onnx [key=value ...]    # or runs/weave/student
 
 Keys, with their defaults (`--to onnx` means `to=onnx`):
 
@@ -9,7 +9,9 @@ Keys, with their defaults (`--to onnx` means `to=onnx`):
                   pt2: model.pt2, for torch.export.load;
                   lerobot: a policy for the plugin in plugins/lerobot_policy_fastgen
     steps         network calls, fixed in the file; the most that the student is trained for
-    weights       float32; float16, stored so and computed with in float32; int8 (not pt2),
+    weights       average or raw, of a run's student: average is what the run exported; raw ones are
+                  written to student-raw, too. With it or alone, as in weights=raw,float16:
+                  float32; float16, stored so and computed with in float32; int8 (not pt2),
                   quantised by onnxruntime, its error in manifest.json
     out           the student's folder with -onnx (-policy, ...) behind its name, a new folder
     z             file that holds some conditions as Z, for a network of your own whose folder
@@ -24,11 +26,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastgen.data.files import load_conditions
+from fastgen.export.exported import WEIGHTS
 from fastgen.export.lerobot import export_lerobot
 from fastgen.export.onnx_graph import export_onnx
 from fastgen.export.policy import export_policy
 from fastgen.export.pt2 import export_pt2
 from fastgen.jobs.command_line import parse_path_and_options, user_errors, whole_number
+from fastgen.jobs.raw_weights import WEIGHTS as SOURCES, student_folder, student_with
 from fastgen.jobs.sources import load_run_student
 
 OPTIONS = ("to", "steps", "weights", "out", "z", "execute", "lead", "factory")
@@ -52,13 +56,15 @@ def export(folder: Path, options: dict[str, str]) -> None:
     if kind not in known:
         raise ValueError(f"expected to=FORMAT, one of: {', '.join(known)}, got {kind}")
     steps = whole_number(options, "steps") if "steps" in options else None
+    source, weights = split_weights(options.get("weights"))
+    factory = options.get("factory")
+    folder = student_folder(folder) if source is None else student_with(source, folder, factory)
     if kind == "lerobot":
-        export_for_lerobot(folder, options, steps)
+        export_for_lerobot(folder, options, steps, weights)
         return
-    weights = options.get("weights", "float32")
     suffix = kind if weights == "float32" else f"{kind}-{weights}"
     out = Path(options.get("out", folder.with_name(f"{folder.name}-{suffix}")))
-    student = load_run_student(folder, options.get("factory"))
+    student = load_run_student(folder, factory)
     tokens = student.horizon[0]
     cond = load_conditions(options["z"], tokens=tokens) if "z" in options else None
     manifest = FORMATS[kind](student, out, steps=steps, weights=weights, cond=cond)
@@ -75,11 +81,27 @@ def export(folder: Path, options: dict[str, str]) -> None:
         print(f"largest equivariance error: {max(errors.values()):.2g}, of {len(errors)} elements")
 
 
-def export_for_lerobot(folder: Path, options: dict[str, str], steps: int | None) -> None:
+def split_weights(text: str | None) -> tuple[str | None, str]:
+    """(whose weights, how they are stored) of such as "raw,float16"."""
+    words = [] if text is None else text.split(",")
+    sources = [word for word in words if word in SOURCES]
+    stored = [word for word in words if word not in SOURCES]
+    if len(sources) > 1 or len(stored) > 1:
+        raise ValueError(
+            f"expected weights={'|'.join(SOURCES)}, one of {', '.join(WEIGHTS)}, or both with a "
+            f"comma, got {text}"
+        )
+    return (sources[0] if sources else None), (stored[0] if stored else "float32")
+
+
+def export_for_lerobot(
+    folder: Path, options: dict[str, str], steps: int | None, weights: str
+) -> None:
     """Write a policy for the plugin."""
-    unused = [name for name in ("weights", "z", "factory") if name in options]
-    if unused:
-        raise ValueError(f"to=lerobot takes the student's folder as it is: leave out {unused[0]}=")
+    unused = [name for name in ("z", "factory") if name in options]
+    if unused or weights != "float32":
+        key = unused[0] if unused else f"weights={weights}"
+        raise ValueError(f"to=lerobot takes the student's folder as it is: leave out {key}")
     out = Path(options.get("out", folder.with_name(f"{folder.name}-lerobot")))
     execute = whole_number(options, "execute") if "execute" in options else None
     lead = whole_number(options, "lead") if "lead" in options else 0

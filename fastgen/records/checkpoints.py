@@ -38,6 +38,7 @@ __all__ = [
     "flatten_optimizer",
     "load_newest_checkpoint",
     "newest_checkpoint",
+    "read_checkpoint",
     "save_checkpoint",
     "set_aside",
     "unflatten_optimizer",
@@ -239,6 +240,16 @@ def load_newest_checkpoint(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, 
     return None if found is None else (found.tensors, found.meta)
 
 
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`.
+
+    Raises:
+        ValueError, OSError: as `check_checkpoint`.
+    """
+    tensors, meta = read_steadily(folder, functools.partial(_read_intact, folder))
+    return Checkpoint(folder, _number(folder), tensors, meta)
+
+
 def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
     """The newest intact checkpoint, None if the run has none.
 
@@ -248,8 +259,7 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
     folders = checkpoint_folders(run_dir)
     for folder in reversed(folders):
         try:
-            tensors, meta = read_steadily(folder, functools.partial(_read_intact, folder))
-            return Checkpoint(folder, _number(folder), tensors, meta)
+            return read_checkpoint(folder)
         except (OSError, ValueError) as error:
             logger.warning("checkpoint %s is damaged (%s): trying the one before", folder, error)
     if folders:
