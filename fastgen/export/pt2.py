@@ -27,6 +27,7 @@ def export_pt2(
     steps: int | None = None,
     weights: str = "float32",
     cond: Any = None,
+    group: str | None = None,
     in_rep: Any = None,
     cond_rep: Any = None,
 ) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def export_pt2(
         steps=steps,
         weights=weights,
         cond=cond,
+        group=group,
         in_rep=in_rep,
         cond_rep=cond_rep,
     )
@@ -76,6 +78,34 @@ def _write(sampler: WholeSampler, example: list[Tensor], file: Path, weights: st
     program = torch.export.export(
         module, tuple(example), dynamic_shapes=(dynamic_shapes(sampler.inputs),)
     )
+    for tensors in (program.state_dict, program.constants):
+        _give_own_memory(tensors)
     torch.export.save(program, file)
     loaded = torch.export.load(file).module()
     return lambda tensors: loaded(*tensors)
+
+
+def _give_own_memory(tensors: dict[str, Any]) -> None:
+    """Copy those that see a part of their memory, or see it transposed: the format stores memories
+    whole, and warns of one that no tensor covers in order."""
+    whole = {_memory(value) for value in _tensors(tensors) if _covers(value)}
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and _memory(value) not in whole:
+            copy = value.detach().clone(memory_format=torch.contiguous_format)
+            is_parameter = isinstance(value, nn.Parameter)
+            tensors[name] = nn.Parameter(copy, value.requires_grad) if is_parameter else copy
+
+
+def _tensors(values: dict[str, Any]) -> list[Tensor]:
+    return [value for value in values.values() if isinstance(value, Tensor)]
+
+
+def _memory(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
+
+
+def _covers(value: Tensor) -> bool:
+    """Whether a tensor is all of its memory, in order."""
+    if not value.is_contiguous():
+        return False
+    return value.numel() * value.element_size() == value.untyped_storage().nbytes()

@@ -113,6 +113,7 @@ def test_onnxruntime_samples_as_the_student(name, tmp_path):
 
 
 @WRITTEN
+@pytest.mark.filterwarnings("error:No complete tensor")
 @pytest.mark.parametrize("name", PT2)
 def test_the_exported_program_samples_as_the_student(name, tmp_path):
     student = written_student(name)
