@@ -34,6 +34,7 @@ from fastgen.export.pt2 import export_pt2
 from fastgen.jobs.command_line import parse_path_and_options, user_errors, whole_number
 from fastgen.jobs.raw_weights import WEIGHTS as SOURCES, student_folder, student_with
 from fastgen.jobs.sources import load_run_student
+from fastgen.jobs.symmetry import symmetry_of_run
 
 OPTIONS = ("to", "steps", "weights", "out", "z", "execute", "lead", "factory")
 FORMATS = {"onnx": export_onnx, "policy": export_policy, "pt2": export_pt2}
@@ -67,7 +68,8 @@ def export(folder: Path, options: dict[str, str]) -> None:
     student = load_run_student(folder, factory)
     tokens = student.horizon[0]
     cond = load_conditions(options["z"], tokens=tokens) if "z" in options else None
-    manifest = FORMATS[kind](student, out, steps=steps, weights=weights, cond=cond)
+    symmetry = symmetry_of_run(folder)
+    manifest = FORMATS[kind](student, out, steps=steps, weights=weights, cond=cond, **symmetry)
     manifest = manifest.get("fastgen", manifest)  # a policy package has ours as one section
     names = ", ".join(each["name"] for each in manifest["inputs"])
     size = manifest["file"]["bytes"]

@@ -83,6 +83,7 @@ def write_exported(
     steps: int | None = None,
     weights: str = "float32",
     cond: Any = None,
+    group: str | None = None,
     in_rep: Any = None,
     cond_rep: Any = None,
 ) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def write_exported(
         weights: how the network's numbers are stored; it computes in float32 all the same, but for
             "int8".
         cond: some rows of a condition, see `WholeSampler`.
+        group: whose error is measured; None: the one in the student's config.
         in_rep, cond_rep: of a student with a group, how it acts on the channels of a waypoint and
             of an observation, as in a config; None: copies of `standard`, or `trivial`.
 
@@ -128,7 +130,9 @@ def write_exported(
             manifest["parity"] = _checked(sampler, run, cond).largest
         own = WholeSampler(student, plain_int(steps), cond)
         manifest["error"] = _compared(own, run, cond)._asdict()
-        manifest["equivariance"] = equivariance_of(sampler, run, in_rep=in_rep, cond_rep=cond_rep)
+        manifest["equivariance"] = equivariance_of(
+            sampler, run, group=group, in_rep=in_rep, cond_rep=cond_rep
+        )
         if kind.finish is not None:
             manifest = kind.finish(sampler, partial, manifest)
         write_json(partial / MANIFEST, manifest)

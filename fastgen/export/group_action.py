@@ -17,8 +17,11 @@ __all__ = ["acting_on", "equivariance_of", "group_of"]
 _ROWS = 8
 
 
-def group_of(student: Student) -> Any:
-    """The group of a student, which it must have, with a condition of fixed size.
+def group_of(student: Student, name: str | None = None) -> Any:
+    """The group of a student with a condition of fixed size.
+
+    Args:
+        name: of the group; None: the one in the student's config, which must have one.
 
     Raises:
         ValueError: no group, or no trajectories.
@@ -26,7 +29,7 @@ def group_of(student: Student) -> Any:
     """
     from ..models.specs import parse_group
 
-    group_name = student.config.get("group")
+    group_name = student.config.get("group") if name is None else name
     if group_name is None:
         raise ValueError(
             "expected a student with a group in its config, got one whose network declared none "
@@ -72,6 +75,7 @@ def equivariance_of(
     sampler: WholeSampler,
     run: Callable[[list[Tensor]], Tensor],
     *,
+    group: str | None = None,
     in_rep: Any = None,
     cond_rep: Any = None,
 ) -> dict[str, Any] | None:
@@ -81,24 +85,29 @@ def equivariance_of(
     Args:
         sampler: that was written.
         run: runs what was written.
+        group: its name; None: the one in the student's config.
         in_rep, cond_rep: how the group acts, as for `acting_on`.
 
     Returns:
-        {"errors": by element, "in_rep", "cond_rep"}; {"not_measured": why}; None for a student
-        without a group.
+        {"errors": by element, "group", "in_rep", "cond_rep"}; {"not_measured": why}; None for a
+        student without a group.
     """
     student = sampler.student
-    if student.config.get("group") is None:
+    name = student.config.get("group") if group is None else group
+    if name is None:
         return None
     try:
         from ..models.representations import rep_matrices
 
-        group = group_of(student)
-        assert student.cond_horizon is not None
-        rep = acting_on(group, "in_rep", in_rep, student.horizon[1])
-        cond_rep_of_group = acting_on(group, "cond_rep", cond_rep, student.cond_horizon[1])
+        acting = group_of(student, name)
     except ImportError as error:
         return {"not_measured": f"it needs escnn: {error}"}
+    except ValueError as error:
+        return {"not_measured": str(error)}
+    assert student.cond_horizon is not None
+    try:
+        rep = acting_on(acting, "in_rep", in_rep, student.horizon[1])
+        cond_rep_of_group = acting_on(acting, "cond_rep", cond_rep, student.cond_horizon[1])
     except ValueError as error:
         if in_rep is not None or cond_rep is not None:
             raise
@@ -107,14 +116,19 @@ def equivariance_of(
     reference = run(tensors).double()
     moves = zip(rep_matrices(rep), rep_matrices(cond_rep_of_group), strict=True)
     errors = {}
-    for element, (rho, rho_cond) in zip(group.elements, moves, strict=True):
+    for element, (rho, rho_cond) in zip(acting.elements, moves, strict=True):
         moved = [
             _moved(each.name, value, rho, rho_cond)
             for each, value in zip(sampler.inputs, tensors, strict=True)
         ]
         off = run(moved).double() - reference @ rho.T
         errors[str(element)] = float(off.norm() / reference.norm())
-    return {"errors": errors, "in_rep": rep.name, "cond_rep": cond_rep_of_group.name}
+    return {
+        "errors": errors,
+        "group": name,
+        "in_rep": rep.name,
+        "cond_rep": cond_rep_of_group.name,
+    }
 
 
 def _moved(name: str, value: Tensor, rho: Tensor, rho_cond: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def export_onnx(
     steps: int | None = None,
     weights: str = "float32",
     cond: Any = None,
+    group: str | None = None,
     in_rep: Any = None,
     cond_rep: Any = None,
 ) -> dict[str, Any]:
@@ -58,6 +59,8 @@ def export_onnx(
             dynamic quantisation of onnxruntime, whose error stands in the manifest.
         cond: some rows of a condition, for a network of one's own whose condition the folder
             doesn't describe.
+        group: whose equivariance error is measured, such as "D4"; None: the one in the student's
+            config, which networks of `fastgen.models` declare.
         in_rep, cond_rep: of a student with a group, as in a config; None: copies of `standard`, or
             `trivial` for one channel.
 
@@ -84,6 +87,7 @@ def export_onnx(
         steps=steps,
         weights=weights,
         cond=cond,
+        group=group,
         in_rep=in_rep,
         cond_rep=cond_rep,
     )

@@ -61,6 +61,7 @@ def export_policy(
     steps: int | None = None,
     weights: str = "float32",
     cond: Any = None,
+    group: str | None = None,
     in_rep: Any = None,
     cond_rep: Any = None,
 ) -> dict[str, Any]:
@@ -104,6 +105,7 @@ def export_policy(
         steps=steps,
         weights=weights,
         cond=cond,
+        group=group,
         in_rep=in_rep,
         cond_rep=cond_rep,
     )

@@ -92,6 +92,6 @@ def _measured(own: Mapping[str, Any]) -> list[str]:
     worst = max(errors, key=errors.__getitem__)
     return [
         *lines,
-        f"- Equivariance under {own['group']}, {len(errors)} elements, relative L2 error: "
+        f"- Equivariance under {found['group']}, {len(errors)} elements, relative L2 error: "
         f"{errors[worst]:.2g} at most, under {worst}.",
     ]

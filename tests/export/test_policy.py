@@ -57,7 +57,7 @@ def student():
         cond_horizon=(2, 2),
         x_normalizer=Normalizer([3.0, 0.0], torch.tensor([[0.5, 0.0], [0.0, 2.0]])),
         z_normalizer=Normalizer([1.0, 0.0], torch.eye(2)),
-        config={"group": "C2", "checksum": "of the student"},
+        config={"checksum": "of the student"},
     )
 
 
@@ -66,7 +66,7 @@ def package(student, tmp_path_factory):
     installed("onnxruntime", since=(3, 11))
     folder = tmp_path_factory.mktemp("package") / "policy"
     rep = ["trivial", "sign"]
-    export_policy(student, folder, in_rep=rep, cond_rep=rep)
+    export_policy(student, folder, group="C2", in_rep=rep, cond_rep=rep)
     return folder
 
 
@@ -99,7 +99,7 @@ def test_a_manifest_certifies_the_file(package, student):
     own = manifest_of(package)["fastgen"]
     assert own["parity"] <= PARITY and own["student"] == student.config["checksum"]
     errors = own["equivariance"]["errors"]
-    assert len(errors) == 2 and max(errors.values()) < 1e-5
+    assert own["equivariance"]["group"] == "C2" and len(errors) == 2 and max(errors.values()) < 1e-5
     assert [each["name"] for each in own["inputs"] if not each.get("optional")] == [STATE]
     page = (package / "README.md").read_text()
     assert f"{max(errors.values()):.2g} at most, under" in page
