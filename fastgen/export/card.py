@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         numbers: how many the network has.
     """
     facts = _facts(config, numbers)
+    license = _license(config["description"])
     lines = [
+        *_front_matter(config, license),
         "# Few-step student",
         "",
         _summary(config),
@@ -42,10 +45,48 @@ def student_card(config: Mapping[str, Any], numbers: int) -> str:
         "`config.json` says all this for machines and holds the sha256 of the weights; edited "
         "files are refused.",
         "",
-        "Licence: not stated. Whoever publishes these weights replaces this line.",
+        "Licence: not stated. Whoever publishes these weights replaces this line."
+        if license is None
+        else f"Licence: {license}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _front_matter(config: Mapping[str, Any], license: str | None) -> list[str]:
+    """What a hub of models reads at the head of a card, YAML between two lines."""
+    tags = ["few-step", "distillation", "flow-matching"]
+    if _are_trajectories(config):
+        tags.append("trajectories")
+    if config["group"]:
+        tags.append("equivariant")
+    # Text in JSON is text in YAML.
+    said = [] if license is None else [f"license: {json.dumps(license)}"]
+    return [
+        "---",
+        "library_name: fastgen-distill",
+        *said,
+        "tags:",
+        *map("- {}".format, tags),
+        "---",
+        "",
+    ]
+
+
+def _license(description: Mapping[str, Any]) -> str | None:
+    """The licence of the weights; None: it isn't said.
+
+    Raises:
+        ValueError: what is no line of text.
+    """
+    license = description.get("license")
+    if license is None:
+        return None
+    if not isinstance(license, str) or not license.strip() or not license.isprintable():
+        raise ValueError(
+            f"expected description.license as the name of a licence, such as 'mit', got {license!r}"
+        )
+    return license
 
 
 def _is_built_in(config: Mapping[str, Any]) -> bool:

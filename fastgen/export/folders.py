@@ -127,6 +127,7 @@ def export_student(
         description: anything JSON can hold; NaN and infinity become null. These keys also go to
             the card:
             `summary`, a text;
+            `license`, its name as hubs of models spell it, such as "mit";
             `scores`, {name: value} or {row: {name: value}};
             `condition`, without a `cond_horizon`: what one looks like, or "none";
             `guidance_scale`, `guidance_interval`, `guidance_rescale` and `guidance_null_cond` (its

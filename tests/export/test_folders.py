@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import fastgen
@@ -212,6 +213,26 @@ def test_the_card_says_which_masks_a_student_takes(tmp_path):
     tokens = load_student(tmp_path / "padded").horizon[0]
     said = f"unequal, by `mask=` (B, {tokens}) and `cond_mask=` (B, T_z), bool, True = real"
     assert f"| lengths | {said} |" in (tmp_path / "padded" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("license", [None, "mit", 'other: "mine"'])
+def test_the_head_of_the_card_is_what_a_hub_reads(tmp_path, license):
+    export_(tmp_path / "s", equivariant(), description={"license": license})
+    card = (tmp_path / "s" / "README.md").read_text()
+    _, head, page = card.split("---\n", 2)
+    found = yaml.safe_load(head)
+    assert found.pop("license", None) == license
+    assert found["library_name"] == "fastgen-distill"
+    assert {"few-step", "trajectories", "equivariant"} <= set(found["tags"])
+    said = "not stated" if license is None else license
+    assert page.startswith("\n# Few-step student") and f"Licence: {said}" in page
+
+
+@pytest.mark.parametrize("license", ["", "two\nlines", 3, ["mit"]])
+def test_a_licence_is_a_line_of_text(tmp_path, license):
+    with pytest.raises(ValueError, match=r"expected description\.license as the name"):
+        export_(tmp_path / "s", description={"license": license})
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_card_says_how_to_load_it(tmp_path):
