@@ -226,7 +226,8 @@ class Normalizer:
         share = constant_share(x.dtype)
         if isinstance(rows, MadeRows):
             measure = counted_moments if limits is None else counted_extremes
-            centre, spread = measure(counted_vectors(rows, mask, step, basis), spans, share)
+            seen_in = None if blocks is None else basis
+            centre, spread = measure(counted_vectors(rows, mask, step, seen_in), spans, share)
         elif limits is None:
             centre, spread = moments(rows @ basis, spans, share)
         else:

@@ -19,13 +19,15 @@ __all__ = [
     "MadeRows",
     "RowMaker",
     "blocks_of",
+    "channels_of",
     "even_rows",
     "evenly",
     "extremes",
     "made_of",
+    "maker_of",
     "mapped_rows",
     "part_of",
-    "real_vectors",
+    "vectors_of",
     "zipped_rows",
 ]
 
@@ -55,17 +57,24 @@ class RowMaker:
         """The maker of these rows alone."""
         return _Part(self, rows)
 
-    def vectors(self, step: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def vectors(
+        self, step: int | None = None, mask: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """All vectors (n, d) of the last axis, a block at a time, and how often each is there (n,).
 
         Args:
             step: of trajectories (N, T, d) those of one time step; None: of all.
+            mask: those that it calls real, (N, T) of bool; None: all.
         """
         for start, stop in _spans(self.shape):
             made = self.take(torch.arange(start, stop))
-            made = made if step is None else made[:, step]
-            made = made.reshape(-1, made.shape[-1])
-            yield made, torch.ones(len(made), dtype=torch.int64)
+            real = None if mask is None else mask[start:stop]
+            if step is not None:
+                made = made[:, step]
+                real = None if real is None else real[:, step]
+            made = made.reshape(-1, made.shape[-1]) if real is None else made[real]
+            if len(made):
+                yield made, torch.ones(len(made), dtype=torch.int64)
 
     def contents(self) -> Iterator[Tensor]:
         """Tensors of which all rows are a pure function, to tell it from another maker."""
@@ -111,12 +120,31 @@ class _Converted(_Mapped):
     def part(self, rows: Tensor) -> RowMaker:
         return _Converted(self.whole.part(rows), self.dtype)
 
-    def vectors(self, step: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        for values, counts in self.whole.vectors(step):
+    def vectors(
+        self, step: int | None = None, mask: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for values, counts in self.whole.vectors(step, mask):
             yield values.to(self.dtype), counts
 
     def contents(self) -> Iterator[Tensor]:
         return self.whole.contents()
+
+
+class _Channels(_Mapped):
+    """Some channels of the last axis, with what is there how often in the whole."""
+
+    def __init__(self, whole: RowMaker, channels: Sequence[int]) -> None:
+        super().__init__(whole, lambda x: x[..., channels])
+        self.channels = channels
+
+    def part(self, rows: Tensor) -> RowMaker:
+        return _Channels(self.whole.part(rows), self.channels)
+
+    def vectors(
+        self, step: int | None = None, mask: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for values, counts in self.whole.vectors(step, mask):
+            yield values[:, self.channels], counts
 
 
 class _Held(RowMaker):
@@ -201,8 +229,17 @@ def mapped_rows(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 def made_of(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
     """`function` of the same rows of some tensors (N, ...), which answers with as many, made when
     they are taken."""
-    makers = [part.maker if isinstance(part, MadeRows) else _Held(part) for part in parts]
-    return MadeRows(_Zipped(function, makers))
+    return MadeRows(_Zipped(function, list(map(maker_of, parts))))
+
+
+def maker_of(x: Tensor) -> RowMaker:
+    """What makes the rows of a tensor, which may be there."""
+    return x.maker if isinstance(x, MadeRows) else _Held(x)
+
+
+def channels_of(x: Tensor, channels: Sequence[int]) -> Tensor:
+    """x[..., channels]: now, or of a `MadeRows` when rows are taken."""
+    return MadeRows(_Channels(x.maker, channels)) if isinstance(x, MadeRows) else x[..., channels]
 
 
 def zipped_rows(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
@@ -212,18 +249,13 @@ def zipped_rows(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
     return function(*parts)
 
 
-def real_vectors(
-    x: Tensor, mask: Tensor, step: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """As `RowMaker.vectors`, the vectors of trajectories x (N, T, d) that a mask (N, T) calls
-    real."""
-    for start, stop in _spans(tuple(x.shape)):
-        made, real = x[start:stop], mask[start:stop]
-        if step is not None:
-            made, real = made[:, step], real[:, step]
-        made = made[real]
-        if len(made):
-            yield made, torch.ones(len(made), dtype=torch.int64)
+def vectors_of(x: Tensor, mask: Tensor | None = None) -> Iterator[Tensor]:
+    """Trajectories x (N, T, d) in blocks; of a `MadeRows` the vectors (n, d) that a mask (N, T)
+    calls real, some of them once for many."""
+    if isinstance(x, MadeRows):
+        yield from (vectors for vectors, _ in x.maker.vectors(None, mask))
+    else:
+        yield from blocks_of(x)
 
 
 def part_of(x: Tensor, rows: Tensor) -> Tensor:
@@ -247,13 +279,17 @@ def even_rows(count: int, most: int) -> Tensor:
     return torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).round().long()
 
 
-def extremes(x: Tensor) -> Tensor:
-    """Least and greatest number of each channel of x (..., d): (2, d)."""
+def extremes(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Least and greatest number of each channel of x (..., d): (2, d).
+
+    Args:
+        mask: of trajectories (N, T, d) whose padding repeats what is real, (N, T): a `MadeRows` is
+            looked at where it is True.
+    """
     if not isinstance(x, MadeRows):
         rows = x.reshape(-1, x.shape[-1])
         return torch.stack([rows.amin(0), rows.amax(0)])
-    found = [extremes(vectors) for vectors, _ in x.maker.vectors()]
-    return extremes(torch.cat(found))
+    return extremes(torch.cat([extremes(vectors) for vectors in vectors_of(x, mask)]))
 
 
 def _spans(shape: tuple[int, ...], numbers: int = _BLOCK) -> Iterator[tuple[int, int]]:

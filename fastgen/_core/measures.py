@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .made_rows import MadeRows, even_rows, real_vectors
+from .made_rows import MadeRows, even_rows
 
 __all__ = [
     "Counted",
@@ -44,13 +44,14 @@ def some_rows(x: Tensor, mask: Tensor | None, kind: str) -> tuple[Tensor, Tensor
     return x[rows], None if mask is None else mask[rows]
 
 
-def counted_vectors(x: MadeRows, mask: Tensor | None, step: int | None, basis: Tensor) -> Counted:
-    """The rows of x in a basis, in blocks, as often as they are asked for."""
+def counted_vectors(
+    x: MadeRows, mask: Tensor | None, step: int | None, basis: Tensor | None
+) -> Counted:
+    """The rows of x in a basis, None for their own, in blocks, as often as they are asked for."""
 
     def counted() -> Iterator[tuple[Tensor, Tensor]]:
-        real = x.maker.vectors(step) if mask is None else real_vectors(x, mask, step)
-        for y, counts in real:
-            yield y.double() @ basis, counts
+        for y, counts in x.maker.vectors(step, mask):
+            yield (y.double() if basis is None else y.double() @ basis), counts
 
     return counted
 

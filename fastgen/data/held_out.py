@@ -17,7 +17,7 @@ from .._core.seeds import generator_for
 from ..channel_kinds import KindNormalizer
 from ..comparisons import Comparison
 from ..metrics import energy_score, min_ade, min_fde
-from .masks import UNMASKED, Masks
+from .masks import UNMASKED, Masks, filled_part
 from .normalization import IDENTITY, MEASURED, Pair
 from .recorded import (
     Regions,
@@ -96,8 +96,8 @@ class HeldOutTask:
         if isinstance(normalize, bool):
             normalize = MEASURED if normalize else IDENTITY
         # Of all parts, so that none is refused when training is over.
-        for key, tensor, how in (("X", X, normalize[0]), ("Z", Z, normalize[1])):
-            how.check(key, tensor)
+        for key, tensor, how, real in zip("XZ", (X, Z), normalize, masks, strict=True):
+            how.check(key, tensor, real)
         self._normalize = normalize
         self._in_order = in_order
         self.notes = tuple(notes)
@@ -129,8 +129,8 @@ class HeldOutTask:
     @cached_property
     def _train(self) -> TrajectoryData:
         rows = self.rows["train"]
-        X, Z = part_of(self._X, rows), part_of(self._Z, rows)
         masks = self._masks.part(rows)
+        X, Z = filled_part(self._X, masks.mask, rows), filled_part(self._Z, masks.cond_mask, rows)
         normalizers = fit_normalizers(X, Z, self.symmetry, self._normalize, masks)
         return TrajectoryData(
             X,

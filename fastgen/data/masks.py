@@ -7,17 +7,25 @@ What stands in the padding is never looked at: it may be NaN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._core.made_rows import MadeRows, made_of, part_of, zipped_rows
+from .._core.made_rows import MadeRows, RowMaker, made_of, maker_of, part_of
 from .._core.masks import check_real, mask_of_lengths, padding_filled
 
-__all__ = ["PADDING", "UNMASKED", "Masks", "filled_rows", "masks_beside", "without_padding"]
+__all__ = [
+    "PADDING",
+    "UNMASKED",
+    "Masks",
+    "filled_part",
+    "filled_rows",
+    "masks_beside",
+    "without_padding",
+]
 
 # Padded data of more numbers than this are filled when they are taken.
 MOST_NUMBERS = 1 << 26
@@ -70,10 +78,51 @@ def without_padding(
 
 def filled_rows(x: Tensor, mask: Tensor) -> Tensor:
     """`padding_filled` of trajectories x (N, T, d): now, or, of more than memory should hold, when
-    rows are taken."""
-    if x.numel() > MOST_NUMBERS and not isinstance(x, MadeRows):
-        return made_of(padding_filled, x, mask)
-    return zipped_rows(padding_filled, x, mask)
+    rows are taken. What was filled by this very mask stays as it is."""
+    if isinstance(x, MadeRows) and isinstance(x.maker, _Filled) and x.maker.mask is mask:
+        return x
+    made = isinstance(x, MadeRows) or isinstance(mask, MadeRows)
+    if made or x.numel() > MOST_NUMBERS:
+        return MadeRows(_Filled(x, mask))
+    return padding_filled(x, mask)
+
+
+def filled_part(x: Tensor, mask: Tensor | None, rows: Tensor) -> Tensor:
+    """Some rows of what `filled_rows` made, filled by `mask`: these rows of the mask that they were
+    filled by."""
+    if isinstance(x, MadeRows) and isinstance(x.maker, _Filled) and mask is not None:
+        return MadeRows(x.maker.part(rows, mask))
+    return part_of(x, rows)
+
+
+class _Filled(RowMaker):
+    """Trajectories (N, T, d) whose padding repeats the real token before it."""
+
+    def __init__(self, x: Tensor, mask: Tensor) -> None:
+        self.x = maker_of(x)
+        self.mask = mask
+        self.shape = self.x.shape
+        self.dtype = self.x.dtype
+
+    def take(self, rows: Tensor) -> Tensor:
+        return padding_filled(self.x.take(rows), maker_of(self.mask).take(rows))
+
+    def part(self, rows: Tensor, mask: Tensor | None = None) -> RowMaker:
+        """`mask`: those rows of the mask, where they are there already."""
+        mask = part_of(self.mask, rows) if mask is None else mask
+        return _Filled(MadeRows(self.x.part(rows)), mask)
+
+    def vectors(
+        self, step: int | None = None, mask: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is real is what was there before."""
+        if mask is self.mask:
+            return self.x.vectors(step, mask)
+        return super().vectors(step, mask)
+
+    def contents(self) -> Iterator[Tensor]:
+        yield from self.x.contents()
+        yield from maker_of(self.mask).contents()
 
 
 def masks_beside(tensors: Mapping[str, Tensor], path: str | Path, tokens: int) -> Masks:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.made_rows import blocks_of, extremes, mapped_rows
+from .._core.made_rows import channels_of, extremes, vectors_of
 from .._core.messages import first_names, listed
 from ..channel_kinds import ChannelKinds, KindNormalizer
 from ..normalizer import KINDS, Blocks, Normalizer
@@ -101,15 +101,15 @@ class Normalization:
             return KindNormalizer.around(kinds, None)
         plain = replace(self, given=None if self.given is None else self.given.of(kinds.plain))
         blocks, matrices = _plain_part(kinds, name, blocks, matrices)
-        some = mapped_rows(x, lambda rows: rows[..., kinds.plain])
+        some = channels_of(x, kinds.plain)
         return KindNormalizer.around(kinds, plain._plain(name, some, blocks, matrices, real))
 
-    def check(self, name: str, x: Tensor) -> None:
+    def check(self, name: str, x: Tensor, real: Tensor | None = None) -> None:
         """ValueError for trajectories x (N, T, d) with numbers that are called a rotation and are
-        none."""
+        none; `real` (N, T): which tokens padding repeats, None: none is padded."""
         kinds = self.kinds(name, x.shape[-1])
         if kinds is not None and kinds.has_rotations:
-            for rows in blocks_of(x):
+            for rows in vectors_of(x, real):
                 kinds.check(name, rows)
 
     def kinds(self, name: str, dim: int) -> ChannelKinds | None:
@@ -130,7 +130,7 @@ class Normalization:
     ) -> Normalizer:
         """The normaliser of channels that are plain numbers."""
         if self.given is not None:
-            return _by_limits(self.given, name, x, matrices)
+            return _by_limits(self.given, name, x, matrices, real)
         if self.kind == "identity":
             return Normalizer.identity(x.shape[-1])
         if self.per_step:
@@ -184,9 +184,11 @@ def _mixed(name: str) -> ValueError:
     )
 
 
-def _by_limits(given: Given, name: str, x: Tensor, matrices: Tensor | None) -> Normalizer:
+def _by_limits(
+    given: Given, name: str, x: Tensor, matrices: Tensor | None, real: Tensor | None
+) -> Normalizer:
     _check_count(given, name, x.shape[-1])
-    farthest = ((extremes(x).double() - given.mean) / given.scale).abs().amax(0)
+    farthest = ((extremes(x, real).double() - given.mean) / given.scale).abs().amax(0)
     far = (farthest > _FAR).nonzero().flatten().tolist()
     if far:
         raise ValueError(

@@ -118,9 +118,11 @@ class CutRows(RowMaker):
     def part(self, rows: Tensor) -> CutRows:
         return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])
 
-    def vectors(self, step: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def vectors(
+        self, step: int | None = None, mask: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Each row of the episodes once, with the number of windows that hold it."""
-        counts = self._counts(step)
+        counts = self._counts(step, mask)
         start = 0
         for block in blocks_of(self.rows):
             found = counts[start : start + len(block)]
@@ -153,16 +155,22 @@ class CutRows(RowMaker):
         rows, first, last = self.reach(windows)
         return rows.clamp(min=first, max=last)
 
-    def _counts(self, step: int | None) -> Tensor:
-        """How many windows hold each row of the episodes, at one step or at any: (M,)."""
+    def _counts(self, step: int | None, mask: Tensor | None) -> Tensor:
+        """How many windows hold each row of the episodes, at one step or at any, where a mask
+        (N, T) says that it is real: (M,)."""
         counts = torch.zeros(len(self.rows), dtype=torch.int32)
         for start in range(0, self.shape[0], _BLOCK):
             windows = torch.arange(start, min(start + _BLOCK, self.shape[0]))
             places = self._places(windows)
-            places = (places if step is None else places[:, step]).flatten()
-            least = int(places.min())
-            found = torch.bincount(places - least)
-            counts[least : least + len(found)] += found.int()
+            real = None if mask is None else mask[start : start + _BLOCK]
+            if step is not None:
+                places = places[:, step]
+                real = None if real is None else real[:, step]
+            places = places.flatten() if real is None else places[real]
+            if len(places):
+                least = int(places.min())
+                found = torch.bincount(places - least)
+                counts[least : least + len(found)] += found.int()
         return counts
 
 

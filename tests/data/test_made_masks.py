@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fastgen._core import made_rows
 from fastgen._core.conditions import take_rows
-from fastgen._core.made_rows import MadeRows
+from fastgen._core.made_rows import MadeRows, part_of
 from fastgen._core.masks import packed_mask
 from fastgen.config import DataConfig
-from fastgen.data import build_data
+from fastgen.data import build_data, masks, places
 from fastgen.data.checks import data_notes
 from fastgen.jobs.origin import data_origin
 from support import padded
@@ -130,3 +130,47 @@ def test_a_row_without_a_real_token_is_found_in_its_block(tmp_path, monkeypatch)
     np.savez(tmp_path / "walks.npz", X=X, Z=Z, mask=mask)
     with pytest.raises(ValueError, match="NaN or infinity in 1 rows: 30"):
         build_data(config(tmp_path / "walks.npz"))
+
+
+@pytest.mark.parametrize("step", [None, 2])
+def test_real_vectors_are_rows_of_episodes_as_often_as_windows_hold_them(monkeypatch, step):
+    lazily(monkeypatch)
+    made = build_data(config(SETS / "episodes.npz")).train
+    mask = all_rows(made.masks.mask)
+    chosen = torch.tensor([0, 3, 4, 9, 30, 31])
+    for x in (made.X, made.X.double(), made_rows.channels_of(made.X, [1])):
+        whole = all_rows(x)
+        for rows in (torch.arange(len(whole)), chosen):
+            part, real = part_of(x, rows), part_of(made.masks.mask, rows)
+            values, counts = zip(*part.maker.vectors(step, real), strict=True)
+            found = torch.cat(values).repeat_interleave(torch.cat(counts), 0)
+            at = slice(None) if step is None else step
+            expected = whole[rows][:, at][mask[rows][:, at]]
+            assert torch.equal(in_order(found), in_order(expected))
+
+
+def in_order(rows: Tensor) -> Tensor:
+    """Rows in one order, whatever theirs."""
+    return torch.tensor(sorted(rows.tolist()), dtype=rows.dtype)
+
+
+@pytest.mark.parametrize("kind", ["mean_std", "min_max"])
+def test_statistics_cut_no_window_and_padding_is_filled_once(monkeypatch, kind):
+    how = {"kind": kind, "action_channels": {"angle": [1]}}
+    cfg = config(SETS / "episodes.npz", normalize=how)
+    lazily(monkeypatch)
+    task = build_data(cfg)
+    cut = []
+    take = places.CutRows.take
+
+    def counted(maker: places.CutRows, rows: Tensor) -> Tensor:
+        cut.append(len(rows))
+        return take(maker, rows)
+
+    with monkeypatch.context() as during:
+        during.setattr(places.CutRows, "take", counted)
+        data = task.train
+    assert sum(cut) <= 2  # to tell the shape
+    assert isinstance(data.X, MadeRows) and isinstance(data.X.maker, masks._Filled)
+    assert data.X.maker.mask is data.masks.mask
+    assert isinstance(data.X.maker.x, places.CutRows)
