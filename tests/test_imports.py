@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fastgen"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = """
-testing
+testing __main__
+commands
 jobs distillation pretraining
 methods export dmd
 samplers teachers discriminators

@@ -13,6 +13,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 
 import bench
 import kill
+from fastgen.commands.main import main as fastgen_command
 from fastgen.config import DistillConfig
 from fastgen.config.files import validate
 from fastgen.data.tasks.flights import read_tracks
@@ -192,6 +194,8 @@ def without_launcher(words: list[str]) -> list[str]:
     elif words[:2] == ["accelerate", "launch"]:
         args = launch_command_parser().parse_args(words[2:])
         assert args.config_file is None or (ROOT / args.config_file).is_file()
+    elif words[0] == "fastgen":
+        return words
     else:
         assert words[0] == "python", f"a command that no test knows: {shlex.join(words)}"
         return words[1:]
@@ -221,6 +225,13 @@ def run_recipe(call: Call, folder: Path, script: str, arguments: list[str]) -> N
     code, out, err = call(script, *arguments)
     assert code == 0, err
     assert out
+
+
+def run_command(folder: Path, arguments: list[str]) -> None:
+    """Run `fastgen` as the page says it; a run to compare with is the same one again."""
+    if arguments[0] == "compare":
+        shutil.copytree(folder / arguments[1], folder / arguments[2])
+    fastgen_command(arguments)
 
 
 def flights_teacher(call: Call, folder: Path) -> Path:
@@ -292,6 +303,8 @@ def test_every_command_is_one_that_its_tool_takes(
             continue
         if script.startswith("recipes/"):
             run_recipe(call, folder, script, arguments)
+        elif script == "fastgen":
+            run_command(folder, arguments)
         elif script == "tools/bench.py":
             run_bench(monkeypatch, arguments)
         elif script == "tools/kill.py":

@@ -61,7 +61,14 @@ from .schema import (
 )
 from .student import Student
 
-__all__ = ["STUDENT_FILE", "check_box", "export_student", "has_custom_network", "load_student"]
+__all__ = [
+    "STUDENT_FILE",
+    "check_box",
+    "export_student",
+    "exported_network",
+    "has_custom_network",
+    "load_student",
+]
 
 STUDENT_FILE = "student.safetensors"
 
@@ -169,11 +176,7 @@ def export_student(
         config["cond_sizes"] = plain_json(parse_sizes(cond_sizes), "cond_sizes")
     if masks:
         config["masks"] = list(masks)
-    if built_in_config(network).get("class") == EQUIVARIANT:
-        # Imported here because the equivariant files need escnn, which a dense student must not.
-        from ..models.equivariance import fold
-
-        network = fold(copied(network))
+    network = _dense(network)
     if encoder is not None:
         config["encoder"] = encoder_head(encoder)
     config = {**config_head(STUDENT_FORMAT, network), **config}
@@ -186,6 +189,24 @@ def export_student(
         config["tensors"] = write_tensors(partial / STUDENT_FILE, state, stored_dtype(network))
         write_file(partial / CARD, card.encode())
         write_config(partial, config)
+
+
+def exported_network(network: nn.Module) -> nn.Module:
+    """A network as `load_student` gives it back: of an equivariant one its dense twin, which is the
+    same function to rounding, in the same conversions; any other as it is."""
+    inner, description = describe_network(network)
+    dense = _dense(inner)
+    return network if dense is inner else wrap_network(dense, description)
+
+
+def _dense(network: nn.Module) -> nn.Module:
+    """The dense twin of an equivariant network; any other as it is."""
+    if built_in_config(network).get("class") != EQUIVARIANT:
+        return network
+    # Imported here because the equivariant files need escnn, which a dense student must not.
+    from ..models.equivariance import fold
+
+    return fold(copied(network))
 
 
 def _served(

@@ -29,6 +29,7 @@ __all__ = [
     "parse_command_line",
     "parse_options",
     "parse_path_and_options",
+    "parse_paths_and_options",
     "user_errors",
     "whole_number",
     "yes_or_no",
@@ -98,21 +99,49 @@ def parse_options(arguments: Sequence[str], known: Sequence[str]) -> dict[str, s
     return given
 
 
-def parse_path_and_options(doc: str | None, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+def parse_path_and_options(
+    doc: str | None, known: Sequence[str], arguments: Sequence[str] | None = None
+) -> tuple[str, dict[str, str]]:
     """Read ``PATH [key=value ...] [--help]``: the path, and the values by key. ``--key value`` is
     ``key=value``, too.
 
-    Without a path, or asked for help, the recipe's docstring is printed and the process ends.
+    Without a path, or asked for help, the docstring is printed and the process ends.
+
+    Args:
+        doc: the docstring of the recipe or command.
+        known: keys.
+        arguments: None means ``sys.argv[1:]``.
 
     Raises:
         ValueError: a key that is not among those known.
     """
-    arguments = sys.argv[1:]
+    arguments = _or_help(doc, arguments)
+    return arguments[0], parse_options(_with_equals(arguments[1:]), known)
+
+
+def parse_paths_and_options(
+    doc: str | None, known: Sequence[str], arguments: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Read ``PATH [PATH ...] [key=value ...] [--help]``, as `parse_path_and_options` does. Paths
+    come first, and the others of them have no "=".
+
+    Raises:
+        ValueError: a key that is not among those known.
+    """
+    first, *rest = _or_help(doc, arguments)
+    spelt = _with_equals(rest)
+    count = next((i for i, word in enumerate(spelt) if "=" in word), len(spelt))
+    return [first, *spelt[:count]], parse_options(spelt[count:], known)
+
+
+def _or_help(doc: str | None, arguments: Sequence[str] | None) -> Sequence[str]:
+    """The arguments; the docstring and the end of the process for those that name no path."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     asked = "--help" in arguments
     if asked or not arguments or arguments[0].startswith("-"):
         print(doc)
         raise SystemExit(0 if asked else 2)
-    return arguments[0], parse_options(_with_equals(arguments[1:]), known)
+    return arguments
 
 
 def _with_equals(arguments: Sequence[str]) -> list[str]:

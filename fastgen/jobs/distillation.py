@@ -15,7 +15,6 @@ from .._core.modules import load_state
 from .._core.prefixes import cond_without_prefix
 from .._core.processes import together
 from .._core.room import naming_what_to_lower
-from .._core.seeds import generator_for
 from .._core.streams import lasting_streams
 from .._core.threads import using_threads
 from .._core.timing import Stopwatch
@@ -50,7 +49,7 @@ from .checks import (
 )
 from .decisions import AUTO, decided
 from .encoders import encoder_of, encoder_of_student, task_of
-from .evaluation import Sampler, chunk_rows
+from .evaluation import chunk_rows, score_exported
 from .hand_over import HandOver, Rows, teacher_notes
 from .origin import data_origin, encoder_origin, student_origin, teacher_origin
 from .pairs import evaluations_of_a_pair, pairs_of_run
@@ -324,14 +323,4 @@ def score_student(run_dir: Path, factory: str | None = None) -> Rows:
     """Scores of the exported student of a run, through the very sampler that its users call; keyed
     by network calls."""
     cfg = load_config(DistillConfig, run_dir / "config.yaml")
-    task = task_of(cfg)
-    student = load_run_student(run_dir / "student", factory)
-
-    def sampler(steps: int) -> Sampler:
-        def sample(z: Any, noise: Tensor) -> Tensor:
-            generator = generator_for(0, "sampler")
-            return student.sample(z, noise=noise, steps=steps, generator=generator)
-
-        return sample
-
-    return {str(steps): task.evaluate(sampler(steps)) for steps in student.steps}
+    return score_exported(load_run_student(run_dir / "student", factory), task_of(cfg))

@@ -23,6 +23,7 @@ from ..config.student import StudentConfig
 from ..data import Data, Task
 from ..data.trajectories import TrajectoryData
 from ..export.original_units import sample_in_original_units
+from ..export.student import Student
 from ..samplers.student import sample_student, served_steps
 from ..samplers.teacher import sample_teacher
 from ..teachers.answer import Watched
@@ -34,9 +35,11 @@ __all__ = [
     "chunk_rows",
     "evaluate_student",
     "evaluate_teacher",
+    "exported_sampler",
     "latency_ms",
     "nested_t_lists",
     "noise_shape",
+    "score_exported",
     "served_t_lists",
     "student_sampler",
     "teacher_sampler",
@@ -181,6 +184,22 @@ def evaluate_teacher(
         sampler = teacher_sampler(network, task.train, n, method, pred_type=pred_type, box=box)
         rows[name] = task.evaluate(sampler)
     return rows
+
+
+def score_exported(student: Student, task: Task) -> dict[str, dict[str, float]]:
+    """Scores of an exported student, {network calls as text: {score: value}}."""
+    return {str(steps): task.evaluate(exported_sampler(student, steps)) for steps in student.steps}
+
+
+def exported_sampler(student: Student, steps: int) -> Sampler:
+    """An exported student as a sampler of `steps` network calls; the fresh noise of "sde" is the
+    same at every call of the sampler."""
+
+    def sample(z: Any, noise: Tensor) -> Tensor:
+        generator = generator_for(0, "sampler")
+        return student.sample(z, noise=noise, steps=steps, generator=generator)
+
+    return sample
 
 
 def latency_ms(sample: Sampler, data: Data, batch: int, *, repeats: int = 7) -> float:

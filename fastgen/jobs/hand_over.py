@@ -17,7 +17,7 @@ from .._core.timing import Stopwatch
 from ..config.schemas import DistillConfig
 from ..config.student import StudentConfig
 from ..data import Task
-from ..export.folders import export_student
+from ..export.folders import export_student, exported_network
 from ..methods.registry import stage_styles
 from ..records.log import read_log
 from ..report.page import write_report
@@ -168,7 +168,10 @@ class HandOver:
         self, students: Mapping[str, nn.Module], most: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a report says of the students and their teacher, and the samples that it shows;
-        `most`: teacher evaluations that this may take."""
+        `most`: teacher evaluations that this may take. Students are measured as they are
+        exported, so that whoever scores the export finds these very numbers."""
+        trained = students
+        students = {stage: exported_network(network) for stage, network in trained.items()}
         validations = {
             stage: validate_by(self.task, self.sampler(network))
             for stage, network in students.items()
@@ -189,7 +192,7 @@ class HandOver:
             "floor": floor,
             "networks": {
                 "teacher": network_facts(self.setup.source),
-                "student": network_facts(student),
+                "student": network_facts(trained[selected]),
             },
             "latency": latency,
             "selected": selected,

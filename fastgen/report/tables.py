@@ -14,7 +14,9 @@ __all__ = [
     "by_solver",
     "demonstrations_score",
     "format_table",
+    "reference_rows",
     "score_blocks",
+    "score_table",
     "solver_title",
     "trained_stages",
 ]
@@ -114,21 +116,10 @@ def format_table(results: Mapping[str, Any], *, stages: Stages | None = None) ->
             row, the exported one, and not a row for each stage.
     """
     stages = stages or {}
-    blocks = score_blocks(results, stages)
-    titles = {"": "all conditions", NEAR: "near opposition"}
-    if len(blocks) == 1:
-        titles = {"": ""}
-
-    rows = _labelled_rows(results, stages)
     parts = []
-    for suffix, names in blocks.items():
-        if names:
-            head = [titles[suffix], *names]
-            cells = [
-                [label, *(_number(scores.get(name + suffix)) for name in names)]
-                for label, scores in rows
-            ]
-            parts.append(_aligned([head, *cells]))
+    table = score_table(_labelled_rows(results, stages), score_blocks(results, stages))
+    if table:
+        parts.append(table)
     networks = results.get("networks") or {}
     if networks:
         parts.append("networks: " + "; ".join(_network(who, networks[who]) for who in networks))
@@ -141,6 +132,30 @@ def format_table(results: Mapping[str, Any], *, stages: Stages | None = None) ->
     if evaluations:
         pairs = [f"{part} {count:,}" for part, count in evaluations.items()]
         parts.append("teacher evaluations: " + "; ".join(pairs))
+    return "\n\n".join(parts)
+
+
+def score_table(
+    rows: Sequence[tuple[str, Mapping[str, Any]]], blocks: Mapping[str, Sequence[str]]
+) -> str:
+    """Rows (label, {score: value}) as plain text, a block of columns per set of conditions.
+
+    Args:
+        rows: in their order.
+        blocks: names of the scores, as `score_blocks` returns them.
+    """
+    titles = {"": "all conditions", NEAR: "near opposition"}
+    if len(blocks) == 1:
+        titles = {"": ""}
+    parts = []
+    for suffix, names in blocks.items():
+        if names:
+            head = [titles[suffix], *names]
+            cells = [
+                [label, *(_number(scores.get(name + suffix)) for name in names)]
+                for label, scores in rows
+            ]
+            parts.append(_aligned([head, *cells]))
     return "\n\n".join(parts)
 
 
@@ -168,7 +183,7 @@ def _labelled_rows(
     results: Mapping[str, Any], stages: Stages
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """(label, scores) of each row: references, the teacher from many calls to few, students."""
-    rows = _reference_rows(results, stages)
+    rows = reference_rows(results, stages)
     for solver, points in by_solver(results.get("teacher")).items():
         for calls in sorted(points, reverse=True):
             rows.append((f"teacher {solver_title(solver)} {calls}", points[calls]))
@@ -182,7 +197,7 @@ def _labelled_rows(
     return rows
 
 
-def _reference_rows(
+def reference_rows(
     results: Mapping[str, Any], stages: Stages
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """Rows of what needs no network: the demonstrations, and the constant velocity."""

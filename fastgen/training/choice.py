@@ -37,6 +37,7 @@ __all__ = [
     "is_partly_better",
     "is_worse",
     "validate_by",
+    "verdict",
 ]
 
 # By score, lower is better; of what a second student answered relative to a first.
@@ -120,6 +121,17 @@ def is_partly_better(compared: Comparisons) -> bool:
 def is_worse(compared: Comparisons) -> bool:
     """Whether the second student is worse by more than its noise in some score."""
     return any(score.worse for score in compared.values())
+
+
+def verdict(compared: Comparisons) -> str:
+    """What the intervals say of the second student, in words."""
+    if is_better(compared):
+        return "better by more than noise"
+    if is_partly_better(compared):
+        return "better by more than noise in one score and worse in another"
+    if is_worse(compared):
+        return "worse by more than noise"
+    return "not told apart"
 
 
 def choose(validations: Mapping[str, Validation], primary: str, compare: Compare | None) -> Choice:

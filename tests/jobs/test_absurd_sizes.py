@@ -58,7 +58,7 @@ def test_absurd_sizes_are_refused(call, tmp_path, recipe, argument, said, flags)
     ],
 )
 def test_absurd_samples_are_refused(call, monkeypatch, tmp_path, arguments, said):
-    monkeypatch.setattr("fastgen.jobs.sources.load_run_student", lambda *_: student())
+    monkeypatch.setattr("fastgen.commands.sample.load_run_student", lambda *_: student())
     code, out, err = call("sample.py", "student", *arguments)
     assert (code, out) == (2, "") and re.search(said, the_error(err)), err
     assert content(tmp_path) == {}
@@ -67,7 +67,7 @@ def test_absurd_samples_are_refused(call, monkeypatch, tmp_path, arguments, said
 def test_numbers_with_an_exponent_are_numbers(call, monkeypatch):
     cfg = load_config(DistillConfig, RECIPES / "configs" / "ring.yaml", ["train.kd_pairs=2e3"])
     assert cfg.train.kd_pairs == 2000
-    monkeypatch.setattr("fastgen.jobs.sources.load_run_student", lambda *_: student())
+    monkeypatch.setattr("fastgen.commands.sample.load_run_student", lambda *_: student())
     code, out, _ = call("sample.py", "student", "num_samples=1e1")
     assert code == 0 and "X (10, 3)" in out
 

@@ -276,7 +276,7 @@ class Plain:
 
 def test_samples_without_a_condition_and_of_any_shape(call, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "fastgen.jobs.sources.load_run_student",
+        "fastgen.commands.sample.load_run_student",
         lambda folder, factory, encoder: Plain(condition),
     )
     condition = "none"

@@ -15,6 +15,7 @@ from fastgen.training.choice import (
     is_better,
     is_worse,
     validate_by,
+    verdict,
 )
 from fastgen.training.validation import Progress
 from support.runs import Counter, follow, kept
@@ -59,6 +60,19 @@ def compare(a: torch.Tensor, b: torch.Tensor) -> dict[str, Comparison]:
 def student(scale: float, seed: int) -> Validation:
     samples = scale * normal(300, 3, seed=seed)
     return Validation({"energy_distance": float(samples.var())}, samples)
+
+
+@pytest.mark.parametrize(
+    ("compared", "said"),
+    [
+        ({"a": SAME, "b": SAME}, "not told apart"),
+        ({"a": SAME, "b": BETTER}, "better by more than noise"),
+        ({"a": SAME, "b": WORSE}, "worse by more than noise"),
+        ({"a": BETTER, "b": WORSE}, "better by more than noise in one score and worse in another"),
+    ],
+)
+def test_the_verdict_is_what_the_intervals_say(compared, said):
+    assert verdict(compared) == said
 
 
 def test_copies_of_a_student_are_not_told_apart_and_the_cheaper_one_is_kept():
