@@ -246,7 +246,9 @@ def flights_teacher(call: Call, folder: Path) -> Path:
 
 BENCHMARKS = {
     "backbone": "backbone",
-    **{name: f"run_{name}" for name in ("policy", "quality", "step", "teachers", "threads")},
+    **{
+        name: f"run_{name}" for name in ("loop", "policy", "quality", "step", "teachers", "threads")
+    },
     "trainer": "run_trainer",
 }
 

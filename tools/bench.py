@@ -8,6 +8,7 @@
     python tools/bench.py step [--rounds 25] [--out runs/bench-step]
     python tools/bench.py trainer [--rounds 25] [--out runs/bench-trainer]
     python tools/bench.py threads [--rounds 3] [--out runs/bench-threads]
+    python tools/bench.py loop [--layers 6] [--rounds 300] [--out runs/bench-loop]
     python tools/bench.py policy [--seeds 0] [--out runs/bench-policy]
 
 - `teachers` distils networks that were trained on other paths, predictions and clocks, and compares
@@ -21,6 +22,8 @@
   bar.
 - `threads` runs one thread beside all threads, and ways in which they wait, on a quiet machine and
   beside eight busy processes.
+- `loop` times a decision of a student on one core beside its network, its teacher, onnxruntime and
+  loading.
 - `policy` distils a policy of LeRobot and compares its student with lerobot's own sampler.
 """
 
@@ -31,6 +34,7 @@ import json
 from pathlib import Path
 
 import bench_backbone
+import bench_loop
 import bench_policy
 import bench_quality
 import bench_step
@@ -53,6 +57,8 @@ def main() -> None:
         result = bench_step.run_step(args.rounds)
     elif args.benchmark == "trainer":
         result = bench_trainer.run_trainer(args.rounds)
+    elif args.benchmark == "loop":
+        result = bench_loop.run_loop(args.layers, args.rounds)
     elif args.benchmark == "policy":
         result = bench_policy.run_policy(args.seeds, args.out)
     elif args.benchmark == "threads":
@@ -71,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    for name in ("backbone", "teachers", "quality", "step", "trainer", "threads", "policy"):
+    for name in ("backbone", "teachers", "quality", "step", "trainer", "threads", "loop", "policy"):
         benchmark = benchmarks.add_parser(name)
         benchmark.add_argument("--out", type=Path, default=Path(f"runs/bench-{name}"))
         if name == "backbone":
@@ -95,6 +101,9 @@ def parse_arguments() -> argparse.Namespace:
             benchmark.add_argument("--seeds", type=int, nargs="+", default=[0])
         if name in ("step", "trainer"):
             benchmark.add_argument("--rounds", type=int, default=25)
+        if name == "loop":
+            benchmark.add_argument("--layers", type=int, default=6, help="of the student")
+            benchmark.add_argument("--rounds", type=int, default=300)
         if name == "threads":
             benchmark.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()

@@ -40,21 +40,28 @@ def evaluation(model: nn.Module, arguments: tuple[Tensor, ...]) -> Step:
     return step
 
 
-def take_turns(steps: dict[str, Step], rounds: int, *, warm_up: int = 2) -> dict[str, list[float]]:
+def take_turns(
+    steps: dict[str, Step],
+    rounds: int,
+    *,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each variant in each round; in every round all run once, in order.
 
     Args:
         steps: name -> what is timed.
         rounds: that count.
         warm_up: rounds before these, which warm caches and allocators up.
+        clock: what counts the seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for n in range(rounds + warm_up):
         for name, step in steps.items():
-            started = time.perf_counter()
+            started = clock()
             step()
             if n >= warm_up:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 
