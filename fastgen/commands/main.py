@@ -3,6 +3,7 @@
     fastgen inspect PATH               what is in a data set or a student's folder
     fastgen sample STUDENT z=FILE      samples of a student, into a file
     fastgen evaluate RUN               the scores of a run's student, or of a teacher
+    fastgen export STUDENT --to onnx   a student for programs without fastgen
     fastgen compare RUN RUN ...        the students of several runs, and what of it is noise
 
 `fastgen COMMAND --help` says more. Training and distilling are recipes, which a launcher starts:
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from ..jobs.command_line import user_errors
-from . import compare, evaluate, inspect, sample
+from . import compare, evaluate, export, inspect, sample
 
 __all__ = ["COMMANDS", "main"]
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "inspect": inspect.main,
     "sample": sample.main,
     "evaluate": evaluate.main,
+    "export": export.main,
     "compare": compare.main,
 }
 

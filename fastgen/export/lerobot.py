@@ -1,4 +1,4 @@
-"""A student as a pretrained policy of LeRobot, for the plugin in `plugins/lerobot_policy_fastgen`.
+"""A student as a pretrained policy of LeRobot, for the plugin in `recipes/plugins`.
 
     config.json                  of the policy: features, history, actions that are executed
     policy_preprocessor.json     what LeRobot does before it: rename, add rows, move

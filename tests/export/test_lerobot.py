@@ -15,7 +15,7 @@ from fastgen.export import export_lerobot, export_student, load_student
 from fastgen.normalizer import Normalizer
 from support.networks import dense
 
-PLUGIN = Path(__file__).parents[2] / "plugins" / "lerobot_policy_fastgen"
+PLUGIN = Path(__file__).parents[2] / "recipes" / "plugins" / "lerobot_policy_fastgen"
 
 
 @pytest.fixture(scope="module")
