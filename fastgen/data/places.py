@@ -14,8 +14,8 @@ from .._core.made_rows import MadeRows, RowMaker, blocks_of
 
 __all__ = ["CutRows", "PadMarks", "Places", "places_of"]
 
-# Windows whose rows are counted at once.
-_BLOCK = 1 << 15
+# Rows of windows that are counted at once.
+_BLOCK = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,11 @@ class CutRows(RowMaker):
         """How many windows hold each row of the episodes, at one step or at any, where a mask
         (N, T) says that it is real: (M,)."""
         counts = torch.zeros(len(self.rows), dtype=torch.int32)
-        for start in range(0, self.shape[0], _BLOCK):
-            windows = torch.arange(start, min(start + _BLOCK, self.shape[0]))
+        at_once = max(1, _BLOCK // self.length)
+        for start in range(0, self.shape[0], at_once):
+            windows = torch.arange(start, min(start + at_once, self.shape[0]))
             places = self._places(windows)
-            real = None if mask is None else mask[start : start + _BLOCK]
+            real = None if mask is None else mask[start : start + at_once]
             if step is not None:
                 places = places[:, step]
                 real = None if real is None else real[:, step]

@@ -216,7 +216,7 @@ def test_a_student_of_a_folder_keeps_them_too(task, place, tmp_path):
         warnings.simplefilter("error")
         x = student.sample(z, noise=noise)
     assert x.dtype == F64 and student.dtype == torch.float32
-    assert torch.equal(x, student.sample(z.numpy(), noise=noise))
+    assert torch.equal(x, torch.from_numpy(student.sample(z.numpy(), noise=noise)))
     scored = student_sampler(student.network, data, [1.0, 0.0])(z, noise)
     assert torch.equal(scored, x)
     with pytest.warns(UserWarning, match=r"expected Z in float64, got torch\.float32"):

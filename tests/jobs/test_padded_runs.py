@@ -284,13 +284,14 @@ def test_masks_may_come_in_the_condition_or_beside_it(student):
     _, z = walks(0.0)
     noise = torch.randn(48, 2, 4, 2, generator=torch.Generator().manual_seed(0))
 
-    def drawn(*cond: Any, **options: Any) -> Tensor:
+    def drawn(*cond: Any, **options: Any) -> Any:
         generator = torch.Generator().manual_seed(0)
         return student.sample(*cond, noise=noise, num_samples=2, generator=generator, **options)
 
     x = drawn(z, mask=mask, cond_mask=cond_mask)
     assert torch.equal(x, drawn({"Z": z, "mask": mask, "cond_mask": cond_mask}))
-    assert torch.equal(x, drawn(z.numpy(), mask=mask.numpy(), cond_mask=cond_mask.numpy()))
+    arrays = drawn(z.numpy(), mask=mask.numpy(), cond_mask=cond_mask.numpy())
+    assert torch.equal(x, torch.from_numpy(arrays))
     assert x.shape == (48, 2, 4, 2) and (x.transpose(1, 2)[~mask] == 0).all()
     # A row by itself, its condition cut to its length.
     row = int(cond_mask.sum(1).argmin())
