@@ -6,8 +6,9 @@
     fastgen evaluate recipes/teachers/weave  a teacher, at every number of calls; this rewrites its
                                              scores.json
 
-In a checkout also `python recipes/evaluate.py`. The scores of a student are those of its run's
-report, to the last digit.
+In a checkout also `python recipes/evaluate.py runs/weave`.
+
+The scores of a student are those of its run's report, to the last digit.
 """
 
 from __future__ import annotations

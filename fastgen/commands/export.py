@@ -2,7 +2,7 @@
 
     fastgen export runs/weave to=onnx [key=value ...]    # or runs/weave/student
 
-In a checkout also `python recipes/export.py`.
+In a checkout also `python recipes/export.py runs/weave ...`.
 
 Keys, with their defaults (`--to onnx` means `to=onnx`):
 

@@ -6,7 +6,7 @@
     fastgen inspect runs/x           a run's student, or a student's own folder: whether it is
                                      whole, and its card
 
-In a checkout also `python recipes/inspect_data.py`.
+In a checkout also `python recipes/inspect_data.py DATA`.
 """
 
 from __future__ import annotations

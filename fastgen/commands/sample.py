@@ -2,7 +2,7 @@
 
     fastgen sample runs/weave/student z=conditions.safetensors [key=value ...]
 
-In a checkout also `python recipes/sample.py`.
+In a checkout also `python recipes/sample.py runs/weave/student ...`.
 
 Keys, with their defaults:
 

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 __all__ = ["NORMAL", "make_optional"]
 
 # A fill that is drawn anew at each run: N(0, I).
@@ -32,6 +30,7 @@ def make_optional(file: Path, fills: Mapping[str, str | float], like: str) -> No
             are their only free axis.
         like: the input that has B rows.
     """
+    import numpy as np
     import onnx
     from onnx import helper, numpy_helper
 
@@ -63,6 +62,7 @@ def _rename(names: Any, old: str, new: str) -> None:
 
 def _filling(name: str, fill: str | float, dtype: Any) -> Iterator[Any]:
     """The nodes that make `name`.whole of `name`."""
+    import numpy as np
     from onnx import helper, numpy_helper
 
     def node(kind: str, takes: list[str], makes: str, **how: Any) -> Any:

