@@ -146,8 +146,8 @@ WEAK_KD = ["train.kd_pairs=16", "train.kd_steps=300"]
 WIDENED = [
     "dmd.vsd_norm=batch",
     "dmd.vsd_widen_from=0.6",
-    "dmd.vsd_widen_updates=300",
-    "train.steps=600",
+    "dmd.vsd_widen_updates=1500",
+    "train.steps=3000",
 ]
 # At most 30,000 evaluations, those of validations and of the report among them.
 FEW_PAIRS = ["train.kd_pairs=500", "train.kd_steps=600", "train.steps=200"]
