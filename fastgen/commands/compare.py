@@ -14,6 +14,7 @@ Keys, with their defaults:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def compare(folders: Sequence[Path], out: str | None = None, factory: str | None
     """
     if out is not None and Path(out).exists():
         raise ValueError(f"expected out=FILE as a new file, got {out}, which exists")
-    found = compare_runs(folders, factory)
+    found = compare_runs(
+        folders,
+        factory,
+        progress=lambda what: print(f"scoring: {what}", file=sys.stderr, flush=True),
+    )
     print(comparison_text(found))
     if out is not None:
         write_json(Path(out), found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,18 @@ _STUDENT = "student"
 _REPORT = Path("report") / "report.json"
 
 
-def compare_runs(folders: Sequence[Path], factory: str | None = None) -> dict[str, Any]:
+def compare_runs(
+    folders: Sequence[Path],
+    factory: str | None = None,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
     """The scores of the exported students of runs, all with the same conditions and noise.
 
     Args:
         folders: of two runs or more, distilled on the same data.
         factory: builds a network of the user's own, as `load_run_student`.
+        progress: told what is measured next.
 
     Returns:
         {"primary": score, "floor": scores of fresh data, "runs": {run: {"scores": {calls: scores},
@@ -57,16 +63,18 @@ def compare_runs(folders: Sequence[Path], factory: str | None = None) -> dict[st
             )
     task = task_of(configs[first])
     students = {folder: load_run_student(folder / _STUDENT, factory) for folder in folders}
-    runs = {
-        str(folder): {
+    runs = {}
+    for folder, student in students.items():
+        progress(f"the student of {folder}")
+        runs[str(folder)] = {
             "scores": score_exported(student, task),
             "teacher_evaluations": _evaluations(folder),
         }
-        for folder, student in students.items()
-    }
     differences = []
     for folder in others:
+        progress(f"how {folder} differs from {first}")
         differences += _differences(task, (first, students[first]), (folder, students[folder]))
+    progress("fresh data")
     floor = {name: value for name, value in task.floor().items() if math.isfinite(value)}
     return {"primary": task.primary, "floor": floor, "runs": runs, "differences": differences}
 

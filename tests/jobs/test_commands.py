@@ -37,8 +37,10 @@ def fastgen(monkeypatch, capsys):
 
 
 def test_the_package_brings_the_command():
-    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="fastgen")
-    assert entry.value == ENTRY and entry.load() is main
+    entries = importlib.metadata.entry_points(group="console_scripts", name="fastgen")
+    # A checkout that was installed in several ways has it more than once.
+    assert {entry.value for entry in entries} == {ENTRY}
+    assert next(iter(entries)).load() is main
 
 
 @pytest.mark.parametrize("name", COMMANDS)
