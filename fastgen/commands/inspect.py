@@ -46,10 +46,13 @@ def describe_student(folder: Path) -> str:
     Raises:
         ValueError: a file that is missing, damaged or edited.
     """
-    _, config, tensors = read_export(folder, STUDENT_FORMAT, STUDENT_FILE)
-    numbers = sum(map(math.prod, tensors.shapes.values()))
-    if not has_custom_network(folder):
-        numbers = sum(p.numel() for p in load_student(folder).network.parameters())
+    if has_custom_network(folder):
+        _, config, tensors = read_export(folder, STUDENT_FORMAT, STUDENT_FILE)
+        numbers = sum(map(math.prod, tensors.shapes.values()))
+    else:
+        student = load_student(folder)
+        config = student.config
+        numbers = sum(p.numel() for p in student.network.parameters())
     return f"{folder} is whole: its files have the recorded checksums.\n\n" + student_card(
         config, numbers
     )

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .._core.json_files import read_json
 from ..config.files import load_config
 from ..config.schemas import DistillConfig
@@ -25,6 +27,9 @@ __all__ = ["compare_runs", "comparison_text"]
 _STUDENT = "student"
 # Beside a run's student.
 _REPORT = Path("report") / "report.json"
+
+# What a run answered to the validation rows with so many calls; None of a task that can't compare.
+_Samples = dict[tuple[Path, int], Tensor | None]
 
 
 def compare_runs(
@@ -71,9 +76,10 @@ def compare_runs(
             "teacher_evaluations": _evaluations(folder),
         }
     differences = []
+    known: _Samples = {}
     for folder in others:
         progress(f"how {folder} differs from {first}")
-        differences += _differences(task, (first, students[first]), (folder, students[folder]))
+        differences += _differences(task, students, first, folder, known)
     progress("fresh data")
     floor = {name: value for name, value in task.floor().items() if math.isfinite(value)}
     return {"primary": task.primary, "floor": floor, "runs": runs, "differences": differences}
@@ -88,24 +94,28 @@ def _evaluations(folder: Path) -> int | None:
 
 
 def _differences(
-    task: Task, a: tuple[Path, Student], b: tuple[Path, Student]
+    task: Task, students: Mapping[Path, Student], a: Path, b: Path, known: _Samples
 ) -> list[dict[str, Any]]:
     """Of run b from run a: with every number of calls that both serve; where they share none, with
-    the most calls of each."""
-    calls = [(steps, steps) for steps in a[1].steps if steps in b[1].steps]
-    calls = calls or [(max(a[1].steps), max(b[1].steps))]
+    the most calls of each. What was drawn stays in `known`."""
+    calls = [(steps, steps) for steps in students[a].steps if steps in students[b].steps]
+    calls = calls or [(max(students[a].steps), max(students[b].steps))]
     found = []
     for of_a, of_b in calls:
-        reference = validate_by(task, exported_sampler(a[1], of_a)).samples
-        samples = validate_by(task, exported_sampler(b[1], of_b)).samples
+        for run, steps in ((a, of_a), (b, of_b)):
+            if (run, steps) not in known:
+                sampler = exported_sampler(students[run], steps)
+                known[run, steps] = validate_by(task, sampler).samples
+        reference = known[a, of_a]
+        samples = known[b, of_b]
         compared = compare_samples(getattr(task, "compare", None), reference, samples)
         if not compared:
             continue
         scores = {name: _numbers(score) for name, score in compared.items()}
         found.append(
             {
-                "run": str(b[0]),
-                "from": str(a[0]),
+                "run": str(b),
+                "from": str(a),
                 "calls": [of_b, of_a],
                 "scores": scores,
                 "verdict": verdict(compared),
